@@ -1,0 +1,76 @@
+"""Truly sparse neural networks on CPUs: only the connections that exist are ever stored."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+    from .config import NetworkConfig, TrainingConfig
+    from .datasets import Dataset, load_dataset
+    from .errors import LargeSparseError
+    from .history import EpochRecord, History
+    from .inference import Predictor, predict, predict_proba
+    from .network import SparseMLP
+    from .preprocessing import Standardizer
+    from .records import read_records
+    from .synthetic import make_large_classification
+    from .training import Trainer
+
+# public name -> module that defines it; imported when it is first used
+_MODULES = {
+    "Dataset": "datasets",
+    "EpochRecord": "history",
+    "History": "history",
+    "LargeSparseError": "errors",
+    "NetworkConfig": "config",
+    "Predictor": "inference",
+    "SparseMLP": "network",
+    "Standardizer": "preprocessing",
+    "Trainer": "training",
+    "TrainingConfig": "config",
+    "load_checkpoint": "checkpoint",
+    "load_dataset": "datasets",
+    "load_model": "checkpoint",
+    "make_large_classification": "synthetic",
+    "predict": "inference",
+    "predict_proba": "inference",
+    "read_records": "records",
+    "save_checkpoint": "checkpoint",
+    "save_model": "checkpoint",
+}
+
+__all__ = [
+    "Dataset",
+    "EpochRecord",
+    "History",
+    "LargeSparseError",
+    "NetworkConfig",
+    "Predictor",
+    "SparseMLP",
+    "Standardizer",
+    "Trainer",
+    "TrainingConfig",
+    "load_checkpoint",
+    "load_dataset",
+    "load_model",
+    "make_large_classification",
+    "predict",
+    "predict_proba",
+    "read_records",
+    "save_checkpoint",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

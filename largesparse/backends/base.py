@@ -1,0 +1,212 @@
+"""The interface of a backend, and its composition from a sparse-dense product and kernels.
+
+Arrays of activations are feature-major: float32 (neurons, batch), C-contiguous. `state` arrays
+are described in `kernels`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+UInt32 = NDArray[np.uint32]
+
+RESOLUTION = 1 << 16  # of the share of neurons that dropout keeps
+
+
+class Dropout(NamedTuple):
+    """What the dropout bits of a layer are a function of, beside neuron and row."""
+
+    keep_below: int  # a neuron is kept where 16 random bits are below this
+    seed: int  # 64 bits
+    step: int  # updates since the start of the training
+    layer: int  # the layer's number
+    first_row: int  # row of the mini-batch that the micro-batch begins with
+
+    @property
+    def keep_share(self) -> np.float32:
+        """Share of the neurons that are kept."""
+        return np.float32(self.keep_below / RESOLUTION)
+
+
+NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0)
+
+
+class Backend(ABC):
+    """What a layer computes. A backend supplies `spmm`, and may replace more."""
+
+    name: str
+
+    @abstractmethod
+    def spmm(
+        self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
+    ) -> None:
+        """out = A·X for a matrix A in CSR form; X (n, batch), out (rows, batch)."""
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Let the calling thread's products and kernels use `count` threads."""
+        import numba
+
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before)
+
+    def forward(
+        self,
+        indptr_by_output: Int32,
+        indices_by_output: Int32,
+        values_by_output: Float32,
+        bias: Float32,
+        X: Float32,
+        *,
+        slope: float,
+        out: Float32,
+        state: UInt32 | None = None,
+        dropout: Dropout = NO_DROPOUT,
+    ) -> None:
+        """Compute a layer's activations: dropout(f(WᵀX + b)).
+
+        Parameters
+        ----------
+        indptr_by_output, indices_by_output, values_by_output
+            The connections in output order.
+        bias : float32 (n_out,)
+        X : float32 (n_in, batch)
+        slope : float
+            Left slope of the activation f; 1 is none.
+        out : float32 (n_out, batch)
+            Receives the activations.
+        state : uint32 (n_out, 2, words), optional
+            Receives what the backward pass needs; without it nothing is stored, and nothing
+            is dropped.
+        dropout : Dropout
+        """
+        from . import kernels
+
+        self.spmm(indptr_by_output, indices_by_output, values_by_output, X, out=out)
+        if state is None:
+            if slope == 1:
+                kernels.add_bias(out, bias)
+                return
+            state = np.empty((0, 0, 0), dtype=np.uint32)
+        kernels.activate(
+            out,
+            bias,
+            np.float32(slope),
+            dropout.keep_share,
+            np.uint32(dropout.keep_below),
+            np.uint64(dropout.seed),
+            dropout.step,
+            dropout.layer,
+            dropout.first_row,
+            state,
+        )
+
+    def weight_gradient(
+        self,
+        indptr: Int32,
+        indices: Int32,
+        X: Float32,
+        delta: Float32,
+        *,
+        out: Float32,
+        accumulate: bool,
+    ) -> None:
+        """Compute dL/dW for the connections that exist, from X and delta = dL/dz.
+
+        Parameters
+        ----------
+        indptr, indices
+            The connections in input order.
+        X : float32 (n_in, batch)
+        delta : float32 (n_out, batch)
+        out : float32 (nnz,)
+        accumulate : bool
+            Whether to add to what `out` holds.
+        """
+        from . import kernels
+
+        kernels.sddmm(indptr, indices, X, delta, out, accumulate)
+
+    def backward(
+        self,
+        indptr: Int32,
+        indices: Int32,
+        values: Float32,
+        X: Float32,
+        delta: Float32,
+        *,
+        out_gradient: Float32,
+        out_delta: Float32,
+        slope_below: float,
+        state_below: UInt32,
+        keep_share_below: np.float32,
+        out_bias_gradient_below: Float32,
+        accumulate: bool,
+    ) -> None:
+        """Take a layer's delta = dL/dz to its weight gradient and to the layer below's delta.
+
+        Parameters
+        ----------
+        indptr, indices, values
+            The connections in input order.
+        X : float32 (n_in, batch)
+            The activations of the layer below.
+        delta : float32 (n_out, batch)
+        out_gradient : float32 (nnz,)
+            Receives dL/dW.
+        out_delta : float32 (n_in, batch)
+            Receives dL/dz of the layer below.
+        slope_below, state_below, keep_share_below
+            Left slope, state and share kept of the layer below.
+        out_bias_gradient_below : float32 (n_in,)
+            Receives the row sums of `out_delta`.
+        accumulate : bool
+            Whether to add to what the gradients hold.
+        """
+        from . import kernels
+
+        self.weight_gradient(indptr, indices, X, delta, out=out_gradient, accumulate=accumulate)
+        self.spmm(indptr, indices, values, delta, out=out_delta)
+        kernels.differentiate(
+            out_delta,
+            np.float32(slope_below),
+            keep_share_below,
+            state_below,
+            out_bias_gradient_below,
+            accumulate,
+        )
+
+    def update(
+        self,
+        values: Float32,
+        velocity: Float32,
+        gradient: Float32,
+        *,
+        rate: float,
+        momentum: float,
+        decay: float,
+    ) -> None:
+        """Momentum SGD on flat arrays, in place (eq. 1): v = μv - ηg; w = w + v - λw."""
+        from . import kernels
+
+        kernels.momentum_update(
+            values, velocity, gradient, np.float32(rate), np.float32(momentum), np.float32(decay)
+        )
+
+    def reorder(self, values: Float32, places: Int32, *, out: Float32) -> None:
+        """Bring values from input order to output order: out[places[k]] = values[k]."""
+        from . import kernels
+
+        kernels.scatter(values, places, out)

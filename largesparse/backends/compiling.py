@@ -1,0 +1,43 @@
+"""The decorator of compiled kernels: numba, cached on disk, without the GIL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from ..environment import cache_folder
+
+# Reductions may be reordered and fused, so that they vectorise; NaN and infinity keep their
+# meaning (no `nnan`, no `ninf`), so that a diverging run is seen.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+
+def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that compiles a function at its first call and caches it on disk.
+
+    The cache lies in `LARGESPARSE_CACHE`, so that an installation folder that is read-only does
+    not matter. `NUMBA_CACHE_DIR` has precedence.
+    """
+
+    def compile_(function: Callable[..., Any]) -> Any:
+        previous = numba.config.CACHE_DIR
+        if not os.environ.get("NUMBA_CACHE_DIR"):
+            numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+        try:
+            return _jit(function, parallel=parallel, cache=True)
+        except (RuntimeError, OSError):  # numba found no folder that can be written
+            return _jit(function, parallel=parallel, cache=False)
+        finally:
+            numba.config.CACHE_DIR = previous
+
+    return compile_
+
+
+def _jit(function: Callable[..., Any], **options: Any) -> Any:
+    return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
+
+
+inline = numba.njit(inline="never", nogil=True, fastmath=FASTMATH, error_model="numpy")

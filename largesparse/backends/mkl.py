@@ -1,0 +1,120 @@
+"""The `mkl` backend: products through MKL's sparse routines, by `sparse_dot_mkl`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from ..errors import BackendError
+from .base import Backend, Float32, Int32
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def load_mkl() -> Any:
+    """Return the module `sparse_dot_mkl`, with MKL loaded behind it.
+
+    `sparse_dot_mkl` looks for MKL where the system's linker does, which does not see the library
+    of the `mkl` wheel in a virtual environment: so it is pointed to the wheel's own file.
+
+    Raises
+    ------
+    BackendError
+        Where MKL or `sparse_dot_mkl` is not installed or cannot be loaded.
+    """
+    if not os.environ.get("MKL_RT"):
+        library = _wheel_library()
+        if library is not None:
+            os.environ["MKL_RT"] = str(library)
+    try:
+        import sparse_dot_mkl
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            "The 'mkl' backend needs MKL, which could not be loaded: install it with "
+            "'pip install mkl sparse_dot_mkl' (x86-64 only), or choose another backend."
+        ) from error
+    return sparse_dot_mkl
+
+
+def _wheel_library() -> Path | None:
+    try:
+        files = importlib.metadata.files("mkl") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if re.fullmatch(r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)", file.name):
+            return Path(str(file.locate())).resolve()
+    return None
+
+
+def loaded_code_path() -> str | None:
+    """Return which of its code paths MKL has loaded: "avx512", "avx2", ... or "generic".
+
+    MKL chooses at its first call, by the maker of the CPU as much as by what the CPU can do.
+    None where that cannot be told (no call yet, or not Linux).
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    found = set(re.findall(r"libmkl_(def|mc3|avx|avx2|avx512\w*)\.so", maps))
+    specific = sorted(found - {"def"})
+    if specific:
+        return specific[-1]
+    return "generic" if found else None
+
+
+class MKLBackend(Backend):
+    """Sparse-dense products by MKL; the rest by the shared kernels."""
+
+    name = "mkl"
+
+    def __init__(self) -> None:
+        self._mkl = load_mkl()
+        self._product = self._mkl.dot_product_mkl
+        one = np.ones((1, 1), dtype=np.float32)
+        pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
+        self.spmm(*pattern, one[0], one, out=one.copy())  # MKL chooses its code path now
+        if loaded_code_path() == "generic":
+            logger.warning(
+                "MKL runs its generic code path on this CPU, because the CPU is not Intel's: "
+                "products are 1.2 to 3 times slower than they could be. 'largesparse info' shows "
+                "the path; compare the backends on your shapes with tools/compare_peers.py."
+            )
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        before = self._mkl.mkl_set_num_threads_local(count)
+        try:
+            with super().threads(count):
+                yield
+        finally:
+            self._mkl.mkl_set_num_threads_local(before)
+
+    def spmm(
+        self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
+    ) -> None:
+        shape = (out.shape[0], X.shape[0])
+        if len(indices) == 0:
+            out[:] = 0
+            return
+        # `out_scalar` is needed: without it, `out=` is added to.
+        matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
+        self._product(matrix, X, out=out, out_scalar=0.0)
+
+
+@functools.cache
+def load() -> MKLBackend:
+    """Return the backend; it is made once in a process."""
+    return MKLBackend()

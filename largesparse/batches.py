@@ -1,0 +1,39 @@
+"""From rows of a data set to feature-major input batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+if TYPE_CHECKING:
+    from .preprocessing import Standardizer
+
+
+def load_batch(
+    X: Any,
+    rows: NDArray[np.int64],
+    preprocessing: Standardizer | None,
+    *,
+    out: NDArray[np.float32],
+) -> None:
+    """Write rows of a data set into a feature-major batch: out[f, b] = X[rows[b], f].
+
+    Parameters
+    ----------
+    X : ndarray (n_samples, n_features) of any real dtype, or CSR
+        May be a memory map; only the rows asked for are read.
+    rows : int64 (batch,)
+    preprocessing : Standardizer or None
+    out : float32 (n_features, batch)
+    """
+    from .backends import kernels
+
+    if issparse(X):
+        kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
+    else:
+        kernels.load_dense(np.asarray(X), rows, out)
+    if preprocessing is not None:
+        preprocessing.apply_(out)

@@ -1,0 +1,341 @@
+"""Saved models and checkpoints: a folder of safetensors files with a manifest.
+
+    FOLDER/manifest.json            format, configuration, classes, progress, checksums
+    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities
+    FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
+    FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
+
+A folder is written beside its place and renamed into it, so that a crash leaves the old one or
+the new one. Layers are written and read one at a time. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import NetworkConfig, TrainingConfig
+from .errors import CheckpointError, LargeSparseError
+from .history import History
+from .layer import SparseLayer
+from .network import SparseMLP, layer_settings
+from .preprocessing import Standardizer
+from .topology import Topology
+
+if TYPE_CHECKING:
+    from .training import Trainer
+
+FORMAT = "largesparse"
+VERSION = 1
+MANIFEST = "manifest.json"
+PREPROCESSING = "preprocessing.safetensors"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def save_model(network: SparseMLP, folder: str | Path) -> None:
+    """Write a network, without velocities, to a folder.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder cannot be written; one that was there before is intact then.
+    """
+    _write(folder, network, {"kind": "model"})
+
+
+def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
+    """Write a training's state to a folder, from which `load_checkpoint` goes on.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder cannot be written; one that was there before is intact then.
+    """
+    config = trainer.config.as_dict()
+    config["micro_batch"] = trainer.workspace.micro_batch
+    manifest = {
+        "kind": "checkpoint",
+        "training": {
+            "config": config,
+            "epoch": trainer.epoch,
+            "step": trainer.step_count,
+            "history": trainer.history.to_list(),
+        },
+    }
+    best = trainer.best.layers if trainer.best is not None else None
+    _write(folder, trainer.network, manifest, velocities=True, best=best)
+
+
+def load_model(folder: str | Path) -> SparseMLP:
+    """Read the network of a saved model or of a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder is missing, damaged or of another version of the format.
+    """
+    folder = _existing(folder)
+    return _read_network(folder, _read_manifest(folder))
+
+
+def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
+    """Read a checkpoint, and return a trainer whose `fit` goes on from there.
+
+    Parameters
+    ----------
+    folder : path
+    **changes
+        Fields of the training's configuration to replace, for instance `epochs` or `threads`.
+        With the same data and none but these two changed, the training goes on to the same bits
+        as if it had not been interrupted.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder is missing, damaged, of another version, or a model without a training.
+    """
+    from .training import Trainer
+
+    folder = _existing(folder)
+    manifest = _read_manifest(folder)
+    training = manifest.get("training")
+    if training is None:
+        raise CheckpointError(f"{folder} is a saved model, not a checkpoint to resume from.")
+    with _reading(folder):
+        config = TrainingConfig(**{**training["config"], **changes})
+        trainer = Trainer(_read_network(folder, manifest), config)
+        trainer.epoch = int(training["epoch"])
+        trainer.step_count = int(training["step"])
+        trainer.history = History.from_list(training["history"])
+        if "best-layer-01.safetensors" in manifest["files"]:
+            from .early_stopping import Snapshot
+
+            trainer.best = Snapshot(_read_layers(folder, manifest, trainer.network.config, "best-"))
+    return trainer
+
+
+def _write(
+    folder: str | Path,
+    network: SparseMLP,
+    manifest: dict[str, Any],
+    *,
+    velocities: bool = False,
+    best: Sequence[SparseLayer] | None = None,
+) -> None:
+    folder = Path(folder).absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
+    try:
+        files = {}
+        for prefix, layers in (("", network.layers), ("best-", best or [])):
+            for k, layer in enumerate(layers):
+                name = f"{prefix}layer-{k + 1:02d}.safetensors"
+                arrays = _layer_arrays(layer, velocities and not prefix)
+                files[name] = _write_arrays(beside / name, arrays)
+        if network.preprocessing is not None:
+            arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
+            files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
+        classes = network.classes
+        complete = {
+            "format": FORMAT,
+            "version": VERSION,
+            "network": network.config.as_dict(),
+            "nnz": [layer.nnz for layer in network.layers],
+            "preprocessing": None if network.preprocessing is None else "standardize",
+            "classes": None
+            if classes is None
+            else {"dtype": classes.dtype.str, "values": classes.tolist()},
+            **manifest,
+            "files": files,
+        }
+        with open(beside / MANIFEST, "w", encoding="utf-8") as stream:
+            json.dump(complete, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _rename(beside, folder)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
+    arrays: Arrays = {
+        "indptr": layer.topology.indptr,
+        "indices": layer.topology.indices,
+        "values": layer.values,
+        "bias": layer.bias,
+    }
+    if velocities:
+        arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
+    return arrays
+
+
+def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
+    """Write a safetensors file to the disk; return its entry in the manifest."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(arrays, path)
+    except SafetensorError as error:  # it wraps what the system says
+        raise OSError(str(error)) from error
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": checksum}
+
+
+def _rename(source: Path, folder: Path) -> None:
+    """Put a folder into its place. At every moment the old or the new one can be found."""
+    previous = _previous(folder)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.rename(folder, previous)
+    os.rename(source, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _existing(folder: str | Path) -> Path:
+    folder = Path(folder).absolute()
+    for candidate in (folder, _previous(folder)):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    raise CheckpointError(f"There is no model or checkpoint at {folder} (no {MANIFEST} in it).")
+
+
+class _reading:
+    """Turns whatever a damaged file causes into a `CheckpointError` that names the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, LargeSparseError) and not isinstance(error, ValueError):
+            return
+        if isinstance(error, (ValueError, TypeError, KeyError, AttributeError, OSError)):
+            raise CheckpointError(
+                f"The checkpoint {self.folder} is damaged or not one of this version: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    with _reading(folder):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise ValueError(f"{MANIFEST} does not describe a model")
+        if manifest.get("version") != VERSION:
+            raise CheckpointError(
+                f"{folder} has version {manifest.get('version')} of the format; this release "
+                f"reads version {VERSION}."
+            )
+    result: dict[str, Any] = manifest
+    return result
+
+
+def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
+    with _reading(folder):
+        config = NetworkConfig(**manifest["network"])
+        network = SparseMLP.from_layers(config, _read_layers(folder, manifest, config))
+        classes = manifest["classes"]
+        if classes is not None:
+            network.classes = np.array(classes["values"], dtype=np.dtype(classes["dtype"]))
+            if network.classes.dtype.hasobject or len(network.classes) != config.layer_sizes[-1]:
+                raise ValueError("the classes do not fit the outputs")
+        if manifest["preprocessing"] is not None:
+            arrays = _read_arrays(folder, manifest, PREPROCESSING)
+            for name in ("mean", "scale"):
+                _expect(arrays, name, np.float32, config.layer_sizes[0])
+            network.preprocessing = Standardizer(arrays["mean"], arrays["scale"])
+    return network
+
+
+def _read_layers(
+    folder: Path, manifest: dict[str, Any], config: NetworkConfig, prefix: str = ""
+) -> list[SparseLayer]:
+    return [
+        _read_layer(folder, manifest, config, k, f"{prefix}layer-{k + 1:02d}.safetensors")
+        for k in range(len(config.layer_sizes) - 1)
+    ]
+
+
+def _read_layer(
+    folder: Path, manifest: dict[str, Any], config: NetworkConfig, k: int, name: str
+) -> SparseLayer:
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    arrays = _read_arrays(folder, manifest, name)
+    indptr = _expect(arrays, "indptr", np.int32, n_in + 1)
+    nnz = int(indptr[-1])
+    indices = _expect(arrays, "indices", np.int32, nnz)
+    values = _expect(arrays, "values", np.float32, nnz)
+    bias = _expect(arrays, "bias", np.float32, n_out)
+    if indptr[0] != 0 or np.any(np.diff(indptr) < 0):
+        raise ValueError(f"{name}: indptr does not ascend from 0")
+    if nnz and (indices.min() < 0 or indices.max() >= n_out):
+        raise ValueError(f"{name}: an index is outside [0, {n_out})")
+    descends = np.diff(indices) <= 0
+    starts = indptr[1:-1]
+    descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
+    if descends.any():
+        raise ValueError(f"{name}: the indices of a row do not ascend")
+    if not (np.isfinite(values).all() and np.isfinite(bias).all()):
+        raise ValueError(f"{name}: a weight or bias is not finite")
+    topology = Topology.from_input_order(n_in, n_out, indptr, indices)
+    layer = SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
+    if "velocity" in arrays:
+        layer.velocity = _expect(arrays, "velocity", np.float32, nnz)
+        layer.bias_velocity = _expect(arrays, "bias_velocity", np.float32, n_out)
+    return layer
+
+
+def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / name
+    expected = manifest["files"][name]
+    if path.stat().st_size != expected["bytes"]:
+        raise ValueError(f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}")
+    with open(path, "rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+            raise ValueError(f"{name} has another checksum than when it was written")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _expect(arrays: Arrays, name: str, dtype: type, length: int) -> NDArray[Any]:
+    array = arrays[name]
+    if array.dtype != dtype or array.shape != (length,):
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} ({length},)"
+        )
+    return array

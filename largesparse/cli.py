@@ -1,0 +1,117 @@
+"""The command line, and what the drivers in `tools/` share with it.
+
+A subcommand is a function that adds a parser of its own and sets `run`, a function of the parsed
+arguments that returns the exit code; `COMMANDS` lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from . import __version__
+from .errors import LargeSparseError, ParameterError
+
+SIZE_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+# Two digits of exponent: more would take for ever to write out.
+SIZE_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)([kmg]?)", re.IGNORECASE)
+
+
+class SizeError(argparse.ArgumentTypeError, ParameterError):
+    """A size that cannot be read. `argparse` shows the message of this kind of error only."""
+
+
+def parse_size(text: str) -> int:
+    """Return the whole number that a size such as "250k" stands for.
+
+    Suffixes are k, M and G (10**3, 10**6, 10**9), in either case; "1e6" works too.
+
+    Raises
+    ------
+    SizeError
+        If `text` is no size, not whole, not positive or beyond 64 bits.
+
+    Examples
+    --------
+    >>> parse_size("2.5M")
+    2500000
+    """
+    match = SIZE_PATTERN.fullmatch(text.strip())
+    value = Decimal(match[1]) * SIZE_SUFFIXES[match[2].lower()] if match else Decimal(0)
+    if value != int(value) or not 0 < value < 2**63:
+        raise SizeError(
+            "A size must be a positive whole number such as 1000, 250k, 2.5M or 1e6. "
+            f"Got {text!r} instead."
+        )
+    return int(value)
+
+
+def run_command(function: Callable[[], int | None]) -> int:
+    """Call `function` and return the exit code of the process.
+
+    Returns
+    -------
+    int
+        What `function` returned (None is 0); 2 after a `LargeSparseError`, which is printed as
+        one line on standard error; 130 after Ctrl-C; 141 where the reader of the output has gone,
+        both as shells report it.
+    """
+    try:
+        code = function() or 0
+        sys.stdout.flush()
+        return code
+    except LargeSparseError as error:
+        print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("largesparse: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes standard output once more at exit; let it succeed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default that of the process, and return its exit code."""
+    arguments = make_parser().parse_args(argv)
+    return run_command(lambda: arguments.run(arguments))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="largesparse",
+        description="Truly sparse training of very large multilayer perceptrons on CPUs.",
+    )
+    parser.add_argument("--version", action="version", version=f"largesparse {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in COMMANDS:
+        add_command(subparsers)
+    return parser
+
+
+def _add_info(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "info", help="print versions, hardware and settings, for a bug report"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a listing")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    import json
+
+    from . import info
+
+    found = info.collect()
+    print(json.dumps(found, indent=2) if arguments.json else info.format_listing(found))
+    return 0
+
+
+COMMANDS = (_add_info,)

@@ -1,0 +1,72 @@
+"""Early stopping on a validation part, with the best weights restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .history import EpochRecord, History
+from .layer import SparseLayer
+from .network import SparseMLP
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The layers of a network as they were after an epoch, without velocities."""
+
+    layers: list[SparseLayer]
+
+    @classmethod
+    def of(cls, network: SparseMLP) -> Snapshot:
+        """Copy the weights; topologies are never changed in place, and are shared."""
+        layers = [
+            SparseLayer(
+                layer.number,
+                layer.topology,
+                layer.values.copy(),
+                layer.bias.copy(),
+                slope=layer.slope,
+                rate_scale=layer.rate_scale,
+                regrowth=layer.regrowth,
+            )
+            for layer in network.layers
+        ]
+        return cls(layers)
+
+    def restore_(self, network: SparseMLP) -> None:
+        """Give the network the weights of the snapshot, with zero velocities."""
+        network.layers[:] = self.layers
+
+
+class EarlyStopping:
+    """Keeps the weights of the best validation accuracy, and says when to stop.
+
+    Parameters
+    ----------
+    patience : int or None
+        Epochs without an improvement before stopping; None never stops.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self.best: Snapshot | None = None
+        self._best_accuracy = -1.0
+        self._best_epoch = 0
+
+    def resume(self, history: History, best: Snapshot) -> None:
+        """Go on after the epochs of a history."""
+        self.best = best
+        for record in history.epochs[1:]:
+            self._improves(record)
+
+    def update(self, network: SparseMLP, record: EpochRecord) -> bool:
+        """Look at an epoch; return whether to stop."""
+        if self._improves(record):
+            self.best = Snapshot.of(network)
+        return self.patience is not None and record.epoch - self._best_epoch >= self.patience
+
+    def _improves(self, record: EpochRecord) -> bool:
+        accuracy = record.validation_accuracy
+        if accuracy is None or accuracy <= self._best_accuracy:
+            return False
+        self._best_accuracy, self._best_epoch = accuracy, record.epoch
+        return True

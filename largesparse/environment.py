@@ -1,0 +1,36 @@
+"""The environment variables that the library reads, and the folder that it caches files in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+BACKEND = "LARGESPARSE_BACKEND"  # the sparse backend: mkl, fused or scipy
+DATA = "LARGESPARSE_DATA"  # the folder in which data sets lie
+CACHE = "LARGESPARSE_CACHE"  # the folder for generated data and compiled kernels
+BENCH_MAX = "LARGESPARSE_BENCH_MAX"  # the largest size that benchmarks run
+
+
+def cache_folder() -> Path:
+    """Return the folder for generated data and compiled kernels; it need not exist yet.
+
+    It is `LARGESPARSE_CACHE`, else `$XDG_CACHE_HOME/largesparse`, else `~/.cache/largesparse`.
+    """
+    if named := os.environ.get(CACHE):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "largesparse"
+
+
+def launched_ranks() -> tuple[int, int]:
+    """Return (rank, number of ranks) as the MPI launcher tells it, without loading MPI.
+
+    (0, 1) where the process was not started by `mpiexec` or the like.
+    """
+    for rank, size in (
+        ("PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+        ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),  # MVAPICH
+    ):
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1

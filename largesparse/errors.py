@@ -1,0 +1,84 @@
+"""Exceptions of the library. All derive from `LargeSparseError`.
+
+The command line turns each of them into one sentence on standard error and exit code 2.
+"""
+
+
+class LargeSparseError(Exception):
+    """Base of every error that the library raises on purpose."""
+
+
+class ParameterError(LargeSparseError, ValueError):
+    """A parameter has a value outside its range."""
+
+
+class DataError(LargeSparseError, ValueError):
+    """Input data cannot be used: wrong shape, NaN, unknown labels, an unreadable file."""
+
+
+class CheckpointError(LargeSparseError):
+    """A saved model or checkpoint is missing, damaged or of another format version."""
+
+
+class MemoryPlanError(LargeSparseError, MemoryError):
+    """A planned run does not fit into the memory available."""
+
+
+class BackendError(LargeSparseError, ImportError):
+    """A sparse backend was asked for that cannot be used here."""
+
+
+class NumericalError(LargeSparseError, ArithmeticError):
+    """Training produced a loss that is not finite."""
+
+
+class WorkerError(LargeSparseError, RuntimeError):
+    """A worker process of multiprocess prediction died or failed."""
+
+
+def check_range(
+    name,
+    value,
+    owner,
+    *,
+    low=None,
+    high=None,
+    low_open=False,
+    high_open=False,
+    integer=False,
+    remedy="",
+):
+    """Return `value` if it is a number in the interval given, else raise `ParameterError`.
+
+    Parameters
+    ----------
+    name, owner : str
+        The parameter and what it belongs to, as the message names them.
+    value : int or float
+    low, high : number, optional
+        Bounds of the interval; None is unbounded.
+    low_open, high_open : bool
+        Whether a bound itself is excluded.
+    integer : bool
+        Whether only whole numbers are allowed.
+    remedy : str
+        A sentence that says what to do.
+    """
+    import numbers
+
+    kind = numbers.Integral if integer else numbers.Real
+    good = isinstance(value, kind) and not isinstance(value, bool) and value == value
+    if good and low is not None:
+        good = value > low if low_open else value >= low
+    if good and high is not None:
+        good = value < high if high_open else value <= high
+    if good:
+        return value
+    left = "(-inf" if low is None else f"{'(' if low_open else '['}{low}"
+    right = "inf)" if high is None else f"{high}{')' if high_open else ']'}"
+    what = "an integer" if integer else "a number"
+    message = (
+        f"The {name!r} parameter of {owner} must be {what} in the range {left}, {right}. "
+        f"Got {value!r} instead."
+    )
+    raise ParameterError(f"{message} {remedy}".rstrip())

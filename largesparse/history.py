@@ -1,0 +1,64 @@
+"""What a training recorded, epoch by epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass
+class EpochRecord:
+    """One epoch. Epoch 0 is the state before training; what was not measured is None."""
+
+    epoch: int
+    loss: float  # without dropout, mean over a fixed set of min(1024, n) training rows
+    train_accuracy: float  # over the same rows
+    test_accuracy: float | None = None  # over all test rows
+    validation_accuracy: float | None = None
+    running_loss: float | None = None  # mean over the mini-batches of the epoch, with dropout
+    epoch_s: float | None = None  # training alone, seconds
+    inference_s: float | None = None  # prediction of all test rows, seconds
+    evolution_s: float | None = None  # evolution after the epoch, seconds
+    nnz: list[int] = field(default_factory=list)  # connections of every layer
+
+
+@dataclass
+class History:
+    """The records of all epochs, the first of them taken before training."""
+
+    epochs: list[EpochRecord] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """Return a field of every epoch, for instance history["loss"]."""
+        return [getattr(record, name) for record in self.epochs]
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __iter__(self) -> Iterator[EpochRecord]:
+        return iter(self.epochs)
+
+    @property
+    def best_test_accuracy(self) -> float | None:
+        """Best test accuracy over the epochs (the paper's protocol)."""
+        return max((a for a in self["test_accuracy"][1:] if a is not None), default=None)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return the records as plain dictionaries."""
+        return [dataclasses.asdict(record) for record in self.epochs]
+
+    @classmethod
+    def from_list(cls, records: list[dict[str, Any]]) -> History:
+        """Return the history that `to_list` was made from."""
+        return cls([EpochRecord(**record) for record in records])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one table with a row an epoch."""
+        import pandas
+
+        return pandas.DataFrame(self.to_list()).set_index("epoch")

@@ -1,0 +1,279 @@
+"""Prediction in batches, in this process or in several that share one copy of the model.
+
+Worker processes are spawned. They map model and inputs from files in shared memory, which are
+deleted as soon as every worker has them mapped: nothing is left behind, whatever happens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import Backend, get_backend
+from .batches import load_batch
+from .errors import ParameterError, WorkerError, check_range
+from .layer import Forward, ForwardLayer
+from .losses import softmax
+from .memory import prediction_batch
+from .network import SparseMLP, forward
+from .preprocessing import Standardizer, check_X
+from .sharing import SharedFiles, open_data, share_data
+from .threads import available_threads, resolve_threads
+from .workspace import Workspace
+
+ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias")
+
+
+def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.float32]:
+    """Return class probabilities, float32 (n_samples, n_classes); see `Predictor`."""
+    with Predictor(network, **options) as predictor:
+        return predictor.predict_proba(X)
+
+
+def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
+    """Return class labels (n_samples,); see `Predictor`."""
+    with Predictor(network, **options) as predictor:
+        return predictor.predict(X)
+
+
+class Predictor:
+    """Predicts by batches, with the same result for any number of processes and threads.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        Changes that are made to it later are not seen by worker processes.
+    processes : int
+        1 predicts in this process; more start that many worker processes, which stay until
+        `close`. A script that uses them needs the `if __name__ == "__main__":` guard.
+    threads : int, optional
+        Threads of each process; by default the cores divided by the processes.
+    batch_size : int, optional
+        Samples computed at once; by default at most 1024, fewer for wide networks.
+    backend : str, optional
+
+    Examples
+    --------
+    >>> with Predictor(network, processes=4) as predictor:  # doctest: +SKIP
+    ...     labels = predictor.predict(X)
+    """
+
+    def __init__(
+        self,
+        network: SparseMLP,
+        *,
+        processes: int = 1,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        check_range("processes", processes, "prediction", low=1, high=1024, integer=True)
+        if threads is None:
+            threads = max(1, available_threads() // processes)
+        threads = resolve_threads(threads, "prediction")
+        if batch_size is not None:
+            check_range("batch_size", batch_size, "prediction", low=1, integer=True)
+        self._sizes = network.config.layer_sizes
+        self._classes = network.classes
+        self._batch_size = batch_size or prediction_batch(self._sizes)
+        self._workers: list[_Worker] = []
+        self._engine: _Engine | None = None
+        name = get_backend(backend).name
+        if processes == 1:
+            self._engine = _Engine(
+                network.layers, network.preprocessing, self._batch_size, threads, name
+            )
+            return
+        files = SharedFiles()
+        try:
+            model = {
+                "layers": [
+                    {
+                        "number": layer.number,
+                        "n_in": layer.n_in,
+                        "n_out": layer.n_out,
+                        "slope": layer.slope,
+                        "arrays": {key: files.share(getattr(layer, key)) for key in ARRAYS},
+                    }
+                    for layer in network.layers
+                ],
+                "preprocessing": network.preprocessing
+                and [
+                    files.share(network.preprocessing.mean),
+                    files.share(network.preprocessing.scale),
+                ],
+            }
+            self._workers = [
+                _Worker((model, self._batch_size, threads, name)) for _ in range(processes)
+            ]
+            for worker in self._workers:
+                worker.receive()  # it has mapped the model
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            files.delete()
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR."""
+        best = self.predict_proba(X).argmax(axis=1)
+        return best if self._classes is None else self._classes[best]
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return class probabilities, float32 (n_samples, n_classes).
+
+        Raises
+        ------
+        DataError
+            Where X cannot be used.
+        WorkerError
+            Where a worker process failed; the predictor is closed then.
+        """
+        X = check_X(X, self._sizes[0])
+        out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
+        starts = range(0, X.shape[0], self._batch_size)
+        parts = [(start, min(start + self._batch_size, X.shape[0])) for start in starts]
+        if self._engine is not None:
+            for start, stop in parts:
+                out[start:stop] = self._engine.probabilities(X, start, stop)
+        elif self._workers:
+            try:
+                self._distribute(X, parts, out)
+            except BaseException:
+                self.close()
+                raise
+        else:
+            raise ParameterError("The predictor is closed: make a new one.")
+        return out
+
+    def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
+        files = SharedFiles()
+        try:
+            data = share_data(X, files)
+            for worker in self._workers:
+                worker.connection.send(data)
+            for worker in self._workers:
+                worker.receive()  # it has mapped the data
+        finally:
+            files.delete()
+        waiting = list(reversed(parts))
+        busy: dict[Any, _Worker] = {}
+        idle = list(self._workers)
+        while waiting or busy:
+            while waiting and idle:
+                worker = idle.pop()
+                worker.connection.send(waiting.pop())
+                busy[worker.connection] = worker
+            for connection in wait(list(busy)):
+                worker = busy.pop(connection)
+                start, stop, probabilities = worker.receive()
+                out[start:stop] = probabilities
+                idle.append(worker)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+        self._engine = None
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Engine:
+    """Computes the probabilities of a range of rows, in one process."""
+
+    def __init__(
+        self,
+        layers: Sequence[Forward],
+        preprocessing: Standardizer | None,
+        batch_size: int,
+        threads: int,
+        backend: str,
+    ) -> None:
+        self.layers = layers
+        self.preprocessing = preprocessing
+        self.threads = threads
+        self.backend: Backend = get_backend(backend)
+        self.workspace = Workspace(layers, batch_size, training=False)
+
+    def probabilities(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
+        rows = np.arange(start, stop)
+        with self.backend.threads(self.threads):
+            load_batch(X, rows, self.preprocessing, out=self.workspace.inputs(stop - start))
+            logits = forward(self.layers, self.workspace, stop - start, self.backend)
+        return softmax(logits).T
+
+
+class _Worker:
+    """A worker process, as its parent sees it."""
+
+    def __init__(self, model: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, model), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the death of the worker is seen as the end of its messages
+
+    def receive(self) -> Any:
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(5)
+            raise WorkerError(
+                f"A worker process of prediction died (exit code {self.process.exitcode}); out "
+                "of memory is the usual cause. Use fewer processes or a smaller batch_size."
+            ) from error
+        if kind == "failed":
+            raise WorkerError(f"A worker process of prediction failed: {content}")
+        return content
+
+    def end(self) -> None:
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _work(connection: Connection, model: Any) -> None:
+    """Run a worker: map the model, then answer requests until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        description, batch_size, threads, backend = model
+        layers = [
+            ForwardLayer(
+                **{key: layer[key] for key in ("number", "n_in", "n_out", "slope")},
+                **{key: array.open() for key, array in layer["arrays"].items()},
+            )
+            for layer in description["layers"]
+        ]
+        scaling = description["preprocessing"]
+        preprocessing = Standardizer(*(array.open() for array in scaling)) if scaling else None
+        engine = _Engine(layers, preprocessing, batch_size, threads, backend)
+        connection.send(("ready", None))
+        X: Any = None
+        while True:
+            request = connection.recv()
+            if isinstance(request[0], str):
+                X = open_data(*request)
+                connection.send(("ready", None))
+            else:
+                start, stop = request
+                probabilities = np.ascontiguousarray(engine.probabilities(X, start, stop))
+                connection.send(("done", (start, stop, probabilities)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent closed the predictor, or is gone
+    except Exception as error:
+        connection.send(("failed", f"{type(error).__name__}: {error}"))

@@ -1,0 +1,337 @@
+"""What a bug report or a run record must know of the machine and the software on it.
+
+`versions`, `cpu_model` and `commit` are cheap. `collect` also looks at what is loaded at run time:
+it makes a tiny MKL product and starts a child process that loads MPI.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from . import __version__
+from .environment import BACKEND, BENCH_MAX, CACHE, DATA
+
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "numba",
+    "llvmlite",
+    "sparse_dot_mkl",
+    "mkl",
+    "scikit-learn",
+    "pandas",
+    "mpi4py",
+    "safetensors",
+    "joblib",
+    "psutil",
+)
+
+ENVIRONMENT = (
+    BACKEND,
+    DATA,
+    CACHE,
+    BENCH_MAX,
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMBA_THREADING_LAYER",
+    "MKL_THREADING_LAYER",
+)
+
+# numba's modules for its threading layers; one can be imported only if its library is found.
+THREADING_LAYERS = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
+
+# The version can be asked for before MPI is initialised, so this works inside a cluster's job too.
+ASK_MPI = (
+    "import mpi4py; mpi4py.rc(initialize=False, finalize=False); "
+    "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0])"
+)
+
+
+def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
+    """Return all that `largesparse info` prints, as plain values that JSON can hold.
+
+    What is not there is None; what could not be found out is a string "failed: ...".
+
+    Parameters
+    ----------
+    mpi_timeout : float
+        Seconds to wait for the child process that loads MPI.
+    """
+    return {
+        "largesparse": {"version": __version__, "commit": _probe(commit)},
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "cpu": {
+            "model": _probe(cpu_model),
+            "physical_cores": psutil.cpu_count(logical=False),
+            "logical_cores": psutil.cpu_count(),
+            "usable_cores": usable_cores(),
+        },
+        "memory": {
+            "total_bytes": psutil.virtual_memory().total,
+            "available_bytes": psutil.virtual_memory().available,
+            "cgroup_limit_bytes": _probe(cgroup_memory_limit),
+        },
+        "versions": versions(),
+        "backend": _probe(_backend),
+        "mkl_code_path": _probe(_mkl_code_path),
+        "mpi_library": _probe(mpi_library, mpi_timeout),
+        "numba_threads": _probe(_numba_threads),
+        "numba_threading_layers": _probe(_threading_layers),
+        "thread_pools": _probe(_thread_pools),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+    }
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed distribution, None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, of this library and of what it stands on."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "largesparse": __version__, **found}
+
+
+@cache
+def cpu_model() -> str | None:
+    """Return the name of the processor, as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name":
+                    return value.strip()
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string")
+    return platform.processor() or platform.machine() or None
+
+
+def usable_cores() -> int | None:
+    """Return the number of logical cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+@cache
+def commit() -> str | None:
+    """Return the git commit of the code that runs, with "-dirty" if tracked files are changed.
+
+    The code is a checkout's if it was imported from there, or if the running script is the
+    checkout's and the installed package equals the one beside it. Otherwise None.
+    """
+    package = Path(__file__).resolve().parent
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    starts = [package] if script is None else [package, Path(script).resolve().parent]
+    for start in starts:
+        root = _output("git", "-C", str(start), "rev-parse", "--show-toplevel")
+        if root and _same_code(package, Path(root) / package.name):
+            return _output(
+                *("git", "-C", root, "describe"),
+                *("--always", "--abbrev=40", "--exclude=*", "--dirty"),
+            )
+    return None
+
+
+def cgroup_memory_limit() -> int | None:
+    """Return the smallest memory limit of this process's control groups in bytes, None if none.
+
+    Control groups limit containers and batch jobs; the total memory does not show it.
+    """
+    limits = []
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif controllers == "memory":
+            base, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            text = _read(folder / name).strip()
+            if text.isdigit():
+                limits.append(int(text))
+    # Version 1 says "no limit" by a number near 2**63.
+    return min((limit for limit in limits if limit < 2**60), default=None)
+
+
+def mpi_library(timeout: float = 20.0) -> str | None:
+    """Return the first line of the MPI library's version, or what is missing.
+
+    A child process loads the library: loading starts a part of MPI in this one, and a broken
+    installation may hang.
+    """
+    if version("mpi4py") is None:
+        return None
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", ASK_MPI],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return f"failed: no answer within {timeout:g} s"
+    if child.returncode == 0:
+        return " ".join(child.stdout.split())
+    return f"failed: {_last_line(child.stderr) or f'exit code {child.returncode}'}"
+
+
+def format_listing(info: dict[str, Any]) -> str:
+    """Return the result of `collect` as aligned lines for a person."""
+    cpu, memory = info["cpu"], info["memory"]
+    own = info["largesparse"]
+    commit_note = f" (commit {own['commit']})" if own["commit"] else ""
+    groups: list[list[tuple[str, str]]] = [
+        [
+            ("largesparse", f"{own['version']}{commit_note}"),
+            ("Python", info["python"]),
+            ("platform", info["platform"]),
+            ("CPU", _shown(cpu["model"], "unknown")),
+            (
+                "cores",
+                f"{_shown(cpu['physical_cores'], '?')} physical, "
+                f"{_shown(cpu['logical_cores'], '?')} logical, "
+                f"{_shown(cpu['usable_cores'], '?')} usable by this process",
+            ),
+            (
+                "memory",
+                f"{_gib(memory['total_bytes'])}, {_gib(memory['available_bytes'])} available, "
+                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}",
+            ),
+        ],
+        [(name, _shown(info["versions"][name])) for name in PACKAGES],
+        [
+            ("backend", _shown(info["backend"])),
+            ("MKL code path", _shown(info["mkl_code_path"])),
+            ("MPI library", _shown(info["mpi_library"])),
+            ("numba threads", _shown(info["numba_threads"])),
+            ("numba layers", _shown(info["numba_threading_layers"])),
+            ("thread pools", _shown(info["thread_pools"], "none loaded")),
+        ],
+        [(name, _shown(value, "not set")) for name, value in info["environment"].items()],
+    ]
+    width = max(len(name) for group in groups for name, _ in group)
+    blocks = ("\n".join(f"{name:{width}}  {text}" for name, text in group) for group in groups)
+    return "\n\n".join(blocks)
+
+
+def _backend() -> str:
+    from .backends import get_backend
+
+    return get_backend().name
+
+
+def _mkl_code_path() -> str | None:
+    from .backends import mkl
+    from .errors import BackendError
+
+    try:
+        mkl.load()  # makes a product, at which MKL chooses its code path
+    except BackendError as error:
+        return None if version("mkl") is None else f"failed: {error}"
+    return mkl.loaded_code_path() or "unknown"
+
+
+def _numba_threads() -> str:
+    import numba
+
+    count = numba.get_num_threads()  # starts the threads, at which the layer is chosen
+    return f"{count} ({numba.threading_layer()})"
+
+
+def _threading_layers() -> list[str]:
+    found = []
+    for layer, module in THREADING_LAYERS.items():
+        try:
+            importlib.import_module(f"numba.np.ufunc.{module}")
+        except ImportError:
+            continue
+        found.append(layer)
+    return found
+
+
+def _thread_pools() -> list[str]:
+    """Name the thread pools of the libraries that this process has loaded by now."""
+    from threadpoolctl import threadpool_info
+
+    return sorted(
+        f"{pool['internal_api']} {pool['version'] or ''}".strip() + f" x{pool['num_threads']}"
+        for pool in threadpool_info()
+    )
+
+
+def _probe(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function`, or say in one line how it failed.
+
+    Whatever is broken on a machine is what the report is for, so every exception is caught.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return f"failed: {type(error).__name__}: {_last_line(str(error))}"
+
+
+def _same_code(package: Path, other: Path) -> bool:
+    if package == other:
+        return True
+    names = sorted(path.relative_to(package) for path in package.rglob("*.py"))
+    if not names or names != sorted(path.relative_to(other) for path in other.rglob("*.py")):
+        return False
+    return all(filecmp.cmp(package / name, other / name, shallow=False) for name in names)
+
+
+def _output(*command: str) -> str | None:
+    try:
+        run = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None if run.returncode == 0 else None
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _shown(value: Any, absent: str = "not installed") -> str:
+    if value is None or value == []:
+        return absent
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _gib(n_bytes: int | str | None) -> str:
+    if n_bytes is None:
+        return "none"
+    return n_bytes if isinstance(n_bytes, str) else f"{n_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,42 @@
+"""Initial values of connections, as functions of a layer's fan-in and fan-out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sampler = Callable[[np.random.Generator, int], NDArray[np.float32]]
+
+
+def uniform(limit: float) -> Sampler:
+    """Return a sampler of U(-limit, limit)."""
+
+    def sample(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+        values = rng.random(size, dtype=np.float32)
+        values *= np.float32(2 * limit)
+        values -= np.float32(limit)
+        return values
+
+    return sample
+
+
+def gaussian(standard_deviation: float) -> Sampler:
+    """Return a sampler of N(0, standard_deviation²)."""
+
+    def sample(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+        values = rng.standard_normal(size, dtype=np.float32)
+        values *= np.float32(standard_deviation)
+        return values
+
+    return sample
+
+
+# name -> function of (fan_in, fan_out) that returns a sampler (paper, Table 7)
+INITIALIZERS: dict[str, Callable[[float, float], Sampler]] = {
+    "he_uniform": lambda fan_in, fan_out: uniform(math.sqrt(6 / fan_in)),
+    "xavier": lambda fan_in, fan_out: uniform(math.sqrt(6 / (fan_in + fan_out))),
+    "normal": lambda fan_in, fan_out: gaussian(0.1),
+}

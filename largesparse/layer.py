@@ -1,0 +1,139 @@
+"""One sparse layer: its topology, weights, biases and their velocities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .initializers import Sampler
+from .topology import Topology
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+class Forward(Protocol):
+    """What the forward pass needs of a layer; see `SparseLayer` for the attributes."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def n_in(self) -> int: ...
+    @property
+    def n_out(self) -> int: ...
+    @property
+    def indptr_by_output(self) -> Int32: ...
+    @property
+    def indices_by_output(self) -> Int32: ...
+    @property
+    def values_by_output(self) -> Float32: ...
+    @property
+    def bias(self) -> Float32: ...
+    @property
+    def slope(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class ForwardLayer:
+    """A layer that can only predict: 8 bytes a connection, shared by worker processes."""
+
+    number: int
+    n_in: int
+    n_out: int
+    indptr_by_output: Int32
+    indices_by_output: Int32
+    values_by_output: Float32
+    bias: Float32
+    slope: float
+
+
+class SparseLayer:
+    """A sparse layer z = Wᵀx + b, with W (n_in, n_out) of which only the connections are kept.
+
+    Attributes
+    ----------
+    number : int
+        The layer's number as the paper counts: the input is layer 1, the first hidden layer 2.
+    topology : Topology
+    values, velocity : float32 (nnz,)
+        Weights and their velocities, in input order.
+    values_by_output : float32 (nnz,)
+        A copy of the weights in output order; `refresh` renews it.
+    bias, bias_velocity : float32 (n_out,)
+    slope : float
+        Left slope of the activation; 1 is none.
+    rate_scale : float
+        The learning rate of the layer's weights is multiplied by this.
+    regrowth : Sampler or None
+        Draws the values of connections that evolution adds; None is zero.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        topology: Topology,
+        values: Float32,
+        bias: Float32,
+        *,
+        slope: float,
+        rate_scale: float = 1.0,
+        regrowth: Sampler | None = None,
+    ) -> None:
+        self.number = number
+        self.topology = topology
+        self.values = values
+        self.velocity = np.zeros_like(values)
+        self.values_by_output = np.empty_like(values)
+        self.bias = bias
+        self.bias_velocity = np.zeros_like(bias)
+        self.slope = slope
+        self.rate_scale = rate_scale
+        self.regrowth = regrowth
+        self.refresh()
+
+    @property
+    def n_in(self) -> int:
+        """Number of inputs."""
+        return self.topology.n_in
+
+    @property
+    def n_out(self) -> int:
+        """Number of neurons."""
+        return self.topology.n_out
+
+    @property
+    def indptr_by_output(self) -> Int32:
+        """Row pointers of the output order."""
+        return self.topology.indptr_by_output
+
+    @property
+    def indices_by_output(self) -> Int32:
+        """Inputs of the connections in output order."""
+        return self.topology.indices_by_output
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return self.topology.nnz
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        weights = self.values.nbytes + self.velocity.nbytes + self.values_by_output.nbytes
+        return self.topology.nbytes + weights + self.bias.nbytes + self.bias_velocity.nbytes
+
+    def refresh(self) -> None:
+        """Renew the copy of the weights in output order, after `values` changed."""
+        self.values_by_output[self.topology.to_output_order] = self.values
+
+    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
+        """Take over another topology with its weights and velocities."""
+        self.topology = topology
+        self.values = values
+        self.velocity = velocity
+        if len(self.values_by_output) != len(values):
+            self.values_by_output = np.empty_like(values)
+        self.refresh()

@@ -1,0 +1,210 @@
+"""How many bytes a training takes, planned before anything is allocated.
+
+The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons:
+
+    model        24·nnz (indices and weights in both orders, permutation, velocity)
+                 + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
+    gradients    4·nnz + 4·n_out
+    activations  for every sample of a micro-batch: 4 bytes and 2 bits a neuron, two buffers of
+                 the widest hidden layer, the inputs
+    passing      what initialisation, evolution or a checkpoint needs beside, once at a time
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from .errors import MemoryPlanError
+from .info import cgroup_memory_limit
+
+GIB = 2**30
+BASE = 400 * 2**20  # interpreter, libraries and compiled kernels
+HEADROOM = 0.9  # share of the available memory that a plan may use
+WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
+WIDE_MICRO_BATCH = 64
+EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the layer
+INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the layer
+PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a training is expected to take, by what they are for."""
+
+    micro_batch: int
+    model: int
+    gradients: int
+    activations: int
+    passing: int
+    mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
+    base: int = BASE
+
+    @property
+    def required(self) -> int:
+        """The bytes that must fit."""
+        return self.model + self.gradients + self.activations + self.passing + self.base
+
+    @property
+    def total(self) -> int:
+        """The expected peak, mapped data in the page cache included."""
+        return self.required + self.mapped
+
+    def __str__(self) -> str:
+        rows = [
+            ("model (weights, velocities, both orders)", self.model),
+            ("gradients", self.gradients),
+            (f"activations of a micro-batch of {self.micro_batch}", self.activations),
+            ("initialisation or evolution, one layer at a time", self.passing),
+            ("Python and libraries", self.base),
+            ("required", self.required),
+            ("memory-mapped data (can be evicted)", self.mapped),
+            ("peak", self.total),
+        ]
+        return "\n".join(f"  {name:<50}{size / GIB:>9.3f} GiB" for name, size in rows)
+
+
+def plan_training(
+    layer_sizes: Sequence[int],
+    probabilities: Sequence[float],
+    micro_batch: int,
+    *,
+    mapped: int = 0,
+) -> MemoryPlan:
+    """Return the bytes of a training.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Features, hidden layers, classes.
+    probabilities : sequence of float
+        Connection probability of every layer.
+    micro_batch : int
+    mapped : int
+        Bytes of memory-mapped data.
+    """
+    model = gradients = passing = 0
+    for n_in, n_out, probability in zip(
+        layer_sizes[:-1], layer_sizes[1:], probabilities, strict=True
+    ):
+        expected = probability * n_in * n_out
+        nnz = math.ceil(expected + 3 * math.sqrt(expected * (1 - probability)))
+        model += 24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out
+        gradients += 4 * nnz + 4 * n_out
+        pointers = 8 * (n_in + n_out)
+        passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers)
+    return MemoryPlan(
+        micro_batch,
+        model,
+        gradients,
+        activation_bytes(layer_sizes, micro_batch),
+        passing,
+        mapped,
+    )
+
+
+def activation_bytes(layer_sizes: Sequence[int], micro_batch: int) -> int:
+    """Return the bytes of a training workspace, its gradients apart."""
+    hidden = layer_sizes[1:-1]
+    words = -(-micro_batch // 32)
+    buffers = min(2, len(hidden)) * max(hidden, default=0)
+    floats = layer_sizes[0] + sum(hidden) + layer_sizes[-1] + buffers
+    return 4 * floats * micro_batch + 8 * words * sum(hidden)
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still take."""
+    available: int = psutil.virtual_memory().available
+    limit = cgroup_memory_limit()
+    if limit is not None:
+        available = min(available, limit - psutil.Process().memory_info().rss)
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if soft != resource.RLIM_INFINITY:
+            available = min(available, soft - psutil.Process().memory_info().vms)
+    except ImportError:  # Windows has no such limits
+        pass
+    return max(0, available)
+
+
+def choose_plan(
+    layer_sizes: Sequence[int],
+    probabilities: Sequence[float],
+    batch_size: int,
+    *,
+    micro_batch: int | None = None,
+    mapped: int = 0,
+    available: int | None = None,
+) -> MemoryPlan:
+    """Return the plan with the largest useful micro-batch that fits.
+
+    Parameters
+    ----------
+    layer_sizes, probabilities
+        See `plan_training`.
+    batch_size : int
+    micro_batch : int, optional
+        Given, it is taken as it is.
+    mapped : int
+    available : int, optional
+        Bytes that may be used; by default what the machine has free.
+
+    Raises
+    ------
+    MemoryPlanError
+        Where no micro-batch fits; the message says what would.
+    """
+    available = available_memory() if available is None else available
+    budget = int(HEADROOM * available)
+    largest = batch_size
+    if max(layer_sizes[1:-1], default=0) >= WIDE:
+        largest = min(largest, WIDE_MICRO_BATCH)
+    candidates = [micro_batch] if micro_batch else _candidates(largest)
+    for candidate in candidates:
+        plan = plan_training(layer_sizes, probabilities, candidate, mapped=mapped)
+        if plan.required <= budget:
+            return plan
+    share = (budget - plan.base) / (plan.required - plan.base)
+    neurons = sum(layer_sizes[1:-1])
+    advice = (
+        f"about {_rounded(share * neurons)} neurons would fit"
+        if share > 0
+        else ("not even a small network would fit")
+    )
+    if micro_batch and micro_batch > 1:
+        advice += ", or a smaller micro-batch"
+    raise MemoryPlanError(
+        f"{neurons} neurons with a micro-batch of {plan.micro_batch} need about "
+        f"{plan.required / GIB:.1f} GiB, and {budget / GIB:.1f} GiB can be used "
+        f"({HEADROOM:.0%} of the {available / GIB:.1f} GiB available): {advice} at this depth "
+        "and epsilon."
+    )
+
+
+def prediction_batch(layer_sizes: Sequence[int]) -> int:
+    """Return how many samples to predict at once: at most 1024, within 512 MiB of buffers."""
+    hidden = layer_sizes[1:-1]
+    floats = layer_sizes[0] + 2 * max(hidden, default=0) + layer_sizes[-1]
+    return max(1, min(1024, PREDICTION_BYTES // (4 * floats)))
+
+
+def _candidates(largest: int) -> list[int]:
+    powers = [2**k for k in range(largest.bit_length() - 1, -1, -1) if 2**k < largest]
+    return [largest, *powers]
+
+
+def _rounded(neurons: float) -> str:
+    """Return a number of neurons with two digits, as the command line takes it."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if neurons >= size:
+            return (
+                f"{neurons / size:.2g}{unit}"
+                if neurons < 99.5 * size
+                else (f"{10 * int(neurons / size / 10)}{unit}")
+            )
+    return str(int(neurons))

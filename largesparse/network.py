@@ -1,0 +1,263 @@
+"""The sparse multilayer perceptron: a list of layers, and three short loops over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from .activations import left_slope
+from .backends.base import NO_DROPOUT, RESOLUTION, Backend, Dropout, Float32
+from .config import NetworkConfig
+from .initializers import INITIALIZERS, Sampler
+from .layer import Forward, SparseLayer
+from .optimizer import MomentumSGD
+from .randomness import seed_sequence, stream
+from .recipes import RECIPES, LayerRecipe
+from .topology import erdos_renyi
+from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .preprocessing import Standardizer
+
+
+def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
+    """Return what layer k (0 is the first hidden one) is beside its arrays, for `SparseLayer`."""
+    is_output = k == len(config.layer_sizes) - 2
+    activation = "linear" if is_output else config.activation
+    recipe = _recipe(config, k)
+    return {
+        "slope": left_slope(activation, config.alpha, k + 2),
+        "rate_scale": recipe.rate_scale,
+        "regrowth": _sampler(config, k) if recipe.regrow_random else None,
+    }
+
+
+def _recipe(config: NetworkConfig, k: int) -> LayerRecipe:
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    return RECIPES[config.recipe](n_in, n_out, config.probabilities()[k])
+
+
+def _sampler(config: NetworkConfig, k: int) -> Sampler:
+    recipe = _recipe(config, k)
+    return INITIALIZERS[config.initializer](recipe.fan_in, recipe.fan_out)
+
+
+def _initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    seed = seed_sequence(config.seed, "topology", k)
+    topology = erdos_renyi(n_in, n_out, config.probabilities()[k], seed, threads=threads)
+    values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
+    if k == len(config.layer_sizes) - 2:
+        values *= np.float32(_recipe(config, k).output_scale)
+    bias = np.zeros(n_out, dtype=np.float32)
+    return SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
+
+
+def forward(
+    layers: Sequence[Forward],
+    workspace: Workspace,
+    batch: int,
+    backend: Backend,
+    *,
+    training: bool = False,
+    dropout: Dropout = NO_DROPOUT,
+) -> Float32:
+    """Return the logits, float32 (n_classes, batch), of the inputs in the workspace.
+
+    Parameters
+    ----------
+    layers : sequence of layers
+    workspace : Workspace
+        Its first `batch` input columns are read.
+    batch : int
+    backend : Backend
+    training : bool
+        Whether to keep what the backward pass needs, and to drop neurons.
+    dropout : Dropout
+        Its layer is filled in for each hidden layer.
+    """
+    X = workspace.inputs(batch)
+    for k, layer in enumerate(layers):
+        out = workspace.activations(k, batch)
+        hidden = training and k < len(layers) - 1
+        backend.forward(
+            layer.indptr_by_output,
+            layer.indices_by_output,
+            layer.values_by_output,
+            layer.bias,
+            X,
+            slope=layer.slope,
+            out=out,
+            state=workspace.state(k, batch) if hidden else None,
+            dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
+        )
+        X = out
+    return X
+
+
+class SparseMLP:
+    """A truly sparse multilayer perceptron.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    threads : int
+        Threads of the initialisation; the result does not depend on it.
+    progress : bool, optional
+        Whether to show a progress bar over the layers; by default where standard error is a
+        terminal and the initialisation takes more than a second.
+
+    Attributes
+    ----------
+    layers : list of SparseLayer
+    preprocessing : Standardizer or None
+        Applied to every batch of inputs.
+    classes : ndarray or None
+        Labels of the classes, in the order of the outputs.
+
+    Examples
+    --------
+    >>> network = SparseMLP(NetworkConfig((784, 100, 10), epsilon=10, seed=0))
+    >>> network.neurons, network.connections < 11_000
+    (100, True)
+    """
+
+    def __init__(
+        self, config: NetworkConfig, *, threads: int = 1, progress: bool | None = None
+    ) -> None:
+        self._prepare(config)
+        hide = None if progress is None else not progress
+        layers = range(len(config.layer_sizes) - 1)
+        for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
+            self.layers.append(_initial_layer(config, k, threads))
+
+    def _prepare(self, config: NetworkConfig) -> None:
+        self.config = config
+        self.layers: list[SparseLayer] = []
+        self.preprocessing: Standardizer | None = None
+        self.classes: NDArray[Any] | None = None
+
+    @classmethod
+    def from_layers(cls, config: NetworkConfig, layers: Iterable[SparseLayer]) -> SparseMLP:
+        """Return a network with layers that exist already."""
+        network = cls.__new__(cls)
+        network._prepare(config)
+        network.layers.extend(layers)
+        return network
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons: the sum of the hidden layers' sizes."""
+        return self.config.neurons
+
+    @property
+    def connections(self) -> int:
+        """Number of connections of all layers."""
+        return sum(layer.nnz for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Number of connections and biases."""
+        return self.connections + sum(layer.n_out for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def forward(
+        self,
+        workspace: Workspace,
+        batch: int,
+        backend: Backend,
+        *,
+        training: bool = False,
+        dropout: Dropout = NO_DROPOUT,
+    ) -> Float32:
+        """Return the logits of the inputs in the workspace: see the function `forward`."""
+        return forward(self.layers, workspace, batch, backend, training=training, dropout=dropout)
+
+    def backward(
+        self,
+        workspace: Workspace,
+        delta: Float32,
+        backend: Backend,
+        *,
+        dropout: Dropout = NO_DROPOUT,
+        accumulate: bool = False,
+    ) -> None:
+        """Compute all gradients into the workspace, after `forward` with `training=True`.
+
+        Parameters
+        ----------
+        workspace : Workspace
+        delta : float32 (n_classes, batch)
+            Gradient of the loss with respect to the logits.
+        backend : Backend
+        dropout : Dropout
+            As in `forward`.
+        accumulate : bool
+            Whether to add to the gradients of the micro-batches before.
+        """
+        batch = delta.shape[1]
+        bias_gradient = workspace.bias_gradients[-1]
+        if not accumulate:
+            bias_gradient[:] = 0
+        bias_gradient += delta.sum(axis=1)
+        for k in range(len(self.layers) - 1, 0, -1):
+            layer, below = self.layers[k], self.layers[k - 1]
+            out_delta = workspace.delta(k - 1, batch)
+            backend.backward(
+                layer.topology.indptr,
+                layer.topology.indices,
+                layer.values,
+                workspace.activations(k - 1, batch),
+                delta,
+                out_gradient=workspace.gradients[k],
+                out_delta=out_delta,
+                slope_below=below.slope,
+                state_below=workspace.state(k - 1, batch),
+                keep_share_below=dropout.keep_share,
+                out_bias_gradient_below=workspace.bias_gradients[k - 1],
+                accumulate=accumulate,
+            )
+            delta = out_delta
+        first = self.layers[0].topology
+        backend.weight_gradient(
+            first.indptr,
+            first.indices,
+            workspace.inputs(batch),
+            delta,
+            out=workspace.gradients[0],
+            accumulate=accumulate,
+        )
+
+    def update_(
+        self, workspace: Workspace, optimizer: MomentumSGD, learning_rate: float, backend: Backend
+    ) -> None:
+        """Apply the gradients in the workspace, in place."""
+        gradients = zip(self.layers, workspace.gradients, workspace.bias_gradients, strict=True)
+        for layer, gradient, bias_gradient in gradients:
+            optimizer.update_(layer, gradient, bias_gradient, learning_rate, backend)
+
+
+def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:
+    """Return what the dropout bits of a micro-batch are a function of.
+
+    Parameters
+    ----------
+    rate : float in [0, 1)
+        Share of the neurons that are dropped.
+    seed : int
+        Of the training.
+    step : int
+        Updates before this one.
+    first_row : int
+        Row of the mini-batch that the micro-batch begins with.
+    """
+    keep_below = round((1 - rate) * RESOLUTION)
+    return Dropout(keep_below, seed, step, 0, first_row)

@@ -1,0 +1,99 @@
+"""Momentum SGD (eq. 1) and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .backends.base import Backend, Float32
+from .errors import ParameterError, check_range
+from .layer import SparseLayer
+
+
+def _constant(progress: float, config: ScheduleConfig) -> float:
+    return 1.0
+
+
+def _step(progress: float, config: ScheduleConfig) -> float:
+    return config.decay_factor ** (progress // config.decay_every)
+
+
+def _cosine(progress: float, config: ScheduleConfig) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress / config.epochs)))
+
+
+# name -> factor of the learning rate after `progress` epochs (fractional)
+SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
+    "constant": _constant,
+    "step": _step,
+    "cosine": _cosine,
+}
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes over a training."""
+
+    schedule: str = "constant"  # constant | step | cosine
+    epochs: int = 1  # length of the training; cosine ends there at 0
+    warmup_epochs: float = 0.0  # the rate rises linearly from 0 over these epochs
+    decay_every: float = 100.0  # epochs; step: the rate is multiplied after each of these
+    decay_factor: float = 0.5  # step: by this
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ParameterError(
+                f"The 'schedule' parameter must be one of {sorted(SCHEDULES)}. "
+                f"Got {self.schedule!r} instead."
+            )
+        owner = "the learning-rate schedule"
+        check_range("warmup_epochs", self.warmup_epochs, owner, low=0)
+        check_range("decay_every", self.decay_every, owner, low=0, low_open=True)
+        check_range("decay_factor", self.decay_factor, owner, low=0, high=1, low_open=True)
+
+    def factor(self, progress: float) -> float:
+        """Return the factor of the learning rate after `progress` epochs."""
+        warm = min(1.0, progress / self.warmup_epochs) if self.warmup_epochs else 1.0
+        return warm * SCHEDULES[self.schedule](progress, self)
+
+
+@dataclass(frozen=True)
+class MomentumSGD:
+    """Momentum SGD with decay per step, not scaled by the learning rate:
+
+    v = momentum·v - learning_rate·g
+    w = w + v - weight_decay·w
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+
+    def __post_init__(self) -> None:
+        check_range("momentum", self.momentum, "momentum SGD", low=0, high=1, high_open=True)
+        check_range("weight_decay", self.weight_decay, "momentum SGD", low=0, high=1)
+
+    def update_(
+        self,
+        layer: SparseLayer,
+        gradient: Float32,
+        bias_gradient: Float32,
+        learning_rate: float,
+        backend: Backend,
+    ) -> None:
+        """Update a layer's weights and biases in place, in both orders.
+
+        Parameters
+        ----------
+        layer : SparseLayer
+        gradient : float32 (nnz,)
+            Mean over the mini-batch, in input order.
+        bias_gradient : float32 (n_out,)
+        learning_rate : float
+        backend : Backend
+        """
+        shared = {"momentum": self.momentum, "decay": self.weight_decay}
+        rate = learning_rate * layer.rate_scale
+        backend.update(layer.values, layer.velocity, gradient, rate=rate, **shared)
+        backend.update(layer.bias, layer.bias_velocity, bias_gradient, rate=learning_rate, **shared)
+        backend.reorder(layer.values, layer.topology.to_output_order, out=layer.values_by_output)

@@ -1,0 +1,334 @@
+"""Checks of input data, class indices for labels, and standardisation.
+
+Nothing here makes a second copy of X: checks and statistics go through it in blocks of rows,
+so that X may be a memory map larger than the memory.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+BLOCK_BYTES = 2**23  # of X per block: small enough that its float64 temporaries stay near the cache
+LARGEST = float(np.finfo(np.float32).max) / 2  # so that x - mean cannot overflow float32
+
+
+def check_X(X: Any, n_features: int | None = None) -> NDArray | csr_array:
+    """Return X as a 2-D array or CSR array of finite real numbers, or raise.
+
+    Parameters
+    ----------
+    X : array-like or SciPy sparse array of shape (n_samples, n_features)
+        Booleans, integers or floats. Nested lists, data frames and memory maps are welcome.
+    n_features : int, optional
+        The number of features that a fitted model expects.
+
+    Returns
+    -------
+    numpy.ndarray or scipy.sparse.csr_array
+        Dense input keeps its dtype and memory. Sparse input becomes CSR with sorted indices and
+        no duplicates (a copy only if it was not so already) and keeps its index dtype.
+
+    Raises
+    ------
+    DataError
+        If X is not 2-D, is empty, has another number of features, is not real, or holds NaN,
+        an infinity or a magnitude beyond half the largest float32 (training is in float32).
+    """
+    from scipy.sparse import issparse
+
+    sparse = issparse(X)
+    if not sparse:
+        X = _as_array(X, "X")
+    if X.ndim != 2:
+        hint = "X.reshape(-1, 1) or X.reshape(1, -1)" if X.ndim < 2 else "X.reshape(len(X), -1)"
+        raise DataError(
+            f"X must have 2 dimensions, (samples, features), but has {X.ndim}. "
+            f"Reshape your data, for instance with {hint}."
+        )
+    for count, what in zip(X.shape, ("sample", "feature"), strict=True):
+        if count == 0:
+            raise DataError(
+                f"X has 0 {what}(s) (shape={X.shape}) while a minimum of 1 is required."
+            )
+    if n_features is not None and X.shape[1] != n_features:
+        raise DataError(
+            f"X has {X.shape[1]} features, but SparseMLP is expecting {n_features} features as "
+            "input. Pass the columns that the model was trained on."
+        )
+    if X.dtype.kind == "O" and not sparse:
+        X = _numbers_from_objects(X)
+    elif X.dtype.kind == "c":
+        raise DataError("Complex data not supported: pass X.real and X.imag as separate features.")
+    elif X.dtype.kind not in "biuf":
+        raise DataError(
+            f"X must hold real numbers, not {X.dtype}. Encode other columns as numbers first, "
+            "for instance with sklearn.preprocessing.OneHotEncoder."
+        )
+    if sparse:
+        X = _canonical_csr(X)
+    _check_finite(X)
+    return X
+
+
+def check_X_y(X: Any, y: Any, n_features: int | None = None) -> tuple[NDArray | csr_array, NDArray]:
+    """Return `check_X(X, n_features)` and the labels y as an array of shape (n_samples,).
+
+    Raises
+    ------
+    DataError
+        As `check_X` does, if y is not one label a sample, or if the lengths differ.
+    """
+    X, labels = check_X(X, n_features), _label_vector(y)
+    if X.shape[0] != len(labels):
+        raise DataError(
+            f"X has {X.shape[0]} samples but y has {len(labels)} labels. Pass one label a sample."
+        )
+    return X, labels
+
+
+def encode_labels(
+    y: Any, classes: ArrayLike | None = None
+) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Replace labels by class indices.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,) or (n_samples, 1)
+        Integers (gaps allowed), whole floats, booleans or strings.
+    classes : array-like of shape (n_classes,), optional
+        The distinct labels of a fitted model, whose positions are the indices. By default the
+        labels in y, sorted.
+
+    Returns
+    -------
+    indices : int32 array of shape (n_samples,)
+        In 0..n_classes-1.
+    classes : array of shape (n_classes,)
+        `classes[indices]` equals y.
+
+    Raises
+    ------
+    DataError
+        If y is empty, one-hot, continuous or has a missing label; if it holds one class only
+        while `classes` is not given; or if a label is not among `classes`.
+    """
+    labels = _whole_or_string(_label_vector(y))
+    if classes is None:
+        known, indices = np.unique(labels, return_inverse=True)
+        if len(known) == 1:
+            raise DataError(
+                f"y has one class only, {known.tolist()[0]!r}; a classifier needs at least two. "
+                "Check how the samples were selected."
+            )
+        return indices.astype(np.int32), known
+    known = np.asarray(classes)
+    order = np.argsort(known)
+    position = np.minimum(np.searchsorted(known, labels, sorter=order), len(known) - 1)
+    indices = order[position]
+    unknown = labels[known[indices] != labels]
+    if len(unknown):
+        names = np.unique(unknown).tolist()
+        raise DataError(
+            f"y holds labels that are not among the {len(known)} known classes: "
+            f"{', '.join(map(repr, names[:5]))}{', ...' if len(names) > 5 else ''}. "
+            "Remove these samples, or train with labels like theirs."
+        )
+    return indices.astype(np.int32), known
+
+
+@dataclass(frozen=True, eq=False)
+class Standardizer:
+    """Shift and scale of every feature: the standardised value is (x - mean) * scale.
+
+    mean (n_features,), scale (n_features,), both float32.
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, X: NDArray | csr_array, rows: NDArray[np.integer] | None = None) -> Standardizer:
+        """Take mean and 1 / standard deviation (divisor n) of the features of X.
+
+        The statistics are those of X rounded to float32, which is what training sees, and are
+        accumulated in float64 over blocks of rows (Chan, Golub and LeVeque 1983). A constant
+        feature gets scale 1, and so does one whose deviation has no inverse in float32.
+
+        Parameters
+        ----------
+        X : array or CSR array of shape (n_samples, n_features)
+            As `check_X` returns it.
+        rows : integer array, optional
+            The rows that count, by default all.
+        """
+        n_features = X.shape[1]
+        chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
+        row_bytes = 4 * n_features if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
+        count, mean, squares = 0, np.zeros(n_features), np.zeros(n_features)
+        # Merging a block costs O(n_features), so a block of a very wide X holds at least as much.
+        for block in _row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 8 * n_features)):
+            part = X[block] if rows is None else X[chosen[block]]
+            added = part.shape[0]
+            part_mean, part_squares = _moments(part.astype(np.float32, copy=False))
+            part_mean -= mean
+            count += added
+            mean += part_mean * (added / count)
+            squares += part_squares
+            squares += part_mean**2 * (added * (count - added) / count)
+        deviation = np.sqrt(squares / count)
+        # A constant feature has deviation 0 exactly: float64 sums equal float32 values without
+        # rounding (up to 2**29 of them).
+        deviation[deviation < 1 / LARGEST] = 1
+        return cls(mean.astype(np.float32), (1 / deviation).astype(np.float32))
+
+    def apply_(self, block: NDArray[np.float32]) -> None:
+        """Standardise `block`, feature-major float32 of shape (n_features, batch), in place."""
+        block -= self.mean[:, None]
+        block *= self.scale[:, None]
+
+
+def _row_blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:
+    step = max(1, block_bytes // row_bytes)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _moments(X: NDArray[np.float32] | csr_array) -> tuple[NDArray, NDArray]:
+    """Mean and sum of squared deviations of every column, in float64."""
+    if isinstance(X, np.ndarray):
+        mean = X.mean(axis=0, dtype=np.float64)
+        centred = X - mean
+        return mean, np.einsum("ij,ij->j", centred, centred)
+    n_rows, n_columns = X.shape
+    mean = np.bincount(X.indices, weights=X.data, minlength=n_columns) / n_rows
+    centred = X.data - mean[X.indices]
+    zeros = n_rows - np.bincount(X.indices, minlength=n_columns)
+    squares = np.bincount(X.indices, weights=centred**2, minlength=n_columns)
+    return mean, squares + zeros * mean**2
+
+
+def _as_array(values: Any, name: str) -> NDArray:
+    if np.ma.is_masked(values):
+        raise DataError(f"{name} has masked values. Fill or remove them first.")
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name} cannot be made an array: {error}") from error
+
+
+def _numbers_from_objects(X: NDArray) -> NDArray[np.float64]:
+    """Turn an array of Python objects, as data frames of mixed columns give, into numbers."""
+    for row, values in enumerate(X):
+        for column, value in enumerate(values):
+            if not isinstance(value, (numbers.Real, np.bool_)):
+                raise DataError(
+                    f"X must hold real numbers, but row {row}, column {column} is {value!r:.50}. "
+                    "Encode or impute such columns first."
+                )
+    return X.astype(np.float64)
+
+
+def _canonical_csr(X: Any) -> csr_array:
+    from scipy.sparse import csr_array
+
+    csr = csr_array(X)
+    try:
+        csr.check_format(full_check=True)  # kernels trust indices, so a wrong one must stop here
+    except ValueError as error:
+        raise DataError(f"X is not a valid sparse array: {error}") from error
+    if not csr.has_canonical_format:
+        csr = csr.copy()  # the caller's arrays stay as they are
+        csr.sum_duplicates()
+    return csr
+
+
+def _check_finite(X: NDArray | csr_array) -> None:
+    values = X if isinstance(X, np.ndarray) else X.data
+    if values.dtype.kind != "f":
+        return
+    row_bytes = values.itemsize * max(1, values[:1].size)
+    for block in _row_blocks(len(values), row_bytes, BLOCK_BYTES):
+        part = values[block]
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN, and long doubles beyond float64
+            if float(part.min()) >= -LARGEST and float(part.max()) <= LARGEST:
+                continue
+            bad = ~(np.abs(part.astype(np.float64)) <= LARGEST)
+        first = np.unravel_index(bad.argmax(), bad.shape)
+        value = part[first]
+        if isinstance(X, np.ndarray):
+            row, column = block.start + int(first[0]), int(first[1])
+        else:
+            position = block.start + int(first[0])
+            row = int(np.searchsorted(X.indptr, position, side="right")) - 1
+            column = int(X.indices[position])
+        if np.isnan(value):
+            what = "NaN"
+        elif np.isinf(value):
+            what = "infinity (inf)"
+        else:
+            what = f"{value:.3g}, too large for float32 (the limit is {LARGEST:.2g}),"
+        raise DataError(
+            f"X contains {what} at row {row}, column {column}. Remove, impute or rescale it first."
+        )
+
+
+def _label_vector(y: Any) -> NDArray:
+    """Return y as a 1-D array that is not empty."""
+    if y is None:
+        raise DataError(
+            "A classifier requires y to be passed, but the target y is None. Pass class labels."
+        )
+    if hasattr(y, "toarray"):
+        raise DataError("y is a sparse array. Pass a 1-D array of class labels.")
+    labels = _as_array(y, "y")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.ravel()
+    if labels.ndim != 1:
+        raise DataError(
+            f"y must be one-dimensional, but has shape {labels.shape}. "
+            "Pass class labels, not one-hot rows: y.argmax(axis=1)."
+        )
+    if not len(labels):
+        raise DataError("y is empty. Pass one label a sample.")
+    return labels
+
+
+def _whole_or_string(labels: NDArray) -> NDArray:
+    """Return labels as booleans, integers, whole floats or strings, or raise."""
+    if labels.dtype.kind == "O":
+        kind = str if isinstance(labels[0], str) else (numbers.Real, np.bool_)
+        for row, label in enumerate(labels):
+            if not isinstance(label, kind):
+                raise DataError(
+                    f"Unknown label type: y has {label!r:.50} at row {row}. "
+                    "Pass labels that are all integers or all strings, with none missing."
+                )
+        labels = np.array(labels.tolist())
+    if labels.dtype.kind == "f":
+        bad = ~np.isfinite(labels)
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(f"y has a label that is NaN or infinite at row {row}. Remove it.")
+        bad = labels != np.trunc(labels)
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(
+                f"Unknown label type: y is continuous (row {row} is {labels[row]}). "
+                "Pass class labels, integers or strings; this is a classifier."
+            )
+    if labels.dtype.kind not in "biufUS":
+        raise DataError(
+            f"Unknown label type: {labels.dtype}. Pass integers or strings as class labels."
+        )
+    return labels

@@ -1,0 +1,280 @@
+"""Run records: what a run was, how long it took and what it reached, one JSON object a line.
+
+A file of records is only ever appended to, by any number of processes, and read back as a table.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from . import info
+from .errors import DataError, LargeSparseError, ParameterError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run. What does not apply is None.
+
+    Times are in seconds. Lists of times have an entry per epoch; `loss` and `accuracy` have one
+    more, the first before training.
+    """
+
+    schema: int = SCHEMA
+    kind: str | None = None  # which driver wrote it, for instance "bigmodel"
+    command: str | None = None
+    timestamp: str | None = None  # ISO 8601, UTC, when the record was made
+    commit: str | None = None
+    versions: dict[str, str | None] | None = None
+    cpu: str | None = None
+    algorithm: str | None = None  # "sequential", "wasap" or "wassp"
+    neurons: int | None = None  # sum of the hidden layers
+    layers: int | None = None  # hidden layers
+    epsilon: float | None = None
+    parameters: int | None = None  # connections + biases
+    connections: int | None = None
+    ranks: int | None = None
+    threads: int | None = None  # of one rank
+    backend: str | None = None
+    recipe: str | None = None
+    batch_size: int | None = None
+    micro_batch: int | None = None
+    train_samples: int | None = None
+    test_samples: int | None = None
+    seed: int | None = None
+    init_s: float | None = None
+    epoch_s: list[float] | None = None  # training alone
+    inference_s: list[float] | None = None
+    evolution_s: list[float] | None = None
+    loss: list[float | None] | None = None  # without dropout, over a fixed set of training rows
+    accuracy: list[float | None] | None = None  # over all test rows
+    planned_bytes: int | None = None
+    peak_rss_bytes: int | None = None  # of the largest rank
+    node_pss_bytes: int | None = None
+    phase_one_epochs: int | None = None
+    idle_s: list[float] | None = None
+    staleness: Any = None
+
+
+FIELDS = tuple(entry.name for entry in fields(RunRecord))
+
+
+def new_record(kind: str, **values: Any) -> RunRecord:
+    """Return a record of this process's run: its command, time, commit, versions and CPU.
+
+    Parameters
+    ----------
+    kind : str
+        Which driver the run is of.
+    **values
+        Further fields of `RunRecord`; they have precedence.
+
+    Raises
+    ------
+    ParameterError
+        Where there is no such field.
+    """
+    unknown = sorted(set(values) - set(FIELDS))
+    if unknown:
+        raise ParameterError(
+            f"A run record has no field {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(FIELDS)}."
+        )
+    found = {
+        "command": shlex.join(sys.argv),
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": info.commit(),
+        "versions": info.versions(),
+        "cpu": info.cpu_model(),
+    }
+    return RunRecord(kind=kind, **(found | values))
+
+
+def check_output(path: str | Path) -> Path:
+    """Make sure, before any work starts, that records can be appended to `path`.
+
+    A file that does not exist yet is not left behind.
+
+    Raises
+    ------
+    ParameterError
+        If `path` is a folder, its folder does not exist, or it cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ParameterError(f"The output {str(path)!r} is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ParameterError(
+            f"The folder of the output {str(path)!r} does not exist. "
+            f"Create it first: mkdir -p {shlex.quote(str(path.parent))}"
+        )
+    try:
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            path.open("ab+").close()
+        else:
+            path.unlink()
+    except OSError as error:
+        raise ParameterError(
+            f"The output {str(path)!r} cannot be written ({_reason(error)}). "
+            "Name a file that can be."
+        ) from error
+    return path
+
+
+def append_record(path: str | Path, record: RunRecord) -> None:
+    """Append `record` to the file `path` as one line, all of it or, in a crash, a damaged line.
+
+    Numbers that are not finite become null, which JSON has a word for.
+
+    Raises
+    ------
+    LargeSparseError
+        If the line could not be written; it is logged, so that the run's result is not lost.
+    """
+    values = {name: getattr(record, name) for name in FIELDS}
+    line = json.dumps(_plain(values), allow_nan=False)
+    try:
+        _append_line(Path(path), line.encode())
+    except OSError as error:
+        logger.error("The record that could not be written: %s", line)
+        raise LargeSparseError(
+            f"The run's record could not be appended to {str(path)!r} ({_reason(error)})."
+        ) from error
+
+
+def read_records(*paths: str | Path) -> pd.DataFrame:
+    """Return the records of all files as one table with a row per record.
+
+    Columns are the fields of `RunRecord` in their order, then fields that only a newer version
+    knows. A line that is no record is skipped and logged.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read.
+    """
+    import pandas as pd
+
+    rows = [row for path in paths for row in _read_lines(Path(path))]
+    newer = dict.fromkeys(name for row in rows for name in row if name not in FIELDS)
+    return pd.DataFrame(rows, columns=[*FIELDS, *newer])
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process has had in RAM since its start, in bytes."""
+    # Not ru_maxrss where this can be had: that starts from what the parent had at the fork.
+    kilobytes = _status_kilobytes("/proc/self/status", "VmHWM")
+    if kilobytes is not None:
+        return kilobytes * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def node_pss_bytes(pids: Iterable[int]) -> int | None:
+    """Return the memory that processes of one node have in RAM together, in bytes.
+
+    Shared pages count once: each process's share of a page is divided by the processes that map
+    it. None where the system does not tell (not Linux, a process has ended, or is another's).
+    """
+    total = 0
+    for pid in pids:
+        kilobytes = _status_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss")
+        if kilobytes is None:
+            return None
+        total += kilobytes * 1024
+    return total
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    # One write in append mode, so that lines of several processes do not mix.
+    with path.open("ab+", buffering=0) as file:
+        data = (b"" if _ends_complete(file) else b"\n") + line + b"\n"
+        if file.write(data) != len(data):
+            raise OSError("the disk is full")
+        os.fsync(file.fileno())
+
+
+def _ends_complete(file: io.FileIO) -> bool:
+    """Say whether the file is empty or ends in a newline, as a crash may have prevented.
+
+    Another process's line that is being written looks the same. It is completed before ours
+    begins, and an empty line between the two is no harm.
+    """
+    if file.seek(0, io.SEEK_END) == 0:
+        return True
+    file.seek(-1, io.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"The records {str(path)!r} cannot be read ({_reason(error)}).") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            logger.warning("%s, line %d: not a record, skipped", path, number)
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` made of JSON's types alone."""
+    if hasattr(value, "tolist"):  # NumPy's arrays and numbers
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _status_kilobytes(path: str, key: str) -> int | None:
+    try:
+        text = Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        if name == key:
+            return int(rest.split()[0])
+    return None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

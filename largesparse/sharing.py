@@ -1,0 +1,93 @@
+"""Arrays that several processes map from one file in shared memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
+
+from .errors import MemoryPlanError
+
+SHARED_FOLDER = Path("/dev/shm")  # memory that has file names, on Linux
+
+
+class SharedArray(NamedTuple):
+    """Where another process finds an array."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    def open(self) -> NDArray[Any]:
+        if 0 in self.shape:
+            return np.empty(self.shape, dtype=self.dtype)
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        return np.asarray(mapped)
+
+
+class SharedFiles:
+    """A folder of arrays in shared memory, or on the disk where that is too small."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._count = 0
+
+    def share(self, array: NDArray[Any]) -> SharedArray:
+        if isinstance(array, np.memmap) and array.filename and array.flags.c_contiguous:
+            offset = array.offset + (array.__array_interface__["data"][0] - _root_address(array))
+            return SharedArray(str(array.filename), array.dtype.str, array.shape, offset)
+        self._count += 1
+        path = self._folder_for(array.nbytes) / str(self._count)
+        np.ascontiguousarray(array).tofile(path)
+        return SharedArray(str(path), array.dtype.str, array.shape)
+
+    def _folder_for(self, size: int) -> Path:
+        """Return the folder, made at the first call where there is most likely to be room."""
+        places = [SHARED_FOLDER] if os.access(SHARED_FOLDER, os.W_OK) else []
+        places.append(Path(tempfile.gettempdir()))
+        if self.folder is not None:
+            places = [self.folder]
+        for place in places:
+            free = shutil.disk_usage(place).free
+            if free > size + size // 8 + 2**20:
+                if self.folder is None:
+                    self.folder = Path(tempfile.mkdtemp(prefix="largesparse-", dir=place))
+                return self.folder
+        raise MemoryPlanError(
+            f"Worker processes need {size} bytes more of shared memory than {places[-1]} has. "
+            "Use processes=1, or set TMPDIR to a folder with more room."
+        )
+
+    def delete(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _root_address(array: NDArray[Any]) -> int:
+    """Return the address at which the memory map behind an array begins."""
+    root = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    address: int = root.__array_interface__["data"][0]
+    return address
+
+
+def share_data(X: Any, files: SharedFiles) -> tuple[str, Any]:
+    if issparse(X):
+        arrays = [files.share(array) for array in (X.data, X.indices, X.indptr)]
+        return "csr", (arrays, X.shape)
+    return "dense", files.share(X)
+
+
+def open_data(kind: str, data: Any) -> Any:
+    if kind == "csr":
+        arrays, shape = data
+        return csr_array(tuple(array.open() for array in arrays), shape=shape)
+    return data.open()

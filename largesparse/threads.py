@@ -1,0 +1,22 @@
+"""How many threads there are to use."""
+
+from __future__ import annotations
+
+import os
+
+from .errors import check_range
+
+
+def available_threads() -> int:
+    """Return the number of cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def resolve_threads(threads: int | None, owner: str) -> int:
+    """Return `threads`, or all available cores where it is None."""
+    if threads is None:
+        return available_threads()
+    return int(check_range("threads", threads, owner, low=1, high=4096, integer=True))

@@ -1,0 +1,312 @@
+"""The sequential trainer: momentum SGD by mini-batches, SET evolution between epochs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from .backends import get_backend
+from .batches import load_batch
+from .checkpoint import save_checkpoint
+from .config import NetworkConfig, TrainingConfig
+from .early_stopping import EarlyStopping, Snapshot
+from .errors import DataError, NumericalError, ParameterError
+from .evolution import evolve
+from .history import EpochRecord, History
+from .losses import softmax_cross_entropy
+from .network import SparseMLP, dropout_key
+from .preprocessing import Standardizer, check_X, check_X_y, encode_labels
+from .randomness import stream
+from .threads import resolve_threads
+from .workspace import Workspace
+
+LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
+
+
+Callback = Callable[["Trainer", EpochRecord], bool | None]
+
+
+class Trainer:
+    """Trains a network in this process.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        Changed in place.
+    config : TrainingConfig
+
+    Attributes
+    ----------
+    epoch, step_count : int
+        Epochs completed, and updates made.
+    history : History
+    best : Snapshot or None
+        Weights of the epoch with the best validation accuracy, where there is a validation part.
+    """
+
+    def __init__(self, network: SparseMLP, config: TrainingConfig | None = None) -> None:
+        self.network = network
+        self.config = config or TrainingConfig()
+        self.backend = get_backend(self.config.backend)
+        self.threads = resolve_threads(self.config.threads, "a training")
+        self.epoch = 0
+        self.step_count = 0
+        self.history = History()
+        self.best: Snapshot | None = None
+        self._optimizer = self.config.optimizer()
+        self._rates = self.config.rates()
+        self._workspace: Workspace | None = None
+
+    @property
+    def workspace(self) -> Workspace:
+        """The buffers of a step; allocated when they are first needed."""
+        if self._workspace is None:
+            micro_batch = min(
+                self.config.micro_batch or self.config.batch_size, self.config.batch_size
+            )
+            self._workspace = Workspace(self.network.layers, micro_batch)
+        return self._workspace
+
+    def step(
+        self,
+        X: Any,
+        y: NDArray[np.int32],
+        rows: NDArray[np.int64] | None = None,
+        *,
+        progress: float | None = None,
+    ) -> float:
+        """Make one update from a mini-batch, and return its mean loss (with dropout).
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) dense or CSR
+        y : int32 (n_samples,)
+            Class indices.
+        rows : int64 (batch,), optional
+            The rows of the mini-batch; all of X by default.
+        progress : float, optional
+            Epochs trained so far, for the schedule; by default the epochs completed.
+
+        Raises
+        ------
+        NumericalError
+            Where the loss is not finite. The weights are those before the step.
+        """
+        rows = np.arange(len(y)) if rows is None else rows
+        with self.backend.threads(self.threads):
+            loss = self.gradient(X, y, rows)
+            factor = self._rates.factor(self.epoch if progress is None else progress)
+            rate = self.config.learning_rate * factor
+            self.network.update_(self.workspace, self._optimizer, rate, self.backend)
+        self.step_count += 1
+        return loss
+
+    def gradient(self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64]) -> float:
+        """Compute the mini-batch's gradient, by micro-batches, into the workspace."""
+        config, workspace, backend = self.config, self.workspace, self.backend
+        total = 0.0
+        for start in range(0, len(rows), workspace.micro_batch):
+            part = rows[start : start + workspace.micro_batch]
+            batch = len(part)
+            load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
+            dropout = dropout_key(config.dropout, config.seed, self.step_count, start)
+            logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
+            loss, delta = softmax_cross_entropy(logits, y[part], len(rows))
+            if not math.isfinite(loss):
+                raise NumericalError(
+                    f"The loss became {loss} at step {self.step_count + 1} (epoch "
+                    f"{self.epoch + 1}). Lower 'learning_rate' (now {config.learning_rate}), or "
+                    "check the inputs for extreme values."
+                )
+            total += loss
+            self.network.backward(workspace, delta, backend, dropout=dropout, accumulate=start > 0)
+        return total / len(rows)
+
+    def evaluate(
+        self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64] | None = None
+    ) -> tuple[float, float]:
+        """Return mean loss and accuracy over rows of a data set, without dropout."""
+        rows = np.arange(len(y)) if rows is None else rows
+        loss, right = 0.0, 0
+        with self.backend.threads(self.threads):
+            for start in range(0, len(rows), self.workspace.micro_batch):
+                part = rows[start : start + self.workspace.micro_batch]
+                inputs = self.workspace.inputs(len(part))
+                load_batch(X, part, self.network.preprocessing, out=inputs)
+                logits = self.network.forward(self.workspace, len(part), self.backend)
+                loss += softmax_cross_entropy(logits, y[part])[0]
+                right += int(np.count_nonzero(logits.argmax(axis=0) == y[part]))
+        return loss / len(rows), right / len(rows)
+
+    def evolve(self) -> list[NDArray[np.int32]]:
+        """Evolve every layer but the output one; return their slot maps."""
+        evolution = (self.epoch - 1) // self.config.evolution_interval
+        zeta = self.config.zeta * self.config.zeta_decay**evolution
+        maps = []
+        with self.backend.threads(self.threads):
+            for layer in self.network.layers[:-1]:
+                rng = stream(self.config.seed, "evolution", self.epoch, layer.number)
+                maps.append(evolve(layer, zeta, rng))
+        self.workspace.allocate_gradients(self.network.layers)
+        return maps
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        test: tuple[Any, Any] | None = None,
+        callbacks: Iterable[Callback] = (),
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> History:
+        """Train until `config.epochs` epochs are complete, and return the history.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) dense or CSR
+        y : (n_samples,)
+            Class labels.
+        test : (X, y), optional
+            Rows whose accuracy is recorded after every epoch.
+        callbacks : iterable of callables
+            Each is called as callback(trainer, record) after every epoch; one that returns True
+            ends the training.
+        checkpoint : path, optional
+            Folder that receives a checkpoint after every epoch.
+        progress : bool, optional
+            Whether to show a progress bar; by default where standard error is a terminal.
+
+        Raises
+        ------
+        DataError, ParameterError
+            Where the data cannot be used.
+        NumericalError
+            Where the loss is not finite.
+        """
+        data = self._prepare(X, y, test)
+        stopping = EarlyStopping(self.config.patience) if len(data.validation_rows) else None
+        if stopping and self.best is not None:
+            stopping.resume(self.history, self.best)
+        if not self.history.epochs:
+            self._record(data)
+        total = self.config.epochs * len(data.train_rows)
+        done = self.epoch * len(data.train_rows)
+        hide = None if progress is None else not progress
+        stop = False
+        with tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training") as bar:
+            while self.epoch < self.config.epochs and not stop:
+                started = time.perf_counter()
+                running_loss = self._run_epoch(data, bar)
+                epoch_s = time.perf_counter() - started
+                record = self._record(data, running_loss=running_loss, epoch_s=epoch_s)
+                bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+                if stopping:
+                    stop = stopping.update(self.network, record)
+                    self.best = stopping.best
+                if self._evolution_is_due():
+                    started = time.perf_counter()
+                    self.evolve()
+                    record.evolution_s = time.perf_counter() - started
+                if checkpoint is not None:
+                    save_checkpoint(self, checkpoint)
+                stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
+        if stopping and stopping.best is not None:
+            stopping.best.restore_(self.network)
+        return self.history
+
+    def _prepare(self, X: Any, y: Any, test: tuple[Any, Any] | None) -> _Data:
+        network, config = self.network, self.config
+        n_features, n_classes = network.config.layer_sizes[0], network.config.layer_sizes[-1]
+        X = check_X(X, n_features)
+        y, classes = encode_labels(y, network.classes)
+        check_X_y(X, y)
+        if len(classes) != n_classes:
+            raise DataError(
+                f"The labels have {len(classes)} classes, and the network has {n_classes} "
+                "outputs. Make the last entry of 'layer_sizes' the number of classes."
+            )
+        order = stream(config.seed, "split").permutation(len(y))
+        n_validation = math.ceil(config.validation_fraction * len(y))
+        validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
+        if config.batch_size > len(train_rows):
+            raise ParameterError(
+                f"The 'batch_size' parameter of a training must be at most the number of "
+                f"training rows, {len(train_rows)}. Got {config.batch_size} instead."
+            )
+        if test is not None:
+            test_X = check_X(test[0], n_features)
+            test_y = encode_labels(test[1], classes)[0]
+            check_X_y(test_X, test_y)
+            test = test_X, test_y
+        network.classes = classes
+        if config.standardize and network.preprocessing is None:
+            network.preprocessing = Standardizer.fit(X, train_rows)
+        loss_rows = order[n_validation:][:LOSS_ROWS]
+        return _Data(X, y, train_rows, loss_rows, validation_rows, test)
+
+    def _run_epoch(self, data: _Data, bar: Any) -> float:
+        """Make one pass over the training rows; return the mean loss, with dropout."""
+        rows, batch_size = data.train_rows, self.config.batch_size
+        order = rows[stream(self.config.seed, "shuffle", self.epoch).permutation(len(rows))]
+        total = 0.0
+        for start in range(0, len(rows), batch_size):
+            batch = order[start : start + batch_size]
+            progress = self.epoch + start / len(rows)
+            total += len(batch) * self.step(data.X, data.y, batch, progress=progress)
+            bar.update(len(batch))
+        self.epoch += 1
+        return total / len(rows)
+
+    def _record(
+        self, data: _Data, running_loss: float | None = None, epoch_s: float | None = None
+    ) -> EpochRecord:
+        """Evaluate, and append a record to the history."""
+        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows)
+        record = EpochRecord(self.epoch, loss, accuracy, running_loss=running_loss, epoch_s=epoch_s)
+        record.nnz = [layer.nnz for layer in self.network.layers]
+        if len(data.validation_rows):
+            record.validation_accuracy = self.evaluate(data.X, data.y, data.validation_rows)[1]
+        if data.test is not None:
+            started = time.perf_counter()
+            record.test_accuracy = self.evaluate(*data.test)[1]
+            record.inference_s = time.perf_counter() - started
+        self.history.epochs.append(record)
+        return record
+
+    def _evolution_is_due(self) -> bool:
+        config = self.config
+        last = self.epoch >= config.epochs and not config.evolve_last
+        return config.zeta > 0 and self.epoch % config.evolution_interval == 0 and not last
+
+
+def warm_up(backend: str | None = None, threads: int = 1) -> None:
+    """Compile every kernel, or load it from the cache, by training a tiny network.
+
+    Timings that follow are then of the work alone.
+    """
+    X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
+    X.flags.writeable = False  # as memory maps are
+    config = TrainingConfig(
+        epochs=2, batch_size=32, evolve_last=True, backend=backend, threads=threads
+    )
+    network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=2), progress=False)
+    Trainer(network, config).fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)
+
+
+class _Data(NamedTuple):
+    """The rows of a training, checked."""
+
+    X: Any
+    y: NDArray[np.int32]
+    train_rows: NDArray[np.int64]
+    loss_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
+    test: tuple[Any, NDArray[np.int32]] | None

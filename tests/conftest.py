@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("largesparse", deadline=None)  # kernels compile; machines are shared
+settings.load_profile("largesparse")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the real data sets; tests that use it are skipped where there is none."""
+    named = os.environ.get("LARGESPARSE_DATA")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(named).expanduser() if named else beside
+    if not (folder / "madelon.npz").is_file():
+        pytest.skip(f"no data sets in {folder}: set LARGESPARSE_DATA to the folder that holds them")
+    return folder

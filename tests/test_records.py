@@ -1,0 +1,195 @@
+"""Run records: fields, appending, damaged files, reading back, memory figures."""
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from largesparse import records
+from largesparse.errors import DataError, LargeSparseError, ParameterError
+
+# DESIGN, section 6: the order is part of the interface.
+FIELDS = """
+    schema kind command timestamp commit versions cpu algorithm neurons layers epsilon parameters
+    connections ranks threads backend recipe batch_size micro_batch train_samples test_samples
+    seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes peak_rss_bytes
+    node_pss_bytes phase_one_epochs idle_s staleness
+""".split()  # noqa: SIM905 (one line a field is harder to compare)
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def read_json(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_record_has_the_fields_of_the_interface_in_order(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    records.append_record(path, records.new_record("test"))
+    (row,) = read_json(path)
+    assert list(row) == FIELDS
+    assert row["schema"] == 1
+    assert row["kind"] == "test"
+
+
+def test_a_new_record_knows_its_run(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tool.py", "--out", "a file"])
+    record = records.new_record("test", neurons=20000)
+    assert record.command == "tool.py --out 'a file'"
+    assert record.timestamp.endswith("+00:00")
+    assert record.versions["numpy"] == np.__version__
+    assert record.neurons == 20000
+    assert record.accuracy is None
+
+
+def test_a_given_field_has_precedence():
+    assert records.new_record("test", commit="abc").commit == "abc"
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(ParameterError, match="no field 'nuerons'"):
+        records.new_record("test", nuerons=1)
+
+
+def test_numpy_values_and_what_json_has_no_word_for(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    record = records.new_record(
+        "test",
+        neurons=np.int64(3),
+        init_s=np.float32(0.5),
+        loss=[math.nan, math.inf, 0.25],
+        accuracy=np.array([0.5, np.nan]),
+        command="caf\udce9",  # an undecodable byte of a command line
+    )
+    records.append_record(path, record)
+    (row,) = read_json(path)
+    assert row["neurons"] == 3
+    assert row["init_s"] == 0.5
+    assert row["loss"] == [None, None, 0.25]
+    assert row["accuracy"] == [0.5, None]
+    assert row["command"] == "caf\udce9"
+
+
+def test_a_record_follows_a_line_that_a_crash_cut_off(tmp_path, caplog):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"schema": 1, "ki')
+    records.append_record(path, records.new_record("whole"))
+    with caplog.at_level(logging.WARNING):
+        table = records.read_records(path)
+    assert table["kind"].tolist() == ["whole"]
+    assert "line 1" in caplog.text
+
+
+def append_some(path, kind):
+    for _ in range(20):
+        records.append_record(path, records.RunRecord(kind=kind, loss=[0.5] * 5000))
+
+
+def test_processes_append_without_mixing_lines(tmp_path, caplog):
+    path = tmp_path / "runs.jsonl"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=append_some, args=(path, kind)) for kind in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert sorted(records.read_records(path)["kind"]) == sorted("abc" * 20)
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_told_and_the_record_logged(caplog):
+    with pytest.raises(LargeSparseError, match="No space left"):
+        records.append_record("/dev/full", records.new_record("precious"))
+    assert "precious" in caplog.text
+
+
+def test_reading_joins_files_and_skips_damaged_lines(tmp_path, caplog):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    records.append_record(first, records.new_record("a", neurons=10, epoch_s=[1.0, 2.0]))
+    first.write_bytes(
+        first.read_bytes() + b'not json\n[1]\n\xff\xfe\n\n{"schema": 1, "kind": "b"}\n'
+    )
+    second.write_text('{"schema": 2, "kind": "c", "watts": 65}\n')
+    with caplog.at_level(logging.WARNING):
+        table = records.read_records(first, second)
+    assert table["kind"].tolist() == ["a", "b", "c"]
+    assert list(table.columns) == [*FIELDS, "watts"]
+    assert table["epoch_s"][0] == [1.0, 2.0]
+    assert table["watts"].tolist()[2] == 65
+    assert [record.args[1] for record in caplog.records] == [2, 3, 4]
+
+
+def test_an_empty_file_gives_a_table_without_rows(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.touch()
+    table = records.read_records(path)
+    assert len(table) == 0
+    assert list(table.columns) == FIELDS
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        records.read_records(tmp_path / "none.jsonl")
+
+
+def test_an_output_that_can_be_written_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    assert records.check_output(path) == path
+    assert not path.exists()
+
+
+def test_an_existing_output_is_left_as_it_is(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text("{}\n")
+    records.check_output(path)
+    assert path.read_text() == "{}\n"
+
+
+def test_an_output_without_a_folder_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match="mkdir -p"):
+        records.check_output(tmp_path / "no" / "runs.jsonl")
+
+
+def test_a_folder_as_output_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match="is a folder"):
+        records.check_output(tmp_path)
+
+
+@linux_only
+def test_an_output_where_nothing_can_be_created_is_refused():
+    with pytest.raises(ParameterError, match="cannot be written"):
+        records.check_output("/proc/runs.jsonl")
+
+
+def test_peak_memory_covers_what_was_touched():
+    before = records.peak_rss_bytes()
+    size = 64 * 2**20
+    block = np.ones(size, dtype=np.uint8)
+    peak = records.peak_rss_bytes()
+    assert peak >= block.nbytes
+    assert before <= peak < 2**40
+
+
+@linux_only
+def test_the_peaks_of_the_two_sources_agree():
+    import resource
+
+    other = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # ru_maxrss may hold the parent's size at the fork, so it can only be larger.
+    assert records.peak_rss_bytes() <= other * 1.05
+
+
+@linux_only
+def test_pss_of_this_process_is_below_its_peak():
+    assert 0 < records.node_pss_bytes([os.getpid()]) <= records.peak_rss_bytes()
+
+
+@linux_only
+def test_pss_of_a_process_that_is_not_there_is_unknown():
+    assert records.node_pss_bytes([os.getpid(), 2**22 + 1]) is None

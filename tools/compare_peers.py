@@ -1,0 +1,332 @@
+"""Time one training step of largesparse beside what one would use instead, in the same run.
+
+    pip install ".[peers]"                                    # PyTorch and SparseLab, both optional
+    python tools/compare_peers.py                             # the FashionMNIST net, one thread
+    python tools/compare_peers.py --preset all --json peers.json
+    python tools/compare_peers.py --preset cifar,madelon --peers sparselab --backends mkl
+    python tools/compare_peers.py --layers 784,1000,10 --epsilon 20 --batch-size 128 --threads 2
+
+A step is forward with dropout, softmax cross-entropy, backward and update with momentum and weight
+decay, in float32. All have the same layer sizes, All-ReLU slopes, batches, threads and expected
+density of each layer (Erdős–Rényi, p = min(1, ε(n_in+n_out)/(n_in·n_out))).
+
+  torch      dense nn.Linear layers; a 0/1 mask zeroes the weights once a step, after the update
+  sparselab  sparselab.SparseLinear layers, nn.Linear where the density is 1, as in its examples
+  ours       largesparse, once for each backend
+
+The peers use torch.optim.SGD(fused=True), its fastest form, which multiplies λ by η (the paper does
+not), and torch.set_flush_denormal(True), which holds for the thread, so for ours too. PyTorch also
+pays for fresh memory; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 (glibc) avoids that.
+
+Before it is timed, each contestant must lower its loss on a fixed batch and move its first layer's
+weights along a gradient, or a warning is printed. A repeat times every contestant once, in random
+order, so that noise hits all alike. Printed are medians and quartiles over the repeats, and ratios
+of medians: "time / ours" 5 means that ours is five times as fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import psutil
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
+from tqdm import tqdm
+
+from largesparse import info
+from largesparse.backends import BACKENDS
+from largesparse.cli import parse_size, run_command
+from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.network import NetworkConfig, SparseMLP
+from largesparse.records import check_output, new_record
+from largesparse.training import Trainer, TrainingConfig
+
+SEED = 0
+ALPHA = 0.6  # All-ReLU's slope is -ALPHA in the first hidden layer, ALPHA in the next, ...
+DROPOUT = 0.3
+LEARNING_RATE = 0.01
+SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
+N_BATCHES = 8  # more than one, or gradients vanish as it is learnt by heart
+BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+Batches = list[tuple[NDArray[np.float32], NDArray[np.int32]]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all contestants train."""
+
+    layer_sizes: tuple[int, ...]
+    epsilon: float = 20.0
+    batch_size: int = 128
+    threads: int = 1
+
+    def network(self) -> NetworkConfig:
+        """Return the net as largesparse describes it, which checks sizes and ε."""
+        return NetworkConfig(self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED)
+
+    def batches(self) -> Batches:
+        """Return pairs of random X (batch, n_features) and y (batch,)."""
+        rng = np.random.default_rng(SEED)
+        shape = (N_BATCHES, self.batch_size, self.layer_sizes[0])
+        labels = rng.integers(0, self.layer_sizes[-1], shape[:2], dtype=np.int32)
+        return list(zip(rng.standard_normal(shape, dtype=np.float32), labels, strict=True))
+
+
+PRESETS = {
+    "fashion": Problem((784, 1000, 1000, 1000, 10)),
+    "cifar": Problem((3072, 4000, 1000, 4000, 10)),
+    "madelon": Problem((500, 400, 100, 400, 2), epsilon=10, batch_size=32),
+    "leukemia-small": Problem((5000, 2700, 2700, 18), epsilon=10, batch_size=5),
+}
+
+
+class Contestant(Protocol):
+    """A net that trains on the batches it was made with."""
+
+    name: str
+    connections: int
+
+    def step(self, index: int) -> float:
+        """Train one step on batch number `index` and return the loss."""
+
+    def first_weights(self) -> NDArray[np.float32]:
+        """Return a copy of the weights of the first layer."""
+
+
+class Ours:
+    """largesparse with one of its backends."""
+
+    def __init__(self, problem: Problem, batches: Batches, backend: str) -> None:
+        self.name, self.batches = f"ours, {backend}", batches
+        self.network = SparseMLP(problem.network())
+        self.connections = self.network.connections
+        same: dict[str, Any] = {"threads": problem.threads, "batch_size": problem.batch_size}
+        config = TrainingConfig(
+            backend=backend, learning_rate=LEARNING_RATE, dropout=DROPOUT, **same, **SGD
+        )
+        self.trainer = Trainer(self.network, config)
+
+    def step(self, index: int) -> float:
+        return self.trainer.step(*self.batches[index])
+
+    def first_weights(self) -> NDArray[np.float32]:
+        return self.network.layers[0].values.copy()
+
+
+class TorchMLP:
+    """What the PyTorch contestants share. A subclass makes the layers."""
+
+    name: str
+
+    def __init__(self, problem: Problem, batches: Batches) -> None:
+        import torch
+
+        torch.manual_seed(SEED)
+        torch.set_num_threads(problem.threads)
+        torch.set_flush_denormal(True)
+        self.batches = [(torch.from_numpy(X), torch.from_numpy(y).long()) for X, y in batches]
+        self.connections = 0
+        self.masked: list[tuple[Any, Any]] = []  # weights, and the mask that keeps them sparse
+        self.model = torch.nn.Sequential()
+        sizes = problem.layer_sizes
+        for k, density in enumerate(problem.network().probabilities()):
+            if k > 0:
+                self.model.append(torch.nn.LeakyReLU(ALPHA if k % 2 == 0 else -ALPHA))
+                self.model.append(torch.nn.Dropout(DROPOUT))
+            # All draw dense values and a dense mask, and copy them.
+            if 20 * sizes[k] * sizes[k + 1] > psutil.virtual_memory().available:
+                raise MemoryPlanError(f"layer {k + 2} as a dense matrix does not fit in memory")
+            self.model.append(self.make_layer(sizes[k], sizes[k + 1], density))
+        self.loss = torch.nn.CrossEntropyLoss()
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.SGD(parameters, LEARNING_RATE, **SGD, fused=True)
+
+    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
+        """Return a layer; count its connections, and note its mask if it needs one."""
+        raise NotImplementedError
+
+    def step(self, index: int) -> float:
+        X, y = self.batches[index]
+        self.optimizer.zero_grad()
+        loss = self.loss(self.model(X), y)
+        loss.backward()
+        self.optimizer.step()
+        for weights, mask in self.masked:
+            weights.mul_(mask)
+        return loss.item()
+
+    def first_weights(self) -> NDArray[np.float32]:
+        return next(self.model.parameters()).detach().numpy().ravel().copy()
+
+
+class MaskedDense(TorchMLP):
+    """PyTorch with dense weights that a mask keeps sparse."""
+
+    name = "PyTorch, masked dense"
+
+    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
+        import torch
+
+        layer = torch.nn.Linear(n_in, n_out)
+        torch.nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        mask = (torch.rand(n_out, n_in) < density).float()
+        self.connections += int(mask.count_nonzero())
+        if density < 1:
+            self.masked.append((layer.weight.data.mul_(mask), mask))
+        return layer
+
+
+class SparseLab(TorchMLP):
+    """SparseLab's layers: padded CSR weights, its own SIMD kernels and OpenMP threads."""
+
+    name = "SparseLab"
+
+    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
+        import sparselab
+        import torch
+
+        if density == 1:
+            self.connections += n_in * n_out
+            return torch.nn.Linear(n_in, n_out)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+            layer = sparselab.SparseLinear(n_in, n_out, sparsity=1 - density)
+        self.connections += layer.nnz
+        return layer
+
+
+Maker = Callable[[Problem, Batches], Contestant]
+PEERS: dict[str, Maker] = {"torch": MaskedDense, "sparselab": SparseLab}
+OURS: dict[str, Maker] = {backend: partial(Ours, backend=backend) for backend in BACKENDS}
+
+
+def check(contestant: Contestant) -> list[str]:
+    """Train on one fixed batch and return what speaks against this being training, if anything."""
+    before = contestant.first_weights().astype(float)
+    losses = [contestant.step(0) for _ in range(20)]
+    after = contestant.first_weights().astype(float)
+    found = []
+    if not np.mean(losses[-3:]) < np.mean(losses[:3]):  # single losses are noisy by dropout
+        found.append(f"its loss went from {losses[0]:.4g} to {losses[-1]:.4g}")
+    moved = after - before * (before @ after) / (before @ before)  # decay alone scales the weights
+    if not np.linalg.norm(moved) > 1e-5 * np.linalg.norm(before):
+        found.append("no gradient reached its first layer")
+    return found
+
+
+def measure(actions: Mapping[str, Callable[[int], Any]], repeats: int) -> dict[str, list[float]]:
+    """Return `repeats` times, in milliseconds, of a call of each action with a batch's number."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    rng = np.random.default_rng(SEED)
+    for _ in tqdm(range(repeats), desc="repeats", leave=False, disable=None):
+        for name in rng.permutation(list(actions)):
+            actions[name](0)  # untimed: fills the caches again
+            calls, elapsed, start = 0, 0.0, time.perf_counter()
+            while calls < BLOCK_STEPS or elapsed < BLOCK_SECONDS:
+                actions[name](calls % N_BATCHES)
+                calls, elapsed = calls + 1, time.perf_counter() - start
+            times[name].append(1000 * elapsed / calls)
+    return times
+
+
+def compare(problem: Problem, makers: Mapping[str, Maker], repeats: int) -> list[dict[str, Any]]:
+    """Check and time all contestants that can run here; say of the others why they cannot."""
+    batches, contestants, rows = problem.batches(), [], []
+    for name, make in makers.items():
+        try:
+            contestants.append(make(problem, batches))
+        except (ImportError, MemoryPlanError) as error:
+            print(f"{name} is skipped: {error}", file=sys.stderr)
+    if not contestants:
+        raise LargeSparseError("None of the contestants can run here.")
+    threadpool_limits(problem.threads)  # of libraries too that were loaded before main()
+    found = [check(contestant) for contestant in contestants]
+    times = measure({contestant.name: contestant.step for contestant in contestants}, repeats)
+    for contestant, reasons in zip(contestants, found, strict=True):
+        name = contestant.name
+        if not all(np.isfinite(contestant.step(index)) for index in range(N_BATCHES)):
+            reasons.append("its loss is not finite after the timing")
+        for reason in reasons:
+            print(f"warning: {name} may not train: {reason}", file=sys.stderr)
+        q25, median, q75 = np.percentile(times[name], (25, 50, 75))
+        row = {"contestant": name, "median_ms": median, "q25_ms": q25, "q75_ms": q75}
+        row |= {"connections": contestant.connections, "warnings": reasons}
+        rows.append(row | {"times_ms": times[name]})
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as text, with a column of ratios to each of our backends."""
+    frame = pd.DataFrame(rows).set_index("contestant").rename_axis(None)
+    shown = frame[["median_ms", "q25_ms", "q75_ms", "connections"]].copy()
+    for name in frame.index[frame.index.str.startswith("ours")]:
+        shown[f"time / {name}"] = frame.median_ms / frame.median_ms[name]
+    return shown.to_string(float_format="{:.2f}".format)
+
+
+def chosen(known: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return what a list such as "torch,sparselab" names; "all" and "none" are lists too."""
+    names = {"all": list(known), "none": []}.get(text, text.split(","))
+    if set(names) - set(known):
+        raise ParameterError(f"Names are {', '.join(known)}, all and none. Got {text!r} instead.")
+    return {name: known[name] for name in names}
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--preset", default="fashion", help=f"nets: {', '.join(PRESETS)}, or all (fashion)")
+    add("--layers", help="sizes of a net from features to classes, in place of a preset")
+    add("--epsilon", type=float, help="density control ε (the preset's, or 20)")
+    add("--batch-size", type=parse_size, help="samples a step (the preset's, or 128)")
+    add("--threads", type=parse_size, default=1, help="threads of every contestant (1)")
+    add("--repeats", type=parse_size, default=15, help="timings of every contestant (15)")
+    add("--peers", default="all", help=f"contestants: {', '.join(PEERS)}, all or none (all)")
+    add("--backends", default="all", help=f"ours: {', '.join(OURS)}, all or none (all)")
+    add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
+    options = parser.parse_args()
+    os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
+    makers = chosen(PEERS, options.peers) | chosen(OURS, options.backends)
+    problems = chosen(PRESETS, options.preset)
+    if options.layers:
+        problems = {"layers": Problem(tuple(map(parse_size, options.layers.split(","))))}
+    given = {key: getattr(options, key) for key in ("threads", "epsilon", "batch_size")}
+    given = {key: value for key, value in given.items() if value is not None}
+    problems = {name: replace(problem, **given) for name, problem in problems.items()}
+    for problem in problems.values():
+        problem.network()  # refuses bad sizes and ε before any work
+    if options.json:
+        check_output(options.json)
+    report = asdict(new_record("compare_peers", threads=options.threads))
+    report = {key: value for key, value in report.items() if value is not None}
+    report["versions"] |= {peer: info.version(peer) for peer in PEERS}
+    report |= {"cores": info.usable_cores(), "problems": []}
+    print(f"{report['cpu']}, {report['cores']} cores, {options.threads} threads used")
+    print(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    for name, problem in problems.items():
+        sizes = "-".join(map(str, problem.layer_sizes))
+        print(f"\n{name}: {sizes}, ε {problem.epsilon:g}, batch {problem.batch_size}", flush=True)
+        rows = compare(problem, makers, options.repeats)
+        print(table(rows), flush=True)
+        report["problems"].append({"name": name, **asdict(problem), "results": rows})
+    report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
