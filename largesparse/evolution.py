@@ -86,10 +86,12 @@ def draw_free_cells(
     while len(found) < count:
         missing = count - len(found)
         drawn = rng.integers(cells, size=missing + missing // 16 + 16)
-        drawn.sort()
-        occupied = np.empty(len(drawn), dtype=bool)
-        find_occupied(topology.indptr, topology.indices, keep, topology.n_out, drawn, occupied)
-        found = np.union1d(found, drawn[~occupied])
+        found = np.concatenate([found, drawn])
+        found.sort()
+        taken = np.empty(len(found), dtype=bool)
+        find_occupied(topology.indptr, topology.indices, keep, topology.n_out, found, taken)
+        taken[1:] |= found[1:] == found[:-1]
+        found = found[~taken]
     surplus = len(found) - count
     return np.delete(found, rng.choice(len(found), size=surplus, replace=False, shuffle=False))
 

@@ -101,9 +101,14 @@ def make_large_classification(
             _generate(folder, parameters, progress)
         try:
             return _open(folder, parameters)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             logger.warning("The cached data in %s is damaged: %s. Removing it.", folder, error)
             _discard(folder)
+        except OSError as error:  # no permission, too many open files: the data may be good
+            raise DataError(
+                f"The cached data in {folder} cannot be read: {error.strerror or error}. "
+                f"Make it readable, or set {environment.CACHE} to another folder."
+            ) from error
     raise DataError(
         f"The data written to {folder} cannot be read back. "
         f"Set {environment.CACHE} to a folder on another disk."

@@ -285,6 +285,18 @@ def test_a_disk_that_gives_back_other_bytes_is_told(cache, monkeypatch):
     assert not list(cache.iterdir())
 
 
+def test_data_that_may_not_be_read_is_kept(cache, monkeypatch):
+    make_large_classification(**SMALL)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(synthetic, "_fingerprint", refuse)
+    with pytest.raises(DataError, match=r"cannot be read: Permission denied\. Make it readable"):
+        make_large_classification(**SMALL)
+    assert sorted(path.name for path in generated_folder(cache).iterdir()) == sorted(FILES)
+
+
 def test_a_cache_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(

@@ -17,7 +17,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from largesparse import (
+    EpochRecord,
     NetworkConfig,
     Predictor,
     SparseMLP,
@@ -241,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data.y_train,
         test=(data.X_test, data.y_test),
         checkpoint=options.checkpoint,
+        callbacks=[print_epoch],
     )
     processes_s = None
     if options.processes > 1:
@@ -290,6 +294,16 @@ def given(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def print_epoch(trainer: Trainer, record: EpochRecord) -> None:
+    """Print a line an epoch, for runs whose progress bar nobody watches."""
+    tqdm.write(
+        f"epoch {record.epoch}/{trainer.config.epochs}: loss {record.loss:.4f}, test accuracy "
+        f"{record.test_accuracy:.3f}, training {record.epoch_s:.1f} s, inference "
+        f"{record.inference_s:.1f} s, evolution {record.evolution_s or 0:.1f} s"
+    )
+    sys.stdout.flush()
+
+
 def print_plan(config: NetworkConfig, plan: MemoryPlan) -> None:
     """Print the size of the problem and the memory that it takes."""
     sizes = config.layer_sizes
@@ -300,6 +314,9 @@ def print_plan(config: NetworkConfig, plan: MemoryPlan) -> None:
         f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts, "
         f"{config.expected_connections():,.0f} connections expected"
     )
+    for number, probability in enumerate(config.probabilities(), start=2):
+        if probability == 1:
+            print(f"layer {number} is fully connected at this epsilon")
     print(f"memory plan\n{plan}", flush=True)
 
 

@@ -40,4 +40,5 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
 
 
-inline = numba.njit(inline="never", nogil=True, fastmath=FASTMATH, error_model="numpy")
+# For functions that kernels call; the compiler inlines them.
+inline = numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")

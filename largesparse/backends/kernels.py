@@ -12,9 +12,10 @@ import numpy as np
 from numba import prange
 
 from .compiling import kernel
-from .philox import keep_bits
+from .philox import ROWS_PER_BLOCK, draw_keep_bytes, keep_word
 
 TINY = np.float32(np.finfo(np.float32).tiny)
+ROWS = 64  # rows that share a scratch buffer
 
 
 @kernel(parallel=False)
@@ -49,13 +50,11 @@ def transpose_pattern(n_out, indptr, indices):
 def load_dense(X, rows, out):
     """out[f, b] = X[rows[b], f]: a mini-batch, transposed to feature-major float32."""
     n_features, batch = out.shape
-    tile = 64
+    tile = 16  # features of a row that are read together: a cache line
     for t in prange((n_features + tile - 1) // tile):
-        stop = min(n_features, (t + 1) * tile)
-        for b in range(batch):
-            row = rows[b]
-            for f in range(t * tile, stop):
-                out[f, b] = X[row, f]
+        for f in range(t * tile, min(n_features, (t + 1) * tile)):
+            for b in range(batch):
+                out[f, b] = X[rows[b], f]
 
 
 @kernel(parallel=False)
@@ -89,8 +88,10 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
         Left slope of the activation.
     keep_share : float32
         Share of the neurons that dropout keeps; 1 is no dropout.
-    keep_below, seed, step, layer, first_row
-        See `philox.keep_bits`.
+    keep_below, seed, step, layer
+        See `philox.draw_keep_bytes`.
+    first_row : int
+        Row of the mini-batch that the micro-batch begins with.
     state : uint32 (n, 2, words)
         Written; see the module's docstring. With no words, nothing is written.
     """
@@ -98,30 +99,31 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     words = state.shape[2]
     scale = np.float32(1) / keep_share
     left = slope * scale
-    for j in prange(n):
-        shift = bias[j]
-        if words == 0:
-            for b in range(batch):
-                z = Z[j, b] + shift
-                Z[j, b] = z if z > 0 else slope * z
-        else:
+    shift = first_row % ROWS_PER_BLOCK
+    for chunk in prange((n + ROWS - 1) // ROWS):
+        keep_bytes = np.full(4 * words + 1, 0xFF, dtype=np.uint8)
+        for j in range(chunk * ROWS, min(n, (chunk + 1) * ROWS)):
+            if words == 0:
+                for b in range(batch):
+                    z = Z[j, b] + bias[j]
+                    Z[j, b] = z if z > 0 else slope * z
+            elif keep_share < 1:
+                block = first_row // ROWS_PER_BLOCK
+                draw_keep_bytes(keep_below, seed, step, layer, j, block, keep_bytes)
             for word in range(words):
                 start = word * 32
                 count = min(32, batch - start)
-                keep = np.uint32(0xFFFFFFFF)
-                if keep_share < 1:
-                    keep = keep_bits(keep_below, seed, step, layer, j, first_row + start)
+                keep = keep_word(keep_bytes, word, shift)
+                keep &= np.uint32(0xFFFFFFFF) >> np.uint32(32 - count)
                 positive = np.uint32(0)
-                inside = np.uint32(0)
                 for b in range(count):
                     bit = np.uint32(1) << np.uint32(b)
-                    z = Z[j, start + b] + shift
+                    z = Z[j, start + b] + bias[j]
                     positive |= bit if z > 0 else np.uint32(0)
-                    inside |= bit
                     a = z * (scale if z > 0 else left)
                     Z[j, start + b] = a if keep & bit else np.float32(0)
-                state[j, 0, word] = ~positive & keep & inside
-                state[j, 1, word] = positive & keep & inside
+                state[j, 0, word] = keep & ~positive
+                state[j, 1, word] = keep & positive
 
 
 @kernel()
@@ -175,12 +177,37 @@ def sddmm(indptr, indices, X, D, out, accumulate):
     """
     batch = X.shape[1]
     for i in prange(len(indptr) - 1):
-        for k in range(indptr[i], indptr[i + 1]):
+        k = indptr[i]
+        end = indptr[i + 1]
+        while k + 4 <= end:  # four connections share every load of X
+            j0 = indices[k]
+            j1 = indices[k + 1]
+            j2 = indices[k + 2]
+            j3 = indices[k + 3]
+            t0 = np.float32(0)
+            t1 = np.float32(0)
+            t2 = np.float32(0)
+            t3 = np.float32(0)
+            for b in range(batch):
+                x = X[i, b]
+                t0 += x * D[j0, b]
+                t1 += x * D[j1, b]
+                t2 += x * D[j2, b]
+                t3 += x * D[j3, b]
+            if not accumulate:
+                out[k : k + 4] = 0
+            out[k] += t0
+            out[k + 1] += t1
+            out[k + 2] += t2
+            out[k + 3] += t3
+            k += 4
+        while k < end:
             j = indices[k]
             total = np.float32(0)
             for b in range(batch):
                 total += X[i, b] * D[j, b]
             out[k] = out[k] + total if accumulate else total
+            k += 1
 
 
 @kernel()

@@ -12,74 +12,82 @@ import numpy as np
 from .compiling import inline
 
 ROUNDS = 7
-RESOLUTION = 1 << 16  # a decision takes 16 random bits
+ROWS_PER_BLOCK = 8  # decisions that one call of the generator gives, of 16 bits each
 
 
 @inline
 def philox4x32(c0, c1, c2, c3, k0, k1):
-    """Return four random uint32 words for a counter of four words and a key of two."""
+    """Return four random words for a counter of four words and a key of two.
+
+    Words are 32 bits, in uint64: so the products need no casts, and a loop over counters
+    vectorises.
+    """
     low = np.uint64(0xFFFFFFFF)
+    word = np.uint64(32)
     for _ in range(ROUNDS):
-        p0 = np.uint64(c0) * np.uint64(0xD2511F53)
-        p1 = np.uint64(c2) * np.uint64(0xCD9E8D57)
-        # numba computes integers in 64 bits: the casts bring them back to words
-        c0 = np.uint32(np.uint32(p1 >> np.uint64(32)) ^ c1 ^ k0)
-        c1 = np.uint32(p1 & low)
-        c2 = np.uint32(np.uint32(p0 >> np.uint64(32)) ^ c3 ^ k1)
-        c3 = np.uint32(p0 & low)
-        k0 = np.uint32(k0 + np.uint32(0x9E3779B9))
-        k1 = np.uint32(k1 + np.uint32(0xBB67AE85))
+        p0 = c0 * np.uint64(0xD2511F53)
+        p1 = c2 * np.uint64(0xCD9E8D57)
+        c0 = (p1 >> word) ^ c1 ^ k0
+        c1 = p1 & low
+        c2 = (p0 >> word) ^ c3 ^ k1
+        c3 = p0 & low
+        k0 = (k0 + np.uint64(0x9E3779B9)) & low
+        k1 = (k1 + np.uint64(0xBB67AE85)) & low
     return c0, c1, c2, c3
 
 
 @inline
-def aligned_keep_bits(keep_below, seed, step, layer, neuron, first_row):
-    """Return what `keep_bits` does, for a `first_row` that is a multiple of 32."""
-    k0 = np.uint32(seed & np.uint64(0xFFFFFFFF))
-    k1 = np.uint32(seed >> np.uint64(32))
-    half = np.uint32(0xFFFF)
-    bits = np.uint32(0)
-    for block in range(4):
-        words = philox4x32(
-            np.uint32(neuron),
-            np.uint32(first_row // 8 + block),
-            np.uint32(layer),
-            np.uint32(step),
-            k0,
-            k1,
-        )
-        for w in range(4):
-            place = np.uint32(block * 8 + 2 * w)
-            if (words[w] & half) < keep_below:
-                bits = np.uint32(bits | (np.uint32(1) << place))
-            if (words[w] >> np.uint32(16)) < keep_below:
-                bits = np.uint32(bits | (np.uint32(2) << place))
-    return bits
-
-
-@inline
-def keep_bits(keep_below, seed, step, layer, neuron, first_row):
-    """Return the 32 dropout decisions of a neuron for 32 rows of a mini-batch.
+def draw_keep_bytes(keep_below, seed, step, layer, neuron, first_block, out):
+    """Draw the dropout decisions of a neuron for blocks of 8 rows of a mini-batch.
 
     Parameters
     ----------
-    keep_below : uint32
+    keep_below : int
         A neuron is kept where 16 random bits are below it: the share kept times 2**16.
     seed : uint64
     step : int
         The update, counted from the start of the training; below 2**32.
     layer, neuron : int
-    first_row : int
-        Row of the mini-batch that bit 0 stands for.
-
-    Returns
-    -------
-    uint32 : bit b is 1 where row first_row + b is kept.
+    first_block : int
+        Block b is the rows 8 b to 8 b + 7.
+    out : uint8 (blocks,)
+        Bit r of out[b] becomes 1 where row 8 (first_block + b) + r is kept.
     """
-    shift = np.uint32(first_row % 32)
-    start = first_row - first_row % 32
-    bits = aligned_keep_bits(keep_below, seed, step, layer, neuron, start)
-    if shift == 0:
-        return bits
-    following = aligned_keep_bits(keep_below, seed, step, layer, neuron, start + 32)
-    return np.uint32((bits >> shift) | (following << (np.uint32(32) - shift)))
+    low = np.uint64(0xFFFFFFFF)
+    k0 = seed & low
+    k1 = seed >> np.uint64(32)
+    bound = np.uint64(keep_below)
+    for block in range(len(out)):
+        w0, w1, w2, w3 = philox4x32(
+            np.uint64(neuron),
+            np.uint64(first_block + block),
+            np.uint64(layer),
+            np.uint64(step),
+            k0,
+            k1,
+        )
+        out[block] = (
+            decide(w0, bound)
+            | decide(w1, bound) << np.uint64(2)
+            | decide(w2, bound) << np.uint64(4)
+            | decide(w3, bound) << np.uint64(6)
+        )
+
+
+@inline
+def decide(word, bound):
+    """Return two bits: whether the low and the high half of a word are below a bound."""
+    one = np.uint64(1)
+    zero = np.uint64(0)
+    low = one if (word & np.uint64(0xFFFF)) < bound else zero
+    high = one if (word >> np.uint64(16)) < bound else zero
+    return low | high << one
+
+
+@inline
+def keep_word(keep_bytes, word, shift):
+    """Return 32 decisions: those from bit `shift` (0 to 7) of byte 4·word on, as uint32."""
+    bits = np.uint64(0)
+    for q in range(min(5, len(keep_bytes) - 4 * word)):
+        bits |= np.uint64(keep_bytes[4 * word + q]) << np.uint64(8 * q)
+    return np.uint32((bits >> np.uint64(shift)) & np.uint64(0xFFFFFFFF))
