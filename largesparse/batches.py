@@ -34,6 +34,8 @@ def load_batch(
     if issparse(X):
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
     else:
-        kernels.load_dense(np.asarray(X), rows, out)
+        values = np.asarray(X).view()
+        values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
+        kernels.load_dense(values, rows, out)
     if preprocessing is not None:
         preprocessing.apply_(out)

@@ -70,10 +70,22 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
             "epoch": trainer.epoch,
             "step": trainer.step_count,
             "history": trainer.history.to_list(),
+            "rows": trainer.rows,
         },
     }
     best = trainer.best.layers if trainer.best is not None else None
     _write(folder, trainer.network, manifest, velocities=True, best=best)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Verify, before work starts, that a checkpoint can be written to a folder.
+
+    Raises
+    ------
+    CheckpointError
+        Where it cannot.
+    """
+    shutil.rmtree(_beside(Path(folder).absolute()))
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -95,9 +107,10 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
     ----------
     folder : path
     **changes
-        Fields of the training's configuration to replace, for instance `epochs` or `threads`.
-        With the same data and none but these two changed, the training goes on to the same bits
-        as if it had not been interrupted.
+        Fields of the training's configuration to replace, for instance `threads`. With the same
+        data, and nothing but `threads` changed, the training goes on to the same bits as if it
+        had not been interrupted. More `epochs` prolong a training; a schedule that depends on
+        its length (cosine) then goes on along the curve of the longer one.
 
     Raises
     ------
@@ -117,6 +130,7 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
         trainer.epoch = int(training["epoch"])
         trainer.step_count = int(training["step"])
         trainer.history = History.from_list(training["history"])
+        trainer.rows = int(training["rows"])
         if "best-layer-01.safetensors" in manifest["files"]:
             from .early_stopping import Snapshot
 
@@ -133,11 +147,7 @@ def _write(
     best: Sequence[SparseLayer] | None = None,
 ) -> None:
     folder = Path(folder).absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
+    beside = _beside(folder)
     try:
         files = {}
         for prefix, layers in (("", network.layers), ("best-", best or [])):
@@ -170,6 +180,20 @@ def _write(
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    """Make and return an empty folder beside the one named."""
+    try:
+        if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+            raise CheckpointError(
+                f"{folder} exists and is not a checkpoint; it would be replaced. "
+                "Name another folder, or remove it."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
 
 
 def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:

@@ -68,6 +68,9 @@ def run_command(function: Callable[[], int | None]) -> int:
     except LargeSparseError as error:
         print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"largesparse: error: out of memory: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("largesparse: interrupted", file=sys.stderr)
         return 130

@@ -62,7 +62,11 @@ class EarlyStopping:
         """Look at an epoch; return whether to stop."""
         if self._improves(record):
             self.best = Snapshot.of(network)
-        return self.patience is not None and record.epoch - self._best_epoch >= self.patience
+        return self.is_over(record.epoch)
+
+    def is_over(self, epoch: int) -> bool:
+        """Return whether the patience is exhausted after an epoch."""
+        return self.patience is not None and epoch - self._best_epoch >= self.patience
 
     def _improves(self, record: EpochRecord) -> bool:
         accuracy = record.validation_accuracy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-BACKEND = "LARGESPARSE_BACKEND"  # the sparse backend: mkl, fused or scipy
+BACKEND = "LARGESPARSE_BACKEND"  # the sparse backend
 DATA = "LARGESPARSE_DATA"  # the folder in which data sets lie
 CACHE = "LARGESPARSE_CACHE"  # the folder for generated data and compiled kernels
 BENCH_MAX = "LARGESPARSE_BENCH_MAX"  # the largest size that benchmarks run

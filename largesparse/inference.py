@@ -6,6 +6,7 @@ deleted as soon as every worker has them mapped: nothing is left behind, whateve
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 from collections.abc import Sequence
@@ -250,6 +251,7 @@ class _Worker:
 def _work(connection: Connection, model: Any) -> None:
     """Run a worker: map the model, then answer requests until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    logging.getLogger("largesparse").setLevel(logging.ERROR)  # the parent has said it already
     try:
         description, batch_size, threads, backend = model
         layers = [

@@ -39,7 +39,9 @@ def softmax_cross_entropy(
     """
     batch = logits.shape[1]
     columns = np.arange(batch)
-    with np.errstate(invalid="ignore"):  # an infinite logit gives a loss of NaN: the caller's to see
+    with np.errstate(
+        invalid="ignore"
+    ):  # an infinite logit gives a loss of NaN: the caller's to see
         shifted = logits - logits.max(axis=0)
     exponentials = np.exp(shifted)
     sums = exponentials.sum(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -14,10 +15,10 @@ from tqdm.auto import tqdm
 
 from .backends import get_backend
 from .batches import load_batch
-from .checkpoint import save_checkpoint
+from .checkpoint import check_folder, save_checkpoint
 from .config import NetworkConfig, TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
-from .errors import DataError, NumericalError, ParameterError
+from .errors import CheckpointError, DataError, NumericalError, ParameterError
 from .evolution import evolve
 from .history import EpochRecord, History
 from .losses import softmax_cross_entropy
@@ -26,6 +27,8 @@ from .preprocessing import Standardizer, check_X, check_X_y, encode_labels
 from .randomness import stream
 from .threads import resolve_threads
 from .workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
 
@@ -47,6 +50,8 @@ class Trainer:
     epoch, step_count : int
         Epochs completed, and updates made.
     history : History
+    rows : int or None
+        Rows of the data set, the validation part included.
     best : Snapshot or None
         Weights of the epoch with the best validation accuracy, where there is a validation part.
     """
@@ -59,6 +64,7 @@ class Trainer:
         self.epoch = 0
         self.step_count = 0
         self.history = History()
+        self.rows: int | None = None
         self.best: Snapshot | None = None
         self._optimizer = self.config.optimizer()
         self._rates = self.config.rates()
@@ -191,6 +197,8 @@ class Trainer:
         NumericalError
             Where the loss is not finite.
         """
+        if checkpoint is not None:
+            check_folder(checkpoint)
         data = self._prepare(X, y, test)
         stopping = EarlyStopping(self.config.patience) if len(data.validation_rows) else None
         if stopping and self.best is not None:
@@ -200,7 +208,7 @@ class Trainer:
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
-        stop = False
+        stop = stopping is not None and stopping.is_over(self.epoch)
         with tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training") as bar:
             while self.epoch < self.config.epochs and not stop:
                 started = time.perf_counter()
@@ -216,7 +224,7 @@ class Trainer:
                     self.evolve()
                     record.evolution_s = time.perf_counter() - started
                 if checkpoint is not None:
-                    save_checkpoint(self, checkpoint)
+                    self._save(checkpoint)
                 stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
         if stopping and stopping.best is not None:
             stopping.best.restore_(self.network)
@@ -241,11 +249,17 @@ class Trainer:
                 f"The 'batch_size' parameter of a training must be at most the number of "
                 f"training rows, {len(train_rows)}. Got {config.batch_size} instead."
             )
+        if self.rows not in (None, len(y)):
+            raise DataError(
+                f"The training to resume had {self.rows} rows of data, and these are {len(y)}. "
+                "Pass the same data."
+            )
         if test is not None:
             test_X = check_X(test[0], n_features)
             test_y = encode_labels(test[1], classes)[0]
             check_X_y(test_X, test_y)
             test = test_X, test_y
+        self.rows = len(y)
         network.classes = classes
         if config.standardize and network.preprocessing is None:
             network.preprocessing = Standardizer.fit(X, train_rows)
@@ -281,6 +295,13 @@ class Trainer:
         self.history.epochs.append(record)
         return record
 
+    def _save(self, folder: str | Path) -> None:
+        """Write a checkpoint; where that fails, say so and go on with the training."""
+        try:
+            save_checkpoint(self, folder)
+        except CheckpointError as error:
+            logger.error("%s The checkpoint before, if there is one, is intact.", error)
+
     def _evolution_is_due(self) -> bool:
         config = self.config
         last = self.epoch >= config.epochs and not config.evolve_last
@@ -293,7 +314,6 @@ def warm_up(backend: str | None = None, threads: int = 1) -> None:
     Timings that follow are then of the work alone.
     """
     X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
-    X.flags.writeable = False  # as memory maps are
     config = TrainingConfig(
         epochs=2, batch_size=32, evolve_last=True, backend=backend, threads=threads
     )

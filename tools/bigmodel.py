@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import statistics
 import sys
 import time
@@ -50,7 +51,7 @@ from largesparse.training import warm_up
 class Hyperparameters:
     """What a recipe trains with, unless the command line says otherwise."""
 
-    learning_rate: float
+    learning_rate: float  # recipe width: of the net with one hidden layer
     dropout: float
     schedule: str
     warmup_epochs: float
@@ -58,9 +59,15 @@ class Hyperparameters:
 
 
 RECIPES = {
-    "width": Hyperparameters(1.0, 0.0, "cosine", 1.0, 0.6),
+    "width": Hyperparameters(8.0, 0.0, "cosine", 1.0, 0.6),
     "paper": Hyperparameters(0.01, 0.4, "constant", 0.0, 0.6),
 }
+
+
+def default_learning_rate(recipe: str, hidden_layers: int) -> float:
+    """Return a recipe's learning rate; that of `width` falls with the depth, 4 at the most."""
+    rate = RECIPES[recipe].learning_rate
+    return rate if recipe == "paper" else rate / max(2, hidden_layers)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -125,7 +132,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="samples computed at once (default: what the memory allows)",
     )
-    training.add_argument("--learning-rate", type=float, help="default: 1.0 (width), 0.01 (paper)")
+    training.add_argument(
+        "--learning-rate",
+        type=float,
+        help="default: 8 / hidden layers, 4 at most (width); 0.01 (paper)",
+    )
     training.add_argument("--dropout", type=float, help="default: 0 (width), 0.4 (paper)")
     training.add_argument("--momentum", type=float, default=0.9, help="default %(default)s")
     training.add_argument("--weight-decay", type=float, default=2e-4, help="default %(default)s")
@@ -187,6 +198,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe=options.recipe,
         seed=options.seed,
     )
+    train_samples = options.samples - math.ceil(options.test_fraction * options.samples)
+    if options.batch_size > train_samples:
+        raise ParameterError(
+            f"The 'batch_size' parameter must be at most the number of training rows, "
+            f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
+        )
     plan = choose_plan(
         config.layer_sizes,
         config.probabilities(),
@@ -198,7 +215,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs=options.epochs,
         batch_size=options.batch_size,
         micro_batch=plan.micro_batch,
-        learning_rate=given(options.learning_rate, hyper.learning_rate),
+        learning_rate=given(
+            options.learning_rate,
+            default_learning_rate(options.recipe, len(config.layer_sizes) - 2),
+        ),
         dropout=given(options.dropout, hyper.dropout),
         schedule=hyper.schedule,
         warmup_epochs=hyper.warmup_epochs,

@@ -52,7 +52,7 @@ def get_backend(name: str | None = None) -> Backend:
         if asked:
             raise
         if not _told:
-            logger.warning("%s The 'scipy' backend is used, which is slower.", error)
+            logger.warning("%s The 'scipy' backend is used.", error)
             _told = True
         return _load("scipy")
 

@@ -1,0 +1,29 @@
+"""SET evolution: prune and regrow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from largesparse.evolution import evolve
+
+from .common import SIZES, make_network, warm_up
+
+ZETA = 0.3
+
+
+class Evolution:
+    """The time to evolve the layer between the first two hidden layers."""
+
+    params = (SIZES,)
+    param_names = ("neurons",)
+
+    def setup(self, neurons):
+        warm_up()
+        self.layer = make_network(neurons).layers[1]
+        self.start = self.layer.topology, self.layer.values, self.layer.velocity
+
+    def time_evolve(self, neurons):
+        evolve(self.layer, ZETA, np.random.default_rng(0))
+
+    def teardown(self, neurons):
+        self.layer.replace(*self.start)  # evolution makes new arrays: these are as they were

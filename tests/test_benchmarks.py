@@ -1,0 +1,100 @@
+"""The asv suite: every benchmark runs, at the smallest size."""
+
+import importlib
+import inspect
+import itertools
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from largesparse.environment import BENCH_MAX
+from largesparse.errors import BackendError, ParameterError
+
+ROOT = Path(__file__).parent.parent
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(ROOT)
+    patch.setenv(BENCH_MAX, "1")  # leaves the smallest size only
+    MODULES = {
+        found.name: importlib.import_module(f"benchmarks.{found.name}")
+        for found in pkgutil.iter_modules([str(ROOT / "benchmarks")])
+    }
+common = MODULES["common"]
+
+CASES = [
+    pytest.param(kind, method, parameters, id=f"{name}.{method}-{parameters}")
+    for name, module in MODULES.items()
+    for _, kind in inspect.getmembers(module, inspect.isclass)
+    if kind.__module__ == module.__name__
+    for method, _ in inspect.getmembers(kind, inspect.isfunction)
+    if method.startswith(("time_", "track_"))
+    for parameters in itertools.product(*kind.params)
+]
+
+
+def call(benchmark, name, *parameters):
+    """Call a method that a benchmark need not have."""
+    getattr(benchmark, name, lambda *_: None)(*parameters)
+
+
+@pytest.mark.parametrize(("kind", "method", "parameters"), CASES)
+def test_a_benchmark_runs_and_can_be_set_up_again(kind, method, parameters):
+    benchmark = kind()
+    for _ in range(2):  # asv repeats setup before every timing
+        try:
+            call(benchmark, "setup", *parameters)
+        except NotImplementedError as error:
+            pytest.skip(str(error))
+        result = getattr(benchmark, method)(*parameters)
+        call(benchmark, "teardown", *parameters)
+    if method.startswith("track_"):
+        assert result > 0
+        assert getattr(benchmark, method).unit in ("connections", "bytes")
+
+
+def test_the_suite_has_what_every_phase_needs():
+    modules = {case.values[0].__module__ for case in CASES}
+    phases = {"initialization", "step", "inference", "evolution"}
+    assert modules >= {f"benchmarks.{phase}" for phase in phases}
+
+
+def test_evolution_leaves_the_shared_network_as_it_was():
+    layer = common.make_network(10_000).layers[1]
+    indices, values = layer.topology.indices.copy(), layer.values.copy()
+    benchmark = MODULES["evolution"].Evolution()
+    benchmark.setup(10_000)
+    benchmark.time_evolve(10_000)
+    assert not np.array_equal(layer.topology.indices, indices)
+    benchmark.teardown(10_000)
+    assert np.array_equal(layer.topology.indices, indices)
+    assert np.array_equal(layer.values, values)
+    assert np.array_equal(layer.values_by_output[layer.topology.to_output_order], values)
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [
+        ("1", (10_000,)),
+        ("20000", (10_000,)),
+        ("100k", (10_000, 100_000)),
+        ("50M", (10_000, 100_000, 1_000_000)),
+    ],
+)
+def test_the_limit_leaves_out_larger_sizes_but_not_the_smallest(limit, sizes):
+    assert common.sizes_up_to(limit) == sizes
+
+
+def test_a_limit_that_is_no_size_is_refused():
+    with pytest.raises(ParameterError, match="5Q"):
+        common.sizes_up_to("5Q")
+
+
+def test_a_backend_that_cannot_be_loaded_is_skipped(monkeypatch):
+    def fail(name):
+        raise BackendError("there is no MKL")
+
+    monkeypatch.setattr(common, "get_backend", fail)
+    with pytest.raises(NotImplementedError, match="there is no MKL"):
+        common.warm_up("missing")
