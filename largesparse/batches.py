@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
+KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
+
 if TYPE_CHECKING:
     from .preprocessing import Standardizer
 
@@ -31,6 +33,9 @@ def load_batch(
     """
     from .backends import kernels
 
+    if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
+        X = X[rows].astype(np.float32)
+        rows = np.arange(len(rows))
     if issparse(X):
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
     else:

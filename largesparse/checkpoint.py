@@ -11,6 +11,7 @@ the new one. Layers are written and read one at a time. Nothing is pickled.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -38,6 +39,18 @@ FORMAT = "largesparse"
 VERSION = 1
 MANIFEST = "manifest.json"
 PREPROCESSING = "preprocessing.safetensors"
+
+# What reading a damaged file may raise.
+DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OSError,
+    OverflowError,
+    RecursionError,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -85,7 +98,7 @@ def check_folder(folder: str | Path) -> None:
     CheckpointError
         Where it cannot.
     """
-    shutil.rmtree(_beside(Path(folder).absolute()))
+    shutil.rmtree(_beside(Path(folder).resolve()))
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -124,13 +137,15 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
     training = manifest.get("training")
     if training is None:
         raise CheckpointError(f"{folder} is a saved model, not a checkpoint to resume from.")
+    network = _read_network(folder, manifest)
     with _reading(folder):
-        config = TrainingConfig(**{**training["config"], **changes})
-        trainer = Trainer(_read_network(folder, manifest), config)
+        config = TrainingConfig(**training["config"])
+    trainer = Trainer(network, dataclasses.replace(config, **changes))
+    with _reading(folder):
         trainer.epoch = int(training["epoch"])
         trainer.step_count = int(training["step"])
         trainer.history = History.from_list(training["history"])
-        trainer.rows = int(training["rows"])
+        trainer.rows = training["rows"] if training["rows"] is None else int(training["rows"])
         if "best-layer-01.safetensors" in manifest["files"]:
             from .early_stopping import Snapshot
 
@@ -146,7 +161,7 @@ def _write(
     velocities: bool = False,
     best: Sequence[SparseLayer] | None = None,
 ) -> None:
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     beside = _beside(folder)
     try:
         files = {}
@@ -158,21 +173,18 @@ def _write(
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
             files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
-        classes = network.classes
         complete = {
             "format": FORMAT,
             "version": VERSION,
             "network": network.config.as_dict(),
             "nnz": [layer.nnz for layer in network.layers],
             "preprocessing": None if network.preprocessing is None else "standardize",
-            "classes": None
-            if classes is None
-            else {"dtype": classes.dtype.str, "values": classes.tolist()},
+            "classes": None if network.classes is None else _describe(network.classes),
             **manifest,
             "files": files,
         }
         with open(beside / MANIFEST, "w", encoding="utf-8") as stream:
-            json.dump(complete, stream, indent=1)
+            json.dump({**complete, "sha256": _checksum(complete)}, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
         _rename(beside, folder)
@@ -180,6 +192,17 @@ def _write(
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _describe(classes: NDArray[Any]) -> dict[str, Any]:
+    """Return class labels as JSON can hold them."""
+    plain = np.char.decode(classes, "latin-1") if classes.dtype.kind == "S" else classes
+    return {"dtype": classes.dtype.str, "values": plain.tolist()}
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """Return the checksum of a manifest, its own entry apart."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _beside(folder: Path) -> Path:
@@ -244,7 +267,7 @@ def _previous(folder: Path) -> Path:
 
 
 def _existing(folder: str | Path) -> Path:
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     for candidate in (folder, _previous(folder)):
         if (candidate / MANIFEST).is_file():
             return candidate
@@ -263,7 +286,7 @@ class _reading:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, LargeSparseError) and not isinstance(error, ValueError):
             return
-        if isinstance(error, (ValueError, TypeError, KeyError, AttributeError, OSError)):
+        if isinstance(error, DAMAGE):
             raise CheckpointError(
                 f"The checkpoint {self.folder} is damaged or not one of this version: "
                 f"{type(error).__name__}: {error}"
@@ -280,6 +303,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 f"{folder} has version {manifest.get('version')} of the format; this release "
                 f"reads version {VERSION}."
             )
+        if manifest.pop("sha256", None) != _checksum(manifest):
+            raise ValueError(f"{MANIFEST} has another checksum than when it was written")
     result: dict[str, Any] = manifest
     return result
 
@@ -290,7 +315,11 @@ def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
         network = SparseMLP.from_layers(config, _read_layers(folder, manifest, config))
         classes = manifest["classes"]
         if classes is not None:
-            network.classes = np.array(classes["values"], dtype=np.dtype(classes["dtype"]))
+            dtype = np.dtype(classes["dtype"])
+            labels = np.array(classes["values"], dtype=str if dtype.kind == "S" else dtype)
+            if dtype.kind == "S":
+                labels = np.char.encode(labels, "latin-1").astype(dtype)
+            network.classes = labels
             if network.classes.dtype.hasobject or len(network.classes) != config.layer_sizes[-1]:
                 raise ValueError("the classes do not fit the outputs")
         if manifest["preprocessing"] is not None:
@@ -320,17 +349,15 @@ def _read_layer(
     indices = _expect(arrays, "indices", np.int32, nnz)
     values = _expect(arrays, "values", np.float32, nnz)
     bias = _expect(arrays, "bias", np.float32, n_out)
-    if indptr[0] != 0 or np.any(np.diff(indptr) < 0):
+    if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
         raise ValueError(f"{name}: indptr does not ascend from 0")
     if nnz and (indices.min() < 0 or indices.max() >= n_out):
         raise ValueError(f"{name}: an index is outside [0, {n_out})")
-    descends = np.diff(indices) <= 0
+    descends = indices[1:] <= indices[:-1]
     starts = indptr[1:-1]
     descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
     if descends.any():
         raise ValueError(f"{name}: the indices of a row do not ascend")
-    if not (np.isfinite(values).all() and np.isfinite(bias).all()):
-        raise ValueError(f"{name}: a weight or bias is not finite")
     topology = Topology.from_input_order(n_in, n_out, indptr, indices)
     layer = SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
     if "velocity" in arrays:
@@ -362,4 +389,6 @@ def _expect(arrays: Arrays, name: str, dtype: type, length: int) -> NDArray[Any]
         raise ValueError(
             f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} ({length},)"
         )
+    if dtype == np.float32 and not np.isfinite(array).all():
+        raise ValueError(f"{name} has a value that is not finite")
     return array

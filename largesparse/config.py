@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from .activations import ACTIVATIONS
 from .errors import ParameterError, check_range
@@ -14,6 +17,14 @@ from .initializers import INITIALIZERS
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
 from .topology import connection_probability
+
+
+def _make_plain(config: Any) -> None:
+    """Turn NumPy's numbers in a configuration into Python's, which JSON can hold."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(config, field.name, value.item())
 
 
 @dataclass(frozen=True)
@@ -31,15 +42,16 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         owner = "a network"
-        sizes = tuple(self.layer_sizes)
-        object.__setattr__(self, "layer_sizes", sizes)
-        if len(sizes) < 2:
+        _make_plain(self)
+        if not isinstance(self.layer_sizes, Sequence | np.ndarray) or len(self.layer_sizes) < 2:
             raise ParameterError(
                 "The 'layer_sizes' parameter of a network must have at least two entries: "
-                f"features and classes. Got {sizes!r} instead."
+                f"features and classes. Got {self.layer_sizes!r} instead."
             )
-        for size in sizes:
+        for size in self.layer_sizes:
             check_range("layer_sizes", size, owner, low=1, high=2**31 - 2, integer=True)
+        sizes = tuple(int(size) for size in self.layer_sizes)
+        object.__setattr__(self, "layer_sizes", sizes)
         check_range(
             "layer_sizes[-1]", sizes[-1], owner, low=2, remedy="It is the number of classes."
         )
@@ -110,13 +122,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         owner = "a training"
+        _make_plain(self)
         for name in ("epochs", "batch_size", "evolution_interval"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
-        check_range(
-            "learning_rate", self.learning_rate, owner, low=0, high=math.inf, high_open=True
-        )
+        check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)

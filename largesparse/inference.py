@@ -28,6 +28,7 @@ from .sharing import SharedFiles, open_data, share_data
 from .threads import available_threads, resolve_threads
 from .workspace import Workspace
 
+MAX_PROCESSES = 1024
 ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias")
 
 
@@ -74,7 +75,7 @@ class Predictor:
         batch_size: int | None = None,
         backend: str | None = None,
     ) -> None:
-        check_range("processes", processes, "prediction", low=1, high=1024, integer=True)
+        check_range("processes", processes, "prediction", low=1, high=MAX_PROCESSES, integer=True)
         if threads is None:
             threads = max(1, available_threads() // processes)
         threads = resolve_threads(threads, "prediction")
@@ -158,7 +159,7 @@ class Predictor:
         try:
             data = share_data(X, files)
             for worker in self._workers:
-                worker.connection.send(data)
+                worker.send(data)
             for worker in self._workers:
                 worker.receive()  # it has mapped the data
         finally:
@@ -169,7 +170,7 @@ class Predictor:
         while waiting or busy:
             while waiting and idle:
                 worker = idle.pop()
-                worker.connection.send(waiting.pop())
+                worker.send(waiting.pop())
                 busy[worker.connection] = worker
             for connection in wait(list(busy)):
                 worker = busy.pop(connection)
@@ -228,18 +229,27 @@ class _Worker:
         self.process.start()
         theirs.close()  # so that the death of the worker is seen as the end of its messages
 
+    def send(self, request: Any) -> None:
+        try:
+            self.connection.send(request)
+        except OSError as error:
+            raise self._death() from error
+
     def receive(self) -> Any:
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError) as error:
-            self.process.join(5)
-            raise WorkerError(
-                f"A worker process of prediction died (exit code {self.process.exitcode}); out "
-                "of memory is the usual cause. Use fewer processes or a smaller batch_size."
-            ) from error
+            raise self._death() from error
         if kind == "failed":
             raise WorkerError(f"A worker process of prediction failed: {content}")
         return content
+
+    def _death(self) -> WorkerError:
+        self.process.join(5)
+        return WorkerError(
+            f"A worker process of prediction died (exit code {self.process.exitcode}); out "
+            "of memory is the usual cause. Use fewer processes or a smaller batch_size."
+        )
 
     def end(self) -> None:
         self.process.join(5)

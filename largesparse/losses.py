@@ -39,9 +39,7 @@ def softmax_cross_entropy(
     """
     batch = logits.shape[1]
     columns = np.arange(batch)
-    with np.errstate(
-        invalid="ignore"
-    ):  # an infinite logit gives a loss of NaN: the caller's to see
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller sees what is not finite
         shifted = logits - logits.max(axis=0)
     exponentials = np.exp(shifted)
     sums = exponentials.sum(axis=0)

@@ -12,16 +12,20 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 
+from .config import NetworkConfig
 from .errors import MemoryPlanError
 from .info import cgroup_memory_limit
 
 GIB = 2**30
+UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
 BASE = 400 * 2**20  # interpreter, libraries and compiled kernels
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
@@ -67,28 +71,20 @@ class MemoryPlan:
         return "\n".join(f"  {name:<50}{size / GIB:>9.3f} GiB" for name, size in rows)
 
 
-def plan_training(
-    layer_sizes: Sequence[int],
-    probabilities: Sequence[float],
-    micro_batch: int,
-    *,
-    mapped: int = 0,
-) -> MemoryPlan:
+def plan_training(config: NetworkConfig, micro_batch: int, *, mapped: int = 0) -> MemoryPlan:
     """Return the bytes of a training.
 
     Parameters
     ----------
-    layer_sizes : sequence of int
-        Features, hidden layers, classes.
-    probabilities : sequence of float
-        Connection probability of every layer.
+    config : NetworkConfig
     micro_batch : int
     mapped : int
         Bytes of memory-mapped data.
     """
     model = gradients = passing = 0
-    for n_in, n_out, probability in zip(
-        layer_sizes[:-1], layer_sizes[1:], probabilities, strict=True
+    sizes = config.layer_sizes
+    for (n_in, n_out), probability in zip(
+        itertools.pairwise(sizes), config.probabilities(), strict=True
     ):
         expected = probability * n_in * n_out
         nnz = math.ceil(expected + 3 * math.sqrt(expected * (1 - probability)))
@@ -100,7 +96,7 @@ def plan_training(
         micro_batch,
         model,
         gradients,
-        activation_bytes(layer_sizes, micro_batch),
+        activation_bytes(sizes, micro_batch),
         passing,
         mapped,
     )
@@ -133,8 +129,7 @@ def available_memory() -> int:
 
 
 def choose_plan(
-    layer_sizes: Sequence[int],
-    probabilities: Sequence[float],
+    config: NetworkConfig,
     batch_size: int,
     *,
     micro_batch: int | None = None,
@@ -145,12 +140,12 @@ def choose_plan(
 
     Parameters
     ----------
-    layer_sizes, probabilities
-        See `plan_training`.
+    config : NetworkConfig
     batch_size : int
     micro_batch : int, optional
         Given, it is taken as it is.
     mapped : int
+        Bytes of memory-mapped data.
     available : int, optional
         Bytes that may be used; by default what the machine has free.
 
@@ -161,29 +156,42 @@ def choose_plan(
     """
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
-    largest = batch_size
-    if max(layer_sizes[1:-1], default=0) >= WIDE:
-        largest = min(largest, WIDE_MICRO_BATCH)
-    candidates = [micro_batch] if micro_batch else _candidates(largest)
-    for candidate in candidates:
-        plan = plan_training(layer_sizes, probabilities, candidate, mapped=mapped)
+    for candidate in [micro_batch] if micro_batch else _candidates(config, batch_size):
+        plan = plan_training(config, candidate, mapped=mapped)
         if plan.required <= budget:
             return plan
-    share = (budget - plan.base) / (plan.required - plan.base)
-    neurons = sum(layer_sizes[1:-1])
-    advice = (
-        f"about {_rounded(share * neurons)} neurons would fit"
-        if share > 0
-        else ("not even a small network would fit")
-    )
+    fitting = _fitting_neurons(config, plan.micro_batch, budget)
+    advice = f"about {fitting} neurons would fit" if fitting else "not even a small network fits"
     if micro_batch and micro_batch > 1:
         advice += ", or a smaller micro-batch"
     raise MemoryPlanError(
-        f"{neurons} neurons with a micro-batch of {plan.micro_batch} need about "
+        f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
         f"{plan.required / GIB:.1f} GiB, and {budget / GIB:.1f} GiB can be used "
         f"({HEADROOM:.0%} of the {available / GIB:.1f} GiB available): {advice} at this depth "
         "and epsilon."
     )
+
+
+def _fitting_neurons(config: NetworkConfig, micro_batch: int, budget: int) -> str | None:
+    """Return the largest size with two digits that fits, as the command line takes it."""
+    for exponent in range(len(str(config.neurons)), 0, -1):
+        for digits in range(99, 9, -1):
+            neurons = digits * 10**exponent // 10
+            if neurons >= config.neurons or neurons < len(config.layer_sizes) - 2:
+                continue
+            smaller = dataclasses.replace(config, layer_sizes=_scaled(config, neurons))
+            if plan_training(smaller, micro_batch).required <= budget:
+                unit, size = next(
+                    (unit, size) for unit, size in UNITS if neurons >= size or size == 1
+                )
+                return f"{neurons / size:g}{unit}"
+    return None
+
+
+def _scaled(config: NetworkConfig, neurons: int) -> tuple[int, ...]:
+    """Return layer sizes with about this number of neurons, in the same proportions."""
+    inputs, *hidden, outputs = config.layer_sizes
+    return (inputs, *(max(1, -(-size * neurons // config.neurons)) for size in hidden), outputs)
 
 
 def prediction_batch(layer_sizes: Sequence[int]) -> int:
@@ -193,18 +201,9 @@ def prediction_batch(layer_sizes: Sequence[int]) -> int:
     return max(1, min(1024, PREDICTION_BYTES // (4 * floats)))
 
 
-def _candidates(largest: int) -> list[int]:
+def _candidates(config: NetworkConfig, batch_size: int) -> list[int]:
+    """Return micro-batches to try, largest first."""
+    widest = max(config.layer_sizes[1:-1], default=0)
+    largest = min(batch_size, WIDE_MICRO_BATCH) if widest >= WIDE else batch_size
     powers = [2**k for k in range(largest.bit_length() - 1, -1, -1) if 2**k < largest]
     return [largest, *powers]
-
-
-def _rounded(neurons: float) -> str:
-    """Return a number of neurons with two digits, as the command line takes it."""
-    for unit, size in (("M", 10**6), ("k", 10**3)):
-        if neurons >= size:
-            return (
-                f"{neurons / size:.2g}{unit}"
-                if neurons < 99.5 * size
-                else (f"{10 * int(neurons / size / 10)}{unit}")
-            )
-    return str(int(neurons))

@@ -259,5 +259,5 @@ def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:
     first_row : int
         Row of the mini-batch that the micro-batch begins with.
     """
-    keep_below = round((1 - rate) * RESOLUTION)
+    keep_below = max(1, round((1 - rate) * RESOLUTION))
     return Dropout(keep_below, seed, step, 0, first_row)

@@ -40,9 +40,10 @@ class SharedFiles:
         self._count = 0
 
     def share(self, array: NDArray[Any]) -> SharedArray:
-        if isinstance(array, np.memmap) and array.filename and array.flags.c_contiguous:
-            offset = array.offset + (array.__array_interface__["data"][0] - _root_address(array))
-            return SharedArray(str(array.filename), array.dtype.str, array.shape, offset)
+        mapped = _memory_map(array)
+        if mapped is not None and array.flags.c_contiguous:
+            offset = mapped.offset + _address(array) - _address(mapped)
+            return SharedArray(str(mapped.filename), array.dtype.str, array.shape, offset)
         self._count += 1
         path = self._folder_for(array.nbytes) / str(self._count)
         np.ascontiguousarray(array).tofile(path)
@@ -70,12 +71,18 @@ class SharedFiles:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _root_address(array: NDArray[Any]) -> int:
-    """Return the address at which the memory map behind an array begins."""
-    root = array
+def _memory_map(array: NDArray[Any]) -> np.memmap[Any, Any] | None:
+    """Return the memory map of a file that an array is a view of, if another process sees it."""
+    root: Any = array
     while isinstance(root.base, np.ndarray):
         root = root.base
-    address: int = root.__array_interface__["data"][0]
+    if isinstance(root, np.memmap) and root.filename and root.mode != "c":
+        return root
+    return None
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
     return address
 
 

@@ -94,6 +94,7 @@ def connection_probability(
     """
     check_range("n_in", n_in, "a layer", low=1, high=MAX_CONNECTIONS, integer=True)
     check_range("n_out", n_out, "a layer", low=1, high=MAX_CONNECTIONS, integer=True)
+    n_in, n_out = int(n_in), int(n_out)
     if (epsilon is None) == (density is None):
         raise ParameterError(
             "Give either 'epsilon' or 'density' of a layer, not both and not none."
@@ -134,6 +135,7 @@ def erdos_renyi(
         Where the layer would have more connections than int32 can count.
     """
     check_range("probability", probability, "erdos_renyi", low=0, high=1, low_open=True)
+    n_in, n_out = int(n_in), int(n_out)
     expected = probability * n_in * n_out
     if expected + 6 * math.sqrt(expected) > MAX_CONNECTIONS:
         raise ParameterError(
@@ -147,13 +149,13 @@ def erdos_renyi(
         full = np.arange(n_in + 1, dtype=np.int64) * n_out
         return Topology.from_input_order(n_in, n_out, full.astype(np.int32), columns)
 
-    rows_per_block = max(1, int(BLOCK_CONNECTIONS / (probability * n_out)))
+    rows_per_block = max(1, int(min(n_in, BLOCK_CONNECTIONS / (probability * n_out))))
     starts = range(0, n_in, rows_per_block)
-    seeds = seed.spawn(len(starts))
 
     def sample(block: int) -> tuple[Int32, Int32]:
         rows = min(rows_per_block, n_in - starts[block])
-        rng = np.random.Generator(np.random.PCG64(seeds[block]))
+        key = (*seed.spawn_key, block)
+        rng = np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
         return _sample_rows(rows, n_out, probability, rng)
 
     if threads > 1 and len(starts) > 1:
@@ -181,6 +183,7 @@ def _sample_rows(
     while last < cells:
         remaining = max(0.0, (cells - 1 - last) * probability)
         gaps = rng.geometric(probability, size=int(remaining + 6 * math.sqrt(mean)) + 16)
+        np.minimum(gaps, 2**62 // len(gaps), out=gaps)  # so that their sum does not overflow
         gaps[0] += last
         positions = np.cumsum(gaps, out=gaps)
         last = int(positions[-1])

@@ -125,15 +125,18 @@ class Trainer:
             dropout = dropout_key(config.dropout, config.seed, self.step_count, start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
             loss, delta = softmax_cross_entropy(logits, y[part], len(rows))
-            if not math.isfinite(loss):
-                raise NumericalError(
-                    f"The loss became {loss} at step {self.step_count + 1} (epoch "
-                    f"{self.epoch + 1}). Lower 'learning_rate' (now {config.learning_rate}), or "
-                    "check the inputs for extreme values."
-                )
+            self._check_finite(loss, self.step_count + 1, self.epoch + 1)
             total += loss
             self.network.backward(workspace, delta, backend, dropout=dropout, accumulate=start > 0)
         return total / len(rows)
+
+    def _check_finite(self, loss: float, step: int, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"The loss became {loss} at step {step} (epoch {epoch}). "
+                f"Lower 'learning_rate' (now {self.config.learning_rate}), or check the inputs "
+                "for extreme values."
+            )
 
     def evaluate(
         self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64] | None = None
@@ -153,7 +156,7 @@ class Trainer:
 
     def evolve(self) -> list[NDArray[np.int32]]:
         """Evolve every layer but the output one; return their slot maps."""
-        evolution = (self.epoch - 1) // self.config.evolution_interval
+        evolution = max(0, self.epoch - 1) // self.config.evolution_interval
         zeta = self.config.zeta * self.config.zeta_decay**evolution
         maps = []
         with self.backend.threads(self.threads):
@@ -205,6 +208,8 @@ class Trainer:
             stopping.resume(self.history, self.best)
         if not self.history.epochs:
             self._record(data)
+        elif self.epoch < self.config.epochs:
+            self._evolve_if_due()  # the last epoch of a training that is prolonged now
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
@@ -219,10 +224,7 @@ class Trainer:
                 if stopping:
                     stop = stopping.update(self.network, record)
                     self.best = stopping.best
-                if self._evolution_is_due():
-                    started = time.perf_counter()
-                    self.evolve()
-                    record.evolution_s = time.perf_counter() - started
+                self._evolve_if_due()
                 if checkpoint is not None:
                     self._save(checkpoint)
                 stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
@@ -284,6 +286,7 @@ class Trainer:
     ) -> EpochRecord:
         """Evaluate, and append a record to the history."""
         loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows)
+        self._check_finite(loss, self.step_count, self.epoch)
         record = EpochRecord(self.epoch, loss, accuracy, running_loss=running_loss, epoch_s=epoch_s)
         record.nnz = [layer.nnz for layer in self.network.layers]
         if len(data.validation_rows):
@@ -302,10 +305,15 @@ class Trainer:
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
-    def _evolution_is_due(self) -> bool:
-        config = self.config
+    def _evolve_if_due(self) -> None:
+        """Evolve after an epoch, unless it is the last one or that has been done."""
+        config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
-        return config.zeta > 0 and self.epoch % config.evolution_interval == 0 and not last
+        due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
+        if due and not last and record.evolution_s is None:
+            started = time.perf_counter()
+            self.evolve()
+            record.evolution_s = time.perf_counter() - started
 
 
 def warm_up(backend: str | None = None, threads: int = 1) -> None:

@@ -163,6 +163,7 @@ def test_scipy_shares_its_blocks_among_threads(monkeypatch):
     for threads in (1, 3):
         with backend.threads(threads):
             backend.spmm(*arrays, out=out)
+    backend.spmm(*arrays, out=out)  # back to one
     assert sizes == [3]
 
 
@@ -175,6 +176,18 @@ def test_mkl_with_several_threads_equals_one():
         with backend.threads(threads):
             backend.spmm(*arrays, out=results[-1])
     np.testing.assert_array_equal(*results)
+
+
+def test_threads_of_mkl_are_set_for_a_while():
+    backend = loaded("mkl")
+    threads_of_mkl = pytest.importorskip("sparse_dot_mkl").mkl_get_max_threads
+    before = threads_of_mkl()
+    with backend.threads(1):
+        assert threads_of_mkl() == 1
+        with backend.threads(2):
+            assert threads_of_mkl() == 2
+        assert threads_of_mkl() == 1
+    assert threads_of_mkl() == before
 
 
 def test_threads_are_set_for_a_while(backend):

@@ -106,9 +106,13 @@ def copy(original, tmp_path):
 
 
 def edit_manifest(folder, change):
+    """Change the manifest, and its checksum to fit."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["sha256"]
     change(manifest)
+    data = json.dumps(manifest, sort_keys=True).encode()
+    manifest["sha256"] = hashlib.sha256(data).hexdigest()
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -123,13 +127,14 @@ def edit_arrays(folder, name, change):
 
 
 def assert_refused(folder, load=load_checkpoint):
-    """Loading fails, with one sentence that names the folder."""
+    """Loading fails, with one sentence that names the folder; return it."""
     with pytest.raises(CheckpointError) as caught:
         load(folder)
     message = str(caught.value)
     assert str(folder) in message
     assert "\n" not in message
     assert len(message) < 400 + len(str(folder))
+    return message
 
 
 # A saved model
@@ -204,9 +209,6 @@ def test_class_labels_survive(classes, tmp_path):
     np.testing.assert_array_equal(predict(network, X), predict(trainer.network, X))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="TypeError: bytes are not JSON serializable; encode_labels allows them"
-)
 def test_byte_string_labels_survive(tmp_path):
     trainer = make_trainer(epochs=1)
     X, y = task()
@@ -215,10 +217,6 @@ def test_byte_string_labels_survive(tmp_path):
     assert load_model(tmp_path / "model").classes.dtype.kind == "S"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="configurations keep NumPy numbers as they are, and json.dump does not know them",
-)
 @pytest.mark.parametrize("place", ["layer_sizes", "learning_rate", "seed"])
 def test_numpy_numbers_in_the_configuration_can_be_saved(place, tmp_path):
     sizes = (12, 5, np.int64(3) if place == "layer_sizes" else 3)
@@ -417,11 +415,6 @@ def test_a_longer_training_is_the_same_where_every_epoch_evolves(tmp_path):
     assert same(state(long.network), state(again.network))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the evolution after the last epoch of the shorter training is never made up for, "
-    "although load_checkpoint promises the same bits where only `epochs` changes",
-)
 def test_a_longer_training_is_the_same_without_evolution_after_the_last_epoch(tmp_path):
     X, y = task()
     long, short = make_trainer(), make_trainer(epochs=2)
@@ -432,10 +425,6 @@ def test_a_longer_training_is_the_same_without_evolution_after_the_last_epoch(tm
     assert same(state(long.network), state(again.network))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rows is None where fit was not called, and loading calls that damage: int(None)",
-)
 def test_a_training_by_single_steps_can_be_saved(tmp_path):
     X, y = task()
     labels = np.searchsorted(np.sort(NAMES), y).astype(np.int32)
@@ -456,9 +445,6 @@ def test_settings_can_be_changed_on_resuming(original):
     assert trainer.threads == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the caller's mistake is reported as 'The checkpoint ... is damaged'"
-)
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"backend": "cuda"}, {"nonsense": 1}])
 def test_a_bad_change_is_not_called_damage(original, change):
     with pytest.raises((LargeSparseError, TypeError)) as caught:
@@ -600,11 +586,6 @@ def test_another_version_of_the_format_is_told(copy, version):
         load_model(copy)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="OverflowError and RecursionError pass through: neither is among those that _reading "
-    "turns into a CheckpointError",
-)
 @pytest.mark.parametrize("case", ["infinite epoch", "label beyond its type", "deep nesting"])
 def test_numbers_out_of_range_in_the_manifest_are_refused(copy, case):
     if case == "infinite epoch":
@@ -617,31 +598,26 @@ def test_numbers_out_of_range_in_the_manifest_are_refused(copy, case):
     assert_refused(copy)
 
 
-def test_a_bit_flip_in_the_manifest_is_never_a_crash(copy):
+def test_a_flipped_bit_in_the_manifest_is_noticed(copy):
     path = copy / "manifest.json"
     data = path.read_bytes()
     rng = np.random.default_rng(0)
-    refused = 0
-    for position in rng.choice(len(data), size=150, replace=False):
+    for position in rng.choice(len(data), size=200, replace=False):
         flipped = bytearray(data)
         flipped[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         try:
             load_checkpoint(copy)
         except CheckpointError:
-            refused += 1
-    assert refused > 75
+            continue
+        assert json.loads(flipped) == json.loads(data)  # 1E-05 in the place of 1e-05
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the manifest has no checksum of its own: one bit turns alpha 0.6 into 0.2 unnoticed",
-)
-def test_a_bit_flip_in_the_configuration_is_noticed(copy):
+def test_a_changed_setting_in_the_manifest_is_noticed(copy):
     path = copy / "manifest.json"
     data = path.read_bytes()
     assert data.count(b'"alpha": 0.6') == 1
-    path.write_bytes(data.replace(b'"alpha": 0.6', b'"alpha": 0.2'))
+    path.write_bytes(data.replace(b'"alpha": 0.6', b'"alpha": 0.2'))  # one bit
     assert_refused(copy)
 
 
@@ -687,8 +663,22 @@ def two_dimensions(arrays):
     arrays["bias"] = arrays["bias"][:, None].copy()
 
 
+def with_indptr(*start):
+    """Three connections, in ascending cells, and an indptr that begins with 0, then `start`."""
+
+    def change(arrays):
+        for name in ("indices", "values", "velocity"):
+            arrays[name] = arrays[name][:3].copy()
+        arrays["indices"][:] = 0, 1, 2
+        arrays["indptr"][1:] = 3
+        arrays["indptr"][1 : 1 + len(start)] = start
+
+    return change
+
+
 BAD_ARRAYS = {
     "negative index": set_item("indices", 3, -1),
+    "negative index first in its row": set_item("indices", 0, -1),
     "most negative index": set_item("indices", 3, -(2**31)),
     "index too large": set_item("indices", -1, 20),
     "largest index": set_item("indices", 0, 2**31 - 1),
@@ -697,6 +687,7 @@ BAD_ARRAYS = {
     "indptr not from 0": set_item("indptr", 0, 1),
     "negative indptr": set_item("indptr", 3, -1),
     "indptr descends": set_item("indptr", 3, 10**6),
+    "indptr goes back": with_indptr(3, 1, 3),
     "indptr ends too early": set_item("indptr", -1, 0),
     "indptr ends too late": set_item("indptr", -1, 10**6),
     "indptr ends negative": set_item("indptr", -1, -5),
@@ -724,7 +715,9 @@ BAD_ARRAYS = {
 def test_arrays_that_are_no_layer_are_refused(copy, case):
     """With a checksum that fits, as from another program or a bug in ours."""
     edit_arrays(copy, "layer-02.safetensors", BAD_ARRAYS[case])
-    assert_refused(copy)
+    message = assert_refused(copy)
+    if "index" in case:
+        assert "an index is outside [0, 20)" in message  # noticed before it is used
 
 
 def test_intact_arrays_with_a_new_checksum_are_accepted(copy, trained):
@@ -732,23 +725,11 @@ def test_intact_arrays_with_a_new_checksum_are_accepted(copy, trained):
     assert same(state(trained.network), state(load_checkpoint(copy).network))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="np.diff(indptr) wraps around in int32, so this pattern passes and the kernels read "
-    "outside of the arrays",
-)
 def test_an_indptr_whose_differences_wrap_around_is_refused(copy, monkeypatch):
-    def wrap(arrays):
-        arrays["indptr"][1:] = 3
-        arrays["indptr"][1:4] = 2**31 - 1, -(2**31), -1
-        for name in ("indices", "values", "velocity"):
-            arrays[name] = arrays[name][:3].copy()
-        arrays["indices"][:] = 0, 1, 2
-
     def stop(*arguments):
         pytest.fail("accepted")  # before it crashes
 
-    edit_arrays(copy, "layer-02.safetensors", wrap)
+    edit_arrays(copy, "layer-02.safetensors", with_indptr(2**31 - 1, -(2**31), -1))
     original = checkpoint_module.Topology.from_input_order
     monkeypatch.setattr(
         checkpoint_module.Topology,
@@ -758,7 +739,6 @@ def test_an_indptr_whose_differences_wrap_around_is_refused(copy, monkeypatch):
     assert_refused(copy)
 
 
-@pytest.mark.xfail(strict=True, reason="of all arrays, only weights and biases are checked")
 @pytest.mark.parametrize(
     ("file", "name"),
     [
@@ -948,11 +928,6 @@ def test_an_empty_folder_is_taken(trained, tmp_path):
     assert os.listdir(tmp_path) == ["model"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the link itself is renamed to .link.previous, which rmtree does not remove: the "
-    "second save to the place fails, and so does every later one",
-)
 def test_a_link_to_a_folder_can_be_saved_to_again(trained, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
@@ -971,6 +946,26 @@ def test_a_training_overwrites_its_checkpoint_every_epoch(tmp_path):
         progress=False,
     )
     assert epochs == [1, 2, 3, 4]
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_save_that_fails_on_the_way_does_not_end_the_training(tmp_path, monkeypatch, caplog):
+    X, y = task()
+    saved = []
+    with monkeypatch.context() as patch:
+        write = checkpoint_module._write_arrays
+        patch.setattr(checkpoint_module, "_write_arrays", Failure(write, 6, FULL))  # epoch 2
+        make_trainer().fit(
+            X,
+            y,
+            checkpoint=tmp_path / "run",
+            callbacks=[lambda *_: saved.append(load_checkpoint(tmp_path / "run").epoch)],
+            progress=False,
+        )
+    assert saved == [1, 1, 3, 4]
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "No space left" in record.getMessage()
     assert os.listdir(tmp_path) == ["run"]
 
 

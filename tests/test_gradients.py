@@ -208,14 +208,31 @@ def test_gradients_do_not_change_the_network_or_the_data(backend):
 
 def test_rows_select_the_mini_batch(backend):
     network = network_of((20, 15, 3), epsilon=3)
-    trainer = trainer_of(network, backend.name)
     X, y = data_of(network, 50)
     rows = np.random.default_rng(0).permutation(50)[:17]
-    trainer.gradient(X, y, rows)
-    gradients = [gradient.copy() for gradient in trainer.workspace.gradients]
-    trainer.gradient(X[rows], y[rows], np.arange(17))
-    for gradient, expected in zip(gradients, trainer.workspace.gradients, strict=True):
-        np.testing.assert_array_equal(gradient, expected)
+    one, other = (trainer_of(network, backend.name) for _ in range(2))
+    one.gradient(X, y, rows)
+    other.gradient(X[rows], y[rows], np.arange(17))
+    for name in ("gradients", "bias_gradients"):
+        pairs = zip(getattr(one.workspace, name), getattr(other.workspace, name), strict=True)
+        for actual, expected in pairs:
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("sizes", [(301, 403, 205, 3), (2001, 2)])
+@pytest.mark.parametrize("rows", [1, 37, 64])
+def test_threads_do_not_change_the_gradients(backend, sizes, rows):
+    network = network_of(sizes, epsilon=5)
+    X, y = data_of(network, rows)
+    results = []
+    for threads in (1, 2, 3):
+        trainer = trainer_of(network, backend.name, threads=threads)
+        with backend.threads(threads):
+            loss = trainer.gradient(X, y, np.arange(rows))
+        results.append([loss, *trainer.workspace.gradients, *trainer.workspace.bias_gradients])
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
 # PyTorch
@@ -380,11 +397,11 @@ def test_micro_batches_add_up_to_the_whole(backend, micro_batch, dropout):
     options = {"dropout": dropout, "batch_size": 64}
     network = network_of((30, 40, 25, 4), epsilon=4)
     X, y = data_of(network, 50)
-    whole = trainer_of(network, backend.name, **options)
     parts = trainer_of(network, backend.name, micro_batch=micro_batch, **options)
-    for step in (0, 3):  # the buffers hold another gradient at the second
+    for step in (0, 3):  # at the second, the buffers of the parts hold another gradient
         rows = np.random.default_rng(step).permutation(50)
         losses = []
+        whole = trainer_of(network, backend.name, **options)
         for trainer in (whole, parts):
             trainer.step_count = step
             losses.append(trainer.gradient(X, y, rows))

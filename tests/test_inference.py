@@ -327,11 +327,6 @@ def test_a_worker_that_dies_at_work_is_told(network, data, places, monkeypatch):
 
 
 @needs_signals
-@pytest.mark.xfail(
-    strict=True,
-    reason="BrokenPipeError from connection.send in _distribute; the command line takes that for "
-    "a reader of its output that has gone, and ends silently with 141",
-)
 def test_a_worker_that_died_between_two_predictions_is_told(network, data, places):
     before = children()
     with Predictor(network, processes=2, threads=1, backend="scipy") as predictor:
@@ -454,11 +449,6 @@ def test_rows_of_a_memory_map_are_not_copied(places, data, tmp_path):
     assert places() == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="check_X makes the map a plain array (np.asarray), which share copies: all of the "
-    "inputs go to /dev/shm once more at every prediction",
-)
 def test_memory_mapped_inputs_are_not_copied(places, data, tmp_path):
     files = sharing.SharedFiles()
     sharing.share_data(check_X(saved(data[0], tmp_path), 15), files)
@@ -467,11 +457,6 @@ def test_memory_mapped_inputs_are_not_copied(places, data, tmp_path):
     assert left == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the file is mapped anew, without what was written into a copy-on-write map (not "
-    "reachable by a Predictor as long as check_X makes the map a plain array)",
-)
 def test_changes_of_a_copy_on_write_map_are_shared(places, data, tmp_path):
     np.save(tmp_path / "X.npy", data[0])
     X = np.load(tmp_path / "X.npy", mmap_mode="c")

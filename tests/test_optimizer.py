@@ -120,8 +120,24 @@ def test_update_equals_float64(size, rate, momentum, decay, seed):
         values, velocity = w.copy(), v.copy()
         with backend.threads(threads):
             backend.update(values, velocity, g, rate=rate, momentum=momentum, decay=decay)
-        np.testing.assert_allclose(velocity, expected_v, rtol=1e-6, atol=2e-6)
-        np.testing.assert_allclose(values, expected_w, rtol=1e-6, atol=3e-6)
+        np.testing.assert_allclose(velocity, expected_v, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(values, expected_w, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 4095, 4097, 10_007, 50_001])
+def test_threads_do_not_change_the_update(size):
+    w, v, g = np.random.default_rng(size).standard_normal((3, size)).astype(np.float32)
+    backend = get_backend("scipy")
+    results = []
+    for threads in (1, 2, 3, 4):
+        values, velocity = w.copy(), v.copy()
+        with backend.threads(threads):
+            for _ in range(3):
+                backend.update(values, velocity, g, rate=0.13, momentum=0.9, decay=2e-4)
+        results.append((values, velocity))
+    for values, velocity in results[1:]:
+        np.testing.assert_array_equal(values, results[0][0])
+        np.testing.assert_array_equal(velocity, results[0][1])
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1, math.nan, "0.9"])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import get_backend
 from largesparse.backends.base import RESOLUTION, Dropout
 from largesparse.backends.philox import philox4x32
@@ -53,7 +54,7 @@ def philox_by_the_paper(counter, key, rounds):
 
 
 def compiled(counter, key) -> tuple[int, ...]:
-    words = philox4x32(*(np.uint32(word) for word in (*counter, *key)))
+    words = philox4x32(*(np.uint64(word) for word in (*counter, *key)))
     return tuple(int(word) for word in words)
 
 
@@ -195,3 +196,23 @@ def test_bits_depend_on_nothing_else():
     np.testing.assert_array_equal(kept(100, 96, threads=2), whole)
     more = kept(100, 96, keep=0.8)  # what a smaller share keeps, a larger one keeps
     assert more.sum() > whole.sum() and np.all(more[whole])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 13])
+def test_a_training_drops_by_its_seed_step_and_layers(micro_batch):
+    network = SparseMLP(NetworkConfig((5, 60, 60, 60, 2), epsilon=5), progress=False)
+    config = TrainingConfig(
+        batch_size=40, micro_batch=micro_batch, dropout=0.4, seed=2**33 + 1, backend="scipy"
+    )
+    trainer = Trainer(network, config)
+    X = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    for step in range(3):
+        trainer.step(X, np.arange(40) % 2)
+        first_row = 0 if micro_batch is None else 39  # of the last micro-batch
+        rows = 40 - first_row
+        for k in range(3):
+            state = trainer.workspace.state(k, rows)
+            bits = np.ascontiguousarray(state[:, 0] | state[:, 1]).view(np.uint8)
+            expected = kept(60, rows, seed=2**33 + 1, step=step, layer=k + 2, first_row=first_row)
+            actual = np.unpackbits(bits, axis=1, bitorder="little")[:, :rows]
+            np.testing.assert_array_equal(actual, expected)

@@ -31,9 +31,11 @@ from largesparse import (
     make_large_classification,
 )
 from largesparse.backends import BACKENDS, get_backend
+from largesparse.checkpoint import check_folder
 from largesparse.cli import parse_size, run_command
 from largesparse.environment import launched_ranks
-from largesparse.errors import ParameterError
+from largesparse.errors import ParameterError, check_range
+from largesparse.inference import MAX_PROCESSES
 from largesparse.memory import MemoryPlan, choose_plan
 from largesparse.presets import Table4Row, hidden_sizes, nearest_row, nominal_parameters
 from largesparse.records import (
@@ -198,6 +200,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe=options.recipe,
         seed=options.seed,
     )
+    check_range(
+        "test_fraction",
+        options.test_fraction,
+        "bigmodel",
+        low=0,
+        high=1,
+        low_open=True,
+        high_open=True,
+    )
+    check_range("processes", options.processes, "bigmodel", high=MAX_PROCESSES)
     train_samples = options.samples - math.ceil(options.test_fraction * options.samples)
     if options.batch_size > train_samples:
         raise ParameterError(
@@ -205,8 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
     plan = choose_plan(
-        config.layer_sizes,
-        config.probabilities(),
+        config,
         options.batch_size,
         micro_batch=options.micro_batch,
         mapped=4 * options.samples * options.features,
@@ -234,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.plan:
         return 0
     out = check_output(options.out)
+    if options.checkpoint:
+        check_folder(options.checkpoint)
     backend = get_backend(options.backend)
     data = make_large_classification(
         options.samples,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,7 +28,7 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
     def compile_(function: Callable[..., Any]) -> Any:
         previous = numba.config.CACHE_DIR
         if not os.environ.get("NUMBA_CACHE_DIR"):
-            numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+            numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _source_digest())
         try:
             return _jit(function, parallel=parallel, cache=True)
         except (RuntimeError, OSError):  # numba found no folder that can be written
@@ -34,6 +37,15 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
             numba.config.CACHE_DIR = previous
 
     return compile_
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Return a digest of the kernels' sources: numba sees a change of a kernel's own file alone."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
