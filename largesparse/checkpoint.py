@@ -12,6 +12,7 @@ the new one. Layers are written and read one at a time. Nothing is pickled.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -98,7 +99,10 @@ def check_folder(folder: str | Path) -> None:
     CheckpointError
         Where it cannot.
     """
-    shutil.rmtree(_beside(Path(folder).resolve()))
+    folder = Path(folder).resolve()
+    shutil.rmtree(_beside(folder))
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}-????????"):
+        shutil.rmtree(abandoned, ignore_errors=True)  # of a run that was killed while it wrote
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -214,9 +218,18 @@ def _beside(folder: Path) -> Path:
                 "Name another folder, or remove it."
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        beside.chmod(0o777 & ~_umask())
+        return beside
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
+
+
+def _umask() -> int:
+    """Return the permissions that new files lack: temporary ones are made private."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
@@ -240,6 +253,7 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
         save_file(arrays, path)
     except SafetensorError as error:  # it wraps what the system says
         raise OSError(str(error)) from error
+    path.chmod(0o666 & ~_umask())
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -64,10 +64,11 @@ class NetworkConfig:
             ("initializer", INITIALIZERS),
             ("recipe", RECIPES),
         ):
-            if getattr(self, name) not in registry:
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in registry:
                 raise ParameterError(
                     f"The {name!r} parameter of {owner} must be one of {sorted(registry)}. "
-                    f"Got {getattr(self, name)!r} instead."
+                    f"Got {value!r} instead."
                 )
         self.probabilities()
 

@@ -274,6 +274,7 @@ def _work(connection: Connection, model: Any) -> None:
         scaling = description["preprocessing"]
         preprocessing = Standardizer(*(array.open() for array in scaling)) if scaling else None
         engine = _Engine(layers, preprocessing, batch_size, threads, backend)
+        engine.probabilities(np.zeros((1, layers[0].n_in), dtype=np.float32), 0, 1)  # load kernels
         connection.send(("ready", None))
         X: Any = None
         while True:

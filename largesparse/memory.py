@@ -143,7 +143,7 @@ def choose_plan(
     config : NetworkConfig
     batch_size : int
     micro_batch : int, optional
-        Given, it is taken as it is.
+        Given, it is taken; at most the batch size.
     mapped : int
         Bytes of memory-mapped data.
     available : int, optional
@@ -156,7 +156,9 @@ def choose_plan(
     """
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
-    for candidate in [micro_batch] if micro_batch else _candidates(config, batch_size):
+    for candidate in (
+        [min(micro_batch, batch_size)] if micro_batch else _candidates(config, batch_size)
+    ):
         plan = plan_training(config, candidate, mapped=mapped)
         if plan.required <= budget:
             return plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .backends.base import Backend, Float32
 from .errors import ParameterError, check_range
@@ -42,7 +43,7 @@ class ScheduleConfig:
     decay_factor: float = 0.5  # step: by this
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
+        if not isinstance(self.schedule, str) or self.schedule not in SCHEDULES:
             raise ParameterError(
                 f"The 'schedule' parameter must be one of {sorted(SCHEDULES)}. "
                 f"Got {self.schedule!r} instead."
@@ -92,8 +93,15 @@ class MomentumSGD:
         learning_rate : float
         backend : Backend
         """
-        shared = {"momentum": self.momentum, "decay": self.weight_decay}
+        shared: dict[str, Any] = {"momentum": self.momentum, "decay": self.weight_decay}
         rate = learning_rate * layer.rate_scale
-        backend.update(layer.values, layer.velocity, gradient, rate=rate, **shared)
+        backend.update(
+            layer.values,
+            layer.velocity,
+            gradient,
+            rate=rate,
+            places=layer.topology.to_output_order,
+            out=layer.values_by_output,
+            **shared,
+        )
         backend.update(layer.bias, layer.bias_velocity, bias_gradient, rate=learning_rate, **shared)
-        backend.reorder(layer.values, layer.topology.to_output_order, out=layer.values_by_output)

@@ -257,6 +257,8 @@ class Trainer:
                 "Pass the same data."
             )
         if test is not None:
+            if len(test) != 2:
+                raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
             test_X = check_X(test[0], n_features)
             test_y = encode_labels(test[1], classes)[0]
             check_X_y(test_X, test_y)

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largesparse.presets import TABLE_4, hidden_sizes, nearest_row, nominal_parameters
+from largesparse.presets import (
+    TABLE_4,
+    default_learning_rate,
+    hidden_sizes,
+    nearest_row,
+    nominal_parameters,
+)
 
 M = 1_000_000
 
@@ -75,3 +81,21 @@ def test_hidden_sizes_are_equal_and_sum_up(neurons, layers):
 )
 def test_other_sizes_follow_the_nearest_row(neurons, row):
     assert nearest_row(neurons).neurons == row
+
+
+def test_the_paper_trains_every_depth_alike():
+    rates = {default_learning_rate("paper", (9,) * layers, 7) for layers in (1, 2, 4, 10)}
+    assert rates == {0.01}
+
+
+def test_deeper_nets_of_recipe_width_get_lower_rates():
+    rates = [default_learning_rate("width", (20_000,) * layers, 240) for layers in range(1, 21)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[1] == 5 * rates[9] > 0
+
+
+def test_narrow_nets_and_short_trainings_of_recipe_width_get_lower_rates():
+    rate = default_learning_rate("width", (20_000, 20_000), 240)
+    assert default_learning_rate("width", (20_000, 200), 240) < rate
+    assert default_learning_rate("width", (20_000, 20_000), 10) < rate
+    assert default_learning_rate("width", (5_000_000, 5_000_000), 10**6) == rate

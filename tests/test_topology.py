@@ -174,7 +174,11 @@ def test_weights_in_output_order_are_the_transpose():
         transpose = csr_matrix(arrays, shape=(layer.n_in, layer.n_out)).T.tocsr()
         np.testing.assert_array_equal(layer.values_by_output, transpose.data)
         out = np.full(layer.nnz, np.nan, dtype=np.float32)
-        get_backend("scipy").reorder(layer.values, pattern.to_output_order, out=out)
+        still = np.zeros_like(layer.values)
+        settings = {"rate": 0.0, "momentum": 0.0, "decay": 0.0}
+        get_backend("scipy").update(
+            layer.values, still, still, places=pattern.to_output_order, out=out, **settings
+        )
         np.testing.assert_array_equal(out, transpose.data)
 
 

@@ -11,7 +11,6 @@ the paper's Table 4; one run record is appended to the output file.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import statistics
 import sys
@@ -37,7 +36,14 @@ from largesparse.environment import launched_ranks
 from largesparse.errors import ParameterError, check_range
 from largesparse.inference import MAX_PROCESSES
 from largesparse.memory import MemoryPlan, choose_plan
-from largesparse.presets import Table4Row, hidden_sizes, nearest_row, nominal_parameters
+from largesparse.presets import (
+    HYPERPARAMETERS,
+    Table4Row,
+    default_learning_rate,
+    hidden_sizes,
+    nearest_row,
+    nominal_parameters,
+)
 from largesparse.records import (
     RunRecord,
     append_record,
@@ -47,29 +53,6 @@ from largesparse.records import (
 )
 from largesparse.threads import resolve_threads
 from largesparse.training import warm_up
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
-    """What a recipe trains with, unless the command line says otherwise."""
-
-    learning_rate: float  # recipe width: of the net with one hidden layer
-    dropout: float
-    schedule: str
-    warmup_epochs: float
-    alpha: float
-
-
-RECIPES = {
-    "width": Hyperparameters(8.0, 0.0, "cosine", 1.0, 0.6),
-    "paper": Hyperparameters(0.01, 0.4, "constant", 0.0, 0.6),
-}
-
-
-def default_learning_rate(recipe: str, hidden_layers: int) -> float:
-    """Return a recipe's learning rate; that of `width` falls with the depth, 4 at the most."""
-    rate = RECIPES[recipe].learning_rate
-    return rate if recipe == "paper" else rate / max(2, hidden_layers)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -94,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     model.add_argument("--alpha", type=float, help="All-ReLU's slope (default 0.6)")
     model.add_argument(
         "--recipe",
-        choices=sorted(RECIPES),
+        choices=sorted(HYPERPARAMETERS),
         default="width",
         help="initial values and learning rates: 'width' learns at any width, "
         "'paper' is the paper's (default %(default)s)",
@@ -137,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--learning-rate",
         type=float,
-        help="default: 8 / hidden layers, 4 at most (width); 0.01 (paper)",
+        help="default: by depth, width and length, 4 at most (width); 0.01 (paper)",
     )
     training.add_argument("--dropout", type=float, help="default: 0 (width), 0.4 (paper)")
     training.add_argument("--momentum", type=float, default=0.9, help="default %(default)s")
@@ -188,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "leave mpiexec out, and use --threads for more cores."
         )
     row = nearest_row(options.neurons)
-    hyper = RECIPES[options.recipe]
+    hyper = HYPERPARAMETERS[options.recipe]
     config = NetworkConfig(
         layer_sizes=(
             options.features,
@@ -216,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"The 'batch_size' parameter must be at most the number of training rows, "
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
+    steps = options.epochs * -(-train_samples // options.batch_size)
     plan = choose_plan(
         config,
         options.batch_size,
@@ -228,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         micro_batch=plan.micro_batch,
         learning_rate=given(
             options.learning_rate,
-            default_learning_rate(options.recipe, len(config.layer_sizes) - 2),
+            default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps),
         ),
         dropout=given(options.dropout, hyper.dropout),
         schedule=hyper.schedule,
@@ -271,6 +255,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer = Trainer(SparseMLP(config, threads=training.threads), training)
     init_s = time.perf_counter() - started
     network = trainer.network
+    used = trainer.config
+    print(
+        f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "
+        f"{used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, dropout "
+        f"{used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}"
+        + (", as in the checkpoint" if options.resume else "")
+    )
     print(f"initialised in {init_s:.1f} s: {network.connections:,} connections")
     history = trainer.fit(
         data.X_train,

@@ -286,7 +286,7 @@ def chosen(known: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {name: known[name] for name in names}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--preset", default="fashion", help=f"nets: {', '.join(PRESETS)}, or all (fashion)")
@@ -298,7 +298,7 @@ def main() -> None:
     add("--peers", default="all", help=f"contestants: {', '.join(PEERS)}, all or none (all)")
     add("--backends", default="all", help=f"ours: {', '.join(OURS)}, all or none (all)")
     add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
     makers = chosen(PEERS, options.peers) | chosen(OURS, options.backends)
     problems = chosen(PRESETS, options.preset)

@@ -197,16 +197,25 @@ class Backend(ABC):
         rate: float,
         momentum: float,
         decay: float,
+        places: Int32 | None = None,
+        out: Float32 | None = None,
     ) -> None:
-        """Momentum SGD on flat arrays, in place (eq. 1): v = μv - ηg; w = w + v - λw."""
+        """Momentum SGD on flat arrays, in place (eq. 1): v = μv - ηg; w = w + v - λw.
+
+        Parameters
+        ----------
+        values, velocity, gradient : float32 (n,)
+        rate, momentum, decay : float
+            η, μ and λ.
+        places : int32 (n,), optional
+            With `out`: the places of the values in another order.
+        out : float32 (n,), optional
+            Receives the new values in that order: out[places[k]] = values[k].
+        """
         from . import kernels
 
-        kernels.momentum_update(
-            values, velocity, gradient, np.float32(rate), np.float32(momentum), np.float32(decay)
-        )
-
-    def reorder(self, values: Float32, places: Int32, *, out: Float32) -> None:
-        """Bring values from input order to output order: out[places[k]] = values[k]."""
-        from . import kernels
-
-        kernels.scatter(values, places, out)
+        numbers = np.float32(rate), np.float32(momentum), np.float32(decay)
+        if places is None:
+            kernels.momentum_update(values, velocity, gradient, *numbers)
+        else:
+            kernels.momentum_update_reorder(values, velocity, gradient, *numbers, places, out)

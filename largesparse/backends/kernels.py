@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .compiling import kernel
+from .compiling import inline, kernel
 from .philox import ROWS_PER_BLOCK, draw_keep_bytes, keep_word
 
 TINY = np.float32(np.finfo(np.float32).tiny)
@@ -211,30 +211,44 @@ def sddmm(indptr, indices, X, D, out, accumulate):
             k += 1
 
 
-@kernel()
-def momentum_update(values, velocity, gradient, rate, momentum, decay):
-    """Momentum SGD (eq. 1): v = momentum·v - rate·g; w = w + v - decay·w. In place.
+@inline
+def momentum_step(k, values, velocity, gradient, rate, momentum, decay):
+    """Momentum SGD (eq. 1) on one element: v = momentum·v - rate·g; w = w + v - decay·w.
 
     A velocity below the smallest normal float32 is set to zero: that of an idle connection would
     become subnormal within 900 steps, and subnormal arithmetic is up to 8 times slower.
     """
-    # Blocks of a fixed size: what falls behind the last full vector of a loop is rounded
-    # otherwise, and must not depend on the number of threads.
-    n = len(values)
-    for block in prange((n + BLOCK - 1) // BLOCK):
-        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
-            v = momentum * velocity[k] - rate * gradient[k]
-            if abs(v) < TINY:
-                v = np.float32(0)
-            velocity[k] = v
-            values[k] += v - decay * values[k]
+    v = momentum * velocity[k] - rate * gradient[k]
+    if abs(v) < TINY:
+        v = np.float32(0)
+    velocity[k] = v
+    values[k] += v - decay * values[k]
+
+
+# The updates go in blocks of a fixed size: what falls behind the last full vector of a loop is
+# rounded otherwise, and must not depend on the number of threads.
 
 
 @kernel()
-def scatter(values, places, out):
-    """out[places[k]] = values[k]."""
-    for k in prange(len(values)):
-        out[places[k]] = values[k]
+def momentum_update(values, velocity, gradient, rate, momentum, decay):
+    """`momentum_step` on all elements, in place."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            momentum_step(k, values, velocity, gradient, rate, momentum, decay)
+
+
+@kernel()
+def momentum_update_reorder(values, velocity, gradient, rate, momentum, decay, places, out):
+    """`momentum_step` on all elements, in place; then out[places[k]] = values[k]."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        stop = min(n, start + BLOCK)
+        for k in range(start, stop):
+            momentum_step(k, values, velocity, gradient, rate, momentum, decay)
+        for k in range(start, stop):
+            out[places[k]] = values[k]
 
 
 @kernel()

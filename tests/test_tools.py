@@ -1,0 +1,87 @@
+"""The smaller tools, at tiny sizes: they run, and print what they say they measure."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def measure():
+    return load("measure")
+
+
+@pytest.fixture
+def compare_peers():
+    environment = dict(os.environ)  # which the tool pins threads in
+    yield load("compare_peers")
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_a_layer_is_initialised_and_evolved(measure, capsys):
+    measure.main(["layer", "--width", "3000", "--epsilon", "2", "--backend", "scipy"])
+    out = capsys.readouterr().out
+    assert out.startswith("3000 x 3000, ")
+    assert out.count("evolution ") == 3
+
+
+def test_prediction_is_timed_with_equal_results(measure, capsys):
+    sizes = ["--neurons", "2k", "--samples", "40", "--batch-size", "16", "--repeats", "1"]
+    measure.main(["prediction", *sizes, "--backend", "scipy"])
+    out = capsys.readouterr().out
+    assert "median speed-up" in out
+    assert "differ" not in out
+
+
+def test_twins_stand_beside_logistic_regression(measure, capsys):
+    measure.main(["twins", "--epochs", "1", "--width", "50", "--backend", "scipy"])
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("logistic regression", "2 layers, epsilon 10", "10 layers, epsilon 1"):
+        row = next(line for line in reversed(lines) if line.strip().startswith(name))
+        values = [float(word) for word in row.split()[-4:]]
+        assert values[3] == pytest.approx(sum(values[:3]) / 3, abs=2e-3)
+
+
+def test_real_data_is_trained_on(measure, shared_data, monkeypatch, capsys):
+    monkeypatch.setenv("LARGESPARSE_DATA", str(shared_data))
+    settings = ["--learning-rate", "0.02", "--dropout", "0.1", "--weight-decay", "0"]
+    measure.main(["madelon", "--epochs", "2", "--backend", "scipy", *settings])
+    assert "test accuracy: best" in capsys.readouterr().out
+
+
+def test_our_step_is_timed(compare_peers, tmp_path, capsys):
+    arguments = ["--layers", "50,30,3", "--peers", "none", "--backends", "scipy"]
+    code = compare_peers.main([*arguments, "--repeats", "1", "--json", str(tmp_path / "t.json")])
+    assert not code
+    assert "ours, scipy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "t.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--backends", "cuda"], ["--layers", "5Q,3"], ["--peers", "tensorflow"]]
+)
+def test_mistakes_are_told_in_one_sentence(compare_peers, arguments, capsys):
+    from largesparse.cli import run_command
+
+    try:
+        code = run_command(lambda: compare_peers.main(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "Traceback" not in capsys.readouterr().err

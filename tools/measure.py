@@ -1,0 +1,224 @@
+"""Measure what the engine is expected to reach, one figure at a time.
+
+    python tools/measure.py fashion            784-1000-1000-1000-10, Table 7's settings
+    python tools/measure.py madelon            500-400-100-400-2, Table 7's settings
+    python tools/measure.py twins              20k-wide networks of 2 and 10 layers, width recipe
+    python tools/measure.py layer              initialise and evolve one layer: time and peak memory
+    python tools/measure.py prediction         one process beside two, one thread each
+
+Each prints a table; `--help` after a name lists its settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import psutil
+
+from largesparse import (
+    History,
+    NetworkConfig,
+    Predictor,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    load_dataset,
+)
+from largesparse.backends import BACKENDS
+from largesparse.cli import parse_size, run_command
+from largesparse.evolution import evolve
+from largesparse.initializers import uniform
+from largesparse.layer import SparseLayer
+from largesparse.presets import default_learning_rate, hidden_sizes, nearest_row
+from largesparse.randomness import seed_sequence, stream
+from largesparse.records import peak_rss_bytes
+from largesparse.topology import connection_probability, erdos_renyi
+from largesparse.training import warm_up
+
+MIB = 2**20
+
+
+def print_history(history: History) -> None:
+    """Print the learning curve, 25 epochs of it at most, and the best and last accuracy."""
+    table = history.to_frame().drop(columns=["nnz", "validation_accuracy"])
+    table = table.iloc[:: max(1, -(-len(table) // 25))]
+    print(table.round(4).to_string())
+    print(
+        f"test accuracy: best {history.best_test_accuracy:.4f}, "
+        f"last {history['test_accuracy'][-1]:.4f}; "
+        f"{sum(history['epoch_s'][1:]):.0f} s of training"
+    )
+
+
+def table_7(options: argparse.Namespace) -> None:
+    """Train on a real data set with the settings of the paper's Table 7."""
+    settings = {
+        "fashion": ("fashion_mnist", (784, 1000, 1000, 1000, 10), 20, 0.6, "he_uniform", 128),
+        "madelon": ("madelon", (500, 400, 100, 400, 2), 10, 0.5, "normal", 32),
+    }
+    name, sizes, epsilon, alpha, initializer, batch_size = settings[options.figure]
+    data = load_dataset(name)
+    config = NetworkConfig(
+        sizes, epsilon=epsilon, alpha=alpha, initializer=initializer, seed=options.seed
+    )
+    training = TrainingConfig(
+        epochs=options.epochs,
+        batch_size=batch_size,
+        learning_rate=options.learning_rate,
+        dropout=options.dropout,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        backend=options.backend,
+        threads=options.threads,
+    )
+    trainer = Trainer(SparseMLP(config), training)
+    print_history(trainer.fit(data.X_train, data.y_train, test=(data.X_test, data.y_test)))
+
+
+def twins(options: argparse.Namespace) -> None:
+    """Train scaled-down twins of the extreme networks, beside logistic regression."""
+    from sklearn.datasets import make_classification
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+
+    print(f"{'':>24}" + "".join(f"{'seed ' + str(s):>9}" for s in range(3)) + f"{'mean':>9}")
+    columns: dict[str, list[float]] = {}
+    for seed in range(3):
+        X, y = make_classification(3500, 2000, n_informative=32, n_redundant=32, random_state=seed)
+        split = train_test_split(X.astype(np.float32), y, test_size=0.3, random_state=0)
+        X_train, X_test, y_train, y_test = split
+        linear = LogisticRegression(max_iter=1000).fit(X_train, y_train)
+        columns.setdefault("logistic regression", []).append(linear.score(X_test, y_test))
+        for layers, epsilon in ((2, 10), (10, 1)):
+            sizes = (2000, *hidden_sizes(options.width * layers, layers), 2)
+            config = NetworkConfig(sizes, epsilon=epsilon, recipe="width", seed=options.seed)
+            training = TrainingConfig(
+                epochs=options.epochs,
+                learning_rate=default_learning_rate(
+                    "width", sizes[1:-1], options.epochs * -(-len(y_train) // 128)
+                ),
+                schedule="cosine",
+                warmup_epochs=1,
+                dropout=0.0,
+                seed=options.seed,
+                backend=options.backend,
+                threads=options.threads,
+            )
+            trainer = Trainer(SparseMLP(config), training)
+            history = trainer.fit(X_train, y_train, test=(X_test, y_test))
+            name = f"{layers} layers, epsilon {epsilon}"
+            columns.setdefault(name, []).append(history["test_accuracy"][-1])
+            print(name, "seed", seed, np.round(history["test_accuracy"], 3).tolist())
+    for name, values in columns.items():
+        row = [*values, statistics.mean(values)]
+        print(f"{name:>24}" + "".join(f"{value:>9.3f}" for value in row))
+
+
+def layer(options: argparse.Namespace) -> None:
+    """Initialise a layer in both orders, and evolve it."""
+    warm_up(options.backend, threads=options.threads)
+    n = options.width
+    probability = connection_probability(n, n, epsilon=options.epsilon)
+
+    def initialise() -> SparseLayer:
+        seed = seed_sequence(options.seed, "topology", 0)
+        topology = erdos_renyi(n, n, probability, seed, threads=options.threads)
+        values = uniform(1.0)(stream(options.seed, "values", 0), topology.nnz)
+        bias = np.zeros(n, dtype=np.float32)
+        return SparseLayer(2, topology, values, bias, slope=0.6, regrowth=uniform(1.0))
+
+    made, seconds, peak = timed(initialise)
+    print(f"{n} x {n}, {made.nnz:,} connections: {made.nbytes / MIB:.0f} MiB")
+    print(f"initialisation {seconds:.2f} s, peak {peak / made.nbytes:.2f} x the layer")
+    for repeat in range(3):
+        rng = stream(options.seed, "evolution", repeat)
+        _, seconds, peak = timed(lambda rng=rng: evolve(made, 0.3, rng))
+        total = (peak + made.nbytes) / made.nbytes
+        print(f"evolution {seconds:.2f} s, peak {total:.2f} x the layer (itself included)")
+
+
+def timed(function: Callable[[], SparseLayer]) -> tuple[SparseLayer, float, int]:
+    """Return the result, the seconds, and the bytes of memory beyond those before at the peak."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew (Linux)
+    before = psutil.Process().memory_info().rss
+    started = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - started
+    return result, seconds, peak_rss_bytes() - before
+
+
+def prediction(options: argparse.Namespace) -> None:
+    """Predict with one process and with two, one thread each, alternating."""
+    row = nearest_row(options.neurons)
+    sizes = (4096, *hidden_sizes(options.neurons, row.hidden_layers), 2)
+    network = SparseMLP(NetworkConfig(sizes, epsilon=row.epsilon, recipe="width"), threads=2)
+    X = np.random.default_rng(0).standard_normal((options.samples, sizes[0]), dtype=np.float32)
+    shared = {"threads": 1, "backend": options.backend, "batch_size": options.batch_size}
+    with (
+        Predictor(network, processes=1, **shared) as one,
+        Predictor(network, processes=2, **shared) as two,
+    ):
+        expected = one.predict_proba(X[: 4 * options.batch_size])
+        if not np.array_equal(expected, two.predict_proba(X[: 4 * options.batch_size])):
+            print("the results differ")
+        ratios = []
+        for _ in range(options.repeats):
+            seconds = []
+            for predictor in (one, two):
+                started = time.perf_counter()
+                predictor.predict_proba(X)
+                seconds.append(time.perf_counter() - started)
+            ratios.append(seconds[0] / seconds[1])
+            print(f"one process {seconds[0]:.2f} s, two {seconds[1]:.2f} s: {ratios[-1]:.2f} x")
+    print(f"median speed-up {statistics.median(ratios):.2f}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        figure = figures.add_parser(name, help=run.__doc__, description=run.__doc__)
+        figure.add_argument("--backend", choices=BACKENDS, help="default: mkl")
+        figure.add_argument("--threads", type=parse_size, default=1, help="default %(default)s")
+        figure.add_argument("--seed", type=int, default=0, help="default %(default)s")
+        figure.set_defaults(run=run)
+        return figure
+
+    for name, epochs in (("fashion", 20), ("madelon", 100)):
+        real = add(name, table_7)
+        real.add_argument("--epochs", type=parse_size, default=epochs, help="default %(default)s")
+        real.add_argument("--learning-rate", type=float, default=0.01, help="default %(default)s")
+        real.add_argument("--dropout", type=float, default=0.3, help="default %(default)s")
+        real.add_argument("--weight-decay", type=float, default=2e-4, help="default %(default)s")
+    twin = add("twins", twins)
+    twin.add_argument("--epochs", type=parse_size, default=12)
+    twin.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")
+    one = add("layer", layer)
+    one.add_argument("--width", type=parse_size, default=5_000_000, help="default %(default)s")
+    one.add_argument("--epsilon", type=float, default=1.0, help="default %(default)s")
+    predict = add("prediction", prediction)
+    predict.add_argument("--neurons", type=parse_size, default=1_000_000)
+    predict.add_argument("--samples", type=parse_size, default=1024)
+    predict.add_argument("--batch-size", type=parse_size, default=64)
+    predict.add_argument("--repeats", type=parse_size, default=5)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the figure that was asked for."""
+    options = make_parser().parse_args(argv)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
