@@ -71,7 +71,8 @@ def default_learning_rate(recipe: str, hidden_sizes: tuple[int, ...], steps: int
 
     The paper's is 0.01. That of `width` is the largest that was measured to learn steadily: 8
     divided by the number of hidden layers, 4 at the most; less in layers under 2000 neurons, and
-    in trainings under 100 steps, which are too short to recover from a high rate.
+    in short trainings (a hundredth of the steps): a high rate overshoots at first, and takes
+    hundreds of steps to recover.
 
     Parameters
     ----------
@@ -82,4 +83,4 @@ def default_learning_rate(recipe: str, hidden_sizes: tuple[int, ...], steps: int
     """
     if recipe == "paper":
         return 0.01
-    return min(8 / max(2, len(hidden_sizes)), min(hidden_sizes) / 500, steps / 25)
+    return min(8 / max(2, len(hidden_sizes)), min(hidden_sizes) / 500, steps / 100)

@@ -248,7 +248,7 @@ def test_the_recipe_of_the_paper(run):
 def test_the_recipe_for_width_and_what_is_given(run):
     network, training = config_of(run)
     assert network["recipe"] == "width"
-    assert training["learning_rate"] > 0.1  # it is divided by the fan-in
+    assert training["learning_rate"] == 0.03  # a hundredth of the three steps
     given = "--learning-rate 0.25 --dropout 0.1 --momentum 0.5 --weight-decay 0.001 --zeta 0.2"
     given += " --batch-size 50 --micro-batch 25 --seed 3 --alpha 0.25 --recipe paper"
     network, training = config_of(run, *given.split())

@@ -89,13 +89,13 @@ def test_the_paper_trains_every_depth_alike():
 
 
 def test_deeper_nets_of_recipe_width_get_lower_rates():
-    rates = [default_learning_rate("width", (20_000,) * layers, 240) for layers in range(1, 21)]
+    rates = [default_learning_rate("width", (20_000,) * layers, 2400) for layers in range(1, 21)]
     assert rates == sorted(rates, reverse=True)
     assert rates[1] == 5 * rates[9] > 0
 
 
 def test_narrow_nets_and_short_trainings_of_recipe_width_get_lower_rates():
-    rate = default_learning_rate("width", (20_000, 20_000), 240)
-    assert default_learning_rate("width", (20_000, 200), 240) < rate
+    rate = default_learning_rate("width", (20_000, 20_000), 2400)
+    assert default_learning_rate("width", (20_000, 200), 2400) < rate
     assert default_learning_rate("width", (20_000, 20_000), 10) < rate
     assert default_learning_rate("width", (5_000_000, 5_000_000), 10**6) == rate

@@ -34,7 +34,7 @@ from largesparse.cli import parse_size, run_command
 from largesparse.evolution import evolve
 from largesparse.initializers import uniform
 from largesparse.layer import SparseLayer
-from largesparse.presets import default_learning_rate, hidden_sizes, nearest_row
+from largesparse.presets import hidden_sizes, nearest_row
 from largesparse.randomness import seed_sequence, stream
 from largesparse.records import peak_rss_bytes
 from largesparse.topology import connection_probability, erdos_renyi
@@ -99,9 +99,7 @@ def twins(options: argparse.Namespace) -> None:
             config = NetworkConfig(sizes, epsilon=epsilon, recipe="width", seed=options.seed)
             training = TrainingConfig(
                 epochs=options.epochs,
-                learning_rate=default_learning_rate(
-                    "width", sizes[1:-1], options.epochs * -(-len(y_train) // 128)
-                ),
+                learning_rate=8 / layers,
                 schedule="cosine",
                 warmup_epochs=1,
                 dropout=0.0,
