@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import NetworkConfig, TrainingConfig
-from .errors import CheckpointError, LargeSparseError
+from .errors import CheckpointError
 from .history import History
 from .layer import SparseLayer
 from .network import SparseMLP, layer_settings
@@ -288,23 +289,16 @@ def _existing(folder: str | Path) -> Path:
     raise CheckpointError(f"There is no model or checkpoint at {folder} (no {MANIFEST} in it).")
 
 
-class _reading:
-    """Turns whatever a damaged file causes into a `CheckpointError` that names the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, LargeSparseError) and not isinstance(error, ValueError):
-            return
-        if isinstance(error, DAMAGE):
-            raise CheckpointError(
-                f"The checkpoint {self.folder} is damaged or not one of this version: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn whatever a damaged file causes into a `CheckpointError` that names the folder."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"The checkpoint {folder} is damaged or not one of this version: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
