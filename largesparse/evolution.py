@@ -80,7 +80,7 @@ def draw_free_cells(
         occupied[kept] = True
         return np.sort(rng.choice(np.flatnonzero(~occupied), size=count, replace=False))
 
-    from .backends.kernels import find_occupied
+    from .backends.pattern_kernels import find_occupied
 
     found = np.empty(0, dtype=np.int64)
     while len(found) < count:
@@ -100,7 +100,7 @@ def _rebuild(
     layer: SparseLayer, keep: NDArray[np.bool_], positions: Int64, rng: np.random.Generator
 ) -> NDArray[np.int32]:
     """Give the layer the topology of the kept and the new connections; return the slot map."""
-    from .backends.kernels import merge_pattern
+    from .backends.pattern_kernels import merge_pattern
 
     old = layer.topology
     indptr, indices, slot_map, new_slots = merge_pattern(

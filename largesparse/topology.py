@@ -54,7 +54,7 @@ class Topology:
     @classmethod
     def from_input_order(cls, n_in: int, n_out: int, indptr: Int32, indices: Int32) -> Topology:
         """Build the output order beside the input order given, in O(nnz + n_in + n_out)."""
-        from .backends.kernels import transpose_pattern
+        from .backends.pattern_kernels import transpose_pattern
 
         by_output = transpose_pattern(n_out, indptr, indices)
         return cls(n_in, n_out, indptr, indices, *by_output)

@@ -17,7 +17,7 @@ __all__ = ["BACKENDS", "DEFAULT", "Backend", "Dropout", "get_backend"]
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("mkl", "scipy")
+BACKENDS = ("mkl", "fused", "scipy")
 DEFAULT = "mkl"
 _told = False
 
@@ -27,7 +27,7 @@ def get_backend(name: str | None = None) -> Backend:
 
     Parameters
     ----------
-    name : {"mkl", "scipy"}, optional
+    name : {"mkl", "fused", "scipy"}, optional
         By default the environment variable LARGESPARSE_BACKEND; where that is not set, `mkl`, or
         `scipy` on a machine without MKL (logged once).
 

@@ -38,6 +38,14 @@ class Dropout(NamedTuple):
 
 NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0)
 
+PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
+PREFETCH_AHEAD = 16  # connections
+
+
+def prefetch_distance(gathered: Float32) -> int:
+    """Return how many connections ahead rows are prefetched: none where the cache holds them."""
+    return PREFETCH_AHEAD if gathered.nbytes > PREFETCH_BYTES else 0
+
 
 class Backend(ABC):
     """What a layer computes. A backend supplies `spmm`, and may replace more."""
@@ -137,7 +145,7 @@ class Backend(ABC):
         """
         from . import kernels
 
-        kernels.sddmm(indptr, indices, X, delta, out, accumulate)
+        kernels.sddmm(indptr, indices, X, delta, prefetch_distance(delta), out, accumulate)
 
     def backward(
         self,

@@ -12,39 +12,18 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .philox import ROWS_PER_BLOCK, draw_keep_bytes, keep_word
+from .philox import ROWS_PER_BLOCK, draw_keep_bytes
+from .rows import (
+    activate_plainly,
+    activate_row,
+    differentiate_row,
+    gradient_row,
+    prefetch_rows,
+)
 
 TINY = np.float32(np.finfo(np.float32).tiny)
-ROWS = 64  # rows that share a scratch buffer
+ROWS = 32  # rows whose dropout decisions are drawn together
 BLOCK = 4096  # elements of a flat array that one thread takes at a time
-
-
-@kernel(parallel=False)
-def transpose_pattern(n_out, indptr, indices):
-    """Return the output order of a pattern given in input order, by counting.
-
-    Returns
-    -------
-    indptr_by_output : int32 (n_out + 1,)
-    indices_by_output : int32 (nnz,)
-    to_output_order : int32 (nnz,)
-    """
-    nnz = len(indices)
-    indptr_by_output = np.zeros(n_out + 1, dtype=np.int32)
-    for k in range(nnz):
-        indptr_by_output[indices[k] + 1] += 1
-    for j in range(n_out):
-        indptr_by_output[j + 1] += indptr_by_output[j]
-    free = indptr_by_output[:-1].copy()
-    indices_by_output = np.empty(nnz, dtype=np.int32)
-    to_output_order = np.empty(nnz, dtype=np.int32)
-    for i in range(len(indptr) - 1):
-        for k in range(indptr[i], indptr[i + 1]):
-            place = free[indices[k]]
-            free[indices[k]] = place + 1
-            indices_by_output[place] = i
-            to_output_order[k] = place
-    return indptr_by_output, indices_by_output, to_output_order
 
 
 @kernel()
@@ -76,6 +55,12 @@ def add_bias(Z, bias):
             Z[j, b] += bias[j]
 
 
+@inline
+def new_keep_bytes(words):
+    """Return room for the dropout decisions of a chunk of rows; at first all are kept."""
+    return np.full((4 * words + 1, ROWS), 0xFF, dtype=np.uint8)
+
+
 @kernel()
 def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_row, state):
     """Turn products into activations, in place: bias, activation, inverted dropout.
@@ -98,33 +83,20 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     """
     n, batch = Z.shape
     words = state.shape[2]
-    scale = np.float32(1) / keep_share
-    left = slope * scale
     shift = first_row % ROWS_PER_BLOCK
+    block = first_row // ROWS_PER_BLOCK
     for chunk in prange((n + ROWS - 1) // ROWS):
-        keep_bytes = np.full(4 * words + 1, 0xFF, dtype=np.uint8)
-        for j in range(chunk * ROWS, min(n, (chunk + 1) * ROWS)):
+        first = chunk * ROWS
+        keep_bytes = new_keep_bytes(words)
+        if words > 0 and keep_share < 1:
+            draw_keep_bytes(keep_below, seed, step, layer, first, block, keep_bytes)
+        for j in range(first, min(n, first + ROWS)):
+            for b in range(batch):
+                Z[j, b] += bias[j]
             if words == 0:
-                for b in range(batch):
-                    z = Z[j, b] + bias[j]
-                    Z[j, b] = z if z > 0 else slope * z
-            elif keep_share < 1:
-                block = first_row // ROWS_PER_BLOCK
-                draw_keep_bytes(keep_below, seed, step, layer, j, block, keep_bytes)
-            for word in range(words):
-                start = word * 32
-                count = min(32, batch - start)
-                keep = keep_word(keep_bytes, word, shift)
-                keep &= np.uint32(0xFFFFFFFF) >> np.uint32(32 - count)
-                positive = np.uint32(0)
-                for b in range(count):
-                    bit = np.uint32(1) << np.uint32(b)
-                    z = Z[j, start + b] + bias[j]
-                    positive |= bit if z > 0 else np.uint32(0)
-                    a = z * (scale if z > 0 else left)
-                    Z[j, start + b] = a if keep & bit else np.float32(0)
-                state[j, 0, word] = keep & ~positive
-                state[j, 1, word] = keep & positive
+                activate_plainly(Z[j], slope)
+            else:
+                activate_row(Z[j], slope, keep_share, keep_bytes, j - first, shift, state[j])
 
 
 @kernel()
@@ -144,26 +116,13 @@ def differentiate(D, slope, keep_share, state, bias_gradient, accumulate):
     accumulate : bool
         Whether the sums are added to what `bias_gradient` holds.
     """
-    n, batch = D.shape
-    right = np.float32(1) / keep_share
-    left = slope * right
-    for j in prange(n):
-        total = np.float32(0)
-        for word in range(state.shape[2]):
-            start = word * 32
-            low = state[j, 0, word]
-            high = state[j, 1, word]
-            for b in range(min(32, batch - start)):
-                bit = np.uint32(1) << np.uint32(b)
-                d = D[j, start + b]
-                d = d * right if high & bit else (d * left if low & bit else np.float32(0))
-                D[j, start + b] = d
-                total += d
+    for j in prange(len(D)):
+        total = differentiate_row(D[j], slope, keep_share, state[j])
         bias_gradient[j] = bias_gradient[j] + total if accumulate else total
 
 
 @kernel()
-def sddmm(indptr, indices, X, D, out, accumulate):
+def sddmm(indptr, indices, X, D, ahead, out, accumulate):
     """Sampled dense-dense product, the weight gradient: out[k] = sum_b X[i, b] D[indices[k], b].
 
     Parameters
@@ -172,43 +131,18 @@ def sddmm(indptr, indices, X, D, out, accumulate):
         The pattern in input order; i is the row of connection k.
     X : float32 (n_in, batch)
     D : float32 (n_out, batch)
+    ahead : int
+        Connections whose rows of D are prefetched ahead.
     out : float32 (nnz,)
     accumulate : bool
         Whether the products are added to what `out` holds.
     """
-    batch = X.shape[1]
     for i in prange(len(indptr) - 1):
-        k = indptr[i]
-        end = indptr[i + 1]
-        while k + 4 <= end:  # four connections share every load of X
-            j0 = indices[k]
-            j1 = indices[k + 1]
-            j2 = indices[k + 2]
-            j3 = indices[k + 3]
-            t0 = np.float32(0)
-            t1 = np.float32(0)
-            t2 = np.float32(0)
-            t3 = np.float32(0)
-            for b in range(batch):
-                x = X[i, b]
-                t0 += x * D[j0, b]
-                t1 += x * D[j1, b]
-                t2 += x * D[j2, b]
-                t3 += x * D[j3, b]
-            if not accumulate:
-                out[k : k + 4] = 0
-            out[k] += t0
-            out[k + 1] += t1
-            out[k + 2] += t2
-            out[k + 3] += t3
-            k += 4
-        while k < end:
-            j = indices[k]
-            total = np.float32(0)
-            for b in range(batch):
-                total += X[i, b] * D[j, b]
-            out[k] = out[k] + total if accumulate else total
-            k += 1
+        start = np.int64(indptr[i])
+        stop = np.int64(indptr[i + 1])
+        if ahead > 0:
+            prefetch_rows(D, indices, start + ahead, stop + ahead)
+        gradient_row(indices, out, start, stop, D, X[i], out, accumulate, X[i])
 
 
 @inline
@@ -249,78 +183,3 @@ def momentum_update_reorder(values, velocity, gradient, rate, momentum, decay, p
             momentum_step(k, values, velocity, gradient, rate, momentum, decay)
         for k in range(start, stop):
             out[places[k]] = values[k]
-
-
-@kernel()
-def find_occupied(indptr, indices, keep, n_out, positions, occupied):
-    """occupied[p] = whether cell positions[p] (row-major) is a connection that is kept."""
-    for p in prange(len(positions)):
-        i = positions[p] // n_out
-        j = positions[p] - i * n_out
-        low = indptr[i]
-        high = indptr[i + 1]
-        while low < high:
-            middle = (low + high) // 2
-            if indices[middle] < j:
-                low = middle + 1
-            else:
-                high = middle
-        occupied[p] = low < indptr[i + 1] and indices[low] == j and keep[low]
-
-
-@kernel(parallel=False)
-def merge_pattern(indptr, indices, keep, n_out, positions):
-    """Merge the connections that are kept with new ones, in input order.
-
-    Parameters
-    ----------
-    indptr, indices : int32
-        The old pattern in input order.
-    keep : bool (nnz,)
-    n_out : int
-    positions : int64 (n_new,)
-        Row-major cells of the new connections: ascending, distinct, free.
-
-    Returns
-    -------
-    new_indptr : int32 (n_in + 1,)
-    new_indices : int32 (kept + n_new,)
-    slot_map : int32 (nnz,)
-        Old connection -> its place in the new pattern; -1 where it is gone.
-    new_slots : int32 (n_new,)
-        The places of the new connections.
-    """
-    n_in = len(indptr) - 1
-    n_new = len(positions)
-    total = n_new
-    for k in range(len(keep)):
-        total += keep[k]
-    new_indptr = np.empty(n_in + 1, dtype=np.int32)
-    new_indices = np.empty(total, dtype=np.int32)
-    slot_map = np.empty(len(indices), dtype=np.int32)
-    new_slots = np.empty(n_new, dtype=np.int32)
-    new_indptr[0] = 0
-    place = 0
-    p = 0
-    for i in range(n_in):
-        k = indptr[i]
-        end = indptr[i + 1]
-        row_start = np.int64(i) * n_out
-        while True:
-            while k < end and not keep[k]:
-                slot_map[k] = -1
-                k += 1
-            new_column = positions[p] - row_start if p < n_new else np.int64(n_out)
-            if k < end and indices[k] < new_column:
-                slot_map[k] = place
-                new_indices[place] = indices[k]
-                k += 1
-            elif new_column < n_out:
-                new_slots[p] = place
-                new_indices[place] = new_column
-                p += 1
-            else:
-                break
-            place += 1
-        new_indptr[i + 1] = place
-    return new_indptr, new_indices, slot_map, new_slots

@@ -37,8 +37,8 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @inline
-def draw_keep_bytes(keep_below, seed, step, layer, neuron, first_block, out):
-    """Draw the dropout decisions of a neuron for blocks of 8 rows of a mini-batch.
+def draw_keep_bytes(keep_below, seed, step, layer, first_neuron, first_block, out):
+    """Draw the dropout decisions of neurons, for blocks of 8 rows of a mini-batch.
 
     Parameters
     ----------
@@ -47,31 +47,33 @@ def draw_keep_bytes(keep_below, seed, step, layer, neuron, first_block, out):
     seed : uint64
     step : int
         The update, counted from the start of the training; below 2**32.
-    layer, neuron : int
+    layer, first_neuron : int
     first_block : int
         Block b is the rows 8 b to 8 b + 7.
-    out : uint8 (blocks,)
-        Bit r of out[b] becomes 1 where row 8 (first_block + b) + r is kept.
+    out : uint8 (blocks, neurons)
+        Bit r of out[b, j] becomes 1 where neuron first_neuron + j is kept in row
+        8 (first_block + b) + r.
     """
     low = np.uint64(0xFFFFFFFF)
     k0 = seed & low
     k1 = seed >> np.uint64(32)
     bound = np.uint64(keep_below)
-    for block in range(len(out)):
-        w0, w1, w2, w3 = philox4x32(
-            np.uint64(neuron),
-            np.uint64(first_block + block),
-            np.uint64(layer),
-            np.uint64(step),
-            k0,
-            k1,
-        )
-        out[block] = (
-            decide(w0, bound)
-            | decide(w1, bound) << np.uint64(2)
-            | decide(w2, bound) << np.uint64(4)
-            | decide(w3, bound) << np.uint64(6)
-        )
+    for block in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            w0, w1, w2, w3 = philox4x32(
+                np.uint64(first_neuron + j),
+                np.uint64(first_block + block),
+                np.uint64(layer),
+                np.uint64(step),
+                k0,
+                k1,
+            )
+            out[block, j] = (
+                decide(w0, bound)
+                | decide(w1, bound) << np.uint64(2)
+                | decide(w2, bound) << np.uint64(4)
+                | decide(w3, bound) << np.uint64(6)
+            )
 
 
 @inline
@@ -85,9 +87,12 @@ def decide(word, bound):
 
 
 @inline
-def keep_word(keep_bytes, word, shift):
-    """Return 32 decisions: those from bit `shift` (0 to 7) of byte 4·word on, as uint32."""
+def keep_word(keep_bytes, lane, word, shift):
+    """Return 32 decisions of a neuron: those from bit `shift` of byte 4·word on, as uint32.
+
+    `keep_bytes` is uint8 (blocks, neurons), `lane` the neuron's column, `shift` 0 to 7.
+    """
     bits = np.uint64(0)
-    for q in range(min(5, len(keep_bytes) - 4 * word)):
-        bits |= np.uint64(keep_bytes[4 * word + q]) << np.uint64(8 * q)
+    for q in range(min(5, keep_bytes.shape[0] - 4 * word)):
+        bits |= np.uint64(keep_bytes[4 * word + q, lane]) << np.uint64(8 * q)
     return np.uint32((bits >> np.uint64(shift)) & np.uint64(0xFFFFFFFF))

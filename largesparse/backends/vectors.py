@@ -1,0 +1,278 @@
+"""Vector code for the kernels, as LLVM IR: what a compiler does not find by itself.
+
+A loop over a row's connections and, inside, over the columns of a batch reads and writes the
+collecting row for every connection. Here a tile of columns is one wide LLVM vector that stays in
+registers over all connections: LLVM splits it into the vectors that the CPU has (a tile of 64 is
+four registers of AVX-512, eight of AVX2). Operations have a fixed order, so a result does not
+depend on where the compiler inlines it.
+
+Addresses are integers (`array.ctypes.data` in a kernel): the caller keeps the arrays alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+F32 = ir.FloatType()
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+CACHE_LINE = 64  # bytes
+LANES = 16  # of the vectors whose sums are taken together
+WORD = 32  # activations whose state bits share a word
+
+Builder = Any  # llvmlite.ir.IRBuilder
+Value = Any  # llvmlite.ir.Value
+
+
+def make_gather(width: int, *, masked: bool = False) -> Callable[..., None]:
+    """Return the intrinsic that sums the gathered rows of a tile of `width` columns.
+
+    out[b] = init + sum over start <= k < stop of values[k] X[indices[k], b], for 0 <= b < width;
+    if `masked`, for 0 <= b < count.
+    """
+
+    @intrinsic
+    def gather(typing, indices, values, start, stop, X, row_bytes, init, out, count):
+        def generate(context, builder, signature, arguments):
+            indices, values, start, stop, X, row_bytes, init, out, count = arguments
+            mask = _first_lanes(builder, count, width) if masked else None
+            total = cgutils.alloca_once_value(builder, _splat(builder, init, width))
+            with cgutils.for_range_slice(builder, start, stop, I64(1)) as (k, _):
+                x = _load(builder, _gathered(builder, indices, k, X, row_bytes), width, mask)
+                w = _splat(builder, _load_scalar(builder, values, k, F32), width)
+                builder.store(_multiply_add(builder, w, x, builder.load(total)), total)
+            _store(builder, builder.load(total), out, width, mask)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(i, i, i, i, i, i, types.float32, i, i), generate
+
+    return gather
+
+
+def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Callable[..., None]:
+    """Return the intrinsic of a row's backward pass over a tile of `width` columns.
+
+    gradient[k] = sum over b of x[b] D[indices[k], b], for start <= k < stop, added to what is
+    there if `accumulate`; and, if `delta`, out[b] = sum over k of values[k] D[indices[k], b].
+    Every row of D is read once for both. If `masked`, for 0 <= b < count.
+    """
+
+    @intrinsic
+    def backward(
+        typing, indices, values, start, stop, D, row_bytes, x, gradient, accumulate, out, count
+    ):
+        def generate(context, builder, signature, arguments):
+            indices, values, start, stop, D, row_bytes, x, gradient, add, out, count = arguments
+            mask = _first_lanes(builder, count, width) if masked else None
+            x = _load(builder, x, width, mask)
+            total = cgutils.alloca_once_value(builder, ir.Constant(x.type, None))
+            add = builder.trunc(add, I1) if add.type != I1 else add
+
+            def product(k: Value) -> Value:
+                d = _load(builder, _gathered(builder, indices, k, D, row_bytes), width, mask)
+                if delta:
+                    w = _splat(builder, _load_scalar(builder, values, k, F32), width)
+                    builder.store(_multiply_add(builder, w, d, builder.load(total)), total)
+                return _product(builder, x, d)
+
+            def put(k: Value, sums: Value) -> None:
+                place = _pointer(builder, _element(builder, gradient, k), sums.type)
+                sums = builder.select(add, builder.fadd(builder.load(place, align=4), sums), sums)
+                builder.store(sums, place, align=4)
+
+            # Four sums over lanes cost little more than one.
+            fours = builder.add(start, builder.and_(builder.sub(stop, start), I64(-4)))
+            with cgutils.for_range_slice(builder, start, fours, I64(4)) as (k, _):
+                products = [product(builder.add(k, I64(q))) for q in range(4)]
+                put(k, _sums_of_four(builder, products))
+            with cgutils.for_range_slice(builder, fours, stop, I64(1)) as (k, _):
+                put(k, _sum(builder, product(k)))
+            if delta:
+                _store(builder, builder.load(total), out, width, mask)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(i, i, i, i, i, i, i, i, types.boolean, i, i), generate
+
+    return backward
+
+
+@intrinsic
+def activate_word(typing, row, count, left, right, keep):
+    """Activation and dropout of up to 32 sums, in place; return which were above zero, as bits.
+
+    row[b] = row[b] · (right where row[b] > 0, else left), or 0 where bit b of `keep` is 0.
+    """
+
+    def generate(context, builder, signature, arguments):
+        row, count, left, right, keep = arguments
+        mask = _first_lanes(builder, count, WORD)
+        z = _load(builder, row, WORD, mask)
+        positive = builder.fcmp_ordered(">", z, ir.Constant(z.type, None))
+        factor = builder.select(positive, _splat(builder, right, WORD), _splat(builder, left, WORD))
+        kept = builder.bitcast(keep, ir.VectorType(I1, WORD))
+        a = builder.select(kept, builder.fmul(z, factor), ir.Constant(z.type, None))
+        _store(builder, a, row, WORD, mask)
+        return builder.bitcast(positive, I32)
+
+    f = types.float32
+    return types.uint32(types.int64, types.int64, f, f, types.uint32), generate
+
+
+@intrinsic
+def differentiate_word(typing, row, count, left, right, low, high):
+    """Multiply up to 32 numbers by the activation's derivative, in place; return their sum.
+
+    row[b] = row[b] · right where bit b of `high` is 1, row[b] · left where that of `low` is 1,
+    and 0 where both are 0.
+    """
+
+    def generate(context, builder, signature, arguments):
+        row, count, left, right, low, high = arguments
+        mask = _first_lanes(builder, count, WORD)
+        d = _load(builder, row, WORD, mask)
+        high_bits = builder.bitcast(high, ir.VectorType(I1, WORD))
+        kept = builder.bitcast(builder.or_(low, high), ir.VectorType(I1, WORD))
+        factor = builder.select(
+            high_bits, _splat(builder, right, WORD), _splat(builder, left, WORD)
+        )
+        d = builder.select(kept, builder.fmul(d, factor), ir.Constant(d.type, None))
+        _store(builder, d, row, WORD, mask)
+        return builder.extract_element(_sum(builder, d), I32(0))
+
+    f, u = types.float32, types.uint32
+    return f(types.int64, types.int64, f, f, u, u), generate
+
+
+@intrinsic
+def prefetch_line(typing, address):
+    """Ask for the cache line of an address, to be read soon."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(builder, arguments[0], I8)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep_in_all_caches, data = I32(0), I32(3), I32(1)
+        builder.call(function, [pointer, read, keep_in_all_caches, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _vector(width: int) -> Any:
+    return ir.VectorType(F32, width)
+
+
+def _pointer(builder: Builder, address: Value, kind: Any) -> Value:
+    return builder.inttoptr(address, ir.PointerType(kind))
+
+
+def _element(builder: Builder, base: Value, k: Value) -> Value:
+    """Return the address of element k of an array of 4-byte elements."""
+    return builder.add(base, builder.shl(k, I64(2)))
+
+
+def _load_scalar(builder: Builder, base: Value, k: Value, kind: Any) -> Value:
+    return builder.load(_pointer(builder, _element(builder, base, k), kind), align=4)
+
+
+def _gathered(builder: Builder, indices: Value, k: Value, X: Value, row_bytes: Value) -> Value:
+    """Return the address of row indices[k] of X."""
+    row = builder.sext(_load_scalar(builder, indices, k, I32), I64)
+    return builder.add(X, builder.mul(row, row_bytes))
+
+
+def _shuffle(builder: Builder, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+    chosen = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(a, b, chosen)
+
+
+def _splat(builder: Builder, scalar: Value, width: int) -> Value:
+    kind = ir.VectorType(scalar.type, width)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+    return _shuffle(builder, one, one, [0] * width)
+
+
+def _first_lanes(builder: Builder, count: Value, width: int) -> Value:
+    """Return the mask of the first `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(I64, width), list(range(width)))
+    return builder.icmp_signed("<", lanes, _splat(builder, count, width))
+
+
+def _load(builder: Builder, address: Value, width: int, mask: Value | None) -> Value:
+    kind = _vector(width)
+    pointer = _pointer(builder, address, kind)
+    if mask is None:
+        return builder.load(pointer, align=4)
+    signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
+    name = f"llvm.masked.load.v{width}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [pointer, I32(4), mask, ir.Constant(kind, None)])
+
+
+def _store(builder: Builder, value: Value, address: Value, width: int, mask: Value | None) -> None:
+    pointer = _pointer(builder, address, value.type)
+    if mask is None:
+        builder.store(value, pointer, align=4)
+        return
+    signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
+    name = f"llvm.masked.store.v{width}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    builder.call(function, [value, pointer, I32(4), mask])
+
+
+def _multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
+    name = f"llvm.fmuladd.v{a.type.count}f32"
+    signature = ir.FunctionType(a.type, [a.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [a, b, c])
+
+
+def _product(builder: Builder, x: Value, d: Value) -> Value:
+    """Return a vector of at most 16 lanes whose sum is x·d."""
+    width = x.type.count
+    if width <= LANES:
+        return builder.fmul(x, d)
+    starts = range(0, width, LANES)
+    xs = [_shuffle(builder, x, x, range(s, s + LANES)) for s in starts]
+    ds = [_shuffle(builder, d, d, range(s, s + LANES)) for s in starts]
+    total = builder.fmul(xs[0], ds[0])
+    for a, b in zip(xs[1:], ds[1:], strict=True):
+        total = _multiply_add(builder, a, b, total)
+    return total
+
+
+def _sum(builder: Builder, v: Value) -> Value:
+    """Return the sum of the lanes, as a vector of one."""
+    while v.type.count > 1:
+        n = v.type.count
+        low, high = range(n // 2), range(n // 2, n)
+        v = builder.fadd(_shuffle(builder, v, v, low), _shuffle(builder, v, v, high))
+    return v
+
+
+def _sums_of_four(builder: Builder, vectors: Sequence[Value]) -> Value:
+    """Return the sums of the lanes of four vectors, as a vector of four."""
+
+    def joined(a: Value, b: Value, groups: int) -> Value:
+        """Halve all groups of lanes of two vectors, and join what is left of both."""
+        size = a.type.count // groups
+        low = [g * size + lane for g in range(groups) for lane in range(size // 2)]
+        low += [a.type.count + lane for lane in low]
+        high = [lane + size // 2 for lane in low]
+        return builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high))
+
+    a, b, c, d = vectors
+    v = joined(joined(a, b, 1), joined(c, d, 1), 2)  # a group of lanes for each of the four
+    while v.type.count > 4:
+        size = v.type.count // 4
+        low = [g * size + lane for g in range(4) for lane in range(size // 2)]
+        high = [lane + size // 2 for lane in low]
+        v = builder.fadd(_shuffle(builder, v, v, low), _shuffle(builder, v, v, high))
+    return v
