@@ -69,6 +69,8 @@ class SparseLayer:
         The learning rate of the layer's weights is multiplied by this.
     regrowth : Sampler or None
         Draws the values of connections that evolution adds; None is zero.
+    centered : bool
+        Whether the weight gradient is centred: see `SparseMLP.finish_gradient`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class SparseLayer:
         slope: float,
         rate_scale: float = 1.0,
         regrowth: Sampler | None = None,
+        centered: bool = False,
     ) -> None:
         self.number = number
         self.topology = topology
@@ -92,6 +95,7 @@ class SparseLayer:
         self.slope = slope
         self.rate_scale = rate_scale
         self.regrowth = regrowth
+        self.centered = centered
         self.refresh()
 
     @property

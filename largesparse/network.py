@@ -33,6 +33,7 @@ def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
         "slope": left_slope(activation, config.alpha, k + 2),
         "rate_scale": recipe.rate_scale,
         "regrowth": _sampler(config, k) if recipe.regrow_random else None,
+        "centered": is_output and recipe.center_output,
     }
 
 
@@ -204,10 +205,11 @@ class SparseMLP:
             Whether to add to the gradients of the micro-batches before.
         """
         batch = delta.shape[1]
-        bias_gradient = workspace.bias_gradients[-1]
-        if not accumulate:
-            bias_gradient[:] = 0
-        bias_gradient += delta.sum(axis=1)
+        backend.sum_rows(delta, out=workspace.bias_gradients[-1], accumulate=accumulate)
+        if self.layers[-1].centered:
+            last = len(self.layers) - 1
+            X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
+            backend.sum_rows(X, out=workspace.input_sums, accumulate=accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
             out_delta = workspace.delta(k - 1, batch)
@@ -235,6 +237,33 @@ class SparseMLP:
             out=workspace.gradients[0],
             accumulate=accumulate,
         )
+
+    def finish_gradient(self, workspace: Workspace, rows: int, backend: Backend) -> None:
+        """Centre the output layer's weight gradient, where its recipe asks for it.
+
+        The gradient becomes that with respect to the inputs' deviations from their mean over the
+        mini-batch: the bias alone is left to move an output for all samples at once. Activations
+        with a mean above zero make this the steepest direction by far, and a learning rate that
+        suits the others overshoots in it (Schraudolph, "Centering neural network gradient
+        factors", 1998).
+
+        Parameters
+        ----------
+        workspace : Workspace
+            After `backward` of all micro-batches.
+        rows : int
+            Samples of the mini-batch.
+        """
+        layer = self.layers[-1]
+        if layer.centered:
+            backend.center_gradient(
+                layer.topology.indptr,
+                layer.topology.indices,
+                workspace.input_sums,
+                workspace.bias_gradients[-1],
+                rows,
+                out=workspace.gradients[-1],
+            )
 
     def update_(
         self, workspace: Workspace, optimizer: MomentumSGD, learning_rate: float, backend: Backend

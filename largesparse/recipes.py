@@ -2,7 +2,8 @@
 
 `paper` is the paper's: dense fan-in, one learning rate. At extreme width it does not learn: with
 two connections a neuron and a fan-in of 5M the signal shrinks a thousandfold a layer. `width`
-keeps the signal's size at every width, as maximal-update parametrisation does for dense nets.
+keeps the signal's size at every width, as maximal-update parametrisation does for dense nets, and
+centres the output layer's gradient.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class LayerRecipe:
     rate_scale: float = 1.0  # factor of the learning rate of the layer's weights
     output_scale: float = 1.0  # factor of the initial values, if it is the output layer
     regrow_random: bool = True  # evolution adds connections with random values, else at zero
+    center_output: bool = False  # if it is the output layer, its gradient is centred
 
 
 def paper(n_in: int, n_out: int, probability: float) -> LayerRecipe:
@@ -39,6 +41,7 @@ def width(n_in: int, n_out: int, probability: float) -> LayerRecipe:
         rate_scale=min(1.0, RATE_FAN_IN / fan_in),
         output_scale=OUTPUT_SCALE,
         regrow_random=False,
+        center_output=True,
     )
 
 

@@ -26,6 +26,7 @@ from .network import SparseMLP, dropout_key
 from .preprocessing import Standardizer, check_X, check_X_y, encode_labels
 from .randomness import stream
 from .threads import resolve_threads
+from .whole_step import WholeStep
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Trainer:
         self._optimizer = self.config.optimizer()
         self._rates = self.config.rates()
         self._workspace: Workspace | None = None
+        self._compiled_step: WholeStep | None = None
 
     @property
     def workspace(self) -> Workspace:
@@ -106,11 +108,14 @@ class Trainer:
             Where the loss is not finite. The weights are those before the step.
         """
         rows = np.arange(len(y)) if rows is None else rows
+        factor = self._rates.factor(self.epoch if progress is None else progress)
+        rate = self.config.learning_rate * factor
         with self.backend.threads(self.threads):
-            loss = self.gradient(X, y, rows)
-            factor = self._rates.factor(self.epoch if progress is None else progress)
-            rate = self.config.learning_rate * factor
-            self.network.update_(self.workspace, self._optimizer, rate, self.backend)
+            if self.backend.has_whole_step and len(rows) <= self.workspace.micro_batch:
+                loss = self._whole_step(X, y, rows, rate)
+            else:
+                loss = self.gradient(X, y, rows)
+                self.network.update_(self.workspace, self._optimizer, rate, self.backend)
         self.step_count += 1
         return loss
 
@@ -128,7 +133,21 @@ class Trainer:
             self._check_finite(loss, self.step_count + 1, self.epoch + 1)
             total += loss
             self.network.backward(workspace, delta, backend, dropout=dropout, accumulate=start > 0)
+        self.network.finish_gradient(workspace, len(rows), backend)
         return total / len(rows)
+
+    def _whole_step(
+        self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64], rate: float
+    ) -> float:
+        """Compute the gradient and update, in one compiled call."""
+        step = self._compiled_step
+        if step is None or not step.fits(self.network, self.workspace, len(rows)):
+            step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
+        load_batch(X, rows, self.network.preprocessing, out=step.inputs)
+        dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
+        loss = step.run(y[rows], self._optimizer, rate, dropout) / len(rows)
+        self._check_finite(loss, self.step_count + 1, self.epoch + 1)
+        return loss
 
     def _check_finite(self, loss: float, step: int, epoch: int) -> None:
         if not math.isfinite(loss):

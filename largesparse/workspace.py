@@ -29,6 +29,8 @@ class Workspace:
     ----------
     gradients : list of float32 (nnz,)
     bias_gradients : list of float32 (n_out,)
+    input_sums : float32 (n_in of the output layer,)
+        Sums of the output layer's inputs over the mini-batch; empty if it is not centred.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Workspace:
             self._activations = [_floats(size * micro_batch) for size in hidden] + [logits]
             self._states = [np.empty(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
             self._deltas = [_floats(widest) for _ in range(min(2, len(hidden)))]
-            self.allocate_gradients(cast(Sequence[SparseLayer], layers))
+            trained = cast(Sequence[SparseLayer], layers)
+            self.allocate_gradients(trained)
+            self.input_sums = _floats(layers[-1].n_in if trained[-1].centered else 0)
         else:
             turns = [_floats(widest) for _ in range(min(2, len(hidden)))]
             self._activations = [turns[k % 2] for k in range(len(hidden))] + [logits]

@@ -74,9 +74,9 @@ class Problem:
     batch_size: int = 128
     threads: int = 1
 
-    def network(self) -> NetworkConfig:
+    def network(self, recipe: str = "paper") -> NetworkConfig:
         """Return the net as largesparse describes it, which checks sizes and ε."""
-        return NetworkConfig(self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED)
+        return NetworkConfig(self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED, recipe=recipe)
 
     def batches(self) -> Batches:
         """Return pairs of random X (batch, n_features) and y (batch,)."""

@@ -51,6 +51,7 @@ class Backend(ABC):
     """What a layer computes. A backend supplies `spmm`, and may replace more."""
 
     name: str
+    has_whole_step = False  # whether `step_kernel.train_step` computes what this backend does
 
     @abstractmethod
     def spmm(
@@ -146,6 +147,41 @@ class Backend(ABC):
         from . import kernels
 
         kernels.sddmm(indptr, indices, X, delta, prefetch_distance(delta), out, accumulate)
+
+    def sum_rows(self, X: Float32, *, out: Float32, accumulate: bool) -> None:
+        """Sum the rows of X (n, batch) into `out`, float32 (n,), or add them to what it holds."""
+        from . import kernels
+
+        kernels.sum_rows(X, out, accumulate)
+
+    def center_gradient(
+        self,
+        indptr: Int32,
+        indices: Int32,
+        input_sums: Float32,
+        bias_gradient: Float32,
+        rows: int,
+        *,
+        out: Float32,
+    ) -> None:
+        """Take the part of the inputs' means out of a weight gradient, in place.
+
+        out[k] -= input_sums[i] / rows · bias_gradient[indices[k]], for connection k of input i.
+
+        Parameters
+        ----------
+        indptr, indices
+            The connections in input order.
+        input_sums : float32 (n_in,)
+            Sums of the inputs over the mini-batch.
+        bias_gradient : float32 (n_out,)
+        rows : int
+            Samples of the mini-batch.
+        out : float32 (nnz,)
+        """
+        from . import kernels
+
+        kernels.center_gradient(indptr, indices, input_sums, bias_gradient, rows, out)
 
     def backward(
         self,

@@ -8,7 +8,6 @@ import numpy as np
 
 from .base import NO_DROPOUT, Backend, Dropout, Float32, Int32, UInt32, prefetch_distance
 
-PART = 512  # connections: rows of more than two parts, on average, are computed in parts
 NO_STATE = np.empty((0, 2, 0), dtype=np.uint32)
 
 
@@ -16,6 +15,7 @@ class FusedBackend(Backend):
     """Forward and backward passes as single kernels; the rest by the shared kernels."""
 
     name = "fused"
+    has_whole_step = True
 
     def spmm(
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
@@ -36,24 +36,8 @@ class FusedBackend(Backend):
         state: UInt32 | None = None,
         dropout: Dropout = NO_DROPOUT,
     ) -> None:
-        from . import fused_kernels, kernels
+        from . import fused_kernels
 
-        activation = (
-            dropout.keep_share,
-            np.uint32(dropout.keep_below),
-            np.uint64(dropout.seed),
-            dropout.step,
-            dropout.layer,
-            dropout.first_row,
-        )
-        state = NO_STATE if state is None else state
-        if len(indices_by_output) > 2 * PART * out.shape[0]:
-            starts, stops, first = _parts(indptr_by_output)
-            parts = np.empty((len(starts), X.shape[1]), dtype=np.float32)
-            fused_kernels.gather_parts(starts, stops, indices_by_output, values_by_output, X, parts)
-            np.add.reduceat(parts, first, axis=0, out=out)
-            kernels.activate(out, bias, np.float32(slope), *activation, state)
-            return
         fused_kernels.forward(
             indptr_by_output,
             indices_by_output,
@@ -62,9 +46,14 @@ class FusedBackend(Backend):
             X,
             np.float32(slope),
             prefetch_distance(X),
-            *activation,
+            dropout.keep_share,
+            np.uint32(dropout.keep_below),
+            np.uint64(dropout.seed),
+            dropout.step,
+            dropout.layer,
+            dropout.first_row,
             out,
-            state,
+            NO_STATE if state is None else state,
         )
 
     def backward(
@@ -100,20 +89,6 @@ class FusedBackend(Backend):
             out_delta,
             out_bias_gradient_below,
         )
-
-
-def _parts(indptr: Int32) -> tuple[Int32, Int32, np.ndarray]:
-    """Cut rows into parts of at most PART connections, at least one part a row.
-
-    Returns the first and last connection of every part, and the first part of every row.
-    """
-    counts = np.maximum(1, -(-np.diff(indptr) // PART))
-    first = np.cumsum(counts) - counts
-    row = np.repeat(np.arange(len(counts)), counts)
-    part = np.arange(len(row)) - first[row]
-    starts = (indptr[row] + part * PART).astype(np.int32)
-    stops = np.minimum(starts + PART, indptr[row + 1]).astype(np.int32)
-    return starts, stops, first
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .kernels import ROWS, new_keep_bytes
+from .kernels import ROWS, activate, new_keep_bytes
 from .philox import ROWS_PER_BLOCK, draw_keep_bytes
 from .rows import (
     activate_plainly,
@@ -20,6 +20,8 @@ from .rows import (
     gather_row,
     prefetch_rows,
 )
+
+PART = 512  # connections: rows of more than two parts, on average, are computed in parts
 
 
 @inline
@@ -48,21 +50,28 @@ def forward_rows(
     if words > 0 and keep_share < 1:
         block = first_row // ROWS_PER_BLOCK
         draw_keep_bytes(keep_below, seed, step, layer, first, block, keep_bytes)
+    shift = first_row % ROWS_PER_BLOCK
+    batch = X.shape[1]
+    size = 4 * batch
+    places = indices.ctypes.data
+    weights = values.ctypes.data
+    gathered = X.ctypes.data
     for j in range(first, stop):
         start = np.int64(indptr[j])
         end = np.int64(indptr[j + 1])
+        row = out.ctypes.data + size * j
         if ahead > 0:
-            prefetch_rows(X, indices, start + ahead, end + ahead)
-        gather_row(indices, values, start, end, X, bias[j], out[j])
+            prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
+        gather_row(places, weights, start, end, gathered, batch, bias[j], row)
         if words > 0:
-            shift = first_row % ROWS_PER_BLOCK
-            activate_row(out[j], slope, keep_share, keep_bytes, j - first, shift, state[j])
+            lane = j - first
+            activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, j)
         else:
-            activate_plainly(out[j], slope)
+            activate_plainly(row, batch, slope)
 
 
 @kernel()
-def forward(
+def forward_by_rows(
     indptr,
     indices,
     values,
@@ -79,10 +88,7 @@ def forward(
     out,
     state,
 ):
-    """Product, bias, activation and dropout in one pass over the output.
-
-    Parameters are those of `kernels.activate`, and the connections in output order.
-    """
+    """`forward`, where a row is the work of one thread."""
     n = out.shape[0]
     for chunk in prange((n + ROWS - 1) // ROWS):
         first = chunk * ROWS
@@ -108,14 +114,115 @@ def forward(
 
 
 @kernel()
-def gather_parts(starts, stops, indices, values, X, out):
-    """out[p] = the sum over the connections starts[p] <= k < stops[p] of values[k] X[indices[k]].
+def forward_by_parts(
+    indptr,
+    indices,
+    values,
+    bias,
+    X,
+    slope,
+    ahead,
+    keep_share,
+    keep_below,
+    seed,
+    step,
+    layer,
+    first_row,
+    out,
+    state,
+):
+    """`forward`, where rows are so long that threads share them.
 
     The rows of X of a part nearly follow each other, so the CPU foresees them.
     """
-    for p in prange(len(starts)):
-        start = np.int64(starts[p])
-        gather_row(indices, values, start, np.int64(stops[p]), X, np.float32(0), out[p])
+    n, batch = out.shape
+    first = np.zeros(n + 1, dtype=np.int64)  # part of every row
+    for j in range(n):
+        first[j + 1] = first[j] + (indptr[j + 1] - indptr[j] + PART - 1) // PART
+    row = np.repeat(np.arange(n), np.diff(first))
+    parts = np.empty((len(row), batch), dtype=np.float32)
+    for p in prange(len(row)):
+        j = row[p]
+        start = indptr[j] + (p - first[j]) * PART
+        stop = min(start + PART, np.int64(indptr[j + 1]))
+        gather_row(
+            indices.ctypes.data,
+            values.ctypes.data,
+            start,
+            stop,
+            X.ctypes.data,
+            batch,
+            np.float32(0),
+            parts.ctypes.data + 4 * batch * p,
+        )
+    for j in prange(n):
+        total = out[j]
+        total[:] = 0
+        for p in range(first[j], first[j + 1]):
+            part = parts[p]
+            for b in range(batch):
+                total[b] += part[b]
+    activate(out, bias, slope, keep_share, keep_below, seed, step, layer, first_row, state)
+
+
+@kernel(parallel=False)
+def forward(
+    indptr,
+    indices,
+    values,
+    bias,
+    X,
+    slope,
+    ahead,
+    keep_share,
+    keep_below,
+    seed,
+    step,
+    layer,
+    first_row,
+    out,
+    state,
+):
+    """Product, bias, activation and dropout in one pass over the output.
+
+    Parameters are those of `kernels.activate`, and the connections in output order.
+    """
+    if len(indices) > 2 * PART * out.shape[0]:
+        forward_by_parts(
+            indptr,
+            indices,
+            values,
+            bias,
+            X,
+            slope,
+            ahead,
+            keep_share,
+            keep_below,
+            seed,
+            step,
+            layer,
+            first_row,
+            out,
+            state,
+        )
+    else:
+        forward_by_rows(
+            indptr,
+            indices,
+            values,
+            bias,
+            X,
+            slope,
+            ahead,
+            keep_share,
+            keep_below,
+            seed,
+            step,
+            layer,
+            first_row,
+            out,
+            state,
+        )
 
 
 @inline
@@ -137,14 +244,21 @@ def backward_rows(
     out_bias_gradient,
 ):
     """Compute the gradients of the inputs first <= i < stop."""
+    batch = X.shape[1]
+    size = 4 * batch
+    places = indices.ctypes.data
+    weights = values.ctypes.data
+    gathered = D.ctypes.data
+    to = out_gradient.ctypes.data
     for i in range(first, stop):
         start = np.int64(indptr[i])
         end = np.int64(indptr[i + 1])
+        x = X.ctypes.data + size * i
+        row = out_delta.ctypes.data + size * i
         if ahead > 0:
-            prefetch_rows(D, indices, start + ahead, end + ahead)
-        delta = out_delta[i]
-        backward_row(indices, values, start, end, D, X[i], out_gradient, accumulate, delta)
-        total = differentiate_row(delta, slope, keep_share, state[i])
+            prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
+        backward_row(places, weights, start, end, gathered, batch, x, to, accumulate, row)
+        total = differentiate_row(row, batch, slope, keep_share, state, i)
         out_bias_gradient[i] = out_bias_gradient[i] + total if accumulate else total
 
 

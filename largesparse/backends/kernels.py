@@ -8,6 +8,8 @@ zero where it was dropped. That is all that the backward pass needs to know of z
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 
@@ -19,11 +21,12 @@ from .rows import (
     differentiate_row,
     gradient_row,
     prefetch_rows,
+    reorder_range,
+    update_range,
 )
 
-TINY = np.float32(np.finfo(np.float32).tiny)
 ROWS = 32  # rows whose dropout decisions are drawn together
-BLOCK = 4096  # elements of a flat array that one thread takes at a time
+BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
 
 
 @kernel()
@@ -32,9 +35,12 @@ def load_dense(X, rows, out):
     n_features, batch = out.shape
     tile = 16  # features of a row that are read together: a cache line
     for t in prange((n_features + tile - 1) // tile):
-        for f in range(t * tile, min(n_features, (t + 1) * tile)):
-            for b in range(batch):
-                out[f, b] = X[rows[b], f]
+        part = slice(t * tile, min(n_features, (t + 1) * tile))
+        to = out[part]
+        for b in range(batch):
+            row = X[np.uint64(rows[b]), part]
+            for f in range(len(row)):
+                to[f, b] = row[f]
 
 
 @kernel(parallel=False)
@@ -93,10 +99,12 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
         for j in range(first, min(n, first + ROWS)):
             for b in range(batch):
                 Z[j, b] += bias[j]
+            row = Z.ctypes.data + 4 * batch * j
             if words == 0:
-                activate_plainly(Z[j], slope)
+                activate_plainly(row, batch, slope)
             else:
-                activate_row(Z[j], slope, keep_share, keep_bytes, j - first, shift, state[j])
+                lane = j - first
+                activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, j)
 
 
 @kernel()
@@ -116,9 +124,28 @@ def differentiate(D, slope, keep_share, state, bias_gradient, accumulate):
     accumulate : bool
         Whether the sums are added to what `bias_gradient` holds.
     """
-    for j in prange(len(D)):
-        total = differentiate_row(D[j], slope, keep_share, state[j])
+    n, batch = D.shape
+    for j in prange(n):
+        row = D.ctypes.data + 4 * batch * j
+        total = differentiate_row(row, batch, slope, keep_share, state, j)
         bias_gradient[j] = bias_gradient[j] + total if accumulate else total
+
+
+@inline
+def gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate):
+    """Compute the weight gradient of the inputs first <= i < stop."""
+    batch = X.shape[1]
+    size = 4 * batch
+    places = indices.ctypes.data
+    gathered = D.ctypes.data
+    to = out.ctypes.data
+    for i in range(first, stop):
+        start = np.int64(indptr[i])
+        end = np.int64(indptr[i + 1])
+        if ahead > 0:
+            prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
+        x = X.ctypes.data + size * i
+        gradient_row(places, to, start, end, gathered, batch, x, to, accumulate, x)
 
 
 @kernel()
@@ -137,49 +164,82 @@ def sddmm(indptr, indices, X, D, ahead, out, accumulate):
     accumulate : bool
         Whether the products are added to what `out` holds.
     """
+    n = len(indptr) - 1
+    for chunk in prange((n + ROWS - 1) // ROWS):
+        first = chunk * ROWS
+        stop = min(n, first + ROWS)
+        gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate)
+
+
+@kernel()
+def sum_rows(X, out, accumulate):
+    """out[i] = sum_b X[i, b], added to what `out` holds if `accumulate`."""
+    n, batch = X.shape
+    for i in prange(n):
+        row = X[i]
+        total = np.float32(0)
+        for b in range(batch):
+            total += row[b]
+        out[i] = out[i] + total if accumulate else total
+
+
+@kernel()
+def center_gradient(indptr, indices, input_sums, bias_gradient, rows, out):
+    """out[k] -= input_sums[i] / rows · bias_gradient[indices[k]], for connection k of input i."""
+    share = np.float32(1 / rows)
     for i in prange(len(indptr) - 1):
-        start = np.int64(indptr[i])
-        stop = np.int64(indptr[i + 1])
-        if ahead > 0:
-            prefetch_rows(D, indices, start + ahead, stop + ahead)
-        gradient_row(indices, out, start, stop, D, X[i], out, accumulate, X[i])
+        mean = input_sums[i] * share
+        for k in range(indptr[i], indptr[i + 1]):
+            out[k] -= mean * bias_gradient[indices[k]]
 
 
-@inline
-def momentum_step(k, values, velocity, gradient, rate, momentum, decay):
-    """Momentum SGD (eq. 1) on one element: v = momentum·v - rate·g; w = w + v - decay·w.
+@kernel(parallel=False)
+def softmax_cross_entropy(logits, labels, total, delta):
+    """Return the summed softmax cross-entropy; `delta` receives the gradient of sum / total.
 
-    A velocity below the smallest normal float32 is set to zero: that of an idle connection would
-    become subnormal within 900 steps, and subnormal arithmetic is up to 8 times slower.
+    Parameters
+    ----------
+    logits, delta : float32 (n_classes, batch)
+    labels : int32 (batch,)
+    total : int
     """
-    v = momentum * velocity[k] - rate * gradient[k]
-    if abs(v) < TINY:
-        v = np.float32(0)
-    velocity[k] = v
-    values[k] += v - decay * values[k]
-
-
-# The updates go in blocks of a fixed size: what falls behind the last full vector of a loop is
-# rounded otherwise, and must not depend on the number of threads.
+    n_classes, batch = logits.shape
+    loss = 0.0
+    share = np.float32(1 / total)
+    for b in range(batch):
+        largest = logits[0, b]
+        for c in range(1, n_classes):
+            largest = max(largest, logits[c, b])
+        exponentials = np.float32(0)
+        for c in range(n_classes):
+            delta[c, b] = math.exp(logits[c, b] - largest)
+            exponentials += delta[c, b]
+        label = labels[b]
+        loss += math.log(exponentials) - (logits[label, b] - largest)
+        scale = share / exponentials
+        for c in range(n_classes):
+            delta[c, b] *= scale
+        delta[label, b] -= share
+    return loss
 
 
 @kernel()
 def momentum_update(values, velocity, gradient, rate, momentum, decay):
-    """`momentum_step` on all elements, in place."""
+    """`rows.update_range` on all elements, in place."""
     n = len(values)
+    w, v, g = values.ctypes.data, velocity.ctypes.data, gradient.ctypes.data
     for block in prange((n + BLOCK - 1) // BLOCK):
-        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
-            momentum_step(k, values, velocity, gradient, rate, momentum, decay)
+        start = block * BLOCK
+        update_range(w, v, g, start, min(n, start + BLOCK), rate, momentum, decay)
 
 
 @kernel()
 def momentum_update_reorder(values, velocity, gradient, rate, momentum, decay, places, out):
-    """`momentum_step` on all elements, in place; then out[places[k]] = values[k]."""
+    """`rows.update_range` on all elements, in place; then out[places[k]] = values[k]."""
     n = len(values)
+    w, v, g = values.ctypes.data, velocity.ctypes.data, gradient.ctypes.data
     for block in prange((n + BLOCK - 1) // BLOCK):
         start = block * BLOCK
         stop = min(n, start + BLOCK)
-        for k in range(start, stop):
-            momentum_step(k, values, velocity, gradient, rate, momentum, decay)
-        for k in range(start, stop):
-            out[places[k]] = values[k]
+        update_range(w, v, g, start, stop, rate, momentum, decay)
+        reorder_range(values, start, stop, places, out)

@@ -1,7 +1,8 @@
 """What kernels do to one row: an output's sum, an input's gradients, activation and derivative.
 
 Columns go in tiles of fixed widths (see `vectors`), so a row's result depends on its numbers and
-on the batch alone, whichever kernel or thread computes it.
+on the batch alone, whichever kernel or thread computes it. Arrays come as addresses where a view
+of a row would cost a reference count, which is as much as ten connections.
 """
 
 from __future__ import annotations
@@ -14,55 +15,61 @@ from .compiling import inline
 from .philox import keep_word
 from .vectors import (
     CACHE_LINE,
+    LANES,
     WORD,
-    activate_word,
-    differentiate_word,
+    make_activate_word,
     make_backward,
+    make_differentiate_word,
     make_gather,
+    make_update,
     prefetch_line,
 )
 
 gather_128, gather_64, gather_32, gather_16, gather_8 = map(make_gather, (128, 64, 32, 16, 8))
 gather_rest = make_gather(8, masked=True)
+activate_word, activate_rest = make_activate_word(), make_activate_word(masked=True)
+differentiate_word = make_differentiate_word()
+differentiate_rest = make_differentiate_word(masked=True)
+
+update, update_rest = make_update(), make_update(masked=True)
+
+EVERYONE = np.uint32(0xFFFFFFFF)
 
 
 @inline
-def gather_row(indices, values, start, stop, X, init, out):
+def gather_row(indices, values, start, stop, X, batch, init, out):
     """out[b] = init + sum over start <= k < stop of values[k] X[indices[k], b].
 
     Parameters
     ----------
-    indices : int32 (nnz,)
-    values : float32 (nnz,)
-    start, stop : int64
-    X : float32 (n, batch), C-contiguous
+    indices, values, X, out : int64
+        Addresses of int32 (nnz,), float32 (nnz,), float32 (n, batch) and float32 (batch,).
+    start, stop, batch : int64
     init : float32
-    out : float32 (batch,)
     """
-    batch = X.shape[1]
     size = 4 * batch
-    i, v, x, o = indices.ctypes.data, values.ctypes.data, X.ctypes.data, out.ctypes.data
     b = 0
     while b < batch:
         rest = batch - b
-        at = 4 * b
+        x = X + 4 * b
+        o = out + 4 * b
         if rest >= 128:
-            gather_128(i, v, start, stop, x + at, size, init, o + at, 128)
+            gather_128(indices, values, start, stop, x, size, init, o, 128)
             b += 128
         elif rest >= 64:
-            gather_64(i, v, start, stop, x + at, size, init, o + at, 64)
+            gather_64(indices, values, start, stop, x, size, init, o, 64)
             b += 64
         elif rest >= 32:
-            gather_32(i, v, start, stop, x + at, size, init, o + at, 32)
+            gather_32(indices, values, start, stop, x, size, init, o, 32)
             b += 32
         elif rest >= 16:
-            gather_16(i, v, start, stop, x + at, size, init, o + at, 16)
+            gather_16(indices, values, start, stop, x, size, init, o, 16)
             b += 16
         elif rest >= 8:
-            gather_8(i, v, start, stop, x + at, size, init, o + at, 8)
+            gather_8(indices, values, start, stop, x, size, init, o, 8)
             b += 8
         else:
-            gather_rest(i, v, start, stop, x + at, size, init, o + at, rest)
+            gather_rest(indices, values, start, stop, x, size, init, o, rest)
             b = batch
 
 
@@ -74,51 +81,52 @@ def _make_backward_row(*, delta: bool) -> Any:
     tile_rest = make_backward(8, masked=True, delta=delta)
 
     @inline
-    def backward_row(indices, values, start, stop, D, x, gradient, accumulate, out):
-        batch = D.shape[1]
+    def backward_row(indices, values, start, stop, D, batch, x, gradient, accumulate, out):
         size = 4 * batch
-        i, v, d, y = indices.ctypes.data, values.ctypes.data, D.ctypes.data, x.ctypes.data
-        g, o = gradient.ctypes.data, out.ctypes.data
         add = accumulate
         b = 0
         while b < batch:
             rest = batch - b
-            at = 4 * b
+            d = D + 4 * b
+            y = x + 4 * b
+            o = out + 4 * b
             if rest >= 64:
-                tile_64(i, v, start, stop, d + at, size, y + at, g, add, o + at, 64)
+                tile_64(indices, values, start, stop, d, size, y, gradient, add, o, 64)
                 b += 64
             elif rest >= 32:
-                tile_32(i, v, start, stop, d + at, size, y + at, g, add, o + at, 32)
+                tile_32(indices, values, start, stop, d, size, y, gradient, add, o, 32)
                 b += 32
             elif rest >= 16:
-                tile_16(i, v, start, stop, d + at, size, y + at, g, add, o + at, 16)
+                tile_16(indices, values, start, stop, d, size, y, gradient, add, o, 16)
                 b += 16
             elif rest >= 8:
-                tile_8(i, v, start, stop, d + at, size, y + at, g, add, o + at, 8)
+                tile_8(indices, values, start, stop, d, size, y, gradient, add, o, 8)
                 b += 8
             else:
-                tile_rest(i, v, start, stop, d + at, size, y + at, g, add, o + at, rest)
+                tile_rest(indices, values, start, stop, d, size, y, gradient, add, o, rest)
                 b = batch
             add = True  # the tiles of a row add up
 
     return backward_row
 
 
-# backward_row(indices, values, start, stop, D, x, gradient, accumulate, out):
+# backward_row(indices, values, start, stop, D, batch, x, gradient, accumulate, out):
 #     gradient[k] = x·D[indices[k]] for start <= k < stop, added to what is there if `accumulate`;
-#     out = sum over k of values[k] D[indices[k]]. x and out are float32 (batch,).
-# gradient_row: the same without `out` and `values`, which are not read.
+#     out = sum over k of values[k] D[indices[k]]. All arrays as addresses; x and out of rows.
+# gradient_row: the same without `values` and `out`, which are not read or written.
 backward_row = _make_backward_row(delta=True)
 gradient_row = _make_backward_row(delta=False)
 
 
 @inline
-def activate_row(row, slope, keep_share, keep_bytes, lane, shift, state):
+def activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, j):
     """Activation and inverted dropout of a row of sums z, in place.
 
     Parameters
     ----------
-    row : float32 (batch,)
+    row : int64
+        Address of float32 (batch,).
+    batch : int64
     slope, keep_share : float32
         Left slope of the activation; share of the neurons that dropout keeps.
     keep_bytes : uint8 (4 words + 1, rows)
@@ -127,53 +135,92 @@ def activate_row(row, slope, keep_share, keep_bytes, lane, shift, state):
         This row's place in the chunk.
     shift : int
         The bit of the first byte that decides on column 0.
-    state : uint32 (2, words)
-        Receives what the derivative needs: see `kernels`.
+    state : uint32 (n, 2, words)
+        state[j] receives what the derivative needs: see `kernels`.
     """
     right = np.float32(1) / keep_share
     left = slope * right
-    for word in range(state.shape[1]):
-        start = word * WORD
-        count = min(WORD, len(row) - start)
+    for word in range(state.shape[2]):
+        rest = batch - word * WORD
+        place = row + 4 * WORD * word
         keep = keep_word(keep_bytes, lane, word, shift)
-        keep &= np.uint32(0xFFFFFFFF) >> np.uint32(WORD - count)
-        positive = activate_word(row.ctypes.data + 4 * start, count, left, right, keep)
-        state[0, word] = keep & ~positive
-        state[1, word] = keep & positive
+        if rest >= WORD:
+            positive = activate_word(place, EVERYONE, left, right, keep)
+        else:
+            valid = EVERYONE >> np.uint32(WORD - rest)
+            keep &= valid
+            positive = activate_rest(place, valid, left, right, keep)
+        state[j, 0, word] = keep & ~positive
+        state[j, 1, word] = keep & positive
 
 
 @inline
-def activate_plainly(row, slope):
-    """Activation of a row of sums z, in place; nothing is dropped or stored."""
-    if slope != 1:
-        for b in range(len(row)):
-            z = row[b]
-            row[b] = z if z > 0 else slope * z
+def activate_plainly(row, batch, slope):
+    """Activation of a row of sums z, in place, where nothing is dropped or stored."""
+    if slope == 1:
+        return
+    one = np.float32(1)
+    for start in range(0, batch, WORD):
+        rest = batch - start
+        if rest >= WORD:
+            activate_word(row + 4 * start, EVERYONE, slope, one, EVERYONE)
+        else:
+            valid = EVERYONE >> np.uint32(WORD - rest)
+            activate_rest(row + 4 * start, valid, slope, one, EVERYONE)
 
 
 @inline
-def differentiate_row(row, slope, keep_share, state):
+def differentiate_row(row, batch, slope, keep_share, state, j):
     """Multiply a row of dL/da by the derivative of the activation, in place; return its sum.
 
-    `row`, float32 (batch,), becomes dL/dz; `state` is as `activate_row` wrote it.
+    The row, float32 (batch,) at an address, becomes dL/dz; state[j] is as `activate_row` wrote
+    it.
     """
     right = np.float32(1) / keep_share
     left = slope * right
     total = np.float32(0)
-    for word in range(state.shape[1]):
-        start = word * WORD
-        count = min(WORD, len(row) - start)
-        low, high = state[0, word], state[1, word]
-        address = row.ctypes.data + 4 * start
-        total += differentiate_word(address, count, left, right, low, high)
+    for word in range(state.shape[2]):
+        rest = batch - word * WORD
+        place = row + 4 * WORD * word
+        low, high = state[j, 0, word], state[j, 1, word]
+        if rest >= WORD:
+            total += differentiate_word(place, EVERYONE, left, right, low, high)
+        else:
+            valid = EVERYONE >> np.uint32(WORD - rest)
+            total += differentiate_rest(place, valid, left, right, low, high)
     return total
 
 
 @inline
-def prefetch_rows(X, indices, start, stop):
-    """Ask for the rows indices[start:stop] of a C-contiguous float32 array, to be read soon."""
-    size = 4 * X.shape[1]
+def update_range(values, velocity, gradient, start, stop, rate, momentum, decay):
+    """Momentum SGD (eq. 1) on start <= k < stop: v = momentum·v - rate·g; w = w + v - decay·w.
+
+    A velocity below the smallest normal float32 is set to zero: that of an idle connection would
+    become subnormal within 900 steps, and subnormal arithmetic is up to 8 times slower. The
+    arrays, float32 (nnz,), come as addresses; rate, momentum and decay are float32.
+    """
+    for k in range(start, stop, LANES):
+        at = 4 * k
+        w, v, g = values + at, velocity + at, gradient + at
+        if stop - k >= LANES:
+            update(w, v, g, rate, momentum, decay, LANES)
+        else:
+            update_rest(w, v, g, rate, momentum, decay, stop - k)
+
+
+@inline
+def reorder_range(values, start, stop, places, out):
+    """out[places[k]] = values[k] for start <= k < stop."""
+    new = values[start:stop]
+    to = places[start:stop]
+    for k in range(len(new)):
+        out[np.uint32(to[k])] = new[k]
+
+
+@inline
+def prefetch_rows(X, size, indices, start, stop):
+    """Ask for the rows indices[start:stop] of an array at an address, of `size` bytes a row."""
     for k in range(min(start, len(indices)), min(stop, len(indices))):
-        address = X.ctypes.data + np.int64(indices[k]) * size
+        address = X + np.int64(indices[k]) * size
         for offset in range(0, size, CACHE_LINE):
             prefetch_line(address + offset)

@@ -23,6 +23,7 @@ F32 = ir.FloatType()
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 CACHE_LINE = 64  # bytes
 LANES = 16  # of the vectors whose sums are taken together
+SMALLEST_NORMAL = 2.0**-126  # of float32
 WORD = 32  # activations whose state bits share a word
 
 Builder = Any  # llvmlite.ir.IRBuilder
@@ -103,51 +104,94 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
     return backward
 
 
-@intrinsic
-def activate_word(typing, row, count, left, right, keep):
-    """Activation and dropout of up to 32 sums, in place; return which were above zero, as bits.
+def make_activate_word(*, masked: bool = False) -> Callable[..., int]:
+    """Return the intrinsic of activation and dropout of 32 sums, in place.
 
-    row[b] = row[b] · (right where row[b] > 0, else left), or 0 where bit b of `keep` is 0.
+    row[b] = row[b] · (right where row[b] > 0, else left), or 0 where bit b of `keep` is 0. The
+    result has the bits of those above 0. If `masked`, nothing is read or written where bit b of
+    `valid` is 0.
     """
 
-    def generate(context, builder, signature, arguments):
-        row, count, left, right, keep = arguments
-        mask = _first_lanes(builder, count, WORD)
-        z = _load(builder, row, WORD, mask)
-        positive = builder.fcmp_ordered(">", z, ir.Constant(z.type, None))
-        factor = builder.select(positive, _splat(builder, right, WORD), _splat(builder, left, WORD))
-        kept = builder.bitcast(keep, ir.VectorType(I1, WORD))
-        a = builder.select(kept, builder.fmul(z, factor), ir.Constant(z.type, None))
-        _store(builder, a, row, WORD, mask)
-        return builder.bitcast(positive, I32)
+    @intrinsic
+    def activate_word(typing, row, valid, left, right, keep):
+        def generate(context, builder, signature, arguments):
+            row, valid, left, right, keep = arguments
+            mask = builder.bitcast(valid, ir.VectorType(I1, WORD)) if masked else None
+            z = _load(builder, row, WORD, mask)
+            positive = builder.fcmp_ordered(">", z, ir.Constant(z.type, None))
+            factors = _splat(builder, right, WORD), _splat(builder, left, WORD)
+            kept = builder.bitcast(keep, ir.VectorType(I1, WORD))
+            a = builder.fmul(z, builder.select(positive, *factors))
+            a = builder.select(kept, a, ir.Constant(z.type, None))
+            _store(builder, a, row, WORD, mask)
+            return builder.bitcast(positive, I32)
 
-    f = types.float32
-    return types.uint32(types.int64, types.int64, f, f, types.uint32), generate
+        f, u = types.float32, types.uint32
+        return u(types.int64, u, f, f, u), generate
+
+    return activate_word
 
 
-@intrinsic
-def differentiate_word(typing, row, count, left, right, low, high):
-    """Multiply up to 32 numbers by the activation's derivative, in place; return their sum.
+def make_differentiate_word(*, masked: bool = False) -> Callable[..., float]:
+    """Return the intrinsic that multiplies 32 numbers by the activation's derivative, in place.
 
     row[b] = row[b] · right where bit b of `high` is 1, row[b] · left where that of `low` is 1,
-    and 0 where both are 0.
+    and 0 where both are 0. The result is their sum. `valid` as in `make_activate_word`.
     """
 
-    def generate(context, builder, signature, arguments):
-        row, count, left, right, low, high = arguments
-        mask = _first_lanes(builder, count, WORD)
-        d = _load(builder, row, WORD, mask)
-        high_bits = builder.bitcast(high, ir.VectorType(I1, WORD))
-        kept = builder.bitcast(builder.or_(low, high), ir.VectorType(I1, WORD))
-        factor = builder.select(
-            high_bits, _splat(builder, right, WORD), _splat(builder, left, WORD)
-        )
-        d = builder.select(kept, builder.fmul(d, factor), ir.Constant(d.type, None))
-        _store(builder, d, row, WORD, mask)
-        return builder.extract_element(_sum(builder, d), I32(0))
+    @intrinsic
+    def differentiate_word(typing, row, valid, left, right, low, high):
+        def generate(context, builder, signature, arguments):
+            row, valid, left, right, low, high = arguments
+            mask = builder.bitcast(valid, ir.VectorType(I1, WORD)) if masked else None
+            d = _load(builder, row, WORD, mask)
+            above = builder.bitcast(high, ir.VectorType(I1, WORD))
+            kept = builder.bitcast(builder.or_(low, high), ir.VectorType(I1, WORD))
+            factors = _splat(builder, right, WORD), _splat(builder, left, WORD)
+            d = builder.fmul(d, builder.select(above, *factors))
+            d = builder.select(kept, d, ir.Constant(d.type, None))
+            _store(builder, d, row, WORD, mask)
+            return builder.extract_element(_sum(builder, d), I32(0))
 
-    f, u = types.float32, types.uint32
-    return f(types.int64, types.int64, f, f, u, u), generate
+        f, u = types.float32, types.uint32
+        return f(types.int64, u, f, f, u, u), generate
+
+    return differentiate_word
+
+
+def make_update(*, masked: bool = False) -> Callable[..., None]:
+    """Return the intrinsic of momentum SGD on 16 weights, or the first `count` if `masked`.
+
+    v = momentum·v - rate·g, set to 0 where it is subnormal; w = w + v - decay·w. All are
+    addresses.
+    """
+
+    @intrinsic
+    def update(typing, values, velocity, gradient, rate, momentum, decay, count):
+        def generate(context, builder, signature, arguments):
+            values, velocity, gradient, rate, momentum, decay, count = arguments
+            mask = _first_lanes(builder, count, LANES) if masked else None
+            w, v, g = (
+                _load(builder, address, LANES, mask) for address in (values, velocity, gradient)
+            )
+            step = builder.fmul(_splat(builder, builder.fneg(rate), LANES), g)
+            v = _multiply_add(builder, _splat(builder, momentum, LANES), v, step)
+            zero, tiny = ir.Constant(v.type, None), ir.Constant(v.type, [SMALLEST_NORMAL] * LANES)
+            signature = ir.FunctionType(v.type, [v.type])
+            name = f"llvm.fabs.v{LANES}f32"
+            fabs = cgutils.get_or_insert_function(builder.module, signature, name)
+            subnormal = builder.fcmp_ordered("<", builder.call(fabs, [v]), tiny)
+            v = builder.select(subnormal, zero, v)
+            decayed = _splat(builder, builder.fneg(decay), LANES)
+            w = _multiply_add(builder, decayed, w, builder.fadd(w, v))
+            _store(builder, v, velocity, LANES, mask)
+            _store(builder, w, values, LANES, mask)
+            return context.get_dummy_value()
+
+        i, f = types.int64, types.float32
+        return types.void(i, i, i, f, f, f, i), generate
+
+    return update
 
 
 @intrinsic
@@ -201,8 +245,8 @@ def _splat(builder: Builder, scalar: Value, width: int) -> Value:
 
 def _first_lanes(builder: Builder, count: Value, width: int) -> Value:
     """Return the mask of the first `count` lanes."""
-    lanes = ir.Constant(ir.VectorType(I64, width), list(range(width)))
-    return builder.icmp_signed("<", lanes, _splat(builder, count, width))
+    lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+    return builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(count, I32), width))
 
 
 def _load(builder: Builder, address: Value, width: int, mask: Value | None) -> Value:

@@ -1,0 +1,115 @@
+"""A training step as one compiled call, where the backend has one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.base import Dropout, prefetch_distance
+from .layer import SparseLayer
+from .network import SparseMLP
+from .optimizer import MomentumSGD
+from .workspace import Workspace
+
+
+def _arrays(layer: SparseLayer, workspace: Workspace, k: int) -> dict[str, Any]:
+    """Return the arrays of a layer that a step uses and that stay in place between evolutions."""
+    topology = layer.topology
+    return {
+        "indptr": topology.indptr,
+        "indices": topology.indices,
+        "indptr_by_output": topology.indptr_by_output,
+        "indices_by_output": topology.indices_by_output,
+        "to_output_order": topology.to_output_order,
+        "values": layer.values,
+        "velocity": layer.velocity,
+        "values_by_output": layer.values_by_output,
+        "bias": layer.bias,
+        "bias_velocity": layer.bias_velocity,
+        "gradient": workspace.gradients[k],
+        "bias_gradient": workspace.bias_gradients[k],
+    }
+
+
+class WholeStep:
+    """The training step of a network on mini-batches of one size, as one compiled call.
+
+    The result is that of `SparseMLP.forward`, `backward`, `finish_gradient` and `update_` with
+    the fused backend, which small networks spend much of their time between the kernels of.
+
+    Parameters
+    ----------
+    network : SparseMLP
+    workspace : Workspace
+    batch : int
+        At most the workspace's micro-batch.
+
+    Attributes
+    ----------
+    inputs : float32 (n_features, batch)
+        Where the mini-batch is written before a step.
+    """
+
+    def __init__(self, network: SparseMLP, workspace: Workspace, batch: int) -> None:
+        from .backends.step_kernel import LAYER
+
+        layers = network.layers
+        self._workspace = workspace
+        self.inputs = workspace.inputs(batch)
+        self._delta = np.empty((layers[-1].n_out, batch), dtype=np.float32)
+        self._held = []  # the arrays whose addresses the table has
+        self._table = np.zeros(len(layers), dtype=LAYER)
+        gathered = self.inputs
+        for k, (layer, record) in enumerate(zip(layers, self._table, strict=True)):
+            arrays = _arrays(layer, workspace, k)
+            self._held.append(arrays)
+            buffers = {"activations": workspace.activations(k, batch)}
+            if k < len(layers) - 1:
+                buffers["state"] = workspace.state(k, batch)
+                buffers["delta"] = workspace.delta(k, batch)
+            for name, array in {**arrays, **buffers}.items():
+                record[name] = array.ctypes.data
+            record["n_in"], record["n_out"], record["nnz"] = layer.n_in, layer.n_out, layer.nnz
+            record["number"], record["centered"] = layer.number, layer.centered
+            record["slope"], record["rate_scale"] = layer.slope, layer.rate_scale
+            record["forward_ahead"] = prefetch_distance(gathered)
+            gathered = buffers["activations"]
+            record["backward_ahead"] = prefetch_distance(gathered)
+
+    def fits(self, network: SparseMLP, workspace: Workspace, batch: int) -> bool:
+        """Return whether this is the step of that network, as it is now, and batch size."""
+        if workspace is not self._workspace or batch != self.inputs.shape[1]:
+            return False
+        now = (_arrays(layer, workspace, k) for k, layer in enumerate(network.layers))
+        return all(
+            old[name] is array
+            for old, new in zip(self._held, now, strict=True)
+            for name, array in new.items()
+        )
+
+    def run(
+        self,
+        labels: NDArray[np.int32],
+        optimizer: MomentumSGD,
+        learning_rate: float,
+        dropout: Dropout,
+    ) -> float:
+        """Make one update, and return the summed loss; where that is not finite, update nothing."""
+        from .backends.step_kernel import train_step
+
+        loss: float = train_step(
+            self._table,
+            self.inputs,
+            labels,
+            self._delta,
+            self._workspace.input_sums,
+            learning_rate,
+            np.float32(optimizer.momentum),
+            np.float32(optimizer.weight_decay),
+            dropout.keep_below,
+            dropout.seed,
+            dropout.step,
+        )
+        return loss

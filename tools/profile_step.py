@@ -1,0 +1,140 @@
+"""Show where the time of a training step goes: in which kernels, and outside of them.
+
+    python tools/profile_step.py                          # the FashionMNIST net, fused backend
+    python tools/profile_step.py --preset madelon
+    python tools/profile_step.py --layers 65536,500k,500k,2 --epsilon 10 --threads 2
+
+Every call of a compiled kernel and of a backend's product is timed; what is left of a step is
+Python, NumPy and what they wait for. Printed are medians over the steps, in milliseconds. Timing
+costs about a microsecond a call, which counts as outside.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+from compare_peers import PRESETS, Problem
+from numba.core.registry import CPUDispatcher
+
+from largesparse import SparseMLP, Trainer, TrainingConfig
+from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels
+from largesparse.cli import parse_size, run_command
+from largesparse.errors import ParameterError
+from largesparse.training import warm_up
+
+
+@contextmanager
+def timed_kernels(owners: Sequence[Any], seconds: dict[str, float]) -> Iterator[None]:
+    """Add the time of every kernel of some modules, and of every `spmm`, to `seconds`."""
+    replaced: list[tuple[Any, str, Any]] = []
+    for owner in owners:
+        names = vars(owner) if isinstance(owner, ModuleType) else ["spmm"]
+        for name in list(names):
+            function = getattr(owner, name)
+            if name == "spmm" or (
+                isinstance(function, CPUDispatcher) and function.__module__ == owner.__name__
+            ):
+                replaced.append((owner, name, function))
+                setattr(owner, name, timed(function, name, seconds))
+    try:
+        yield
+    finally:
+        for owner, name, function in replaced:
+            if isinstance(owner, ModuleType):
+                setattr(owner, name, function)
+            else:
+                delattr(owner, name)
+
+
+def timed(function: Callable[..., Any], name: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    """Return a function that adds its time to seconds[name]."""
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments, **named)
+        seconds[name] += time.perf_counter() - started
+        return result
+
+    return run
+
+
+def profile(problem: Problem, options: Any) -> tuple[pd.DataFrame, float]:
+    """Return milliseconds and share of every kernel, and the milliseconds of a step."""
+    warm_up(options.backend, threads=problem.threads)
+    backend = get_backend(options.backend)
+    network = SparseMLP(problem.network(options.recipe), threads=problem.threads)
+    config = TrainingConfig(
+        backend=options.backend,
+        batch_size=problem.batch_size,
+        micro_batch=options.micro_batch,
+        threads=problem.threads,
+        dropout=options.dropout,
+    )
+    trainer = Trainer(network, config)
+    batches = problem.batches()
+    owners = [kernels, fused_kernels] + ([backend] if options.backend != "fused" else [])
+    rows, totals, plain = [], [], []
+    for step in range(options.steps + 2):
+        X, y = batches[step % len(batches)]
+        started = time.perf_counter()
+        trainer.step(X, y)
+        unhindered = time.perf_counter() - started
+        seconds: dict[str, float] = defaultdict(float)
+        with timed_kernels(owners, seconds):
+            started = time.perf_counter()
+            trainer.step(X, y)
+            total = time.perf_counter() - started
+        if step >= 2:
+            rows.append({**seconds, "outside kernels": total - sum(seconds.values())})
+            totals.append(total)
+            plain.append(unhindered)
+    table = pd.DataFrame(rows).fillna(0).median().sort_values(ascending=False).to_frame("ms") * 1e3
+    table["share"] = table["ms"] / (statistics.median(totals) * 1e3)
+    return table, statistics.median(plain) * 1e3
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="fashion", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--layers", help="sizes from features to classes, in place of a preset")
+    parser.add_argument("--epsilon", type=float, default=20.0, help="with --layers (%(default)s)")
+    parser.add_argument("--batch-size", type=parse_size, default=128, help="with --layers")
+    parser.add_argument("--micro-batch", type=parse_size, help="default: the whole batch")
+    parser.add_argument("--recipe", default="paper", help="paper or width")
+    parser.add_argument("--dropout", type=float, default=0.3, help="default %(default)s")
+    parser.add_argument("--backend", choices=BACKENDS, default="fused", help="default %(default)s")
+    parser.add_argument("--threads", type=parse_size, default=1, help="default %(default)s")
+    parser.add_argument("--steps", type=parse_size, default=51, help="default %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Profile the step that was asked for."""
+    options = make_parser().parse_args(argv)
+    if options.layers:
+        sizes = tuple(parse_size(size) for size in options.layers.split(","))
+        problem = Problem(sizes, options.epsilon, options.batch_size, options.threads)
+    elif options.preset in PRESETS:
+        chosen = PRESETS[options.preset]
+        problem = Problem(chosen.layer_sizes, chosen.epsilon, chosen.batch_size, options.threads)
+    else:
+        raise ParameterError(
+            f"--preset must be one of {', '.join(PRESETS)}. Got {options.preset!r} instead."
+        )
+    table, step = profile(problem, options)
+    print(table.to_string(formatters={"ms": "{:.3f}".format, "share": "{:.1%}".format}))
+    print(f"a step without this timing: {step:.3f} ms")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
