@@ -18,6 +18,8 @@ from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
 from .topology import connection_probability
 
+REGROWTH = ("initial", "zero")
+
 
 def _make_plain(config: Any) -> None:
     """Turn NumPy's numbers in a configuration into Python's, which JSON can hold."""
@@ -38,6 +40,7 @@ class NetworkConfig:
     alpha: float = 0.6  # slope of the negative side
     initializer: str = "he_uniform"  # he_uniform | xavier | normal
     recipe: str = "paper"  # paper | width: see largesparse.recipes
+    regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,8 +66,11 @@ class NetworkConfig:
             ("activation", ACTIVATIONS),
             ("initializer", INITIALIZERS),
             ("recipe", RECIPES),
+            ("regrowth", REGROWTH),
         ):
             value = getattr(self, name)
+            if name == "regrowth" and value is None:
+                continue
             if not isinstance(value, str) or value not in registry:
                 raise ParameterError(
                     f"The {name!r} parameter of {owner} must be one of {sorted(registry)}. "
@@ -118,7 +124,7 @@ class TrainingConfig:
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     standardize: bool = True  # features to zero mean and unit variance, by the training rows
     seed: int = 0
-    backend: str | None = None  # mkl | scipy; None is LARGESPARSE_BACKEND, else mkl
+    backend: str | None = None  # mkl | fused | scipy; None is LARGESPARSE_BACKEND, else mkl
     threads: int | None = None  # None is all cores
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .history import EpochRecord, History
 from .layer import SparseLayer
-from .network import SparseMLP
+from .network import SparseMLP, layer_settings
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,9 @@ class Snapshot:
                 layer.topology,
                 layer.values.copy(),
                 layer.bias.copy(),
-                slope=layer.slope,
-                rate_scale=layer.rate_scale,
-                regrowth=layer.regrowth,
+                **layer_settings(network.config, k),
             )
-            for layer in network.layers
+            for k, layer in enumerate(network.layers)
         ]
         return cls(layers)
 

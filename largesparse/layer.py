@@ -70,7 +70,7 @@ class SparseLayer:
     regrowth : Sampler or None
         Draws the values of connections that evolution adds; None is zero.
     centered : bool
-        Whether the weight gradient is centred: see `SparseMLP.finish_gradient`.
+        Whether the gradients are centred: see `SparseMLP.finish_gradient`.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
     return {
         "slope": left_slope(activation, config.alpha, k + 2),
         "rate_scale": recipe.rate_scale,
-        "regrowth": _sampler(config, k) if recipe.regrow_random else None,
+        "regrowth": None if (config.regrowth or recipe.regrowth) == "zero" else _sampler(config, k),
         "centered": is_output and recipe.center_output,
     }
 
@@ -239,13 +239,12 @@ class SparseMLP:
         )
 
     def finish_gradient(self, workspace: Workspace, rows: int, backend: Backend) -> None:
-        """Centre the output layer's weight gradient, where its recipe asks for it.
+        """Centre the output layer's gradients, where its recipe asks for it.
 
-        The gradient becomes that with respect to the inputs' deviations from their mean over the
-        mini-batch: the bias alone is left to move an output for all samples at once. Activations
-        with a mean above zero make this the steepest direction by far, and a learning rate that
-        suits the others overshoots in it (Schraudolph, "Centering neural network gradient
-        factors", 1998).
+        Activations with a mean above zero make the direction in which an output moves for all
+        samples at once the steepest by far, and a learning rate that suits the others overshoots
+        in it. Centred gradients leave it to the bias (Schraudolph, "Centering neural network
+        gradient factors", 1998).
 
         Parameters
         ----------
@@ -260,9 +259,10 @@ class SparseMLP:
                 layer.topology.indptr,
                 layer.topology.indices,
                 workspace.input_sums,
-                workspace.bias_gradients[-1],
                 rows,
-                out=workspace.gradients[-1],
+                rate_scale=layer.rate_scale,
+                bias_gradient=workspace.bias_gradients[-1],
+                gradient=workspace.gradients[-1],
             )
 
     def update_(

@@ -23,7 +23,7 @@ class LayerRecipe:
     fan_out: float
     rate_scale: float = 1.0  # factor of the learning rate of the layer's weights
     output_scale: float = 1.0  # factor of the initial values, if it is the output layer
-    regrow_random: bool = True  # evolution adds connections with random values, else at zero
+    regrowth: str = "initial"  # values of the connections that evolution adds: initial | zero
     center_output: bool = False  # if it is the output layer, its gradient is centred
 
 
@@ -40,7 +40,7 @@ def width(n_in: int, n_out: int, probability: float) -> LayerRecipe:
         max(1.0, probability * n_out),
         rate_scale=min(1.0, RATE_FAN_IN / fan_in),
         output_scale=OUTPUT_SCALE,
-        regrow_random=False,
+        regrowth="zero",
         center_output=True,
     )
 

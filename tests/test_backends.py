@@ -256,7 +256,7 @@ def test_the_default_is_mkl(monkeypatch, no_environment):
 
 @pytest.mark.parametrize("name", ["numpy", "MKL", "base", "kernels", "../mkl"])
 def test_bad_names(monkeypatch, no_environment, name):
-    with pytest.raises(ParameterError, match=r"'backend' parameter must be one of \['mkl', 'fused', 'sc"):
+    with pytest.raises(ParameterError, match=r"'backend' parameter must be one of \['mkl', "):
         get_backend(name)
     monkeypatch.setenv(BACKEND, name)
     with pytest.raises(ParameterError, match=rf"{BACKEND} must be one of .* Got '{name}' instead"):

@@ -117,7 +117,7 @@ def test_learns_digits(backend):
     ("recipe", "rate", "sizes"),
     [
         ("paper", 0.05, (20, 60, 60, 2)),
-        ("width", 0.5, (20, 60, 60, 2)),
+        ("width", 0.2, (20, 60, 60, 2)),
         ("width", 0.5, (20, 2)),
         ("paper", 0.05, (20, 60, 2)),
     ],

@@ -31,6 +31,7 @@ from largesparse import (
 )
 from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
+from largesparse.config import REGROWTH
 from largesparse.evolution import evolve
 from largesparse.initializers import uniform
 from largesparse.layer import SparseLayer
@@ -64,7 +65,12 @@ def table_7(options: argparse.Namespace) -> None:
     name, sizes, epsilon, alpha, initializer, batch_size = settings[options.figure]
     data = load_dataset(name)
     config = NetworkConfig(
-        sizes, epsilon=epsilon, alpha=alpha, initializer=initializer, seed=options.seed
+        sizes,
+        epsilon=epsilon,
+        alpha=alpha,
+        initializer=initializer,
+        regrowth=options.regrowth,
+        seed=options.seed,
     )
     training = TrainingConfig(
         epochs=options.epochs,
@@ -72,6 +78,7 @@ def table_7(options: argparse.Namespace) -> None:
         learning_rate=options.learning_rate,
         dropout=options.dropout,
         weight_decay=options.weight_decay,
+        zeta_decay=options.zeta_decay,
         seed=options.seed,
         backend=options.backend,
         threads=options.threads,
@@ -192,12 +199,25 @@ def make_parser() -> argparse.ArgumentParser:
         figure.set_defaults(run=run)
         return figure
 
-    for name, epochs in (("fashion", 20), ("madelon", 100)):
+    # Table 7 leaves λ, ζ's decay and the values of new connections open.
+    for name, epochs, decay, zeta_decay, regrowth in (
+        ("fashion", 20, 0.0, 0.85, "zero"),
+        ("madelon", 100, 2e-4, 1.0, "initial"),
+    ):
         real = add(name, table_7)
         real.add_argument("--epochs", type=parse_size, default=epochs, help="default %(default)s")
         real.add_argument("--learning-rate", type=float, default=0.01, help="default %(default)s")
         real.add_argument("--dropout", type=float, default=0.3, help="default %(default)s")
-        real.add_argument("--weight-decay", type=float, default=2e-4, help="default %(default)s")
+        real.add_argument("--weight-decay", type=float, default=decay, help="default %(default)s")
+        real.add_argument(
+            "--zeta-decay", type=float, default=zeta_decay, help="default %(default)s"
+        )
+        real.add_argument(
+            "--regrowth",
+            choices=REGROWTH,
+            default=regrowth,
+            help="values of new connections (default %(default)s)",
+        )
     twin = add("twins", twins)
     twin.add_argument("--epochs", type=parse_size, default=12)
     twin.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")

@@ -159,14 +159,17 @@ class Backend(ABC):
         indptr: Int32,
         indices: Int32,
         input_sums: Float32,
-        bias_gradient: Float32,
         rows: int,
         *,
-        out: Float32,
+        rate_scale: float,
+        bias_gradient: Float32,
+        gradient: Float32,
     ) -> None:
-        """Take the part of the inputs' means out of a weight gradient, in place.
+        """Precondition a layer's gradients as if its inputs had a mean of zero, in place.
 
-        out[k] -= input_sums[i] / rows · bias_gradient[indices[k]], for connection k of input i.
+        With the mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of the
+        bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step along
+        them changes b by c's step less that of Wᵀm.
 
         Parameters
         ----------
@@ -174,14 +177,18 @@ class Backend(ABC):
             The connections in input order.
         input_sums : float32 (n_in,)
             Sums of the inputs over the mini-batch.
-        bias_gradient : float32 (n_out,)
         rows : int
             Samples of the mini-batch.
-        out : float32 (nnz,)
+        rate_scale : float
+            Factor of the learning rate of the weights, beside that of the bias.
+        bias_gradient : float32 (n_out,)
+        gradient : float32 (nnz,)
         """
         from . import kernels
 
-        kernels.center_gradient(indptr, indices, input_sums, bias_gradient, rows, out)
+        kernels.center_gradient(
+            indptr, indices, input_sums, rows, rate_scale, bias_gradient, gradient
+        )
 
     def backward(
         self,

@@ -184,13 +184,25 @@ def sum_rows(X, out, accumulate):
 
 
 @kernel()
-def center_gradient(indptr, indices, input_sums, bias_gradient, rows, out):
-    """out[k] -= input_sums[i] / rows · bias_gradient[indices[k]], for connection k of input i."""
+def center_gradient(indptr, indices, input_sums, rows, rate_scale, bias_gradient, out):
+    """Precondition a layer's gradients as if its inputs had a mean of zero: see `Backend`."""
+    n = len(indptr) - 1
+    n_out = len(bias_gradient)
     share = np.float32(1 / rows)
-    for i in prange(len(indptr) - 1):
-        mean = input_sums[i] * share
-        for k in range(indptr[i], indptr[i + 1]):
-            out[k] -= mean * bias_gradient[indices[k]]
+    blocks = (n + BLOCK - 1) // BLOCK
+    shifts = np.zeros((blocks, n_out), dtype=np.float64)
+    for block in prange(blocks):
+        for i in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            mean = input_sums[i] * share
+            for k in range(indptr[i], indptr[i + 1]):
+                j = indices[k]
+                out[k] -= mean * bias_gradient[j]
+                shifts[block, j] += mean * out[k]
+    for j in range(n_out):
+        total = 0.0
+        for block in range(blocks):
+            total += shifts[block, j]
+        bias_gradient[j] -= np.float32(rate_scale * total)
 
 
 @kernel(parallel=False)

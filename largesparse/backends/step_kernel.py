@@ -148,7 +148,9 @@ def backward_centered_and_update(
             carray(floats(below.bias_gradient), (below.n_out,)),
         )
     sum_rows(X, input_sums, False)
-    center_gradient(indptr, indices, input_sums, own_bias_gradient, batch, gradient)
+    center_gradient(
+        indptr, indices, input_sums, batch, layer.rate_scale, own_bias_gradient, gradient
+    )
     momentum_update_reorder(
         values,
         carray(floats(layer.velocity), (layer.nnz,)),
