@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from .layer import SparseLayer
 from .topology import Topology
 
 Int64 = NDArray[np.int64]
+
+FEW = 1 << 18  # connections up to which selecting them is faster than counting magnitudes
 
 
 def evolve(layer: SparseLayer, zeta: float, rng: np.random.Generator) -> NDArray[np.int32]:
@@ -44,23 +47,68 @@ def evolve(layer: SparseLayer, zeta: float, rng: np.random.Generator) -> NDArray
 
 
 def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
-    """Return which connections an evolution step keeps: bool of shape (nnz,)."""
+    """Return which connections an evolution step keeps: bool of shape (nnz,).
+
+    The magnitudes at which values go are found by counting by the upper and then the lower 16
+    bits, without sorting: O(nnz).
+    """
+    from .backends.pattern_kernels import count_magnitudes, keep_large
+
+    if len(values) <= FEW:
+        return _survivors_of_few(values, zeta)
+    keep = np.empty(len(values), dtype=bool)
+    upper_counts = count_magnitudes(values, 16, np.zeros(2, dtype=np.int64))
+    members = upper_counts.sum(axis=(0, 2))
+    going = [math.floor(zeta * int(count)) for count in members]
+    prefixes, rest = _find_counts(upper_counts, going)
+    lower_counts = count_magnitudes(values, 0, prefixes)
+    lower, rest = _find_counts(lower_counts, rest)
+
+    ties = np.empty((len(lower_counts), 2), dtype=np.int64)
+    for sign in (0, 1):
+        here = lower_counts[:, sign, lower[sign]]
+        before = np.cumsum(here) - here
+        ties[:, sign] = np.clip(rest[sign] - before, 0, here)
+    thresholds = prefixes << 16 | lower
+    thresholds[[count == 0 for count in going]] = -1
+    keep_large(values, thresholds, ties, keep)
+    return keep
+
+
+def _survivors_of_few(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
+    """`survivors`, where the counters would take longer than the values."""
     keep = np.ones(len(values), dtype=bool)
     negative = values < 0
     for sign in (~negative, negative):
         members = np.flatnonzero(sign)
         count = math.floor(zeta * len(members))
         if count:
-            keep[members[_smallest(np.abs(values[members]), count)]] = False
+            magnitudes = np.abs(values[members])
+            threshold = np.partition(magnitudes, count - 1)[count - 1]
+            below = np.flatnonzero(magnitudes < threshold)
+            ties = np.flatnonzero(magnitudes == threshold)[: count - len(below)]
+            keep[members[below]] = False
+            keep[members[ties]] = False
     return keep
 
 
-def _smallest(magnitudes: NDArray[np.float32], count: int) -> Int64:
-    """Return the places of the `count` smallest; of equal ones, the first."""
-    threshold = np.partition(magnitudes, count - 1)[count - 1]
-    below = np.flatnonzero(magnitudes < threshold)
-    ties = np.flatnonzero(magnitudes == threshold)
-    return np.concatenate([below, ties[: count - len(below)]])
+def _find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int64, list[int]]:
+    """Return the bins in which the wanted-th magnitudes are, and what is wanted of those bins.
+
+    Parameters
+    ----------
+    counts : int32 (blocks, 2, bins)
+    wanted : two ints
+        How many of the smallest magnitudes of each sign.
+    """
+    bins = np.zeros(2, dtype=np.int64)
+    rest = [0, 0]
+    for sign in (0, 1):
+        if wanted[sign]:
+            below = np.cumsum(counts[:, sign].sum(axis=0, dtype=np.int64))
+            bins[sign] = np.searchsorted(below, wanted[sign])
+            rest[sign] = wanted[sign] - (int(below[bins[sign] - 1]) if bins[sign] else 0)
+    return bins, rest
 
 
 def draw_free_cells(
@@ -80,14 +128,13 @@ def draw_free_cells(
         occupied[kept] = True
         return np.sort(rng.choice(np.flatnonzero(~occupied), size=count, replace=False))
 
-    from .backends.pattern_kernels import find_occupied
+    from .backends.pattern_kernels import find_occupied, sort_cells
 
     found = np.empty(0, dtype=np.int64)
     while len(found) < count:
         missing = count - len(found)
         drawn = rng.integers(cells, size=missing + missing // 16 + 16)
-        found = np.concatenate([found, drawn])
-        found.sort()
+        found = sort_cells(np.concatenate([found, drawn]) if len(found) else drawn, cells)
         taken = np.empty(len(found), dtype=bool)
         find_occupied(topology.indptr, topology.indices, keep, topology.n_out, found, taken)
         taken[1:] |= found[1:] == found[:-1]
@@ -100,19 +147,31 @@ def _rebuild(
     layer: SparseLayer, keep: NDArray[np.bool_], positions: Int64, rng: np.random.Generator
 ) -> NDArray[np.int32]:
     """Give the layer the topology of the kept and the new connections; return the slot map."""
-    from .backends.pattern_kernels import merge_pattern
+    from .backends.pattern_kernels import merge_pattern, merge_rows
 
     old = layer.topology
-    indptr, indices, slot_map, new_slots = merge_pattern(
-        old.indptr, old.indices, keep, old.n_out, positions
+    grown = (
+        np.empty(0, np.float32) if layer.regrowth is None else layer.regrowth(rng, len(positions))
     )
-    values = np.zeros(len(indices), dtype=np.float32)
-    velocity = np.zeros(len(indices), dtype=np.float32)
-    kept_slots = slot_map[keep]
-    values[kept_slots] = layer.values[keep]
-    velocity[kept_slots] = layer.velocity[keep]
-    if layer.regrowth is not None:
-        values[new_slots] = layer.regrowth(rng, len(new_slots))
+    indptr = merge_rows(old.indptr, keep, old.n_out, positions)
+    nnz = int(indptr[-1])
+    indices, slot_map = np.empty(nnz, np.int32), np.empty(old.nnz, np.int32)
+    values, velocity = np.empty(nnz, np.float32), np.empty(nnz, np.float32)
+    merge_pattern(
+        old.indptr,
+        old.indices,
+        keep,
+        old.n_out,
+        positions,
+        indptr,
+        layer.values,
+        layer.velocity,
+        grown,
+        indices,
+        slot_map,
+        values,
+        velocity,
+    )
     topology = Topology.from_input_order(old.n_in, old.n_out, indptr, indices)
     layer.replace(topology, values, velocity)
     return slot_map

@@ -131,7 +131,9 @@ class SparseLayer:
 
     def refresh(self) -> None:
         """Renew the copy of the weights in output order, after `values` changed."""
-        self.values_by_output[self.topology.to_output_order] = self.values
+        from .backends.pattern_kernels import reorder
+
+        reorder(self.values, self.topology.to_output_order, self.values_by_output)
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Take over another topology with its weights and velocities."""

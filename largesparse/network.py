@@ -17,6 +17,7 @@ from .layer import Forward, SparseLayer
 from .optimizer import MomentumSGD
 from .randomness import seed_sequence, stream
 from .recipes import RECIPES, LayerRecipe
+from .threads import kernel_threads
 from .topology import erdos_renyi
 from .workspace import Workspace
 
@@ -134,7 +135,8 @@ class SparseMLP:
         hide = None if progress is None else not progress
         layers = range(len(config.layer_sizes) - 1)
         for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
-            self.layers.append(_initial_layer(config, k, threads))
+            with kernel_threads(threads):
+                self.layers.append(_initial_layer(config, k, threads))
 
     def _prepare(self, config: NetworkConfig) -> None:
         self.config = config

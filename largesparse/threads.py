@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .errors import check_range
 
@@ -20,3 +22,16 @@ def resolve_threads(threads: int | None, owner: str) -> int:
     if threads is None:
         return available_threads()
     return int(check_range("threads", threads, owner, low=1, high=4096, integer=True))
+
+
+@contextmanager
+def kernel_threads(count: int) -> Iterator[None]:
+    """Let the compiled kernels that the calling thread starts use `count` threads."""
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

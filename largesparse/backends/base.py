@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..threads import kernel_threads
+
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 UInt32 = NDArray[np.uint32]
@@ -62,14 +64,8 @@ class Backend(ABC):
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
         """Let the calling thread's products and kernels use `count` threads."""
-        import numba
-
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-        try:
+        with kernel_threads(count):
             yield
-        finally:
-            numba.set_num_threads(before)
 
     def forward(
         self,

@@ -1,16 +1,29 @@
-"""Compiled kernels on the pattern of a layer's connections: transposing, looking up, merging."""
+"""Compiled kernels on the pattern of a layer's connections, parallel and O(nnz).
+
+Work is cut into blocks of a fixed size, and every result is unique: so neither depends on the
+number of threads. Temporary arrays are few, because memory that is touched for the first time is
+many times slower than memory in use.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import prange
 
-from .compiling import kernel
+from .compiling import inline, kernel
+
+BLOCK = 1 << 18  # connections that one thread takes at a time
+BUCKET_BITS = 14  # a bucket has 2**14 outputs: their counters stay in the cache
+ROW_BLOCK = 4096
+BINS = 1 << 16
 
 
-@kernel(parallel=False)
+@kernel()
 def transpose_pattern(n_out, indptr, indices):
     """Return the output order of a pattern given in input order, by counting.
+
+    Connections are dealt to buckets of neighbouring outputs first, so that the counters of a
+    bucket and the places that they point to stay in the cache.
 
     Returns
     -------
@@ -19,21 +32,171 @@ def transpose_pattern(n_out, indptr, indices):
     to_output_order : int32 (nnz,)
     """
     nnz = len(indices)
-    indptr_by_output = np.zeros(n_out + 1, dtype=np.int32)
-    for k in range(nnz):
-        indptr_by_output[indices[k] + 1] += 1
-    for j in range(n_out):
-        indptr_by_output[j + 1] += indptr_by_output[j]
-    free = indptr_by_output[:-1].copy()
-    indices_by_output = np.empty(nnz, dtype=np.int32)
-    to_output_order = np.empty(nnz, dtype=np.int32)
-    for i in range(len(indptr) - 1):
-        for k in range(indptr[i], indptr[i + 1]):
-            place = free[indices[k]]
-            free[indices[k]] = place + 1
+    n_buckets = (n_out >> BUCKET_BITS) + 1
+    n_blocks = (nnz + BLOCK - 1) // BLOCK
+
+    # places[block, bucket]: where the connections of a block go in a bucket
+    places = np.zeros((n_blocks, n_buckets), dtype=np.int32)
+    for block in prange(n_blocks):
+        for k in range(block * BLOCK, min(nnz, (block + 1) * BLOCK)):
+            places[block, indices[k] >> BUCKET_BITS] += 1
+    starts = np.empty(n_buckets + 1, dtype=np.int32)
+    total = 0
+    for bucket in range(n_buckets):
+        starts[bucket] = total
+        for block in range(n_blocks):
+            count = places[block, bucket]
+            places[block, bucket] = total
+            total += count
+    starts[n_buckets] = nnz
+
+    indices_by_output = np.empty(nnz, dtype=np.int32)  # by bucket at first
+    connections = np.empty(nnz, dtype=np.int32)
+    for block in prange(n_blocks):
+        k = block * BLOCK
+        i = np.searchsorted(indptr, k, side="right") - 1
+        for k in range(block * BLOCK, min(nnz, (block + 1) * BLOCK)):
+            while k >= indptr[i + 1]:
+                i += 1
+            bucket = indices[k] >> BUCKET_BITS
+            place = places[block, bucket]
+            places[block, bucket] = place + 1
             indices_by_output[place] = i
-            to_output_order[k] = place
+            connections[place] = k
+
+    indptr_by_output = np.empty(n_out + 1, dtype=np.int32)
+    indptr_by_output[n_out] = nnz
+    to_output_order = np.empty(nnz, dtype=np.int32)
+    for bucket in prange(n_buckets):
+        first = bucket << BUCKET_BITS
+        start = starts[bucket]
+        count = starts[bucket + 1] - start
+        inputs = indices_by_output[start : start + count].copy()
+        outputs = np.empty(count, dtype=np.int32)
+        free = np.zeros((1 << BUCKET_BITS) + 1, dtype=np.int32)
+        for e in range(count):
+            j = indices[connections[start + e]] - first
+            outputs[e] = j
+            free[j + 1] += 1
+        place = start
+        for j in range(min(1 << BUCKET_BITS, n_out - first)):
+            place += free[j]
+            free[j] = place
+            indptr_by_output[first + j] = place
+        for e in range(count):
+            place = free[outputs[e]]
+            free[outputs[e]] = place + 1
+            indices_by_output[place] = inputs[e]
+            to_output_order[connections[start + e]] = place
     return indptr_by_output, indices_by_output, to_output_order
+
+
+@kernel()
+def reorder(values, places, out):
+    """out[places[k]] = values[k]."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        part = slice(block * BLOCK, min(n, (block + 1) * BLOCK))
+        new = values[part]
+        to = places[part]
+        for k in range(len(new)):
+            out[np.uint32(to[k])] = new[k]
+
+
+@inline
+def magnitude(value):
+    """Return the bits of |value| as an integer, which has the same order; value is float32."""
+    return np.int64(np.float32(value).view(np.uint32) & np.uint32(0x7FFFFFFF))
+
+
+@kernel()
+def count_magnitudes(values, shift, prefixes):
+    """Count the magnitudes of a sign by 16 of their bits, for every block of connections.
+
+    Parameters
+    ----------
+    values : float32 (nnz,)
+    shift : int
+        Bits below those that are counted by.
+    prefixes : int64 (2,)
+        Values whose magnitude's bits above differ from prefixes[sign] are left out.
+
+    Returns
+    -------
+    counts : int32 (blocks, 2, 65536)
+        Of values that are not negative, and of negative ones.
+    """
+    nnz = len(values)
+    n_blocks = (nnz + BLOCK - 1) // BLOCK
+    counts = np.zeros((n_blocks, 2, BINS), dtype=np.int32)
+    for block in prange(n_blocks):
+        part = values[block * BLOCK : min(nnz, (block + 1) * BLOCK)]
+        for k in range(len(part)):
+            sign = 1 if part[k] < 0 else 0
+            bits = magnitude(part[k]) >> shift
+            if bits >> 16 == prefixes[sign]:
+                counts[block, sign, bits & 0xFFFF] += 1
+    return counts
+
+
+@kernel()
+def keep_large(values, thresholds, ties, keep):
+    """Mark the values that are kept.
+
+    Parameters
+    ----------
+    values : float32 (nnz,)
+    thresholds : int64 (2,)
+        Of each sign, the magnitude up to which values go.
+    ties : int64 (blocks, 2)
+        How many values of that very magnitude go in every block: the first ones. Below 0, none of
+        the sign goes.
+    keep : bool (nnz,)
+        Receives the result.
+    """
+    nnz = len(values)
+    for block in prange(len(ties)):
+        gone = np.zeros(2, dtype=np.int64)
+        for k in range(block * BLOCK, min(nnz, (block + 1) * BLOCK)):
+            sign = 1 if values[k] < 0 else 0
+            bits = magnitude(values[k])
+            stays = bits > thresholds[sign]
+            if bits == thresholds[sign]:
+                stays = gone[sign] >= ties[block, sign]
+                gone[sign] += 1
+            keep[k] = stays
+
+
+@kernel()
+def sort_cells(cells, upper):
+    """Return uniformly drawn cells, int64 below `upper`, sorted: by buckets of equal range."""
+    n = len(cells)
+    n_buckets = n // ROW_BLOCK + 1
+    width = upper // n_buckets + 1
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    places = np.zeros((n_blocks, n_buckets), dtype=np.int64)
+    for block in prange(n_blocks):
+        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            places[block, cells[k] // width] += 1
+    starts = np.empty(n_buckets + 1, dtype=np.int64)
+    total = 0
+    for bucket in range(n_buckets):
+        starts[bucket] = total
+        for block in range(n_blocks):
+            count = places[block, bucket]
+            places[block, bucket] = total
+            total += count
+    starts[n_buckets] = n
+    out = np.empty(n, dtype=np.int64)
+    for block in prange(n_blocks):
+        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            bucket = cells[k] // width
+            out[places[block, bucket]] = cells[k]
+            places[block, bucket] += 1
+    for bucket in prange(n_buckets):
+        part = out[starts[bucket] : starts[bucket + 1]]
+        part.sort()
+    return out
 
 
 @kernel()
@@ -53,8 +216,45 @@ def find_occupied(indptr, indices, keep, n_out, positions, occupied):
         occupied[p] = low < indptr[i + 1] and indices[low] == j and keep[low]
 
 
-@kernel(parallel=False)
-def merge_pattern(indptr, indices, keep, n_out, positions):
+@kernel()
+def merge_rows(indptr, keep, n_out, positions):
+    """Return the row pointers of the kept and the new connections: see `merge_pattern`."""
+    n_in = len(indptr) - 1
+    counts = np.empty(n_in + 1, dtype=np.int32)
+    counts[0] = 0
+    for block in prange((n_in + ROW_BLOCK - 1) // ROW_BLOCK):
+        first = block * ROW_BLOCK
+        p = np.searchsorted(positions, np.int64(first) * n_out)
+        for i in range(first, min(n_in, first + ROW_BLOCK)):
+            count = 0
+            for k in range(indptr[i], indptr[i + 1]):
+                count += keep[k]
+            end = (np.int64(i) + 1) * n_out
+            while p < len(positions) and positions[p] < end:
+                count += 1
+                p += 1
+            counts[i + 1] = count
+    for i in range(n_in):
+        counts[i + 1] += counts[i]
+    return counts
+
+
+@kernel()
+def merge_pattern(
+    indptr,
+    indices,
+    keep,
+    n_out,
+    positions,
+    new_indptr,
+    values,
+    velocity,
+    grown,
+    new_indices,
+    slot_map,
+    new_values,
+    new_velocity,
+):
     """Merge the connections that are kept with new ones, in input order.
 
     Parameters
@@ -65,47 +265,43 @@ def merge_pattern(indptr, indices, keep, n_out, positions):
     n_out : int
     positions : int64 (n_new,)
         Row-major cells of the new connections: ascending, distinct, free.
-
-    Returns
-    -------
     new_indptr : int32 (n_in + 1,)
-    new_indices : int32 (kept + n_new,)
+        As `merge_rows` returned it.
+    values, velocity : float32 (nnz,)
+        Of the old connections.
+    grown : float32 (n_new,) or (0,)
+        Values of the new connections; zero where it is empty.
+    new_indices, new_values, new_velocity : (kept + n_new,)
+        Receive the new pattern, weights and velocities.
     slot_map : int32 (nnz,)
-        Old connection -> its place in the new pattern; -1 where it is gone.
-    new_slots : int32 (n_new,)
-        The places of the new connections.
+        Receives the place of every old connection in the new pattern; -1 where it is gone.
     """
     n_in = len(indptr) - 1
     n_new = len(positions)
-    total = n_new
-    for k in range(len(keep)):
-        total += keep[k]
-    new_indptr = np.empty(n_in + 1, dtype=np.int32)
-    new_indices = np.empty(total, dtype=np.int32)
-    slot_map = np.empty(len(indices), dtype=np.int32)
-    new_slots = np.empty(n_new, dtype=np.int32)
-    new_indptr[0] = 0
-    place = 0
-    p = 0
-    for i in range(n_in):
-        k = indptr[i]
-        end = indptr[i + 1]
-        row_start = np.int64(i) * n_out
-        while True:
-            while k < end and not keep[k]:
-                slot_map[k] = -1
-                k += 1
-            new_column = positions[p] - row_start if p < n_new else np.int64(n_out)
-            if k < end and indices[k] < new_column:
-                slot_map[k] = place
-                new_indices[place] = indices[k]
-                k += 1
-            elif new_column < n_out:
-                new_slots[p] = place
-                new_indices[place] = new_column
-                p += 1
-            else:
-                break
-            place += 1
-        new_indptr[i + 1] = place
-    return new_indptr, new_indices, slot_map, new_slots
+    for block in prange((n_in + ROW_BLOCK - 1) // ROW_BLOCK):
+        first = block * ROW_BLOCK
+        p = np.searchsorted(positions, np.int64(first) * n_out)
+        for i in range(first, min(n_in, first + ROW_BLOCK)):
+            k = indptr[i]
+            end = indptr[i + 1]
+            row_start = np.int64(i) * n_out
+            place = new_indptr[i]
+            while True:
+                while k < end and not keep[k]:
+                    slot_map[k] = -1
+                    k += 1
+                new_column = positions[p] - row_start if p < n_new else np.int64(n_out)
+                if k < end and indices[k] < new_column:
+                    slot_map[k] = place
+                    new_indices[place] = indices[k]
+                    new_values[place] = values[k]
+                    new_velocity[place] = velocity[k]
+                    k += 1
+                elif new_column < n_out:
+                    new_indices[place] = new_column
+                    new_values[place] = grown[p] if len(grown) > 0 else np.float32(0)
+                    new_velocity[place] = 0
+                    p += 1
+                else:
+                    break
+                place += 1
