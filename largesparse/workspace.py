@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from .layer import Float32, Forward, SparseLayer
 
+CACHE_LINE = 64  # bytes
+
 
 class Workspace:
     """Buffers for micro-batches of up to `micro_batch` samples.
@@ -89,7 +91,11 @@ def _words(batch: int) -> int:
 
 
 def _floats(size: int) -> Float32:
-    return np.zeros(size, dtype=np.float32)
+    """Return zeros that begin with a cache line."""
+    line = CACHE_LINE // 4
+    buffer = np.zeros(size + line, dtype=np.float32)
+    start = -(buffer.ctypes.data // 4) % line
+    return buffer[start : start + size]
 
 
 def _columns(buffer: Float32, rows: int, batch: int) -> Float32:

@@ -41,7 +41,7 @@ class Dropout(NamedTuple):
 NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0)
 
 PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
-PREFETCH_AHEAD = 16  # connections
+PREFETCH_AHEAD = 8  # connections
 
 
 def prefetch_distance(gathered: Float32) -> int:

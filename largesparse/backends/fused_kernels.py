@@ -10,64 +10,55 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .kernels import ROWS, activate, new_keep_bytes
-from .philox import ROWS_PER_BLOCK, draw_keep_bytes
-from .rows import (
-    activate_plainly,
-    activate_row,
-    backward_row,
-    differentiate_row,
-    gather_row,
-    prefetch_rows,
-)
+from .kernels import ROWS, activate
+from .philox import draw_keep_words
+from .rows import backward_row, forward_row, prefetch_rows
+from .vectors import WORD
 
 PART = 512  # connections: rows of more than two parts, on average, are computed in parts
 
 
 @inline
 def forward_rows(
-    first,
-    stop,
-    indptr,
-    indices,
-    values,
-    bias,
-    X,
-    slope,
-    ahead,
-    keep_share,
-    keep_below,
-    seed,
-    step,
-    layer,
-    first_row,
-    out,
-    state,
+    first, stop, indptr, indices, values, bias, X, slope, ahead, keep_share, keep, out, state
 ):
-    """Compute the activations of the outputs first <= j < stop, at most ROWS of them."""
-    words = state.shape[2]
-    keep_bytes = new_keep_bytes(words)
-    if words > 0 and keep_share < 1:
-        block = first_row // ROWS_PER_BLOCK
-        draw_keep_bytes(keep_below, seed, step, layer, first, block, keep_bytes)
-    shift = first_row % ROWS_PER_BLOCK
+    """Compute the activations of the outputs first <= j < stop.
+
+    `keep`, uint32 (ROWS, words), has the dropout decisions of these outputs.
+    """
     batch = X.shape[1]
+    words = state.shape[2]
     size = 4 * batch
+    right = np.float32(1) / keep_share
+    left = slope * right
     places = indices.ctypes.data
     weights = values.ctypes.data
     gathered = X.ctypes.data
     for j in range(first, stop):
         start = np.int64(indptr[j])
         end = np.int64(indptr[j + 1])
-        row = out.ctypes.data + size * j
         if ahead > 0:
             prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
-        gather_row(places, weights, start, end, gathered, batch, bias[j], row)
-        if words > 0:
-            lane = j - first
-            activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, j)
-        else:
-            activate_plainly(row, batch, slope)
+        if batch % WORD != 0 and words > 0:
+            state[j, 0, words - 1] = 0
+            state[j, 1, words - 1] = 0
+        low = state.ctypes.data + 8 * words * j
+        forward_row(
+            places,
+            weights,
+            start,
+            end,
+            gathered,
+            batch,
+            bias[j],
+            out.ctypes.data + size * j,
+            left,
+            right,
+            words > 0,
+            keep.ctypes.data + 4 * words * (j - first),
+            low,
+            low + 4 * words,
+        )
 
 
 @kernel()
@@ -92,6 +83,8 @@ def forward_by_rows(
     n = out.shape[0]
     for chunk in prange((n + ROWS - 1) // ROWS):
         first = chunk * ROWS
+        keep = np.empty((ROWS, state.shape[2]), dtype=np.uint32)
+        draw_keep_words(keep_below, seed, step, layer, first, first_row, keep)
         forward_rows(
             first,
             min(n, first + ROWS),
@@ -103,11 +96,7 @@ def forward_by_rows(
             slope,
             ahead,
             keep_share,
-            keep_below,
-            seed,
-            step,
-            layer,
-            first_row,
+            keep,
             out,
             state,
         )
@@ -141,11 +130,13 @@ def forward_by_parts(
         first[j + 1] = first[j] + (indptr[j + 1] - indptr[j] + PART - 1) // PART
     row = np.repeat(np.arange(n), np.diff(first))
     parts = np.empty((len(row), batch), dtype=np.float32)
+    one = np.float32(1)
     for p in prange(len(row)):
         j = row[p]
         start = indptr[j] + (p - first[j]) * PART
         stop = min(start + PART, np.int64(indptr[j + 1]))
-        gather_row(
+        to = parts.ctypes.data + 4 * batch * p
+        forward_row(
             indices.ctypes.data,
             values.ctypes.data,
             start,
@@ -153,7 +144,13 @@ def forward_by_parts(
             X.ctypes.data,
             batch,
             np.float32(0),
-            parts.ctypes.data + 4 * batch * p,
+            to,
+            one,
+            one,
+            False,
+            to,
+            to,
+            to,
         )
     for j in prange(n):
         total = out[j]
@@ -245,7 +242,10 @@ def backward_rows(
 ):
     """Compute the gradients of the inputs first <= i < stop."""
     batch = X.shape[1]
+    words = state.shape[2]
     size = 4 * batch
+    right = np.float32(1) / keep_share
+    left = slope * right
     places = indices.ctypes.data
     weights = values.ctypes.data
     gathered = D.ctypes.data
@@ -253,12 +253,25 @@ def backward_rows(
     for i in range(first, stop):
         start = np.int64(indptr[i])
         end = np.int64(indptr[i + 1])
-        x = X.ctypes.data + size * i
-        row = out_delta.ctypes.data + size * i
         if ahead > 0:
             prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
-        backward_row(places, weights, start, end, gathered, batch, x, to, accumulate, row)
-        total = differentiate_row(row, batch, slope, keep_share, state, i)
+        low = state.ctypes.data + 8 * words * i
+        total = backward_row(
+            places,
+            weights,
+            start,
+            end,
+            gathered,
+            batch,
+            X.ctypes.data + size * i,
+            to,
+            accumulate,
+            out_delta.ctypes.data + size * i,
+            left,
+            right,
+            low,
+            low + 4 * words,
+        )
         out_bias_gradient[i] = out_bias_gradient[i] + total if accumulate else total
 
 

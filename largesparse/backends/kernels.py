@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .philox import ROWS_PER_BLOCK, draw_keep_bytes
+from .philox import draw_keep_words
 from .rows import (
     activate_plainly,
     activate_row,
@@ -61,12 +61,6 @@ def add_bias(Z, bias):
             Z[j, b] += bias[j]
 
 
-@inline
-def new_keep_bytes(words):
-    """Return room for the dropout decisions of a chunk of rows; at first all are kept."""
-    return np.full((4 * words + 1, ROWS), 0xFF, dtype=np.uint8)
-
-
 @kernel()
 def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_row, state):
     """Turn products into activations, in place: bias, activation, inverted dropout.
@@ -81,7 +75,7 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     keep_share : float32
         Share of the neurons that dropout keeps; 1 is no dropout.
     keep_below, seed, step, layer
-        See `philox.draw_keep_bytes`.
+        See `philox.draw_keep_words`.
     first_row : int
         Row of the mini-batch that the micro-batch begins with.
     state : uint32 (n, 2, words)
@@ -89,13 +83,10 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     """
     n, batch = Z.shape
     words = state.shape[2]
-    shift = first_row % ROWS_PER_BLOCK
-    block = first_row // ROWS_PER_BLOCK
     for chunk in prange((n + ROWS - 1) // ROWS):
         first = chunk * ROWS
-        keep_bytes = new_keep_bytes(words)
-        if words > 0 and keep_share < 1:
-            draw_keep_bytes(keep_below, seed, step, layer, first, block, keep_bytes)
+        keep = np.empty((ROWS, words), dtype=np.uint32)
+        draw_keep_words(keep_below, seed, step, layer, first, first_row, keep)
         for j in range(first, min(n, first + ROWS)):
             for b in range(batch):
                 Z[j, b] += bias[j]
@@ -103,8 +94,7 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
             if words == 0:
                 activate_plainly(row, batch, slope)
             else:
-                lane = j - first
-                activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, j)
+                activate_row(row, batch, slope, keep_share, keep[j - first], state, j)
 
 
 @kernel()
@@ -145,7 +135,8 @@ def gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate):
         if ahead > 0:
             prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
         x = X.ctypes.data + size * i
-        gradient_row(places, to, start, end, gathered, batch, x, to, accumulate, x)
+        one = np.float32(1)
+        gradient_row(places, to, start, end, gathered, batch, x, to, accumulate, x, one, one, x, x)
 
 
 @kernel()

@@ -12,6 +12,7 @@ import numpy as np
 from .compiling import inline
 
 ROUNDS = 7
+ALL_KEPT = 1 << 16  # `keep_below` without dropout
 ROWS_PER_BLOCK = 8  # decisions that one call of the generator gives, of 16 bits each
 
 
@@ -87,12 +88,29 @@ def decide(word, bound):
 
 
 @inline
-def keep_word(keep_bytes, lane, word, shift):
-    """Return 32 decisions of a neuron: those from bit `shift` of byte 4·word on, as uint32.
+def draw_keep_words(keep_below, seed, step, layer, first_neuron, first_row, out):
+    """Draw the dropout decisions of neurons for the rows of a micro-batch.
 
-    `keep_bytes` is uint8 (blocks, neurons), `lane` the neuron's column, `shift` 0 to 7.
+    Parameters are those of `draw_keep_bytes`, and:
+
+    first_row : int
+        Row of the mini-batch that the micro-batch begins with.
+    out : uint32 (neurons, words)
+        Bit r of word w of out[j] becomes 1 where neuron first_neuron + j is kept in row
+        first_row + 32 w + r of the mini-batch.
     """
-    bits = np.uint64(0)
-    for q in range(min(5, keep_bytes.shape[0] - 4 * word)):
-        bits |= np.uint64(keep_bytes[4 * word + q, lane]) << np.uint64(8 * q)
-    return np.uint32((bits >> np.uint64(shift)) & np.uint64(0xFFFFFFFF))
+    neurons, words = out.shape
+    if keep_below >= ALL_KEPT:
+        out[:] = np.uint32(0xFFFFFFFF)
+        return
+    shift = first_row % ROWS_PER_BLOCK
+    blocks = 4 * words + (1 if shift else 0)
+    drawn = np.empty((blocks, neurons), dtype=np.uint8)
+    block = first_row // ROWS_PER_BLOCK
+    draw_keep_bytes(keep_below, seed, step, layer, first_neuron, block, drawn)
+    for j in range(neurons):
+        for word in range(words):
+            bits = np.uint64(0)
+            for q in range(min(5, blocks - 4 * word)):
+                bits |= np.uint64(drawn[4 * word + q, j]) << np.uint64(8 * q)
+            out[j, word] = np.uint32((bits >> np.uint64(shift)) & np.uint64(0xFFFFFFFF))

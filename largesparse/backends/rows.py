@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from .compiling import inline
-from .philox import keep_word
 from .vectors import (
     CACHE_LINE,
     LANES,
@@ -20,13 +19,13 @@ from .vectors import (
     make_activate_word,
     make_backward,
     make_differentiate_word,
-    make_gather,
+    make_forward,
     make_update,
     prefetch_line,
 )
 
-gather_128, gather_64, gather_32, gather_16, gather_8 = map(make_gather, (128, 64, 32, 16, 8))
-gather_rest = make_gather(8, masked=True)
+forward_128, forward_64, forward_32, forward_16, forward_8 = map(make_forward, (128, 64, 32, 16, 8))
+forward_rest = make_forward(8, masked=True)
 activate_word, activate_rest = make_activate_word(), make_activate_word(masked=True)
 differentiate_word = make_differentiate_word()
 differentiate_rest = make_differentiate_word(masked=True)
@@ -37,15 +36,33 @@ EVERYONE = np.uint32(0xFFFFFFFF)
 
 
 @inline
-def gather_row(indices, values, start, stop, X, batch, init, out):
-    """out[b] = init + sum over start <= k < stop of values[k] X[indices[k], b].
+def forward_row(
+    indices,
+    values,
+    start,
+    stop,
+    X,
+    batch,
+    init,
+    out,
+    left,
+    right,
+    stored,
+    keep,
+    low,
+    high,
+):
+    """Sum the gathered rows of X, and apply activation and dropout: see `vectors.make_forward`.
 
     Parameters
     ----------
     indices, values, X, out : int64
         Addresses of int32 (nnz,), float32 (nnz,), float32 (n, batch) and float32 (batch,).
     start, stop, batch : int64
-    init : float32
+    init, left, right : float32
+    stored : bool
+    keep, low, high : int64
+        Addresses of bits, uint32 (words,).
     """
     size = 4 * batch
     b = 0
@@ -53,23 +70,122 @@ def gather_row(indices, values, start, stop, X, batch, init, out):
         rest = batch - b
         x = X + 4 * b
         o = out + 4 * b
+        kept = keep + b // 8
+        lo = low + b // 8
+        hi = high + b // 8
         if rest >= 128:
-            gather_128(indices, values, start, stop, x, size, init, o, 128)
+            forward_128(
+                indices,
+                values,
+                start,
+                stop,
+                x,
+                size,
+                init,
+                o,
+                left,
+                right,
+                stored,
+                kept,
+                lo,
+                hi,
+                128,
+            )
             b += 128
         elif rest >= 64:
-            gather_64(indices, values, start, stop, x, size, init, o, 64)
+            forward_64(
+                indices,
+                values,
+                start,
+                stop,
+                x,
+                size,
+                init,
+                o,
+                left,
+                right,
+                stored,
+                kept,
+                lo,
+                hi,
+                64,
+            )
             b += 64
         elif rest >= 32:
-            gather_32(indices, values, start, stop, x, size, init, o, 32)
+            forward_32(
+                indices,
+                values,
+                start,
+                stop,
+                x,
+                size,
+                init,
+                o,
+                left,
+                right,
+                stored,
+                kept,
+                lo,
+                hi,
+                32,
+            )
             b += 32
         elif rest >= 16:
-            gather_16(indices, values, start, stop, x, size, init, o, 16)
+            forward_16(
+                indices,
+                values,
+                start,
+                stop,
+                x,
+                size,
+                init,
+                o,
+                left,
+                right,
+                stored,
+                kept,
+                lo,
+                hi,
+                16,
+            )
             b += 16
         elif rest >= 8:
-            gather_8(indices, values, start, stop, x, size, init, o, 8)
+            forward_8(
+                indices,
+                values,
+                start,
+                stop,
+                x,
+                size,
+                init,
+                o,
+                left,
+                right,
+                stored,
+                kept,
+                lo,
+                hi,
+                8,
+            )
             b += 8
         else:
-            gather_rest(indices, values, start, stop, x, size, init, o, rest)
+            forward_rest(
+                indices,
+                values,
+                start,
+                stop,
+                x,
+                size,
+                init,
+                o,
+                left,
+                right,
+                stored,
+                kept,
+                lo,
+                hi,
+                rest,
+            )
             b = batch
 
 
@@ -81,45 +197,143 @@ def _make_backward_row(*, delta: bool) -> Any:
     tile_rest = make_backward(8, masked=True, delta=delta)
 
     @inline
-    def backward_row(indices, values, start, stop, D, batch, x, gradient, accumulate, out):
+    def backward_row(
+        indices,
+        values,
+        start,
+        stop,
+        D,
+        batch,
+        x,
+        gradient,
+        accumulate,
+        out,
+        left,
+        right,
+        low,
+        high,
+    ):
         size = 4 * batch
         add = accumulate
+        total = np.float32(0)
         b = 0
         while b < batch:
             rest = batch - b
             d = D + 4 * b
             y = x + 4 * b
             o = out + 4 * b
+            lo = low + b // 8
+            hi = high + b // 8
             if rest >= 64:
-                tile_64(indices, values, start, stop, d, size, y, gradient, add, o, 64)
+                total += tile_64(
+                    indices,
+                    values,
+                    start,
+                    stop,
+                    d,
+                    size,
+                    y,
+                    gradient,
+                    add,
+                    o,
+                    left,
+                    right,
+                    lo,
+                    hi,
+                    64,
+                )
                 b += 64
             elif rest >= 32:
-                tile_32(indices, values, start, stop, d, size, y, gradient, add, o, 32)
+                total += tile_32(
+                    indices,
+                    values,
+                    start,
+                    stop,
+                    d,
+                    size,
+                    y,
+                    gradient,
+                    add,
+                    o,
+                    left,
+                    right,
+                    lo,
+                    hi,
+                    32,
+                )
                 b += 32
             elif rest >= 16:
-                tile_16(indices, values, start, stop, d, size, y, gradient, add, o, 16)
+                total += tile_16(
+                    indices,
+                    values,
+                    start,
+                    stop,
+                    d,
+                    size,
+                    y,
+                    gradient,
+                    add,
+                    o,
+                    left,
+                    right,
+                    lo,
+                    hi,
+                    16,
+                )
                 b += 16
             elif rest >= 8:
-                tile_8(indices, values, start, stop, d, size, y, gradient, add, o, 8)
+                total += tile_8(
+                    indices,
+                    values,
+                    start,
+                    stop,
+                    d,
+                    size,
+                    y,
+                    gradient,
+                    add,
+                    o,
+                    left,
+                    right,
+                    lo,
+                    hi,
+                    8,
+                )
                 b += 8
             else:
-                tile_rest(indices, values, start, stop, d, size, y, gradient, add, o, rest)
+                total += tile_rest(
+                    indices,
+                    values,
+                    start,
+                    stop,
+                    d,
+                    size,
+                    y,
+                    gradient,
+                    add,
+                    o,
+                    left,
+                    right,
+                    lo,
+                    hi,
+                    rest,
+                )
                 b = batch
             add = True  # the tiles of a row add up
+        return total
 
     return backward_row
 
 
-# backward_row(indices, values, start, stop, D, batch, x, gradient, accumulate, out):
-#     gradient[k] = x·D[indices[k]] for start <= k < stop, added to what is there if `accumulate`;
-#     out = sum over k of values[k] D[indices[k]]. All arrays as addresses; x and out of rows.
-# gradient_row: the same without `values` and `out`, which are not read or written.
+# backward_row(...): the weight gradient and the delta of an input, see `vectors.make_backward`.
+#     All arrays as addresses: indices, values, D and gradient whole; x, out and bits of the row.
+# gradient_row(...): the weight gradient alone; values, out and bits are not read or written.
 backward_row = _make_backward_row(delta=True)
 gradient_row = _make_backward_row(delta=False)
 
 
 @inline
-def activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, j):
+def activate_row(row, batch, slope, keep_share, keep, state, j):
     """Activation and inverted dropout of a row of sums z, in place.
 
     Parameters
@@ -129,12 +343,8 @@ def activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, 
     batch : int64
     slope, keep_share : float32
         Left slope of the activation; share of the neurons that dropout keeps.
-    keep_bytes : uint8 (4 words + 1, rows)
-        The dropout decisions of a chunk of rows (see `philox.draw_keep_bytes`).
-    lane : int
-        This row's place in the chunk.
-    shift : int
-        The bit of the first byte that decides on column 0.
+    keep : uint32 (words,)
+        The dropout decisions: see `philox.draw_keep_words`.
     state : uint32 (n, 2, words)
         state[j] receives what the derivative needs: see `kernels`.
     """
@@ -143,15 +353,15 @@ def activate_row(row, batch, slope, keep_share, keep_bytes, lane, shift, state, 
     for word in range(state.shape[2]):
         rest = batch - word * WORD
         place = row + 4 * WORD * word
-        keep = keep_word(keep_bytes, lane, word, shift)
+        kept = keep[word]
         if rest >= WORD:
-            positive = activate_word(place, EVERYONE, left, right, keep)
+            positive = activate_word(place, EVERYONE, left, right, kept)
         else:
             valid = EVERYONE >> np.uint32(WORD - rest)
-            keep &= valid
-            positive = activate_rest(place, valid, left, right, keep)
-        state[j, 0, word] = keep & ~positive
-        state[j, 1, word] = keep & positive
+            kept &= valid
+            positive = activate_rest(place, valid, left, right, kept)
+        state[j, 0, word] = kept & ~positive
+        state[j, 1, word] = kept & positive
 
 
 @inline

@@ -30,50 +30,107 @@ Builder = Any  # llvmlite.ir.IRBuilder
 Value = Any  # llvmlite.ir.Value
 
 
-def make_gather(width: int, *, masked: bool = False) -> Callable[..., None]:
-    """Return the intrinsic that sums the gathered rows of a tile of `width` columns.
+def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
+    """Return the intrinsic of a row's forward pass over a tile of `width` columns.
 
-    out[b] = init + sum over start <= k < stop of values[k] X[indices[k], b], for 0 <= b < width;
-    if `masked`, for 0 <= b < count.
+    z[b] = init + sum over start <= k < stop of values[k] X[indices[k], b]; out[b] = z[b] · right
+    where z[b] > 0, else z[b] · left, for 0 <= b < width; if `masked`, for 0 <= b < count. Where
+    `stored`, out[b] is 0 where bit b at `keep` is 0, and `low` and `high` receive the bits of
+    those that are kept with z <= 0, and with z > 0.
     """
 
     @intrinsic
-    def gather(typing, indices, values, start, stop, X, row_bytes, init, out, count):
+    def forward(
+        typing,
+        indices,
+        values,
+        start,
+        stop,
+        X,
+        row_bytes,
+        init,
+        out,
+        left,
+        right,
+        stored,
+        keep,
+        low,
+        high,
+        count,
+    ):
         def generate(context, builder, signature, arguments):
-            indices, values, start, stop, X, row_bytes, init, out, count = arguments
+            indices, values, start, stop, X, row_bytes, init, out, left, right = arguments[:10]
+            stored, keep, low, high, count = arguments[10:]
             mask = _first_lanes(builder, count, width) if masked else None
             total = cgutils.alloca_once_value(builder, _splat(builder, init, width))
             with cgutils.for_range_slice(builder, start, stop, I64(1)) as (k, _):
                 x = _load(builder, _gathered(builder, indices, k, X, row_bytes), width, mask)
                 w = _splat(builder, _load_scalar(builder, values, k, F32), width)
                 builder.store(_multiply_add(builder, w, x, builder.load(total)), total)
+            z = builder.load(total)
+            zero = ir.Constant(z.type, None)
+            above = builder.fcmp_ordered(">", z, zero)
+            factors = _splat(builder, right, width), _splat(builder, left, width)
+            a = builder.fmul(z, builder.select(above, *factors))
+            builder.store(a, total)
+            with builder.if_then(_flag(builder, stored)):
+                bits = builder.load(_pointer(builder, keep, ir.IntType(width)), align=1)
+                if masked:
+                    bits = builder.and_(bits, builder.bitcast(mask, bits.type))
+                positive = builder.bitcast(above, bits.type)
+                for place, value in (
+                    (low, builder.and_(bits, builder.not_(positive))),
+                    (high, builder.and_(bits, positive)),
+                ):
+                    builder.store(value, _pointer(builder, place, bits.type), align=1)
+                kept = builder.bitcast(bits, above.type)
+                builder.store(builder.select(kept, a, zero), total)
             _store(builder, builder.load(total), out, width, mask)
             return context.get_dummy_value()
 
-        i = types.int64
-        return types.void(i, i, i, i, i, i, types.float32, i, i), generate
+        i, f, b = types.int64, types.float32, types.boolean
+        return types.void(i, i, i, i, i, i, f, i, f, f, b, i, i, i, i), generate
 
-    return gather
+    return forward
 
 
-def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Callable[..., None]:
+def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Callable[..., float]:
     """Return the intrinsic of a row's backward pass over a tile of `width` columns.
 
     gradient[k] = sum over b of x[b] D[indices[k], b], for start <= k < stop, added to what is
-    there if `accumulate`; and, if `delta`, out[b] = sum over k of values[k] D[indices[k], b].
-    Every row of D is read once for both. If `masked`, for 0 <= b < count.
+    there if `accumulate`. If `delta`, also d[b] = sum over k of values[k] D[indices[k], b], of
+    which out[b] is d[b] · right where bit b at `high` is 1, d[b] · left where that at `low` is 1,
+    and 0 elsewhere; the result is the sum of out. Every row of D is read once for both. If
+    `masked`, for 0 <= b < count.
     """
 
     @intrinsic
     def backward(
-        typing, indices, values, start, stop, D, row_bytes, x, gradient, accumulate, out, count
+        typing,
+        indices,
+        values,
+        start,
+        stop,
+        D,
+        row_bytes,
+        x,
+        gradient,
+        accumulate,
+        out,
+        left,
+        right,
+        low,
+        high,
+        count,
     ):
         def generate(context, builder, signature, arguments):
-            indices, values, start, stop, D, row_bytes, x, gradient, add, out, count = arguments
+            indices, values, start, stop, D, row_bytes, x, gradient, add = arguments[:9]
+            out, left, right, low, high, count = arguments[9:]
             mask = _first_lanes(builder, count, width) if masked else None
             x = _load(builder, x, width, mask)
-            total = cgutils.alloca_once_value(builder, ir.Constant(x.type, None))
-            add = builder.trunc(add, I1) if add.type != I1 else add
+            zero = ir.Constant(x.type, None)
+            total = cgutils.alloca_once_value(builder, zero)
+            add = _flag(builder, add)
 
             def product(k: Value) -> Value:
                 d = _load(builder, _gathered(builder, indices, k, D, row_bytes), width, mask)
@@ -94,12 +151,23 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
                 put(k, _sums_of_four(builder, products))
             with cgutils.for_range_slice(builder, fours, stop, I64(1)) as (k, _):
                 put(k, _sum(builder, product(k)))
-            if delta:
-                _store(builder, builder.load(total), out, width, mask)
-            return context.get_dummy_value()
+            if not delta:
+                return F32(0)
+            lows, highs = (
+                builder.load(_pointer(builder, place, ir.IntType(width)), align=1)
+                for place in (low, high)
+            )
+            lanes = ir.VectorType(I1, width)
+            factors = _splat(builder, right, width), _splat(builder, left, width)
+            d = builder.fmul(
+                builder.load(total), builder.select(builder.bitcast(highs, lanes), *factors)
+            )
+            d = builder.select(builder.bitcast(builder.or_(lows, highs), lanes), d, zero)
+            _store(builder, d, out, width, mask)
+            return builder.extract_element(_sum(builder, d), I32(0))
 
-        i = types.int64
-        return types.void(i, i, i, i, i, i, i, i, types.boolean, i, i), generate
+        i, f, b = types.int64, types.float32, types.boolean
+        return f(i, i, i, i, i, i, i, i, b, i, f, f, i, i, i), generate
 
     return backward
 
@@ -195,6 +263,18 @@ def make_update(*, masked: bool = False) -> Callable[..., None]:
 
 
 @intrinsic
+def copy_16(typing, source, target):
+    """Copy 16 float32 from one address to another."""
+
+    def generate(context, builder, signature, arguments):
+        value = _load(builder, arguments[0], LANES, None)
+        _store(builder, value, arguments[1], LANES, None)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
 def prefetch_line(typing, address):
     """Ask for the cache line of an address, to be read soon."""
 
@@ -271,6 +351,11 @@ def _store(builder: Builder, value: Value, address: Value, width: int, mask: Val
     builder.call(function, [value, pointer, I32(4), mask])
 
 
+def _flag(builder: Builder, boolean: Value) -> Value:
+    """Return one of numba's booleans as one bit."""
+    return boolean if boolean.type == I1 else builder.trunc(boolean, I1)
+
+
 def _multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
     name = f"llvm.fmuladd.v{a.type.count}f32"
     signature = ir.FunctionType(a.type, [a.type] * 3)
@@ -280,16 +365,19 @@ def _multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
 
 def _product(builder: Builder, x: Value, d: Value) -> Value:
     """Return a vector of at most 16 lanes whose sum is x·d."""
-    width = x.type.count
-    if width <= LANES:
-        return builder.fmul(x, d)
-    starts = range(0, width, LANES)
-    xs = [_shuffle(builder, x, x, range(s, s + LANES)) for s in starts]
-    ds = [_shuffle(builder, d, d, range(s, s + LANES)) for s in starts]
-    total = builder.fmul(xs[0], ds[0])
-    for a, b in zip(xs[1:], ds[1:], strict=True):
+    pairs = list(zip(_parts(builder, x), _parts(builder, d), strict=True))
+    total = builder.fmul(*pairs[0])
+    for a, b in pairs[1:]:
         total = _multiply_add(builder, a, b, total)
     return total
+
+
+def _parts(builder: Builder, v: Value) -> list[Value]:
+    """Return a vector cut into ones of at most 16 lanes."""
+    width = v.type.count
+    if width <= LANES:
+        return [v]
+    return [_shuffle(builder, v, v, range(s, s + LANES)) for s in range(0, width, LANES)]
 
 
 def _sum(builder: Builder, v: Value) -> Value:
