@@ -12,12 +12,10 @@ the new one. Layers are written and read one at a time. Nothing is pickled.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 
 from .config import NetworkConfig, TrainingConfig
 from .errors import CheckpointError
+from .folders import make_beside, previous, put_in_place, remove_abandoned, umask
 from .history import History
 from .layer import SparseLayer
 from .network import SparseMLP, layer_settings
@@ -102,8 +101,7 @@ def check_folder(folder: str | Path) -> None:
     """
     folder = Path(folder).resolve()
     shutil.rmtree(_beside(folder))
-    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}-????????"):
-        shutil.rmtree(abandoned, ignore_errors=True)  # of a run that was killed while it wrote
+    remove_abandoned(folder)
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -192,7 +190,7 @@ def _write(
             json.dump({**complete, "sha256": _checksum(complete)}, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
-        _rename(beside, folder)
+        put_in_place(beside, folder)
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
     finally:
@@ -211,26 +209,16 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 
 def _beside(folder: Path) -> Path:
-    """Make and return an empty folder beside the one named."""
+    """Make and return an empty folder beside the one named, which must be a checkpoint or free."""
     try:
         if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
             raise CheckpointError(
                 f"{folder} exists and is not a checkpoint; it would be replaced. "
                 "Name another folder, or remove it."
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        beside.chmod(0o777 & ~_umask())
-        return beside
+        return make_beside(folder)
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
-
-
-def _umask() -> int:
-    """Return the permissions that new files lack: temporary ones are made private."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
@@ -254,36 +242,16 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
         save_file(arrays, path)
     except SafetensorError as error:  # it wraps what the system says
         raise OSError(str(error)) from error
-    path.chmod(0o666 & ~_umask())
+    path.chmod(0o666 & ~umask())
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": checksum}
 
 
-def _rename(source: Path, folder: Path) -> None:
-    """Put a folder into its place. At every moment the old or the new one can be found."""
-    previous = _previous(folder)
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.rename(folder, previous)
-    os.rename(source, folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder).resolve()
-    for candidate in (folder, _previous(folder)):
+    for candidate in (folder, previous(folder)):
         if (candidate / MANIFEST).is_file():
             return candidate
     raise CheckpointError(f"There is no model or checkpoint at {folder} (no {MANIFEST} in it).")
@@ -330,6 +298,8 @@ def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
             network.classes = labels
             if network.classes.dtype.hasobject or len(network.classes) != config.layer_sizes[-1]:
                 raise ValueError("the classes do not fit the outputs")
+            if len(set(classes["values"])) < len(labels):
+                raise ValueError("a class has two outputs")
         if manifest["preprocessing"] is not None:
             arrays = _read_arrays(folder, manifest, PREPROCESSING)
             for name in ("mean", "scale"):

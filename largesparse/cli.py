@@ -117,4 +117,49 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_info,)
+def _add_tune(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "tune",
+        help="measure the backends on this machine",
+        description="Time a training step with every backend, and with every threading layer of "
+        "numba that works here, at the shapes given. The fastest stands first; choose it by "
+        "LARGESPARSE_BACKEND and NUMBA_THREADING_LAYER, or by the backend argument.",
+    )
+    add = parser.add_argument
+    add(
+        "--layers",
+        default="784,1000,1000,1000,10",
+        help="sizes from features to classes (%(default)s)",
+    )
+    add("--epsilon", type=float, default=20.0, help="density control (%(default)s)")
+    add("--batch-size", type=parse_size, default=128, help="samples a step (%(default)s)")
+    add("--threads", type=parse_size, help="threads (all cores)")
+    add("--repeats", type=parse_size, default=7, help="timings of each (%(default)s)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from .config import NetworkConfig
+    from .limits import arithmetic_peak, sequential_bandwidth
+    from .threads import resolve_threads
+    from .tune import compare_backends
+
+    sizes = tuple(parse_size(size) for size in arguments.layers.split(","))
+    network = NetworkConfig(sizes, epsilon=arguments.epsilon)
+    threads = resolve_threads(arguments.threads, "tune")
+    table = compare_backends(
+        network, batch_size=arguments.batch_size, threads=threads, repeats=arguments.repeats
+    )
+    if arguments.json:
+        print(table.to_json(orient="records"))
+        return 0
+    connections = network.expected_connections()
+    print(f"{'-'.join(map(str, sizes))}, about {connections:,.0f} connections, {threads} threads")
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    print(f"memory, read in order: {sequential_bandwidth(threads) / 1e9:.1f} GB/s")
+    print(f"dense product (BLAS): {arithmetic_peak(threads) / 1e9:.0f} GFLOP/s")
+    return 0
+
+
+COMMANDS = (_add_info, _add_tune)

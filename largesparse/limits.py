@@ -6,6 +6,7 @@ same run, alternating, because the speed of a shared machine changes.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -71,5 +72,8 @@ def gather(
 
 def best_distance(indptr: Int32, indices: Int32, X: Float32, out: Float32 | None = None) -> int:
     """Return the prefetch distance with which `gather` is fastest here."""
-    seconds = [seconds_of(lambda d=d: gather(indptr, indices, X, d, out), 1) for d in DISTANCES]
+    seconds = []
+    for distance in DISTANCES:
+        call = functools.partial(gather, indptr, indices, X, distance, out)
+        seconds.append(seconds_of(call, repeats=1))
     return DISTANCES[int(np.argmin(seconds))]

@@ -65,7 +65,7 @@ class WholeStep:
         for k, (layer, record) in enumerate(zip(layers, self._table, strict=True)):
             arrays = _arrays(layer, workspace, k)
             self._held.append(arrays)
-            buffers = {"activations": workspace.activations(k, batch)}
+            buffers: dict[str, Any] = {"activations": workspace.activations(k, batch)}
             if k < len(layers) - 1:
                 buffers["state"] = workspace.state(k, batch)
                 buffers["delta"] = workspace.delta(k, batch)

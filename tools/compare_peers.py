@@ -5,6 +5,7 @@
     python tools/compare_peers.py --preset all --json peers.json
     python tools/compare_peers.py --preset cifar,madelon --peers sparselab --backends mkl
     python tools/compare_peers.py --layers 784,1000,10 --epsilon 20 --batch-size 128 --threads 2
+    python tools/compare_peers.py --preset cifar --peers none --threads 2 --products --scaling
 
 A step is forward with dropout, softmax cross-entropy, backward and update with momentum and weight
 decay, in float32. All have the same layer sizes, All-ReLU slopes, batches, threads and expected
@@ -49,8 +50,11 @@ from largesparse import info
 from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.limits import best_distance, gather
 from largesparse.network import NetworkConfig, SparseMLP
+from largesparse.recipes import RECIPES
 from largesparse.records import check_output, new_record
+from largesparse.threads import kernel_threads
 from largesparse.training import Trainer, TrainingConfig
 
 SEED = 0
@@ -59,7 +63,9 @@ DROPOUT = 0.3
 LEARNING_RATE = 0.01
 SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
 N_BATCHES = 8  # more than one, or gradients vanish as it is learnt by heart
-BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these
+BATCH_FLOATS = 2**28  # of all batches together, if that leaves two
+BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these,
+LONG_SECONDS = 1.0  # or, if steps are slow, this
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Batches = list[tuple[NDArray[np.float32], NDArray[np.int32]]]
@@ -73,15 +79,20 @@ class Problem:
     epsilon: float = 20.0
     batch_size: int = 128
     threads: int = 1
+    recipe: str = "paper"
 
-    def network(self, recipe: str = "paper") -> NetworkConfig:
+    def network(self) -> NetworkConfig:
         """Return the net as largesparse describes it, which checks sizes and ε."""
-        return NetworkConfig(self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED, recipe=recipe)
+        return NetworkConfig(
+            self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED, recipe=self.recipe
+        )
 
     def batches(self) -> Batches:
         """Return pairs of random X (batch, n_features) and y (batch,)."""
         rng = np.random.default_rng(SEED)
-        shape = (N_BATCHES, self.batch_size, self.layer_sizes[0])
+        size = self.batch_size * self.layer_sizes[0]
+        count = int(np.clip(BATCH_FLOATS // size, 2, N_BATCHES))
+        shape = (count, self.batch_size, self.layer_sizes[0])
         labels = rng.integers(0, self.layer_sizes[-1], shape[:2], dtype=np.int32)
         return list(zip(rng.standard_normal(shape, dtype=np.float32), labels, strict=True))
 
@@ -110,9 +121,14 @@ class Contestant(Protocol):
 class Ours:
     """largesparse with one of its backends."""
 
-    def __init__(self, problem: Problem, batches: Batches, backend: str) -> None:
+    def __init__(
+        self, problem: Problem, batches: Batches, backend: str, threads: int | None = None
+    ) -> None:
         self.name, self.batches = f"ours, {backend}", batches
-        self.network = SparseMLP(problem.network())
+        if threads is not None and threads != problem.threads:
+            self.name += f", {threads} thread" + "s" * (threads > 1)
+            problem = replace(problem, threads=threads)
+        self.network = SparseMLP(problem.network(), threads=problem.threads)
         self.connections = self.network.connections
         same: dict[str, Any] = {"threads": problem.threads, "batch_size": problem.batch_size}
         config = TrainingConfig(
@@ -121,10 +137,89 @@ class Ours:
         self.trainer = Trainer(self.network, config)
 
     def step(self, index: int) -> float:
-        return self.trainer.step(*self.batches[index])
+        return self.trainer.step(*self.batches[index % len(self.batches)])
 
     def first_weights(self) -> NDArray[np.float32]:
         return self.network.layers[0].values.copy()
+
+
+class Products:
+    """The bare products of a step of ours, and the reading and writing of memory under them."""
+
+    def __init__(self, ours: Ours) -> None:
+        self.trainer, self.layers = ours.trainer, ours.network.layers
+        self.batch = len(ours.batches[0][1])
+        self.workspace, self.backend = self.trainer.workspace, self.trainer.backend
+        self.zeros = [np.zeros(layer.n_out, np.float32) for layer in self.layers]
+        self.actions: dict[str, Callable[[int], Any]] = {
+            f"{ours.name}: forward products": self.forward,
+            f"{ours.name}: dX and dW products": self.backward,
+        }
+        if self.batch % 16 == 0:
+            self.distance = best_distance(*self.gathered(0))
+            self.actions[f"{ours.name}: reads and writes of forward"] = self.gather
+
+    def inputs(self, k: int) -> NDArray[np.float32]:
+        """Return what layer k (0 is the first hidden one) reads."""
+        if k == 0:
+            return self.workspace.inputs(self.batch)
+        return self.workspace.activations(k - 1, self.batch)
+
+    def gathered(self, k: int) -> tuple[NDArray[Any], ...]:
+        """Return what `limits.gather` takes for layer k, its distance apart."""
+        layer = self.layers[k]
+        out = self.workspace.activations(k, self.batch)
+        return layer.indptr_by_output, layer.indices_by_output, self.inputs(k), out
+
+    def forward(self, index: int) -> None:
+        """Make the forward product of every layer."""
+        with self.backend.threads(self.trainer.threads):
+            for k, layer in enumerate(self.layers):
+                self.backend.forward(
+                    layer.indptr_by_output,
+                    layer.indices_by_output,
+                    layer.values_by_output,
+                    self.zeros[k],
+                    self.inputs(k),
+                    slope=1.0,
+                    out=self.workspace.activations(k, self.batch),
+                )
+
+    def backward(self, index: int) -> None:
+        """Make the products of the backward pass of every layer."""
+        last = len(self.layers) - 1
+        delta = np.ones((self.layers[last].n_out, self.batch), dtype=np.float32)
+        with self.backend.threads(self.trainer.threads):
+            for k in range(last, -1, -1):
+                layer, gradient = self.layers[k], self.workspace.gradients[k]
+                arrays = layer.topology.indptr, layer.topology.indices
+                if k == 0:
+                    self.backend.weight_gradient(
+                        *arrays, self.inputs(0), delta, out=gradient, accumulate=False
+                    )
+                    break
+                out = self.workspace.delta(k - 1, self.batch)
+                self.backend.backward(
+                    *arrays,
+                    layer.values,
+                    self.inputs(k),
+                    delta,
+                    out_gradient=gradient,
+                    out_delta=out,
+                    slope_below=1.0,
+                    state_below=self.workspace.state(k - 1, self.batch),
+                    keep_share_below=np.float32(1),
+                    out_bias_gradient_below=self.workspace.bias_gradients[k - 1],
+                    accumulate=False,
+                )
+                delta = out
+
+    def gather(self, index: int) -> None:
+        """Read and write what the forward products do, and compute nothing."""
+        with kernel_threads(self.trainer.threads):
+            for k in range(len(self.layers)):
+                indptr, indices, X, out = self.gathered(k)
+                gather(indptr, indices, X, self.distance, out)
 
 
 class TorchMLP:
@@ -160,7 +255,7 @@ class TorchMLP:
         raise NotImplementedError
 
     def step(self, index: int) -> float:
-        X, y = self.batches[index]
+        X, y = self.batches[index % len(self.batches)]
         self.optimizer.zero_grad()
         loss = self.loss(self.model(X), y)
         loss.backward()
@@ -236,15 +331,20 @@ def measure(actions: Mapping[str, Callable[[int], Any]], repeats: int) -> dict[s
         for name in rng.permutation(list(actions)):
             actions[name](0)  # untimed: fills the caches again
             calls, elapsed, start = 0, 0.0, time.perf_counter()
-            while calls < BLOCK_STEPS or elapsed < BLOCK_SECONDS:
-                actions[name](calls % N_BATCHES)
+            while elapsed < BLOCK_SECONDS or (calls < BLOCK_STEPS and elapsed < LONG_SECONDS):
+                actions[name](calls)
                 calls, elapsed = calls + 1, time.perf_counter() - start
             times[name].append(1000 * elapsed / calls)
     return times
 
 
-def compare(problem: Problem, makers: Mapping[str, Maker], repeats: int) -> list[dict[str, Any]]:
-    """Check and time all contestants that can run here; say of the others why they cannot."""
+def compare(
+    problem: Problem, makers: Mapping[str, Maker], repeats: int, products: bool = False
+) -> list[dict[str, Any]]:
+    """Check and time all contestants that can run here; say of the others why they cannot.
+
+    With `products`, the bare products of ours with the fused backend are timed as well.
+    """
     batches, contestants, rows = problem.batches(), [], []
     for name, make in makers.items():
         try:
@@ -255,7 +355,12 @@ def compare(problem: Problem, makers: Mapping[str, Maker], repeats: int) -> list
         raise LargeSparseError("None of the contestants can run here.")
     threadpool_limits(problem.threads)  # of libraries too that were loaded before main()
     found = [check(contestant) for contestant in contestants]
-    times = measure({contestant.name: contestant.step for contestant in contestants}, repeats)
+    actions: dict[str, Callable[[int], Any]] = {
+        contestant.name: contestant.step for contestant in contestants
+    }
+    fused = [one for one in contestants if isinstance(one, Ours) and one.name == "ours, fused"]
+    parts = Products(fused[0]).actions if products and fused else {}
+    times = measure(actions | parts, repeats)
     for contestant, reasons in zip(contestants, found, strict=True):
         name = contestant.name
         if not all(np.isfinite(contestant.step(index)) for index in range(N_BATCHES)):
@@ -266,6 +371,11 @@ def compare(problem: Problem, makers: Mapping[str, Maker], repeats: int) -> list
         row = {"contestant": name, "median_ms": median, "q25_ms": q25, "q75_ms": q75}
         row |= {"connections": contestant.connections, "warnings": reasons}
         rows.append(row | {"times_ms": times[name]})
+    for name in parts:
+        q25, median, q75 = np.percentile(times[name], (25, 50, 75))
+        row = {"contestant": name, "median_ms": median, "q25_ms": q25, "q75_ms": q75}
+        row |= {"connections": fused[0].connections, "warnings": []}
+        rows.append(row | {"times_ms": times[name]})
     return rows
 
 
@@ -273,7 +383,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as text, with a column of ratios to each of our backends."""
     frame = pd.DataFrame(rows).set_index("contestant").rename_axis(None)
     shown = frame[["median_ms", "q25_ms", "q75_ms", "connections"]].copy()
-    for name in frame.index[frame.index.str.startswith("ours")]:
+    for name in frame.index[frame.index.str.fullmatch("ours, [a-z]+")]:
         shown[f"time / {name}"] = frame.median_ms / frame.median_ms[name]
     return shown.to_string(float_format="{:.2f}".format)
 
@@ -297,14 +407,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--repeats", type=parse_size, default=15, help="timings of every contestant (15)")
     add("--peers", default="all", help=f"contestants: {', '.join(PEERS)}, all or none (all)")
     add("--backends", default="all", help=f"ours: {', '.join(OURS)}, all or none (all)")
+    add("--recipe", choices=sorted(RECIPES), default="paper", help="of ours (paper)")
+    add("--products", action="store_true", help="time the bare products of ours, fused, as well")
+    add("--scaling", action="store_true", help="time ours, fused, with one thread as well")
     add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
     options = parser.parse_args(argv)
     os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
     makers = chosen(PEERS, options.peers) | chosen(OURS, options.backends)
+    if options.scaling:
+        makers["scaling"] = partial(Ours, backend="fused", threads=1)
     problems = chosen(PRESETS, options.preset)
     if options.layers:
         problems = {"layers": Problem(tuple(map(parse_size, options.layers.split(","))))}
-    given = {key: getattr(options, key) for key in ("threads", "epsilon", "batch_size")}
+    keys = ("threads", "epsilon", "batch_size", "recipe")
+    given = {key: getattr(options, key) for key in keys}
     given = {key: value for key, value in given.items() if value is not None}
     problems = {name: replace(problem, **given) for name, problem in problems.items()}
     for problem in problems.values():
@@ -320,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, problem in problems.items():
         sizes = "-".join(map(str, problem.layer_sizes))
         print(f"\n{name}: {sizes}, ε {problem.epsilon:g}, batch {problem.batch_size}", flush=True)
-        rows = compare(problem, makers, options.repeats)
+        rows = compare(problem, makers, options.repeats, options.products)
         print(table(rows), flush=True)
         report["problems"].append({"name": name, **asdict(problem), "results": rows})
     report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]

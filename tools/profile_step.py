@@ -18,6 +18,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,7 @@ from compare_peers import PRESETS, Problem
 from numba.core.registry import CPUDispatcher
 
 from largesparse import SparseMLP, Trainer, TrainingConfig
-from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels
+from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels, step_kernel
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import ParameterError
 from largesparse.training import warm_up
@@ -71,7 +72,7 @@ def profile(problem: Problem, options: Any) -> tuple[pd.DataFrame, float]:
     """Return milliseconds and share of every kernel, and the milliseconds of a step."""
     warm_up(options.backend, threads=problem.threads)
     backend = get_backend(options.backend)
-    network = SparseMLP(problem.network(options.recipe), threads=problem.threads)
+    network = SparseMLP(problem.network(), threads=problem.threads)
     config = TrainingConfig(
         backend=options.backend,
         batch_size=problem.batch_size,
@@ -81,7 +82,9 @@ def profile(problem: Problem, options: Any) -> tuple[pd.DataFrame, float]:
     )
     trainer = Trainer(network, config)
     batches = problem.batches()
-    owners = [kernels, fused_kernels] + ([backend] if options.backend != "fused" else [])
+    owners = [kernels, fused_kernels, step_kernel] + (
+        [backend] if options.backend != "fused" else []
+    )
     rows, totals, plain = [], [], []
     for step in range(options.steps + 2):
         X, y = batches[step % len(batches)]
@@ -123,14 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
     if options.layers:
         sizes = tuple(parse_size(size) for size in options.layers.split(","))
-        problem = Problem(sizes, options.epsilon, options.batch_size, options.threads)
+        problem = Problem(sizes, options.epsilon, options.batch_size)
     elif options.preset in PRESETS:
-        chosen = PRESETS[options.preset]
-        problem = Problem(chosen.layer_sizes, chosen.epsilon, chosen.batch_size, options.threads)
+        problem = PRESETS[options.preset]
     else:
         raise ParameterError(
             f"--preset must be one of {', '.join(PRESETS)}. Got {options.preset!r} instead."
         )
+    problem = replace(problem, threads=options.threads, recipe=options.recipe)
     table, step = profile(problem, options)
     print(table.to_string(formatters={"ms": "{:.3f}".format, "share": "{:.1%}".format}))
     print(f"a step without this timing: {step:.3f} ms")
