@@ -90,7 +90,7 @@ class MKLBackend(Backend):
             logger.warning(
                 "MKL runs its generic code path on this CPU, because the CPU is not Intel's: "
                 "products are 1.2 to 3 times slower than they could be. 'largesparse info' shows "
-                "the path; compare the backends on your shapes with tools/compare_peers.py."
+                "the path, 'largesparse tune' whether another backend is faster on your shapes."
             )
 
     @contextmanager
