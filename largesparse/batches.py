@@ -41,6 +41,8 @@ def load_batch(
     else:
         values = np.asarray(X).view()
         values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
-        kernels.load_dense(values, rows, out)
+        plain = values.dtype == np.float32 and values.flags.c_contiguous
+        load = kernels.load_float32 if plain else kernels.load_dense
+        load(values, rows, out)
     if preprocessing is not None:
         preprocessing.apply_(out)

@@ -267,3 +267,21 @@ def test_a_centred_step_is_that_of_inputs_with_a_mean_of_zero():
     np.testing.assert_allclose(
         shifted.network.layers[0].values, plain.network.layers[0].values, atol=1e-5
     )
+
+
+# Loading
+
+
+@settings(max_examples=40, derandomize=True)
+@given(features=st.integers(1, 70), batch=st.integers(1, 70), seed=st.integers(0, 9))
+def test_a_batch_is_the_rows_transposed(features, batch, seed):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((80, features), dtype=np.float32)
+    rows = rng.integers(80, size=batch)
+    guard = np.full((features + 2, batch), 7, dtype=np.float32)
+    load_batch(X, rows, None, out=guard[1:-1])
+    np.testing.assert_array_equal(guard[1:-1], X[rows].T)
+    assert np.all(guard[[0, -1]] == 7)
+    columns = np.asfortranarray(X)
+    load_batch(columns, rows, None, out=guard[1:-1])
+    np.testing.assert_array_equal(guard[1:-1], X[rows].T)

@@ -85,3 +85,31 @@ def test_mistakes_are_told_in_one_sentence(compare_peers, arguments, capsys):
         code = stop.code
     assert code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_step_is_profiled(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    profile = load("profile_step")
+    sizes = ["--layers", "20,30,3", "--epsilon", "3", "--batch-size", "16", "--steps", "3"]
+    for backend, kernel in (("fused", "train_step"), ("scipy", "spmm")):
+        profile.main([*sizes, "--backend", backend])
+        lines = capsys.readouterr().out.splitlines()
+        assert any(line.startswith(kernel) for line in lines)
+        assert any(line.startswith("outside kernels") for line in lines)
+        assert lines[-1].startswith("a step without this timing")
+
+
+def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, capsys):
+    monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
+    sizes = ["--layers", "20,30,3", "--epsilon", "3", "--batch-size", "16", "--threads", "2"]
+    ours = ["--peers", "none", "--backends", "fused", "--products", "--scaling", "--repeats", "2"]
+    compare_peers.main([*sizes, *ours])
+    shown = capsys.readouterr().out
+    for row in (
+        "ours, fused  ",
+        "ours, fused, 1 thread",
+        "ours, fused: forward products",
+        "ours, fused: dX and dW products",
+        "ours, fused: reads and writes of forward",
+    ):
+        assert row in shown

@@ -6,10 +6,9 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numba
 
@@ -27,7 +26,7 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
 
     The cache lies in `LARGESPARSE_CACHE`, so that an installation folder that is read-only does
     not matter; `NUMBA_CACHE_DIR` has precedence. Where no folder can be written, every process
-    compiles. Of processes that need the same function at once, one compiles and the others wait.
+    compiles.
     """
 
     def compile_(function: Callable[..., Any]) -> Any:
@@ -40,7 +39,7 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
             dispatcher = _jit(function, parallel=parallel, cache=False)
         finally:
             numba.config.CACHE_DIR = previous
-        _compile_once(dispatcher)
+        _tell_of_compiling(dispatcher)
         return dispatcher
 
     return compile_
@@ -59,63 +58,21 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
 
 
-def _compile_once(dispatcher: Any) -> None:
-    """Let one process at a time compile a kernel, and the others find it in the cache then."""
-    compiler, cache = dispatcher._compiler, dispatcher._cache
-    compile_here = compiler.compile
-    folder = getattr(cache, "cache_path", None)  # there is none without a cache
-
-    def compile_(arguments: Any, return_type: Any) -> Any:
-        with _compiling(folder):
-            result = cache.load_overload(arguments, dispatcher.targetctx)
-            if result is None:
-                _tell()
-                result = compile_here(arguments, return_type)
-                cache.save_overload(arguments, result)  # before the others look again
-            return result
-
-    compiler.compile = compile_
-
-
-_depth = 0  # of compilations within compilations; numba allows one thread at a time
 _told = False
 
 
-def _tell() -> None:
-    """Say once in a process that compiling takes a while."""
-    global _told
-    if not _told:
-        logger.warning("Compiling the kernels for this machine, once: up to a minute.")
-        _told = True
+def _tell_of_compiling(dispatcher: Any) -> None:
+    """Let the first compilation in a process say that it takes a while."""
+    compile_here = dispatcher._compiler.compile
 
+    def compile_(arguments: Any, return_type: Any) -> Any:
+        global _told
+        if not _told:
+            logger.warning("Compiling the kernels for this machine, once: up to a minute.")
+            _told = True
+        return compile_here(arguments, return_type)
 
-@contextmanager
-def _compiling(folder: str | None) -> Iterator[None]:
-    """Hold the lock of a cache folder."""
-    global _depth
-    lock = None
-    if _depth == 0 and folder is not None:
-        lock = _lock(Path(folder))
-    _depth += 1
-    try:
-        yield
-    finally:
-        _depth -= 1
-        if lock is not None:
-            lock.close()
-
-
-def _lock(folder: Path) -> IO[bytes] | None:
-    """Wait for the lock of a folder, and return the open file that holds it, where there is one."""
-    try:
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "ab")  # noqa: SIM115  it stays open while it is held
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
-    except (ImportError, OSError):  # not POSIX, or a file system without locks
-        return None
+    dispatcher._compiler.compile = compile_
 
 
 # For functions that kernels call; the compiler inlines them.

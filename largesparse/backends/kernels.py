@@ -24,6 +24,7 @@ from .rows import (
     reorder_range,
     update_range,
 )
+from .vectors import LANES, transpose_16
 
 ROWS = 32  # rows whose dropout decisions are drawn together
 BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
@@ -38,6 +39,26 @@ def load_dense(X, rows, out):
         part = slice(t * tile, min(n_features, (t + 1) * tile))
         to = out[part]
         for b in range(batch):
+            row = X[np.uint64(rows[b]), part]
+            for f in range(len(row)):
+                to[f, b] = row[f]
+
+
+@kernel()
+def load_float32(X, rows, out):
+    """`load_dense` of a C-contiguous float32 X, int64 rows."""
+    n_features, batch = out.shape
+    size = 4 * X.shape[1]
+    for t in prange((n_features + LANES - 1) // LANES):
+        first = t * LANES
+        part = slice(first, min(n_features, first + LANES))
+        to = out[part]
+        whole = batch - batch % LANES if len(to) == LANES else 0
+        for b in range(0, whole, LANES):
+            source = X.ctypes.data + 4 * first
+            target = out.ctypes.data + 4 * (first * batch + b)
+            transpose_16(source, rows.ctypes.data + 8 * b, size, target, 4 * batch)
+        for b in range(whole, batch):
             row = X[np.uint64(rows[b]), part]
             for f in range(len(row)):
                 to[f, b] = row[f]

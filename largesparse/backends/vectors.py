@@ -263,6 +263,38 @@ def make_update(*, masked: bool = False) -> Callable[..., None]:
 
 
 @intrinsic
+def transpose_16(typing, source, rows, row_bytes, target, target_bytes):
+    """Write 16 numbers of each of 16 rows as columns.
+
+    target[f, b] = source[rows[b], f] for 0 <= f, b < 16. All are addresses, of float32 and, for
+    the rows, int64; `row_bytes` and `target_bytes` are the sizes of a row.
+    """
+
+    def generate(context, builder, signature, arguments):
+        source, rows, row_bytes, target, target_bytes = arguments
+        lines = []
+        for b in range(LANES):
+            row = builder.load(_pointer(builder, builder.add(rows, I64(8 * b)), I64), align=8)
+            place = builder.add(source, builder.mul(row, row_bytes))
+            lines.append(_load(builder, place, LANES, None))
+        # Swap the off-diagonal blocks of 8 lanes, then those of 4, 2 and 1 within each block.
+        for size in (8, 4, 2, 1):
+            for i in (i for i in range(LANES) if not i & size):
+                a, b = lines[i], lines[i + size]
+                upper = [L if not L & size else LANES + L - size for L in range(LANES)]
+                lower = [L + size if not L & size else LANES + L for L in range(LANES)]
+                lines[i] = _shuffle(builder, a, b, upper)
+                lines[i + size] = _shuffle(builder, a, b, lower)
+        for f, line in enumerate(lines):
+            place = builder.add(target, builder.mul(target_bytes, I64(f)))
+            _store(builder, line, place, LANES, None)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(i, i, i, i, i), generate
+
+
+@intrinsic
 def copy_16(typing, source, target):
     """Copy 16 float32 from one address to another."""
 
