@@ -298,9 +298,12 @@ def test_gradients_equal_pytorch(backend, activation, recipe, dropout):
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for k, layer in enumerate(network.layers):
-        gradient = at_connections(layer, weights[k].grad.numpy())
-        assert_close(trainer.workspace.gradients[k], gradient)
-        assert_close(trainer.workspace.bias_gradients[k], biases[k].grad.numpy())
+        weight_gradient, bias_gradient = weights[k].grad.numpy(), biases[k].grad.numpy()
+        if layer.centered:
+            inputs = a.detach().numpy()
+            weight_gradient, bias_gradient = centered(layer, inputs, weight_gradient, bias_gradient)
+        assert_close(trainer.workspace.gradients[k], at_connections(layer, weight_gradient))
+        assert_close(trainer.workspace.bias_gradients[k], bias_gradient)
 
 
 # Finite differences

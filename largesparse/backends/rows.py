@@ -130,25 +130,6 @@ def forward_row(
                 32,
             )
             b += 32
-        elif rest >= 16:
-            forward_16(
-                indices,
-                values,
-                start,
-                stop,
-                x,
-                size,
-                init,
-                o,
-                left,
-                right,
-                stored,
-                kept,
-                lo,
-                hi,
-                16,
-            )
-            b += 16
         elif rest >= 8:
             forward_8(
                 indices,
@@ -192,7 +173,6 @@ def forward_row(
 def _make_backward_row(*, delta: bool) -> Any:
     tile_64 = make_backward(64, delta=delta)
     tile_32 = make_backward(32, delta=delta)
-    tile_16 = make_backward(16, delta=delta)
     tile_8 = make_backward(8, delta=delta)
     tile_rest = make_backward(8, masked=True, delta=delta)
 
@@ -262,25 +242,6 @@ def _make_backward_row(*, delta: bool) -> Any:
                     32,
                 )
                 b += 32
-            elif rest >= 16:
-                total += tile_16(
-                    indices,
-                    values,
-                    start,
-                    stop,
-                    d,
-                    size,
-                    y,
-                    gradient,
-                    add,
-                    o,
-                    left,
-                    right,
-                    lo,
-                    hi,
-                    16,
-                )
-                b += 16
             elif rest >= 8:
                 total += tile_8(
                     indices,

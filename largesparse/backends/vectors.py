@@ -11,23 +11,40 @@ Addresses are integers (`array.ctypes.data` in a kernel): the caller keeps the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-F32 = ir.FloatType()
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+from .lanes import (
+    F32,
+    I1,
+    I8,
+    I32,
+    I64,
+    LANES,
+    Value,
+    as_bit,
+    as_pointer,
+    element,
+    first_lanes,
+    gathered,
+    lane_products,
+    lane_sum,
+    load_lanes,
+    load_scalar,
+    multiply_add,
+    shuffle,
+    splat,
+    store_lanes,
+    sums_of_four,
+)
+
 CACHE_LINE = 64  # bytes
-LANES = 16  # of the vectors whose sums are taken together
 SMALLEST_NORMAL = 2.0**-126  # of float32
 WORD = 32  # activations whose state bits share a word
-
-Builder = Any  # llvmlite.ir.IRBuilder
-Value = Any  # llvmlite.ir.Value
 
 
 def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
@@ -61,20 +78,20 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
         def generate(context, builder, signature, arguments):
             indices, values, start, stop, X, row_bytes, init, out, left, right = arguments[:10]
             stored, keep, low, high, count = arguments[10:]
-            mask = _first_lanes(builder, count, width) if masked else None
-            total = cgutils.alloca_once_value(builder, _splat(builder, init, width))
+            mask = first_lanes(builder, count, width) if masked else None
+            total = cgutils.alloca_once_value(builder, splat(builder, init, width))
             with cgutils.for_range_slice(builder, start, stop, I64(1)) as (k, _):
-                x = _load(builder, _gathered(builder, indices, k, X, row_bytes), width, mask)
-                w = _splat(builder, _load_scalar(builder, values, k, F32), width)
-                builder.store(_multiply_add(builder, w, x, builder.load(total)), total)
+                x = load_lanes(builder, gathered(builder, indices, k, X, row_bytes), width, mask)
+                w = splat(builder, load_scalar(builder, values, k, F32), width)
+                builder.store(multiply_add(builder, w, x, builder.load(total)), total)
             z = builder.load(total)
             zero = ir.Constant(z.type, None)
             above = builder.fcmp_ordered(">", z, zero)
-            factors = _splat(builder, right, width), _splat(builder, left, width)
+            factors = splat(builder, right, width), splat(builder, left, width)
             a = builder.fmul(z, builder.select(above, *factors))
             builder.store(a, total)
-            with builder.if_then(_flag(builder, stored)):
-                bits = builder.load(_pointer(builder, keep, ir.IntType(width)), align=1)
+            with builder.if_then(as_bit(builder, stored)):
+                bits = builder.load(as_pointer(builder, keep, ir.IntType(width)), align=1)
                 if masked:
                     bits = builder.and_(bits, builder.bitcast(mask, bits.type))
                 positive = builder.bitcast(above, bits.type)
@@ -82,10 +99,10 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
                     (low, builder.and_(bits, builder.not_(positive))),
                     (high, builder.and_(bits, positive)),
                 ):
-                    builder.store(value, _pointer(builder, place, bits.type), align=1)
+                    builder.store(value, as_pointer(builder, place, bits.type), align=1)
                 kept = builder.bitcast(bits, above.type)
                 builder.store(builder.select(kept, a, zero), total)
-            _store(builder, builder.load(total), out, width, mask)
+            store_lanes(builder, builder.load(total), out, width, mask)
             return context.get_dummy_value()
 
         i, f, b = types.int64, types.float32, types.boolean
@@ -126,45 +143,45 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
         def generate(context, builder, signature, arguments):
             indices, values, start, stop, D, row_bytes, x, gradient, add = arguments[:9]
             out, left, right, low, high, count = arguments[9:]
-            mask = _first_lanes(builder, count, width) if masked else None
-            x = _load(builder, x, width, mask)
+            mask = first_lanes(builder, count, width) if masked else None
+            x = load_lanes(builder, x, width, mask)
             zero = ir.Constant(x.type, None)
             total = cgutils.alloca_once_value(builder, zero)
-            add = _flag(builder, add)
+            add = as_bit(builder, add)
 
-            def product(k: Value) -> Value:
-                d = _load(builder, _gathered(builder, indices, k, D, row_bytes), width, mask)
+            def products_of(k: Value) -> Value:
+                d = load_lanes(builder, gathered(builder, indices, k, D, row_bytes), width, mask)
                 if delta:
-                    w = _splat(builder, _load_scalar(builder, values, k, F32), width)
-                    builder.store(_multiply_add(builder, w, d, builder.load(total)), total)
-                return _product(builder, x, d)
+                    w = splat(builder, load_scalar(builder, values, k, F32), width)
+                    builder.store(multiply_add(builder, w, d, builder.load(total)), total)
+                return lane_products(builder, x, d)
 
             def put(k: Value, sums: Value) -> None:
-                place = _pointer(builder, _element(builder, gradient, k), sums.type)
+                place = as_pointer(builder, element(builder, gradient, k), sums.type)
                 sums = builder.select(add, builder.fadd(builder.load(place, align=4), sums), sums)
                 builder.store(sums, place, align=4)
 
             # Four sums over lanes cost little more than one.
             fours = builder.add(start, builder.and_(builder.sub(stop, start), I64(-4)))
             with cgutils.for_range_slice(builder, start, fours, I64(4)) as (k, _):
-                products = [product(builder.add(k, I64(q))) for q in range(4)]
-                put(k, _sums_of_four(builder, products))
+                products = [products_of(builder.add(k, I64(q))) for q in range(4)]
+                put(k, sums_of_four(builder, products))
             with cgutils.for_range_slice(builder, fours, stop, I64(1)) as (k, _):
-                put(k, _sum(builder, product(k)))
+                put(k, lane_sum(builder, products_of(k)))
             if not delta:
                 return F32(0)
             lows, highs = (
-                builder.load(_pointer(builder, place, ir.IntType(width)), align=1)
+                builder.load(as_pointer(builder, place, ir.IntType(width)), align=1)
                 for place in (low, high)
             )
             lanes = ir.VectorType(I1, width)
-            factors = _splat(builder, right, width), _splat(builder, left, width)
+            factors = splat(builder, right, width), splat(builder, left, width)
             d = builder.fmul(
                 builder.load(total), builder.select(builder.bitcast(highs, lanes), *factors)
             )
             d = builder.select(builder.bitcast(builder.or_(lows, highs), lanes), d, zero)
-            _store(builder, d, out, width, mask)
-            return builder.extract_element(_sum(builder, d), I32(0))
+            store_lanes(builder, d, out, width, mask)
+            return builder.extract_element(lane_sum(builder, d), I32(0))
 
         i, f, b = types.int64, types.float32, types.boolean
         return f(i, i, i, i, i, i, i, i, b, i, f, f, i, i, i), generate
@@ -185,13 +202,13 @@ def make_activate_word(*, masked: bool = False) -> Callable[..., int]:
         def generate(context, builder, signature, arguments):
             row, valid, left, right, keep = arguments
             mask = builder.bitcast(valid, ir.VectorType(I1, WORD)) if masked else None
-            z = _load(builder, row, WORD, mask)
+            z = load_lanes(builder, row, WORD, mask)
             positive = builder.fcmp_ordered(">", z, ir.Constant(z.type, None))
-            factors = _splat(builder, right, WORD), _splat(builder, left, WORD)
+            factors = splat(builder, right, WORD), splat(builder, left, WORD)
             kept = builder.bitcast(keep, ir.VectorType(I1, WORD))
             a = builder.fmul(z, builder.select(positive, *factors))
             a = builder.select(kept, a, ir.Constant(z.type, None))
-            _store(builder, a, row, WORD, mask)
+            store_lanes(builder, a, row, WORD, mask)
             return builder.bitcast(positive, I32)
 
         f, u = types.float32, types.uint32
@@ -212,14 +229,14 @@ def make_differentiate_word(*, masked: bool = False) -> Callable[..., float]:
         def generate(context, builder, signature, arguments):
             row, valid, left, right, low, high = arguments
             mask = builder.bitcast(valid, ir.VectorType(I1, WORD)) if masked else None
-            d = _load(builder, row, WORD, mask)
+            d = load_lanes(builder, row, WORD, mask)
             above = builder.bitcast(high, ir.VectorType(I1, WORD))
             kept = builder.bitcast(builder.or_(low, high), ir.VectorType(I1, WORD))
-            factors = _splat(builder, right, WORD), _splat(builder, left, WORD)
+            factors = splat(builder, right, WORD), splat(builder, left, WORD)
             d = builder.fmul(d, builder.select(above, *factors))
             d = builder.select(kept, d, ir.Constant(d.type, None))
-            _store(builder, d, row, WORD, mask)
-            return builder.extract_element(_sum(builder, d), I32(0))
+            store_lanes(builder, d, row, WORD, mask)
+            return builder.extract_element(lane_sum(builder, d), I32(0))
 
         f, u = types.float32, types.uint32
         return f(types.int64, u, f, f, u, u), generate
@@ -238,22 +255,23 @@ def make_update(*, masked: bool = False) -> Callable[..., None]:
     def update(typing, values, velocity, gradient, rate, momentum, decay, count):
         def generate(context, builder, signature, arguments):
             values, velocity, gradient, rate, momentum, decay, count = arguments
-            mask = _first_lanes(builder, count, LANES) if masked else None
+            mask = first_lanes(builder, count, LANES) if masked else None
             w, v, g = (
-                _load(builder, address, LANES, mask) for address in (values, velocity, gradient)
+                load_lanes(builder, address, LANES, mask)
+                for address in (values, velocity, gradient)
             )
-            step = builder.fmul(_splat(builder, builder.fneg(rate), LANES), g)
-            v = _multiply_add(builder, _splat(builder, momentum, LANES), v, step)
+            step = builder.fmul(splat(builder, builder.fneg(rate), LANES), g)
+            v = multiply_add(builder, splat(builder, momentum, LANES), v, step)
             zero, tiny = ir.Constant(v.type, None), ir.Constant(v.type, [SMALLEST_NORMAL] * LANES)
             signature = ir.FunctionType(v.type, [v.type])
             name = f"llvm.fabs.v{LANES}f32"
             fabs = cgutils.get_or_insert_function(builder.module, signature, name)
             subnormal = builder.fcmp_ordered("<", builder.call(fabs, [v]), tiny)
             v = builder.select(subnormal, zero, v)
-            decayed = _splat(builder, builder.fneg(decay), LANES)
-            w = _multiply_add(builder, decayed, w, builder.fadd(w, v))
-            _store(builder, v, velocity, LANES, mask)
-            _store(builder, w, values, LANES, mask)
+            decayed = splat(builder, builder.fneg(decay), LANES)
+            w = multiply_add(builder, decayed, w, builder.fadd(w, v))
+            store_lanes(builder, v, velocity, LANES, mask)
+            store_lanes(builder, w, values, LANES, mask)
             return context.get_dummy_value()
 
         i, f = types.int64, types.float32
@@ -274,20 +292,20 @@ def transpose_16(typing, source, rows, row_bytes, target, target_bytes):
         source, rows, row_bytes, target, target_bytes = arguments
         lines = []
         for b in range(LANES):
-            row = builder.load(_pointer(builder, builder.add(rows, I64(8 * b)), I64), align=8)
+            row = builder.load(as_pointer(builder, builder.add(rows, I64(8 * b)), I64), align=8)
             place = builder.add(source, builder.mul(row, row_bytes))
-            lines.append(_load(builder, place, LANES, None))
+            lines.append(load_lanes(builder, place, LANES, None))
         # Swap the off-diagonal blocks of 8 lanes, then those of 4, 2 and 1 within each block.
         for size in (8, 4, 2, 1):
             for i in (i for i in range(LANES) if not i & size):
                 a, b = lines[i], lines[i + size]
                 upper = [L if not L & size else LANES + L - size for L in range(LANES)]
                 lower = [L + size if not L & size else LANES + L for L in range(LANES)]
-                lines[i] = _shuffle(builder, a, b, upper)
-                lines[i + size] = _shuffle(builder, a, b, lower)
+                lines[i] = shuffle(builder, a, b, upper)
+                lines[i + size] = shuffle(builder, a, b, lower)
         for f, line in enumerate(lines):
             place = builder.add(target, builder.mul(target_bytes, I64(f)))
-            _store(builder, line, place, LANES, None)
+            store_lanes(builder, line, place, LANES, None)
         return context.get_dummy_value()
 
     i = types.int64
@@ -299,8 +317,8 @@ def copy_16(typing, source, target):
     """Copy 16 float32 from one address to another."""
 
     def generate(context, builder, signature, arguments):
-        value = _load(builder, arguments[0], LANES, None)
-        _store(builder, value, arguments[1], LANES, None)
+        value = load_lanes(builder, arguments[0], LANES, None)
+        store_lanes(builder, value, arguments[1], LANES, None)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
@@ -311,7 +329,7 @@ def prefetch_line(typing, address):
     """Ask for the cache line of an address, to be read soon."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], I8)
+        pointer = as_pointer(builder, arguments[0], I8)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         read, keep_in_all_caches, data = I32(0), I32(3), I32(1)
@@ -319,124 +337,3 @@ def prefetch_line(typing, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
-
-
-def _vector(width: int) -> Any:
-    return ir.VectorType(F32, width)
-
-
-def _pointer(builder: Builder, address: Value, kind: Any) -> Value:
-    return builder.inttoptr(address, ir.PointerType(kind))
-
-
-def _element(builder: Builder, base: Value, k: Value) -> Value:
-    """Return the address of element k of an array of 4-byte elements."""
-    return builder.add(base, builder.shl(k, I64(2)))
-
-
-def _load_scalar(builder: Builder, base: Value, k: Value, kind: Any) -> Value:
-    return builder.load(_pointer(builder, _element(builder, base, k), kind), align=4)
-
-
-def _gathered(builder: Builder, indices: Value, k: Value, X: Value, row_bytes: Value) -> Value:
-    """Return the address of row indices[k] of X."""
-    row = builder.sext(_load_scalar(builder, indices, k, I32), I64)
-    return builder.add(X, builder.mul(row, row_bytes))
-
-
-def _shuffle(builder: Builder, a: Value, b: Value, lanes: Sequence[int]) -> Value:
-    chosen = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
-    return builder.shuffle_vector(a, b, chosen)
-
-
-def _splat(builder: Builder, scalar: Value, width: int) -> Value:
-    kind = ir.VectorType(scalar.type, width)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
-    return _shuffle(builder, one, one, [0] * width)
-
-
-def _first_lanes(builder: Builder, count: Value, width: int) -> Value:
-    """Return the mask of the first `count` lanes."""
-    lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
-    return builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(count, I32), width))
-
-
-def _load(builder: Builder, address: Value, width: int, mask: Value | None) -> Value:
-    kind = _vector(width)
-    pointer = _pointer(builder, address, kind)
-    if mask is None:
-        return builder.load(pointer, align=4)
-    signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
-    name = f"llvm.masked.load.v{width}f32.p0"
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    return builder.call(function, [pointer, I32(4), mask, ir.Constant(kind, None)])
-
-
-def _store(builder: Builder, value: Value, address: Value, width: int, mask: Value | None) -> None:
-    pointer = _pointer(builder, address, value.type)
-    if mask is None:
-        builder.store(value, pointer, align=4)
-        return
-    signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
-    name = f"llvm.masked.store.v{width}f32.p0"
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    builder.call(function, [value, pointer, I32(4), mask])
-
-
-def _flag(builder: Builder, boolean: Value) -> Value:
-    """Return one of numba's booleans as one bit."""
-    return boolean if boolean.type == I1 else builder.trunc(boolean, I1)
-
-
-def _multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
-    name = f"llvm.fmuladd.v{a.type.count}f32"
-    signature = ir.FunctionType(a.type, [a.type] * 3)
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    return builder.call(function, [a, b, c])
-
-
-def _product(builder: Builder, x: Value, d: Value) -> Value:
-    """Return a vector of at most 16 lanes whose sum is x·d."""
-    pairs = list(zip(_parts(builder, x), _parts(builder, d), strict=True))
-    total = builder.fmul(*pairs[0])
-    for a, b in pairs[1:]:
-        total = _multiply_add(builder, a, b, total)
-    return total
-
-
-def _parts(builder: Builder, v: Value) -> list[Value]:
-    """Return a vector cut into ones of at most 16 lanes."""
-    width = v.type.count
-    if width <= LANES:
-        return [v]
-    return [_shuffle(builder, v, v, range(s, s + LANES)) for s in range(0, width, LANES)]
-
-
-def _sum(builder: Builder, v: Value) -> Value:
-    """Return the sum of the lanes, as a vector of one."""
-    while v.type.count > 1:
-        n = v.type.count
-        low, high = range(n // 2), range(n // 2, n)
-        v = builder.fadd(_shuffle(builder, v, v, low), _shuffle(builder, v, v, high))
-    return v
-
-
-def _sums_of_four(builder: Builder, vectors: Sequence[Value]) -> Value:
-    """Return the sums of the lanes of four vectors, as a vector of four."""
-
-    def joined(a: Value, b: Value, groups: int) -> Value:
-        """Halve all groups of lanes of two vectors, and join what is left of both."""
-        size = a.type.count // groups
-        low = [g * size + lane for g in range(groups) for lane in range(size // 2)]
-        low += [a.type.count + lane for lane in low]
-        high = [lane + size // 2 for lane in low]
-        return builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high))
-
-    a, b, c, d = vectors
-    v = joined(joined(a, b, 1), joined(c, d, 1), 2)  # a group of lanes for each of the four
-    while v.type.count > 4:
-        size = v.type.count // 4
-        low = [g * size + lane for g in range(4) for lane in range(size // 2)]
-        high = [lane + size // 2 for lane in low]
-        v = builder.fadd(_shuffle(builder, v, v, low), _shuffle(builder, v, v, high))
-    return v

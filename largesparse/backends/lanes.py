@@ -1,0 +1,142 @@
+"""Vectors in LLVM IR: loads, stores, shuffles and sums, as `vectors` puts them together.
+
+Operations have a fixed order, so that a result does not depend on where a compiler inlines it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+F32 = ir.FloatType()
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+LANES = 16  # of the vectors whose sums are taken together
+
+Builder = Any  # llvmlite.ir.IRBuilder
+Value = Any  # llvmlite.ir.Value
+
+
+def vector_type(width: int) -> Any:
+    return ir.VectorType(F32, width)
+
+
+def as_pointer(builder: Builder, address: Value, kind: Any) -> Value:
+    return builder.inttoptr(address, ir.PointerType(kind))
+
+
+def element(builder: Builder, base: Value, k: Value) -> Value:
+    """Return the address of element k of an array of 4-byte elements."""
+    return builder.add(base, builder.shl(k, I64(2)))
+
+
+def load_scalar(builder: Builder, base: Value, k: Value, kind: Any) -> Value:
+    return builder.load(as_pointer(builder, element(builder, base, k), kind), align=4)
+
+
+def gathered(builder: Builder, indices: Value, k: Value, X: Value, row_bytes: Value) -> Value:
+    """Return the address of row indices[k] of X."""
+    row = builder.sext(load_scalar(builder, indices, k, I32), I64)
+    return builder.add(X, builder.mul(row, row_bytes))
+
+
+def shuffle(builder: Builder, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+    chosen = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(a, b, chosen)
+
+
+def splat(builder: Builder, scalar: Value, width: int) -> Value:
+    kind = ir.VectorType(scalar.type, width)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+    return shuffle(builder, one, one, [0] * width)
+
+
+def first_lanes(builder: Builder, count: Value, width: int) -> Value:
+    """Return the mask of the first `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(I32, width), list(range(width)))
+    return builder.icmp_signed("<", lanes, splat(builder, builder.trunc(count, I32), width))
+
+
+def load_lanes(builder: Builder, address: Value, width: int, mask: Value | None) -> Value:
+    kind = vector_type(width)
+    pointer = as_pointer(builder, address, kind)
+    if mask is None:
+        return builder.load(pointer, align=4)
+    signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
+    name = f"llvm.masked.load.v{width}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [pointer, I32(4), mask, ir.Constant(kind, None)])
+
+
+def store_lanes(
+    builder: Builder, value: Value, address: Value, width: int, mask: Value | None
+) -> None:
+    pointer = as_pointer(builder, address, value.type)
+    if mask is None:
+        builder.store(value, pointer, align=4)
+        return
+    signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
+    name = f"llvm.masked.store.v{width}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    builder.call(function, [value, pointer, I32(4), mask])
+
+
+def as_bit(builder: Builder, boolean: Value) -> Value:
+    """Return one of numba's booleans as one bit."""
+    return boolean if boolean.type == I1 else builder.trunc(boolean, I1)
+
+
+def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
+    name = f"llvm.fmuladd.v{a.type.count}f32"
+    signature = ir.FunctionType(a.type, [a.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [a, b, c])
+
+
+def lane_products(builder: Builder, x: Value, d: Value) -> Value:
+    """Return a vector of at most 16 lanes whose sum is x·d."""
+    pairs = list(zip(lane_parts(builder, x), lane_parts(builder, d), strict=True))
+    total = builder.fmul(*pairs[0])
+    for a, b in pairs[1:]:
+        total = multiply_add(builder, a, b, total)
+    return total
+
+
+def lane_parts(builder: Builder, v: Value) -> list[Value]:
+    """Return a vector cut into ones of at most 16 lanes."""
+    width = v.type.count
+    if width <= LANES:
+        return [v]
+    return [shuffle(builder, v, v, range(s, s + LANES)) for s in range(0, width, LANES)]
+
+
+def lane_sum(builder: Builder, v: Value) -> Value:
+    """Return the sum of the lanes, as a vector of one."""
+    while v.type.count > 1:
+        n = v.type.count
+        low, high = range(n // 2), range(n // 2, n)
+        v = builder.fadd(shuffle(builder, v, v, low), shuffle(builder, v, v, high))
+    return v
+
+
+def sums_of_four(builder: Builder, vectors: Sequence[Value]) -> Value:
+    """Return the sums of the lanes of four vectors, as a vector of four."""
+
+    def joined(a: Value, b: Value, groups: int) -> Value:
+        """Halve all groups of lanes of two vectors, and join what is left of both."""
+        size = a.type.count // groups
+        low = [g * size + lane for g in range(groups) for lane in range(size // 2)]
+        low += [a.type.count + lane for lane in low]
+        high = [lane + size // 2 for lane in low]
+        return builder.fadd(shuffle(builder, a, b, low), shuffle(builder, a, b, high))
+
+    a, b, c, d = vectors
+    v = joined(joined(a, b, 1), joined(c, d, 1), 2)  # a group of lanes for each of the four
+    while v.type.count > 4:
+        size = v.type.count // 4
+        low = [g * size + lane for g in range(4) for lane in range(size // 2)]
+        high = [lane + size // 2 for lane in low]
+        v = builder.fadd(shuffle(builder, v, v, low), shuffle(builder, v, v, high))
+    return v
