@@ -11,11 +11,31 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
+from .rows import reorder_range
 
 BLOCK = 1 << 18  # connections that one thread takes at a time
 BUCKET_BITS = 14  # a bucket has 2**14 outputs: their counters stay in the cache
 ROW_BLOCK = 4096
 BINS = 1 << 16
+
+
+@inline
+def starts_of_buckets(places):
+    """Turn counts into the places where every block begins in every bucket, in place.
+
+    `places` is (blocks, buckets); returned are the places where buckets begin, (buckets + 1,).
+    """
+    n_blocks, n_buckets = places.shape
+    starts = np.empty(n_buckets + 1, dtype=places.dtype)
+    total = 0
+    for bucket in range(n_buckets):
+        starts[bucket] = total
+        for block in range(n_blocks):
+            count = places[block, bucket]
+            places[block, bucket] = total
+            total += count
+    starts[n_buckets] = total
+    return starts
 
 
 @kernel()
@@ -40,15 +60,7 @@ def transpose_pattern(n_out, indptr, indices):
     for block in prange(n_blocks):
         for k in range(block * BLOCK, min(nnz, (block + 1) * BLOCK)):
             places[block, indices[k] >> BUCKET_BITS] += 1
-    starts = np.empty(n_buckets + 1, dtype=np.int32)
-    total = 0
-    for bucket in range(n_buckets):
-        starts[bucket] = total
-        for block in range(n_blocks):
-            count = places[block, bucket]
-            places[block, bucket] = total
-            total += count
-    starts[n_buckets] = nnz
+    starts = starts_of_buckets(places)
 
     indices_by_output = np.empty(nnz, dtype=np.int32)  # by bucket at first
     connections = np.empty(nnz, dtype=np.int32)
@@ -96,11 +108,8 @@ def reorder(values, places, out):
     """out[places[k]] = values[k]."""
     n = len(values)
     for block in prange((n + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(n, (block + 1) * BLOCK))
-        new = values[part]
-        to = places[part]
-        for k in range(len(new)):
-            out[np.uint32(to[k])] = new[k]
+        start = block * BLOCK
+        reorder_range(values, start, min(n, start + BLOCK), places, out)
 
 
 @inline
@@ -178,15 +187,7 @@ def sort_cells(cells, upper):
     for block in prange(n_blocks):
         for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
             places[block, cells[k] // width] += 1
-    starts = np.empty(n_buckets + 1, dtype=np.int64)
-    total = 0
-    for bucket in range(n_buckets):
-        starts[bucket] = total
-        for block in range(n_blocks):
-            count = places[block, bucket]
-            places[block, bucket] = total
-            total += count
-    starts[n_buckets] = n
+    starts = starts_of_buckets(places)
     out = np.empty(n, dtype=np.int64)
     for block in prange(n_blocks):
         for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):

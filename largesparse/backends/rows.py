@@ -24,7 +24,7 @@ from .vectors import (
     prefetch_line,
 )
 
-forward_128, forward_64, forward_32, forward_16, forward_8 = map(make_forward, (128, 64, 32, 16, 8))
+forward_128, forward_64, forward_32, forward_8 = map(make_forward, (128, 64, 32, 8))
 forward_rest = make_forward(8, masked=True)
 activate_word, activate_rest = make_activate_word(), make_activate_word(masked=True)
 differentiate_word = make_differentiate_word()

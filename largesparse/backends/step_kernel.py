@@ -181,7 +181,7 @@ def train_step(
     learning_rate : float
     momentum, decay : float32
     keep_below, seed, step
-        See `philox.draw_keep_bytes`.
+        See `philox.draw_keep_words`.
 
     Where the loss is not finite, nothing is updated.
     """
