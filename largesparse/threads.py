@@ -30,7 +30,11 @@ def kernel_threads(count: int) -> Iterator[None]:
     import numba
 
     before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    count = min(count, numba.config.NUMBA_NUM_THREADS)
+    if count == before:
+        yield
+        return
+    numba.set_num_threads(count)
     try:
         yield
     finally:

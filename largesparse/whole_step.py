@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Dropout, prefetch_distance
-from .layer import SparseLayer
 from .network import SparseMLP
 from .optimizer import MomentumSGD
 from .workspace import Workspace
 
+TOPOLOGY = ["indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order"]
+WEIGHTS = ["values", "velocity", "values_by_output", "bias", "bias_velocity"]
 
-def _arrays(layer: SparseLayer, workspace: Workspace, k: int) -> dict[str, Any]:
-    """Return the arrays of a layer that a step uses and that stay in place between evolutions."""
-    topology = layer.topology
-    return {
-        "indptr": topology.indptr,
-        "indices": topology.indices,
-        "indptr_by_output": topology.indptr_by_output,
-        "indices_by_output": topology.indices_by_output,
-        "to_output_order": topology.to_output_order,
-        "values": layer.values,
-        "velocity": layer.velocity,
-        "values_by_output": layer.values_by_output,
-        "bias": layer.bias,
-        "bias_velocity": layer.bias_velocity,
-        "gradient": workspace.gradients[k],
-        "bias_gradient": workspace.bias_gradients[k],
-    }
+# What a step reads and writes of a layer. Evolution replaces some of it.
+_of_layer = attrgetter("topology", *WEIGHTS)
+
+
+def _arrays(network: SparseMLP, workspace: Workspace) -> list[Any]:
+    """Return the objects, in a fixed order, whose arrays stay in place between evolutions."""
+    parts: list[Any] = [*workspace.gradients, *workspace.bias_gradients]
+    for layer in network.layers:
+        parts += _of_layer(layer)
+    return parts
 
 
 class WholeStep:
@@ -59,35 +54,33 @@ class WholeStep:
         self._workspace = workspace
         self.inputs = workspace.inputs(batch)
         self._delta = np.empty((layers[-1].n_out, batch), dtype=np.float32)
-        self._held = []  # the arrays whose addresses the table has
+        self._held = _arrays(network, workspace)  # the table has addresses of their arrays
         self._table = np.zeros(len(layers), dtype=LAYER)
         gathered = self.inputs
         for k, (layer, record) in enumerate(zip(layers, self._table, strict=True)):
-            arrays = _arrays(layer, workspace, k)
-            self._held.append(arrays)
-            buffers: dict[str, Any] = {"activations": workspace.activations(k, batch)}
+            arrays: dict[str, Any] = {name: getattr(layer.topology, name) for name in TOPOLOGY}
+            arrays |= {name: getattr(layer, name) for name in WEIGHTS}
+            arrays["gradient"] = workspace.gradients[k]
+            arrays["bias_gradient"] = workspace.bias_gradients[k]
+            arrays["activations"] = workspace.activations(k, batch)
             if k < len(layers) - 1:
-                buffers["state"] = workspace.state(k, batch)
-                buffers["delta"] = workspace.delta(k, batch)
-            for name, array in {**arrays, **buffers}.items():
+                arrays["state"] = workspace.state(k, batch)
+                arrays["delta"] = workspace.delta(k, batch)
+            for name, array in arrays.items():
                 record[name] = array.ctypes.data
             record["n_in"], record["n_out"], record["nnz"] = layer.n_in, layer.n_out, layer.nnz
             record["number"], record["centered"] = layer.number, layer.centered
             record["slope"], record["rate_scale"] = layer.slope, layer.rate_scale
             record["forward_ahead"] = prefetch_distance(gathered)
-            gathered = buffers["activations"]
+            gathered = arrays["activations"]
             record["backward_ahead"] = prefetch_distance(gathered)
 
     def fits(self, network: SparseMLP, workspace: Workspace, batch: int) -> bool:
         """Return whether this is the step of that network, as it is now, and batch size."""
         if workspace is not self._workspace or batch != self.inputs.shape[1]:
             return False
-        now = (_arrays(layer, workspace, k) for k, layer in enumerate(network.layers))
-        return all(
-            old[name] is array
-            for old, new in zip(self._held, now, strict=True)
-            for name, array in new.items()
-        )
+        now = _arrays(network, workspace)
+        return len(now) == len(self._held) and all(map(is_, now, self._held))
 
     def run(
         self,

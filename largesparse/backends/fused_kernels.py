@@ -80,11 +80,11 @@ def forward_by_rows(
     state,
 ):
     """`forward`, where a row is the work of one thread."""
-    n = out.shape[0]
+    n, batch = out.shape
     for chunk in prange((n + ROWS - 1) // ROWS):
         first = chunk * ROWS
         keep = np.empty((ROWS, state.shape[2]), dtype=np.uint32)
-        draw_keep_words(keep_below, seed, step, layer, first, first_row, keep)
+        draw_keep_words(keep_below, seed, step, layer, first, first_row, batch, keep)
         forward_rows(
             first,
             min(n, first + ROWS),

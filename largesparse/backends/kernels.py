@@ -107,7 +107,7 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     for chunk in prange((n + ROWS - 1) // ROWS):
         first = chunk * ROWS
         keep = np.empty((ROWS, words), dtype=np.uint32)
-        draw_keep_words(keep_below, seed, step, layer, first, first_row, keep)
+        draw_keep_words(keep_below, seed, step, layer, first, first_row, batch, keep)
         for j in range(first, min(n, first + ROWS)):
             for b in range(batch):
                 Z[j, b] += bias[j]

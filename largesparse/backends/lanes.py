@@ -121,6 +121,13 @@ def lane_sum(builder: Builder, v: Value) -> Value:
     return v
 
 
+def tree_sum(builder: Builder, vectors: Sequence[Value]) -> Value:
+    """Return the sum of one, two or four vectors."""
+    while len(vectors) > 1:
+        vectors = [builder.fadd(*vectors[q : q + 2]) for q in range(0, len(vectors), 2)]
+    return vectors[0]
+
+
 def sums_of_four(builder: Builder, vectors: Sequence[Value]) -> Value:
     """Return the sums of the lanes of four vectors, as a vector of four."""
 

@@ -88,23 +88,25 @@ def decide(word, bound):
 
 
 @inline
-def draw_keep_words(keep_below, seed, step, layer, first_neuron, first_row, out):
+def draw_keep_words(keep_below, seed, step, layer, first_neuron, first_row, rows, out):
     """Draw the dropout decisions of neurons for the rows of a micro-batch.
 
     Parameters are those of `draw_keep_bytes`, and:
 
     first_row : int
         Row of the mini-batch that the micro-batch begins with.
+    rows : int
+        Samples of the micro-batch.
     out : uint32 (neurons, words)
         Bit r of word w of out[j] becomes 1 where neuron first_neuron + j is kept in row
-        first_row + 32 w + r of the mini-batch.
+        first_row + 32 w + r of the mini-batch. Bits beyond the rows are undefined.
     """
     neurons, words = out.shape
-    if keep_below >= ALL_KEPT:
+    if words == 0 or keep_below >= ALL_KEPT:
         out[:] = np.uint32(0xFFFFFFFF)
         return
     shift = first_row % ROWS_PER_BLOCK
-    blocks = 4 * words + (1 if shift else 0)
+    blocks = (shift + rows + ROWS_PER_BLOCK - 1) // ROWS_PER_BLOCK
     drawn = np.empty((blocks, neurons), dtype=np.uint8)
     block = first_row // ROWS_PER_BLOCK
     draw_keep_bytes(keep_below, seed, step, layer, first_neuron, block, drawn)

@@ -11,7 +11,7 @@ Addresses are integers (`array.ctypes.data` in a kernel): the caller keeps the a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 from numba import types
@@ -25,6 +25,7 @@ from .lanes import (
     I32,
     I64,
     LANES,
+    Builder,
     Value,
     as_bit,
     as_pointer,
@@ -40,11 +41,37 @@ from .lanes import (
     splat,
     store_lanes,
     sums_of_four,
+    tree_sum,
+    vector_type,
 )
 
 CACHE_LINE = 64  # bytes
 SMALLEST_NORMAL = 2.0**-126  # of float32
 WORD = 32  # activations whose state bits share a word
+
+
+def chains(width: int) -> int:
+    """Return how many sums a tile keeps: its additions wait for each other less."""
+    return min(4, max(1, 4 * LANES // width))
+
+
+def for_each(
+    builder: Builder,
+    start: Value,
+    stop: Value,
+    totals: Sequence[Value],
+    add: Callable[[Value, Value], None],
+) -> None:
+    """Emit add(k, total) for start <= k < stop, the totals taking turns."""
+    count = len(totals)
+    whole = start
+    if count > 1:
+        whole = builder.add(start, builder.and_(builder.sub(stop, start), I64(-count)))
+        with cgutils.for_range_slice(builder, start, whole, I64(count)) as (k, _):
+            for q, total in enumerate(totals):
+                add(builder.add(k, I64(q)), total)
+    with cgutils.for_range_slice(builder, whole, stop, I64(1)) as (k, _):
+        add(k, totals[0])
 
 
 def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
@@ -79,17 +106,21 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
             indices, values, start, stop, X, row_bytes, init, out, left, right = arguments[:10]
             stored, keep, low, high, count = arguments[10:]
             mask = first_lanes(builder, count, width) if masked else None
-            total = cgutils.alloca_once_value(builder, splat(builder, init, width))
-            with cgutils.for_range_slice(builder, start, stop, I64(1)) as (k, _):
+            zero = ir.Constant(vector_type(width), None)
+            inits = [splat(builder, init, width)] + [zero] * (chains(width) - 1)
+            totals = [cgutils.alloca_once_value(builder, value) for value in inits]
+
+            def add(k: Value, total: Value) -> None:
                 x = load_lanes(builder, gathered(builder, indices, k, X, row_bytes), width, mask)
                 w = splat(builder, load_scalar(builder, values, k, F32), width)
                 builder.store(multiply_add(builder, w, x, builder.load(total)), total)
-            z = builder.load(total)
-            zero = ir.Constant(z.type, None)
+
+            for_each(builder, start, stop, totals, add)
+            z = tree_sum(builder, [builder.load(total) for total in totals])
             above = builder.fcmp_ordered(">", z, zero)
             factors = splat(builder, right, width), splat(builder, left, width)
             a = builder.fmul(z, builder.select(above, *factors))
-            builder.store(a, total)
+            builder.store(a, totals[0])
             with builder.if_then(as_bit(builder, stored)):
                 bits = builder.load(as_pointer(builder, keep, ir.IntType(width)), align=1)
                 if masked:
@@ -101,8 +132,8 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
                 ):
                     builder.store(value, as_pointer(builder, place, bits.type), align=1)
                 kept = builder.bitcast(bits, above.type)
-                builder.store(builder.select(kept, a, zero), total)
-            store_lanes(builder, builder.load(total), out, width, mask)
+                builder.store(builder.select(kept, a, zero), totals[0])
+            store_lanes(builder, builder.load(totals[0]), out, width, mask)
             return context.get_dummy_value()
 
         i, f, b = types.int64, types.float32, types.boolean
@@ -146,10 +177,10 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
             mask = first_lanes(builder, count, width) if masked else None
             x = load_lanes(builder, x, width, mask)
             zero = ir.Constant(x.type, None)
-            total = cgutils.alloca_once_value(builder, zero)
+            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(chains(width))]
             add = as_bit(builder, add)
 
-            def products_of(k: Value) -> Value:
+            def products_of(k: Value, total: Value) -> Value:
                 d = load_lanes(builder, gathered(builder, indices, k, D, row_bytes), width, mask)
                 if delta:
                     w = splat(builder, load_scalar(builder, values, k, F32), width)
@@ -164,10 +195,12 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
             # Four sums over lanes cost little more than one.
             fours = builder.add(start, builder.and_(builder.sub(stop, start), I64(-4)))
             with cgutils.for_range_slice(builder, start, fours, I64(4)) as (k, _):
-                products = [products_of(builder.add(k, I64(q))) for q in range(4)]
+                products = [
+                    products_of(builder.add(k, I64(q)), totals[q % len(totals)]) for q in range(4)
+                ]
                 put(k, sums_of_four(builder, products))
             with cgutils.for_range_slice(builder, fours, stop, I64(1)) as (k, _):
-                put(k, lane_sum(builder, products_of(k)))
+                put(k, lane_sum(builder, products_of(k, totals[0])))
             if not delta:
                 return F32(0)
             lows, highs = (
@@ -176,9 +209,8 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
             )
             lanes = ir.VectorType(I1, width)
             factors = splat(builder, right, width), splat(builder, left, width)
-            d = builder.fmul(
-                builder.load(total), builder.select(builder.bitcast(highs, lanes), *factors)
-            )
+            total = tree_sum(builder, [builder.load(total) for total in totals])
+            d = builder.fmul(total, builder.select(builder.bitcast(highs, lanes), *factors))
             d = builder.select(builder.bitcast(builder.or_(lows, highs), lanes), d, zero)
             store_lanes(builder, d, out, width, mask)
             return builder.extract_element(lane_sum(builder, d), I32(0))
