@@ -46,6 +46,14 @@ def test_a_kernel_is_compiled_once_and_that_is_told(tmp_path):
         assert errors.count("Compiling the kernels") == told
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_processes_that_start_together_compile_once(tmp_path):
+    processes = [start(tmp_path) for _ in range(4)]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert sorted(output.strip() for output, _ in results) == ["0", "1", "1", "1"]
+    assert sum(errors.count("Compiling the kernels") for _, errors in results) == 1
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_a_cache_that_cannot_be_written(tmp_path):
     file = tmp_path / "file"

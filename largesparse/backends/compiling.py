@@ -6,11 +6,13 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 from ..environment import cache_folder
 
@@ -39,7 +41,7 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
             dispatcher = _jit(function, parallel=parallel, cache=False)
         finally:
             numba.config.CACHE_DIR = previous
-        _tell_of_compiling(dispatcher)
+        _compile_once(dispatcher)
         return dispatcher
 
     return compile_
@@ -58,21 +60,62 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
 
 
+class _NotCached(Exception):
+    """A kernel is neither compiled nor in the cache, and this process has not got the lock."""
+
+
+_held = 0  # locks that this process has, of kernels that are compiled for kernels
 _told = False
 
 
-def _tell_of_compiling(dispatcher: Any) -> None:
-    """Let the first compilation in a process say that it takes a while."""
+def _compile_once(dispatcher: Any) -> None:
+    """Let one process at a time compile, so that the others find the result in the cache.
+
+    The first compilation in a process says that it takes a while.
+    """
+    load_or_compile = dispatcher.compile
     compile_here = dispatcher._compiler.compile
 
     def compile_(arguments: Any, return_type: Any) -> Any:
         global _told
+        if not _held:
+            raise _NotCached
         if not _told:
             logger.warning("Compiling the kernels for this machine, once: up to a minute.")
             _told = True
         return compile_here(arguments, return_type)
 
+    def compile_once(signature: Any) -> Any:
+        try:
+            return load_or_compile(signature)
+        except _NotCached:
+            with _lock(dispatcher._cache.cache_path):
+                return load_or_compile(signature)
+
     dispatcher._compiler.compile = compile_
+    dispatcher.compile = compile_once
+
+
+@contextmanager
+def _lock(folder: str | None) -> Iterator[None]:
+    """Hold the lock of a cache folder, where there is one that can be locked."""
+    global _held
+    with ExitStack() as stack:
+        stack.enter_context(global_compiler_lock)  # first: another thread may compile
+        if folder is not None and not _held:
+            try:
+                import fcntl
+
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(Path(folder) / "lock", "wb"))
+                fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or the process ends
+            except (ImportError, OSError) as error:
+                logger.debug("Compiling without a lock: %s", error)
+        _held += 1
+        try:
+            yield
+        finally:
+            _held -= 1
 
 
 # For functions that kernels call; the compiler inlines them.
