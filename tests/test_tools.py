@@ -99,6 +99,14 @@ def test_a_step_is_profiled(monkeypatch, capsys):
         assert lines[-1].startswith("a step without this timing")
 
 
+def test_layouts_are_timed(capsys):
+    sizes = ["--layer", "60,40", "--connections", "300", "--batch-size", "16", "--repeats", "2"]
+    load("try_layouts").main([*sizes, "--blocks", "3"])
+    shown = capsys.readouterr().out
+    for variant in ("as drawn", "relabelled", "plain", "plain, bfloat16", "3 blocks"):
+        assert variant in shown
+
+
 def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, capsys):
     monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
     sizes = ["--layers", "20,30,3", "--epsilon", "3", "--batch-size", "16", "--threads", "2"]
