@@ -1,15 +1,19 @@
 """Equations as MathML, which browsers draw themselves: no script, no font, no network."""
 
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
-from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 
 def convert(translator, node, as_block):
     """Write an equation into the page."""
     try:
         equation = tex2mathml(node.astext(), as_block=as_block)
-    except SyntaxError as error:  # docutils' MathError is one
-        raise ExtensionError(f"{node.source}, line {node.line}: {error}") from error
+    except MathError as error:
+        logger.warning("%s In: %s", error, node.astext(), location=node)
+        return
     translator.body.append(f'<div class="math">{equation}</div>' if as_block else equation)
 
 
