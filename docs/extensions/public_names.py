@@ -65,6 +65,22 @@ def directive(kind, name, **options):
     return "\n".join(["```{eval-rst}", f".. auto{kind}:: {name}", *lines, "```", ""])
 
 
+def is_ours(found):
+    """Say whether a class or function is defined in this library."""
+    return (getattr(found, "__module__", None) or "").partition(".")[0] == largesparse.__name__
+
+
+def inheritance(cls):
+    """Return autodoc's options for a class: it names the bases, and has the members of ours."""
+    if cls.__bases__ == (object,):
+        return {}
+    if not any(is_ours(base) for base in cls.__mro__[1:]):
+        return {"show_inheritance": ""}
+    last = max(place for place, base in enumerate(cls.__mro__) if is_ours(base))
+    foreign = [base.__name__ for base in cls.__mro__[last + 1 :]]
+    return {"show_inheritance": "", "inherited_members": ", ".join(foreign)}
+
+
 def public_names():
     """Return the sections of the public names."""
     for group, names in grouped_names().items():
@@ -73,8 +89,7 @@ def public_names():
             path = f"largesparse.{name}"
             found = getattr(largesparse, name)
             if inspect.isclass(found):
-                bases = {} if found.__bases__ == (object,) else {"show_inheritance": ""}
-                yield directive("class", path, members="", **bases)
+                yield directive("class", path, members="", **inheritance(found))
             else:
                 yield directive("function", path)
 
@@ -103,12 +118,17 @@ def fill_page(app, page, source):
         app.env.note_dependency(__file__)
 
 
-def skip_routing(app, kind, name, member, skip, options):
-    """Leave out `set_fit_request` and its like, which scikit-learn adds to estimators."""
-    return True if name.startswith("set_") and name.endswith("_request") else None
+def skip_foreign(app, kind, name, member, skip, options):
+    """Leave out what other libraries add: scikit-learn's methods, the fields of named tuples."""
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    if name.startswith("set_") and name.endswith("_request"):
+        return True
+    if inspect.isfunction(function) and not is_ours(function):
+        return True
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field") else None
 
 
 def setup(app):
     app.connect("source-read", fill_page)
-    app.connect("autodoc-skip-member", skip_routing)
+    app.connect("autodoc-skip-member", skip_foreign)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
