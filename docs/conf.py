@@ -53,16 +53,17 @@ def attach_files(app, page, source):
     source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]+)\)", r"{download}`\1 <\2>`", source[0])
 
 
-def escape_names(app, kind, name, found, options, lines):
-    """Let names such as classes_ stand in docstrings: to docutils they would be references."""
+def escape_text(app, kind, name, found, options, lines):
+    """Let classes_ and |w| stand in docstrings: to docutils they would be references."""
+    special = re.compile(r"(?<=\w)_(?!\w)|\|")
     for k, line in enumerate(lines):
         defined, colon, text = line.partition(" : ")
         if not colon:
             defined, text = "", line
         if not (text.lstrip().startswith((">>>", "...")) or text.strip().isidentifier()):
-            lines[k] = (
-                defined + colon + re.sub(r"(?<![\w`.])([a-zA-Z]\w*)_(?![\w`])", r"\1\_", text)
-            )
+            pieces = re.split(r"(`[^`]*`)", text)  # what is quoted stays
+            pieces[::2] = [special.sub(r"\\\g<0>", piece) for piece in pieces[::2]]
+            lines[k] = defined + colon + "".join(pieces)
 
 
 def shorten_types(app, kind, name, found, options, signature, returns):
@@ -74,7 +75,7 @@ def shorten_types(app, kind, name, found, options, signature, returns):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape_names, priority=50)  # before napoleon
+    app.connect("autodoc-process-docstring", escape_text, priority=50)  # before napoleon
     app.connect("autodoc-process-signature", shorten_types)
     app.connect("source-read", order_pages)
     app.connect("source-read", attach_files)

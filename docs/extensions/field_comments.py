@@ -39,12 +39,10 @@ def add_parameters(app, kind, name, cls, options, lines):
     for field in fields:
         kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
         lines.append(f"{field.name} : {kind}{default_of(field)}")
-        # A vertical bar would be the start of a substitution, an asterisk of emphasis.
-        meaning = meanings.get(field.name, "").replace("|", "\\|").replace("*", "\\*")
-        lines += [f"    {meaning}"] if meaning else []
+        lines += [f"    {meanings[field.name]}"] if field.name in meanings else []
     lines.append("")
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", add_parameters, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", add_parameters, priority=40)  # before others
     return {"parallel_read_safe": True, "parallel_write_safe": True}
