@@ -3,6 +3,7 @@
     FOLDER/manifest.json            format, configuration, classes, progress, checksums
     FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
+    FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
 
 A folder is written beside its place and renamed into it, so that a crash leaves the old one or
@@ -40,6 +41,7 @@ FORMAT = "largesparse"
 VERSION = 1
 MANIFEST = "manifest.json"
 PREPROCESSING = "preprocessing.safetensors"
+TARGETS = "targets.safetensors"
 
 # What reading a damaged file may raise.
 DAMAGE = (
@@ -176,6 +178,9 @@ def _write(
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
             files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
+        if network.target_mean is not None and network.target_scale is not None:
+            arrays = {"mean": network.target_mean, "scale": network.target_scale}
+            files[TARGETS] = _write_arrays(beside / TARGETS, arrays)
         complete = {
             "format": FORMAT,
             "version": VERSION,
@@ -183,6 +188,7 @@ def _write(
             "nnz": [layer.nnz for layer in network.layers],
             "preprocessing": None if network.preprocessing is None else "standardize",
             "classes": None if network.classes is None else _describe(network.classes),
+            "feature_names": network.feature_names,
             **manifest,
             "files": files,
         }
@@ -301,11 +307,32 @@ def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
             if len(set(classes["values"])) < len(labels):
                 raise ValueError("a class has two outputs")
         if manifest["preprocessing"] is not None:
-            arrays = _read_arrays(folder, manifest, PREPROCESSING)
-            for name in ("mean", "scale"):
-                _expect(arrays, name, np.float32, config.layer_sizes[0])
-            network.preprocessing = Standardizer(arrays["mean"], arrays["scale"])
+            scaling = _read_scaling(folder, manifest, PREPROCESSING, config.layer_sizes[0])
+            network.preprocessing = Standardizer(*scaling)
+        if TARGETS in manifest["files"]:
+            scaling = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
+            network.target_mean, network.target_scale = scaling
+        network.feature_names = _read_names(manifest, config.layer_sizes[0])
     return network
+
+
+def _read_scaling(
+    folder: Path, manifest: dict[str, Any], name: str, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scale, float32 (length,)."""
+    arrays = _read_arrays(folder, manifest, name)
+    mean, scale = (_expect(arrays, key, np.float32, length) for key in ("mean", "scale"))
+    return mean, scale
+
+
+def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
+    names = manifest.get("feature_names")
+    if names is None:
+        return None
+    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not plain or len(names) != n_features:
+        raise ValueError("the names of the features do not fit the inputs")
+    return names
 
 
 def _read_layers(

@@ -120,6 +120,10 @@ class SparseMLP:
         Applied to every batch of inputs.
     classes : ndarray or None
         Labels of the classes, in the order of the outputs.
+    target_mean, target_scale : float32 (n_targets,) or None
+        What predicted numbers are: outputs · target_scale + target_mean.
+    feature_names : list of str or None
+        Names of the inputs' columns.
 
     Examples
     --------
@@ -143,6 +147,9 @@ class SparseMLP:
         self.layers: list[SparseLayer] = []
         self.preprocessing: Standardizer | None = None
         self.classes: NDArray[Any] | None = None
+        self.target_mean: Float32 | None = None
+        self.target_scale: Float32 | None = None
+        self.feature_names: list[str] | None = None
 
     @classmethod
     def from_layers(cls, config: NetworkConfig, layers: Iterable[SparseLayer]) -> SparseMLP:
