@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import environment
+from .archives import csr_from_archive, flatten_rows, read_archive
 from .errors import DataError, check_range
 from .preprocessing import check_X_y, encode_labels
 
@@ -171,14 +172,14 @@ def _load_fashion_mnist(folder: Path, files: dict[str, Path]) -> Dataset:
 
 
 def _load_archive(path: Path, name: str, test_fraction: float, seed: int) -> Dataset:
-    arrays = _read_archive(path)
+    arrays = read_archive(path)
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         parts = (arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
         return _dataset(name, path, *parts)
     if {"X", "y"} <= arrays.keys():
         X = arrays["X"]
     elif {"indptr", "indices", "shape", "y"} <= arrays.keys():
-        X = _csr(arrays, path)
+        X = csr_from_archive(arrays, path)
     else:
         raise DataError(
             f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; a data set needs "
@@ -187,41 +188,13 @@ def _load_archive(path: Path, name: str, test_fraction: float, seed: int) -> Dat
     return _split(name, path, X, arrays["y"], test_fraction, seed)
 
 
-def _read_archive(path: Path) -> dict[str, NDArray]:
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it is a single array")
-            return {key: archive[key] for key in archive.files}
-    except Exception as error:  # a damaged file makes zipfile, zlib and NumPy raise all sorts
-        raise DataError(
-            f"{path} cannot be read as a NumPy archive: {error}. Get it again, or write it with "
-            "numpy.savez from arrays of numbers or strings."
-        ) from error
-
-
-def _csr(arrays: dict[str, NDArray], path: Path) -> csr_array:
-    from scipy.sparse import csr_array
-
-    indices = arrays["indices"]
-    data = arrays.get("data")
-    if data is None:
-        data = np.ones(indices.shape, np.float32)
-    try:
-        shape = tuple(arrays["shape"].tolist())
-        return csr_array((data, indices, arrays["indptr"]), shape=shape)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} does not hold a valid CSR array: {error}.") from error
-
-
 def _split(
     name: str, path: Path, X: NDArray | csr_array, y: NDArray, test_fraction: float, seed: int
 ) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     try:
-        X, labels = check_X_y(_flat(X), y)
+        X, labels = check_X_y(flatten_rows(X), y)
         labels, _ = encode_labels(labels)
         parts = train_test_split(
             X, labels, test_size=test_fraction, stratify=labels, random_state=int(seed)
@@ -236,14 +209,10 @@ def _dataset(
     name: str, path: Path, x_train: NDArray, y_train: NDArray, x_test: NDArray, y_test: NDArray
 ) -> Dataset:
     try:
-        X_train, labels_train = check_X_y(_flat(x_train), y_train)
-        X_test, labels_test = check_X_y(_flat(x_test), y_test, n_features=X_train.shape[1])
+        X_train, labels_train = check_X_y(flatten_rows(x_train), y_train)
+        X_test, labels_test = check_X_y(flatten_rows(x_test), y_test, n_features=X_train.shape[1])
         labels_train, classes = encode_labels(labels_train)
         labels_test, _ = encode_labels(labels_test, classes)
     except DataError as error:
         raise DataError(f"{path} cannot be used: {error}") from error
     return Dataset(X_train, labels_train, X_test, labels_test, name)
-
-
-def _flat(X: NDArray | csr_array) -> NDArray | csr_array:
-    return X.reshape(len(X), math.prod(X.shape[1:])) if X.ndim > 2 else X
