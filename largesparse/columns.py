@@ -47,11 +47,11 @@ def read_csv(path: Path, target: str | int | None, wanted: Sequence[str] | None)
         try:
             mixed = {i: dtypes.get(i, str) for i in every}
             with np.errstate(over="ignore"):  # infinities are refused
-                return _from_chunks(path, _csv_chunks(path, every, mixed, dialect), columns)
+                return _from_chunks(path, csv_chunks(path, every, mixed, dialect), columns)
         except DataError:
             raise
         except ValueError:  # perhaps of a value that is no number; pandas does not say where
-            _refuse_text(path, _csv_chunks(path, every, str, dialect), columns)
+            _refuse_text(path, csv_chunks(path, every, str, dialect), columns)
             raise
     except DataError:
         raise
@@ -61,12 +61,27 @@ def read_csv(path: Path, target: str | int | None, wanted: Sequence[str] | None)
         ) from error
 
 
-def _csv_chunks(
+def csv_chunks(
     path: Path, every: range, dtype: Any, dialect: dict[str, Any]
 ) -> Iterator[DataFrame]:
-    """Read chunks whose columns are positions.
+    """Read text in chunks of rows whose columns are positions.
 
     All columns are read: pandas checks the lengths of lines only then.
+
+    Parameters
+    ----------
+    path : path
+        Plain or gzipped.
+    every : range
+        The positions of the columns.
+    dtype : dtype, or dict of position to dtype
+    dialect : dict
+        Further keywords of `pandas.read_csv`: the separator and the header.
+
+    Raises
+    ------
+    DataError
+        If the rows have more fields than there are columns. Else what pandas raises.
     """
     import pandas as pd
 
