@@ -88,13 +88,14 @@ def csv_chunks(
     """
     import pandas as pd
 
+    value_bytes = 64 if dtype is str else 8  # strings are Python objects
     with pd.read_csv(
         path,
         names=every,
         dtype=dtype,
         encoding="utf-8-sig",
         skipinitialspace=True,
-        chunksize=max(1, CHUNK_BYTES // (8 * len(every))),
+        chunksize=max(1, CHUNK_BYTES // (value_bytes * len(every))),
         **dialect,
     ) as reader:
         for chunk in reader:
@@ -291,12 +292,13 @@ def _refuse_text(path: Path, chunks: Iterable[DataFrame], columns: _Columns) -> 
 
     n_rows = 0
     for chunk in chunks:
-        for position in columns.features:
-            text = chunk[position]
-            bad = (pd.to_numeric(text, errors="coerce").isna() & text.notna()).to_numpy()
-            if bad.any():
-                row = int(bad.argmax())
-                _refuse_column(path, columns, position, text.iloc[row], n_rows + row + 1)
+        text = pd.Series(chunk[columns.features].to_numpy(object).ravel())
+        bad = (pd.to_numeric(text, errors="coerce").isna() & text.notna()).to_numpy()
+        if bad.any():
+            first = int(bad.argmax())
+            row, column = divmod(first, len(columns.features))
+            position = columns.features[column]
+            _refuse_column(path, columns, position, text.iloc[first], n_rows + row + 1)
         n_rows += len(chunk)
 
 
