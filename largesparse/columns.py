@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 CHUNK_BYTES = 2**25  # of the values of a chunk, in float64
 SHOWN = 5  # names in a message
@@ -47,7 +47,10 @@ def read_csv(path: Path, target: str | int | None, wanted: Sequence[str] | None)
         try:
             mixed = {i: dtypes.get(i, str) for i in every}
             with np.errstate(over="ignore"):  # infinities are refused
-                return _from_chunks(path, csv_chunks(path, every, mixed, dialect), columns)
+                X, y, features, label = _from_chunks(
+                    path, csv_chunks(path, every, mixed, dialect), columns
+                )
+            return X, None if y is None else _numbers_if_all(y), features, label
         except DataError:
             raise
         except ValueError:  # perhaps of a value that is no number; pandas does not say where
@@ -85,13 +88,14 @@ def csv_chunks(
     """
     import pandas as pd
 
+    value_bytes = 64 if dtype is str else 8  # strings are Python objects
     with pd.read_csv(
         path,
         names=every,
         dtype=dtype,
         encoding="utf-8-sig",
         skipinitialspace=True,
-        chunksize=max(1, CHUNK_BYTES // (8 * len(every))),
+        chunksize=max(1, CHUNK_BYTES // (value_bytes * len(every))),
         **dialect,
     ) as reader:
         for chunk in reader:
@@ -242,10 +246,10 @@ def _from_chunks(path: Path, chunks: Iterable[DataFrame], columns: _Columns) -> 
                 row = n_rows + int(label.isna().to_numpy().argmax()) + 1
                 remedy = "Remove the samples that have no label"
                 _refuse(path, columns, columns.target, "a missing value", row, remedy)
-            labels.append(label)
+            labels.append(np.array(label.tolist()))  # strings of a few bytes, not objects
         n_rows += len(chunk)
     X = np.frombuffer(values, np.float32).reshape(n_rows, len(columns.features))
-    y = None if columns.target is None else _labels(labels)
+    y = None if columns.target is None else np.concatenate(labels or [np.empty(0)])
     names = columns.names
     return (
         X,
@@ -255,17 +259,14 @@ def _from_chunks(path: Path, chunks: Iterable[DataFrame], columns: _Columns) -> 
     )
 
 
-def _labels(parts: list[Series]) -> NDArray:
-    """Return labels as integers or floats if all are such, else as strings."""
-    values = [value for part in parts for value in part.tolist()]
-    if not values or not isinstance(values[0], str):
-        return np.array(values)
+def _numbers_if_all(labels: NDArray) -> NDArray:
+    """Return labels read as text as integers or floats if all are such."""
     for dtype in (np.int64, np.float64):
         try:
-            return np.array(values).astype(dtype)
+            return labels.astype(dtype)
         except (ValueError, OverflowError):
             continue
-    return np.array(values)
+    return labels
 
 
 def _frames(path: Path, file: Any, size: int, columns: _Columns) -> Iterator[DataFrame]:
@@ -291,12 +292,13 @@ def _refuse_text(path: Path, chunks: Iterable[DataFrame], columns: _Columns) -> 
 
     n_rows = 0
     for chunk in chunks:
-        for position in columns.features:
-            text = chunk[position]
-            bad = (pd.to_numeric(text, errors="coerce").isna() & text.notna()).to_numpy()
-            if bad.any():
-                row = int(bad.argmax())
-                _refuse_column(path, columns, position, text.iloc[row], n_rows + row + 1)
+        text = pd.Series(chunk[columns.features].to_numpy(object).ravel())
+        bad = (pd.to_numeric(text, errors="coerce").isna() & text.notna()).to_numpy()
+        if bad.any():
+            first = int(bad.argmax())
+            row, column = divmod(first, len(columns.features))
+            position = columns.features[column]
+            _refuse_column(path, columns, position, text.iloc[first], n_rows + row + 1)
         n_rows += len(chunk)
 
 

@@ -65,9 +65,11 @@ def read_series_matrix(
                 raise DataError(f"{path} has a table without samples. Get it again from GEO.")
             labels = _classes(sample_lines, len(samples), class_field, path)
             values, probes = bytearray(), []
-            for probe, row in _rows(file, samples, path):
-                values += row.tobytes()
-                probes.append(probe)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DeprecationWarning)  # NumPy's sign of other text
+                for probe, row in _rows(file, samples, path):
+                    values += row.tobytes()
+                    probes.append(probe)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}. Get it again from GEO.") from error
     table = np.frombuffer(values, np.float32).reshape(len(probes), len(samples))
@@ -135,12 +137,10 @@ def _rows(
         if line.startswith(END):
             return
         probe, _, text = line.rstrip("\r\n").partition("\t")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # NumPy's sign of other text
-            try:
-                row = np.fromstring(text, np.float32, sep="\t")
-            except (DeprecationWarning, ValueError):
-                row = np.empty(0, np.float32)
+        try:
+            row = np.fromstring(text, np.float32, sep="\t")
+        except (DeprecationWarning, ValueError):
+            row = np.empty(0, np.float32)
         if len(row) != len(samples) or not np.isfinite(row).all():
             _refuse_row(probe, text, samples, path)
         yield probe.strip('"'), row

@@ -5,6 +5,7 @@ from __future__ import annotations
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
+import numpy as np
 from numpy.typing import NDArray
 
 from . import environment
@@ -18,7 +19,7 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
     """Fetch a data set from OpenML with `sklearn.datasets.fetch_openml`.
 
     It is kept in the folder `openml` of `environment.cache_folder()`, so that a network is needed
-    the first time only. A categorical feature becomes the number of its category.
+    the first time only.
 
     Parameters
     ----------
@@ -35,7 +36,8 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
     Raises
     ------
     DataError
-        If there is no network, no such data set, or it has no target or other than numbers.
+        If there is no network or no such data set, or if the set has no single target or has
+        features that are not numbers.
     ParameterError
         If `version` is out of range.
     """
@@ -59,4 +61,20 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
         ) from error
     if bunch.target is None or bunch.target.ndim != 1:
         raise DataError(f"OpenML's data set {name!r} has no single target. Choose another version.")
+    if bunch.data.dtype.kind == "O":
+        return _numbers(bunch.data, bunch.feature_names, name), bunch.target
     return bunch.data, bunch.target
+
+
+def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray[np.float32]:
+    """Return an array of Python objects, as sets with categorical features have, as float32."""
+    numbers = np.empty(X.shape, np.float32)
+    for column, feature in enumerate(feature_names):
+        try:
+            numbers[:, column] = X[:, column].astype(np.float32)
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"The feature {feature!r} of OpenML's data set {name!r} is no number: {error}. "
+                "Encode it as numbers and save the table as .csv, or choose another version."
+            ) from error
+    return numbers

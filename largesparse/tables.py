@@ -72,7 +72,7 @@ def read_table(
         archive, the name of the array.
     columns : sequence of str, optional
         The features that are wanted, in this order, as a fitted model has them. The other
-        columns are not read and may be anything. Ignored where the file has no names.
+        columns may be anything. Where the file has no names their number must agree.
     part : "train" or "test"
         Which part of an archive that has two.
 
@@ -91,8 +91,9 @@ def read_table(
     """
     path = Path(path).expanduser()
     if part not in ("train", "test"):
-        raise ParameterError(f"The 'part' parameter of read_table must be 'train' or 'test', "
-                             f"but is {part!r}.")  # fmt: skip
+        raise ParameterError(
+            f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."
+        )
     kind = table_format(path)
     if kind is None:
         raise DataError(
@@ -111,6 +112,8 @@ def read_table(
         table = _read_svmlight(path, target)
     else:
         table = _read_npz(path, target, part)
+    if columns is not None:
+        table = align_columns(table, columns)
     if not table.X.shape[0]:
         raise DataError(f"{path} has no rows of data. Get or write it again.")
     if target is not None and table.X.shape[0] == 1:

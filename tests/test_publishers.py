@@ -422,6 +422,15 @@ def test_unusable_openml_sets(openml):
     answer.data[3, 4] = np.nan
     with pytest.raises(DataError, match=r"openml:iris cannot be used: .*NaN at row 3, column 4"):
         load_dataset("openml:iris")
+    answer.data = np.array([[1, "2", None]] * 10 + [[3, "4", 5]] * 10, object)
+    answer.feature_names = ["a", "b", "c"]
+    with pytest.raises(DataError, match="NaN at row 0, column 2"):
+        load_dataset("openml:iris")
+    answer.data[:, 2] = 7
+    assert load_dataset("openml:iris").X_train.max() == 7
+    answer.data[4, 1] = "red"
+    with pytest.raises(DataError, match=r"'b' of OpenML's data set 'iris' is no number: .*'red'"):
+        load_dataset("openml:iris")
     answer.target = None
     with pytest.raises(DataError, match="no single target"):
         load_dataset("openml:iris")

@@ -179,6 +179,16 @@ def test_parquet_as_pandas_writes_it(tmp_path, monkeypatch, chunk_bytes):
     assert read_table(tmp_path / "own.parquet", columns=["n"]).X.ravel().tolist() == [0, 2, 4, 1, 3]
 
 
+def test_parquet_keeps_strings_and_dotted_names(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "own.parquet"
+    pd.DataFrame({"a": [1, 2], "a.b": [3, 4], "y": ["1", "2"], "z": [1.5, 2]}).to_parquet(path)
+    table = read_table(path, "y", columns=["a"])
+    assert (table.X.tolist(), table.y.tolist()) == ([[1], [2]], ["1", "2"])
+    assert read_table(path, columns=["a.b", "a"]).X.tolist() == [[3, 1], [4, 2]]
+    assert read_table(path, "z", columns=["a"]).y.tolist() == [1.5, 2]
+
+
 @pytest.mark.parametrize(
     ("change", "target", "message"),
     [
@@ -246,7 +256,12 @@ def test_archives(tmp_path):
     np.testing.assert_array_equal(table.X, X.reshape(3, 4))
     assert table.X.dtype == np.float32
     assert (table.y.tolist(), table.feature_names) == (["a", "b", "a"], list("pqrs"))
+    np.testing.assert_array_equal(
+        read_table(path, columns=["s", "p"]).X, X.reshape(3, 4)[:, [3, 0]]
+    )
     np.savez(path, X=X, other=[1, 2, 3])
+    with pytest.raises(DataError, match="4 columns, but the model was trained on 2"):
+        read_table(path, columns=["s", "p"])
     assert read_table(path).y is None
     assert read_table(path, "other").y.tolist() == [1, 2, 3]
     np.savez(path, x_train=X, y_train=[0, 1, 2], x_test=X[:2], y_test=[5, 6])
