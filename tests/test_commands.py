@@ -137,8 +137,8 @@ def test_a_curve_is_drawn(folder, tmp_path):
     ("change", "message"),
     [
         (["--target", "levle"], "level"),
-        (["--target", "a", "--task", "classification"], "row 0|continuous"),
-        ([], "--target"),
+        (["--target", "a", "--task", "classification"], "column 'level' has"),
+        ([], "make it the target"),
         (["--target", "level", "--test-fraction", "1.5"], "test-fraction"),
         (["--target", "level", "--epochs", "0"], "positive"),
         (["--target", "level", "--hidden", "a,b"], "size"),
