@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
+    from .estimator import SparseMLPClassifier, SparseMLPRegressor
     from .history import EpochRecord, History
     from .inference import Predictor, predict, predict_proba
     from .network import SparseMLP
@@ -29,6 +30,8 @@ _MODULES = {
     "NetworkConfig": "config",
     "Predictor": "inference",
     "SparseMLP": "network",
+    "SparseMLPClassifier": "estimator",
+    "SparseMLPRegressor": "estimator",
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
@@ -51,6 +54,8 @@ __all__ = [
     "NetworkConfig",
     "Predictor",
     "SparseMLP",
+    "SparseMLPClassifier",
+    "SparseMLPRegressor",
     "Standardizer",
     "Trainer",
     "TrainingConfig",

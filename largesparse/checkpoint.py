@@ -3,6 +3,7 @@
     FOLDER/manifest.json            format, configuration, classes, progress, checksums
     FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
+    FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
 
 A folder is written beside its place and renamed into it, so that a crash leaves the old one or
@@ -40,6 +41,7 @@ FORMAT = "largesparse"
 VERSION = 1
 MANIFEST = "manifest.json"
 PREPROCESSING = "preprocessing.safetensors"
+TARGETS = "targets.safetensors"
 
 # What reading a damaged file may raise.
 DAMAGE = (
@@ -176,6 +178,9 @@ def _write(
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
             files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
+        if network.target_mean is not None and network.target_scale is not None:
+            arrays = {"mean": network.target_mean, "scale": network.target_scale}
+            files[TARGETS] = _write_arrays(beside / TARGETS, arrays)
         complete = {
             "format": FORMAT,
             "version": VERSION,
@@ -183,6 +188,7 @@ def _write(
             "nnz": [layer.nnz for layer in network.layers],
             "preprocessing": None if network.preprocessing is None else "standardize",
             "classes": None if network.classes is None else _describe(network.classes),
+            "feature_names": network.feature_names,
             **manifest,
             "files": files,
         }
@@ -228,8 +234,12 @@ def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
         "values": layer.values,
         "bias": layer.bias,
     }
+    if layer.srelu is not None:
+        arrays["srelu"] = layer.srelu
     if velocities:
         arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
+        if layer.srelu_velocity is not None:
+            arrays["srelu_velocity"] = layer.srelu_velocity
     return arrays
 
 
@@ -301,11 +311,32 @@ def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
             if len(set(classes["values"])) < len(labels):
                 raise ValueError("a class has two outputs")
         if manifest["preprocessing"] is not None:
-            arrays = _read_arrays(folder, manifest, PREPROCESSING)
-            for name in ("mean", "scale"):
-                _expect(arrays, name, np.float32, config.layer_sizes[0])
-            network.preprocessing = Standardizer(arrays["mean"], arrays["scale"])
+            scaling = _read_scaling(folder, manifest, PREPROCESSING, config.layer_sizes[0])
+            network.preprocessing = Standardizer(*scaling)
+        if TARGETS in manifest["files"]:
+            scaling = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
+            network.target_mean, network.target_scale = scaling
+        network.feature_names = _read_names(manifest, config.layer_sizes[0])
     return network
+
+
+def _read_scaling(
+    folder: Path, manifest: dict[str, Any], name: str, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scale, float32 (length,)."""
+    arrays = _read_arrays(folder, manifest, name)
+    mean, scale = (_expect(arrays, key, np.float32, length) for key in ("mean", "scale"))
+    return mean, scale
+
+
+def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
+    names = manifest.get("feature_names")
+    if names is None:
+        return None
+    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not plain or len(names) != n_features:
+        raise ValueError("the names of the features do not fit the inputs")
+    return names
 
 
 def _read_layers(
@@ -341,6 +372,10 @@ def _read_layer(
     if "velocity" in arrays:
         layer.velocity = _expect(arrays, "velocity", np.float32, nnz)
         layer.bias_velocity = _expect(arrays, "bias_velocity", np.float32, n_out)
+    if layer.srelu is not None:
+        layer.srelu = _expect(arrays, "srelu", np.float32, 4, n_out)
+        if "srelu_velocity" in arrays:
+            layer.srelu_velocity = _expect(arrays, "srelu_velocity", np.float32, 4, n_out)
     return layer
 
 
@@ -361,12 +396,10 @@ def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _expect(arrays: Arrays, name: str, dtype: type, length: int) -> NDArray[Any]:
+def _expect(arrays: Arrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
     array = arrays[name]
-    if array.dtype != dtype or array.shape != (length,):
-        raise ValueError(
-            f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} ({length},)"
-        )
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
     if dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError(f"{name} has a value that is not finite")
     return array

@@ -14,6 +14,7 @@ import numpy as np
 from .activations import ACTIVATIONS
 from .errors import ParameterError, check_range
 from .initializers import INITIALIZERS
+from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
 from .topology import connection_probability
@@ -33,15 +34,16 @@ def _make_plain(config: Any) -> None:
 class NetworkConfig:
     """What a network is before it is trained."""
 
-    layer_sizes: tuple[int, ...]  # features, hidden layers, classes
+    layer_sizes: tuple[int, ...]  # features, hidden layers, classes (or targets)
     epsilon: float | None = None  # density control; 20 where density is not given either
     density: float | None = None  # share of the cells of every layer, in place of epsilon
-    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear
+    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
     alpha: float = 0.6  # slope of the negative side
     initializer: str = "he_uniform"  # he_uniform | xavier | normal
     recipe: str = "paper"  # paper | width: see largesparse.recipes
     regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
     seed: int = 0
+    loss: str = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -55,9 +57,6 @@ class NetworkConfig:
             check_range("layer_sizes", size, owner, low=1, high=2**31 - 2, integer=True)
         sizes = tuple(int(size) for size in self.layer_sizes)
         object.__setattr__(self, "layer_sizes", sizes)
-        check_range(
-            "layer_sizes[-1]", sizes[-1], owner, low=2, remedy="It is the number of classes."
-        )
         if self.epsilon is None and self.density is None:
             object.__setattr__(self, "epsilon", 20.0)
         check_range("alpha", self.alpha, owner, low=0, high=math.inf, high_open=True)
@@ -67,6 +66,7 @@ class NetworkConfig:
             ("initializer", INITIALIZERS),
             ("recipe", RECIPES),
             ("regrowth", REGROWTH),
+            ("loss", LOSSES),
         ):
             value = getattr(self, name)
             if name == "regrowth" and value is None:
@@ -76,6 +76,9 @@ class NetworkConfig:
                     f"The {name!r} parameter of {owner} must be one of {sorted(registry)}. "
                     f"Got {value!r} instead."
                 )
+        loss = LOSSES[self.loss]
+        remedy = f"It is the number of {loss.outputs_are}."
+        check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
         self.probabilities()
 
     def probabilities(self) -> list[float]:

@@ -265,9 +265,9 @@ def test_the_loss_is_over_a_fixed_set_of_training_rows(monkeypatch):
     evaluated = []
     evaluate = Trainer.evaluate
 
-    def spy(self, X, y, rows=None):
+    def spy(self, X, y, rows=None, *weights):
         evaluated.append(rows)
-        return evaluate(self, X, y, rows)
+        return evaluate(self, X, y, rows, *weights)
 
     monkeypatch.setattr(Trainer, "evaluate", spy)
     history = trainer.fit(X, y, progress=False)
