@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
     from .history import EpochRecord, History
+    from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
     from .network import SparseMLP
     from .preprocessing import Standardizer
@@ -32,12 +33,15 @@ _MODULES = {
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
+    "compact": "importance",
     "load_checkpoint": "checkpoint",
     "load_dataset": "datasets",
     "load_model": "checkpoint",
     "make_large_classification": "synthetic",
+    "neuron_importance": "importance",
     "predict": "inference",
     "predict_proba": "inference",
+    "prune_neurons": "importance",
     "read_records": "records",
     "save_checkpoint": "checkpoint",
     "save_model": "checkpoint",
@@ -54,12 +58,15 @@ __all__ = [
     "Standardizer",
     "Trainer",
     "TrainingConfig",
+    "compact",
     "load_checkpoint",
     "load_dataset",
     "load_model",
     "make_large_classification",
+    "neuron_importance",
     "predict",
     "predict_proba",
+    "prune_neurons",
     "read_records",
     "save_checkpoint",
     "save_model",

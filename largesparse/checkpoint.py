@@ -1,7 +1,8 @@
 """Saved models and checkpoints: a folder of safetensors files with a manifest.
 
     FOLDER/manifest.json            format, configuration, classes, progress, checksums
-    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities
+    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities;
+                                    dead, where neurons have been pruned
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
 
@@ -228,6 +229,8 @@ def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
         "values": layer.values,
         "bias": layer.bias,
     }
+    if layer.dead is not None:
+        arrays["dead"] = layer.dead
     if velocities:
         arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
     return arrays
@@ -311,10 +314,22 @@ def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
 def _read_layers(
     folder: Path, manifest: dict[str, Any], config: NetworkConfig, prefix: str = ""
 ) -> list[SparseLayer]:
-    return [
-        _read_layer(folder, manifest, config, k, f"{prefix}layer-{k + 1:02d}.safetensors")
-        for k in range(len(config.layer_sizes) - 1)
-    ]
+    layers: list[SparseLayer] = []
+    for k in range(len(config.layer_sizes) - 1):
+        name = f"{prefix}layer-{k + 1:02d}.safetensors"
+        layers.append(_read_layer(folder, manifest, config, k, name))
+        _check_dead(layers, name)
+    return layers
+
+
+def _check_dead(layers: Sequence[SparseLayer], name: str) -> None:
+    """Verify that nothing leads to or from the dead neurons around the last one of the layers."""
+    layer = layers[-1]
+    dead_inputs = layers[-2].dead if len(layers) > 1 else None
+    if layer.dead is not None and np.diff(layer.topology.indptr_by_output)[layer.dead].any():
+        raise ValueError(f"{name}: a connection leads to a dead neuron")
+    if dead_inputs is not None and np.diff(layer.topology.indptr)[dead_inputs].any():
+        raise ValueError(f"{name}: a connection leads from a dead neuron")
 
 
 def _read_layer(
@@ -338,6 +353,10 @@ def _read_layer(
         raise ValueError(f"{name}: the indices of a row do not ascend")
     topology = Topology.from_input_order(n_in, n_out, indptr, indices)
     layer = SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
+    if "dead" in arrays:
+        layer.dead = _expect(arrays, "dead", np.bool_, n_out)
+        if layer.dead.all() or k == len(config.layer_sizes) - 2:
+            raise ValueError(f"{name}: outputs, or all neurons of a layer, are dead")
     if "velocity" in arrays:
         layer.velocity = _expect(arrays, "velocity", np.float32, nnz)
         layer.bias_velocity = _expect(arrays, "bias_velocity", np.float32, n_out)

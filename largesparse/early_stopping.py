@@ -24,6 +24,7 @@ class Snapshot:
                 layer.topology,
                 layer.values.copy(),
                 layer.bias.copy(),
+                dead=layer.dead,
                 **layer_settings(network.config, k),
             )
             for k, layer in enumerate(network.layers)

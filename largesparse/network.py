@@ -164,8 +164,8 @@ class SparseMLP:
 
     @property
     def parameters(self) -> int:
-        """Number of connections and biases."""
-        return self.connections + sum(layer.n_out for layer in self.layers)
+        """Number of connections and biases, those of dead neurons left out."""
+        return self.connections + sum(layer.n_living for layer in self.layers)
 
     @property
     def nbytes(self) -> int:

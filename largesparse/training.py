@@ -21,6 +21,7 @@ from .early_stopping import EarlyStopping, Snapshot
 from .errors import CheckpointError, DataError, NumericalError, ParameterError
 from .evolution import evolve
 from .history import EpochRecord, History
+from .importance import prune_neurons
 from .losses import softmax_cross_entropy
 from .network import SparseMLP, dropout_key
 from .preprocessing import Standardizer, check_X, check_X_y, encode_labels
@@ -123,6 +124,7 @@ class Trainer:
         """Compute the mini-batch's gradient, by micro-batches, into the workspace."""
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
+        workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
@@ -142,6 +144,7 @@ class Trainer:
         """Compute the gradient and update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
+            self.workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
@@ -179,9 +182,18 @@ class Trainer:
         zeta = self.config.zeta * self.config.zeta_decay**evolution
         maps = []
         with self.backend.threads(self.threads):
+            dead = None
             for layer in self.network.layers[:-1]:
                 rng = stream(self.config.seed, "evolution", self.epoch, layer.number)
-                maps.append(evolve(layer, zeta, rng))
+                maps.append(evolve(layer, zeta, rng, dead_inputs=dead))
+                dead = layer.dead
+        self.workspace.allocate_gradients(self.network.layers)
+        return maps
+
+    def prune(self) -> list[NDArray[np.int32]]:
+        """Prune neurons by importance, as configured; return the slot maps of all layers."""
+        with self.backend.threads(self.threads):
+            maps = prune_neurons(self.network, self.config.pruning_percentile)
         self.workspace.allocate_gradients(self.network.layers)
         return maps
 
@@ -327,9 +339,16 @@ class Trainer:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
     def _evolve_if_due(self) -> None:
-        """Evolve after an epoch, unless it is the last one or that has been done."""
+        """Prune and evolve after an epoch, unless it is the last one or that has been done."""
         config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
+        start = config.pruning_start
+        pruning = start is not None and self.epoch >= max(1, start)
+        pruning = pruning and self.epoch % config.pruning_every == 0
+        if pruning and not last and record.pruning_s is None:
+            started = time.perf_counter()
+            self.prune()
+            record.pruning_s = time.perf_counter() - started
         due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
         if due and not last and record.evolution_s is None:
             started = time.perf_counter()
