@@ -4,6 +4,7 @@
     FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities;
                                     dead, where neurons have been pruned
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
+    FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
 
 A folder is written beside its place and renamed into it, so that a crash leaves the old one or
@@ -30,9 +31,9 @@ from .errors import CheckpointError
 from .folders import make_beside, previous, put_in_place, remove_abandoned, umask
 from .history import History
 from .layer import SparseLayer
-from .network import SparseMLP, layer_settings
+from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
+from .network import SparseMLP
 from .preprocessing import Standardizer
-from .topology import Topology
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -41,6 +42,7 @@ FORMAT = "largesparse"
 VERSION = 1
 MANIFEST = "manifest.json"
 PREPROCESSING = "preprocessing.safetensors"
+TARGETS = "targets.safetensors"
 
 # What reading a damaged file may raise.
 DAMAGE = (
@@ -53,8 +55,6 @@ DAMAGE = (
     OverflowError,
     RecursionError,
 )
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def save_model(network: SparseMLP, folder: str | Path) -> None:
@@ -172,11 +172,14 @@ def _write(
         for prefix, layers in (("", network.layers), ("best-", best or [])):
             for k, layer in enumerate(layers):
                 name = f"{prefix}layer-{k + 1:02d}.safetensors"
-                arrays = _layer_arrays(layer, velocities and not prefix)
+                arrays = layer_arrays(layer, velocities and not prefix)
                 files[name] = _write_arrays(beside / name, arrays)
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
             files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
+        if network.target_mean is not None and network.target_scale is not None:
+            arrays = {"mean": network.target_mean, "scale": network.target_scale}
+            files[TARGETS] = _write_arrays(beside / TARGETS, arrays)
         complete = {
             "format": FORMAT,
             "version": VERSION,
@@ -184,6 +187,7 @@ def _write(
             "nnz": [layer.nnz for layer in network.layers],
             "preprocessing": None if network.preprocessing is None else "standardize",
             "classes": None if network.classes is None else _describe(network.classes),
+            "feature_names": network.feature_names,
             **manifest,
             "files": files,
         }
@@ -220,20 +224,6 @@ def _beside(folder: Path) -> Path:
         return make_beside(folder)
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
-
-
-def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
-    arrays: Arrays = {
-        "indptr": layer.topology.indptr,
-        "indices": layer.topology.indices,
-        "values": layer.values,
-        "bias": layer.bias,
-    }
-    if layer.dead is not None:
-        arrays["dead"] = layer.dead
-    if velocities:
-        arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
-    return arrays
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
@@ -304,11 +294,32 @@ def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
             if len(set(classes["values"])) < len(labels):
                 raise ValueError("a class has two outputs")
         if manifest["preprocessing"] is not None:
-            arrays = _read_arrays(folder, manifest, PREPROCESSING)
-            for name in ("mean", "scale"):
-                _expect(arrays, name, np.float32, config.layer_sizes[0])
-            network.preprocessing = Standardizer(arrays["mean"], arrays["scale"])
+            scaling = _read_scaling(folder, manifest, PREPROCESSING, config.layer_sizes[0])
+            network.preprocessing = Standardizer(*scaling)
+        if TARGETS in manifest["files"]:
+            scaling = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
+            network.target_mean, network.target_scale = scaling
+        network.feature_names = _read_names(manifest, config.layer_sizes[0])
     return network
+
+
+def _read_scaling(
+    folder: Path, manifest: dict[str, Any], name: str, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scale, float32 (length,)."""
+    arrays = _read_arrays(folder, manifest, name)
+    mean, scale = (expect(arrays, key, np.float32, length) for key in ("mean", "scale"))
+    return mean, scale
+
+
+def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
+    names = manifest.get("feature_names")
+    if names is None:
+        return None
+    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not plain or len(names) != n_features:
+        raise ValueError("the names of the features do not fit the inputs")
+    return names
 
 
 def _read_layers(
@@ -317,50 +328,10 @@ def _read_layers(
     layers: list[SparseLayer] = []
     for k in range(len(config.layer_sizes) - 1):
         name = f"{prefix}layer-{k + 1:02d}.safetensors"
-        layers.append(_read_layer(folder, manifest, config, k, name))
-        _check_dead(layers, name)
+        arrays = _read_arrays(folder, manifest, name)
+        layers.append(layer_of_arrays(arrays, config, k, name))
+        check_dead(layers, name)
     return layers
-
-
-def _check_dead(layers: Sequence[SparseLayer], name: str) -> None:
-    """Verify that nothing leads to or from the dead neurons around the last one of the layers."""
-    layer = layers[-1]
-    dead_inputs = layers[-2].dead if len(layers) > 1 else None
-    if layer.dead is not None and np.diff(layer.topology.indptr_by_output)[layer.dead].any():
-        raise ValueError(f"{name}: a connection leads to a dead neuron")
-    if dead_inputs is not None and np.diff(layer.topology.indptr)[dead_inputs].any():
-        raise ValueError(f"{name}: a connection leads from a dead neuron")
-
-
-def _read_layer(
-    folder: Path, manifest: dict[str, Any], config: NetworkConfig, k: int, name: str
-) -> SparseLayer:
-    n_in, n_out = config.layer_sizes[k : k + 2]
-    arrays = _read_arrays(folder, manifest, name)
-    indptr = _expect(arrays, "indptr", np.int32, n_in + 1)
-    nnz = int(indptr[-1])
-    indices = _expect(arrays, "indices", np.int32, nnz)
-    values = _expect(arrays, "values", np.float32, nnz)
-    bias = _expect(arrays, "bias", np.float32, n_out)
-    if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
-        raise ValueError(f"{name}: indptr does not ascend from 0")
-    if nnz and (indices.min() < 0 or indices.max() >= n_out):
-        raise ValueError(f"{name}: an index is outside [0, {n_out})")
-    descends = indices[1:] <= indices[:-1]
-    starts = indptr[1:-1]
-    descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
-    if descends.any():
-        raise ValueError(f"{name}: the indices of a row do not ascend")
-    topology = Topology.from_input_order(n_in, n_out, indptr, indices)
-    layer = SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
-    if "dead" in arrays:
-        layer.dead = _expect(arrays, "dead", np.bool_, n_out)
-        if layer.dead.all() or k == len(config.layer_sizes) - 2:
-            raise ValueError(f"{name}: outputs, or all neurons of a layer, are dead")
-    if "velocity" in arrays:
-        layer.velocity = _expect(arrays, "velocity", np.float32, nnz)
-        layer.bias_velocity = _expect(arrays, "bias_velocity", np.float32, n_out)
-    return layer
 
 
 def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
@@ -378,14 +349,3 @@ def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _expect(arrays: Arrays, name: str, dtype: type, length: int) -> NDArray[Any]:
-    array = arrays[name]
-    if array.dtype != dtype or array.shape != (length,):
-        raise ValueError(
-            f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} ({length},)"
-        )
-    if dtype == np.float32 and not np.isfinite(array).all():
-        raise ValueError(f"{name} has a value that is not finite")
-    return array

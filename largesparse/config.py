@@ -14,11 +14,13 @@ import numpy as np
 from .activations import ACTIVATIONS
 from .errors import ParameterError, check_range
 from .initializers import INITIALIZERS
+from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
 from .topology import connection_probability
 
 REGROWTH = ("initial", "zero")
+GROWTH = ("random", "gradient")
 
 
 def _make_plain(config: Any) -> None:
@@ -33,15 +35,16 @@ def _make_plain(config: Any) -> None:
 class NetworkConfig:
     """What a network is before it is trained."""
 
-    layer_sizes: tuple[int, ...]  # features, hidden layers, classes
+    layer_sizes: tuple[int, ...]  # features, hidden layers, classes (or targets)
     epsilon: float | None = None  # density control; 20 where density is not given either
     density: float | None = None  # share of the cells of every layer, in place of epsilon
-    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear
+    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
     alpha: float = 0.6  # slope of the negative side
     initializer: str = "he_uniform"  # he_uniform | xavier | normal
     recipe: str = "paper"  # paper | width: see largesparse.recipes
     regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
     seed: int = 0
+    loss: str = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -55,9 +58,6 @@ class NetworkConfig:
             check_range("layer_sizes", size, owner, low=1, high=2**31 - 2, integer=True)
         sizes = tuple(int(size) for size in self.layer_sizes)
         object.__setattr__(self, "layer_sizes", sizes)
-        check_range(
-            "layer_sizes[-1]", sizes[-1], owner, low=2, remedy="It is the number of classes."
-        )
         if self.epsilon is None and self.density is None:
             object.__setattr__(self, "epsilon", 20.0)
         check_range("alpha", self.alpha, owner, low=0, high=math.inf, high_open=True)
@@ -67,6 +67,7 @@ class NetworkConfig:
             ("initializer", INITIALIZERS),
             ("recipe", RECIPES),
             ("regrowth", REGROWTH),
+            ("loss", LOSSES),
         ):
             value = getattr(self, name)
             if name == "regrowth" and value is None:
@@ -76,6 +77,9 @@ class NetworkConfig:
                     f"The {name!r} parameter of {owner} must be one of {sorted(registry)}. "
                     f"Got {value!r} instead."
                 )
+        loss = LOSSES[self.loss]
+        remedy = f"It is the number of {loss.outputs_are}."
+        check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
         self.probabilities()
 
     def probabilities(self) -> list[float]:
@@ -120,6 +124,8 @@ class TrainingConfig:
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
     evolve_last: bool = False  # evolve after the last epoch too
+    growth: str = "random"  # random | gradient: see largesparse.growth
+    growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
     pruning_every: int = 10  # epochs between prunings
     pruning_percentile: float = 5.0  # of a layer's living neurons, in importance, below it they die
@@ -141,6 +147,13 @@ class TrainingConfig:
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
+        if self.growth not in GROWTH:
+            raise ParameterError(
+                f"The 'growth' parameter of a training must be one of {sorted(GROWTH)}. "
+                f"Got {self.growth!r} instead."
+            )
+        candidates = self.growth_candidates
+        check_range("growth_candidates", candidates, owner, low=1, high=1e6)
         if self.pruning_start is not None:
             check_range("pruning_start", self.pruning_start, owner, low=0, integer=True)
         percentile = self.pruning_percentile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ def evolve(
     rng: np.random.Generator,
     *,
     dead_inputs: NDArray[np.bool_] | None = None,
+    grow: Grow | None = None,
 ) -> NDArray[np.int32]:
     """Replace the fraction ζ of the connections of each sign that are closest to zero.
 
@@ -41,6 +42,8 @@ def evolve(
     rng : Generator
     dead_inputs : bool (n_in,), optional
         The dead neurons of the layer below.
+    grow : callable, optional
+        Chooses the cells in place of `draw_free_cells`; its parameters are the same.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def evolve(
     living = None
     if layer.dead is not None or dead_inputs is not None:
         living = Living.of(layer.n_in, layer.n_out, dead_inputs, layer.dead)
-    positions = draw_free_cells(layer.topology, keep, count, rng, living)
+    positions = (grow or draw_free_cells)(layer.topology, keep, count, rng, living)
     return _rebuild(layer, keep, positions, rng)
 
 
@@ -98,6 +101,9 @@ class Living(NamedTuple):
         """Return the row-major cells in the layer of row-major cells of the smaller matrix."""
         i, j = np.divmod(cells, len(self.outputs))
         return self.inputs[i] * n_out + self.outputs[j]
+
+
+Grow = Callable[[Topology, NDArray[np.bool_], int, np.random.Generator, Living | None], Int64]
 
 
 def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
@@ -210,7 +216,8 @@ def draw_free_cells(
         find_occupied(topology.indptr, topology.indices, keep, topology.n_out, positions, taken)
         return taken
 
-    if topology.nnz > cells // 2:  # dense: enumerating the cells is O(nnz)
+    many = count > topology.nnz and count > cells // 4
+    if topology.nnz > cells // 2 or many:  # enumerating the cells is O(nnz + count)
         free = np.flatnonzero(~is_occupied(np.arange(cells)))
         return place(np.sort(rng.choice(free, size=count, replace=False)))
 

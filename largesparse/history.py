@@ -17,8 +17,8 @@ class EpochRecord:
 
     epoch: int
     loss: float  # without dropout, mean over a fixed set of min(1024, n) training rows
-    train_accuracy: float  # over the same rows
-    test_accuracy: float | None = None  # over all test rows
+    train_accuracy: float  # over the same rows; with targets in place of classes, R²
+    test_accuracy: float | None = None  # over all test rows; as above
     validation_accuracy: float | None = None
     running_loss: float | None = None  # mean over the mini-batches of the epoch, with dropout
     epoch_s: float | None = None  # training alone, seconds

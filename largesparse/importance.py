@@ -112,6 +112,7 @@ def compact(network: SparseMLP) -> SparseMLP:
     layers = []
     inputs = np.ones(sizes[0], dtype=bool)
     for k, layer in enumerate(network.layers):
+        settings = layer_settings(config, k)
         outputs = np.ones(layer.n_out, dtype=bool) if layer.dead is None else ~layer.dead
         # Rows and columns of the dead are empty: the order of the connections stays.
         indptr = np.concatenate([[0], layer.topology.indptr[1:][inputs]]).astype(np.int32)
@@ -119,13 +120,12 @@ def compact(network: SparseMLP) -> SparseMLP:
         topology = Topology.from_input_order(
             sizes[k], sizes[k + 1], indptr, new_number[layer.topology.indices]
         )
-        kept = SparseLayer(
-            layer.number,
-            topology,
-            layer.values.copy(),
-            layer.bias[outputs],
-            **layer_settings(config, k),
-        )
+        if layer.srelu is not None:
+            settings["srelu"] = np.ascontiguousarray(layer.srelu[:, outputs])
+        weights = layer.values.copy(), layer.bias[outputs]
+        kept = SparseLayer(layer.number, topology, *weights, **settings)
+        if layer.srelu_velocity is not None:
+            kept.srelu_velocity = np.ascontiguousarray(layer.srelu_velocity[:, outputs])
         kept.velocity[:] = layer.velocity
         kept.bias_velocity[:] = layer.bias_velocity[outputs]
         layers.append(kept)
@@ -133,6 +133,8 @@ def compact(network: SparseMLP) -> SparseMLP:
     result = SparseMLP.from_layers(config, layers)
     result.preprocessing = network.preprocessing
     result.classes = None if network.classes is None else network.classes.copy()
+    result.target_mean, result.target_scale = network.target_mean, network.target_scale
+    result.feature_names = network.feature_names
     return result
 
 
@@ -159,7 +161,7 @@ def _bury(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     """
     if not dying.any():
         return
-    output = np.where(layer.bias > 0, layer.bias, layer.slope * layer.bias)
+    output = _activate(layer, layer.bias)
     output[~dying] = 0
     constants = output[above.topology.rows()] * above.values
     above.bias += np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
@@ -168,3 +170,12 @@ def _bury(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     layer.bias[dying] = 0
     layer.bias_velocity[dying] = 0
     layer.dead = dying if layer.dead is None else layer.dead | dying
+
+
+def _activate(layer: SparseLayer, z: Float32) -> Float32:
+    """Return f(z) of every neuron of a layer: float32 (n_out,)."""
+    if layer.srelu is None:
+        return np.where(z > 0, z, np.float32(layer.slope) * z)
+    t_left, a_left, t_right, a_right = layer.srelu
+    right = np.where(z >= t_right, t_right + a_right * (z - t_right), z)
+    return np.where(z <= t_left, t_left + a_left * (z - t_left), right)

@@ -20,7 +20,7 @@ from .backends import Backend, get_backend
 from .batches import load_batch
 from .errors import ParameterError, WorkerError, check_range
 from .layer import Forward, ForwardLayer
-from .losses import softmax
+from .losses import LOSSES, softmax
 from .memory import prediction_batch
 from .network import SparseMLP, forward
 from .preprocessing import Standardizer, check_X
@@ -29,7 +29,7 @@ from .threads import available_threads, resolve_threads
 from .workspace import Workspace
 
 MAX_PROCESSES = 1024
-ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias")
+ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias", "srelu")
 
 
 def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.float32]:
@@ -39,7 +39,7 @@ def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.floa
 
 
 def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
-    """Return class labels (n_samples,); see `Predictor`."""
+    """Return class labels (n_samples,), or predicted numbers; see `Predictor`."""
     with Predictor(network, **options) as predictor:
         return predictor.predict(X)
 
@@ -83,13 +83,20 @@ class Predictor:
             check_range("batch_size", batch_size, "prediction", low=1, integer=True)
         self._sizes = network.config.layer_sizes
         self._classes = network.classes
+        self._is_classification = LOSSES[network.config.loss].is_classification
+        self._target_mean, self._target_scale = network.target_mean, network.target_scale
         self._batch_size = batch_size or prediction_batch(self._sizes)
         self._workers: list[_Worker] = []
         self._engine: _Engine | None = None
         name = get_backend(backend).name
         if processes == 1:
             self._engine = _Engine(
-                network.layers, network.preprocessing, self._batch_size, threads, name
+                network.layers,
+                network.preprocessing,
+                self._batch_size,
+                threads,
+                name,
+                self._is_classification,
             )
             return
         files = SharedFiles()
@@ -101,7 +108,11 @@ class Predictor:
                         "n_in": layer.n_in,
                         "n_out": layer.n_out,
                         "slope": layer.slope,
-                        "arrays": {key: files.share(getattr(layer, key)) for key in ARRAYS},
+                        "arrays": {
+                            key: files.share(array)
+                            for key in ARRAYS
+                            if (array := getattr(layer, key)) is not None
+                        },
                     }
                     for layer in network.layers
                 ],
@@ -112,7 +123,8 @@ class Predictor:
                 ],
             }
             self._workers = [
-                _Worker((model, self._batch_size, threads, name)) for _ in range(processes)
+                _Worker((model, self._batch_size, threads, name, self._is_classification))
+                for _ in range(processes)
             ]
             for worker in self._workers:
                 worker.receive()  # it has mapped the model
@@ -123,27 +135,46 @@ class Predictor:
             files.delete()
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR."""
-        best = self.predict_proba(X).argmax(axis=1)
-        return best if self._classes is None else self._classes[best]
+        """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR.
+
+        Where the loss is the mean squared error, return the predicted numbers, float32
+        (n_samples,) or, for several targets, (n_samples, n_targets).
+        """
+        out = self._compute(X)
+        if self._is_classification:
+            best = out.argmax(axis=1)
+            return best if self._classes is None else self._classes[best]
+        if self._target_scale is not None:
+            out *= self._target_scale
+        if self._target_mean is not None:
+            out += self._target_mean
+        return out[:, 0] if out.shape[1] == 1 else out
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return class probabilities, float32 (n_samples, n_classes).
 
         Raises
         ------
+        ParameterError
+            Where the network predicts numbers.
         DataError
             Where X cannot be used.
         WorkerError
             Where a worker process failed; the predictor is closed then.
         """
+        if not self._is_classification:
+            raise ParameterError("A network for regression has no classes: use predict.")
+        return self._compute(X)
+
+    def _compute(self, X: Any) -> NDArray[np.float32]:
+        """Return probabilities, or the outputs of a regression, float32 (n_samples, n_outputs)."""
         X = check_X(X, self._sizes[0])
         out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
         starts = range(0, X.shape[0], self._batch_size)
         parts = [(start, min(start + self._batch_size, X.shape[0])) for start in starts]
         if self._engine is not None:
             for start, stop in parts:
-                out[start:stop] = self._engine.probabilities(X, start, stop)
+                out[start:stop] = self._engine.outputs(X, start, stop)
         elif self._workers:
             try:
                 self._distribute(X, parts, out)
@@ -174,8 +205,8 @@ class Predictor:
                 busy[worker.connection] = worker
             for connection in wait(list(busy)):
                 worker = busy.pop(connection)
-                start, stop, probabilities = worker.receive()
-                out[start:stop] = probabilities
+                start, stop, outputs = worker.receive()
+                out[start:stop] = outputs
                 idle.append(worker)
 
     def close(self) -> None:
@@ -195,7 +226,7 @@ class Predictor:
 
 
 class _Engine:
-    """Computes the probabilities of a range of rows, in one process."""
+    """Computes the probabilities (or numbers) of a range of rows, in one process."""
 
     def __init__(
         self,
@@ -204,19 +235,21 @@ class _Engine:
         batch_size: int,
         threads: int,
         backend: str,
+        is_classification: bool,
     ) -> None:
+        self.is_classification = is_classification
         self.layers = layers
         self.preprocessing = preprocessing
         self.threads = threads
         self.backend: Backend = get_backend(backend)
         self.workspace = Workspace(layers, batch_size, training=False)
 
-    def probabilities(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
+    def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
         rows = np.arange(start, stop)
         with self.backend.threads(self.threads):
             load_batch(X, rows, self.preprocessing, out=self.workspace.inputs(stop - start))
             logits = forward(self.layers, self.workspace, stop - start, self.backend)
-        return softmax(logits).T
+        return softmax(logits).T if self.is_classification else logits.T
 
 
 class _Worker:
@@ -263,7 +296,7 @@ def _work(connection: Connection, model: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     logging.getLogger("largesparse").setLevel(logging.ERROR)  # the parent has said it already
     try:
-        description, batch_size, threads, backend = model
+        description, batch_size, threads, backend, is_classification = model
         layers = [
             ForwardLayer(
                 **{key: layer[key] for key in ("number", "n_in", "n_out", "slope")},
@@ -273,8 +306,8 @@ def _work(connection: Connection, model: Any) -> None:
         ]
         scaling = description["preprocessing"]
         preprocessing = Standardizer(*(array.open() for array in scaling)) if scaling else None
-        engine = _Engine(layers, preprocessing, batch_size, threads, backend)
-        engine.probabilities(np.zeros((1, layers[0].n_in), dtype=np.float32), 0, 1)  # load kernels
+        engine = _Engine(layers, preprocessing, batch_size, threads, backend, is_classification)
+        engine.outputs(np.zeros((1, layers[0].n_in), dtype=np.float32), 0, 1)  # load kernels
         connection.send(("ready", None))
         X: Any = None
         while True:
@@ -284,8 +317,8 @@ def _work(connection: Connection, model: Any) -> None:
                 connection.send(("ready", None))
             else:
                 start, stop = request
-                probabilities = np.ascontiguousarray(engine.probabilities(X, start, stop))
-                connection.send(("done", (start, stop, probabilities)))
+                outputs = np.ascontiguousarray(engine.outputs(X, start, stop))
+                connection.send(("done", (start, stop, outputs)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent closed the predictor, or is gone
     except Exception as error:

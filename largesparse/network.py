@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .activations import left_slope
+from .activations import TRAINED, initial_shape, left_slope
 from .backends.base import NO_DROPOUT, RESOLUTION, Backend, Dropout, Float32
 from .config import NetworkConfig
 from .initializers import INITIALIZERS, Sampler
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .preprocessing import Standardizer
 
 
+Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
+
+
 def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
     """Return what layer k (0 is the first hidden one) is beside its arrays, for `SparseLayer`."""
     is_output = k == len(config.layer_sizes) - 2
@@ -35,6 +38,8 @@ def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
         "rate_scale": recipe.rate_scale,
         "regrowth": None if (config.regrowth or recipe.regrowth) == "zero" else _sampler(config, k),
         "centered": is_output and recipe.center_output,
+        "srelu": initial_shape(activation, config.alpha, config.layer_sizes[k + 1]),
+        "srelu_trained": TRAINED.get(activation, ()),
     }
 
 
@@ -86,6 +91,9 @@ def forward(
     for k, layer in enumerate(layers):
         out = workspace.activations(k, batch)
         hidden = training and k < len(layers) - 1
+        shaped = layer.srelu is not None
+        Z = workspace.sums(k, batch) if shaped and training else out
+        state = workspace.state(k, batch) if hidden else None
         backend.forward(
             layer.indptr_by_output,
             layer.indices_by_output,
@@ -93,10 +101,14 @@ def forward(
             layer.bias,
             X,
             slope=layer.slope,
-            out=out,
-            state=workspace.state(k, batch) if hidden else None,
+            out=Z,
+            state=state,
             dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
         )
+        if layer.srelu is not None:
+            backend.activate_srelu(
+                Z, layer.srelu, dropout.keep_share if hidden else np.float32(1), state, out=out
+            )
         X = out
     return X
 
@@ -120,6 +132,10 @@ class SparseMLP:
         Applied to every batch of inputs.
     classes : ndarray or None
         Labels of the classes, in the order of the outputs.
+    target_mean, target_scale : float32 (n_targets,) or None
+        What predicted numbers are: outputs · target_scale + target_mean.
+    feature_names : list of str or None
+        Names of the inputs' columns.
 
     Examples
     --------
@@ -143,6 +159,9 @@ class SparseMLP:
         self.layers: list[SparseLayer] = []
         self.preprocessing: Standardizer | None = None
         self.classes: NDArray[Any] | None = None
+        self.target_mean: Float32 | None = None
+        self.target_scale: Float32 | None = None
+        self.feature_names: list[str] | None = None
 
     @classmethod
     def from_layers(cls, config: NetworkConfig, layers: Iterable[SparseLayer]) -> SparseMLP:
@@ -192,6 +211,7 @@ class SparseMLP:
         *,
         dropout: Dropout = NO_DROPOUT,
         accumulate: bool = False,
+        visit: Visit | None = None,
     ) -> None:
         """Compute all gradients into the workspace, after `forward` with `training=True`.
 
@@ -205,6 +225,9 @@ class SparseMLP:
             As in `forward`.
         accumulate : bool
             Whether to add to the gradients of the micro-batches before.
+        visit : callable, optional
+            Called as visit(k, X, delta) with a layer's inputs and dL/dz, from the last layer to
+            the first, when the layer is not needed any more: it may change the connections.
         """
         batch = delta.shape[1]
         backend.sum_rows(delta, out=workspace.bias_gradients[-1], accumulate=accumulate)
@@ -215,6 +238,7 @@ class SparseMLP:
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
             out_delta = workspace.delta(k - 1, batch)
+            bias_gradient = workspace.bias_gradients[k - 1]
             backend.backward(
                 layer.topology.indptr,
                 layer.topology.indices,
@@ -226,9 +250,23 @@ class SparseMLP:
                 slope_below=below.slope,
                 state_below=workspace.state(k - 1, batch),
                 keep_share_below=dropout.keep_share,
-                out_bias_gradient_below=workspace.bias_gradients[k - 1],
+                out_bias_gradient_below=(
+                    bias_gradient if below.srelu is None else np.empty_like(bias_gradient)
+                ),
                 accumulate=accumulate,
             )
+            if below.srelu is not None:
+                backend.differentiate_srelu(
+                    out_delta,
+                    workspace.sums(k - 1, batch),
+                    below.srelu,
+                    dropout.keep_share,
+                    out_bias_gradient=bias_gradient,
+                    out_gradient=workspace.srelu_gradients[k - 1],
+                    accumulate=accumulate,
+                )
+            if visit is not None:
+                visit(k, workspace.activations(k - 1, batch), delta)
             delta = out_delta
         first = self.layers[0].topology
         backend.weight_gradient(
@@ -239,6 +277,8 @@ class SparseMLP:
             out=workspace.gradients[0],
             accumulate=accumulate,
         )
+        if visit is not None:
+            visit(0, workspace.inputs(batch), delta)
 
     def finish_gradient(self, workspace: Workspace, rows: int, backend: Backend) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
@@ -272,8 +312,10 @@ class SparseMLP:
     ) -> None:
         """Apply the gradients in the workspace, in place."""
         gradients = zip(self.layers, workspace.gradients, workspace.bias_gradients, strict=True)
-        for layer, gradient, bias_gradient in gradients:
+        for k, (layer, gradient, bias_gradient) in enumerate(gradients):
             optimizer.update_(layer, gradient, bias_gradient, learning_rate, backend)
+            if layer.srelu is not None:
+                optimizer.update_srelu_(layer, workspace.srelu_gradients[k], learning_rate, backend)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

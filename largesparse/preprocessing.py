@@ -90,11 +90,52 @@ def check_X_y(X: Any, y: Any, n_features: int | None = None) -> tuple[NDArray | 
         As `check_X` does, if y is not one label a sample, or if the lengths differ.
     """
     X, labels = check_X(X, n_features), _label_vector(y)
-    if X.shape[0] != len(labels):
-        raise DataError(
-            f"X has {X.shape[0]} samples but y has {len(labels)} labels. Pass one label a sample."
-        )
+    check_lengths(X, labels)
     return X, labels
+
+
+def check_lengths(X: NDArray | csr_array, y: NDArray) -> None:
+    """Raise a DataError unless X and y have as many samples."""
+    if X.shape[0] != len(y):
+        raise DataError(
+            f"X has {X.shape[0]} samples but y has {len(y)} labels. Pass one label a sample."
+        )
+
+
+def check_targets(y: Any, n_targets: int) -> NDArray[np.float32]:
+    """Return the targets of a regression as float32 (n_samples, n_targets).
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,) or (n_samples, n_targets)
+
+    Raises
+    ------
+    DataError
+        If y is empty, not numeric, not finite in float32, or of another shape.
+    """
+    if y is None:
+        raise DataError("A regressor requires y to be passed, but the target y is None.")
+    targets = _as_array(y, "y")
+    if targets.ndim == 1:
+        targets = targets[:, None]
+    if targets.ndim != 2 or targets.shape[1] != n_targets or not len(targets):
+        raise DataError(
+            f"y must have shape (n_samples, {n_targets}), but has shape {np.shape(y)}. "
+            "Pass one row of numbers a sample."
+        )
+    try:
+        exact = targets.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"y must hold numbers: {error}. Encode them first.") from error
+    bad = ~(np.abs(exact) <= LARGEST)
+    if bad.any():
+        row, column = np.unravel_index(bad.argmax(), bad.shape)
+        raise DataError(
+            f"y contains {exact[row, column]} at row {row}: NaN, infinity or too large for "
+            "float32. Remove or rescale it first."
+        )
+    return exact.astype(np.float32)
 
 
 def encode_labels(

@@ -6,36 +6,37 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from .activations import TRAINED
 from .backends import get_backend
-from .batches import load_batch
+from .batches import dense_rows, load_batch
 from .checkpoint import check_folder, save_checkpoint
 from .config import NetworkConfig, TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
 from .errors import CheckpointError, DataError, NumericalError, ParameterError
-from .evolution import evolve
+from .growth import Walk, evolve_layers
 from .history import EpochRecord, History
 from .importance import prune_neurons
-from .losses import softmax_cross_entropy
-from .network import SparseMLP, dropout_key
-from .preprocessing import Standardizer, check_X, check_X_y, encode_labels
+from .losses import LOSSES, ScoreSums
+from .layer import SparseLayer
+from .network import SparseMLP, Visit, dropout_key
 from .randomness import stream
 from .threads import resolve_threads
+from .training_data import TrainingData, prepare
 from .whole_step import WholeStep
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
-
-
 Callback = Callable[["Trainer", EpochRecord], bool | None]
+Augment = Callable[[NDArray[np.float32], NDArray[np.int64], int], NDArray[np.float32]]
 
 
 class Trainer:
@@ -68,6 +69,7 @@ class Trainer:
         self.history = History()
         self.rows: int | None = None
         self.best: Snapshot | None = None
+        self._loss = LOSSES[network.config.loss].function
         self._optimizer = self.config.optimizer()
         self._rates = self.config.rates()
         self._workspace: Workspace | None = None
@@ -83,25 +85,33 @@ class Trainer:
             self._workspace = Workspace(self.network.layers, micro_batch)
         return self._workspace
 
+    @property
+    def _has_whole_step(self) -> bool:
+        """Whether a step can be one compiled call."""
+        return self.backend.has_whole_step and self.network.config.activation not in TRAINED
+
     def step(
         self,
         X: Any,
-        y: NDArray[np.int32],
+        y: NDArray[Any],
         rows: NDArray[np.int64] | None = None,
         *,
         progress: float | None = None,
+        sample_weight: NDArray[np.float32] | None = None,
     ) -> float:
         """Make one update from a mini-batch, and return its mean loss (with dropout).
 
         Parameters
         ----------
         X : (n_samples, n_features) dense or CSR
-        y : int32 (n_samples,)
-            Class indices.
+        y : int32 (n_samples,) or float32 (n_samples, n_targets)
+            Class indices, or targets where the loss is the mean squared error.
         rows : int64 (batch,), optional
             The rows of the mini-batch; all of X by default.
         progress : float, optional
             Epochs trained so far, for the schedule; by default the epochs completed.
+        sample_weight : float32 (n_samples,), optional
+            Factors of the samples' losses; 1 by default.
 
         Raises
         ------
@@ -112,16 +122,29 @@ class Trainer:
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate = self.config.learning_rate * factor
         with self.backend.threads(self.threads):
-            if self.backend.has_whole_step and len(rows) <= self.workspace.micro_batch:
-                loss = self._whole_step(X, y, rows, rate)
+            if self._has_whole_step and len(rows) <= self.workspace.micro_batch:
+                loss = self._whole_step(X, y, rows, rate, sample_weight)
             else:
-                loss = self.gradient(X, y, rows)
+                loss = self.gradient(X, y, rows, sample_weight)
                 self.network.update_(self.workspace, self._optimizer, rate, self.backend)
         self.step_count += 1
         return loss
 
-    def gradient(self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64]) -> float:
-        """Compute the mini-batch's gradient, by micro-batches, into the workspace."""
+    def gradient(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None = None,
+        *,
+        plain: bool = False,
+        visit: Visit | None = None,
+    ) -> float:
+        """Compute the mini-batch's gradient, by micro-batches, into the workspace.
+
+        Where it is to be `plain`, that is without dropout and centring. `visit` is as in
+        `SparseMLP.backward`.
+        """
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
         workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
@@ -129,17 +152,26 @@ class Trainer:
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
             load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
-            dropout = dropout_key(config.dropout, config.seed, self.step_count, start)
+            rate = 0.0 if plain else config.dropout
+            dropout = dropout_key(rate, config.seed, self.step_count, start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
-            loss, delta = softmax_cross_entropy(logits, y[part], len(rows))
+            weights = None if sample_weight is None else sample_weight[part]
+            loss, delta = self._loss(logits, y[part], len(rows), weights)
             self._check_finite(loss, self.step_count + 1, self.epoch + 1)
             total += loss
-            self.network.backward(workspace, delta, backend, dropout=dropout, accumulate=start > 0)
-        self.network.finish_gradient(workspace, len(rows), backend)
+            options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
+            self.network.backward(workspace, delta, backend, visit=visit, **options)
+        if not plain:
+            self.network.finish_gradient(workspace, len(rows), backend)
         return total / len(rows)
 
     def _whole_step(
-        self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64], rate: float
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64],
+        rate: float,
+        sample_weight: NDArray[np.float32] | None,
     ) -> float:
         """Compute the gradient and update, in one compiled call."""
         step = self._compiled_step
@@ -148,7 +180,8 @@ class Trainer:
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
-        loss = step.run(y[rows], self._optimizer, rate, dropout) / len(rows)
+        weights = None if sample_weight is None else sample_weight[rows]
+        loss = step.run(y[rows], weights, self._optimizer, rate, dropout) / len(rows)
         self._check_finite(loss, self.step_count + 1, self.epoch + 1)
         return loss
 
@@ -161,32 +194,51 @@ class Trainer:
             )
 
     def evaluate(
-        self, X: Any, y: NDArray[np.int32], rows: NDArray[np.int64] | None = None
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64] | None = None,
+        sample_weight: NDArray[np.float32] | None = None,
     ) -> tuple[float, float]:
-        """Return mean loss and accuracy over rows of a data set, without dropout."""
+        """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout."""
         rows = np.arange(len(y)) if rows is None else rows
-        loss, right = 0.0, 0
+        loss, sums = 0.0, ScoreSums()
         with self.backend.threads(self.threads):
             for start in range(0, len(rows), self.workspace.micro_batch):
                 part = rows[start : start + self.workspace.micro_batch]
                 inputs = self.workspace.inputs(len(part))
                 load_batch(X, part, self.network.preprocessing, out=inputs)
-                logits = self.network.forward(self.workspace, len(part), self.backend)
-                loss += softmax_cross_entropy(logits, y[part])[0]
-                right += int(np.count_nonzero(logits.argmax(axis=0) == y[part]))
-        return loss / len(rows), right / len(rows)
+                outputs = self.network.forward(self.workspace, len(part), self.backend)
+                weights = None if sample_weight is None else sample_weight[part]
+                loss += self._loss(outputs, y[part], None, weights)[0]
+                sums.add(outputs, y[part], weights)
+        return loss / max(sums.weight, 1e-300), sums.score()
 
-    def evolve(self) -> list[NDArray[np.int32]]:
-        """Evolve every layer but the output one; return their slot maps."""
-        evolution = max(0, self.epoch - 1) // self.config.evolution_interval
-        zeta = self.config.zeta * self.config.zeta_decay**evolution
-        maps = []
+    def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:
+        """Evolve every layer but the output one; return their slot maps.
+
+        Where connections grow by the gradient, `data` has the rows of which it takes a
+        micro-batch, without dropout.
+        """
+        config = self.config
+        evolution = max(0, self.epoch - 1) // config.evolution_interval
+        zeta = config.zeta * config.zeta_decay**evolution
+        walk = None
+        if config.growth == "gradient":
+            if data is None:
+                raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
+            size = min(self.workspace.micro_batch, len(data.train_rows))
+            rng = stream(config.seed, "growth", self.epoch)
+            rows = np.sort(rng.choice(data.train_rows, size, replace=False))
+            batch = data.X, data.y, rows, data.weights
+            run = partial(self.gradient, *batch, plain=True)
+            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
+
+        def rng_of(layer: SparseLayer) -> np.random.Generator:
+            return stream(config.seed, "evolution", self.epoch, layer.number)
+
         with self.backend.threads(self.threads):
-            dead = None
-            for layer in self.network.layers[:-1]:
-                rng = stream(self.config.seed, "evolution", self.epoch, layer.number)
-                maps.append(evolve(layer, zeta, rng, dead_inputs=dead))
-                dead = layer.dead
+            maps = evolve_layers(self.network.layers[:-1], zeta, rng_of, walk)
         self.workspace.allocate_gradients(self.network.layers)
         return maps
 
@@ -202,7 +254,9 @@ class Trainer:
         X: Any,
         y: Any,
         *,
+        sample_weight: Any = None,
         test: tuple[Any, Any] | None = None,
+        augment: Augment | None = None,
         callbacks: Iterable[Callback] = (),
         checkpoint: str | Path | None = None,
         progress: bool | None = None,
@@ -212,10 +266,15 @@ class Trainer:
         Parameters
         ----------
         X : (n_samples, n_features) dense or CSR
-        y : (n_samples,)
-            Class labels.
+        y : (n_samples,) or (n_samples, n_targets)
+            Class labels, or numbers where the loss is the mean squared error.
+        sample_weight : (n_samples,), optional
+            What each sample counts in the loss, 0 or more; scaled to mean 1.
         test : (X, y), optional
-            Rows whose accuracy is recorded after every epoch.
+            Rows whose score is recorded after every epoch.
+        augment : callable, optional
+            augment(part, rows, epoch) returns the rows of a mini-batch, float32 (batch,
+            n_features), changed as the epoch asks: see `augmentation.ImageAugmenter`.
         callbacks : iterable of callables
             Each is called as callback(trainer, record) after every epoch; one that returns True
             ends the training.
@@ -233,14 +292,20 @@ class Trainer:
         """
         if checkpoint is not None:
             check_folder(checkpoint)
-        data = self._prepare(X, y, test)
+        data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
+        if self.rows not in (None, len(data.y)):
+            raise DataError(
+                f"The training to resume had {self.rows} rows of data, and these are "
+                f"{len(data.y)}. Pass the same data."
+            )
+        self.rows = len(data.y)
         stopping = EarlyStopping(self.config.patience) if len(data.validation_rows) else None
         if stopping and self.best is not None:
             stopping.resume(self.history, self.best)
         if not self.history.epochs:
             self._record(data)
         elif self.epoch < self.config.epochs:
-            self._evolve_if_due()  # the last epoch of a training that is prolonged now
+            self._evolve_if_due(data)  # the last epoch of a training that is prolonged now
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
@@ -248,14 +313,14 @@ class Trainer:
         with tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training") as bar:
             while self.epoch < self.config.epochs and not stop:
                 started = time.perf_counter()
-                running_loss = self._run_epoch(data, bar)
+                running_loss = self._run_epoch(data, bar, augment)
                 epoch_s = time.perf_counter() - started
                 record = self._record(data, running_loss=running_loss, epoch_s=epoch_s)
                 bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
                 if stopping:
                     stop = stopping.update(self.network, record)
                     self.best = stopping.best
-                self._evolve_if_due()
+                self._evolve_if_due(data)
                 if checkpoint is not None:
                     self._save(checkpoint)
                 stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
@@ -263,45 +328,7 @@ class Trainer:
             stopping.best.restore_(self.network)
         return self.history
 
-    def _prepare(self, X: Any, y: Any, test: tuple[Any, Any] | None) -> _Data:
-        network, config = self.network, self.config
-        n_features, n_classes = network.config.layer_sizes[0], network.config.layer_sizes[-1]
-        X = check_X(X, n_features)
-        y, classes = encode_labels(y, network.classes)
-        check_X_y(X, y)
-        if len(classes) != n_classes:
-            raise DataError(
-                f"The labels have {len(classes)} classes, and the network has {n_classes} "
-                "outputs. Make the last entry of 'layer_sizes' the number of classes."
-            )
-        order = stream(config.seed, "split").permutation(len(y))
-        n_validation = math.ceil(config.validation_fraction * len(y))
-        validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
-        if config.batch_size > len(train_rows):
-            raise ParameterError(
-                f"The 'batch_size' parameter of a training must be at most the number of "
-                f"training rows, {len(train_rows)}. Got {config.batch_size} instead."
-            )
-        if self.rows not in (None, len(y)):
-            raise DataError(
-                f"The training to resume had {self.rows} rows of data, and these are {len(y)}. "
-                "Pass the same data."
-            )
-        if test is not None:
-            if len(test) != 2:
-                raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
-            test_X = check_X(test[0], n_features)
-            test_y = encode_labels(test[1], classes)[0]
-            check_X_y(test_X, test_y)
-            test = test_X, test_y
-        self.rows = len(y)
-        network.classes = classes
-        if config.standardize and network.preprocessing is None:
-            network.preprocessing = Standardizer.fit(X, train_rows)
-        loss_rows = order[n_validation:][:LOSS_ROWS]
-        return _Data(X, y, train_rows, loss_rows, validation_rows, test)
-
-    def _run_epoch(self, data: _Data, bar: Any) -> float:
+    def _run_epoch(self, data: TrainingData, bar: Any, augment: Augment | None) -> float:
         """Make one pass over the training rows; return the mean loss, with dropout."""
         rows, batch_size = data.train_rows, self.config.batch_size
         order = rows[stream(self.config.seed, "shuffle", self.epoch).permutation(len(rows))]
@@ -309,21 +336,27 @@ class Trainer:
         for start in range(0, len(rows), batch_size):
             batch = order[start : start + batch_size]
             progress = self.epoch + start / len(rows)
-            total += len(batch) * self.step(data.X, data.y, batch, progress=progress)
+            X, y, weights = data.X, data.y, data.weights
+            if augment is not None:
+                X, y = augment(dense_rows(X, batch), batch, self.epoch), y[batch]
+                weights = None if weights is None else weights[batch]
+                batch = np.arange(len(batch))
+            total += len(batch) * self.step(X, y, batch, progress=progress, sample_weight=weights)
             bar.update(len(batch))
         self.epoch += 1
         return total / len(rows)
 
     def _record(
-        self, data: _Data, running_loss: float | None = None, epoch_s: float | None = None
+        self, data: TrainingData, running_loss: float | None = None, epoch_s: float | None = None
     ) -> EpochRecord:
         """Evaluate, and append a record to the history."""
-        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows)
+        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
         self._check_finite(loss, self.step_count, self.epoch)
         record = EpochRecord(self.epoch, loss, accuracy, running_loss=running_loss, epoch_s=epoch_s)
         record.nnz = [layer.nnz for layer in self.network.layers]
         if len(data.validation_rows):
-            record.validation_accuracy = self.evaluate(data.X, data.y, data.validation_rows)[1]
+            watched = data.X, data.y, data.validation_rows, data.weights
+            record.validation_accuracy = self.evaluate(*watched)[1]
         if data.test is not None:
             started = time.perf_counter()
             record.test_accuracy = self.evaluate(*data.test)[1]
@@ -338,7 +371,7 @@ class Trainer:
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
-    def _evolve_if_due(self) -> None:
+    def _evolve_if_due(self, data: TrainingData) -> None:
         """Prune and evolve after an epoch, unless it is the last one or that has been done."""
         config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
@@ -352,7 +385,7 @@ class Trainer:
         due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
         if due and not last and record.evolution_s is None:
             started = time.perf_counter()
-            self.evolve()
+            self.evolve(data)
             record.evolution_s = time.perf_counter() - started
 
 
@@ -367,14 +400,3 @@ def warm_up(backend: str | None = None, threads: int = 1) -> None:
     )
     network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=2), progress=False)
     Trainer(network, config).fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)
-
-
-class _Data(NamedTuple):
-    """The rows of a training, checked."""
-
-    X: Any
-    y: NDArray[np.int32]
-    train_rows: NDArray[np.int64]
-    loss_rows: NDArray[np.int64]
-    validation_rows: NDArray[np.int64]
-    test: tuple[Any, NDArray[np.int32]] | None

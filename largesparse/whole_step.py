@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Dropout, prefetch_distance
+from .losses import NO_LABELS, NO_TARGETS, NO_WEIGHTS
 from .network import SparseMLP
 from .optimizer import MomentumSGD
 from .workspace import Workspace
@@ -84,18 +85,31 @@ class WholeStep:
 
     def run(
         self,
-        labels: NDArray[np.int32],
+        y: NDArray[Any],
+        weights: NDArray[np.float32] | None,
         optimizer: MomentumSGD,
         learning_rate: float,
         dropout: Dropout,
     ) -> float:
-        """Make one update, and return the summed loss; where that is not finite, update nothing."""
+        """Make one update, and return the summed loss; where that is not finite, update nothing.
+
+        Parameters
+        ----------
+        y : int32 (batch,) or float32 (batch, n_targets)
+        weights : float32 (batch,) or None
+            Of the samples in the loss.
+        optimizer : MomentumSGD
+        learning_rate : float
+        dropout : Dropout
+        """
         from .backends.step_kernel import train_step
 
         loss: float = train_step(
             self._table,
             self.inputs,
-            labels,
+            y if y.ndim == 1 else NO_LABELS,
+            y if y.ndim == 2 else NO_TARGETS,
+            NO_WEIGHTS if weights is None else weights,
             self._delta,
             self._workspace.input_sums,
             learning_rate,

@@ -54,6 +54,9 @@ def make_network(sizes=(12, 30, 20, 3), seed=0, epsilon=4.0, **options):
         layer.bias[:] = rng.standard_normal(layer.n_out)
         layer.velocity[:] = rng.standard_normal(layer.nnz)
         layer.bias_velocity[:] = rng.standard_normal(layer.n_out)
+        if layer.srelu is not None:
+            layer.srelu += 0.3 * rng.standard_normal(layer.srelu.shape).astype(np.float32)
+            layer.srelu[2] = layer.srelu[0] + 0.5
     return network
 
 
@@ -64,11 +67,22 @@ def dense(layer):
     return csr_array(arrays, shape=(layer.n_in, layer.n_out)).toarray().astype(np.float64)
 
 
-def dense_forward(weights, biases, slopes, X):
+def activation(layer):
+    """f of a layer, on float64 (batch, n_out)."""
+    if layer.srelu is None:
+        return lambda z, slope=layer.slope: np.where(z > 0, z, slope * z)
+    t_left, a_left, t_right, a_right = layer.srelu.astype(np.float64)
+    return lambda z: np.select(
+        [z <= t_left, z >= t_right],
+        [t_left + a_left * (z - t_left), t_right + a_right * (z - t_right)],
+        z,
+    )
+
+
+def dense_forward(weights, biases, activations, X):
     """Logits (batch, n_classes)."""
-    for W, b, slope in zip(weights, biases, slopes, strict=True):
-        z = X @ W + b
-        X = np.where(z > 0, z, slope * z)
+    for W, b, f in zip(weights, biases, activations, strict=True):
+        X = f(X @ W + b)
     return X
 
 
@@ -77,7 +91,7 @@ def snapshot(network):
     return (
         [dense(layer) for layer in layers],
         [layer.bias.astype(np.float64) for layer in layers],
-        [layer.slope for layer in layers],
+        [activation(layer) for layer in layers],
     )
 
 
@@ -118,20 +132,23 @@ def test_importance_is_the_sum_of_absolute_incoming_weights():
     hidden=st.lists(st.integers(1, 25), min_size=1, max_size=4),
     percentile=st.one_of(st.sampled_from(PERCENTILES), st.floats(0, 99)),
     epsilon=st.floats(0.5, 20),
+    activation=st.sampled_from(["all_relu", "relu", "leaky_relu", "srelu"]),
     seed=st.integers(0, 99),
 )
-def test_the_function_is_that_without_the_incoming_weights(hidden, percentile, epsilon, seed):
-    network = make_network((7, *hidden, 2), seed, epsilon)
+def test_the_function_is_that_without_the_incoming_weights(
+    hidden, percentile, epsilon, activation, seed
+):
+    network = make_network((7, *hidden, 2), seed, epsilon, activation=activation)
     X = np.random.default_rng(seed).standard_normal((9, 7)).astype(np.float32)
     for _ in range(2):  # the second time some are dead already
-        weights, biases, slopes = snapshot(network)
+        weights, biases, activations = snapshot(network)
         before = [dead_of(layer).copy() for layer in network.layers]
         prune_neurons(network, percentile)
         check_dead(network)
         for k, layer in enumerate(network.layers):
             weights[k][:, dead_of(layer)] = 0
             assert dead_of(layer)[before[k]].all()
-        expected = dense_forward(weights, biases, slopes, X.astype(np.float64))
+        expected = dense_forward(weights, biases, activations, X.astype(np.float64))
         scale = 1 + np.abs(expected).max()
         np.testing.assert_allclose(logits(network, X) / scale, expected / scale, atol=1e-5)
 
@@ -416,11 +433,16 @@ def test_training_goes_on_after_pruning_by_hand(backend):
 @given(
     hidden=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     percentile=st.integers(0, 70),
-    recipe=st.sampled_from(["paper", "width"]),
+    options=st.fixed_dictionaries(
+        {
+            "recipe": st.sampled_from(["paper", "width"]),
+            "activation": st.sampled_from(["all_relu", "srelu"]),
+        }
+    ),
     seed=st.integers(0, 99),
 )
-def test_a_compact_network_has_the_same_outputs(hidden, percentile, recipe, seed):
-    network = make_network((12, *hidden, 3), seed, recipe=recipe)
+def test_a_compact_network_has_the_same_outputs(hidden, percentile, options, seed):
+    network = make_network((12, *hidden, 3), seed, **options)
     network.classes = np.array(["a", "b", "c"])
     prune_neurons(network, percentile)
     small = compact(network)

@@ -218,13 +218,15 @@ def center_gradient(indptr, indices, input_sums, rows, rate_scale, bias_gradient
 
 
 @kernel(parallel=False)
-def softmax_cross_entropy(logits, labels, total, delta):
+def softmax_cross_entropy(logits, labels, weights, total, delta):
     """Return the summed softmax cross-entropy; `delta` receives the gradient of sum / total.
 
     Parameters
     ----------
     logits, delta : float32 (n_classes, batch)
     labels : int32 (batch,)
+    weights : float32 (batch,)
+        Of the samples in the sum; without any, all count 1.
     total : int
     """
     n_classes, batch = logits.shape
@@ -239,11 +241,38 @@ def softmax_cross_entropy(logits, labels, total, delta):
             delta[c, b] = math.exp(logits[c, b] - largest)
             exponentials += delta[c, b]
         label = labels[b]
-        loss += math.log(exponentials) - (logits[label, b] - largest)
-        scale = share / exponentials
+        weight = weights[b] if len(weights) else np.float32(1)
+        loss += weight * (math.log(exponentials) - (logits[label, b] - largest))
+        scale = weight * share / exponentials
         for c in range(n_classes):
             delta[c, b] *= scale
-        delta[label, b] -= share
+        delta[label, b] -= weight * share
+    return loss
+
+
+@kernel(parallel=False)
+def mean_squared_error(outputs, targets, weights, total, delta):
+    """Return the sum over samples of the mean over targets of (output - target)².
+
+    Parameters
+    ----------
+    outputs, delta : float32 (n_targets, batch)
+        `delta` receives the gradient of sum / total.
+    targets : float32 (batch, n_targets)
+    weights, total
+        As in `softmax_cross_entropy`.
+    """
+    n_targets, batch = outputs.shape
+    loss = 0.0
+    share = np.float32(1 / (total * n_targets))
+    for b in range(batch):
+        weight = weights[b] if len(weights) else np.float32(1)
+        squares = 0.0
+        for t in range(n_targets):
+            error = outputs[t, b] - targets[b, t]
+            squares += error * error
+            delta[t, b] = np.float32(2) * weight * share * error
+        loss += weight * squares / n_targets
     return loss
 
 

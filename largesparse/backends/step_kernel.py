@@ -19,6 +19,7 @@ from .kernels import (
     ROWS,
     center_gradient,
     gradient_rows,
+    mean_squared_error,
     momentum_update,
     momentum_update_reorder,
     sddmm,
@@ -165,7 +166,19 @@ def backward_centered_and_update(
 
 @kernel(parallel=False)
 def train_step(
-    table, inputs, labels, delta, input_sums, learning_rate, momentum, decay, keep_below, seed, step
+    table,
+    inputs,
+    labels,
+    targets,
+    weights,
+    delta,
+    input_sums,
+    learning_rate,
+    momentum,
+    decay,
+    keep_below,
+    seed,
+    step,
 ):
     """Make one update from a mini-batch, and return its summed loss, with dropout.
 
@@ -174,8 +187,12 @@ def train_step(
     table : LAYER (n_layers,)
     inputs : float32 (n_features, batch)
     labels : int32 (batch,)
+        Classes; without any, the loss is the mean squared error from the targets.
+    targets : float32 (batch, n_targets)
+    weights : float32 (batch,)
+        Of the samples in the loss; without any, all count 1.
     delta : float32 (n_classes, batch)
-        Receives the gradient with respect to the logits.
+        Receives the gradient with respect to the outputs.
     input_sums : float32 (n_in of the output layer,)
         Room, where the output layer is centred.
     learning_rate : float
@@ -215,7 +232,10 @@ def train_step(
         )
         X = out
 
-    loss = softmax_cross_entropy(X, labels, batch, delta)
+    if len(labels):
+        loss = softmax_cross_entropy(X, labels, weights, batch, delta)
+    else:
+        loss = mean_squared_error(X, targets, weights, batch, delta)
     if not math.isfinite(loss):
         return loss
 

@@ -1,0 +1,110 @@
+"""What a training is given, checked and split into training and validation rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import TrainingConfig
+from .errors import DataError, ParameterError
+from .losses import LOSSES
+from .network import SparseMLP
+from .preprocessing import Standardizer, check_lengths, check_targets, check_X, encode_labels
+from .randomness import stream
+
+LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
+
+
+class TrainingData(NamedTuple):
+    """The rows of a training, checked."""
+
+    X: Any
+    y: NDArray[Any]  # int32 (n,) class indices or float32 (n, n_targets)
+    weights: NDArray[np.float32] | None  # (n,), with mean 1 over the training rows
+    train_rows: NDArray[np.int64]
+    loss_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
+    test: tuple[Any, NDArray[Any]] | None
+
+
+def prepare(
+    network: SparseMLP,
+    config: TrainingConfig,
+    X: Any,
+    y: Any,
+    *,
+    sample_weight: Any = None,
+    test: tuple[Any, Any] | None = None,
+) -> TrainingData:
+    """Check and split data; give the network its classes and its standardisation.
+
+    Parameters are those of `Trainer.fit`.
+
+    Raises
+    ------
+    DataError, ParameterError
+        Where the data cannot be used.
+    """
+    n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
+    X = check_X(X, n_features)
+    encoded, classes = encode(network, y)
+    check_lengths(X, encoded)
+    if classes is not None and len(classes) != n_outputs:
+        raise DataError(
+            f"The labels have {len(classes)} classes, and the network has {n_outputs} "
+            "outputs. Make the last entry of 'layer_sizes' the number of classes."
+        )
+    order = stream(config.seed, "split").permutation(len(encoded))
+    n_validation = math.ceil(config.validation_fraction * len(encoded))
+    validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
+    if config.batch_size > len(train_rows):
+        raise ParameterError(
+            f"The 'batch_size' parameter of a training must be at most the number of "
+            f"training rows, {len(train_rows)}. Got {config.batch_size} instead."
+        )
+    if test is not None:
+        if len(test) != 2:
+            raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
+        test = check_X(test[0], n_features), encode(network, test[1], classes)[0]
+        check_lengths(*test)
+    weights = (
+        None if sample_weight is None else _check_weights(sample_weight, train_rows, len(encoded))
+    )
+    network.classes = classes
+    if config.standardize and network.preprocessing is None:
+        network.preprocessing = Standardizer.fit(X, train_rows)
+    loss_rows = order[n_validation:][:LOSS_ROWS]
+    return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
+
+
+def encode(
+    network: SparseMLP, y: Any, classes: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return y as the network's loss takes it, and its classes (None for numbers)."""
+    if LOSSES[network.config.loss].is_classification:
+        return encode_labels(y, network.classes if classes is None else classes)
+    return check_targets(y, network.config.layer_sizes[-1]), None
+
+
+def _check_weights(
+    sample_weight: Any, train_rows: NDArray[np.int64], n_samples: int
+) -> NDArray[np.float32]:
+    """Return weights with mean 1 over the training rows."""
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n_samples,):
+        raise DataError(
+            f"sample_weight must have shape ({n_samples},), one weight a sample. "
+            f"Got shape {weights.shape} instead."
+        )
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"sample_weight must be 0 or more, but row {row} has {weights[row]}.")
+    mean = weights[train_rows].mean()
+    if mean == 0:
+        raise DataError("sample_weight is 0 for all training rows. Give some a positive weight.")
+    scaled: NDArray[np.float32] = (weights / mean).astype(np.float32)
+    return scaled
