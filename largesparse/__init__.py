@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
+    from .estimator import SparseMLPClassifier, SparseMLPRegressor
     from .history import EpochRecord, History
     from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
+    from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
     from .preprocessing import Standardizer
     from .records import read_records
+    from .selection import SparseFeatureSelector, input_strength
+    from .skewness import alpha_from_skewness
     from .synthetic import make_large_classification
     from .training import Trainer
 
@@ -25,15 +29,22 @@ if TYPE_CHECKING:
 _MODULES = {
     "Dataset": "datasets",
     "EpochRecord": "history",
+    "GradientFlow": "monitoring",
     "History": "history",
+    "InputDegrees": "monitoring",
     "LargeSparseError": "errors",
     "NetworkConfig": "config",
     "Predictor": "inference",
+    "SparseFeatureSelector": "selection",
     "SparseMLP": "network",
+    "SparseMLPClassifier": "estimator",
+    "SparseMLPRegressor": "estimator",
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
+    "alpha_from_skewness": "skewness",
     "compact": "importance",
+    "input_strength": "selection",
     "load_checkpoint": "checkpoint",
     "load_dataset": "datasets",
     "load_model": "checkpoint",
@@ -50,15 +61,22 @@ _MODULES = {
 __all__ = [
     "Dataset",
     "EpochRecord",
+    "GradientFlow",
     "History",
+    "InputDegrees",
     "LargeSparseError",
     "NetworkConfig",
     "Predictor",
+    "SparseFeatureSelector",
     "SparseMLP",
+    "SparseMLPClassifier",
+    "SparseMLPRegressor",
     "Standardizer",
     "Trainer",
     "TrainingConfig",
+    "alpha_from_skewness",
     "compact",
+    "input_strength",
     "load_checkpoint",
     "load_dataset",
     "load_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,24 +15,28 @@ Sampler = Callable[[np.random.Generator, int], NDArray[np.float32]]
 def uniform(limit: float) -> Sampler:
     """Return a sampler of U(-limit, limit)."""
 
-    def sample(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-        values = rng.random(size, dtype=np.float32)
-        values *= np.float32(2 * limit)
-        values -= np.float32(limit)
-        return values
-
-    return sample
+    return functools.partial(_draw_uniform, limit)
 
 
 def gaussian(standard_deviation: float) -> Sampler:
     """Return a sampler of N(0, standard_deviation²)."""
 
-    def sample(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-        values = rng.standard_normal(size, dtype=np.float32)
-        values *= np.float32(standard_deviation)
-        return values
+    return functools.partial(_draw_gaussian, standard_deviation)
 
-    return sample
+
+def _draw_uniform(limit: float, rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    values = rng.random(size, dtype=np.float32)
+    values *= np.float32(2 * limit)
+    values -= np.float32(limit)
+    return values
+
+
+def _draw_gaussian(
+    standard_deviation: float, rng: np.random.Generator, size: int
+) -> NDArray[np.float32]:
+    values = rng.standard_normal(size, dtype=np.float32)
+    values *= np.float32(standard_deviation)
+    return values
 
 
 # name -> function of (fan_in, fan_out) that returns a sampler (paper, Table 7)

@@ -1,6 +1,6 @@
 """How many bytes a training takes, planned before anything is allocated.
 
-The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons:
+The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons::
 
     model        24·nnz (indices and weights in both orders, permutation, velocity)
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)

@@ -24,8 +24,8 @@ from .errors import CheckpointError, DataError, NumericalError, ParameterError
 from .growth import Walk, evolve_layers
 from .history import EpochRecord, History
 from .importance import prune_neurons
-from .losses import LOSSES, ScoreSums
 from .layer import SparseLayer
+from .losses import LOSSES, ScoreSums
 from .network import SparseMLP, Visit, dropout_key
 from .randomness import stream
 from .threads import resolve_threads
@@ -142,8 +142,7 @@ class Trainer:
     ) -> float:
         """Compute the mini-batch's gradient, by micro-batches, into the workspace.
 
-        Where it is to be `plain`, that is without dropout and centring. `visit` is as in
-        `SparseMLP.backward`.
+        `plain` is without dropout and centring; `visit` is as in `SparseMLP.backward`.
         """
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
@@ -230,8 +229,7 @@ class Trainer:
             size = min(self.workspace.micro_batch, len(data.train_rows))
             rng = stream(config.seed, "growth", self.epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
-            batch = data.X, data.y, rows, data.weights
-            run = partial(self.gradient, *batch, plain=True)
+            run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
             walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
 
         def rng_of(layer: SparseLayer) -> np.random.Generator:
@@ -377,7 +375,7 @@ class Trainer:
         last = self.epoch >= config.epochs and not config.evolve_last
         start = config.pruning_start
         pruning = start is not None and self.epoch >= max(1, start)
-        pruning = pruning and self.epoch % config.pruning_every == 0
+        pruning &= self.epoch % config.pruning_every == 0
         if pruning and not last and record.pruning_s is None:
             started = time.perf_counter()
             self.prune()

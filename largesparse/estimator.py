@@ -1,0 +1,401 @@
+"""The scikit-learn face: a classifier and a regressor with truly sparse layers."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+
+from .errors import DataError, ParameterError
+from .estimator_base import BaseSparseMLP
+from .preprocessing import check_X, encode_labels
+
+
+class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
+    """A classifier: a truly sparse multilayer perceptron that evolves while it is trained.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int
+        Neurons of every hidden layer.
+    epsilon : float, optional
+        Density control ε: a layer of n_in × n_out has about ε·(n_in + n_out) connections, at the
+        most all. 20 where `density` is not given either.
+    density : float in (0, 1], optional
+        Share of the connections of a dense layer, in place of `epsilon`.
+    activation : {"all_relu", "relu", "leaky_relu", "linear"}
+        Of the hidden layers.
+    alpha : float
+        Slope of the negative side, where the activation has one.
+    recipe : {"paper", "width"}
+        How initial values and learning rates depend on width; see `largesparse.recipes`.
+    zeta : float in [0, 1)
+        Share ζ of the connections that evolution replaces after every epoch; 0 keeps the topology.
+    dropout : float in [0, 1)
+        Share of the hidden neurons that are dropped while training.
+    learning_rate : float or "auto"
+        η. It rises over the first twentieth of the epochs, and then follows `schedule`. With
+        "auto" a training that diverges starts again at a quarter of the rate.
+    schedule : {"cosine", "step", "constant"}
+    momentum : float in [0, 1)
+    weight_decay : float in [0, 1]
+        Share that every weight loses at every update; not scaled by the learning rate.
+    batch_size : int or "auto"
+        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
+    max_epochs : int or "auto"
+        "auto" is 100 up to 20,000 rows, and fewer for more rows, 20 from 100,000 on.
+    early_stopping : bool or "auto"
+        Whether to set a part of the rows aside, and to end with the weights of the epoch that
+        predicted it best. "auto" does so above 10,000 rows: fewer are better trained on.
+    validation_fraction : float in (0, 1)
+        Share of the rows set aside with early stopping.
+    patience : int
+        Epochs without a better validation score after which early stopping stops.
+    standardize : bool
+        Whether to shift and scale the features to mean 0 and variance 1. Sparse X stays sparse:
+        it is standardised by mini-batches.
+    class_weight : dict, "balanced" or None
+        Weights of the classes in the loss; they multiply `sample_weight`.
+    warm_start : bool
+        Whether `fit` goes on with the network of the call before.
+    random_state : int, RandomState or None
+    n_jobs : int or None
+        Threads; None and -1 are all cores. The result does not depend on it.
+    backend : {"mkl", "fused", "scipy"} or None
+        None is the environment's LARGESPARSE_BACKEND, else "mkl".
+    verbose : bool
+        Whether to show a progress bar, where standard error is a terminal.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    n_features_in_ : int
+    feature_names_in_ : ndarray (n_features_in_,)
+        Where X had names of columns that are all strings.
+    network_ : SparseMLP
+    history_ : History
+        Of the last call of `fit`.
+    loss_curve_ : list of float
+        Mean loss after every epoch; with `warm_start` over all calls.
+    validation_scores_ : list of float or None
+        Accuracy over the rows set aside, after every epoch.
+    best_validation_score_ : float or None
+        The best of the last call of `fit`, which the weights are of.
+    learning_rate_ : float
+        The learning rate that was used.
+    n_iter_ : int
+        Epochs trained.
+    n_steps_ : int
+        Updates made.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> classifier = SparseMLPClassifier((50,), random_state=0).fit(X, y)
+    >>> classifier.score(X, y) > 0.9
+    True
+    """
+
+    classes_: NDArray[Any]
+    _loss = "softmax_cross_entropy"
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (400, 400),
+        *,
+        epsilon: float | None = None,
+        density: float | None = None,
+        activation: str = "all_relu",
+        alpha: float = 0.1,
+        recipe: str = "width",
+        zeta: float = 0.3,
+        dropout: float = 0.2,
+        learning_rate: float | str = "auto",
+        schedule: str = "cosine",
+        momentum: float = 0.9,
+        weight_decay: float = 1e-5,
+        batch_size: int | str = "auto",
+        max_epochs: int | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 20,
+        standardize: bool = True,
+        class_weight: dict[Any, float] | str | None = None,
+        warm_start: bool = False,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        backend: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes,
+            epsilon=epsilon,
+            density=density,
+            activation=activation,
+            alpha=alpha,
+            recipe=recipe,
+            zeta=zeta,
+            dropout=dropout,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            standardize=standardize,
+            warm_start=warm_start,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            backend=backend,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on a table.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) dense or sparse
+        y : (n_samples,)
+            Class labels: integers, strings or booleans.
+        sample_weight : (n_samples,), optional
+            At least 0; only ratios matter.
+
+        Raises
+        ------
+        DataError, ParameterError
+            Both are ValueErrors.
+        NumericalError
+            Where the loss is not finite.
+        """
+        going_on = self.warm_start and self._has_network()
+        X, y = self._check_data(X, y, reset=not going_on)
+        check_classification_targets(y)
+        weights = self._weights(sample_weight, X, y)
+        if going_on:
+            self._check_same_network()
+        else:
+            check_X(X)
+            self.classes_ = encode_labels(y)[1]
+            self._make_network(len(self.classes_))
+            self.network_.classes = self.classes_
+        self._train(X, y, weights)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Make one pass over some rows, at a constant learning rate and without evolution.
+
+        Features are standardised by the rows of the first call.
+
+        Parameters
+        ----------
+        X, y
+            As in `fit`.
+        classes : (n_classes,)
+            All labels that may come; needed in the first call.
+        sample_weight : (n_samples,), optional
+            The gradient of every row is multiplied by its weight.
+        """
+        first = not self._has_network()
+        if first and classes is None:
+            raise ParameterError(
+                "The 'classes' parameter must be passed on the first call to partial_fit: all "
+                "labels that may come."
+            )
+        X, y = self._check_data(X, y, reset=first)
+        check_classification_targets(y)
+        X = check_X(X)
+        if isinstance(self.class_weight, str):
+            raise ParameterError(
+                f"The 'class_weight' parameter {self.class_weight!r} needs all rows at once and "
+                "cannot be used with partial_fit. Pass a dictionary of weights."
+            )
+        weights = self._weights(sample_weight, X, y)
+        known = encode_labels(classes)[1] if classes is not None else self.classes_
+        if not first and not np.array_equal(known, self.classes_):
+            raise ParameterError(
+                f"The 'classes' parameter of partial_fit, {known.tolist()}, is not what the first "
+                f"call had, {self.classes_.tolist()}. Leave it out."
+            )
+        labels = encode_labels(y, known)[0]
+        if first:
+            self.classes_ = known
+            self._make_network(len(known))
+            self.network_.classes = known
+        else:
+            self._check_same_network()
+        self._train_once(X, labels, weights)
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable label of every row, (n_samples,)."""
+        best: NDArray[np.intp] = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return class probabilities, float32 (n_samples, n_classes), in the order of classes_."""
+        X = self._check_inputs(X)
+        with self._predictor(X.shape[0]) as predictor:
+            return predictor.predict_proba(X)
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return the logarithms of `predict_proba`."""
+        with np.errstate(divide="ignore"):  # a probability that is 0 in float32
+            return np.log(self.predict_proba(X))
+
+    def _weights(self, sample_weight: Any, X: Any, y: NDArray) -> NDArray[np.float64] | None:
+        """Return the product of the weights of rows and of their classes."""
+        weights = self._check_weights(sample_weight, X)
+        if self.class_weight is None:
+            return weights
+        of_class: NDArray[np.float64] = compute_sample_weight(self.class_weight, y)
+        return of_class if weights is None else weights * of_class
+
+    def _take_targets(self) -> None:
+        if self.network_.classes is None:
+            n_classes = self.network_.config.layer_sizes[-1]
+            self.network_.classes = np.arange(n_classes)
+        self.classes_ = self.network_.classes
+
+
+class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
+    """A regressor: a truly sparse multilayer perceptron that evolves while it is trained.
+
+    The loss is the mean squared error of the targets, shifted and scaled to mean 0 and variance
+    1; losses in `loss_curve_` and `history_` are of these.
+
+    Parameters
+    ----------
+    hidden_layer_sizes, epsilon, density, activation, alpha, recipe, zeta, dropout, \
+    learning_rate, schedule, momentum, weight_decay, batch_size, max_epochs, early_stopping, \
+    validation_fraction, patience, standardize, warm_start, random_state, n_jobs, backend, verbose
+        As in `SparseMLPClassifier`.
+
+    Attributes
+    ----------
+    n_features_in_, feature_names_in_, network_, history_, loss_curve_, n_iter_, n_steps_
+        As in `SparseMLPClassifier`.
+    validation_scores_, best_validation_score_
+        R² in place of accuracy.
+    n_outputs_ : int
+    y_mean_, y_scale_ : float64 (n_outputs_,)
+        Mean and standard deviation of the targets.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> regressor = SparseMLPRegressor((50,), random_state=0).fit(X, y)
+    >>> regressor.score(X, y) > 0.4
+    True
+    """
+
+    _loss = "mean_squared_error"
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on a table.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) dense or sparse
+        y : (n_samples,) or (n_samples, n_outputs)
+        sample_weight : (n_samples,), optional
+            At least 0; only ratios matter.
+
+        Raises
+        ------
+        DataError, ParameterError
+            Both are ValueErrors.
+        NumericalError
+            Where the loss is not finite.
+        """
+        going_on = self.warm_start and self._has_network()
+        X, targets = self._check_targets(X, y, reset=not going_on)
+        weights = self._check_weights(sample_weight, X)
+        if going_on:
+            self._check_same_network()
+        else:
+            check_X(X)
+            self._scale_targets(targets, weights)
+        self._train(X, self._scaled(targets), weights)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Make one pass over some rows, at a constant learning rate and without evolution.
+
+        Features and targets are standardised by the rows of the first call.
+
+        Parameters
+        ----------
+        X, y
+            As in `fit`.
+        sample_weight : (n_samples,), optional
+            The gradient of every row is multiplied by its weight.
+        """
+        first = not self._has_network()
+        X, targets = self._check_targets(X, y, reset=first)
+        X = check_X(X)
+        weights = self._check_weights(sample_weight, X)
+        if first:
+            self._scale_targets(targets, weights)
+        else:
+            self._check_same_network()
+        self._train_once(X, self._scaled(targets), weights)
+        return self
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Return the predicted targets, float64 (n_samples,) or (n_samples, n_outputs_)."""
+        X = self._check_inputs(X)
+        with self._predictor(X.shape[0]) as predictor:
+            return predictor.predict(X).astype(np.float64)
+
+    def _check_targets(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, NDArray[np.float64]]:
+        """Return X, and y as (n_samples, n_outputs)."""
+        X, y = self._check_data(X, y, reset=reset, multi_output=True, y_numeric=True)
+        targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        if not reset and targets.shape[1] != self.n_outputs_:
+            raise DataError(
+                f"y has {targets.shape[1]} targets a row, but SparseMLPRegressor is expecting "
+                f"{self.n_outputs_}. Pass the targets that the model was trained on."
+            )
+        return X, targets
+
+    def _scale_targets(
+        self, targets: NDArray[np.float64], weights: NDArray[np.float64] | None
+    ) -> None:
+        """Make the network, for targets of this mean and scale."""
+        if weights is not None and not weights.any():
+            weights = None  # training refuses them, and says why
+        mean = np.average(targets, axis=0, weights=weights)
+        scale = np.sqrt(np.average((targets - mean) ** 2, axis=0, weights=weights))
+        scale[scale <= 1e-7 * np.abs(mean)] = 1  # constant, but for rounding
+        scale[scale == 0] = 1
+        self.n_outputs_ = targets.shape[1]
+        self._make_network(self.n_outputs_)
+        self.network_.target_mean = mean.astype(np.float32)
+        self.network_.target_scale = scale.astype(np.float32)
+        self._take_targets()
+
+    def _scaled(self, targets: NDArray[np.float64]) -> NDArray[np.float32]:
+        return ((targets - self.y_mean_) / self.y_scale_).astype(np.float32)
+
+    def _take_targets(self) -> None:
+        network = self.network_
+        self.n_outputs_ = network.config.layer_sizes[-1]
+        mean, scale = network.target_mean, network.target_scale
+        self.y_mean_ = np.zeros(self.n_outputs_) if mean is None else mean.astype(np.float64)
+        self.y_scale_ = np.ones(self.n_outputs_) if scale is None else scale.astype(np.float64)

@@ -1,0 +1,408 @@
+"""What the two scikit-learn estimators share: parameters, defaults that depend on n, training."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import numbers
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from .checkpoint import load_model, save_model
+from .config import NetworkConfig, TrainingConfig
+from .errors import NumericalError, ParameterError, check_range
+from .history import History
+from .inference import Predictor
+from .memory import prediction_batch
+from .network import SparseMLP
+from .preprocessing import Standardizer, check_X
+from .threads import available_threads
+from .training import Trainer
+
+logger = logging.getLogger(__name__)
+
+OWNER = "a sparse MLP estimator"
+STOPPING_ROWS = 10_000  # early_stopping="auto" sets a validation part aside above these
+SMALLEST_BATCH, LARGEST_BATCH = 8, 128
+STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
+FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
+EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
+RATES = {"softmax_cross_entropy": 0.1, "mean_squared_error": 0.02}  # learning_rate="auto"
+RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a lower rate
+WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
+
+# Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
+NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe")
+
+
+def auto_batch_size(n_rows: int) -> int:
+    """Return the samples per update for a number of training rows: a power of two, 8 to 128.
+
+    Examples
+    --------
+    >>> [auto_batch_size(n) for n in (5, 105, 800, 1_000_000)]
+    [5, 8, 32, 128]
+    """
+    wanted = max(SMALLEST_BATCH, min(LARGEST_BATCH, n_rows // STEPS_PER_EPOCH))
+    return min(n_rows, 2 ** (wanted.bit_length() - 1))
+
+
+def auto_epochs(n_rows: int) -> int:
+    """Return the number of epochs for a number of rows: 100, fewer for large tables.
+
+    Examples
+    --------
+    >>> [auto_epochs(n) for n in (105, 40_000, 1_000_000)]
+    [100, 50, 20]
+    """
+    return max(FEWEST_EPOCHS, min(MOST_EPOCHS, EPOCH_ROWS // n_rows))
+
+
+def resolve_jobs(n_jobs: int | None) -> int:
+    """Return the threads that scikit-learn's `n_jobs` means: None and -1 are all cores.
+
+    In the worker processes of joblib, None is what joblib allots to one of them.
+    """
+    if n_jobs is None:
+        import numba
+
+        return min(available_threads(), numba.config.NUMBA_NUM_THREADS)
+    check_range("n_jobs", n_jobs, OWNER, low=-4096, high=4096, integer=True)
+    if n_jobs == 0:
+        raise ParameterError(
+            f"The 'n_jobs' parameter of {OWNER} must not be 0: pass the number of threads, or "
+            "None or -1 for all cores."
+        )
+    return int(n_jobs) if n_jobs > 0 else max(1, available_threads() + 1 + int(n_jobs))
+
+
+class BaseSparseMLP(BaseEstimator):
+    """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters."""
+
+    network_: SparseMLP
+    _loss: str  # of NetworkConfig
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (400, 400),
+        *,
+        epsilon: float | None = None,
+        density: float | None = None,
+        activation: str = "all_relu",
+        alpha: float = 0.1,
+        recipe: str = "width",
+        zeta: float = 0.3,
+        dropout: float = 0.2,
+        learning_rate: float | str = "auto",
+        schedule: str = "cosine",
+        momentum: float = 0.9,
+        weight_decay: float = 1e-5,
+        batch_size: int | str = "auto",
+        max_epochs: int | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 20,
+        standardize: bool = True,
+        warm_start: bool = False,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        backend: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.epsilon = epsilon
+        self.density = density
+        self.activation = activation
+        self.alpha = alpha
+        self.recipe = recipe
+        self.zeta = zeta
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.standardize = standardize
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.backend = backend
+        self.verbose = verbose
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted model to a folder, without pickles; see `load`.
+
+        What it was trained with is not kept, apart from what the network is.
+
+        Raises
+        ------
+        CheckpointError
+            Where the folder cannot be written.
+        """
+        check_is_fitted(self)
+        save_model(self.network_, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Return a fitted estimator from a folder that `save` or `save_model` wrote.
+
+        Parameters that concern training only have their defaults.
+
+        Raises
+        ------
+        CheckpointError
+            Where the folder is missing, damaged or of another version of the format.
+        ParameterError
+            Where the model is not of this kind: a regressor for a classifier, or the reverse.
+        """
+        network = load_model(folder)
+        config = network.config
+        if config.loss != cls._loss:
+            raise ParameterError(
+                f"The model at {folder} was trained with the loss {config.loss!r}, and "
+                f"{cls.__name__} takes {cls._loss!r}. Load it with the other estimator."
+            )
+        options = {name: getattr(config, name) for name in NETWORK_PARAMETERS}
+        estimator = cls(
+            hidden_layer_sizes=config.layer_sizes[1:-1],
+            standardize=network.preprocessing is not None,
+            **options,
+        )
+        estimator.network_ = network
+        estimator.n_features_in_ = config.layer_sizes[0]
+        if network.feature_names is not None:
+            estimator.feature_names_in_ = np.array(network.feature_names, dtype=object)
+        estimator._seed = config.seed
+        estimator._forget_training()
+        estimator._take_targets()
+        return estimator
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The trainer has buffers, and tables of their addresses.
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_trainer": None} if "_trainer" in state else state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _take_targets(self) -> None:
+        """Set the attributes that say what is predicted, from the network."""
+        raise NotImplementedError
+
+    def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
+        """Return X, dense or CSR, and y as scikit-learn checks them; `fit` checks the numbers."""
+        options |= {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}
+        X, y = validate_data(self, X, y, reset=reset, **options)
+        return X, y
+
+    def _check_weights(self, sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
+        if sample_weight is None:
+            return None
+        options: dict[str, Any] = {"dtype": np.float64, "ensure_non_negative": True}
+        weights: NDArray[np.float64] = _check_sample_weight(sample_weight, X, **options)
+        return weights
+
+    def _has_network(self) -> bool:
+        return hasattr(self, "network_")
+
+    def _forget_training(self) -> None:
+        """Set the attributes that tell the course of trainings to those of none."""
+        self.history_ = History()
+        self.learning_rate_: float | None = None
+        self.n_iter_ = 0
+        self.n_steps_ = 0
+        self.loss_curve_: list[float] = []
+        self.validation_scores_: list[float] | None = None
+        self.best_validation_score_: float | None = None
+        self._trainer: Trainer | None = None
+
+    def _make_network(self, n_outputs: int) -> None:
+        """Set `network_` to a new one, which has not been trained."""
+        random = check_random_state(self.random_state)
+        self._seed = int(random.randint(np.iinfo(np.int32).max))
+        self._forget_training()
+        self.network_ = self._new_network(self._network_config(n_outputs))
+        names = getattr(self, "feature_names_in_", None)
+        self.network_.feature_names = None if names is None else [str(name) for name in names]
+
+    def _new_network(self, config: NetworkConfig) -> SparseMLP:
+        progress = None if self.verbose else False
+        return SparseMLP(config, threads=resolve_jobs(self.n_jobs), progress=progress)
+
+    def _start_again(self) -> None:
+        """Replace the network by what it was before it was trained."""
+        before = self.network_
+        self.network_ = self._new_network(before.config)
+        for name in ("preprocessing", "classes", "feature_names", "target_mean", "target_scale"):
+            setattr(self.network_, name, getattr(before, name))
+
+    def _network_config(self, n_outputs: int) -> NetworkConfig:
+        hidden = self.hidden_layer_sizes
+        if isinstance(hidden, numbers.Integral):
+            hidden = (int(hidden),)
+        for size in hidden:
+            check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
+        return NetworkConfig(
+            (self.n_features_in_, *hidden, n_outputs),
+            epsilon=self.epsilon,
+            density=self.density,
+            activation=self.activation,
+            alpha=self.alpha,
+            recipe=self.recipe,
+            loss=self._loss,
+            seed=self._seed,
+        )
+
+    def _check_same_network(self) -> None:
+        """Refuse to go on with a network that the parameters no longer describe."""
+        config = self.network_.config
+        wanted = self._network_config(config.layer_sizes[-1])
+        names = ("layer_sizes", *NETWORK_PARAMETERS)
+        if any(getattr(wanted, name) != getattr(config, name) for name in names):
+            raise ParameterError(
+                f"The parameters of {OWNER} that make its network were changed since the network "
+                "was made, so training cannot go on with it. Restore them, or fit with "
+                "warm_start=False."
+            )
+
+    def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
+        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
+        fraction = 0.0
+        if epochs is None:
+            if self._stops_early(n_rows):
+                check_range(
+                    "validation_fraction",
+                    self.validation_fraction,
+                    OWNER,
+                    **{"low": 0, "high": 1, "low_open": True, "high_open": True},
+                    remedy="Set early_stopping=False to train on all rows.",
+                )
+                fraction = self.validation_fraction
+            chosen = self._auto("max_epochs", auto_epochs(n_rows))
+            schedule, warmup = self.schedule, WARMUP_SHARE * chosen
+        else:
+            chosen, schedule, warmup = epochs, "constant", 0.0
+        n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
+        return TrainingConfig(
+            epochs=chosen,
+            batch_size=min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
+            learning_rate=self._rate(),
+            schedule=schedule,
+            warmup_epochs=warmup,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            zeta=self.zeta,
+            validation_fraction=fraction,
+            patience=self.patience if fraction else None,
+            standardize=self.standardize,
+            seed=self._seed,
+            backend=self.backend,
+            threads=resolve_jobs(self.n_jobs),
+        )
+
+    def _stops_early(self, n_rows: int) -> bool:
+        if isinstance(self.early_stopping, bool | np.bool_):
+            return bool(self.early_stopping)
+        if self.early_stopping != "auto":
+            raise ParameterError(
+                f"The 'early_stopping' parameter of {OWNER} must be True, False or 'auto'. "
+                f"Got {self.early_stopping!r} instead."
+            )
+        return n_rows > STOPPING_ROWS
+
+    def _is_auto(self, name: str) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, str) and value == "auto"
+
+    def _rate(self) -> float:
+        if not self._is_auto("learning_rate"):
+            return self.learning_rate  # type: ignore[return-value]  # which its owner checks
+        return getattr(self, "learning_rate_", None) or RATES[self._loss]
+
+    def _auto(self, name: str, chosen: int) -> int:
+        """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""
+        if self._is_auto(name):
+            return chosen
+        value = getattr(self, name)
+        return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
+
+    def _train(self, X: Any, y: NDArray, sample_weight: NDArray[np.float64] | None) -> None:
+        """Train the network by `Trainer.fit`, and tell the course of it."""
+        config = self._training_config(X.shape[0])
+        progress = None if self.verbose else False
+        retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
+        for retry in range(retries + 1):
+            trainer = Trainer(self.network_, config)
+            trainer.step_count = self.n_steps_
+            try:
+                history = trainer.fit(X, y, sample_weight=sample_weight, progress=progress)
+                break
+            except NumericalError as error:
+                if retry == retries:
+                    raise
+                config = dataclasses.replace(
+                    config, learning_rate=config.learning_rate * RETRY_FACTOR
+                )
+                logger.warning("%s Starting again with %g.", error, config.learning_rate)
+                self._start_again()
+        self.learning_rate_ = config.learning_rate
+        self.n_steps_ = trainer.step_count
+        self.n_iter_ += trainer.epoch
+        self.history_ = history
+        self.loss_curve_ = self.loss_curve_ + history["loss"][1:]
+        if trainer.config.validation_fraction:
+            scores = history["validation_accuracy"][1:]
+            self.validation_scores_ = (self.validation_scores_ or []) + scores
+            self.best_validation_score_ = max(scores)
+        else:
+            self.validation_scores_ = self.best_validation_score_ = None
+
+    def _train_once(self, X: Any, y: NDArray, sample_weight: NDArray[np.float64] | None) -> None:
+        """Make one pass over the rows, by mini-batches, without evolution."""
+        weights = None if sample_weight is None else sample_weight.astype(np.float32)
+        config = self._training_config(LARGEST_BATCH * STEPS_PER_EPOCH, epochs=1)
+        if self._trainer is None or self._trainer.config != config:
+            self._trainer = Trainer(self.network_, config)
+        trainer, n_rows = self._trainer, X.shape[0]
+        self.learning_rate_ = config.learning_rate
+        trainer.step_count = self.n_steps_
+        if self.standardize and self.network_.preprocessing is None:
+            self.network_.preprocessing = Standardizer.fit(X)
+        size = self._auto("batch_size", auto_batch_size(n_rows))
+        order = np.random.default_rng((self._seed, self.n_steps_)).permutation(n_rows)
+        total = 0.0
+        for start in range(0, n_rows, size):
+            rows = order[start : start + size]
+            total += len(rows) * trainer.step(X, y, rows, sample_weight=weights)
+        self.n_steps_ = trainer.step_count
+        self.n_iter_ += 1
+        self.loss_curve_ = [*self.loss_curve_, total / n_rows]
+
+    def _predictor(self, n_rows: int) -> Predictor:
+        sizes = self.network_.config.layer_sizes
+        return Predictor(
+            self.network_,
+            threads=resolve_jobs(self.n_jobs),
+            batch_size=max(1, min(n_rows, prediction_batch(sizes))),
+            backend=self.backend,
+        )
+
+    def _check_inputs(self, X: Any) -> Any:
+        """Return X for prediction."""
+        check_is_fitted(self)
+        options: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
+        X = validate_data(self, X, reset=False, ensure_all_finite=False, **options)
+        return check_X(X, self.n_features_in_)
