@@ -14,6 +14,7 @@ from sklearn.tree import DecisionTreeClassifier
 import largesparse.skewness
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.errors import DataError, ParameterError
+from largesparse.estimator import SparseMLPClassifier
 from largesparse.selection import SparseFeatureSelector, input_strength
 from largesparse.skewness import alpha_from_skewness
 
@@ -116,6 +117,13 @@ def test_mistakes_are_told(task, fitted, settings):
 def test_another_number_of_features_is_told(task, fitted):
     with pytest.raises(ParameterError, match="20"):
         SparseFeatureSelector(fitted, prefit=True).fit(task[0][:, :5], task[1])
+
+
+def test_the_default_and_a_sparse_classifier(task):
+    assert isinstance(largesparse.selection._default(), SparseMLPClassifier)
+    estimator = SparseMLPClassifier(hidden_layer_sizes=(20,), max_epochs=2, backend="scipy")
+    selector = SparseFeatureSelector(estimator, n_features_to_select=5)
+    assert selector.fit_transform(*task).shape == (400, 5)
 
 
 # α from skewness
