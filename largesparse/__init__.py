@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from .errors import LargeSparseError
     from .estimator import SparseMLPClassifier, SparseMLPRegressor
     from .history import EpochRecord, History
+    from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
+    from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
     from .preprocessing import Standardizer
     from .records import read_records
+    from .selection import SparseFeatureSelector, input_strength
+    from .skewness import alpha_from_skewness
     from .synthetic import make_large_classification
     from .training import Trainer
 
@@ -25,22 +29,30 @@ if TYPE_CHECKING:
 _MODULES = {
     "Dataset": "datasets",
     "EpochRecord": "history",
+    "GradientFlow": "monitoring",
     "History": "history",
+    "InputDegrees": "monitoring",
     "LargeSparseError": "errors",
     "NetworkConfig": "config",
     "Predictor": "inference",
+    "SparseFeatureSelector": "selection",
     "SparseMLP": "network",
     "SparseMLPClassifier": "estimator",
     "SparseMLPRegressor": "estimator",
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
+    "alpha_from_skewness": "skewness",
+    "compact": "importance",
+    "input_strength": "selection",
     "load_checkpoint": "checkpoint",
     "load_dataset": "datasets",
     "load_model": "checkpoint",
     "make_large_classification": "synthetic",
+    "neuron_importance": "importance",
     "predict": "inference",
     "predict_proba": "inference",
+    "prune_neurons": "importance",
     "read_records": "records",
     "save_checkpoint": "checkpoint",
     "save_model": "checkpoint",
@@ -49,22 +61,30 @@ _MODULES = {
 __all__ = [
     "Dataset",
     "EpochRecord",
+    "GradientFlow",
     "History",
+    "InputDegrees",
     "LargeSparseError",
     "NetworkConfig",
     "Predictor",
+    "SparseFeatureSelector",
     "SparseMLP",
     "SparseMLPClassifier",
     "SparseMLPRegressor",
     "Standardizer",
     "Trainer",
     "TrainingConfig",
+    "alpha_from_skewness",
+    "compact",
+    "input_strength",
     "load_checkpoint",
     "load_dataset",
     "load_model",
     "make_large_classification",
+    "neuron_importance",
     "predict",
     "predict_proba",
+    "prune_neurons",
     "read_records",
     "save_checkpoint",
     "save_model",

@@ -46,3 +46,10 @@ def load_batch(
         load(values, rows, out)
     if preprocessing is not None:
         preprocessing.apply_(out)
+
+
+def dense_rows(X: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return rows of a data set as float32 (batch, n_features)."""
+    part = X[rows]
+    dense: NDArray[np.float32] = np.asarray(part.todense() if issparse(part) else part, np.float32)
+    return dense

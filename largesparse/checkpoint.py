@@ -1,7 +1,8 @@
 """Saved models and checkpoints: a folder of safetensors files with a manifest.
 
     FOLDER/manifest.json            format, configuration, classes, progress, checksums
-    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities
+    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities;
+                                    dead, where neurons have been pruned
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
     FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
@@ -30,9 +31,9 @@ from .errors import CheckpointError
 from .folders import make_beside, previous, put_in_place, remove_abandoned, umask
 from .history import History
 from .layer import SparseLayer
-from .network import SparseMLP, layer_settings
+from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
+from .network import SparseMLP
 from .preprocessing import Standardizer
-from .topology import Topology
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -54,8 +55,6 @@ DAMAGE = (
     OverflowError,
     RecursionError,
 )
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def save_model(network: SparseMLP, folder: str | Path) -> None:
@@ -173,7 +172,7 @@ def _write(
         for prefix, layers in (("", network.layers), ("best-", best or [])):
             for k, layer in enumerate(layers):
                 name = f"{prefix}layer-{k + 1:02d}.safetensors"
-                arrays = _layer_arrays(layer, velocities and not prefix)
+                arrays = layer_arrays(layer, velocities and not prefix)
                 files[name] = _write_arrays(beside / name, arrays)
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
@@ -225,22 +224,6 @@ def _beside(folder: Path) -> Path:
         return make_beside(folder)
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
-
-
-def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
-    arrays: Arrays = {
-        "indptr": layer.topology.indptr,
-        "indices": layer.topology.indices,
-        "values": layer.values,
-        "bias": layer.bias,
-    }
-    if layer.srelu is not None:
-        arrays["srelu"] = layer.srelu
-    if velocities:
-        arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
-        if layer.srelu_velocity is not None:
-            arrays["srelu_velocity"] = layer.srelu_velocity
-    return arrays
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
@@ -325,7 +308,7 @@ def _read_scaling(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and scale, float32 (length,)."""
     arrays = _read_arrays(folder, manifest, name)
-    mean, scale = (_expect(arrays, key, np.float32, length) for key in ("mean", "scale"))
+    mean, scale = (expect(arrays, key, np.float32, length) for key in ("mean", "scale"))
     return mean, scale
 
 
@@ -342,41 +325,13 @@ def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
 def _read_layers(
     folder: Path, manifest: dict[str, Any], config: NetworkConfig, prefix: str = ""
 ) -> list[SparseLayer]:
-    return [
-        _read_layer(folder, manifest, config, k, f"{prefix}layer-{k + 1:02d}.safetensors")
-        for k in range(len(config.layer_sizes) - 1)
-    ]
-
-
-def _read_layer(
-    folder: Path, manifest: dict[str, Any], config: NetworkConfig, k: int, name: str
-) -> SparseLayer:
-    n_in, n_out = config.layer_sizes[k : k + 2]
-    arrays = _read_arrays(folder, manifest, name)
-    indptr = _expect(arrays, "indptr", np.int32, n_in + 1)
-    nnz = int(indptr[-1])
-    indices = _expect(arrays, "indices", np.int32, nnz)
-    values = _expect(arrays, "values", np.float32, nnz)
-    bias = _expect(arrays, "bias", np.float32, n_out)
-    if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
-        raise ValueError(f"{name}: indptr does not ascend from 0")
-    if nnz and (indices.min() < 0 or indices.max() >= n_out):
-        raise ValueError(f"{name}: an index is outside [0, {n_out})")
-    descends = indices[1:] <= indices[:-1]
-    starts = indptr[1:-1]
-    descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
-    if descends.any():
-        raise ValueError(f"{name}: the indices of a row do not ascend")
-    topology = Topology.from_input_order(n_in, n_out, indptr, indices)
-    layer = SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
-    if "velocity" in arrays:
-        layer.velocity = _expect(arrays, "velocity", np.float32, nnz)
-        layer.bias_velocity = _expect(arrays, "bias_velocity", np.float32, n_out)
-    if layer.srelu is not None:
-        layer.srelu = _expect(arrays, "srelu", np.float32, 4, n_out)
-        if "srelu_velocity" in arrays:
-            layer.srelu_velocity = _expect(arrays, "srelu_velocity", np.float32, 4, n_out)
-    return layer
+    layers: list[SparseLayer] = []
+    for k in range(len(config.layer_sizes) - 1):
+        name = f"{prefix}layer-{k + 1:02d}.safetensors"
+        arrays = _read_arrays(folder, manifest, name)
+        layers.append(layer_of_arrays(arrays, config, k, name))
+        check_dead(layers, name)
+    return layers
 
 
 def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
@@ -394,12 +349,3 @@ def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{name}: {error}") from error
-
-
-def _expect(arrays: Arrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
-    array = arrays[name]
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
-    if dtype == np.float32 and not np.isfinite(array).all():
-        raise ValueError(f"{name} has a value that is not finite")
-    return array

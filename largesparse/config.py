@@ -20,6 +20,7 @@ from .recipes import RECIPES
 from .topology import connection_probability
 
 REGROWTH = ("initial", "zero")
+GROWTH = ("random", "gradient")
 
 
 def _make_plain(config: Any) -> None:
@@ -123,6 +124,11 @@ class TrainingConfig:
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
     evolve_last: bool = False  # evolve after the last epoch too
+    growth: str = "random"  # random | gradient: see largesparse.growth
+    growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
+    pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
+    pruning_every: int = 10  # epochs between prunings
+    pruning_percentile: float = 5.0  # of a layer's living neurons, in importance, below it they die
     validation_fraction: float = 0.0  # share of the rows set aside to watch
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     standardize: bool = True  # features to zero mean and unit variance, by the training rows
@@ -133,7 +139,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         owner = "a training"
         _make_plain(self)
-        for name in ("epochs", "batch_size", "evolution_interval"):
+        for name in ("epochs", "batch_size", "evolution_interval", "pruning_every"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
@@ -141,6 +147,17 @@ class TrainingConfig:
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
+        if self.growth not in GROWTH:
+            raise ParameterError(
+                f"The 'growth' parameter of a training must be one of {sorted(GROWTH)}. "
+                f"Got {self.growth!r} instead."
+            )
+        candidates = self.growth_candidates
+        check_range("growth_candidates", candidates, owner, low=1, high=1e6)
+        if self.pruning_start is not None:
+            check_range("pruning_start", self.pruning_start, owner, low=0, integer=True)
+        percentile = self.pruning_percentile
+        check_range("pruning_percentile", percentile, owner, low=0, high=100, high_open=True)
         check_range("seed", self.seed, owner, low=0, high=2**64 - 1, integer=True)
         fraction = "validation_fraction"
         check_range(fraction, self.validation_fraction, owner, low=0, high=1, high_open=True)

@@ -21,7 +21,7 @@ class Snapshot:
         layers = []
         for k, layer in enumerate(network.layers):
             weights = layer.values.copy(), layer.bias.copy()
-            settings = layer_settings(network.config, k)
+            settings = layer_settings(network.config, k) | {"dead": layer.dead}
             if layer.srelu is not None:
                 settings["srelu"] = layer.srelu.copy()
             layers.append(SparseLayer(layer.number, layer.topology, *weights, **settings))

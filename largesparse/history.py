@@ -24,6 +24,7 @@ class EpochRecord:
     epoch_s: float | None = None  # training alone, seconds
     inference_s: float | None = None  # prediction of all test rows, seconds
     evolution_s: float | None = None  # evolution after the epoch, seconds
+    pruning_s: float | None = None  # Importance Pruning after the epoch, seconds
     nnz: list[int] = field(default_factory=list)  # connections of every layer
 
 

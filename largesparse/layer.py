@@ -79,6 +79,9 @@ class SparseLayer:
         Draws the values of connections that evolution adds; None is zero.
     centered : bool
         Whether the gradients are centred: see `SparseMLP.finish_gradient`.
+    dead : bool (n_out,) or None
+        The neurons that Importance Pruning has killed, which have no connections and a bias of 0.
+        Never changed in place.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class SparseLayer:
         rate_scale: float = 1.0,
         regrowth: Sampler | None = None,
         centered: bool = False,
+        dead: NDArray[np.bool_] | None = None,
         srelu: Float32 | None = None,
         srelu_trained: tuple[bool, ...] = (),
     ) -> None:
@@ -106,6 +110,7 @@ class SparseLayer:
         self.rate_scale = rate_scale
         self.regrowth = regrowth
         self.centered = centered
+        self.dead = dead
         self.srelu = srelu
         self.srelu_velocity = None if srelu is None else np.zeros_like(srelu)
         self.srelu_trained = srelu_trained
@@ -135,6 +140,15 @@ class SparseLayer:
     def nnz(self) -> int:
         """Number of connections."""
         return self.topology.nnz
+
+    @property
+    def n_living(self) -> int:
+        """Number of neurons that are not dead."""
+        return self.n_out if self.dead is None else self.n_out - int(np.count_nonzero(self.dead))
+
+    def living(self) -> NDArray[np.int64]:
+        """Return the numbers of the neurons that are not dead, ascending."""
+        return np.arange(self.n_out) if self.dead is None else np.flatnonzero(~self.dead)
 
     @property
     def nbytes(self) -> int:

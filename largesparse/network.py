@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .preprocessing import Standardizer
+
+
+Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
 
 
 def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
@@ -180,8 +183,8 @@ class SparseMLP:
 
     @property
     def parameters(self) -> int:
-        """Number of connections and biases."""
-        return self.connections + sum(layer.n_out for layer in self.layers)
+        """Number of connections and biases, those of dead neurons left out."""
+        return self.connections + sum(layer.n_living for layer in self.layers)
 
     @property
     def nbytes(self) -> int:
@@ -208,6 +211,7 @@ class SparseMLP:
         *,
         dropout: Dropout = NO_DROPOUT,
         accumulate: bool = False,
+        visit: Visit | None = None,
     ) -> None:
         """Compute all gradients into the workspace, after `forward` with `training=True`.
 
@@ -221,6 +225,9 @@ class SparseMLP:
             As in `forward`.
         accumulate : bool
             Whether to add to the gradients of the micro-batches before.
+        visit : callable, optional
+            Called as visit(k, X, delta) with a layer's inputs and dL/dz, from the last layer to
+            the first, when the layer is not needed any more: it may change the connections.
         """
         batch = delta.shape[1]
         backend.sum_rows(delta, out=workspace.bias_gradients[-1], accumulate=accumulate)
@@ -258,6 +265,8 @@ class SparseMLP:
                     out_gradient=workspace.srelu_gradients[k - 1],
                     accumulate=accumulate,
                 )
+            if visit is not None:
+                visit(k, workspace.activations(k - 1, batch), delta)
             delta = out_delta
         first = self.layers[0].topology
         backend.weight_gradient(
@@ -268,6 +277,8 @@ class SparseMLP:
             out=workspace.gradients[0],
             accumulate=accumulate,
         )
+        if visit is not None:
+            visit(0, workspace.inputs(batch), delta)
 
     def finish_gradient(self, workspace: Workspace, rows: int, backend: Backend) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.

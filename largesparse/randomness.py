@@ -16,6 +16,7 @@ STREAMS = {
     "evolution": 4,
     "split": 5,
     "augmentation": 6,
+    "growth": 7,
 }
 
 

@@ -6,25 +6,27 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 from tqdm.auto import tqdm
 
 from .activations import TRAINED
 from .backends import get_backend
-from .batches import load_batch
+from .batches import dense_rows, load_batch
 from .checkpoint import check_folder, save_checkpoint
 from .config import NetworkConfig, TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
-from .errors import CheckpointError, DataError, NumericalError
-from .evolution import evolve
+from .errors import CheckpointError, DataError, NumericalError, ParameterError
+from .growth import Walk, evolve_layers
 from .history import EpochRecord, History
+from .importance import prune_neurons
+from .layer import SparseLayer
 from .losses import LOSSES, ScoreSums
-from .network import SparseMLP, dropout_key
+from .network import SparseMLP, Visit, dropout_key
 from .randomness import stream
 from .threads import resolve_threads
 from .training_data import TrainingData, prepare
@@ -134,22 +136,32 @@ class Trainer:
         y: NDArray[Any],
         rows: NDArray[np.int64],
         sample_weight: NDArray[np.float32] | None = None,
+        *,
+        plain: bool = False,
+        visit: Visit | None = None,
     ) -> float:
-        """Compute the mini-batch's gradient, by micro-batches, into the workspace."""
+        """Compute the mini-batch's gradient, by micro-batches, into the workspace.
+
+        `plain` is without dropout and centring; `visit` is as in `SparseMLP.backward`.
+        """
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
+        workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
             load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
-            dropout = dropout_key(config.dropout, config.seed, self.step_count, start)
+            rate = 0.0 if plain else config.dropout
+            dropout = dropout_key(rate, config.seed, self.step_count, start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
             weights = None if sample_weight is None else sample_weight[part]
             loss, delta = self._loss(logits, y[part], len(rows), weights)
             self._check_finite(loss, self.step_count + 1, self.epoch + 1)
             total += loss
-            self.network.backward(workspace, delta, backend, dropout=dropout, accumulate=start > 0)
-        self.network.finish_gradient(workspace, len(rows), backend)
+            options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
+            self.network.backward(workspace, delta, backend, visit=visit, **options)
+        if not plain:
+            self.network.finish_gradient(workspace, len(rows), backend)
         return total / len(rows)
 
     def _whole_step(
@@ -163,6 +175,7 @@ class Trainer:
         """Compute the gradient and update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
+            self.workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
@@ -200,15 +213,37 @@ class Trainer:
                 sums.add(outputs, y[part], weights)
         return loss / max(sums.weight, 1e-300), sums.score()
 
-    def evolve(self) -> list[NDArray[np.int32]]:
-        """Evolve every layer but the output one; return their slot maps."""
-        evolution = max(0, self.epoch - 1) // self.config.evolution_interval
-        zeta = self.config.zeta * self.config.zeta_decay**evolution
-        maps = []
+    def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:
+        """Evolve every layer but the output one; return their slot maps.
+
+        Where connections grow by the gradient, `data` has the rows of which it takes a
+        micro-batch, without dropout.
+        """
+        config = self.config
+        evolution = max(0, self.epoch - 1) // config.evolution_interval
+        zeta = config.zeta * config.zeta_decay**evolution
+        walk = None
+        if config.growth == "gradient":
+            if data is None:
+                raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
+            size = min(self.workspace.micro_batch, len(data.train_rows))
+            rng = stream(config.seed, "growth", self.epoch)
+            rows = np.sort(rng.choice(data.train_rows, size, replace=False))
+            run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
+            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
+
+        def rng_of(layer: SparseLayer) -> np.random.Generator:
+            return stream(config.seed, "evolution", self.epoch, layer.number)
+
         with self.backend.threads(self.threads):
-            for layer in self.network.layers[:-1]:
-                rng = stream(self.config.seed, "evolution", self.epoch, layer.number)
-                maps.append(evolve(layer, zeta, rng))
+            maps = evolve_layers(self.network.layers[:-1], zeta, rng_of, walk)
+        self.workspace.allocate_gradients(self.network.layers)
+        return maps
+
+    def prune(self) -> list[NDArray[np.int32]]:
+        """Prune neurons by importance, as configured; return the slot maps of all layers."""
+        with self.backend.threads(self.threads):
+            maps = prune_neurons(self.network, self.config.pruning_percentile)
         self.workspace.allocate_gradients(self.network.layers)
         return maps
 
@@ -268,7 +303,7 @@ class Trainer:
         if not self.history.epochs:
             self._record(data)
         elif self.epoch < self.config.epochs:
-            self._evolve_if_due()  # the last epoch of a training that is prolonged now
+            self._evolve_if_due(data)  # the last epoch of a training that is prolonged now
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
@@ -283,7 +318,7 @@ class Trainer:
                 if stopping:
                     stop = stopping.update(self.network, record)
                     self.best = stopping.best
-                self._evolve_if_due()
+                self._evolve_if_due(data)
                 if checkpoint is not None:
                     self._save(checkpoint)
                 stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
@@ -301,7 +336,7 @@ class Trainer:
             progress = self.epoch + start / len(rows)
             X, y, weights = data.X, data.y, data.weights
             if augment is not None:
-                X, y = augment(_dense(X, batch), batch, self.epoch), y[batch]
+                X, y = augment(dense_rows(X, batch), batch, self.epoch), y[batch]
                 weights = None if weights is None else weights[batch]
                 batch = np.arange(len(batch))
             total += len(batch) * self.step(X, y, batch, progress=progress, sample_weight=weights)
@@ -334,22 +369,22 @@ class Trainer:
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
-    def _evolve_if_due(self) -> None:
-        """Evolve after an epoch, unless it is the last one or that has been done."""
+    def _evolve_if_due(self, data: TrainingData) -> None:
+        """Prune and evolve after an epoch, unless it is the last one or that has been done."""
         config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
+        start = config.pruning_start
+        pruning = start is not None and self.epoch >= max(1, start)
+        pruning &= self.epoch % config.pruning_every == 0
+        if pruning and not last and record.pruning_s is None:
+            started = time.perf_counter()
+            self.prune()
+            record.pruning_s = time.perf_counter() - started
         due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
         if due and not last and record.evolution_s is None:
             started = time.perf_counter()
-            self.evolve()
+            self.evolve(data)
             record.evolution_s = time.perf_counter() - started
-
-
-def _dense(X: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return rows of a data set as float32 (batch, n_features)."""
-    part = X[rows]
-    dense: NDArray[np.float32] = np.asarray(part.todense() if issparse(part) else part, np.float32)
-    return dense
 
 
 def warm_up(backend: str | None = None, threads: int = 1) -> None:

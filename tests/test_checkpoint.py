@@ -27,6 +27,7 @@ from largesparse import (
     SparseMLP,
     Trainer,
     TrainingConfig,
+    layer_files,
     load_checkpoint,
     load_model,
     predict,
@@ -730,9 +731,9 @@ def test_an_indptr_whose_differences_wrap_around_is_refused(copy, monkeypatch):
         pytest.fail("accepted")  # before it crashes
 
     edit_arrays(copy, "layer-02.safetensors", with_indptr(2**31 - 1, -(2**31), -1))
-    original = checkpoint_module.Topology.from_input_order
+    original = layer_files.Topology.from_input_order
     monkeypatch.setattr(
-        checkpoint_module.Topology,
+        layer_files.Topology,
         "from_input_order",
         lambda n_in, *rest: stop() if n_in == 30 else original(n_in, *rest),
     )

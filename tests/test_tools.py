@@ -65,6 +65,14 @@ def test_real_data_is_trained_on(measure, shared_data, monkeypatch, capsys):
     assert "test accuracy: best" in capsys.readouterr().out
 
 
+def test_pruning_on_real_data(measure, shared_data, monkeypatch, capsys):
+    monkeypatch.setenv("LARGESPARSE_DATA", str(shared_data))
+    settings = ["--pruning", "--pruning-start", "1", "--pruning-every", "1"]
+    settings += ["--pruning-percentile", "50"]
+    measure.main(["madelon", "--epochs", "2", "--backend", "scipy", *settings])
+    assert "neurons: 400-100-400 -> 200-50-200" in capsys.readouterr().out
+
+
 def test_our_step_is_timed(compare_peers, tmp_path, capsys):
     arguments = ["--layers", "50,30,3", "--peers", "none", "--backends", "scipy"]
     code = compare_peers.main([*arguments, "--repeats", "1", "--json", str(tmp_path / "t.json")])

@@ -394,7 +394,7 @@ def test_zeta_decays_from_one_evolution_to_the_next(monkeypatch):
     expected, found = [], []
     evolve = Trainer.evolve
 
-    def spy(self):
+    def spy(self, data):
         zeta = 0.4 * 0.5 ** len(found)
         expected.append(
             [
@@ -402,7 +402,7 @@ def test_zeta_decays_from_one_evolution_to_the_next(monkeypatch):
                 for layer in self.network.layers[:-1]
             ]
         )
-        maps = evolve(self)
+        maps = evolve(self, data)
         found.append([int(np.sum(slots == -1)) for slots in maps])
         return maps
 

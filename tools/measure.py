@@ -2,6 +2,7 @@
 
     python tools/measure.py fashion            784-1000-1000-1000-10, Table 7's settings
     python tools/measure.py madelon            500-400-100-400-2, Table 7's settings
+    python tools/measure.py madelon --epochs 500 --pruning       the same with Importance Pruning
     python tools/measure.py twins              20k-wide networks of 2 and 10 layers, width recipe
     python tools/measure.py layer              initialise and evolve one layer: time and peak memory
     python tools/measure.py prediction         one process beside two, one thread each
@@ -31,7 +32,7 @@ from largesparse import (
 )
 from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
-from largesparse.config import REGROWTH
+from largesparse.config import GROWTH, REGROWTH
 from largesparse.evolution import evolve
 from largesparse.initializers import uniform
 from largesparse.layer import SparseLayer
@@ -79,12 +80,23 @@ def table_7(options: argparse.Namespace) -> None:
         dropout=options.dropout,
         weight_decay=options.weight_decay,
         zeta_decay=options.zeta_decay,
+        pruning_start=options.pruning_start if options.pruning else None,
+        pruning_every=options.pruning_every,
+        pruning_percentile=options.pruning_percentile,
+        growth=options.growth,
         seed=options.seed,
         backend=options.backend,
         threads=options.threads,
     )
     trainer = Trainer(SparseMLP(config), training)
-    print_history(trainer.fit(data.X_train, data.y_train, test=(data.X_test, data.y_test)))
+    history = trainer.fit(data.X_train, data.y_train, test=(data.X_test, data.y_test))
+    print_history(history)
+    first, last = (sum(nnz[:-1]) for nnz in (history["nnz"][0], history["nnz"][-1]))
+    print(
+        f"connections, those of the output layer left out: {first} -> {last} ({last / first:.1%})"
+    )
+    living = [layer.n_living for layer in trainer.network.layers[:-1]]
+    print(f"neurons: {'-'.join(map(str, sizes[1:-1]))} -> {'-'.join(map(str, living))}")
 
 
 def twins(options: argparse.Namespace) -> None:
@@ -222,6 +234,14 @@ def make_parser() -> argparse.ArgumentParser:
             default=regrowth,
             help="values of new connections (default %(default)s)",
         )
+        real.add_argument("--growth", choices=GROWTH, default="random", help="default %(default)s")
+        real.add_argument("--pruning", action="store_true", help="prune neurons by importance")
+        for option, kind, value, text in (
+            ("--pruning-start", parse_size, 200, "first epoch of it"),
+            ("--pruning-every", parse_size, 10, "epochs between prunings"),
+            ("--pruning-percentile", float, 6.5, "of a layer's living neurons that die"),
+        ):
+            real.add_argument(option, type=kind, default=value, help=f"{text} (default {value})")
     twin = add("twins", twins)
     twin.add_argument("--epochs", type=parse_size, default=12)
     twin.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")

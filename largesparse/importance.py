@@ -1,0 +1,181 @@
+"""Importance Pruning (eq. 4, Algorithm 2): neurons of little importance die, and stay dead.
+
+A dead neuron has no connections, neither incoming nor outgoing, and a bias of 0. What it would
+still put out without its incoming weights, f(bias), is a constant; that moves into the biases of
+the next layer. So all others compute what they would if only the incoming weights were removed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ParameterError, check_range
+from .evolution import mark_smallest, remove_connections
+from .layer import Float32, Int32, SparseLayer
+from .network import SparseMLP
+
+Bool = NDArray[np.bool_]
+
+
+def neuron_importance(layer: SparseLayer) -> Float32:
+    """Return the importance of every neuron: the sum of |incoming weights| (eq. 4).
+
+    Returns
+    -------
+    importance : float32 (n_out,)
+        0 for the dead, and for those that no connection leads to.
+    """
+    magnitudes = np.abs(layer.values)
+    sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
+    return sums.astype(np.float32)
+
+
+def prune_neurons(
+    network: SparseMLP, percentile: float | None = None, *, threshold: float | None = None
+) -> list[Int32]:
+    """Kill the hidden neurons of little importance, in place.
+
+    Output neurons are never pruned. The importance of all layers is taken before anything is
+    removed, as in Algorithm 2. Where the network has a trainer, its next step makes its buffers
+    fit.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        Changed in place.
+    percentile : float in [0, 100), optional
+        In every layer the neurons below this percentile of those alive go: ⌈t(n - 1)/100⌉ of n,
+        ties by position. So one at least remains.
+    threshold : float >= 0, optional
+        In place of `percentile`: neurons of an importance below this go, but never the most
+        important one of a layer.
+
+    Returns
+    -------
+    slot_maps : list of int32 (nnz,)
+        For every layer: old connection -> its place in the new input order; -1 where it is gone.
+
+    Raises
+    ------
+    ParameterError
+        Where a value is out of range, or not exactly one of the two is given.
+
+    Examples
+    --------
+    >>> from largesparse import NetworkConfig
+    >>> network = SparseMLP(NetworkConfig((20, 40, 30, 2), epsilon=5))
+    >>> _ = prune_neurons(network, 20)
+    >>> [int(layer.dead.sum()) for layer in network.layers[:-1]]
+    [8, 6]
+    """
+    if (percentile is None) == (threshold is None):
+        raise ParameterError(
+            "Exactly one of the 'percentile' and 'threshold' parameters of prune_neurons must be "
+            f"given. Got {percentile!r} and {threshold!r} instead."
+        )
+    if percentile is not None:
+        check_range("percentile", percentile, "prune_neurons", low=0, high=100, high_open=True)
+    else:
+        check_range("threshold", threshold, "prune_neurons", low=0)
+    dying = [_select(layer, percentile, threshold) for layer in network.layers[:-1]]
+    # From the last layer down: a neuron that dies puts out f of its own bias, without what
+    # dying neurons below would add to it.
+    for k in reversed(range(len(dying))):
+        _bury(network.layers[k], network.layers[k + 1], dying[k])
+    none_of_inputs = np.zeros(network.layers[0].n_in, dtype=bool)
+    none_of_outputs = np.zeros(network.layers[-1].n_out, dtype=bool)
+    marks = [none_of_inputs, *dying, none_of_outputs]
+    slot_maps = []
+    for layer, below, own in zip(network.layers, marks, marks[1:], strict=False):
+        going = below[layer.topology.rows()] | own[layer.topology.indices]
+        slot_maps.append(remove_connections(layer, ~going))
+    return slot_maps
+
+
+def compact(network: SparseMLP) -> SparseMLP:
+    """Return a network without the dead neurons, in the same number of layers.
+
+    Its outputs are the same, up to rounding. What is left of weights, velocities, classes and
+    preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new sizes, and what a
+    recipe derives from them (rates of the layers, values of new connections) follows.
+    """
+    import dataclasses
+
+    from .network import layer_settings
+    from .topology import Topology
+
+    sizes = [network.layers[0].n_in, *(layer.n_living for layer in network.layers)]
+    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes))
+    layers = []
+    inputs = np.ones(sizes[0], dtype=bool)
+    for k, layer in enumerate(network.layers):
+        settings = layer_settings(config, k)
+        outputs = np.ones(layer.n_out, dtype=bool) if layer.dead is None else ~layer.dead
+        # Rows and columns of the dead are empty: the order of the connections stays.
+        indptr = np.concatenate([[0], layer.topology.indptr[1:][inputs]]).astype(np.int32)
+        new_number = np.cumsum(outputs, dtype=np.int32) - np.int32(1)
+        topology = Topology.from_input_order(
+            sizes[k], sizes[k + 1], indptr, new_number[layer.topology.indices]
+        )
+        if layer.srelu is not None:
+            settings["srelu"] = np.ascontiguousarray(layer.srelu[:, outputs])
+        weights = layer.values.copy(), layer.bias[outputs]
+        kept = SparseLayer(layer.number, topology, *weights, **settings)
+        if layer.srelu_velocity is not None:
+            kept.srelu_velocity = np.ascontiguousarray(layer.srelu_velocity[:, outputs])
+        kept.velocity[:] = layer.velocity
+        kept.bias_velocity[:] = layer.bias_velocity[outputs]
+        layers.append(kept)
+        inputs = outputs
+    result = SparseMLP.from_layers(config, layers)
+    result.preprocessing = network.preprocessing
+    result.classes = None if network.classes is None else network.classes.copy()
+    result.target_mean, result.target_scale = network.target_mean, network.target_scale
+    result.feature_names = network.feature_names
+    return result
+
+
+def _select(layer: SparseLayer, percentile: float | None, threshold: float | None) -> Bool:
+    """Return which neurons of a layer, alive so far, are to die: bool (n_out,)."""
+    living = layer.living()
+    importance = neuron_importance(layer)[living]
+    if threshold is None:
+        assert percentile is not None
+        marked = mark_smallest(importance, math.ceil(percentile * (len(living) - 1) / 100))
+    else:
+        marked = importance < threshold
+        if marked.all():
+            marked[importance.argmax()] = False
+    dying = np.zeros(layer.n_out, dtype=bool)
+    dying[living[marked]] = True
+    return dying
+
+
+def _bury(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
+    """Mark neurons as dead, and move their constant output into the biases of the layer above.
+
+    Their connections are still there; without the incoming ones, z is the bias.
+    """
+    if not dying.any():
+        return
+    output = _activate(layer, layer.bias)
+    output[~dying] = 0
+    constants = output[above.topology.rows()] * above.values
+    above.bias += np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
+    if above.dead is not None:
+        above.bias[above.dead] = 0
+    layer.bias[dying] = 0
+    layer.bias_velocity[dying] = 0
+    layer.dead = dying if layer.dead is None else layer.dead | dying
+
+
+def _activate(layer: SparseLayer, z: Float32) -> Float32:
+    """Return f(z) of every neuron of a layer: float32 (n_out,)."""
+    if layer.srelu is None:
+        return np.where(z > 0, z, np.float32(layer.slope) * z)
+    t_left, a_left, t_right, a_right = layer.srelu
+    right = np.where(z >= t_right, t_right + a_right * (z - t_right), z)
+    return np.where(z <= t_left, t_left + a_left * (z - t_left), right)
