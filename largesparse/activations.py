@@ -1,8 +1,14 @@
-"""Activation functions. Each is z for z > 0 and slope·z for z <= 0; they differ in the slope."""
+"""Activation functions. Most are z for z > 0 and slope·z for z <= 0; they differ in the slope.
+
+SReLU and PReLU have parameters of every neuron that are trained: see `backends.srelu_kernels`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
 
 # name -> left slope, given alpha and the layer's number as the paper counts (the input is 1)
 ACTIVATIONS: dict[str, Callable[[float, int], float]] = {
@@ -10,7 +16,12 @@ ACTIVATIONS: dict[str, Callable[[float, int], float]] = {
     "relu": lambda alpha, number: 0.0,
     "leaky_relu": lambda alpha, number: alpha,
     "linear": lambda alpha, number: 1.0,
+    "srelu": lambda alpha, number: 1.0,  # its shape comes after the product
+    "prelu": lambda alpha, number: 1.0,
 }
+
+# name -> which of t_l, a_l, t_r, a_r are trained
+TRAINED = {"srelu": (True, True, True, True), "prelu": (False, True, False, False)}
 
 
 def left_slope(activation: str, alpha: float, number: int) -> float:
@@ -22,3 +33,14 @@ def left_slope(activation: str, alpha: float, number: int) -> float:
     (-0.6, 0.6)
     """
     return ACTIVATIONS[activation](alpha, number)
+
+
+def initial_shape(activation: str, alpha: float, n: int) -> NDArray[np.float32] | None:
+    """Return the first parameters of n neurons, float32 (4, n), where the shape is trained.
+
+    SReLU begins as a leaky ReLU with slope alpha that is the identity from 0 on; t_r = 1.
+    """
+    if activation not in TRAINED:
+        return None
+    first = [0.0, alpha, 1.0 if activation == "srelu" else 0.0, 1.0]
+    return np.repeat(np.array(first, dtype=np.float32)[:, None], n, axis=1)

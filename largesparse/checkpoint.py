@@ -234,8 +234,12 @@ def _layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
         "values": layer.values,
         "bias": layer.bias,
     }
+    if layer.srelu is not None:
+        arrays["srelu"] = layer.srelu
     if velocities:
         arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
+        if layer.srelu_velocity is not None:
+            arrays["srelu_velocity"] = layer.srelu_velocity
     return arrays
 
 
@@ -368,6 +372,10 @@ def _read_layer(
     if "velocity" in arrays:
         layer.velocity = _expect(arrays, "velocity", np.float32, nnz)
         layer.bias_velocity = _expect(arrays, "bias_velocity", np.float32, n_out)
+    if layer.srelu is not None:
+        layer.srelu = _expect(arrays, "srelu", np.float32, 4, n_out)
+        if "srelu_velocity" in arrays:
+            layer.srelu_velocity = _expect(arrays, "srelu_velocity", np.float32, 4, n_out)
     return layer
 
 
@@ -388,12 +396,10 @@ def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _expect(arrays: Arrays, name: str, dtype: type, length: int) -> NDArray[Any]:
+def _expect(arrays: Arrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
     array = arrays[name]
-    if array.dtype != dtype or array.shape != (length,):
-        raise ValueError(
-            f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} ({length},)"
-        )
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
     if dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError(f"{name} has a value that is not finite")
     return array

@@ -8,47 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 
 from . import __version__
-from .errors import LargeSparseError, ParameterError
+from .errors import LargeSparseError
+from .model_commands import add_evaluate, add_inspect, add_predict
+from .sizes import SizeError, parse_size
+from .train_command import add_train
 
-SIZE_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-
-# Two digits of exponent: more would take for ever to write out.
-SIZE_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)([kmg]?)", re.IGNORECASE)
-
-
-class SizeError(argparse.ArgumentTypeError, ParameterError):
-    """A size that cannot be read. `argparse` shows the message of this kind of error only."""
-
-
-def parse_size(text: str) -> int:
-    """Return the whole number that a size such as "250k" stands for.
-
-    Suffixes are k, M and G (10**3, 10**6, 10**9), in either case; "1e6" works too.
-
-    Raises
-    ------
-    SizeError
-        If `text` is no size, not whole, not positive or beyond 64 bits.
-
-    Examples
-    --------
-    >>> parse_size("2.5M")
-    2500000
-    """
-    match = SIZE_PATTERN.fullmatch(text.strip())
-    value = Decimal(match[1]) * SIZE_SUFFIXES[match[2].lower()] if match else Decimal(0)
-    if value != int(value) or not 0 < value < 2**63:
-        raise SizeError(
-            "A size must be a positive whole number such as 1000, 250k, 2.5M or 1e6. "
-            f"Got {text!r} instead."
-        )
-    return int(value)
+__all__ = ["SizeError", "main", "make_parser", "parse_size", "run_command"]
 
 
 def run_command(function: Callable[[], int | None]) -> int:
@@ -162,4 +131,4 @@ def _tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_info, _add_tune)
+COMMANDS = (add_train, add_predict, add_evaluate, add_inspect, _add_info, _add_tune)

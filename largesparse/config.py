@@ -37,7 +37,7 @@ class NetworkConfig:
     layer_sizes: tuple[int, ...]  # features, hidden layers, classes (or targets)
     epsilon: float | None = None  # density control; 20 where density is not given either
     density: float | None = None  # share of the cells of every layer, in place of epsilon
-    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear
+    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
     alpha: float = 0.6  # slope of the negative side
     initializer: str = "he_uniform"  # he_uniform | xavier | normal
     recipe: str = "paper"  # paper | width: see largesparse.recipes

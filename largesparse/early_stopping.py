@@ -18,16 +18,13 @@ class Snapshot:
     @classmethod
     def of(cls, network: SparseMLP) -> Snapshot:
         """Copy the weights; topologies are never changed in place, and are shared."""
-        layers = [
-            SparseLayer(
-                layer.number,
-                layer.topology,
-                layer.values.copy(),
-                layer.bias.copy(),
-                **layer_settings(network.config, k),
-            )
-            for k, layer in enumerate(network.layers)
-        ]
+        layers = []
+        for k, layer in enumerate(network.layers):
+            weights = layer.values.copy(), layer.bias.copy()
+            settings = layer_settings(network.config, k)
+            if layer.srelu is not None:
+                settings["srelu"] = layer.srelu.copy()
+            layers.append(SparseLayer(layer.number, layer.topology, *weights, **settings))
         return cls(layers)
 
     def restore_(self, network: SparseMLP) -> None:

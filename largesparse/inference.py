@@ -29,7 +29,7 @@ from .threads import available_threads, resolve_threads
 from .workspace import Workspace
 
 MAX_PROCESSES = 1024
-ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias")
+ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias", "srelu")
 
 
 def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.float32]:
@@ -108,7 +108,11 @@ class Predictor:
                         "n_in": layer.n_in,
                         "n_out": layer.n_out,
                         "slope": layer.slope,
-                        "arrays": {key: files.share(getattr(layer, key)) for key in ARRAYS},
+                        "arrays": {
+                            key: files.share(array)
+                            for key in ARRAYS
+                            if (array := getattr(layer, key)) is not None
+                        },
                     }
                     for layer in network.layers
                 ],

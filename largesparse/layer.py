@@ -34,6 +34,8 @@ class Forward(Protocol):
     def bias(self) -> Float32: ...
     @property
     def slope(self) -> float: ...
+    @property
+    def srelu(self) -> Float32 | None: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ForwardLayer:
     values_by_output: Float32
     bias: Float32
     slope: float
+    srelu: Float32 | None = None
 
 
 class SparseLayer:
@@ -65,6 +68,11 @@ class SparseLayer:
     bias, bias_velocity : float32 (n_out,)
     slope : float
         Left slope of the activation; 1 is none.
+    srelu, srelu_velocity : float32 (4, n_out) or None
+        Parameters of an activation whose shape is trained, applied where slope is 1: see
+        `backends.srelu_kernels`.
+    srelu_trained : four bools
+        Which of the parameters are trained.
     rate_scale : float
         The learning rate of the layer's weights is multiplied by this.
     regrowth : Sampler or None
@@ -84,6 +92,8 @@ class SparseLayer:
         rate_scale: float = 1.0,
         regrowth: Sampler | None = None,
         centered: bool = False,
+        srelu: Float32 | None = None,
+        srelu_trained: tuple[bool, ...] = (),
     ) -> None:
         self.number = number
         self.topology = topology
@@ -96,6 +106,9 @@ class SparseLayer:
         self.rate_scale = rate_scale
         self.regrowth = regrowth
         self.centered = centered
+        self.srelu = srelu
+        self.srelu_velocity = None if srelu is None else np.zeros_like(srelu)
+        self.srelu_trained = srelu_trained
         self.refresh()
 
     @property
@@ -127,7 +140,8 @@ class SparseLayer:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         weights = self.values.nbytes + self.velocity.nbytes + self.values_by_output.nbytes
-        return self.topology.nbytes + weights + self.bias.nbytes + self.bias_velocity.nbytes
+        shape = 0 if self.srelu is None else 2 * self.srelu.nbytes
+        return self.topology.nbytes + weights + 2 * self.bias.nbytes + shape
 
     def refresh(self) -> None:
         """Renew the copy of the weights in output order, after `values` changed."""

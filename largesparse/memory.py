@@ -1,6 +1,6 @@
 """How many bytes a training takes, planned before anything is allocated.
 
-The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons:
+The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons::
 
     model        24·nnz (indices and weights in both orders, permutation, velocity)
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from .activations import TRAINED
 from .config import NetworkConfig
 from .errors import MemoryPlanError
 from .info import cgroup_memory_limit
@@ -96,18 +97,22 @@ def plan_training(config: NetworkConfig, micro_batch: int, *, mapped: int = 0) -
         micro_batch,
         model,
         gradients,
-        activation_bytes(sizes, micro_batch),
+        activation_bytes(sizes, micro_batch, trained=config.activation in TRAINED),
         passing,
         mapped,
     )
 
 
-def activation_bytes(layer_sizes: Sequence[int], micro_batch: int) -> int:
-    """Return the bytes of a training workspace, its gradients apart."""
+def activation_bytes(layer_sizes: Sequence[int], micro_batch: int, *, trained: bool = False) -> int:
+    """Return the bytes of a training workspace, its gradients apart.
+
+    Where the activation's shape is trained (`trained`), z is kept beside the activation.
+    """
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
     buffers = min(2, len(hidden)) * max(hidden, default=0)
     floats = layer_sizes[0] + sum(hidden) + layer_sizes[-1] + buffers
+    floats += sum(hidden) if trained else 0
     return 4 * floats * micro_batch + 8 * words * sum(hidden)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .activations import left_slope
+from .activations import TRAINED, initial_shape, left_slope
 from .backends.base import NO_DROPOUT, RESOLUTION, Backend, Dropout, Float32
 from .config import NetworkConfig
 from .initializers import INITIALIZERS, Sampler
@@ -35,6 +35,8 @@ def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
         "rate_scale": recipe.rate_scale,
         "regrowth": None if (config.regrowth or recipe.regrowth) == "zero" else _sampler(config, k),
         "centered": is_output and recipe.center_output,
+        "srelu": initial_shape(activation, config.alpha, config.layer_sizes[k + 1]),
+        "srelu_trained": TRAINED.get(activation, ()),
     }
 
 
@@ -86,6 +88,9 @@ def forward(
     for k, layer in enumerate(layers):
         out = workspace.activations(k, batch)
         hidden = training and k < len(layers) - 1
+        shaped = layer.srelu is not None
+        Z = workspace.sums(k, batch) if shaped and training else out
+        state = workspace.state(k, batch) if hidden else None
         backend.forward(
             layer.indptr_by_output,
             layer.indices_by_output,
@@ -93,10 +98,14 @@ def forward(
             layer.bias,
             X,
             slope=layer.slope,
-            out=out,
-            state=workspace.state(k, batch) if hidden else None,
+            out=Z,
+            state=state,
             dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
         )
+        if layer.srelu is not None:
+            backend.activate_srelu(
+                Z, layer.srelu, dropout.keep_share if hidden else np.float32(1), state, out=out
+            )
         X = out
     return X
 
@@ -222,6 +231,7 @@ class SparseMLP:
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
             out_delta = workspace.delta(k - 1, batch)
+            bias_gradient = workspace.bias_gradients[k - 1]
             backend.backward(
                 layer.topology.indptr,
                 layer.topology.indices,
@@ -233,9 +243,21 @@ class SparseMLP:
                 slope_below=below.slope,
                 state_below=workspace.state(k - 1, batch),
                 keep_share_below=dropout.keep_share,
-                out_bias_gradient_below=workspace.bias_gradients[k - 1],
+                out_bias_gradient_below=(
+                    bias_gradient if below.srelu is None else np.empty_like(bias_gradient)
+                ),
                 accumulate=accumulate,
             )
+            if below.srelu is not None:
+                backend.differentiate_srelu(
+                    out_delta,
+                    workspace.sums(k - 1, batch),
+                    below.srelu,
+                    dropout.keep_share,
+                    out_bias_gradient=bias_gradient,
+                    out_gradient=workspace.srelu_gradients[k - 1],
+                    accumulate=accumulate,
+                )
             delta = out_delta
         first = self.layers[0].topology
         backend.weight_gradient(
@@ -279,8 +301,10 @@ class SparseMLP:
     ) -> None:
         """Apply the gradients in the workspace, in place."""
         gradients = zip(self.layers, workspace.gradients, workspace.bias_gradients, strict=True)
-        for layer, gradient, bias_gradient in gradients:
+        for k, (layer, gradient, bias_gradient) in enumerate(gradients):
             optimizer.update_(layer, gradient, bias_gradient, learning_rate, backend)
+            if layer.srelu is not None:
+                optimizer.update_srelu_(layer, workspace.srelu_gradients[k], learning_rate, backend)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

@@ -105,3 +105,23 @@ class MomentumSGD:
             **shared,
         )
         backend.update(layer.bias, layer.bias_velocity, bias_gradient, rate=learning_rate, **shared)
+
+    def update_srelu_(
+        self, layer: SparseLayer, gradient: Float32, learning_rate: float, backend: Backend
+    ) -> None:
+        """Update the activation's parameters in place, without decay: 0 is not their middle.
+
+        Parameters
+        ----------
+        layer : SparseLayer
+        gradient : float32 (4, n_out)
+            Mean over the mini-batch.
+        learning_rate : float
+        backend : Backend
+        """
+        if layer.srelu is None or layer.srelu_velocity is None:
+            return
+        for row, trained in enumerate(layer.srelu_trained):
+            if trained:
+                arrays = layer.srelu[row], layer.srelu_velocity[row], gradient[row]
+                backend.update(*arrays, rate=learning_rate, momentum=self.momentum, decay=0.0)

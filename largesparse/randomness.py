@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = {"topology": 0, "values": 1, "shuffle": 2, "dropout": 3, "evolution": 4, "split": 5}
+STREAMS = {
+    "topology": 0,
+    "values": 1,
+    "shuffle": 2,
+    "dropout": 3,
+    "evolution": 4,
+    "split": 5,
+    "augmentation": 6,
+}
 
 
 def stream(seed: int, name: str, *key: int, rank: int = 0) -> np.random.Generator:

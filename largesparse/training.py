@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from tqdm.auto import tqdm
 
+from .activations import TRAINED
 from .backends import get_backend
 from .batches import load_batch
 from .checkpoint import check_folder, save_checkpoint
@@ -82,6 +83,11 @@ class Trainer:
             self._workspace = Workspace(self.network.layers, micro_batch)
         return self._workspace
 
+    @property
+    def _has_whole_step(self) -> bool:
+        """Whether a step can be one compiled call."""
+        return self.backend.has_whole_step and self.network.config.activation not in TRAINED
+
     def step(
         self,
         X: Any,
@@ -114,7 +120,7 @@ class Trainer:
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate = self.config.learning_rate * factor
         with self.backend.threads(self.threads):
-            if self.backend.has_whole_step and len(rows) <= self.workspace.micro_batch:
+            if self._has_whole_step and len(rows) <= self.workspace.micro_batch:
                 loss = self._whole_step(X, y, rows, rate, sample_weight)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)

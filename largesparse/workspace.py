@@ -17,8 +17,9 @@ class Workspace:
     """Buffers for micro-batches of up to `micro_batch` samples.
 
     A training workspace keeps one float32 and two bits for every neuron and sample, two buffers
-    of the widest layer for the backward pass, and the gradients. One for prediction has two
-    activation buffers of the widest layer, which the layers use in turn.
+    of the widest layer for the backward pass, and the gradients; where the activation's shape is
+    trained, a second float32. One for prediction has two activation buffers of the widest layer,
+    which the layers use in turn.
 
     Parameters
     ----------
@@ -31,6 +32,8 @@ class Workspace:
     ----------
     gradients : list of float32 (nnz,)
     bias_gradients : list of float32 (n_out,)
+    srelu_gradients : list of float32 (4, n_out)
+        Of the activations whose shape is trained; (4, 0) for the others.
     input_sums : float32 (n_in of the output layer,)
         Sums of the output layer's inputs over the mini-batch; empty if it is not centred.
     """
@@ -52,6 +55,13 @@ class Workspace:
             self._states = [np.empty(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
             self._deltas = [_floats(widest) for _ in range(min(2, len(hidden)))]
             trained = cast(Sequence[SparseLayer], layers)
+            self._sums = [
+                _floats(0 if layer.srelu is None else layer.n_out * micro_batch) for layer in layers
+            ]
+            self.srelu_gradients = [
+                np.zeros((4, 0 if layer.srelu is None else layer.n_out), np.float32)
+                for layer in layers
+            ]
             self.allocate_gradients(trained)
             self.input_sums = _floats(layers[-1].n_in if trained[-1].centered else 0)
         else:
@@ -80,6 +90,10 @@ class Workspace:
         words = _words(batch)
         size = self._sizes[k]
         return self._states[k][: size * 2 * words].reshape(size, 2, words)
+
+    def sums(self, k: int, batch: int) -> Float32:
+        """Return z of layer k, whose activation's shape is trained, float32 (n_out, batch)."""
+        return _columns(self._sums[k], self._sizes[k], batch)
 
     def delta(self, k: int, batch: int) -> Float32:
         """Return the buffer of dL/dz of hidden layer k, float32 (n_out, batch)."""

@@ -12,8 +12,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largesparse.datasets import load_dataset, read_idx
+from largesparse.datasets import load_dataset
 from largesparse.errors import DataError, ParameterError
+from largesparse.publishers import read_idx
 
 IDX_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

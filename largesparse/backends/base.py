@@ -118,6 +118,39 @@ class Backend(ABC):
             state,
         )
 
+    def activate_srelu(
+        self,
+        Z: Float32,
+        parameters: Float32,
+        keep_share: np.float32,
+        state: UInt32 | None,
+        *,
+        out: Float32,
+    ) -> None:
+        """Apply a trained activation to what `forward` gave with slope 1: see `srelu_kernels`."""
+        from . import srelu_kernels
+
+        state = np.empty((0, 2, 0), dtype=np.uint32) if state is None else state
+        srelu_kernels.activate_srelu(Z, parameters, keep_share, state, out)
+
+    def differentiate_srelu(
+        self,
+        delta: Float32,
+        Z: Float32,
+        parameters: Float32,
+        keep_share: np.float32,
+        *,
+        out_bias_gradient: Float32,
+        out_gradient: Float32,
+        accumulate: bool,
+    ) -> None:
+        """Take what `backward` gave with slope 1 to dL/dz, in place, and to the gradients."""
+        from . import srelu_kernels
+
+        srelu_kernels.differentiate_srelu(
+            delta, Z, parameters, keep_share, out_bias_gradient, out_gradient, accumulate
+        )
+
     def weight_gradient(
         self,
         indptr: Int32,

@@ -1,0 +1,67 @@
+"""How Sphinx builds the documentation: `sphinx-build -W docs docs/_build`."""
+
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent)]  # documents the source beside it
+
+import largesparse  # noqa: E402
+
+project = "largesparse"
+author = "The largesparse developers"
+release = version = largesparse.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "mathml",  # this and those below are in docs/extensions
+    "public_names",
+    "field_comments",
+    "command_help",
+]
+
+html_theme = "furo"
+html_title = f"largesparse {release}"
+html_math_renderer = "mathml"
+html_copy_source = False
+exclude_patterns = ["_build", "extensions"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3  # as code hosts make them
+
+default_role = "py:obj"  # `name` in a docstring is a link where it can be
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+
+
+def order_pages(app, page, source):
+    """Take the order of the pages from the index: a page comes where it is first linked."""
+    if page == "index":
+        pages = dict.fromkeys(re.findall(r"\]\(([\w-]+)\.md", source[0]))
+        source[0] += "\n".join(["", "```{toctree}", ":hidden:", *pages, "```", ""])
+
+
+def attach_files(app, page, source):
+    """Let links that leave this folder, such as that to the README, offer the file itself."""
+    source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]+)\)", r"{download}`\1 <\2>`", source[0])
+
+
+def shorten_types(app, kind, name, found, options, signature, returns):
+    """Write NDArray[int32] for what it stands for."""
+    pattern = re.compile(
+        r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[([\w.~]+)\]\]"
+    )
+    return tuple(text and pattern.sub(r"NDArray[\1]", text) for text in (signature, returns))
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", shorten_types)
+    app.connect("source-read", order_pages)
+    app.connect("source-read", attach_files)

@@ -1,0 +1,214 @@
+"""The commands that use saved models: predict, evaluate, inspect."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import DataError, ParameterError
+from .sizes import parse_size
+from .train_command import as_column, some_of
+
+if TYPE_CHECKING:
+    from .network import SparseMLP
+
+
+def add_predict(subparsers: Any) -> None:
+    """Add the command `predict`."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="predict with a saved model",
+        description="Predict for the rows of a file. Columns are found by their names, in any "
+        "order; further columns are ignored. The model's own scaling is applied.",
+    )
+    _add_model_and_data(parser)
+    parser.add_argument("--out", metavar="FILE.csv", help="receives the predictions (the screen)")
+    parser.add_argument("--proba", action="store_true", help="add the probability of every class")
+    parser.set_defaults(run=_predict)
+
+
+def add_evaluate(subparsers: Any) -> None:
+    """Add the command `evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="compare a saved model's predictions with known values",
+        description="Print accuracy and a table of the classes, or R² and errors of a regression.",
+    )
+    _add_model_and_data(parser)
+    parser.add_argument("--target", help="the column with the known values")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_evaluate)
+
+
+def add_inspect(subparsers: Any) -> None:
+    """Add the command `inspect`."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show what a saved model is",
+        description="Print a model's layers, size, classes and strongest features.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or checkpoint")
+    parser.add_argument("--features", type=parse_size, default=10,
+                        help="how many of the strongest to show (%(default)s)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a listing")
+    parser.set_defaults(run=_inspect)
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a model or checkpoint")
+    add("--data", required=True, metavar="FILE", help="a table: CSV, parquet, svmlight, npz")
+    add("--processes", type=parse_size, default=1, help="worker processes (%(default)s)")
+    add("--threads", type=parse_size, help="threads of each (all cores)")
+    add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
+
+
+def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | None) -> Any:
+    """Read a table as a model takes it."""
+    from .tables import align_columns, read_table
+
+    table = read_table(arguments.data, as_column(target), columns=network.feature_names)
+    if network.feature_names is not None:
+        table = align_columns(table, network.feature_names)
+    return table
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("processes", "threads", "backend")}
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    import sys
+
+    import pandas as pd
+
+    from .checkpoint import load_model
+    from .inference import Predictor
+
+    network = load_model(arguments.model)
+    if arguments.proba and network.classes is None:
+        raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
+    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
+        raise ParameterError(f"--out {arguments.out}: there is no such folder. Make it first.")
+    table = _read_for(network, arguments, None)
+    with Predictor(network, **_options(arguments)) as predictor:
+        if network.classes is not None:
+            probabilities = predictor.predict_proba(table.X)
+            columns = {"prediction": network.classes[probabilities.argmax(axis=1)]}
+            if arguments.proba:
+                named = zip(network.classes.tolist(), probabilities.T, strict=True)
+                columns |= {f"probability of {name}": share for name, share in named}
+        else:
+            found = predictor.predict(table.X)
+            if found.ndim == 1:
+                columns = {"prediction": found}
+            else:
+                columns = {f"prediction {k}": column for k, column in enumerate(found.T)}
+    try:
+        pd.DataFrame(columns).to_csv(arguments.out or sys.stdout, index=False)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ParameterError(f"Cannot write {arguments.out}: {error}.") from error
+    if arguments.out:
+        print(f"{table.X.shape[0]} predictions: {arguments.out}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    import json
+
+    from sklearn import metrics
+
+    from .checkpoint import load_model
+    from .inference import predict
+    from .preprocessing import check_targets, encode_labels
+
+    network = load_model(arguments.model)
+    table = _read_for(network, arguments, arguments.target)
+    if table.y is None:
+        raise DataError(f"{arguments.data} has no known values. Name their column by --target.")
+    if network.classes is not None:
+        encode_labels(table.y, network.classes)  # a class that the model does not know is an error
+        found = predict(network, table.X, **_options(arguments))
+        truth = table.y.astype(network.classes.dtype)
+        report = metrics.classification_report
+        if arguments.json:
+            result = report(truth, found, output_dict=True, zero_division=0)
+            print(json.dumps(result, indent=2))
+        else:
+            print(f"accuracy {metrics.accuracy_score(truth, found):.4f} of {len(truth)} rows\n")
+            print(report(truth, found, digits=4, zero_division=0))
+        return 0
+    truth = check_targets(table.y, network.config.layer_sizes[-1]).squeeze(axis=1)
+    found = predict(network, table.X, **_options(arguments))
+    scores = {
+        "R²": float(metrics.r2_score(truth, found)),
+        "mean absolute error": float(metrics.mean_absolute_error(truth, found)),
+        "root mean squared error": float(metrics.root_mean_squared_error(truth, found)),
+        "rows": len(truth),
+    }
+    if arguments.json:
+        print(json.dumps(scores, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(f"{name:<25}{value:.6g}" for name, value in scores.items()))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    import json
+
+    from .checkpoint import load_model
+
+    found = describe(load_model(arguments.model), arguments.features)
+    if arguments.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return 0
+    for name, value in found.items():
+        if name == "layers":
+            print(f"{'layer':>7}{'inputs':>12}{'neurons':>12}{'connections':>14}{'density':>10}")
+            for layer in value:
+                print("{number:>7}{inputs:>12}{neurons:>12}{connections:>14}{density:>10.2%}"
+                      .format(**layer))  # fmt: skip
+        elif name == "strongest features":
+            print("strongest features (sum of |outgoing weights|)")
+            print(
+                "\n".join(f"  {feature:<40}{strength:.4g}" for feature, strength in value.items())
+            )
+        else:
+            shown = some_of([str(item) for item in value]) if isinstance(value, list) else value
+            print(f"{name:<22}{shown}")
+    return 0
+
+
+def describe(network: SparseMLP, features: int) -> dict[str, Any]:
+    """Return what a model is, as plain values."""
+    config = network.config
+    first = network.layers[0].topology
+    strength = np.bincount(first.rows(), np.abs(network.layers[0].values), minlength=first.n_in)
+    names = network.feature_names or [f"feature {k}" for k in range(first.n_in)]
+    strongest = np.argsort(-strength, kind="stable")[:features]
+    dense = sum(layer.n_in * layer.n_out for layer in network.layers)
+    return {
+        "task": "regression" if network.classes is None else "classification",
+        "classes": None if network.classes is None else network.classes.tolist(),
+        "features": first.n_in,
+        "activation": f"{config.activation}, alpha {config.alpha:g}",
+        "standardised inputs": network.preprocessing is not None,
+        "connections": network.connections,
+        "of a dense network": f"{network.connections / dense:.2%}",
+        "layers": [
+            {
+                "number": layer.number,
+                "inputs": layer.n_in,
+                "neurons": layer.n_out,
+                "connections": layer.nnz,
+                "density": layer.topology.density,
+            }
+            for layer in network.layers
+        ],
+        "strongest features": {names[k]: float(strength[k]) for k in strongest},
+    }

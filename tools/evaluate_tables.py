@@ -1,0 +1,167 @@
+"""Default settings on real tables, beside scikit-learn's models: accuracy, seconds, memory.
+
+    python tools/evaluate_tables.py                             # the three tables, all models
+    python tools/evaluate_tables.py --tables genes --models sparse mlp --backend fused
+
+Every fit runs in a process of its own, one at a time, so that its peak memory is its own. Tables
+with a test part of their own (higgs) are fitted once; the others in 5 stratified folds, the same
+for all models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from largesparse.cli import parse_size, run_command
+from largesparse.datasets import load_dataset
+from largesparse.errors import LargeSparseError
+
+TABLES = {  # name on the command line -> data set, and whether it is cut into folds
+    "genes": ("microarray_nakayama", True),
+    "dorothea": ("dorothea", True),
+    "higgs": ("higgs", False),
+    "madelon": ("madelon", False),
+}
+FOLDS = 5
+
+
+class FitError(LargeSparseError):
+    """A fit in a process of its own failed."""
+
+
+def make_model(name: str, options: Namespace) -> Any:
+    """Return a model with default settings; scaled where that is what users do."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from largesparse import SparseMLPClassifier
+
+    scaler = StandardScaler(with_mean=False)  # works for sparse tables too
+    seed = options.seed
+    if name == "sparse":
+        return SparseMLPClassifier(
+            random_state=seed, backend=options.backend, n_jobs=options.threads
+        )
+    if name == "mlp":
+        return make_pipeline(scaler, MLPClassifier(random_state=seed))
+    if name == "logistic":
+        return make_pipeline(scaler, LogisticRegression(max_iter=1000))
+    return RandomForestClassifier(random_state=seed, n_jobs=options.threads)
+
+
+MODELS = ("sparse", "mlp", "logistic", "forest")
+
+
+def fit_once(options: Namespace) -> dict[str, float]:
+    """Fit and score one model on one fold, in this process."""
+    import warnings
+
+    import psutil
+    from scipy.sparse import vstack
+    from sklearn.model_selection import StratifiedKFold
+
+    warnings.filterwarnings("ignore", message=".*did not converge|Maximum iterations")
+    data_name, folds = TABLES[options.tables[0]]
+    data = load_dataset(data_name)
+    X, y, X_test, y_test = data[:4]
+    if folds:
+        stack = np.concatenate if isinstance(X, np.ndarray) else vstack
+        X, y = stack([X, X_test]), np.concatenate([y, y_test])
+        if not isinstance(X, np.ndarray):
+            X = X.tocsr()
+        cut = StratifiedKFold(FOLDS, shuffle=True, random_state=options.seed)
+        train, test = list(cut.split(np.zeros(len(y)), y))[options.fold]
+        X, y, X_test, y_test = X[train], y[train], X[test], y[test]
+    if isinstance(X, np.ndarray):
+        X, X_test = X.astype(np.float32), X_test.astype(np.float32)
+    model = make_model(options.models[0], options)
+    before = psutil.Process().memory_info().rss
+    started = time.perf_counter()
+    model.fit(X, y)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    accuracy = model.score(X_test, y_test)
+    predicted = time.perf_counter() - started
+    return {
+        "accuracy": float(accuracy),
+        "fit_s": seconds,
+        "predict_s": predicted,
+        "peak_mib": (peak_memory() - before) / 2**20,
+    }
+
+
+def peak_memory() -> int:
+    """Return the peak of this process's memory, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_its_own_process(table: str, model: str, fold: int, options: Namespace) -> dict[str, float]:
+    """Run `fit_once` in a new process, and return its result."""
+    command = [sys.executable, __file__, "--tables", table, "--models", model]
+    command += ["--fold", str(fold), "--seed", str(options.seed)]
+    command += ["--threads", str(options.threads)]
+    command += ["--backend", options.backend] if options.backend else []
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    threads = {name: str(options.threads) for name in names}
+    result = subprocess.run(
+        command, env={**os.environ, **threads}, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise FitError(f"{model} on {table} failed: {result.stderr.strip()[-500:]}")
+    found: dict[str, float] = json.loads(result.stdout.strip().splitlines()[-1])
+    return found
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--tables", nargs="+", choices=TABLES, default=["genes", "dorothea", "higgs"])
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    add("--backend", help="of the sparse model (LARGESPARSE_BACKEND, else mkl)")
+    add("--threads", type=parse_size, default=1, help="of every model (%(default)s)")
+    add("--seed", type=int, default=0, help="of folds and models (%(default)s)")
+    add("--fold", type=int, help="fit this fold in this process, and print JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit all models to all tables, and print a table of each."""
+    options = make_parser().parse_args(argv)
+    if options.fold is not None:
+        print(json.dumps(fit_once(options)))
+        return
+    for table in options.tables:
+        rows = []
+        folds = range(FOLDS if TABLES[table][1] else 1)
+        jobs = [(model, fold) for fold in folds for model in options.models]
+        for model, fold in tqdm(jobs, desc=table, leave=False, disable=None):
+            rows.append({"model": model, **in_its_own_process(table, model, fold, options)})
+        groups = pd.DataFrame(rows).groupby("model", sort=False)
+        summary = groups.median()
+        summary["accuracy"] = groups["accuracy"].mean()
+        summary.insert(1, "standard_error", groups["accuracy"].sem())
+        print(f"\n{table}: mean accuracy of {len(folds)} folds, medians of the rest, "
+              f"{options.threads} threads")  # fmt: skip
+        print(summary.round({"accuracy": 4, "standard_error": 4, "fit_s": 2, "predict_s": 3,
+                             "peak_mib": 0}).to_string())  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
