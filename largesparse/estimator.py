@@ -31,15 +31,16 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Of the hidden layers.
     alpha : float
         Slope of the negative side, where the activation has one.
-    recipe : {"paper", "width"}
-        How initial values and learning rates depend on width; see `largesparse.recipes`.
+    recipe : {"auto", "paper", "width"}
+        How initial values and learning rates depend on width; see `largesparse.recipes`. "auto"
+        is "width", or "paper" in `fit` where there are more features than rows.
     zeta : float in [0, 1)
         Share ζ of the connections that evolution replaces after every epoch; 0 keeps the topology.
     dropout : float in [0, 1)
         Share of the hidden neurons that are dropped while training.
     learning_rate : float or "auto"
-        η. It rises over the first twentieth of the epochs, and then follows `schedule`. With
-        "auto" a training that diverges starts again at a quarter of the rate.
+        η. It rises over the first twentieth of the epochs, and then follows `schedule`. "auto"
+        depends on the recipe; a training that diverges with it starts again at a quarter.
     schedule : {"cosine", "step", "constant"}
     momentum : float in [0, 1)
     weight_decay : float in [0, 1]
@@ -112,7 +113,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         density: float | None = None,
         activation: str = "all_relu",
         alpha: float = 0.1,
-        recipe: str = "width",
+        recipe: str = "auto",
         zeta: float = 0.3,
         dropout: float = 0.2,
         learning_rate: float | str = "auto",
@@ -186,7 +187,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         else:
             check_X(X)
             self.classes_ = encode_labels(y)[1]
-            self._make_network(len(self.classes_))
+            self._make_network(len(self.classes_), X.shape[0])
             self.network_.classes = self.classes_
         self._train(X, y, weights)
         return self
@@ -229,7 +230,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         labels = encode_labels(y, known)[0]
         if first:
             self.classes_ = known
-            self._make_network(len(known))
+            self._make_network(len(known), None)
             self.network_.classes = known
         else:
             self._check_same_network()
@@ -261,10 +262,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         return of_class if weights is None else weights * of_class
 
     def _take_targets(self) -> None:
-        if self.network_.classes is None:
-            n_classes = self.network_.config.layer_sizes[-1]
-            self.network_.classes = np.arange(n_classes)
-        self.classes_ = self.network_.classes
+        network = self.network_
+        if network.classes is None:
+            network.classes = np.arange(network.config.layer_sizes[-1])
+        self.classes_ = network.classes
 
 
 class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
@@ -330,7 +331,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
             self._check_same_network()
         else:
             check_X(X)
-            self._scale_targets(targets, weights)
+            self._scale_targets(targets, weights, X.shape[0])
         self._train(X, self._scaled(targets), weights)
         return self
 
@@ -351,7 +352,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         X = check_X(X)
         weights = self._check_weights(sample_weight, X)
         if first:
-            self._scale_targets(targets, weights)
+            self._scale_targets(targets, weights, None)
         else:
             self._check_same_network()
         self._train_once(X, self._scaled(targets), weights)
@@ -375,7 +376,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         return X, targets
 
     def _scale_targets(
-        self, targets: NDArray[np.float64], weights: NDArray[np.float64] | None
+        self, targets: NDArray[np.float64], weights: NDArray[np.float64] | None, n_rows: int | None
     ) -> None:
         """Make the network, for targets of this mean and scale."""
         if weights is not None and not weights.any():
@@ -383,9 +384,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         mean = np.average(targets, axis=0, weights=weights)
         scale = np.sqrt(np.average((targets - mean) ** 2, axis=0, weights=weights))
         scale[scale <= 1e-7 * np.abs(mean)] = 1  # constant, but for rounding
-        scale[scale == 0] = 1
         self.n_outputs_ = targets.shape[1]
-        self._make_network(self.n_outputs_)
+        self._make_network(self.n_outputs_, n_rows)
         self.network_.target_mean = mean.astype(np.float32)
         self.network_.target_scale = scale.astype(np.float32)
         self._take_targets()

@@ -17,69 +17,32 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from .checkpoint import load_model, save_model
 from .config import NetworkConfig, TrainingConfig
 from .errors import NumericalError, ParameterError, check_range
+from .estimator_defaults import (
+    LARGEST_BATCH,
+    OWNER,
+    PARTIAL_FACTOR,
+    RATES,
+    STEPS_PER_EPOCH,
+    STOPPING_ROWS,
+    auto_batch_size,
+    auto_epochs,
+    auto_recipe,
+    resolve_jobs,
+)
 from .history import History
 from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
 from .preprocessing import Standardizer, check_X
-from .threads import available_threads
 from .training import Trainer
 
 logger = logging.getLogger(__name__)
 
-OWNER = "a sparse MLP estimator"
-STOPPING_ROWS = 10_000  # early_stopping="auto" sets a validation part aside above these
-SMALLEST_BATCH, LARGEST_BATCH = 8, 128
-STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
-FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
-EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
-RATES = {"softmax_cross_entropy": 0.1, "mean_squared_error": 0.02}  # learning_rate="auto"
 RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a lower rate
 WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe")
-
-
-def auto_batch_size(n_rows: int) -> int:
-    """Return the samples per update for a number of training rows: a power of two, 8 to 128.
-
-    Examples
-    --------
-    >>> [auto_batch_size(n) for n in (5, 105, 800, 1_000_000)]
-    [5, 8, 32, 128]
-    """
-    wanted = max(SMALLEST_BATCH, min(LARGEST_BATCH, n_rows // STEPS_PER_EPOCH))
-    return min(n_rows, 2 ** (wanted.bit_length() - 1))
-
-
-def auto_epochs(n_rows: int) -> int:
-    """Return the number of epochs for a number of rows: 100, fewer for large tables.
-
-    Examples
-    --------
-    >>> [auto_epochs(n) for n in (105, 40_000, 1_000_000)]
-    [100, 50, 20]
-    """
-    return max(FEWEST_EPOCHS, min(MOST_EPOCHS, EPOCH_ROWS // n_rows))
-
-
-def resolve_jobs(n_jobs: int | None) -> int:
-    """Return the threads that scikit-learn's `n_jobs` means: None and -1 are all cores.
-
-    In the worker processes of joblib, None is what joblib allots to one of them.
-    """
-    if n_jobs is None:
-        import numba
-
-        return min(available_threads(), numba.config.NUMBA_NUM_THREADS)
-    check_range("n_jobs", n_jobs, OWNER, low=-4096, high=4096, integer=True)
-    if n_jobs == 0:
-        raise ParameterError(
-            f"The 'n_jobs' parameter of {OWNER} must not be 0: pass the number of threads, or "
-            "None or -1 for all cores."
-        )
-    return int(n_jobs) if n_jobs > 0 else max(1, available_threads() + 1 + int(n_jobs))
 
 
 class BaseSparseMLP(BaseEstimator):
@@ -96,7 +59,7 @@ class BaseSparseMLP(BaseEstimator):
         density: float | None = None,
         activation: str = "all_relu",
         alpha: float = 0.1,
-        recipe: str = "width",
+        recipe: str = "auto",
         zeta: float = 0.3,
         dropout: float = 0.2,
         learning_rate: float | str = "auto",
@@ -228,12 +191,12 @@ class BaseSparseMLP(BaseEstimator):
         self.best_validation_score_: float | None = None
         self._trainer: Trainer | None = None
 
-    def _make_network(self, n_outputs: int) -> None:
+    def _make_network(self, n_outputs: int, n_rows: int | None) -> None:
         """Set `network_` to a new one, which has not been trained."""
         random = check_random_state(self.random_state)
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()
-        self.network_ = self._new_network(self._network_config(n_outputs))
+        self.network_ = self._new_network(self._network_config(n_outputs, n_rows))
         names = getattr(self, "feature_names_in_", None)
         self.network_.feature_names = None if names is None else [str(name) for name in names]
 
@@ -248,28 +211,33 @@ class BaseSparseMLP(BaseEstimator):
         for name in ("preprocessing", "classes", "feature_names", "target_mean", "target_scale"):
             setattr(self.network_, name, getattr(before, name))
 
-    def _network_config(self, n_outputs: int) -> NetworkConfig:
+    def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
         hidden = self.hidden_layer_sizes
         if isinstance(hidden, numbers.Integral):
             hidden = (int(hidden),)
         for size in hidden:
             check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
-        return NetworkConfig(
+        config = NetworkConfig(
             (self.n_features_in_, *hidden, n_outputs),
             epsilon=self.epsilon,
             density=self.density,
             activation=self.activation,
             alpha=self.alpha,
-            recipe=self.recipe,
+            recipe="width" if self._is_auto("recipe") else self.recipe,
             loss=self._loss,
             seed=self._seed,
         )
+        if self._is_auto("recipe"):
+            config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
+        return config
 
     def _check_same_network(self) -> None:
         """Refuse to go on with a network that the parameters no longer describe."""
         config = self.network_.config
-        wanted = self._network_config(config.layer_sizes[-1])
-        names = ("layer_sizes", *NETWORK_PARAMETERS)
+        wanted = self._network_config(config.layer_sizes[-1], None)
+        names = ["layer_sizes", *NETWORK_PARAMETERS]
+        if self._is_auto("recipe"):
+            names.remove("recipe")
         if any(getattr(wanted, name) != getattr(config, name) for name in names):
             raise ParameterError(
                 f"The parameters of {OWNER} that make its network were changed since the network "
@@ -279,14 +247,17 @@ class BaseSparseMLP(BaseEstimator):
 
     def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
         """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
-        fraction = 0.0
+        fraction, factor = 0.0, 1.0
         if epochs is None:
             if self._stops_early(n_rows):
                 check_range(
                     "validation_fraction",
                     self.validation_fraction,
                     OWNER,
-                    **{"low": 0, "high": 1, "low_open": True, "high_open": True},
+                    low=0,
+                    high=1,
+                    low_open=True,
+                    high_open=True,
                     remedy="Set early_stopping=False to train on all rows.",
                 )
                 fraction = self.validation_fraction
@@ -294,11 +265,12 @@ class BaseSparseMLP(BaseEstimator):
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
+            factor = PARTIAL_FACTOR
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
         return TrainingConfig(
             epochs=chosen,
             batch_size=min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
-            learning_rate=self._rate(),
+            learning_rate=self._rate(factor),
             schedule=schedule,
             warmup_epochs=warmup,
             momentum=self.momentum,
@@ -327,10 +299,12 @@ class BaseSparseMLP(BaseEstimator):
         value = getattr(self, name)
         return isinstance(value, str) and value == "auto"
 
-    def _rate(self) -> float:
+    def _rate(self, factor: float) -> float:
         if not self._is_auto("learning_rate"):
-            return self.learning_rate  # type: ignore[return-value]  # which its owner checks
-        return getattr(self, "learning_rate_", None) or RATES[self._loss]
+            return self.learning_rate  # type: ignore[return-value]  # TrainingConfig checks it
+        if self.learning_rate_ is not None:
+            return self.learning_rate_
+        return factor * RATES[self._loss][self.network_.config.recipe]
 
     def _auto(self, name: str, chosen: int) -> int:
         """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""

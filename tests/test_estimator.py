@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import largesparse
 from largesparse import SparseMLPClassifier, SparseMLPRegressor, estimator_base
 from largesparse.errors import CheckpointError, DataError, NumericalError, ParameterError
-from largesparse.estimator_base import auto_batch_size, auto_epochs, resolve_jobs
+from largesparse.estimator_defaults import auto_batch_size, auto_epochs, resolve_jobs
 from largesparse.threads import available_threads
 
 MINI_BATCHES = "a row of weight 2 is in one mini-batch, and a row given twice is in two"
@@ -330,6 +330,17 @@ def test_defaults_follow_the_number_of_rows():
     assert [auto_epochs(n) for n in (1, 105, 40_000, 10**6, 10**9)] == [100, 100, 50, 20, 20]
 
 
+def test_the_recipe_follows_the_shape_of_the_table(two_classes):
+    X, y = two_classes
+    assert classifier().fit(X, y).network_.config.recipe == "width"
+    few = classifier(max_epochs=1, warm_start=True).fit(X[:10], y[:10])
+    assert few.network_.config.recipe == "paper"
+    few.fit(X, y).partial_fit(X, y)
+    assert classifier(recipe="width").fit(X[:10], y[:10]).network_.config.recipe == "width"
+    sparse = classifier(epsilon=0.05, hidden_layer_sizes=(50,)).fit(X[:10], y[:10])
+    assert sparse.network_.config.recipe == "width"
+
+
 def test_early_stopping_is_for_many_rows(two_classes):
     X, y = two_classes
     assert classifier(max_epochs=1).fit(X, y).validation_scores_ is None
@@ -347,7 +358,7 @@ def test_small_tables_are_learnt(load, model):
 def test_a_training_that_diverges_starts_again_at_a_lower_rate(two_classes, monkeypatch, caplog):
     X, y = two_classes
     rate = 1e5
-    monkeypatch.setitem(estimator_base.RATES, "softmax_cross_entropy", rate)
+    monkeypatch.setitem(estimator_base.RATES["softmax_cross_entropy"], "width", rate)
     monkeypatch.setattr(estimator_base, "RETRY_FACTOR", 1e-6)
     model = classifier().fit(X, y)
     assert "Starting again with 0.1" in caplog.text

@@ -1,0 +1,72 @@
+"""What the estimators take where the user says "auto" or None, by the size of the table."""
+
+from __future__ import annotations
+
+from .config import NetworkConfig
+from .errors import ParameterError, check_range
+from .threads import available_threads
+
+OWNER = "a sparse MLP estimator"
+STOPPING_ROWS = 10_000  # early_stopping="auto" sets a validation part aside above these
+SMALLEST_BATCH, LARGEST_BATCH = 8, 128
+STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
+FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
+EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
+SMALLEST_DENSITY = 0.01  # of a layer, for recipe="auto" to be the paper's
+RATES = {  # learning_rate="auto", by loss and recipe
+    "softmax_cross_entropy": {"paper": 0.01, "width": 0.3},
+    "mean_squared_error": {"paper": 0.003, "width": 0.02},
+}
+PARTIAL_FACTOR = 0.25  # of the rate, where neither a warm-up nor a schedule tames it
+
+
+def auto_batch_size(n_rows: int) -> int:
+    """Return the samples per update for a number of training rows: a power of two, 8 to 128.
+
+    Examples
+    --------
+    >>> [auto_batch_size(n) for n in (5, 105, 800, 1_000_000)]
+    [5, 8, 32, 128]
+    """
+    wanted = max(SMALLEST_BATCH, min(LARGEST_BATCH, n_rows // STEPS_PER_EPOCH))
+    return min(n_rows, 2 ** (wanted.bit_length() - 1))
+
+
+def auto_epochs(n_rows: int) -> int:
+    """Return the number of epochs for a number of rows: 100, fewer for large tables.
+
+    Examples
+    --------
+    >>> [auto_epochs(n) for n in (105, 40_000, 1_000_000)]
+    [100, 50, 20]
+    """
+    return max(FEWEST_EPOCHS, min(MOST_EPOCHS, EPOCH_ROWS // n_rows))
+
+
+def auto_recipe(config: NetworkConfig, n_rows: int | None) -> str:
+    """Return the recipe of a network that is trained on a number of rows (None: not known).
+
+    That is "width", which learns at every width. With more features than rows the paper's
+    smaller initial weights generalise better (105 × 22,283 microarrays, 10 classes, five folds:
+    accuracy 0.68 for 0.58), as long as the layers are dense enough for a signal to pass.
+    """
+    few_rows = n_rows is not None and config.layer_sizes[0] > n_rows
+    return "paper" if few_rows and min(config.probabilities()) >= SMALLEST_DENSITY else "width"
+
+
+def resolve_jobs(n_jobs: int | None) -> int:
+    """Return the threads that scikit-learn's `n_jobs` means: None and -1 are all cores.
+
+    In the worker processes of joblib, None is what joblib allots to one of them.
+    """
+    if n_jobs is None:
+        import numba
+
+        return min(available_threads(), numba.config.NUMBA_NUM_THREADS)
+    check_range("n_jobs", n_jobs, OWNER, low=-4096, high=4096, integer=True)
+    if n_jobs == 0:
+        raise ParameterError(
+            f"The 'n_jobs' parameter of {OWNER} must not be 0: pass the number of threads, or "
+            "None or -1 for all cores."
+        )
+    return int(n_jobs) if n_jobs > 0 else max(1, available_threads() + 1 + int(n_jobs))
