@@ -199,8 +199,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
         Parameters
         ----------
-        X, y
-            As in `fit`.
+        X, y : as in `fit`
         classes : (n_classes,)
             All labels that may come; needed in the first call.
         sample_weight : (n_samples,), optional
@@ -319,10 +318,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
 
         Raises
         ------
-        DataError, ParameterError
-            Both are ValueErrors.
-        NumericalError
-            Where the loss is not finite.
+        DataError, ParameterError, NumericalError
+            As `SparseMLPClassifier.fit` does.
         """
         going_on = self.warm_start and self._has_network()
         X, targets = self._check_targets(X, y, reset=not going_on)
@@ -342,8 +339,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
 
         Parameters
         ----------
-        X, y
-            As in `fit`.
+        X, y : as in `fit`
         sample_weight : (n_samples,), optional
             The gradient of every row is multiplied by its weight.
         """
@@ -358,11 +354,12 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         self._train_once(X, self._scaled(targets), weights)
         return self
 
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """Return the predicted targets, float64 (n_samples,) or (n_samples, n_outputs_)."""
+    def predict(self, X: Any) -> NDArray[np.floating]:
+        """Return float32 (n_samples,); of several targets float64 (n_samples, n_outputs_)."""
         X = self._check_inputs(X)
         with self._predictor(X.shape[0]) as predictor:
-            return predictor.predict(X).astype(np.float64)
+            out = predictor.predict(X)
+        return out if out.ndim == 1 else out.astype(np.float64)
 
     def _check_targets(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, NDArray[np.float64]]:
         """Return X, and y as (n_samples, n_outputs)."""
