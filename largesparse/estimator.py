@@ -29,8 +29,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Share of the connections of a dense layer, in place of `epsilon`.
     activation : {"all_relu", "relu", "leaky_relu", "linear"}
         Of the hidden layers.
-    alpha : float
-        Slope of the negative side, where the activation has one.
+    alpha : float or "auto"
+        Slope of the negative side, where the activation has one; "auto" is by the data's skewness.
     recipe : {"auto", "paper", "width"}
         How initial values and learning rates depend on width; see `largesparse.recipes`. "auto"
         is "width", or "paper" in `fit` where there are more features than rows.
@@ -86,8 +86,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Accuracy over the rows set aside, after every epoch.
     best_validation_score_ : float or None
         The best of the last call of `fit`, which the weights are of.
-    learning_rate_ : float
-        The learning rate that was used.
+    learning_rate_, alpha_ : float
+        The learning rate and the slope that were used.
     n_iter_ : int
         Epochs trained.
     n_steps_ : int
@@ -112,7 +112,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         epsilon: float | None = None,
         density: float | None = None,
         activation: str = "all_relu",
-        alpha: float = 0.1,
+        alpha: float | str = 0.1,
         recipe: str = "auto",
         zeta: float = 0.3,
         dropout: float = 0.2,
@@ -187,7 +187,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         else:
             check_X(X)
             self.classes_ = encode_labels(y)[1]
-            self._make_network(len(self.classes_), X.shape[0])
+            self._make_network(len(self.classes_), X.shape[0], X)
             self.network_.classes = self.classes_
         self._train(X, y, weights)
         return self
@@ -229,7 +229,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         labels = encode_labels(y, known)[0]
         if first:
             self.classes_ = known
-            self._make_network(len(known), None)
+            self._make_network(len(known), None, X)
             self.network_.classes = known
         else:
             self._check_same_network()
@@ -328,7 +328,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
             self._check_same_network()
         else:
             check_X(X)
-            self._scale_targets(targets, weights, X.shape[0])
+            self._scale_targets(targets, weights, X.shape[0], X)
         self._train(X, self._scaled(targets), weights)
         return self
 
@@ -348,7 +348,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         X = check_X(X)
         weights = self._check_weights(sample_weight, X)
         if first:
-            self._scale_targets(targets, weights, None)
+            self._scale_targets(targets, weights, None, X)
         else:
             self._check_same_network()
         self._train_once(X, self._scaled(targets), weights)
@@ -373,7 +373,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         return X, targets
 
     def _scale_targets(
-        self, targets: NDArray[np.float64], weights: NDArray[np.float64] | None, n_rows: int | None
+        self, targets: NDArray, weights: NDArray | None, n_rows: int | None, X: Any
     ) -> None:
         """Make the network, for targets of this mean and scale."""
         if weights is not None and not weights.any():
@@ -382,7 +382,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         scale = np.sqrt(np.average((targets - mean) ** 2, axis=0, weights=weights))
         scale[scale <= 1e-7 * np.abs(mean)] = 1  # constant, but for rounding
         self.n_outputs_ = targets.shape[1]
-        self._make_network(self.n_outputs_, n_rows)
+        self._make_network(self.n_outputs_, n_rows, X)
         self.network_.target_mean = mean.astype(np.float32)
         self.network_.target_scale = scale.astype(np.float32)
         self._take_targets()

@@ -34,6 +34,7 @@ from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
 from .preprocessing import Standardizer, check_X
+from .skewness import alpha_from_skewness
 from .training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class BaseSparseMLP(BaseEstimator):
         epsilon: float | None = None,
         density: float | None = None,
         activation: str = "all_relu",
-        alpha: float = 0.1,
+        alpha: float | str = 0.1,
         recipe: str = "auto",
         zeta: float = 0.3,
         dropout: float = 0.2,
@@ -142,6 +143,7 @@ class BaseSparseMLP(BaseEstimator):
             **options,
         )
         estimator.network_ = network
+        estimator.alpha_ = config.alpha
         estimator.n_features_in_ = config.layer_sizes[0]
         if network.feature_names is not None:
             estimator.feature_names_in_ = np.array(network.feature_names, dtype=object)
@@ -191,8 +193,9 @@ class BaseSparseMLP(BaseEstimator):
         self.best_validation_score_: float | None = None
         self._trainer: Trainer | None = None
 
-    def _make_network(self, n_outputs: int, n_rows: int | None) -> None:
+    def _make_network(self, n_outputs: int, n_rows: int | None, X: Any) -> None:
         """Set `network_` to a new one, which has not been trained."""
+        self.alpha_ = alpha_from_skewness(X) if self._is_auto("alpha") else self.alpha
         random = check_random_state(self.random_state)
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()
@@ -222,7 +225,7 @@ class BaseSparseMLP(BaseEstimator):
             epsilon=self.epsilon,
             density=self.density,
             activation=self.activation,
-            alpha=self.alpha,
+            alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
             recipe="width" if self._is_auto("recipe") else self.recipe,
             loss=self._loss,
             seed=self._seed,
@@ -236,8 +239,9 @@ class BaseSparseMLP(BaseEstimator):
         config = self.network_.config
         wanted = self._network_config(config.layer_sizes[-1], None)
         names = ["layer_sizes", *NETWORK_PARAMETERS]
-        if self._is_auto("recipe"):
-            names.remove("recipe")
+        for name in ("recipe", "alpha"):
+            if self._is_auto(name):
+                names.remove(name)
         if any(getattr(wanted, name) != getattr(config, name) for name in names):
             raise ParameterError(
                 f"The parameters of {OWNER} that make its network were changed since the network "

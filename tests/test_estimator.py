@@ -22,6 +22,7 @@ import largesparse
 from largesparse import SparseMLPClassifier, SparseMLPRegressor, estimator_base
 from largesparse.errors import CheckpointError, DataError, NumericalError, ParameterError
 from largesparse.estimator_defaults import auto_batch_size, auto_epochs, resolve_jobs
+from largesparse.skewness import alpha_from_skewness
 from largesparse.threads import available_threads
 
 MINI_BATCHES = "a row of weight 2 is in one mini-batch, and a row given twice is in two"
@@ -390,3 +391,17 @@ def test_a_wrong_parameter_is_named_when_it_is_used(two_classes, parameters):
     model = classifier(**parameters)
     with pytest.raises(ValueError, match=next(reversed(parameters)).removeprefix("random_s")):
         model.fit(*two_classes)
+
+
+def test_the_slope_can_follow_the_skewness():
+    rng = np.random.default_rng(0)
+    X = rng.exponential(size=(60, 4)) ** 0.2
+    y = (X[:, 0] > 1).astype(int)
+    options = {"max_epochs": 2, "hidden_layer_sizes": (10,), "random_state": 0}
+    model = SparseMLPClassifier(alpha="auto", **options).fit(X, y)
+    assert model.alpha_ == model.network_.config.alpha == alpha_from_skewness(X)
+    given = SparseMLPClassifier(alpha=model.alpha_, **options).fit(X, y)
+    np.testing.assert_array_equal(model.predict_proba(X), given.predict_proba(X))
+    model.set_params(warm_start=True).fit(X, y)
+    with pytest.raises(ParameterError, match="alpha"):
+        SparseMLPClassifier(alpha="most").fit(X, y)
