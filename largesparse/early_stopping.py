@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .history import EpochRecord, History
@@ -44,7 +45,7 @@ class EarlyStopping:
     def __init__(self, patience: int | None) -> None:
         self.patience = patience
         self.best: Snapshot | None = None
-        self._best_accuracy = -1.0
+        self._best_accuracy = -math.inf
         self._best_epoch = 0
 
     def resume(self, history: History, best: Snapshot) -> None:

@@ -265,7 +265,7 @@ class BaseSparseMLP(BaseEstimator):
                     remedy="Set early_stopping=False to train on all rows.",
                 )
                 fraction = self.validation_fraction
-            chosen = self._auto("max_epochs", auto_epochs(n_rows))
+            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.network_.connections))
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0

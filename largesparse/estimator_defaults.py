@@ -12,6 +12,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
 EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
+EPOCH_WORK = 40_000_000_000  # and on about as many rows times connections
 SMALLEST_DENSITY = 0.01  # of a layer, for recipe="auto" to be the paper's
 RATES = {  # learning_rate="auto", by loss and recipe
     "softmax_cross_entropy": {"paper": 0.01, "width": 0.3},
@@ -32,15 +33,18 @@ def auto_batch_size(n_rows: int) -> int:
     return min(n_rows, 2 ** (wanted.bit_length() - 1))
 
 
-def auto_epochs(n_rows: int) -> int:
-    """Return the number of epochs for a number of rows: 100, fewer for large tables.
+def auto_epochs(n_rows: int, connections: int) -> int:
+    """Return the number of epochs: 100, fewer for many rows or a large network.
 
     Examples
     --------
-    >>> [auto_epochs(n) for n in (105, 40_000, 1_000_000)]
+    >>> [auto_epochs(n, 20_000) for n in (105, 40_000, 1_000_000)]
     [100, 50, 20]
+    >>> auto_epochs(800, 1_800_000)
+    27
     """
-    return max(FEWEST_EPOCHS, min(MOST_EPOCHS, EPOCH_ROWS // n_rows))
+    most = min(MOST_EPOCHS, EPOCH_ROWS // n_rows, EPOCH_WORK // (n_rows * connections))
+    return max(FEWEST_EPOCHS, most)
 
 
 def auto_recipe(config: NetworkConfig, n_rows: int | None) -> str:

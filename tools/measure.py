@@ -3,6 +3,8 @@
     python tools/measure.py fashion            784-1000-1000-1000-10, Table 7's settings
     python tools/measure.py madelon            500-400-100-400-2, Table 7's settings
     python tools/measure.py madelon --epochs 500 --pruning       the same with Importance Pruning
+    python tools/measure.py slopes             a grid of slopes of All-ReLU beside alpha="auto"
+    python tools/measure.py compaction         a pruned network beside its compact form
     python tools/measure.py twins              20k-wide networks of 2 and 10 layers, width recipe
     python tools/measure.py layer              initialise and evolve one layer: time and peak memory
     python tools/measure.py prediction         one process beside two, one thread each
@@ -13,12 +15,14 @@ Each prints a table; `--help` after a name lists its settings.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import psutil
 
 from largesparse import (
@@ -34,11 +38,13 @@ from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
 from largesparse.config import GROWTH, REGROWTH
 from largesparse.evolution import evolve
+from largesparse.importance import compact, prune_neurons
 from largesparse.initializers import uniform
 from largesparse.layer import SparseLayer
 from largesparse.presets import hidden_sizes, nearest_row
 from largesparse.randomness import seed_sequence, stream
 from largesparse.records import peak_rss_bytes
+from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
 from largesparse.training import warm_up
 
@@ -57,13 +63,17 @@ def print_history(history: History) -> None:
     )
 
 
+# name -> data set, sizes, ε, α, initialisation and batch size, after Table 7
+TABLE_7 = {
+    "fashion": ("fashion_mnist", (784, 1000, 1000, 1000, 10), 20, 0.6, "he_uniform", 128),
+    "madelon": ("madelon", (500, 400, 100, 400, 2), 10, 0.5, "normal", 32),
+    "higgs": ("higgs", (28, 1000, 1000, 1000, 2), 10, 0.05, "xavier", 128),
+}
+
+
 def table_7(options: argparse.Namespace) -> None:
     """Train on a real data set with the settings of the paper's Table 7."""
-    settings = {
-        "fashion": ("fashion_mnist", (784, 1000, 1000, 1000, 10), 20, 0.6, "he_uniform", 128),
-        "madelon": ("madelon", (500, 400, 100, 400, 2), 10, 0.5, "normal", 32),
-    }
-    name, sizes, epsilon, alpha, initializer, batch_size = settings[options.figure]
+    name, sizes, epsilon, alpha, initializer, batch_size = TABLE_7[options.figure]
     data = load_dataset(name)
     config = NetworkConfig(
         sizes,
@@ -97,6 +107,68 @@ def table_7(options: argparse.Namespace) -> None:
     )
     living = [layer.n_living for layer in trainer.network.layers[:-1]]
     print(f"neurons: {'-'.join(map(str, sizes[1:-1]))} -> {'-'.join(map(str, living))}")
+
+
+def slopes(options: argparse.Namespace) -> None:
+    """Train with a grid of slopes of All-ReLU, ReLU, and the slope that the skewness gives."""
+    rows = []
+    for figure in options.data:
+        name, sizes, epsilon, _, initializer, batch_size = TABLE_7[figure]
+        data = load_dataset(name)
+        auto = alpha_from_skewness(data.X_train)
+        for alpha, seed in itertools.product(sorted({*options.grid, auto}), range(options.seeds)):
+            config = NetworkConfig(
+                sizes, epsilon=epsilon, alpha=alpha, initializer=initializer, seed=seed
+            )
+            training = TrainingConfig(
+                epochs=options.epochs[options.data.index(figure)],
+                batch_size=batch_size,
+                seed=seed,
+                backend=options.backend,
+                threads=options.threads,
+            )
+            trainer = Trainer(SparseMLP(config), training)
+            test = data.X_test, data.y_test
+            history = trainer.fit(data.X_train, data.y_train, test=test)
+            shown = f"{alpha:.2f} (auto)" if alpha == auto else f"{alpha:.2f}"
+            rows.append((figure, shown, history.best_test_accuracy, history["test_accuracy"][-1]))
+    table = pd.DataFrame(rows, columns=["data", "alpha", "best accuracy", "last accuracy"])
+    means = table.groupby(["data", "alpha"], sort=False).mean()
+    print(means.round(4).to_string())
+
+
+def compaction(options: argparse.Namespace) -> None:
+    """Prune a trained FashionMNIST network, and compare it with its compact form."""
+    name, sizes, epsilon, alpha, initializer, batch_size = TABLE_7["fashion"]
+    data = load_dataset(name)
+    config = NetworkConfig(sizes, epsilon=epsilon, alpha=alpha, initializer=initializer)
+    settings = {"backend": options.backend, "threads": options.threads, "batch_size": batch_size}
+    trainer = Trainer(SparseMLP(config), TrainingConfig(epochs=options.epochs, **settings))
+    trainer.fit(data.X_train, data.y_train)
+    whole = trainer.network.connections
+    prune_neurons(trainer.network, options.percentile)
+    networks = {"pruned": trainer.network, "compact": compact(trainer.network)}
+    found: dict[str, np.ndarray] = {}
+    times: dict[str, list[float]] = {key: [] for key in networks}
+    predictors = {
+        key: Predictor(network, threads=options.threads, backend=options.backend)
+        for key, network in networks.items()
+    }
+    for _ in range(options.repeats):
+        for key, predictor in predictors.items():
+            started = time.perf_counter()
+            found[key] = predictor.predict_proba(data.X_test)
+            times[key].append(time.perf_counter() - started)
+    for key, network in networks.items():
+        right = np.mean(found[key].argmax(axis=1) == data.y_test)
+        print(
+            f"{key}: {'-'.join(map(str, network.config.layer_sizes))}, {network.connections} of "
+            f"{whole} connections, {network.nbytes / MIB:.2f} MiB, "
+            f"{statistics.median(times[key]) * 1e3:.1f} ms, accuracy {right:.4f}"
+        )
+    difference = np.abs(found["pruned"] - found["compact"]).max()
+    ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+    print(f"largest difference of a probability {difference:.1e}; {ratio:.2f} times as fast")
 
 
 def twins(options: argparse.Namespace) -> None:
@@ -242,6 +314,15 @@ def make_parser() -> argparse.ArgumentParser:
             ("--pruning-percentile", float, 6.5, "of a layer's living neurons that die"),
         ):
             real.add_argument(option, type=kind, default=value, help=f"{text} (default {value})")
+    grid = add("slopes", slopes, "fused")
+    grid.add_argument("--data", nargs="+", choices=TABLE_7, default=list(TABLE_7))
+    grid.add_argument("--epochs", type=parse_size, nargs="+", default=[5, 100, 10])
+    grid.add_argument("--grid", type=float, nargs="+", default=[0.0, 0.05, 0.25, 0.5, 0.6, 0.75])
+    grid.add_argument("--seeds", type=parse_size, default=2, help="default %(default)s")
+    compacted = add("compaction", compaction, "fused")
+    compacted.add_argument("--epochs", type=parse_size, default=3, help="default %(default)s")
+    compacted.add_argument("--percentile", type=float, default=60.0, help="of every layer")
+    compacted.add_argument("--repeats", type=parse_size, default=9, help="default %(default)s")
     twin = add("twins", twins)
     twin.add_argument("--epochs", type=parse_size, default=12)
     twin.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")
