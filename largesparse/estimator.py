@@ -24,10 +24,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Neurons of every hidden layer.
     epsilon : float, optional
         Density control ε: a layer of n_in × n_out has about ε·(n_in + n_out) connections, at the
-        most all. 20 where `density` is not given either.
+        most all. 20, less above 25,000 features, where `density` is not given either.
     density : float in (0, 1], optional
         Share of the connections of a dense layer, in place of `epsilon`.
-    activation : {"all_relu", "relu", "leaky_relu", "linear"}
+    activation : {"all_relu", "relu", "leaky_relu", "linear", "srelu", "prelu"}
         Of the hidden layers.
     alpha : float or "auto"
         Slope of the negative side, where the activation has one; "auto" is by the data's skewness.

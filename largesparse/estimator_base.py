@@ -21,11 +21,12 @@ from .estimator_defaults import (
     LARGEST_BATCH,
     OWNER,
     PARTIAL_FACTOR,
-    RATES,
     STEPS_PER_EPOCH,
     STOPPING_ROWS,
     auto_batch_size,
     auto_epochs,
+    auto_epsilon,
+    auto_rate,
     auto_recipe,
     resolve_jobs,
 )
@@ -220,9 +221,11 @@ class BaseSparseMLP(BaseEstimator):
             hidden = (int(hidden),)
         for size in hidden:
             check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
+        sizes = (self.n_features_in_, *hidden, n_outputs)
+        given = self.epsilon is not None or self.density is not None
         config = NetworkConfig(
-            (self.n_features_in_, *hidden, n_outputs),
-            epsilon=self.epsilon,
+            sizes,
+            epsilon=self.epsilon if given else auto_epsilon(sizes),
             density=self.density,
             activation=self.activation,
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
@@ -265,7 +268,7 @@ class BaseSparseMLP(BaseEstimator):
                     remedy="Set early_stopping=False to train on all rows.",
                 )
                 fraction = self.validation_fraction
-            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.network_.connections))
+            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.n_features_in_))
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
@@ -274,7 +277,7 @@ class BaseSparseMLP(BaseEstimator):
         return TrainingConfig(
             epochs=chosen,
             batch_size=min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
-            learning_rate=self._rate(factor),
+            learning_rate=self._rate(factor, n_rows),
             schedule=schedule,
             warmup_epochs=warmup,
             momentum=self.momentum,
@@ -303,12 +306,12 @@ class BaseSparseMLP(BaseEstimator):
         value = getattr(self, name)
         return isinstance(value, str) and value == "auto"
 
-    def _rate(self, factor: float) -> float:
+    def _rate(self, factor: float, n_rows: int) -> float:
         if not self._is_auto("learning_rate"):
             return self.learning_rate  # type: ignore[return-value]  # TrainingConfig checks it
         if self.learning_rate_ is not None:
             return self.learning_rate_
-        return factor * RATES[self._loss][self.network_.config.recipe]
+        return factor * auto_rate(self.network_.config, n_rows)
 
     def _auto(self, name: str, chosen: int) -> int:
         """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from .config import NetworkConfig
 from .errors import ParameterError, check_range
 from .threads import available_threads
@@ -12,7 +14,10 @@ SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
 EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
-EPOCH_WORK = 40_000_000_000  # and on about as many rows times connections
+EPOCH_CELLS = 2_000_000_000  # and on about as many cells of the table
+LARGEST_EPSILON = 20.0
+MOST_CONNECTIONS = 500_000  # above these, ε is lower where it is not given
+WIDE_FACTOR = 1 / 3  # of the rate of recipe "width", with more features than rows
 SMALLEST_DENSITY = 0.01  # of a layer, for recipe="auto" to be the paper's
 RATES = {  # learning_rate="auto", by loss and recipe
     "softmax_cross_entropy": {"paper": 0.01, "width": 0.3},
@@ -33,18 +38,39 @@ def auto_batch_size(n_rows: int) -> int:
     return min(n_rows, 2 ** (wanted.bit_length() - 1))
 
 
-def auto_epochs(n_rows: int, connections: int) -> int:
-    """Return the number of epochs: 100, fewer for many rows or a large network.
+def auto_epochs(n_rows: int, n_features: int) -> int:
+    """Return the number of epochs: 100, fewer for large tables.
 
     Examples
     --------
-    >>> [auto_epochs(n, 20_000) for n in (105, 40_000, 1_000_000)]
+    >>> [auto_epochs(n, 30) for n in (105, 40_000, 1_000_000)]
     [100, 50, 20]
-    >>> auto_epochs(800, 1_800_000)
-    27
+    >>> auto_epochs(800, 88_119)
+    28
     """
-    most = min(MOST_EPOCHS, EPOCH_ROWS // n_rows, EPOCH_WORK // (n_rows * connections))
+    most = min(MOST_EPOCHS, EPOCH_ROWS // n_rows, EPOCH_CELLS // (n_rows * n_features))
     return max(FEWEST_EPOCHS, most)
+
+
+def auto_epsilon(layer_sizes: tuple[int, ...]) -> float:
+    """Return ε where the user gives neither it nor a density: 20, less for very wide tables.
+
+    On 800 × 88,119 binary features ε 5 is faster and no less accurate than 20.
+
+    Examples
+    --------
+    >>> auto_epsilon((22_283, 400, 400, 10)), round(auto_epsilon((88_119, 400, 400, 2)), 1)
+    (20.0, 5.6)
+    """
+    sizes = sum(n_in + n_out for n_in, n_out in itertools.pairwise(layer_sizes))
+    return max(1.0, min(LARGEST_EPSILON, MOST_CONNECTIONS / sizes))
+
+
+def auto_rate(config: NetworkConfig, n_rows: int) -> float:
+    """Return the learning rate for a network and a number of rows."""
+    rate = RATES[config.loss][config.recipe]
+    wide = config.recipe == "width" and config.layer_sizes[0] > n_rows
+    return rate * WIDE_FACTOR if wide else rate
 
 
 def auto_recipe(config: NetworkConfig, n_rows: int | None) -> str:

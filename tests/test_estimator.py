@@ -328,7 +328,7 @@ def test_partial_fit_needs_all_classes_first(two_classes):
 
 def test_defaults_follow_the_number_of_rows():
     assert [auto_batch_size(n) for n in (1, 5, 105, 800, 10**6)] == [1, 5, 8, 32, 128]
-    assert [auto_epochs(n, 10_000) for n in (1, 105, 40_000, 10**6, 10**9)] == [
+    assert [auto_epochs(n, 30) for n in (1, 105, 40_000, 10**6, 10**9)] == [
         100,
         100,
         50,
