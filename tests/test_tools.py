@@ -6,9 +6,12 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.neural_network import MLPClassifier
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -129,3 +132,53 @@ def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, cap
         "ours, fused: reads and writes of forward",
     ):
         assert row in shown
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    """Let the tools find a small classification task under every name."""
+    from largesparse import Dataset
+
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300, 784)).astype(np.float32)
+    y = (X[:, :10].argmax(axis=1)).astype(np.int32)
+
+    def give(module):
+        data = Dataset(X[:200], y[:200], X[200:], y[200:], "small")
+        monkeypatch.setattr(module, "load_dataset", lambda name: data)
+
+    return give
+
+
+def test_a_compact_network_is_compared(measure, small_images, capsys):
+    small_images(measure)
+    measure.main(["compaction", "--epochs", "1", "--repeats", "1", "--backend", "scipy"])
+    shown = capsys.readouterr().out
+    assert "pruned: 784-1000-1000-1000-10" in shown and "compact: 784-400-400-400-10" in shown
+    assert float(shown.split("probability ")[1].split(";")[0]) < 1e-5
+
+
+def test_slopes_are_compared(measure, small_images, capsys):
+    small_images(measure)
+    options = ["--data", "fashion", "--epochs", "1", "--grid", "0.5", "--seeds", "1"]
+    measure.main(["slopes", *options, "--backend", "scipy"])
+    shown = capsys.readouterr().out
+    assert "0.50" in shown and "(auto)" in shown
+
+
+@pytest.mark.parametrize("model", ["sparse", "mlp", "logistic", "forest"])
+def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
+    tool = load("evaluate_tables")
+    small_images(sys.modules["evaluate_tables"])
+    monkeypatch.setattr("sklearn.neural_network.MLPClassifier", quick_mlp)
+    options = ["--tables", "genes", "--models", model, "--fold", "0", "--backend", "scipy"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convergence
+        tool.main(options)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"accuracy", "fit_s", "predict_s", "peak_mib"}
+    assert 0 <= found["accuracy"] <= 1 and found["fit_s"] > 0
+
+
+def quick_mlp(**options):
+    return MLPClassifier((5,), max_iter=2, **options)
