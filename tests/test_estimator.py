@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import largesparse
 from largesparse import SparseMLPClassifier, SparseMLPRegressor, estimator_base
 from largesparse.errors import CheckpointError, DataError, NumericalError, ParameterError
-from largesparse.estimator_defaults import auto_batch_size, auto_epochs, resolve_jobs
+from largesparse.estimator_defaults import RATES, auto_batch_size, auto_epochs, resolve_jobs
 from largesparse.skewness import alpha_from_skewness
 from largesparse.threads import available_threads
 
@@ -365,7 +365,7 @@ def test_small_tables_are_learnt(load, model):
 def test_a_training_that_diverges_starts_again_at_a_lower_rate(two_classes, monkeypatch, caplog):
     X, y = two_classes
     rate = 1e5
-    monkeypatch.setitem(estimator_base.RATES["softmax_cross_entropy"], "width", rate)
+    monkeypatch.setitem(RATES["softmax_cross_entropy"], "width", rate)
     monkeypatch.setattr(estimator_base, "RETRY_FACTOR", 1e-6)
     model = classifier().fit(X, y)
     assert "Starting again with 0.1" in caplog.text
