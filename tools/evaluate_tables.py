@@ -40,8 +40,8 @@ class FitError(LargeSparseError):
     """A fit in a process of its own failed."""
 
 
-def make_model(name: str, options: Namespace) -> Any:
-    """Return a model with default settings; scaled where that is what users do."""
+def make_model(name: str, options: Namespace, *, is_sparse: bool) -> Any:
+    """Return a model with default settings; standardised where that is what users do."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
@@ -50,7 +50,7 @@ def make_model(name: str, options: Namespace) -> Any:
 
     from largesparse import SparseMLPClassifier
 
-    scaler = StandardScaler(with_mean=False)  # works for sparse tables too
+    scaler = StandardScaler(with_mean=not is_sparse)
     seed = options.seed
     if name == "sparse":
         return SparseMLPClassifier(
@@ -88,7 +88,7 @@ def fit_once(options: Namespace) -> dict[str, float]:
         X, y, X_test, y_test = X[train], y[train], X[test], y[test]
     if isinstance(X, np.ndarray):
         X, X_test = X.astype(np.float32), X_test.astype(np.float32)
-    model = make_model(options.models[0], options)
+    model = make_model(options.models[0], options, is_sparse=not isinstance(X, np.ndarray))
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
     model.fit(X, y)
