@@ -40,7 +40,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Share of the hidden neurons that are dropped while training.
     learning_rate : float or "auto"
         η. It rises over the first twentieth of the epochs, and then follows `schedule`. "auto"
-        depends on the recipe; a training that diverges with it starts again at a quarter.
+        is by recipe and shape of the table; a training that diverges with it starts again at a
+        quarter.
     schedule : {"cosine", "step", "constant"}
     momentum : float in [0, 1)
     weight_decay : float in [0, 1]
@@ -48,7 +49,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     batch_size : int or "auto"
         Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
     max_epochs : int or "auto"
-        "auto" is 100 up to 20,000 rows, and fewer for more rows, 20 from 100,000 on.
+        "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
         predicted it best. "auto" does so above 10,000 rows: fewer are better trained on.

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import DataError, ParameterError
 from .sizes import parse_size
-from .train_command import as_column, some_of
+from .train_command import some_of
 
 if TYPE_CHECKING:
     from .network import SparseMLP
@@ -70,7 +70,7 @@ def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | N
     """Read a table as a model takes it."""
     from .tables import align_columns, read_table
 
-    table = read_table(arguments.data, as_column(target), columns=network.feature_names)
+    table = read_table(arguments.data, target, columns=network.feature_names)
     if network.feature_names is not None:
         table = align_columns(table, network.feature_names)
     return table
@@ -186,16 +186,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
+    from .selection import input_strength
+
     config = network.config
-    first = network.layers[0].topology
-    strength = np.bincount(first.rows(), np.abs(network.layers[0].values), minlength=first.n_in)
-    names = network.feature_names or [f"feature {k}" for k in range(first.n_in)]
+    n_features = config.layer_sizes[0]
+    strength = input_strength(network)
+    names = network.feature_names or [f"feature {k}" for k in range(n_features)]
     strongest = np.argsort(-strength, kind="stable")[:features]
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     return {
         "task": "regression" if network.classes is None else "classification",
         "classes": None if network.classes is None else network.classes.tolist(),
-        "features": first.n_in,
+        "features": n_features,
         "activation": f"{config.activation}, alpha {config.alpha:g}",
         "standardised inputs": network.preprocessing is not None,
         "connections": network.connections,

@@ -137,6 +137,7 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
     """Read a table or a data set, and hold rows out where it has no test part."""
     from sklearn.model_selection import train_test_split
 
+    from .archives import read_archive
     from .datasets import load_dataset
     from .tables import read_table, table_format
 
@@ -144,12 +145,15 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
     if table_format(path) is None and not path.is_file():
         data = load_dataset(arguments.data, seed=arguments.seed)
         return Samples(data.X_train, data.y_train, data.X_test, data.y_test, None)
-    table = read_table(path, as_column(arguments.target))
+    table = read_table(path, arguments.target)
     if table.y is None:
         raise DataError(
             f"{path} has no values to predict. Name their column by --target"
             + (f"; its columns are {some_of(table.feature_names)}." if table.feature_names else ".")
         )
+    if table_format(path) == "npz" and "x_test" in read_archive(path):
+        test = read_table(path, arguments.target, part="test")
+        return Samples(table.X, table.y, test.X, test.y, table.feature_names)
     if arguments.test_fraction == 0:
         return Samples(table.X, table.y, None, None, table.feature_names)
     options = {"test_size": arguments.test_fraction, "random_state": arguments.seed}
@@ -163,11 +167,6 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
     except ValueError as error:
         raise ParameterError(f"--test-fraction {arguments.test_fraction}: {error}") from error
     return Samples(X, y, X_test, y_test, table.feature_names)
-
-
-def as_column(text: str | None) -> str | int | None:
-    """Return a column's name, or its position where it is written as a number."""
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
 
 
 def some_of(names: list[str], count: int = 8) -> str:

@@ -44,28 +44,24 @@ class Workspace:
         self.micro_batch = micro_batch
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
-        self._inputs = _floats(self._n_in * micro_batch)
+        self._inputs = aligned_floats(self._n_in * micro_batch)
         hidden = self._sizes[:-1]
         widest = max(hidden, default=0) * micro_batch
-        logits = _floats(self._sizes[-1] * micro_batch)
+        logits = aligned_floats(self._sizes[-1] * micro_batch)
         self.gradients: list[Float32] = []
         self.bias_gradients: list[Float32] = []
         if training:
-            self._activations = [_floats(size * micro_batch) for size in hidden] + [logits]
+            self._activations = [aligned_floats(size * micro_batch) for size in hidden] + [logits]
             self._states = [np.empty(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
-            self._deltas = [_floats(widest) for _ in range(min(2, len(hidden)))]
+            self._deltas = [aligned_floats(widest) for _ in range(min(2, len(hidden)))]
             trained = cast(Sequence[SparseLayer], layers)
-            self._sums = [
-                _floats(0 if layer.srelu is None else layer.n_out * micro_batch) for layer in layers
-            ]
-            self.srelu_gradients = [
-                np.zeros((4, 0 if layer.srelu is None else layer.n_out), np.float32)
-                for layer in layers
-            ]
+            shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
+            self._sums = [aligned_floats(size * micro_batch) for size in shaped]
+            self.srelu_gradients = [np.zeros((4, size), np.float32) for size in shaped]
             self.allocate_gradients(trained)
-            self.input_sums = _floats(layers[-1].n_in if trained[-1].centered else 0)
+            self.input_sums = aligned_floats(layers[-1].n_in if trained[-1].centered else 0)
         else:
-            turns = [_floats(widest) for _ in range(min(2, len(hidden)))]
+            turns = [aligned_floats(widest) for _ in range(min(2, len(hidden)))]
             self._activations = [turns[k % 2] for k in range(len(hidden))] + [logits]
 
     def allocate_gradients(self, layers: Sequence[SparseLayer]) -> None:
@@ -104,8 +100,8 @@ def _words(batch: int) -> int:
     return -(-batch // 32)
 
 
-def _floats(size: int) -> Float32:
-    """Return zeros that begin with a cache line."""
+def aligned_floats(size: int) -> Float32:
+    """Return float32 zeros (size,) that begin with a cache line."""
     line = CACHE_LINE // 4
     buffer = np.zeros(size + line, dtype=np.float32)
     start = -(buffer.ctypes.data // 4) % line

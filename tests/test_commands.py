@@ -124,6 +124,24 @@ def test_all_rows_can_be_trained_on(folder, tmp_path, capsys):
     assert "240 rows" in shown and "held out" not in shown
 
 
+def test_a_column_may_have_a_number_for_a_name(tmp_path, capsys):
+    table = frame().drop(columns="amount").rename(columns={"level": "2020"})
+    table.to_csv(tmp_path / "years.csv", index=False)
+    data = ["--data", str(tmp_path / "years.csv"), "--target", "2020"]
+    assert main(["train", *data, "--out", str(tmp_path / "model"), *QUICK]) == 0
+    assert load_model(tmp_path / "model").classes.tolist() == ["high", "low", "middle"]
+
+
+def test_an_archives_own_test_part_is_held_out(tmp_path, capsys):
+    X = frame()[list("abcde")].to_numpy(dtype=np.float32)
+    y = (X[:, 0] > 5000).astype(int)
+    parts = {"x_train": X[:200], "y_train": y[:200], "x_test": X[200:], "y_test": y[200:]}
+    np.savez(tmp_path / "data.npz", **parts)
+    command = ["train", "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "model")]
+    assert main([*command, *QUICK]) == 0
+    assert "200 rows of 5 features to train on, 40 held out" in capsys.readouterr().out
+
+
 def test_a_curve_is_drawn(folder, tmp_path):
     pytest.importorskip("matplotlib")
     data = ["--data", str(folder / "train.csv"), "--target", "level"]

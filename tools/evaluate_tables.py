@@ -26,6 +26,7 @@ from tqdm import tqdm
 from largesparse.cli import parse_size, run_command
 from largesparse.datasets import load_dataset
 from largesparse.errors import LargeSparseError
+from largesparse.records import peak_rss_bytes
 
 TABLES = {  # name on the command line -> data set, and whether it is cut into folds
     "genes": ("microarray_nakayama", True),
@@ -100,15 +101,8 @@ def fit_once(options: Namespace) -> dict[str, float]:
         "accuracy": float(accuracy),
         "fit_s": seconds,
         "predict_s": predicted,
-        "peak_mib": (peak_memory() - before) / 2**20,
+        "peak_mib": (peak_rss_bytes() - before) / 2**20,
     }
-
-
-def peak_memory() -> int:
-    """Return the peak of this process's memory, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def in_its_own_process(table: str, model: str, fold: int, options: Namespace) -> dict[str, float]:

@@ -37,6 +37,7 @@ from largesparse.cli import parse_size, run_command
 from largesparse.errors import ParameterError
 from largesparse.randomness import stream
 from largesparse.topology import Topology, erdos_renyi
+from largesparse.workspace import aligned_floats
 
 ROWS = 32  # rows of the output that a thread takes at a time
 
@@ -131,8 +132,8 @@ class Layer:
         n_in, n_out, nnz = topology.n_in, topology.n_out, topology.nnz
         self.topology, self.backend = topology, get_backend("fused")
         self.values = rng.standard_normal(nnz, dtype=np.float32)
-        self.X, self.Y = aligned(n_in, batch), aligned(n_out, batch)
-        self.delta, self.delta_below = aligned(n_out, batch), aligned(n_in, batch)
+        self.X, self.Y = activations(n_in, batch), activations(n_out, batch)
+        self.delta, self.delta_below = activations(n_out, batch), activations(n_in, batch)
         for array in (self.X, self.delta):
             rng.standard_normal(out=array, dtype=np.float32)
         self.gradient = np.zeros(nnz, dtype=np.float32)
@@ -163,11 +164,9 @@ class Layer:
         )
 
 
-def aligned(rows: int, batch: int) -> NDArray[np.float32]:
-    """Return zeros (rows, batch) that begin with a cache line."""
-    buffer = np.zeros(rows * batch + 16, dtype=np.float32)
-    start = -(buffer.ctypes.data // 4) % 16
-    return buffer[start : start + rows * batch].reshape(rows, batch)
+def activations(rows: int, batch: int) -> NDArray[np.float32]:
+    """Return zeros (rows, batch), as a workspace has them."""
+    return aligned_floats(rows * batch).reshape(rows, batch)
 
 
 def each(walk: Callable[[Pass], None], parts: Sequence[Pass]) -> Callable[[], None]:
