@@ -12,7 +12,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-import largesparse.training
+import largesparse.warming
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.backends import get_backend
 from largesparse.cli import parse_size
@@ -72,4 +72,4 @@ def warm_up(backend: str | None = None) -> None:
         name = get_backend(backend).name
     except BackendError as error:
         raise NotImplementedError(str(error)) from error
-    largesparse.training.warm_up(name, THREADS)
+    largesparse.warming.warm_up(name, THREADS)

@@ -77,7 +77,7 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
         Where the folder cannot be written; one that was there before is intact then.
     """
     config = trainer.config.as_dict()
-    config["micro_batch"] = trainer.workspace.micro_batch
+    config["micro_batch"] = trainer.micro_batch
     manifest = {
         "kind": "checkpoint",
         "training": {
@@ -86,6 +86,7 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
             "step": trainer.step_count,
             "history": trainer.history.to_list(),
             "rows": trainer.rows,
+            "parallel": trainer.parallel,
         },
     }
     best = trainer.best.layers if trainer.best is not None else None
@@ -150,6 +151,7 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
         trainer.step_count = int(training["step"])
         trainer.history = History.from_list(training["history"])
         trainer.rows = training["rows"] if training["rows"] is None else int(training["rows"])
+        trainer.parallel = training.get("parallel")
         if "best-layer-01.safetensors" in manifest["files"]:
             from .early_stopping import Snapshot
 

@@ -64,7 +64,8 @@ class SparseLayer:
     values, velocity : float32 (nnz,)
         Weights and their velocities, in input order.
     values_by_output : float32 (nnz,)
-        A copy of the weights in output order; `refresh` renews it.
+        A copy of the weights in output order; `refresh` renews it. One that is given is taken
+        as it is.
     bias, bias_velocity : float32 (n_out,)
     slope : float
         Left slope of the activation; 1 is none.
@@ -98,23 +99,32 @@ class SparseLayer:
         dead: NDArray[np.bool_] | None = None,
         srelu: Float32 | None = None,
         srelu_trained: tuple[bool, ...] = (),
+        velocity: Float32 | None = None,
+        bias_velocity: Float32 | None = None,
+        srelu_velocity: Float32 | None = None,
+        values_by_output: Float32 | None = None,
     ) -> None:
         self.number = number
         self.topology = topology
         self.values = values
-        self.velocity = np.zeros_like(values)
-        self.values_by_output = np.empty_like(values)
+        self.velocity = np.zeros_like(values) if velocity is None else velocity
         self.bias = bias
-        self.bias_velocity = np.zeros_like(bias)
+        self.bias_velocity = np.zeros_like(bias) if bias_velocity is None else bias_velocity
         self.slope = slope
         self.rate_scale = rate_scale
         self.regrowth = regrowth
         self.centered = centered
         self.dead = dead
         self.srelu = srelu
-        self.srelu_velocity = None if srelu is None else np.zeros_like(srelu)
+        self.srelu_velocity = srelu_velocity
+        if srelu is not None and srelu_velocity is None:
+            self.srelu_velocity = np.zeros_like(srelu)
         self.srelu_trained = srelu_trained
-        self.refresh()
+        if values_by_output is None:
+            self.values_by_output = np.empty_like(values)
+            self.refresh()
+        else:
+            self.values_by_output = values_by_output
 
     @property
     def n_in(self) -> int:

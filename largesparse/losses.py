@@ -125,6 +125,11 @@ class ScoreSums:
         self.sums = self.sums + each @ exact
         self.squares = self.squares + each @ exact**2
 
+    def merge(self, other: ScoreSums) -> None:
+        """Count what another counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def score(self) -> float:
         """Return accuracy or R² of all that was counted."""
         if self.weight == 0:

@@ -19,7 +19,7 @@ from .randomness import seed_sequence, stream
 from .recipes import RECIPES, LayerRecipe
 from .threads import kernel_threads
 from .topology import erdos_renyi
-from .workspace import Workspace
+from .workspace import Gradients, Workspace
 
 if TYPE_CHECKING:
     from .preprocessing import Standardizer
@@ -182,6 +182,11 @@ class SparseMLP:
         return sum(layer.nnz for layer in self.layers)
 
     @property
+    def layer_connections(self) -> list[int]:
+        """Number of connections of every layer."""
+        return [layer.nnz for layer in self.layers]
+
+    @property
     def parameters(self) -> int:
         """Number of connections and biases, those of dead neurons left out."""
         return self.connections + sum(layer.n_living for layer in self.layers)
@@ -280,7 +285,7 @@ class SparseMLP:
         if visit is not None:
             visit(0, workspace.inputs(batch), delta)
 
-    def finish_gradient(self, workspace: Workspace, rows: int, backend: Backend) -> None:
+    def finish_gradient(self, workspace: Gradients, rows: int, backend: Backend) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
 
         Activations with a mean above zero make the direction in which an output moves for all
@@ -308,12 +313,20 @@ class SparseMLP:
             )
 
     def update_(
-        self, workspace: Workspace, optimizer: MomentumSGD, learning_rate: float, backend: Backend
+        self,
+        workspace: Gradients,
+        optimizer: MomentumSGD,
+        learning_rate: float,
+        backend: Backend,
+        *,
+        both_orders: bool = True,
     ) -> None:
-        """Apply the gradients in the workspace, in place."""
+        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`."""
         gradients = zip(self.layers, workspace.gradients, workspace.bias_gradients, strict=True)
         for k, (layer, gradient, bias_gradient) in enumerate(gradients):
-            optimizer.update_(layer, gradient, bias_gradient, learning_rate, backend)
+            optimizer.update_(
+                layer, gradient, bias_gradient, learning_rate, backend, both_orders=both_orders
+            )
             if layer.srelu is not None:
                 optimizer.update_srelu_(layer, workspace.srelu_gradients[k], learning_rate, backend)
 

@@ -81,8 +81,10 @@ class MomentumSGD:
         bias_gradient: Float32,
         learning_rate: float,
         backend: Backend,
+        *,
+        both_orders: bool = True,
     ) -> None:
-        """Update a layer's weights and biases in place, in both orders.
+        """Update a layer's weights and biases in place.
 
         Parameters
         ----------
@@ -92,18 +94,15 @@ class MomentumSGD:
         bias_gradient : float32 (n_out,)
         learning_rate : float
         backend : Backend
+        both_orders : bool
+            Whether the copy in output order is renewed too.
         """
         shared: dict[str, Any] = {"momentum": self.momentum, "decay": self.weight_decay}
+        copy: dict[str, Any] = {}
+        if both_orders:
+            copy = {"places": layer.topology.to_output_order, "out": layer.values_by_output}
         rate = learning_rate * layer.rate_scale
-        backend.update(
-            layer.values,
-            layer.velocity,
-            gradient,
-            rate=rate,
-            places=layer.topology.to_output_order,
-            out=layer.values_by_output,
-            **shared,
-        )
+        backend.update(layer.values, layer.velocity, gradient, rate=rate, **copy, **shared)
         backend.update(layer.bias, layer.bias_velocity, bias_gradient, rate=learning_rate, **shared)
 
     def update_srelu_(

@@ -17,6 +17,7 @@ STREAMS = {
     "split": 5,
     "augmentation": 6,
     "growth": 7,
+    "replica": 8,
 }
 
 

@@ -40,10 +40,8 @@ class SharedFiles:
         self._count = 0
 
     def share(self, array: NDArray[Any]) -> SharedArray:
-        mapped = _memory_map(array)
-        if mapped is not None and array.flags.c_contiguous:
-            offset = mapped.offset + _address(array) - _address(mapped)
-            return SharedArray(str(mapped.filename), array.dtype.str, array.shape, offset)
+        if (mapped := find_mapped(array)) is not None:
+            return mapped
         self._count += 1
         path = self._folder_for(array.nbytes) / str(self._count)
         np.ascontiguousarray(array).tofile(path)
@@ -69,6 +67,15 @@ class SharedFiles:
     def delete(self) -> None:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def find_mapped(array: NDArray[Any]) -> SharedArray | None:
+    """Return where an array is, if it is a part of a memory-mapped file that others can open."""
+    mapped = _memory_map(array)
+    if mapped is None or not array.flags.c_contiguous:
+        return None
+    offset = mapped.offset + _address(array) - _address(mapped)
+    return SharedArray(str(mapped.filename), array.dtype.str, array.shape, offset)
 
 
 def _memory_map(array: NDArray[Any]) -> np.memmap[Any, Any] | None:

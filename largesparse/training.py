@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .activations import TRAINED
 from .backends import get_backend
-from .batches import dense_rows, load_batch
+from .batches import load_batch
 from .checkpoint import check_folder, save_checkpoint
 from .config import NetworkConfig, TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
@@ -29,14 +29,13 @@ from .losses import LOSSES, ScoreSums
 from .network import SparseMLP, Visit, dropout_key
 from .randomness import stream
 from .threads import resolve_threads
-from .training_data import TrainingData, prepare
+from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
 from .whole_step import WholeStep
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 Callback = Callable[["Trainer", EpochRecord], bool | None]
-Augment = Callable[[NDArray[np.float32], NDArray[np.int64], int], NDArray[np.float32]]
 
 
 class Trainer:
@@ -47,6 +46,8 @@ class Trainer:
     network : SparseMLP
         Changed in place.
     config : TrainingConfig
+    workspace : Workspace, optional
+        The buffers of a step; by default made when they are first needed.
 
     Attributes
     ----------
@@ -57,9 +58,17 @@ class Trainer:
         Rows of the data set, the validation part included.
     best : Snapshot or None
         Weights of the epoch with the best validation accuracy, where there is a validation part.
+    parallel : dict or None
+        What a parallel training needs beside, to go on from a checkpoint.
     """
 
-    def __init__(self, network: SparseMLP, config: TrainingConfig | None = None) -> None:
+    def __init__(
+        self,
+        network: SparseMLP,
+        config: TrainingConfig | None = None,
+        *,
+        workspace: Workspace | None = None,
+    ) -> None:
         self.network = network
         self.config = config or TrainingConfig()
         self.backend = get_backend(self.config.backend)
@@ -69,21 +78,25 @@ class Trainer:
         self.history = History()
         self.rows: int | None = None
         self.best: Snapshot | None = None
+        self.parallel: dict[str, Any] | None = None
         self._loss = LOSSES[network.config.loss].function
         self._optimizer = self.config.optimizer()
         self._rates = self.config.rates()
-        self._workspace: Workspace | None = None
+        self._workspace = workspace
         self._compiled_step: WholeStep | None = None
 
     @property
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
-            micro_batch = min(
-                self.config.micro_batch or self.config.batch_size, self.config.batch_size
-            )
-            self._workspace = Workspace(self.network.layers, micro_batch)
+            self._workspace = Workspace(self.network.layers, self.micro_batch)
         return self._workspace
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples computed at once."""
+        batch_size = self.config.batch_size
+        return min(self.config.micro_batch or batch_size, batch_size)
 
     @property
     def _has_whole_step(self) -> bool:
@@ -139,28 +152,45 @@ class Trainer:
         *,
         plain: bool = False,
         visit: Visit | None = None,
+        first_row: int = 0,
+        joined: int | None = None,
     ) -> float:
         """Compute the mini-batch's gradient, by micro-batches, into the workspace.
 
-        `plain` is without dropout and centring; `visit` is as in `SparseMLP.backward`.
+        Parameters
+        ----------
+        X, y, rows, sample_weight
+            As in `step`.
+        plain : bool
+            Without dropout and centring.
+        visit : callable, optional
+            As in `SparseMLP.backward`.
+        first_row, joined : int, optional
+            Where the rows are a part of a mini-batch of `joined` rows that begins with its row
+            `first_row`: the gradient is this part of the mini-batch's, and is not centred yet.
+
+        Returns
+        -------
+        loss : float
+            Mean over the rows, with dropout.
         """
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
-        workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
+        workspace.fit(self.network.layer_connections)  # neurons may have been pruned
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
             load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
             rate = 0.0 if plain else config.dropout
-            dropout = dropout_key(rate, config.seed, self.step_count, start)
+            dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
             weights = None if sample_weight is None else sample_weight[part]
-            loss, delta = self._loss(logits, y[part], len(rows), weights)
-            self._check_finite(loss, self.step_count + 1, self.epoch + 1)
+            loss, delta = self._loss(logits, y[part], joined or len(rows), weights)
+            self.check_finite(loss, self.step_count + 1, self.epoch + 1)
             total += loss
             options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
             self.network.backward(workspace, delta, backend, visit=visit, **options)
-        if not plain:
+        if not plain and joined is None:
             self.network.finish_gradient(workspace, len(rows), backend)
         return total / len(rows)
 
@@ -175,16 +205,16 @@ class Trainer:
         """Compute the gradient and update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
-            self.workspace.allocate_gradients(self.network.layers)  # neurons may have been pruned
+            self.workspace.fit(self.network.layer_connections)  # neurons may have been pruned
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
         weights = None if sample_weight is None else sample_weight[rows]
         loss = step.run(y[rows], weights, self._optimizer, rate, dropout) / len(rows)
-        self._check_finite(loss, self.step_count + 1, self.epoch + 1)
+        self.check_finite(loss, self.step_count + 1, self.epoch + 1)
         return loss
 
-    def _check_finite(self, loss: float, step: int, epoch: int) -> None:
+    def check_finite(self, loss: float, step: int, epoch: int) -> None:
         if not math.isfinite(loss):
             raise NumericalError(
                 f"The loss became {loss} at step {step} (epoch {epoch}). "
@@ -201,6 +231,17 @@ class Trainer:
     ) -> tuple[float, float]:
         """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout."""
         rows = np.arange(len(y)) if rows is None else rows
+        loss, sums = self.sum_scores(X, y, rows, sample_weight)
+        return loss / max(sums.weight, 1e-300), sums.score()
+
+    def sum_scores(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None = None,
+    ) -> tuple[float, ScoreSums]:
+        """Return the loss summed over rows of a data set, and the sums behind their score."""
         loss, sums = 0.0, ScoreSums()
         with self.backend.threads(self.threads):
             for start in range(0, len(rows), self.workspace.micro_batch):
@@ -211,7 +252,7 @@ class Trainer:
                 weights = None if sample_weight is None else sample_weight[part]
                 loss += self._loss(outputs, y[part], None, weights)[0]
                 sums.add(outputs, y[part], weights)
-        return loss / max(sums.weight, 1e-300), sums.score()
+        return loss, sums
 
     def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:
         """Evolve every layer but the output one; return their slot maps.
@@ -236,16 +277,12 @@ class Trainer:
             return stream(config.seed, "evolution", self.epoch, layer.number)
 
         with self.backend.threads(self.threads):
-            maps = evolve_layers(self.network.layers[:-1], zeta, rng_of, walk)
-        self.workspace.allocate_gradients(self.network.layers)
-        return maps
+            return evolve_layers(self.network.layers[:-1], zeta, rng_of, walk)
 
     def prune(self) -> list[NDArray[np.int32]]:
         """Prune neurons by importance, as configured; return the slot maps of all layers."""
         with self.backend.threads(self.threads):
-            maps = prune_neurons(self.network, self.config.pruning_percentile)
-        self.workspace.allocate_gradients(self.network.layers)
-        return maps
+            return prune_neurons(self.network, self.config.pruning_percentile)
 
     def fit(
         self,
@@ -303,7 +340,7 @@ class Trainer:
         if not self.history.epochs:
             self._record(data)
         elif self.epoch < self.config.epochs:
-            self._evolve_if_due(data)  # the last epoch of a training that is prolonged now
+            self.evolve_if_due(data)  # the last epoch of a training that is prolonged now
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
@@ -311,14 +348,15 @@ class Trainer:
         with tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training") as bar:
             while self.epoch < self.config.epochs and not stop:
                 started = time.perf_counter()
-                running_loss = self._run_epoch(data, bar, augment)
+                batches = epoch_batches(data.train_rows, self.config, self.epoch)
+                running_loss = self.run_epoch(data, batches, bar, augment)
                 epoch_s = time.perf_counter() - started
                 record = self._record(data, running_loss=running_loss, epoch_s=epoch_s)
                 bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
                 if stopping:
                     stop = stopping.update(self.network, record)
                     self.best = stopping.best
-                self._evolve_if_due(data)
+                self.evolve_if_due(data)
                 if checkpoint is not None:
                     self._save(checkpoint)
                 stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
@@ -326,30 +364,38 @@ class Trainer:
             stopping.best.restore_(self.network)
         return self.history
 
-    def _run_epoch(self, data: TrainingData, bar: Any, augment: Augment | None) -> float:
-        """Make one pass over the training rows; return the mean loss, with dropout."""
-        rows, batch_size = data.train_rows, self.config.batch_size
-        order = rows[stream(self.config.seed, "shuffle", self.epoch).permutation(len(rows))]
-        total = 0.0
-        for start in range(0, len(rows), batch_size):
-            batch = order[start : start + batch_size]
-            progress = self.epoch + start / len(rows)
-            X, y, weights = data.X, data.y, data.weights
-            if augment is not None:
-                X, y = augment(dense_rows(X, batch), batch, self.epoch), y[batch]
-                weights = None if weights is None else weights[batch]
-                batch = np.arange(len(batch))
-            total += len(batch) * self.step(X, y, batch, progress=progress, sample_weight=weights)
+    def run_epoch(
+        self, data: TrainingData, batches: Sequence[Rows], bar: Any, augment: Augment | None = None
+    ) -> float:
+        """Train on the mini-batches of an epoch; return the mean loss, with dropout.
+
+        Parameters
+        ----------
+        data : TrainingData
+        batches : sequence of int64 (batch,)
+            The rows of every mini-batch.
+        bar : tqdm
+            Counts the samples.
+        augment : callable, optional
+            As in `fit`.
+        """
+        rows = sum(map(len, batches))
+        total, start = 0.0, 0
+        for batch in batches:
+            X, y, weights, chosen = augmented(data, batch, self.epoch, augment)
+            progress = self.epoch + start / rows
+            total += len(batch) * self.step(X, y, chosen, progress=progress, sample_weight=weights)
+            start += len(batch)
             bar.update(len(batch))
         self.epoch += 1
-        return total / len(rows)
+        return total / rows
 
     def _record(
         self, data: TrainingData, running_loss: float | None = None, epoch_s: float | None = None
     ) -> EpochRecord:
         """Evaluate, and append a record to the history."""
         loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
-        self._check_finite(loss, self.step_count, self.epoch)
+        self.check_finite(loss, self.step_count, self.epoch)
         record = EpochRecord(self.epoch, loss, accuracy, running_loss=running_loss, epoch_s=epoch_s)
         record.nnz = [layer.nnz for layer in self.network.layers]
         if len(data.validation_rows):
@@ -369,32 +415,27 @@ class Trainer:
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
-    def _evolve_if_due(self, data: TrainingData) -> None:
-        """Prune and evolve after an epoch, unless it is the last one or that has been done."""
+    def evolve_if_due(self, data: TrainingData) -> list[list[NDArray[np.int32]]]:
+        """Prune and evolve after an epoch, unless it is the last one or that has been done.
+
+        Returns
+        -------
+        list of slot maps
+            The slot maps of the layers, for each of the two that was done.
+        """
         config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
         start = config.pruning_start
         pruning = start is not None and self.epoch >= max(1, start)
         pruning &= self.epoch % config.pruning_every == 0
+        maps = []
         if pruning and not last and record.pruning_s is None:
             started = time.perf_counter()
-            self.prune()
+            maps.append(self.prune())
             record.pruning_s = time.perf_counter() - started
         due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
         if due and not last and record.evolution_s is None:
             started = time.perf_counter()
-            self.evolve(data)
+            maps.append(self.evolve(data))
             record.evolution_s = time.perf_counter() - started
-
-
-def warm_up(backend: str | None = None, threads: int = 1) -> None:
-    """Compile every kernel, or load it from the cache, by training a tiny network.
-
-    Timings that follow are then of the work alone.
-    """
-    X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
-    config = TrainingConfig(
-        epochs=2, batch_size=32, evolve_last=True, backend=backend, threads=threads
-    )
-    network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=2), progress=False)
-    Trainer(network, config).fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)
+        return maps

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .batches import dense_rows
 from .config import TrainingConfig
 from .errors import DataError, ParameterError
 from .losses import LOSSES
 from .network import SparseMLP
 from .preprocessing import Standardizer, check_lengths, check_targets, check_X, encode_labels
 from .randomness import stream
+
+Rows = NDArray[np.int64]
+Augment = Callable[[NDArray[np.float32], Rows, int], NDArray[np.float32]]
 
 LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
 
@@ -108,3 +113,20 @@ def _check_weights(
         raise DataError("sample_weight is 0 for all training rows. Give some a positive weight.")
     scaled: NDArray[np.float32] = (weights / mean).astype(np.float32)
     return scaled
+
+
+def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int) -> list[Rows]:
+    """Return the rows of every mini-batch of an epoch: `rows` in an order drawn for it."""
+    order = rows[stream(config.seed, "shuffle", epoch).permutation(len(rows))]
+    return [order[k : k + config.batch_size] for k in range(0, len(rows), config.batch_size)]
+
+
+def augmented(
+    data: TrainingData, batch: Rows, epoch: int, augment: Augment | None
+) -> tuple[Any, NDArray[Any], NDArray[np.float32] | None, Rows]:
+    """Return X, y, weights and the rows of them that are a mini-batch, changed by `augment`."""
+    if augment is None:
+        return data.X, data.y, data.weights, batch
+    X = augment(dense_rows(data.X, batch), batch, epoch)
+    weights = None if data.weights is None else data.weights[batch]
+    return X, data.y[batch], weights, np.arange(len(batch))

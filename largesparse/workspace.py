@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,65 @@ from .layer import Float32, Forward, SparseLayer
 CACHE_LINE = 64  # bytes
 
 
-class Workspace:
+class Allocate(Protocol):
+    """Gives arrays of zeros that begin with a cache line."""
+
+    def __call__(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]: ...
+
+
+def aligned_zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+    """Return zeros that begin with a cache line, in memory of this process alone."""
+    size = math.prod(shape) if isinstance(shape, tuple) else shape
+    dtype = np.dtype(dtype)
+    buffer = np.zeros(size * dtype.itemsize + CACHE_LINE, dtype=np.uint8)
+    start = -buffer.ctypes.data % CACHE_LINE
+    return buffer[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
+
+
+class Gradients:
+    """Buffers for the gradients of a mini-batch.
+
+    Parameters
+    ----------
+    layers : sequence of SparseLayer
+    allocate : callable
+        Gives the buffers; by default memory of this process.
+
+    Attributes
+    ----------
+    gradients : list of float32 (nnz,)
+    bias_gradients : list of float32 (n_out,)
+    srelu_gradients : list of float32 (4, n_out)
+        Of the activations whose shape is trained; (4, 0) for the others.
+    input_sums : float32 (n_in of the output layer,)
+        Sums of the output layer's inputs over the mini-batch; empty if it is not centred.
+    """
+
+    def __init__(
+        self, layers: Sequence[SparseLayer], *, allocate: Allocate = aligned_zeros
+    ) -> None:
+        self.room: list[Float32] = [allocate(layer.nnz) for layer in layers]
+        self.gradients: list[Float32] = list(self.room)
+        self.bias_gradients: list[Float32] = [allocate(layer.n_out) for layer in layers]
+        shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
+        self.srelu_gradients: list[Float32] = [allocate((4, size)) for size in shaped]
+        self.input_sums: Float32 = allocate(layers[-1].n_in if layers[-1].centered else 0)
+
+    def fit(self, connections: Sequence[int]) -> None:
+        """Make the gradients so long for every layer; those that are already, are kept."""
+        for k, nnz in enumerate(connections):
+            if len(self.room[k]) < nnz:
+                self.room[k] = aligned_zeros(nnz)
+            if len(self.gradients[k]) != nnz:
+                self.gradients[k] = self.room[k][:nnz]
+
+    def arrays(self) -> list[Float32]:
+        """Return all gradients, and the sums behind their centring."""
+        parts = (self.gradients, self.bias_gradients, self.srelu_gradients)
+        return [array for part in parts for array in part] + [self.input_sums]
+
+
+class Workspace(Gradients):
     """Buffers for micro-batches of up to `micro_batch` samples.
 
     A training workspace keeps one float32 and two bits for every neuron and sample, two buffers
@@ -27,51 +86,36 @@ class Workspace:
         For training, of SparseLayer.
     micro_batch : int
     training : bool
-
-    Attributes
-    ----------
-    gradients : list of float32 (nnz,)
-    bias_gradients : list of float32 (n_out,)
-    srelu_gradients : list of float32 (4, n_out)
-        Of the activations whose shape is trained; (4, 0) for the others.
-    input_sums : float32 (n_in of the output layer,)
-        Sums of the output layer's inputs over the mini-batch; empty if it is not centred.
+    allocate : callable
+        Gives the buffers; by default memory of this process.
     """
 
     def __init__(
-        self, layers: Sequence[Forward], micro_batch: int, *, training: bool = True
+        self,
+        layers: Sequence[Forward],
+        micro_batch: int,
+        *,
+        training: bool = True,
+        allocate: Allocate = aligned_zeros,
     ) -> None:
         self.micro_batch = micro_batch
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
-        self._inputs = aligned_floats(self._n_in * micro_batch)
+        self._inputs = allocate(self._n_in * micro_batch)
         hidden = self._sizes[:-1]
         widest = max(hidden, default=0) * micro_batch
-        logits = aligned_floats(self._sizes[-1] * micro_batch)
-        self.gradients: list[Float32] = []
-        self.bias_gradients: list[Float32] = []
-        if training:
-            self._activations = [aligned_floats(size * micro_batch) for size in hidden] + [logits]
-            self._states = [np.empty(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
-            self._deltas = [aligned_floats(widest) for _ in range(min(2, len(hidden)))]
-            trained = cast(Sequence[SparseLayer], layers)
-            shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
-            self._sums = [aligned_floats(size * micro_batch) for size in shaped]
-            self.srelu_gradients = [np.zeros((4, size), np.float32) for size in shaped]
-            self.allocate_gradients(trained)
-            self.input_sums = aligned_floats(layers[-1].n_in if trained[-1].centered else 0)
-        else:
-            turns = [aligned_floats(widest) for _ in range(min(2, len(hidden)))]
+        logits = allocate(self._sizes[-1] * micro_batch)
+        if not training:
+            turns = [allocate(widest) for _ in range(min(2, len(hidden)))]
             self._activations = [turns[k % 2] for k in range(len(hidden))] + [logits]
-
-    def allocate_gradients(self, layers: Sequence[SparseLayer]) -> None:
-        """Make the gradient buffers fit the layers; those that fit already are kept."""
-        self.bias_gradients = self.bias_gradients or [np.zeros_like(layer.bias) for layer in layers]
-        old = self.gradients or [np.empty(0, np.float32)] * len(layers)
-        self.gradients = [
-            buffer if len(buffer) == layer.nnz else np.zeros(layer.nnz, np.float32)
-            for buffer, layer in zip(old, layers, strict=True)
-        ]
+            return
+        trained = cast(Sequence[SparseLayer], layers)
+        self._activations = [allocate(size * micro_batch) for size in hidden] + [logits]
+        self._states = [allocate(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
+        self._deltas = [allocate(widest) for _ in range(min(2, len(hidden)))]
+        shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
+        self._sums = [allocate(size * micro_batch) for size in shaped]
+        super().__init__(trained, allocate=allocate)
 
     def inputs(self, batch: int) -> Float32:
         """Return the inputs, float32 (n_features, batch)."""
@@ -98,14 +142,6 @@ class Workspace:
 
 def _words(batch: int) -> int:
     return -(-batch // 32)
-
-
-def aligned_floats(size: int) -> Float32:
-    """Return float32 zeros (size,) that begin with a cache line."""
-    line = CACHE_LINE // 4
-    buffer = np.zeros(size + line, dtype=np.float32)
-    start = -(buffer.ctypes.data // 4) % line
-    return buffer[start : start + size]
 
 
 def _columns(buffer: Float32, rows: int, batch: int) -> Float32:

@@ -33,12 +33,13 @@ FULL = [(30, 50, 40, 5), (8, 3, 2), (10, 2), (7, 100, 5, 80, 3)]
 
 
 def array_bytes(thing):
-    """The bytes of the NumPy arrays that an object keeps, in lists as well."""
-    total = 0
+    """The bytes of the NumPy arrays that an object keeps, in lists as well; views count once."""
+    found = {}
     for value in vars(thing).values():
-        arrays = value if isinstance(value, list) else [value]
-        total += sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
-    return total
+        for array in value if isinstance(value, list) else [value]:
+            if isinstance(array, np.ndarray) and array.nbytes:
+                found[array.ctypes.data] = max(found.get(array.ctypes.data, 0), array.nbytes)
+    return sum(found.values())
 
 
 def layer_bytes(layer):

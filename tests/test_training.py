@@ -23,7 +23,7 @@ from largesparse.errors import (
     NumericalError,
     ParameterError,
 )
-from largesparse.training import warm_up
+from largesparse.warming import warm_up
 
 
 def task(n_samples=100, n_features=10, n_classes=2, seed=0):

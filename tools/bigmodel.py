@@ -52,7 +52,7 @@ from largesparse.records import (
     peak_rss_bytes,
 )
 from largesparse.threads import resolve_threads
-from largesparse.training import warm_up
+from largesparse.warming import warm_up
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ from largesparse.randomness import seed_sequence, stream
 from largesparse.records import peak_rss_bytes
 from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
-from largesparse.training import warm_up
+from largesparse.warming import warm_up
 
 MIB = 2**20
 

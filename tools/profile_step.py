@@ -30,7 +30,7 @@ from largesparse import SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels, step_kernel
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import ParameterError
-from largesparse.training import warm_up
+from largesparse.warming import warm_up
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from largesparse.cli import parse_size, run_command
 from largesparse.errors import ParameterError
 from largesparse.randomness import stream
 from largesparse.topology import Topology, erdos_renyi
-from largesparse.workspace import aligned_floats
+from largesparse.workspace import aligned_zeros
 
 ROWS = 32  # rows of the output that a thread takes at a time
 
@@ -166,7 +166,7 @@ class Layer:
 
 def activations(rows: int, batch: int) -> NDArray[np.float32]:
     """Return zeros (rows, batch), as a workspace has them."""
-    return aligned_floats(rows * batch).reshape(rows, batch)
+    return aligned_zeros((rows, batch))
 
 
 def each(walk: Callable[[Pass], None], parts: Sequence[Pass]) -> Callable[[], None]:

@@ -1,0 +1,126 @@
+"""Which mini-batches of phase one are whose, and which have been applied.
+
+An epoch's order of the rows is that of sequential training. Its mini-batches are dealt to the
+workers in turn: every sample is used, and a worker reads its own part only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+class Batch(NamedTuple):
+    """The rows from `start` to `stop` of an epoch's order."""
+
+    epoch: int
+    start: int
+    stop: int
+    step: int  # of the update, counted over all epochs: dropout is a function of it
+
+
+class Deal:
+    """The mini-batches of phase one.
+
+    Parameters
+    ----------
+    rows : int
+        Training rows.
+    batch_size : int
+        Samples of a worker's mini-batch.
+    workers : int
+        Ranks 1 to `workers` work.
+    first_epoch, epochs : int
+        Epochs that are complete, and that will be at the end.
+    joined : bool
+        Whether the workers' mini-batches are parts of one joined mini-batch.
+    state : dict, optional
+        What `state` returned when a checkpoint was written: it is not at an epoch's border
+        exactly. The number of workers may be another one.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        workers: int,
+        epochs: int,
+        *,
+        first_epoch: int = 0,
+        joined: bool = False,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.rows, self.batch_size, self.workers, self.epochs = rows, batch_size, workers, epochs
+        self._step_rows = batch_size * (workers if joined else 1)
+        self._missing: dict[int, set[int]] = {}  # epoch -> starts of what was not applied
+        if state is not None and state["batch_size"] == batch_size:
+            self._missing = {int(epoch): set(starts) for epoch, starts in state["missing"].items()}
+        first = min([first_epoch, *self._missing])
+        for epoch in range(first, max([first_epoch, *(e + 1 for e in self._missing)])):
+            self._missing.setdefault(epoch, set())
+        self._first = first
+        self.samples_applied = (first + len(self._missing)) * rows - sum(
+            self._samples(start) for starts in self._missing.values() for start in starts
+        )
+        self._shares = [self._share(worker) for worker in range(workers)]
+        self._next = [next(share, None) for share in self._shares]
+        self._joined_parts = self._join()
+
+    @property
+    def progress(self) -> float:
+        """Epochs that have been trained on, with a fraction."""
+        epoch, start = divmod(self.samples_applied, self.rows)
+        return epoch + start / self.rows
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything has been applied."""
+        return self.samples_applied >= self.epochs * self.rows
+
+    def has_more(self, worker: int) -> bool:
+        """Return whether there is a mini-batch left for a worker (1, 2, ...)."""
+        return self._next[worker - 1] is not None
+
+    def next(self, worker: int) -> Batch:
+        """Return the next mini-batch of a worker."""
+        batch = self._next[worker - 1]
+        assert batch is not None
+        self._next[worker - 1] = next(self._shares[worker - 1], None)
+        return batch
+
+    def next_joined(self) -> list[Batch]:
+        """Return the parts of the next joined mini-batch, of worker 1, 2, ..."""
+        return next(self._joined_parts)
+
+    def apply(self, batch: Batch) -> None:
+        """Count a mini-batch as applied."""
+        if batch.epoch not in self._missing:
+            self._missing[batch.epoch] = set(range(0, self.rows, self.batch_size))
+        self._missing[batch.epoch].remove(batch.start)
+        self.samples_applied += batch.stop - batch.start
+
+    def state(self) -> dict[str, Any]:
+        """Return what JSON can hold, to go on from in another run."""
+        low = min((epoch for epoch, starts in self._missing.items() if starts), default=None)
+        kept = {} if low is None else {e: sorted(s) for e, s in self._missing.items() if e >= low}
+        return {"batch_size": self.batch_size, "missing": kept}
+
+    def _share(self, worker: int) -> Iterator[Batch]:
+        for epoch in range(self._first, self.epochs):
+            starts = sorted(self._missing.get(epoch, range(0, self.rows, self.batch_size)))
+            for start in starts[worker :: self.workers]:
+                yield self._batch(epoch, start)
+
+    def _join(self) -> Iterator[list[Batch]]:
+        for epoch in range(self._first, self.epochs):
+            for first in range(0, self.rows, self._step_rows):
+                last = min(self.rows, first + self._step_rows)
+                yield [self._batch(epoch, start) for start in range(first, last, self.batch_size)]
+
+    def _batch(self, epoch: int, start: int) -> Batch:
+        steps = -(-self.rows // self._step_rows)
+        step = epoch * steps + start // self._step_rows
+        return Batch(epoch, start, start + self._samples(start), step)
+
+    def _samples(self, start: int) -> int:
+        return min(self.batch_size, self.rows - start)

@@ -1,0 +1,284 @@
+"""Rank 0's side of the nodes: their segments, and what goes to them and comes from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import TrainingConfig
+from ..network import SparseMLP
+from ..training_data import TrainingData
+from ..workspace import Gradients
+from . import messages
+from .control import Hub
+from .data import Arrays, share, to_arrays
+from .nodes import Nodes
+from .segments import Arena, Segment
+from .shared import (
+    ServerLayer,
+    Shape,
+    SharedTopology,
+    SharedWeights,
+    Slot,
+    cut,
+    parameter_arrays,
+    shared_size,
+)
+from .transfer import Transfer, start_receive, start_send
+
+TAG = 1
+POLL = 1e-4  # seconds between looks at a transfer while there are no messages
+
+
+class Links:
+    """Gives tasks to workers on all nodes and takes their gradients.
+
+    On this node gradients and weights stay in shared memory. Workers on other nodes are sent the
+    weights and send gradients; both go on while rank 0 does other things.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    hub : Hub
+    nodes : Nodes
+    network : SparseMLP
+        Its layers are replaced by shared ones.
+    shape : Shape
+    slots : sequence of int
+        The number of slots of every node.
+    chunk_bytes : int
+    keep_snapshots : bool
+        Whether gradients come with the weights that they were computed on.
+
+    Attributes
+    ----------
+    topology : SharedTopology
+    weights : SharedWeights
+    slots : list of Slot
+        Of this node.
+    computing : int
+        Gradients that are being computed.
+    bytes_moved : int
+        Between nodes.
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        hub: Hub,
+        nodes: Nodes,
+        network: SparseMLP,
+        shape: Shape,
+        slots: Sequence[int],
+        chunk_bytes: int,
+        keep_snapshots: bool,
+    ) -> None:
+        self._comm, self._hub, self._nodes = comm, hub, nodes
+        self._shape, self._counts = shape, list(slots)
+        self._chunk_bytes, self._keep_snapshots = chunk_bytes, keep_snapshots
+        self.bytes_moved = 0
+        self._segments = [Segment.create(shared_size(SharedTopology, shape))]
+        self.topology = SharedTopology(shape, Arena(self._segments[0].buffer))
+        self._segments.append(Segment.create(shared_size(SharedWeights, shape)))
+        self.weights = SharedWeights(shape, Arena(self._segments[1].buffer), self._segments[1])
+        for k, layer in enumerate(network.layers):
+            network.layers[k] = ServerLayer(layer, k, self.topology, self.weights)
+        self.network = network
+        size = shared_size(Slot, shape, self.topology)
+        self._slot_segments = [Segment.create(size) for _ in range(slots[0])]
+        self.slots = [
+            Slot(shape, self.topology, Arena(segment.buffer)) for segment in self._slot_segments
+        ]
+        self._held: dict[tuple[int, int], tuple[int, int]] = {}  # versions in other nodes' slots
+        self._sending: Transfer | None = None
+        self._outbox: Arrays = []
+        self._inbox = Gradients(network.layers) if len(nodes) > 1 else None
+        self._inbox_user: messages.Push | None = None
+        self._receiving: Transfer | None = None
+        self._offers: deque[messages.Push] = deque()
+        self.computing = 0
+
+    # ------------------------------------------------------------------ joining
+    def join(self, data: TrainingData, config: TrainingConfig, threads: Sequence[int]) -> None:
+        """Let every worker have what its node shares; return when all are ready.
+
+        Parameters
+        ----------
+        data : TrainingData
+        config : TrainingConfig
+        threads : sequence of int
+            For a worker of every node.
+        """
+        layout, arrays = to_arrays(data, self.network.preprocessing)
+        places, self._data_segment = share(arrays)
+        hosting = [
+            messages.Hosting(
+                self._segments[0].path, [segment.path for segment in self._slot_segments], places
+            )
+        ]
+        shapes = [(array.shape, array.dtype.str) for array in arrays]
+        for node in range(1, len(self._nodes)):
+            leader = self._nodes.leader(node)
+            self._hub.send(leader, messages.Host(self._shape, self._counts[node], shapes))
+            self._send(leader, [np.ascontiguousarray(array) for array in arrays])
+            hosting.append(self._answer(leader))
+        for rank in range(1, self._comm.size):
+            node = self._nodes.node[rank]
+            join = messages.Join(
+                self._shape,
+                hosting[node].topology,
+                self._segments[1].path if node == 0 else None,
+                hosting[node].slots,
+                layout,
+                hosting[node].data,
+                dataclasses.replace(config, threads=threads[node]),
+                self._chunk_bytes,
+                self._keep_snapshots,
+            )
+            self._hub.send(rank, join)
+        for rank in range(1, self._comm.size):
+            self._answer(rank)
+        self.send_topology()
+
+    def send_topology(self) -> None:
+        """Let the other nodes have the topology as it is now; nobody computes meanwhile."""
+        for node in range(1, len(self._nodes)):
+            leader = self._nodes.leader(node)
+            topology = self.topology
+            message = messages.NewTopology(topology.generation, topology.connections)
+            self._hub.send(leader, message)
+            self._send(leader, topology.arrays())
+            self._answer(leader)
+
+    def _answer(self, rank: int) -> Any:
+        """Return the next message, which is that rank's or one that needs no attention."""
+        while True:
+            found = self._hub.receive()
+            assert found is not None
+            if found[0] == rank:
+                return found[1]
+            assert isinstance(found[1], messages.Joined)
+
+    # ------------------------------------------------------------------ tasks
+    def can_begin(self, worker: int) -> bool:
+        """Return whether a task can be given to a worker now."""
+        return self._nodes.node[worker] == 0 or self._sending is None
+
+    def begin(self, worker: int, slot: int, make: Callable[[messages.Weights], Any]) -> None:
+        """Give a worker the task that `make` returns, and the weights where it needs them."""
+        version, generation = self.topology.version, self.topology.generation
+        node = self._nodes.node[worker]
+        needed = node > 0 and self._held.get((node, slot)) != (version, generation)
+        task = make(messages.Weights(version, generation, needed))
+        self._hub.send(worker, task)
+        self.computing += isinstance(task, messages.Compute)
+        if needed:
+            self._held[node, slot] = version, generation
+            now = self.weights.snapshot(self.topology.connections)
+            if [len(array) for array in self._outbox] != [len(array) for array in now]:
+                self._outbox = [np.empty_like(array) for array in now]
+            for own, array in zip(self._outbox, now, strict=True):
+                own[...] = array
+            self._sending = self._start_send(worker, self._outbox)
+
+    def send_everything(self, worker: int) -> None:
+        """Send weights and velocities to a worker on another node."""
+        if self._nodes.node[worker] > 0:
+            self._send(worker, self.weights.arrays(self.topology.connections))
+
+    def is_here(self, worker: int) -> bool:
+        """Return whether a worker is on this node."""
+        return self._nodes.node[worker] == 0
+
+    # ------------------------------------------------------------------ gradients
+    def next(self, wanted: Callable[[messages.Push], bool] | None = None) -> Any:
+        """Wait for the next message, or for something else that changes what can be done.
+
+        Parameters
+        ----------
+        wanted : callable, optional
+            wanted(push) tells which of the gradients on other nodes is received now; any by
+            default.
+
+        Returns
+        -------
+        message or None
+            A Push has its gradients.
+        """
+        if self._sending is not None and self._sending.done():
+            self.bytes_moved += self._sending.nbytes
+            self._sending = None
+            return None
+        if self._receiving is not None and self._receiving.done():
+            self.bytes_moved += self._receiving.nbytes
+            self._receiving = None
+            return self._inbox_user
+        self._start_receiving(wanted)
+        busy = self._sending is not None or self._receiving is not None
+        found = self._hub.receive(POLL if busy else None)
+        if found is None:
+            return None
+        _, message = found
+        if not isinstance(message, messages.Push):
+            return message
+        self.computing -= 1
+        if not self.is_here(message.worker):
+            self._offers.append(message)
+            return None
+        slot = self.slots[message.task.slot]
+        message.gradients = slot.workspace
+        message.gradients.fit(message.connections)
+        if self._keep_snapshots:
+            message.snapshot = cut(slot.parameters, message.connections)
+        return message
+
+    def _start_receiving(self, wanted: Callable[[messages.Push], bool] | None) -> None:
+        """Let the next worker send its gradient, if there is room for it."""
+        push = next((push for push in self._offers if wanted is None or wanted(push)), None)
+        if push is None or self._inbox is None or self._inbox_user is not None:
+            return
+        self._offers.remove(push)
+        self._hub.send(push.worker, messages.SendGradient(push.task.slot))
+        push.gradients = self._inbox
+        self._inbox.fit(push.connections)
+        arrays = self._inbox.arrays()
+        if self._keep_snapshots:
+            room = parameter_arrays(self._shape.config, push.connections, np.empty)
+            push.snapshot = cut(room, push.connections)
+            arrays += push.snapshot
+        self._inbox_user = push
+        self._receiving = self._start_receive(push.worker, arrays)
+
+    @property
+    def waiting_generations(self) -> set[int]:
+        """Generations of the gradients on other nodes that have not arrived."""
+        waiting = [*self._offers, *([self._inbox_user] if self._inbox_user else [])]
+        return {push.task.weights.generation for push in waiting}
+
+    def release(self, push: messages.Push) -> None:
+        """Let go of the memory that a gradient was received in."""
+        if push is self._inbox_user:
+            self._inbox_user = None
+
+    def receive_layer(self, worker: int, arrays: Arrays, message: Any) -> None:
+        """Ask a worker on another node for a layer of a replica, and receive it."""
+        self._hub.send(worker, message)
+        transfer = self._start_receive(worker, arrays)
+        transfer.wait()
+        self.bytes_moved += transfer.nbytes
+
+    def _send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> None:
+        transfer = self._start_send(rank, arrays)
+        transfer.wait()
+        self.bytes_moved += transfer.nbytes
+
+    def _start_send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
+        return start_send(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)
+
+    def _start_receive(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
+        return start_receive(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)

@@ -1,0 +1,185 @@
+"""What rank 0 and the workers tell each other. Arrays go by shared memory or by `transfer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..config import TrainingConfig
+from ..history import History
+from ..losses import ScoreSums
+from ..sharing import SharedArray
+from .data import Layout
+from .deal import Batch
+from .shared import Shape
+
+
+# --------------------------------------------------------------------------- to the workers
+@dataclass(frozen=True)
+class Host:
+    """To the first rank of another node: make the node's segments, and receive the data."""
+
+    shape: Shape
+    slots: int
+    shapes: list[tuple[tuple[int, ...], str]]  # of the arrays of the data
+
+
+@dataclass(frozen=True)
+class Join:
+    """To every worker: what the node has, and what the training is."""
+
+    shape: Shape
+    topology: str  # paths of segments
+    weights: str | None  # on the server's node only
+    slots: list[str]
+    layout: Layout
+    data: list[SharedArray]
+    config: TrainingConfig
+    chunk_bytes: int
+    keep_snapshots: bool  # whether gradients come with the weights that they were computed on
+
+
+class Weights(NamedTuple):
+    """Which weights a slot needs. Another node receives them, unless the slot has them."""
+
+    version: int
+    generation: int
+    sent: bool
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Compute the gradient of a mini-batch, or of a part of a joined one."""
+
+    slot: int
+    weights: Weights
+    batch: Batch
+    first_row: int = 0  # of the batch in a joined mini-batch
+    joined: int | None = None  # rows of that
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Sum loss and scores over rows of the training or the test data."""
+
+    slot: int
+    weights: Weights
+    part: str  # "train" | "test"
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SendGradient:
+    """The server is ready for the gradient in a slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class NewTopology:
+    """To the first rank of another node: receive the topology after an evolution."""
+
+    generation: int
+    connections: list[int]
+
+
+@dataclass(frozen=True)
+class TrainReplica:
+    """Train a replica alone, from the server's weights to the end."""
+
+    slot: int
+    weights: Weights
+    replica: int
+    replicas: int
+    epoch: int  # epochs trained so far
+    step: int  # updates made so far
+    classes: Any
+    on_disk: bool  # where the result goes
+    checkpoint: str | None  # folder
+
+
+@dataclass(frozen=True)
+class SendReplicaLayer:
+    """Send a layer of a replica that was trained here."""
+
+    replica: int
+    layer: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The training is over."""
+
+    history: History
+
+
+# --------------------------------------------------------------------------- to rank 0
+@dataclass(frozen=True)
+class Hosting:
+    """The segments that a node's first rank has made."""
+
+    topology: str
+    slots: list[str]
+    data: list[SharedArray]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker is ready."""
+
+
+@dataclass
+class Push:
+    """A gradient is ready in a slot."""
+
+    worker: int
+    task: Compute
+    loss: float
+    version: int  # of the weights it was computed on
+    connections: list[int]  # of every layer, at the time
+
+    # Filled in at rank 0:
+    gradients: Any = None  # Gradients
+    snapshot: Any = None  # list of arrays: the weights it was computed on
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Answer to `Evaluate`."""
+
+    worker: int
+    task: Evaluate
+    loss: float
+    sums: ScoreSums
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A replica has trained an epoch."""
+
+    replica: int
+    epoch: int
+    loss: float  # mean over its rows, with dropout
+    epoch_s: float
+    evolution_s: float | None
+
+
+@dataclass(frozen=True)
+class ReplicaTrained:
+    """A replica is ready."""
+
+    worker: int
+    task: TrainReplica
+    path: str  # of its segment
+    connections: list[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank has used."""
+
+    idle_s: float
+    idle_cpu_s: float
+    cpu_s: float
+    pss_bytes: int

@@ -1,0 +1,54 @@
+"""How a training is spread over ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import check_range
+
+DEFAULT_CHUNK_BYTES = 2**28
+WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """How a training is spread over ranks; see `train_wasap` for what the fields mean."""
+
+    algorithm: str  # wasap | wassp | allreduce
+    phase_one_epochs: int
+    slots: int | None = None
+    ranks_per_node: int | None = None
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    staleness_power: float = 0.0
+    delay_compensation: float = 0.0
+    initial_rate_factor: float = 1.0
+    initial_rate_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        owner = "parallel training"
+        check_range("phase_one_epochs", self.phase_one_epochs, owner, low=1, integer=True)
+        for name in ("slots", "ranks_per_node"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), owner, low=1, integer=True)
+        check_range("chunk_bytes", self.chunk_bytes, owner, low=1, high=2**30, integer=True)
+        check_range("staleness_power", self.staleness_power, owner, low=0, high=10)
+        check_range("delay_compensation", self.delay_compensation, owner, low=0, high=1e6)
+        factor = self.initial_rate_factor
+        check_range("initial_rate_factor", factor, owner, low=0, high=1e6, low_open=True)
+        check_range("initial_rate_epochs", self.initial_rate_epochs, owner, low=0)
+
+    def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
+        """Return the factor of the learning rate in phase one.
+
+        Parameters
+        ----------
+        progress : float
+            Epochs trained so far.
+        staleness : int
+            Updates made between a gradient's weights and its own.
+        workers : int
+        """
+        if self.algorithm == "wasap":
+            initial = self.initial_rate_factor if progress < self.initial_rate_epochs else 1.0
+            return initial * float((1 + staleness) ** -self.staleness_power)
+        return 1 + (workers - 1) * min(1.0, progress / WARM_UP_EPOCHS)

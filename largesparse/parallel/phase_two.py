@@ -1,0 +1,136 @@
+"""Phase two at rank 0: replicas are trained apart, then averaged layer by layer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from ..history import EpochRecord
+from ..memory import available_memory
+from ..topology import Topology
+from . import messages
+from .averaging import LayerArrays, average_layers
+from .replicas import StoredReplica, layer_arrays
+from .segments import Segment
+from .server import Server
+
+RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in
+
+
+def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTrained]:
+    """Let the workers train replicas alone, as many at a time as there are slots.
+
+    Returns
+    -------
+    list
+        What was trained, in the order of the replicas.
+    """
+    links, trainer = server.links, server.trainer
+    dispatcher = server.make_dispatcher()
+    connections = trainer.network.connections
+    result_bytes = 8 * connections + 8 * trainer.network.neurons
+    on_disk = replicas * result_bytes > RESULTS_SHARE * available_memory()
+    rows = len(server.data.train_rows) // replicas
+    todo = deque(range(replicas))
+    trained: dict[int, messages.ReplicaTrained] = {}
+    progress: dict[int, list[messages.Progress]] = {}
+    started = time.perf_counter()
+    while len(trained) < replicas:
+        for worker, slot in dispatcher.pairs(lambda _: bool(todo)):
+            replica = todo.popleft()
+
+            def make(
+                weights: messages.Weights, slot: int = slot, replica: int = replica
+            ) -> messages.TrainReplica:
+                return messages.TrainReplica(
+                    slot,
+                    weights.generation,
+                    replica,
+                    replicas,
+                    trainer.epoch,
+                    trainer.step_count,
+                    trainer.network.classes,
+                    on_disk,
+                    None if server.checkpoint is None else str(server.checkpoint),
+                )
+
+            dispatcher.begin(worker, slot)
+            links.begin_replica(worker, slot, make)
+        message = links.next()
+        if isinstance(message, messages.Progress):
+            progress.setdefault(message.epoch, []).append(message)
+            server.bar.update(rows)
+            server.bar.set_postfix(replica=message.replica + 1, loss=f"{message.loss:.4f}")
+        elif isinstance(message, messages.ReplicaTrained):
+            trained[message.task.replica] = message
+            dispatcher.end(message.worker, message.task.slot)
+    server.report.phase_two_s = time.perf_counter() - started
+    for epoch in range(trainer.epoch + 1, trainer.config.epochs + 1):
+        trainer.history.epochs.append(_summary(epoch, progress.get(epoch, []), server))
+    trainer.epoch = trainer.config.epochs
+    return [trained[replica] for replica in range(replicas)]
+
+
+def _summary(epoch: int, found: list[messages.Progress], server: Server) -> EpochRecord:
+    """Return the record of an epoch of phase two: the model of it does not exist yet."""
+    epochs = server.trainer.config.epochs - server.options.phase_one_epochs
+    evolutions = [p.evolution_s for p in found if p.evolution_s is not None]
+    return EpochRecord(
+        epoch,
+        None,
+        None,
+        running_loss=statistics.mean(p.loss for p in found) if found else None,
+        epoch_s=server.report.phase_two_s / epochs,
+        evolution_s=statistics.mean(evolutions) if evolutions else None,
+    )
+
+
+def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
+    """Give the server's network the average of the replicas, one layer at a time."""
+    links, network = server.links, server.trainer.network
+    started = time.perf_counter()
+    here: dict[int, StoredReplica] = {}
+    for result in trained:
+        if links.is_here(result.worker):
+            segment = Segment.open(result.path)
+            here[result.task.replica] = StoredReplica(network.config, result.connections, segment)
+    for k, layer in enumerate(network.layers):
+        parts = []
+        for result in trained:
+            replica = result.task.replica
+            if replica in here:
+                parts.append(here[replica].layers[k])
+            else:
+                room = layer_arrays(network.config, k, result.connections[k], _empty)
+                arrays = [array for array in room if array is not None]
+                message = messages.SendReplicaLayer(replica, k)
+                links.receive_layer(result.worker, arrays, message)
+                parts.append(room)
+        with server.trainer.backend.threads(server.trainer.threads):
+            mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
+            topology = Topology.from_input_order(
+                layer.n_in, layer.n_out, mean.indptr, mean.indices
+            )
+        layer.dead = mean.dead
+        links.topology.store_dead(k, mean.dead)
+        layer.replace(topology, mean.values, np.zeros_like(mean.values))
+        layer.bias[...], layer.bias_velocity[...] = mean.bias, 0
+        if layer.srelu is not None and mean.srelu is not None:
+            layer.srelu[...], layer.srelu_velocity[...] = mean.srelu, 0
+    links.topology.version += 1
+    links.topology.generation += 1
+    links.send_topology()
+    server.report.averaging_s = time.perf_counter() - started
+
+
+def _with_dead(part: LayerArrays) -> LayerArrays:
+    """Return the layer with `dead` None where nobody is."""
+    return part if part.dead is None or part.dead.any() else part._replace(dead=None)
+
+
+def _empty(shape: Any, dtype: Any = np.float32) -> Any:
+    return np.empty(shape, dtype)

@@ -1,0 +1,316 @@
+"""Rank 0: the parameter server of phase one, and what it evaluates and records."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..checkpoint import save_checkpoint
+from ..errors import CheckpointError
+from ..history import EpochRecord
+from ..losses import ScoreSums
+from ..training import Trainer
+from ..training_data import TrainingData
+from ..workspace import Gradients
+from . import messages
+from .deal import Batch, Deal
+from .dispatch import Dispatcher
+from .links import Links
+from .options import ParallelOptions
+from .report import ParallelReport
+from .retention import SlotMaps, retain_valid
+
+logger = logging.getLogger(__name__)
+
+SMALL = 1_000_000  # connections up to which one thread updates fastest
+PIECES = 2  # of an evaluation, for every slot
+
+
+class Server:
+    """Applies gradients, evolves the topology, evaluates by the workers, and keeps the history.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        With the network, configuration and history; its layers are shared ones.
+    data : TrainingData
+    links : Links
+    dispatcher : Dispatcher
+    options : ParallelOptions
+    report : ParallelReport
+    bar : tqdm
+        Counts samples.
+    checkpoint : path, optional
+    callbacks : iterable of callables
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: TrainingData,
+        links: Links,
+        make_dispatcher: Callable[[], Dispatcher],
+        options: ParallelOptions,
+        report: ParallelReport,
+        bar: tqdm,
+        *,
+        checkpoint: Any = None,
+        callbacks: Iterable[Any] = (),
+    ) -> None:
+        self.trainer, self.data, self.links = trainer, data, links
+        self.options, self.report, self.bar = options, report, bar
+        self.checkpoint, self.callbacks = checkpoint, list(callbacks)
+        self.stopped = False
+        self._make_dispatcher = make_dispatcher
+        self._dispatcher = make_dispatcher()
+        self._maps = SlotMaps()
+        self._arrived: deque[messages.Push] = deque()
+        self._loss = 0.0  # sum over the samples of the epoch so far
+        self._samples = 0
+        self._threads = trainer.threads if trainer.network.connections > SMALL else 1
+        self._optimizer = trainer.config.optimizer()
+        self._rates = trainer.config.rates()
+        self._started = time.perf_counter()
+
+    # ------------------------------------------------------------------ asynchronous
+    def train_asynchronously(self, deal: Deal) -> None:
+        """Apply every gradient as it arrives, until the deal has been trained on (WASAP).
+
+        At the end of an epoch no new gradients are begun; those that are being computed then are
+        applied after the evolution, as far as they are still valid.
+        """
+        while not deal.is_done and not self.stopped:
+            if not self._arrived:
+                self._grant(deal)
+                self._take()
+                continue
+            self._apply(self._arrived.popleft(), deal)
+            if deal.samples_applied >= (self.trainer.epoch + 1) * deal.rows:
+                while self.links.computing:
+                    self._take()
+                self._finish_epoch(deal)
+
+    def _grant(self, deal: Deal) -> None:
+        """Let workers that wait begin with their next mini-batches."""
+
+        def can_work(worker: int) -> bool:
+            return deal.has_more(worker) and self.links.can_begin(worker)
+
+        for worker, slot in self._dispatcher.pairs(can_work):
+            batch = deal.next(worker)
+            self._begin(worker, slot, batch)
+
+    def _begin(self, worker: int, slot: int, batch: Batch, **joined: int) -> None:
+        def make(weights: messages.Weights) -> messages.Compute:
+            return messages.Compute(slot, weights, batch, **joined)
+
+        self._dispatcher.begin(worker, slot)
+        self.links.begin(worker, slot, make)
+
+    def _take(self, wanted: Callable[[messages.Push], bool] | None = None) -> None:
+        """Wait for something to happen; keep a gradient that arrives."""
+        message = self.links.next(wanted)
+        if isinstance(message, messages.Push):
+            self._arrived.append(message)
+
+    def _apply(self, push: messages.Push, deal: Deal) -> None:
+        """Update the weights by a gradient that has arrived."""
+        trainer, topology = self.trainer, self.links.topology
+        network, task = trainer.network, push.task
+        gradients = push.gradients
+        if task.weights.generation != self._maps.generation:
+            maps = self._maps.since(task.weights.generation)
+            gradients = retain_valid(gradients, maps, network.layers)
+        elif push.snapshot is not None:
+            self._compensate(gradients, push.snapshot)
+        staleness = topology.version - push.version
+        progress = deal.progress
+        self._update(gradients, progress, staleness)
+        self.report.count(staleness)
+        deal.apply(task.batch)
+        self._count(push)
+        self.links.release(push)
+        self._dispatcher.end(push.worker, task.slot)
+
+    def _update(self, gradients: Gradients, progress: float, staleness: int) -> None:
+        trainer, backend = self.trainer, self.trainer.backend
+        workers = self._dispatcher.workers
+        rate = trainer.config.learning_rate * self._rates.factor(progress)
+        rate *= self.options.rate_factor(progress, staleness, workers)
+        with self.links.weights.writing(), backend.threads(self._threads):
+            trainer.network.update_(gradients, self._optimizer, rate, backend, both_orders=False)
+            self.links.topology.version += 1
+        trainer.step_count += 1
+
+    def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:
+        """Add λ·g²·(w - w_then) to the gradients (Zheng et al., 2017), in place."""
+        strength = np.float32(self.options.delay_compensation)
+        now = self.links.weights.snapshot(self.links.topology.connections)
+        parts = zip(
+            gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients, strict=True
+        )
+        flat = [array for layer in parts for array in layer]
+        for gradient, weights, then in zip(flat, now, snapshot, strict=True):
+            gradient += strength * gradient * gradient * (weights - then)
+
+    def _count(self, push: messages.Push) -> None:
+        samples = push.task.batch.stop - push.task.batch.start
+        self._loss += push.loss * samples
+        self._samples += samples
+        self.bar.update(samples)
+
+    # ------------------------------------------------------------------ synchronous
+    def train_synchronously(self, deal: Deal) -> None:
+        """Apply the mean of all workers' gradients, one joined mini-batch after another (WASSP)."""
+        total = Gradients(self.trainer.network.layers)
+        while not deal.is_done and not self.stopped:
+            parts = deal.next_joined()
+            progress = deal.progress
+            self._sum_gradients(parts, total, deal)
+            trainer = self.trainer
+            rows = parts[-1].stop - parts[0].start
+            with trainer.backend.threads(self._threads):
+                trainer.network.finish_gradient(total, rows, trainer.backend)
+            self._update(total, progress, 0)
+            self.report.count(0)
+            if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
+                self._finish_epoch(deal)
+
+    def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
+        """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
+        total.fit(self.trainer.network.layer_connections)
+        first, joined = parts[0].start, parts[-1].stop - parts[0].start
+        begun = summed = 0
+
+        def is_next(push: messages.Push) -> bool:
+            return push.task.batch.start == parts[summed].start
+
+        while summed < len(parts):
+            push = next(filter(is_next, self._arrived), None)
+            if push is not None:
+                self._arrived.remove(push)
+                for own, part in zip(total.arrays(), push.gradients.arrays(), strict=True):
+                    np.copyto(own, part) if summed == 0 else np.add(own, part, out=own)
+                summed += 1
+                deal.apply(push.task.batch)
+                self._count(push)
+                self.links.release(push)
+                self._dispatcher.end(push.worker, push.task.slot)
+                continue
+            while begun < len(parts):
+                worker = begun + 1
+                pair = next(self._dispatcher.pairs(worker.__eq__), None)
+                if pair is None or not self.links.can_begin(worker):
+                    break
+                batch = parts[begun]
+                self._begin(*pair, batch, first_row=batch.start - first, joined=joined)
+                begun += 1
+            self._take(is_next)
+
+    # ------------------------------------------------------------------ epochs
+    def _finish_epoch(self, deal: Deal) -> None:
+        """Evaluate, prune and evolve; let all nodes know."""
+        trainer = self.trainer
+        epoch_s = time.perf_counter() - self._started
+        trainer.epoch += 1
+        self.record(running_loss=self._loss / max(1, self._samples), epoch_s=epoch_s)
+        self._loss, self._samples = 0.0, 0
+        self.evolve()
+        if self.checkpoint is not None:
+            trainer.parallel = deal.state()
+            self.save()
+        self.call_back()
+        self._started = time.perf_counter()
+
+    def evolve(self) -> None:
+        """Prune and evolve if that is due, and let all nodes have the new topology."""
+        trainer, topology = self.trainer, self.links.topology
+        layers = trainer.network.layers
+        if trainer.config.growth == "gradient":
+            for layer in layers:
+                layer.values_by_output = np.empty_like(layer.values)
+                layer.refresh()
+        steps = trainer.evolve_if_due(self.data)
+        if not steps:
+            return
+        for k, layer in enumerate(layers):
+            layer.values_by_output = np.empty(0, np.float32)
+            topology.store_dead(k, layer.dead)
+        needed = {push.task.weights.generation for push in self._arrived}
+        self._maps.add(steps, needed | self.links.waiting_generations)
+        topology.generation = self._maps.generation
+        self.links.send_topology()
+
+    def record(self, **times: Any) -> None:
+        """Evaluate by all workers, and append a record to the history."""
+        trainer, data = self.trainer, self.data
+        loss, sums = self.evaluate("train", len(data.loss_rows))
+        trainer.check_finite(loss, trainer.step_count, trainer.epoch)
+        record = EpochRecord(
+            trainer.epoch,
+            loss / max(sums.weight, 1e-300),
+            sums.score(),
+            nnz=trainer.network.layer_connections,
+            **times,
+        )
+        if data.test is not None:
+            started = time.perf_counter()
+            record.test_accuracy = self.evaluate("test", len(data.test[1]))[1].score()
+            record.inference_s = time.perf_counter() - started
+        trainer.history.epochs.append(record)
+        self.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+
+    def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
+        """Return summed loss and score sums of the present weights, computed by all workers.
+
+        Gradients that wait in slots stay there.
+        """
+        links, dispatcher = self.links, self._make_dispatcher()
+        micro_batch = self.trainer.micro_batch
+        pieces = PIECES * dispatcher.slots
+        size = -(-rows // (pieces * micro_batch)) * micro_batch
+        starts = deque(range(0, rows, size))
+        found: dict[int, messages.Evaluated] = {}
+        expected = len(starts)
+        while len(found) < expected:
+            for worker, slot in dispatcher.pairs(lambda w: bool(starts) and links.can_begin(w)):
+                start = starts.popleft()
+                place = part, start, min(rows, start + size)
+
+                def make(
+                    weights: messages.Weights, slot: int = slot, place: Any = place
+                ) -> messages.Evaluate:
+                    return messages.Evaluate(slot, weights, *place)
+
+                dispatcher.begin(worker, slot)
+                links.begin(worker, slot, make)
+            message = links.next()
+            if isinstance(message, messages.Push):
+                self._arrived.append(message)
+            elif message is not None:
+                found[message.task.start] = message
+                dispatcher.end(message.worker, message.task.slot)
+        loss, sums = 0.0, ScoreSums()
+        for start in sorted(found):
+            loss += found[start].loss
+            sums.merge(found[start].sums)
+        return loss, sums
+
+    def save(self) -> None:
+        """Write a checkpoint; where that fails, say so and go on."""
+        try:
+            save_checkpoint(self.trainer, self.checkpoint)
+        except CheckpointError as error:
+            logger.error("%s The checkpoint before, if there is one, is intact.", error)
+
+    def call_back(self) -> None:
+        """Call the callbacks with the newest record."""
+        record = self.trainer.history.epochs[-1]
+        stops = [bool(callback(self.trainer, record)) for callback in self.callbacks]
+        self.stopped = any(stops)

@@ -1,0 +1,318 @@
+"""What the ranks of a node share: the topology, the server's weights, and the compute slots.
+
+A slot is what computing a gradient takes: a snapshot of the weights in both orders, the gradient
+and the activations. There are as many as gradients are computed at a time, not as many as ranks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import NetworkConfig
+from ..layer import Float32, SparseLayer
+from ..network import SparseMLP, layer_settings
+from ..topology import Topology
+from ..workspace import Allocate, Workspace
+from .segments import Arena, Segment
+
+Arrays = list[NDArray[np.float32]]
+
+
+class Shape(NamedTuple):
+    """What the sizes of shared arrays follow from; the same on all ranks."""
+
+    config: NetworkConfig
+    room: tuple[int, ...]  # connections that each layer may have at most
+    micro_batch: int
+
+    @classmethod
+    def of(cls, network: SparseMLP, micro_batch: int) -> Shape:
+        """Return the shape of a network as it is now: connections only become fewer."""
+        return cls(network.config, tuple(layer.nnz for layer in network.layers), micro_batch)
+
+
+def parameter_arrays(
+    config: NetworkConfig, connections: Sequence[int], allocate: Callable[..., NDArray]
+) -> list[Arrays]:
+    """Return for each layer room for values, bias and the activation's parameters.
+
+    These are float32 (nnz,), (n_out,) and (4, n_out), or (4, 0) where they are not trained.
+    """
+    found = []
+    for k, nnz in enumerate(connections):
+        n_out = config.layer_sizes[k + 1]
+        shaped = layer_settings(config, k)["srelu"] is not None
+        shapes = (nnz, n_out, (4, n_out if shaped else 0))
+        found.append([allocate(shape, np.float32) for shape in shapes])
+    return found
+
+
+class SharedTopology:
+    """The topology of all layers, once a node.
+
+    Attributes
+    ----------
+    version : int
+        Updates made to the weights; counted on the server's node.
+    generation : int
+        Evolutions made.
+    """
+
+    def __init__(self, shape: Shape, allocate: Allocate) -> None:
+        self.shape = shape
+        sizes = shape.config.layer_sizes
+        self._numbers = allocate(2 + len(shape.room), np.int64)
+        self._layers = []
+        for k, room in enumerate(shape.room):
+            n_in, n_out = sizes[k : k + 2]
+            lengths = (n_in + 1, room, n_out + 1, room, room)  # as the fields of Topology
+            orders = [allocate(length, np.int32) for length in lengths]
+            self._layers.append((orders, allocate(n_out, np.bool_)))
+
+    @property
+    def version(self) -> int:
+        return int(self._numbers[0])
+
+    @version.setter
+    def version(self, value: int) -> None:
+        self._numbers[0] = value
+
+    @property
+    def generation(self) -> int:
+        return int(self._numbers[1])
+
+    @generation.setter
+    def generation(self, value: int) -> None:
+        self._numbers[1] = value
+
+    def topology(self, k: int) -> Topology:
+        """Return the topology of layer k, as views."""
+        nnz, sizes = int(self._numbers[2 + k]), self.shape.config.layer_sizes
+        (indptr, indices, *by_output), _ = self._layers[k]
+        parts = (indptr, indices[:nnz], by_output[0], by_output[1][:nnz], by_output[2][:nnz])
+        return Topology(sizes[k], sizes[k + 1], *parts)
+
+    def dead(self, k: int) -> NDArray[np.bool_] | None:
+        """Return which neurons of layer k are dead: bool (n_out,), None if none are."""
+        dead = self._layers[k][1]
+        return dead if dead.any() else None
+
+    def store(self, k: int, topology: Topology) -> Topology:
+        """Copy the topology of layer k here; return the copy."""
+        self._numbers[2 + k] = topology.nnz
+        stored = self.topology(k)
+        for name in Topology.__slots__[2:]:
+            np.copyto(getattr(stored, name), getattr(topology, name))
+        return stored
+
+    def store_dead(self, k: int, dead: NDArray[np.bool_] | None) -> None:
+        """Copy which neurons of layer k are dead."""
+        self._layers[k][1][...] = False if dead is None else dead
+
+    def arrays(self) -> list[NDArray]:
+        """Return all that another node needs of it."""
+        found: list[NDArray] = []
+        for k, (_, dead) in enumerate(self._layers):
+            found += [getattr(self.topology(k), name) for name in Topology.__slots__[2:]]
+            found.append(dead)
+        return found
+
+    @property
+    def connections(self) -> list[int]:
+        """Connections of every layer."""
+        return [int(nnz) for nnz in self._numbers[2:]]
+
+    @connections.setter
+    def connections(self, counts: Sequence[int]) -> None:
+        self._numbers[2:] = counts
+
+
+class SharedWeights:
+    """The weights and velocities of the server, in input order, on its node."""
+
+    def __init__(self, shape: Shape, allocate: Allocate, segment: Segment | None = None) -> None:
+        self.parameters = parameter_arrays(shape.config, shape.room, allocate)
+        self.velocities = parameter_arrays(shape.config, shape.room, allocate)
+        self._segment = segment
+
+    def snapshot(self, connections: Sequence[int]) -> Arrays:
+        """Return the parameters of layers with so many connections."""
+        return cut(self.parameters, connections)
+
+    def arrays(self, connections: Sequence[int]) -> Arrays:
+        """Return parameters, then velocities, of layers with so many connections."""
+        return cut(self.parameters, connections) + cut(self.velocities, connections)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the server from writing; a process that dies lets go."""
+        assert self._segment is not None
+        fcntl.lockf(self._segment.descriptor, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep all others from reading."""
+        assert self._segment is not None
+        fcntl.lockf(self._segment.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
+
+
+class ServerLayer(SparseLayer):
+    """A layer of the server's network: topology and weights are shared, in input order only."""
+
+    def __init__(
+        self, layer: SparseLayer, k: int, topology: SharedTopology, weights: SharedWeights
+    ) -> None:
+        self._place = k, topology, weights
+        values, bias, srelu = weights.parameters[k]
+        velocity, bias_velocity, srelu_velocity = weights.velocities[k]
+        bias[...], bias_velocity[...] = layer.bias, layer.bias_velocity
+        if layer.srelu is not None and layer.srelu_velocity is not None:
+            srelu[...], srelu_velocity[...] = layer.srelu, layer.srelu_velocity
+        topology.store_dead(k, layer.dead)
+        super().__init__(
+            layer.number,
+            topology.store(k, layer.topology),
+            _fill(values, layer.values),
+            bias,
+            slope=layer.slope,
+            rate_scale=layer.rate_scale,
+            regrowth=layer.regrowth,
+            centered=layer.centered,
+            dead=layer.dead,
+            srelu=None if layer.srelu is None else srelu,
+            srelu_trained=layer.srelu_trained,
+            velocity=_fill(velocity, layer.velocity),
+            bias_velocity=bias_velocity,
+            srelu_velocity=None if layer.srelu is None else srelu_velocity,
+            values_by_output=np.empty(0, np.float32),
+        )
+
+    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
+        """Copy another topology with its weights and velocities to the shared memory."""
+        k, shared, weights = self._place
+        self.topology = shared.store(k, topology)
+        self.values = _fill(weights.parameters[k][0], values)
+        self.velocity = _fill(weights.velocities[k][0], velocity)
+
+    def private(self) -> SparseLayer:
+        """Return an ordinary layer with these arrays, in both orders."""
+        names = ("slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained")
+        names += ("velocity", "bias_velocity", "srelu_velocity")
+        settings = {name: getattr(self, name) for name in names}
+        return SparseLayer(self.number, self.topology, self.values, self.bias, **settings)
+
+
+class Slot:
+    """What computing a gradient takes; the ranks of a node use its slots in turn.
+
+    Attributes
+    ----------
+    parameters : list of [values, bias, srelu]
+        Snapshot of the weights, with room for all connections.
+    network : SparseMLP
+        The snapshot as a network.
+    workspace : Workspace
+        Activations, and the gradients.
+    """
+
+    def __init__(self, shape: Shape, topology: SharedTopology, allocate: Allocate) -> None:
+        self._topology = topology
+        self._generation = -1  # of the topology that the network has in this process
+        self._numbers = allocate(2, np.int64)  # version + 1 and generation of the snapshot
+        self.parameters = parameter_arrays(shape.config, shape.room, allocate)
+        self._by_output = [allocate(room) for room in shape.room]
+        layers = []
+        for k, room in enumerate(shape.room):
+            sizes = shape.config.layer_sizes[k : k + 2]
+            nothing = np.empty(0, np.int32)
+            room_only = np.broadcast_to(np.int32(0), room)  # its length is read, and no more
+            pattern = Topology(*sizes, nothing, room_only, *[nothing] * 3)
+            values, bias, srelu = self.parameters[k]
+            settings = layer_settings(shape.config, k)
+            settings["srelu"] = None if settings["srelu"] is None else srelu
+            empty = np.empty(0, np.float32)
+            layers.append(
+                SparseLayer(
+                    k + 2, pattern, values, bias, values_by_output=empty, velocity=empty, **settings
+                )
+            )
+        self.network = SparseMLP.from_layers(shape.config, layers)
+        self.workspace = Workspace(layers, shape.micro_batch, allocate=allocate)
+
+    @property
+    def version(self) -> int:
+        """Updates that the snapshot has seen; -1 before the first."""
+        return int(self._numbers[0]) - 1
+
+    def is_of(self, version: int, generation: int) -> bool:
+        """Return whether the snapshot is of this version of the weights and of the topology."""
+        return self._numbers.tolist() == [version + 1, generation]
+
+    def take(self, weights: SharedWeights) -> None:
+        """Copy the server's weights, as they are now, unless nothing has changed."""
+        topology = self._topology
+        with weights.reading():
+            version, generation = topology.version, topology.generation
+            if not self.is_of(version, generation):
+                theirs = weights.snapshot(topology.connections)
+                for own, array in zip(self.arrays(), theirs, strict=True):
+                    own[...] = array
+        self.use(version, generation)
+
+    def use(self, version: int, generation: int) -> None:
+        """Make a network of the snapshot in `parameters`, which is of this version."""
+        if generation != self._generation:
+            self._show_topology()
+            self._generation = generation
+        if not self.is_of(version, generation):
+            for layer in self.network.layers:
+                layer.refresh()
+            self._numbers[:] = version + 1, generation
+
+    def _show_topology(self) -> None:
+        """Let the network have the node's topology as it is now."""
+        for k, layer in enumerate(self.network.layers):
+            topology = self._topology.topology(k)
+            layer.topology, layer.dead = topology, self._topology.dead(k)
+            layer.values = self.parameters[k][0][: topology.nnz]
+            layer.values_by_output = self._by_output[k][: topology.nnz]
+        self.workspace.fit(self.network.layer_connections)
+
+    def arrays(self) -> Arrays:
+        """Return the arrays that the snapshot consists of."""
+        return cut(self.parameters, self._topology.connections)
+
+
+def cut(parameters: list[Arrays], connections: Sequence[int]) -> Arrays:
+    """Return parameter arrays one after another, the values as long as there are connections."""
+    found = []
+    for (values, *rest), nnz in zip(parameters, connections, strict=True):
+        found += [values[:nnz], *rest]
+    return found
+
+
+def shared_size(kind, shape: Shape, *more) -> int:
+    """Return the bytes that `kind(shape, *more, allocate)` takes."""
+    count = Arena()
+    kind(shape, *more, count)
+    return count.nbytes
+
+
+def _fill(room: Float32, values: Float32) -> Float32:
+    """Copy values to the start of a buffer; return that part."""
+    room[: len(values)] = values
+    return room[: len(values)]

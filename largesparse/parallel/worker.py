@@ -1,0 +1,204 @@
+"""A worker rank: it does what rank 0 asks for, in the slot that it is given, and sleeps between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..history import History
+from ..randomness import stream
+from ..training import Trainer
+from ..training_data import Augment, Rows, augmented
+from . import messages
+from .control import Line
+from .data import from_arrays, places_in
+from .options import DEFAULT_CHUNK_BYTES
+from .replicas import StoredReplica, start_replica, train_replica
+from .segments import Arena, Segment, arrays_of, arrays_size
+from .shared import SharedTopology, SharedWeights, Slot, shared_size
+from .transfer import start_receive, start_send
+from .usage import cpu_seconds, pss_bytes
+
+SERVER = 0
+TAG = 1  # of all messages with arrays: what they are follows from the control messages
+
+
+class Worker:
+    """Serves rank 0 until the training is over.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    line : Line
+    augment : callable, optional
+        As in `Trainer.fit`.
+    """
+
+    def __init__(self, comm: Any, line: Line, augment: Augment | None = None) -> None:
+        self._comm = comm
+        self._line = line
+        self._augment = augment
+        self._segments: list[Segment] = []  # that this rank has made
+        self._replicas: dict[int, StoredReplica] = {}
+        self._orders: dict[int, Rows] = {}
+        self._chunk_bytes = DEFAULT_CHUNK_BYTES
+        self._pss_bytes = 0
+
+    def run(self) -> History:
+        """Do what is asked for; return the history that rank 0 sends in the end."""
+        answers = {
+            messages.Host: self._host,
+            messages.Join: self._join,
+            messages.Compute: self._compute,
+            messages.Evaluate: self._evaluate,
+            messages.SendGradient: self._send_gradient,
+            messages.NewTopology: self._receive_topology,
+            messages.TrainReplica: self._train_replica,
+            messages.SendReplicaLayer: self._send_replica_layer,
+        }
+        while True:
+            message = self._line.receive()
+            if isinstance(message, messages.Finish):
+                pss = max(self._pss_bytes, pss_bytes())
+                idle = self._line.idle_s, self._line.idle_cpu_s
+                self._line.send(messages.Report(*idle, cpu_seconds(), pss))
+                return message.history
+            answers[type(message)](message)
+
+    # ----------------------------------------------------------------------- joining
+    def _host(self, host: messages.Host) -> None:
+        """Make the segments of this node, and receive the topology and the data."""
+        topology_segment = Segment.create(shared_size(SharedTopology, host.shape))
+        topology = SharedTopology(host.shape, Arena(topology_segment.buffer))
+        slot_size = shared_size(Slot, host.shape, topology)
+        slots = [Segment.create(slot_size) for _ in range(host.slots)]
+        data_segment = Segment.create(arrays_size(host.shapes))
+        data = arrays_of(data_segment, host.shapes)
+        self._segments += [topology_segment, *slots, data_segment]
+        start_receive(self._comm, data, SERVER, tag=TAG).wait()
+        paths = [slot.path for slot in slots]
+        places = places_in(data_segment, data)
+        self._line.send(messages.Hosting(topology_segment.path, paths, places))
+
+    def _join(self, join: messages.Join) -> None:
+        """Open what the node has."""
+        self._config, self._chunk_bytes = join.config, join.chunk_bytes
+        self._keep_snapshots = join.keep_snapshots
+        topology = Segment.open(join.topology)
+        self._topology = SharedTopology(join.shape, Arena(topology.buffer))
+        self._weights = None
+        if join.weights is not None:
+            weights = Segment.open(join.weights)
+            self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
+        arrays = [place.open() for place in join.data]
+        self._data, scaling = from_arrays(join.layout, arrays)
+        self._slots, self._trainers = [], []
+        for path in join.slots:
+            slot = Slot(join.shape, self._topology, Arena(Segment.open(path).buffer))
+            slot.network.preprocessing = scaling
+            self._slots.append(slot)
+            self._trainers.append(Trainer(slot.network, join.config, workspace=slot.workspace))
+        self._line.send(messages.Joined())
+
+    def _receive_topology(self, message: messages.NewTopology) -> None:
+        """Receive the topology for this node: nobody computes meanwhile."""
+        self._topology.connections = message.connections
+        self._topology.generation = message.generation
+        self._receive(self._topology.arrays())
+        self._line.send(messages.Joined())
+
+    # ----------------------------------------------------------------------- gradients
+    def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Trainer]:
+        """Bring the weights of a slot up to date."""
+        slot = self._slots[number]
+        if self._weights is not None:
+            slot.take(self._weights)
+        else:
+            if weights.sent:
+                self._receive(slot.arrays())
+            slot.use(weights.version, weights.generation)
+        return slot, self._trainers[number]
+
+    def _compute(self, task: messages.Compute) -> None:
+        slot, trainer = self._prepare(task.slot, task.weights)
+        epoch, start, stop, step = task.batch
+        rows = self._order(epoch)[start:stop]
+        trainer.epoch, trainer.step_count = epoch, step
+        X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
+        joined: dict[str, Any] = {}
+        if task.joined is not None:
+            joined = {"first_row": task.first_row, "joined": task.joined}
+        with trainer.backend.threads(trainer.threads):
+            loss = trainer.gradient(X, y, chosen, weights, **joined)
+        connections = slot.network.layer_connections
+        self._line.send(messages.Push(self._comm.rank, task, loss, slot.version, connections))
+
+    def _send_gradient(self, message: messages.SendGradient) -> None:
+        slot = self._slots[message.slot]
+        arrays = slot.workspace.arrays()
+        if self._keep_snapshots:
+            arrays += slot.arrays()
+        self._send(arrays)
+
+    def _evaluate(self, task: messages.Evaluate) -> None:
+        _, trainer = self._prepare(task.slot, task.weights)
+        data = self._data
+        if task.part == "train":
+            rows = data.loss_rows[task.start : task.stop]
+            loss, sums = trainer.sum_scores(data.X, data.y, rows, data.weights)
+        else:
+            assert data.test is not None
+            loss, sums = trainer.sum_scores(*data.test, np.arange(task.start, task.stop))
+        self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
+
+    def _order(self, epoch: int) -> Rows:
+        """Return the training rows in the order of an epoch, as sequential training has it."""
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            rows = self._data.train_rows
+            shuffled = stream(self._config.seed, "shuffle", epoch).permutation(len(rows))
+            self._orders[epoch] = rows[shuffled]
+        return self._orders[epoch]
+
+    # ----------------------------------------------------------------------- replicas
+    def _train_replica(self, task: messages.TrainReplica) -> None:
+        """Train a replica alone on its share of the rows; keep the result in a segment."""
+        slot = self._slots[task.slot]
+        trainer = start_replica(
+            task,
+            slot.network.config,
+            self._config,
+            self._topology,
+            slot.workspace,
+            self._copy_weights if self._weights is not None else self._receive,
+        )
+        network = trainer.network
+        network.preprocessing, network.classes = slot.network.preprocessing, task.classes
+        for record in train_replica(trainer, task, self._data, self._order, self._augment):
+            assert record.running_loss is not None
+            progress = record.epoch, record.running_loss, record.epoch_s, record.evolution_s
+            self._line.send(messages.Progress(task.replica, *progress))
+        self._pss_bytes = max(self._pss_bytes, pss_bytes())
+        stored = StoredReplica.store(network, on_disk=task.on_disk)
+        self._replicas[task.replica] = stored
+        connections = network.layer_connections
+        trained = messages.ReplicaTrained(self._comm.rank, task, stored.segment.path, connections)
+        self._line.send(trained)
+
+    def _copy_weights(self, arrays: list[NDArray]) -> None:
+        assert self._weights is not None
+        for own, theirs in zip(arrays, self._weights.arrays(self._topology.connections), strict=True):
+            own[...] = theirs
+
+    def _send_replica_layer(self, message: messages.SendReplicaLayer) -> None:
+        layer = self._replicas[message.replica].layers[message.layer]
+        self._send([array for array in layer if array is not None])
+
+    # ----------------------------------------------------------------------- transfers
+    def _send(self, arrays: list[NDArray]) -> None:
+        start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
+
+    def _receive(self, arrays: list[NDArray]) -> None:
+        start_receive(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
