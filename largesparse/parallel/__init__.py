@@ -1,0 +1,1 @@
+"""Training by several processes over MPI (section 2.1)."""
