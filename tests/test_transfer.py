@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,19 +130,41 @@ def mpiexec() -> str | None:
     return shutil.which("mpiexec", path=path)
 
 
-@pytest.mark.skipif(
+needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec("mpi4py") is None or mpiexec() is None,
     reason="mpi4py and mpiexec are not installed",
 )
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)
-def test_between_two_ranks(job):
+
+
+def run_two_ranks(script, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = mpiexec()
     assert launcher is not None
     # mpi4py's runner aborts both where one raises.
-    command = [launcher, "-n", "2", sys.executable, "-m", "mpi4py", __file__, job.__name__]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [launcher, "-n", "2", sys.executable, "-m", "mpi4py", str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@needs_mpi
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)
+def test_between_two_ranks(job):
+    result = run_two_ranks(__file__, job.__name__)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("passed") == 2, result.stderr
+
+
+@needs_mpi
+def test_the_measuring_tool():
+    tool = Path(__file__).resolve().parents[1] / "tools" / "measure_mpi.py"
+    sizes = ["--megabytes", "1", "--repeats", "2", "--chunk-bytes", "5k", "1M"]
+    result = run_two_ranks(tool, "transfer", *sizes)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("1 MB, 2 repeats\n")
+    for row in ("copy out of shared memory", "chunks of 5000 bytes", "chunks of 1000000 bytes"):
+        assert row in result.stdout
+    result = run_two_ranks(tool, "big", "--gigabytes", "0.07", "--chunk-bytes", "1M")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("70000000 bytes in chunks of 1000000: ")
+    assert result.stdout.endswith("; 2 of 2 checksums agree\n")
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**30 + 1, 1.5, True])
