@@ -9,6 +9,7 @@ BACKEND = "LARGESPARSE_BACKEND"  # the sparse backend
 DATA = "LARGESPARSE_DATA"  # the folder in which data sets lie
 CACHE = "LARGESPARSE_CACHE"  # the folder for generated data and compiled kernels
 BENCH_MAX = "LARGESPARSE_BENCH_MAX"  # the largest size that benchmarks run
+ADDRESS = "LARGESPARSE_ADDRESS"  # where the other ranks reach rank 0 by TCP
 
 
 def cache_folder() -> Path:
@@ -30,6 +31,7 @@ def launched_ranks() -> tuple[int, int]:
         ("PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
         ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),  # MVAPICH
+        ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),  # srun --mpi=pmix
     ):
         if os.environ.get(rank, "").isdigit() and os.environ.get(size, "").isdigit():
             return int(os.environ[rank]), int(os.environ[size])

@@ -32,6 +32,10 @@ class NumericalError(LargeSparseError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
+class ParallelError(LargeSparseError, RuntimeError):
+    """The ranks of a parallel run cannot start together, or one of them failed or died."""
+
+
 class WorkerError(LargeSparseError, RuntimeError):
     """A worker process of multiprocess prediction died or failed."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from . import __version__
-from .environment import BACKEND, BENCH_MAX, CACHE, DATA
+from .environment import ADDRESS, BACKEND, BENCH_MAX, CACHE, DATA
 
 PACKAGES = (
     "numpy",
@@ -43,6 +43,7 @@ ENVIRONMENT = (
     DATA,
     CACHE,
     BENCH_MAX,
+    ADDRESS,
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS",

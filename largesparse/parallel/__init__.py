@@ -1,0 +1,13 @@
+"""Training by the ranks of an MPI job: WASAP-SGD and WASSP-SGD (Algorithm 1).
+
+    from largesparse.parallel import train_wasap
+
+Every rank of `mpiexec -n K python script.py` calls `train_wasap`; rank 0 is the parameter server
+and has the result. Needs mpi4py, which is imported only when more than one rank was started.
+"""
+
+from .options import ParallelOptions
+from .report import ParallelReport
+from .wasap import train_wasap, train_wassp
+
+__all__ = ["ParallelOptions", "ParallelReport", "train_wasap", "train_wassp"]
