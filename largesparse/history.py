@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
+    from .parallel.report import ParallelReport
+
 
 @dataclass
 class EpochRecord:
@@ -33,6 +35,7 @@ class History:
     """The records of all epochs, the first of them taken before training."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
+    parallel: ParallelReport | None = None  # what a training by several ranks took beside
 
     def __getitem__(self, name: str) -> list[Any]:
         """Return a field of every epoch, for instance history["loss"]."""

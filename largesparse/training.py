@@ -18,7 +18,7 @@ from .activations import TRAINED
 from .backends import get_backend
 from .batches import load_batch
 from .checkpoint import check_folder, save_checkpoint
-from .config import NetworkConfig, TrainingConfig
+from .config import TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
 from .errors import CheckpointError, DataError, NumericalError, ParameterError
 from .growth import Walk, evolve_layers

@@ -46,7 +46,9 @@ def to_arrays(data: TrainingData, scaling: Standardizer | None) -> tuple[Layout,
     return layout, arrays
 
 
-def from_arrays(layout: Layout, arrays: Sequence[NDArray]) -> tuple[TrainingData, Standardizer | None]:
+def from_arrays(
+    layout: Layout, arrays: Sequence[NDArray]
+) -> tuple[TrainingData, Standardizer | None]:
     """Return the data and the standardisation that `to_arrays` was given."""
     rest = iter(arrays)
     X = _whole(layout.X_shape, rest)

@@ -59,6 +59,7 @@ class Deal:
         for epoch in range(first, max([first_epoch, *(e + 1 for e in self._missing)])):
             self._missing.setdefault(epoch, set())
         self._first = first
+        self._left = {epoch: sorted(starts) for epoch, starts in self._missing.items()}
         self.samples_applied = (first + len(self._missing)) * rows - sum(
             self._samples(start) for starts in self._missing.values() for start in starts
         )
@@ -107,7 +108,7 @@ class Deal:
 
     def _share(self, worker: int) -> Iterator[Batch]:
         for epoch in range(self._first, self.epochs):
-            starts = sorted(self._missing.get(epoch, range(0, self.rows, self.batch_size)))
+            starts = self._left.get(epoch, range(0, self.rows, self.batch_size))
             for start in starts[worker :: self.workers]:
                 yield self._batch(epoch, start)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ class Links:
             leader = self._nodes.leader(node)
             self._hub.send(leader, messages.Host(self._shape, self._counts[node], shapes))
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
-            hosting.append(self._answer(leader))
+            hosting.append(self._answers([leader])[leader])
         for rank in range(1, self._comm.size):
             node = self._nodes.node[rank]
             join = messages.Join(
@@ -141,8 +141,7 @@ class Links:
                 self._keep_snapshots,
             )
             self._hub.send(rank, join)
-        for rank in range(1, self._comm.size):
-            self._answer(rank)
+        self._answers(range(1, self._comm.size))
         self.send_topology()
 
     def send_topology(self) -> None:
@@ -153,16 +152,18 @@ class Links:
             message = messages.NewTopology(topology.generation, topology.connections)
             self._hub.send(leader, message)
             self._send(leader, topology.arrays())
-            self._answer(leader)
+            self._answers([leader])
 
-    def _answer(self, rank: int) -> Any:
-        """Return the next message, which is that rank's or one that needs no attention."""
-        while True:
-            found = self._hub.receive()
-            assert found is not None
-            if found[0] == rank:
-                return found[1]
-            assert isinstance(found[1], messages.Joined)
+    def _answers(self, ranks: Iterable[int]) -> dict[int, Any]:
+        """Return the next message of each of the ranks; no others are due."""
+        missing = set(ranks)
+        found = {}
+        while missing:
+            answer = self._hub.receive()
+            assert answer is not None
+            missing.remove(answer[0])
+            found[answer[0]] = answer[1]
+        return found
 
     # ------------------------------------------------------------------ tasks
     def can_begin(self, worker: int) -> bool:
@@ -186,8 +187,9 @@ class Links:
                 own[...] = array
             self._sending = self._start_send(worker, self._outbox)
 
-    def send_everything(self, worker: int) -> None:
-        """Send weights and velocities to a worker on another node."""
+    def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
+        """Let a worker train a replica; it gets weights and velocities."""
+        self._hub.send(worker, task)
         if self._nodes.node[worker] > 0:
             self._send(worker, self.weights.arrays(self.topology.connections))
 

@@ -89,7 +89,6 @@ class TrainReplica:
     """Train a replica alone, from the server's weights to the end."""
 
     slot: int
-    weights: Weights
     replica: int
     replicas: int
     epoch: int  # epochs trained so far
@@ -108,8 +107,13 @@ class SendReplicaLayer:
 
 
 @dataclass(frozen=True)
+class Count:
+    """Tell what was used so far: the training is over."""
+
+
+@dataclass(frozen=True)
 class Finish:
-    """The training is over."""
+    """Leave; this is what the training recorded."""
 
     history: History
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import check_range
+from .transfer import CHUNK_BYTES, check_chunk_bytes
 
-DEFAULT_CHUNK_BYTES = 2**28
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
 
 
@@ -18,7 +18,7 @@ class ParallelOptions:
     phase_one_epochs: int
     slots: int | None = None
     ranks_per_node: int | None = None
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    chunk_bytes: int = CHUNK_BYTES
     staleness_power: float = 0.0
     delay_compensation: float = 0.0
     initial_rate_factor: float = 1.0
@@ -30,7 +30,7 @@ class ParallelOptions:
         for name in ("slots", "ranks_per_node"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), owner, low=1, integer=True)
-        check_range("chunk_bytes", self.chunk_bytes, owner, low=1, high=2**30, integer=True)
+        check_chunk_bytes(self.chunk_bytes)
         check_range("staleness_power", self.staleness_power, owner, low=0, high=10)
         check_range("delay_compensation", self.delay_compensation, owner, low=0, high=1e6)
         factor = self.initial_rate_factor

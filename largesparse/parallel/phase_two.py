@@ -41,25 +41,18 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     started = time.perf_counter()
     while len(trained) < replicas:
         for worker, slot in dispatcher.pairs(lambda _: bool(todo)):
-            replica = todo.popleft()
-
-            def make(
-                weights: messages.Weights, slot: int = slot, replica: int = replica
-            ) -> messages.TrainReplica:
-                return messages.TrainReplica(
-                    slot,
-                    weights.generation,
-                    replica,
-                    replicas,
-                    trainer.epoch,
-                    trainer.step_count,
-                    trainer.network.classes,
-                    on_disk,
-                    None if server.checkpoint is None else str(server.checkpoint),
-                )
-
+            task = messages.TrainReplica(
+                slot,
+                todo.popleft(),
+                replicas,
+                trainer.epoch,
+                trainer.step_count,
+                trainer.network.classes,
+                on_disk,
+                None if server.checkpoint is None else str(server.checkpoint),
+            )
             dispatcher.begin(worker, slot)
-            links.begin_replica(worker, slot, make)
+            links.begin_replica(worker, task)
         message = links.next()
         if isinstance(message, messages.Progress):
             progress.setdefault(message.epoch, []).append(message)
@@ -112,9 +105,7 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
                 parts.append(room)
         with server.trainer.backend.threads(server.trainer.threads):
             mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
-            topology = Topology.from_input_order(
-                layer.n_in, layer.n_out, mean.indptr, mean.indices
-            )
+            topology = Topology.from_input_order(layer.n_in, layer.n_out, mean.indptr, mean.indices)
         layer.dead = mean.dead
         links.topology.store_dead(k, mean.dead)
         layer.replace(topology, mean.values, np.zeros_like(mean.values))

@@ -59,7 +59,9 @@ def compose(maps: list[Int32], step: Sequence[Int32]) -> None:
             maps[k] = np.where(maps[k] >= 0, later[maps[k]], np.int32(-1))
 
 
-def retain_valid(gradients: Gradients, maps: Sequence[Int32], layers: Sequence[SparseLayer]) -> Gradients:
+def retain_valid(
+    gradients: Gradients, maps: Sequence[Int32], layers: Sequence[SparseLayer]
+) -> Gradients:
     """Return a gradient of an earlier generation as one of the present topology.
 
     What belongs to a connection that has gone is dropped, and a connection that has come since

@@ -67,7 +67,7 @@ class Server:
         self.options, self.report, self.bar = options, report, bar
         self.checkpoint, self.callbacks = checkpoint, list(callbacks)
         self.stopped = False
-        self._make_dispatcher = make_dispatcher
+        self.make_dispatcher = make_dispatcher
         self._dispatcher = make_dispatcher()
         self._maps = SlotMaps()
         self._arrived: deque[messages.Push] = deque()
@@ -223,7 +223,7 @@ class Server:
         self._loss, self._samples = 0.0, 0
         self.evolve()
         if self.checkpoint is not None:
-            trainer.parallel = deal.state()
+            trainer.parallel = {"deal": deal.state(), "replicas": deal.workers}
             self.save()
         self.call_back()
         self._started = time.perf_counter()
@@ -249,21 +249,22 @@ class Server:
 
     def record(self, **times: Any) -> None:
         """Evaluate by all workers, and append a record to the history."""
+        trainer = self.trainer
+        record = EpochRecord(trainer.epoch, None, None, **times)
+        self.fill_in(record)
+        trainer.history.epochs.append(record)
+
+    def fill_in(self, record: EpochRecord) -> None:
+        """Evaluate the present weights by all workers, for a record."""
         trainer, data = self.trainer, self.data
         loss, sums = self.evaluate("train", len(data.loss_rows))
-        trainer.check_finite(loss, trainer.step_count, trainer.epoch)
-        record = EpochRecord(
-            trainer.epoch,
-            loss / max(sums.weight, 1e-300),
-            sums.score(),
-            nnz=trainer.network.layer_connections,
-            **times,
-        )
+        record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
+        record.nnz = trainer.network.layer_connections
+        trainer.check_finite(record.loss, trainer.step_count, trainer.epoch)
         if data.test is not None:
             started = time.perf_counter()
             record.test_accuracy = self.evaluate("test", len(data.test[1]))[1].score()
             record.inference_s = time.perf_counter() - started
-        trainer.history.epochs.append(record)
         self.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
 
     def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
@@ -271,7 +272,7 @@ class Server:
 
         Gradients that wait in slots stay there.
         """
-        links, dispatcher = self.links, self._make_dispatcher()
+        links, dispatcher = self.links, self.make_dispatcher()
         micro_batch = self.trainer.micro_batch
         pieces = PIECES * dispatcher.slots
         size = -(-rows // (pieces * micro_batch)) * micro_batch

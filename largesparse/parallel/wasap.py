@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from . import messages
 from .control import Hub, connect
 from .deal import Deal
 from .dispatch import Dispatcher
-from .guard import guard
 from .links import Links
 from .nodes import Nodes
-from .options import DEFAULT_CHUNK_BYTES, ParallelOptions
+from .options import ParallelOptions
 from .phase_two import average, train_replicas
 from .ranks import agree, get_communicator, raise_together
 from .report import ParallelReport
 from .server import Server
 from .shared import Shape
+from .transfer import CHUNK_BYTES
 from .usage import cpu_seconds, pss_bytes
 from .worker import Worker
 
@@ -57,7 +58,7 @@ def train_wasap(
     progress: bool | None = None,
     slots: int | None = None,
     ranks_per_node: int | None = None,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
     staleness_power: float = 0.0,
     delay_compensation: float = 0.0,
     initial_rate_factor: float = 1.0,
@@ -146,7 +147,7 @@ def train_wassp(
     progress: bool | None = None,
     slots: int | None = None,
     ranks_per_node: int | None = None,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> History:
     """Train a network by all ranks of an MPI job with WASSP-SGD, the synchronous variant.
 
@@ -244,7 +245,7 @@ def _train(
     agree(comm, {"the training configuration": given.config, "the parallel options": checked})
     nodes = Nodes.of(comm, checked.ranks_per_node)
     channel = connect(comm)
-    with guard(comm, channel):
+    with nullcontext():
         if isinstance(channel, Hub):
             assert trainer is not None and data is not None
             history = _serve(
@@ -396,7 +397,7 @@ def _both_phases(server: Server, workers: int) -> None:
         return
     trained = train_replicas(server, int(state.get("replicas", workers)))
     average(server, trained)
-    server.record_average()
+    server.fill_in(trainer.history.epochs[-1])
     if server.checkpoint is not None:
         trainer.parallel = None
         server.save()
@@ -404,9 +405,9 @@ def _both_phases(server: Server, workers: int) -> None:
 
 
 def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
-    """Let the workers go, and add up what all ranks have used."""
+    """Add up what all ranks have used, and let the workers go."""
     for rank in hub.ranks:
-        hub.send(rank, messages.Finish(history))
+        hub.send(rank, messages.Count())
     found: dict[int, messages.Report] = {}
     while len(found) < len(hub.ranks):
         answer = hub.receive()
@@ -420,3 +421,5 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
     report.node_pss_bytes = max(
         sum(used[rank].pss_bytes for rank in nodes.ranks(node)) for node in range(len(nodes))
     )
+    for rank in hub.ranks:
+        hub.send(rank, messages.Finish(history))

@@ -14,11 +14,10 @@ from ..training_data import Augment, Rows, augmented
 from . import messages
 from .control import Line
 from .data import from_arrays, places_in
-from .options import DEFAULT_CHUNK_BYTES
 from .replicas import StoredReplica, start_replica, train_replica
 from .segments import Arena, Segment, arrays_of, arrays_size
 from .shared import SharedTopology, SharedWeights, Slot, shared_size
-from .transfer import start_receive, start_send
+from .transfer import CHUNK_BYTES, start_receive, start_send
 from .usage import cpu_seconds, pss_bytes
 
 SERVER = 0
@@ -43,7 +42,7 @@ class Worker:
         self._segments: list[Segment] = []  # that this rank has made
         self._replicas: dict[int, StoredReplica] = {}
         self._orders: dict[int, Rows] = {}
-        self._chunk_bytes = DEFAULT_CHUNK_BYTES
+        self._chunk_bytes = CHUNK_BYTES
         self._pss_bytes = 0
 
     def run(self) -> History:
@@ -57,13 +56,11 @@ class Worker:
             messages.NewTopology: self._receive_topology,
             messages.TrainReplica: self._train_replica,
             messages.SendReplicaLayer: self._send_replica_layer,
+            messages.Count: self._count,
         }
         while True:
             message = self._line.receive()
             if isinstance(message, messages.Finish):
-                pss = max(self._pss_bytes, pss_bytes())
-                idle = self._line.idle_s, self._line.idle_cpu_s
-                self._line.send(messages.Report(*idle, cpu_seconds(), pss))
                 return message.history
             answers[type(message)](message)
 
@@ -189,14 +186,21 @@ class Worker:
 
     def _copy_weights(self, arrays: list[NDArray]) -> None:
         assert self._weights is not None
-        for own, theirs in zip(arrays, self._weights.arrays(self._topology.connections), strict=True):
+        for own, theirs in zip(
+            arrays, self._weights.arrays(self._topology.connections), strict=True
+        ):
             own[...] = theirs
 
     def _send_replica_layer(self, message: messages.SendReplicaLayer) -> None:
         layer = self._replicas[message.replica].layers[message.layer]
         self._send([array for array in layer if array is not None])
 
-    # ----------------------------------------------------------------------- transfers
+    # ----------------------------------------------------------------------- the rest
+    def _count(self, _: messages.Count) -> None:
+        pss = max(self._pss_bytes, pss_bytes())
+        idle = self._line.idle_s, self._line.idle_cpu_s
+        self._line.send(messages.Report(*idle, cpu_seconds(), pss))
+
     def _send(self, arrays: list[NDArray]) -> None:
         start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
 
