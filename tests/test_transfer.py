@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -114,6 +115,18 @@ def disagreement(comm) -> None:
         comm.Recv(array, 0, 0)  # the rest
 
 
+def across_hosts(comm) -> None:
+    """On two hosts, each rank is a node of its own, and arrays cross the network between them."""
+    from mpi4py import MPI
+
+    assert comm.Split_type(MPI.COMM_TYPE_SHARED).size == 1
+    assert sorted(comm.allgather(socket.gethostname())) == ["left", "right"]
+    counter = Path("/sys/class/net/veth0/statistics/tx_bytes")
+    before = int(counter.read_text())
+    both_ways(comm)
+    assert int(counter.read_text()) - before > 4 * sum(a.nbytes for a in numbered_arrays(0))
+
+
 JOBS = [
     both_ways,
     byte_by_byte,
@@ -124,44 +137,53 @@ JOBS = [
 ]
 
 
-def mpiexec() -> str | None:
-    """The launcher beside this interpreter, or any other."""
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    return shutil.which("mpiexec", path=path)
-
+# Of this interpreter's environment first.
+PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+MPIEXEC = shutil.which("mpiexec", path=PATH)
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 needs_mpi = pytest.mark.skipif(
-    importlib.util.find_spec("mpi4py") is None or mpiexec() is None,
+    importlib.util.find_spec("mpi4py") is None or MPIEXEC is None,
     reason="mpi4py and mpiexec are not installed",
 )
 
 
-def run_two_ranks(script, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = mpiexec()
-    assert launcher is not None
+def run_two_ranks(launcher, script, *arguments: str) -> subprocess.CompletedProcess[str]:
     # mpi4py's runner aborts both where one raises.
-    command = [launcher, "-n", "2", sys.executable, "-m", "mpi4py", str(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [*launcher, "-n", "2", sys.executable, "-m", "mpi4py", script, *arguments]
+    environment = os.environ | {"PATH": PATH}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @needs_mpi
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)
 def test_between_two_ranks(job):
-    result = run_two_ranks(__file__, job.__name__)
+    result = run_two_ranks([MPIEXEC], __file__, job.__name__)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("passed") == 2, result.stderr
+
+
+@needs_mpi
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="there is no 'timeout' command")
+def test_between_two_hosts():
+    launcher = ["timeout", "50", TOOLS / "two_hosts.sh"]  # ends it such that it cleans up
+    result = run_two_ranks(launcher, __file__, across_hosts.__name__)
+    if result.returncode == 77:
+        pytest.skip(result.stderr)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("passed") == 2, result.stderr
 
 
 @needs_mpi
 def test_the_measuring_tool():
-    tool = Path(__file__).resolve().parents[1] / "tools" / "measure_mpi.py"
+    tool = TOOLS / "measure_mpi.py"
     sizes = ["--megabytes", "1", "--repeats", "2", "--chunk-bytes", "5k", "1M"]
-    result = run_two_ranks(tool, "transfer", *sizes)
+    result = run_two_ranks([MPIEXEC], tool, "transfer", *sizes)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("1 MB, 2 repeats\n")
     for row in ("copy out of shared memory", "chunks of 5000 bytes", "chunks of 1000000 bytes"):
         assert row in result.stdout
-    result = run_two_ranks(tool, "big", "--gigabytes", "0.07", "--chunk-bytes", "1M")
+    result = run_two_ranks([MPIEXEC], tool, "big", "--gigabytes", "0.07", "--chunk-bytes", "1M")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("70000000 bytes in chunks of 1000000: ")
     assert result.stdout.endswith("; 2 of 2 checksums agree\n")
@@ -191,5 +213,5 @@ def test_arrays_that_cannot_be_sent_or_received():
 if __name__ == "__main__":
     from mpi4py import MPI
 
-    {job.__name__: job for job in JOBS}[sys.argv[1]](MPI.COMM_WORLD)
+    globals()[sys.argv[1]](MPI.COMM_WORLD)
     print("passed")
