@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import pickle
 import selectors
+import sys
 import time
-import traceback
 from collections import deque
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from ..errors import LargeSparseError, ParallelError
+from ..errors import ParallelError
+from . import leaving
 from .connecting import Peer, connect_all
+from .watching import Watch
 
 Message = Any  # a picklable object, a tuple or dict as a rule
 
@@ -36,8 +39,15 @@ class RankFailed(ParallelError):
     trace = ""
 
 
-class _LastWords(tuple):
-    """What a rank sends before it ends by an error: its text and traceback."""
+class _LastWords(NamedTuple):
+    """What a rank sends that ends by an error."""
+
+    text: str
+    trace: str
+
+
+class _Goodbye(NamedTuple):
+    """What either end sends when it closes."""
 
 
 class _Channel:
@@ -57,16 +67,12 @@ class _Channel:
         self.messages_sent = self.messages_received = 0
         self.bytes_sent = self.bytes_received = 0
         self.idle_s = self.idle_cpu_s = 0.0
+        self._closed = False
 
     @property
     def ranks(self) -> list[int]:
         """The ranks at the other end, ascending."""
         return sorted(self._peers)
-
-    def close(self) -> None:
-        """Close the connections."""
-        for peer in self._peers.values():
-            peer.connection.close()
 
     def _send(self, peer: Peer, message: Message) -> None:
         data = pickle.dumps(message)
@@ -81,7 +87,7 @@ class _Channel:
         return pickle.loads(data)
 
     @contextlib.contextmanager
-    def _idling(self):
+    def _idling(self) -> Iterator[None]:
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             yield
@@ -99,6 +105,7 @@ class Hub(_Channel):
         for peer in peers.values():
             self._selector.register(peer.connection, selectors.EVENT_READ, peer)
         self._ready: deque[Peer] = deque()
+        self._watch = Watch(peers) if peers else None
 
     def send(self, rank: int, message: Message) -> None:
         """Send a message to a rank.
@@ -131,31 +138,63 @@ class Hub(_Channel):
         ParallelError
             If a rank has failed or ended.
         """
+        peer = self._next(timeout)
+        return None if peer is None else (peer.rank, self._take(peer))
+
+    def tell(self, text: str) -> None:
+        """Write the job's last message to standard error; empty where it has been told."""
+        if self._watch is None or not self._watch.tell(text):
+            sys.stderr.write(text)
+
+    def close(self) -> None:
+        """Wait until every rank closes its end, and close the connections.
+
+        Messages that have not been received are lost.
+
+        Raises
+        ------
+        ParallelError
+            If a rank has failed or ended without closing its end.
+        """
+        if self._closed:
+            return
+        waiting = set(self._peers)
+        while waiting:
+            peer = self._next(None)
+            if peer is not None and isinstance(self._read(peer), _Goodbye):
+                waiting.discard(peer.rank)
+        self._closed = True
+        if self._watch is not None:
+            self._watch.tell("")
+        self._selector.close()
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):
+                self._send(peer, _Goodbye())
+            peer.connection.close()
+
+    def _next(self, timeout: float | None) -> Peer | None:
+        """Return the next rank that has sent something, in turn."""
         if not self._ready:
             with self._idling():
-                found = self._selector.select(timeout)
-            self._ready.extend(key.data for key, _ in found)
-            if not self._ready:
-                return None
-        peer = self._ready.popleft()
-        return peer.rank, self._take(peer)
+                self._ready.extend(key.data for key, _ in self._selector.select(timeout))
+        return self._ready.popleft() if self._ready else None
 
     def _take(self, peer: Peer) -> Message:
+        message = self._read(peer)
+        if isinstance(message, _Goodbye):
+            raise ParallelError(f"{peer} has left before the others: did its script end there?")
+        return message
+
+    def _read(self, peer: Peer) -> Message:
         try:
             message = self._receive(peer)
         except (EOFError, OSError):
-            raise ParallelError(f"{_ended(peer)}") from None
+            raise ParallelError(_ended(peer)) from None
         if isinstance(message, _LastWords):
-            text, trace = message
-            error = RankFailed(f"rank {peer.rank}: {text}")
-            error.trace = trace
+            error = RankFailed(f"Rank {peer.rank}: {message.text}")
+            error.trace = message.trace
             raise error
         return message
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._selector.close()
-        super().close()
 
 
 class Line(_Channel):
@@ -192,29 +231,59 @@ class Line(_Channel):
         except (EOFError, OSError):
             raise HubLost(_ended(self._peer)) from None
 
-    def fail(self, error: BaseException) -> None:
-        """Tell rank 0 the error that ends this rank, as the last message."""
-        known = isinstance(error, LargeSparseError | MemoryError)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        trace = "" if known else "".join(traceback.format_exception(error))
+    def fail(self, text: str, trace: str, grace: float) -> None:
+        """Tell rank 0 what ends this rank, and give it `grace` seconds to end the job."""
         with contextlib.suppress(HubLost):
-            self.send(_LastWords((text, trace)))
+            self.send(_LastWords(text, trace))
+            self._await_goodbye(grace)
+
+    def tell(self, text: str) -> None:
+        """Do nothing: rank 0 tells."""
+
+    def close(self) -> None:
+        """Wait until rank 0 closes its end, and close the connection.
+
+        Raises
+        ------
+        HubLost
+            If rank 0 has ended without closing its end.
+        """
+        if self._closed:
+            return
+        self.send(_Goodbye())
+        self._await_goodbye(None)
+        self._closed = True
+        self._peer.connection.close()
+
+    def _await_goodbye(self, timeout: float | None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._peer.connection.poll(None if end is None else max(0, end - time.monotonic())):
+            if isinstance(self.receive(), _Goodbye):
+                return
 
 
 def connect(comm: Any) -> Hub | Line:
     """Connect every rank to rank 0, and return this rank's end; every rank calls it.
 
+    The connections are closed at the end of the process or by the next call, not before: they show
+    whether the others live.
+
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
+        The communicator from `get_communicator`.
 
     Raises
     ------
     ParallelError
         On rank 0, if a rank cannot reach it; the others raise `SystemExit`.
     """
-    peers = connect_all(comm) if comm.size > 1 else {}
-    return Hub(peers) if comm.rank == 0 else Line(peers)
+    if comm.size == 1:
+        return Hub({})
+    peers = connect_all(comm)
+    channel = Hub(peers) if comm.rank == 0 else Line(peers)
+    leaving.keep(channel)
+    return channel
 
 
 def _ended(peer: Peer) -> str:

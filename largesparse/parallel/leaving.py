@@ -1,0 +1,117 @@
+"""How the ranks of a job end: together, by one message, without spinning.
+
+MPI ends when every rank has come to its end, and the ranks that come first spin until then. So
+before that each rank sleeps until all have come. A rank that ends by an error, or is interrupted,
+does not wait; it ends the job.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+from .collectives import barrier
+
+FAILED = 1  # exit status of a job that a rank ended
+
+
+class Closing(Protocol):
+    """The connections between the ranks: see `control`."""
+
+    def close(self) -> None:
+        """Wait until all ranks close theirs."""
+
+    def tell(self, text: str) -> None:
+        """Write the job's last message."""
+
+
+class _Job:
+    comm: Any = None  # the ranks that end together
+    channel: Closing | None = None  # their connections, once there are any
+    status = FAILED
+    interrupted = False
+    process = 0  # a forked child has no part in all this
+
+
+def end_together(comm: Any) -> None:
+    """Arrange how the job ends; every rank calls it, and later calls change nothing.
+
+    Ctrl-C (SIGINT) reaches every rank; only rank 0 heeds it, and SIGTERM alike.
+    """
+    if comm.size == 1 or _Job.comm is not None:
+        return
+    _Job.comm, _Job.process = comm, os.getpid()
+    atexit.register(_leave)
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        if comm.rank == 0:
+            signal.signal(signal.SIGINT, _interrupt)
+            signal.signal(signal.SIGTERM, _interrupt)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def keep(channel: Closing) -> None:
+    """Take over the connections; those of an earlier run are closed."""
+    if _Job.channel is not None:
+        _Job.channel.close()
+    _Job.channel = channel
+
+
+def kept() -> Any:
+    """Return the connections, None before there are any."""
+    return _Job.channel
+
+
+def tell(text: str) -> None:
+    """Write the job's last message to standard error, from one process alone."""
+    if _Job.channel is not None:
+        _Job.channel.tell(text)
+    else:
+        sys.stderr.write(text)
+
+
+def abort() -> NoReturn:
+    """End all ranks at once, without a word more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(10)  # ends this process should MPI not do so
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI's own words
+    _Job.comm.Abort(_Job.status)
+    os._exit(_Job.status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _Job.interrupted, _Job.status = True, 128 + number
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    """Wait for the other ranks at the end of the process, or end them."""
+    from mpi4py import MPI
+
+    if os.getpid() != _Job.process or MPI.Is_finalized():
+        return
+    uncaught = getattr(sys, "last_value", None)
+    if _Job.interrupted or uncaught is not None:
+        if _Job.channel is not None:
+            _Job.channel.tell("")  # the interpreter has told it
+        abort()
+    if _Job.channel is None:
+        barrier(_Job.comm)
+        return
+    try:
+        _Job.channel.close()
+    except (Exception, KeyboardInterrupt) as error:
+        if _Job.comm.rank == 0:
+            _Job.channel.tell(f"largesparse: error: {error or 'interrupted'}\n")
+            abort()
+        os._exit(FAILED)  # rank 0 has gone
