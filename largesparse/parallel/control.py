@@ -105,6 +105,7 @@ class Hub(_Channel):
         for peer in peers.values():
             self._selector.register(peer.connection, selectors.EVENT_READ, peer)
         self._ready: deque[Peer] = deque()
+        self._left: set[int] = set()  # ranks that have closed their end
         self._watch = Watch(peers) if peers else None
 
     def send(self, rank: int, message: Message) -> None:
@@ -119,8 +120,8 @@ class Hub(_Channel):
         try:
             self._send(peer, message)
         except OSError:
-            while True:  # it may have told why it ended
-                self._take(peer)
+            while True:  # until the error that it may have told, or the end
+                self._read(peer)
 
     def receive(self, timeout: float | None = None) -> tuple[int, Message] | None:
         """Wait for a message and return it with the rank that sent it.
@@ -130,16 +131,22 @@ class Hub(_Channel):
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait, after which None is returned; 0 looks only. Without it, and without
-            other ranks, this would wait for ever.
+            Seconds to wait, after which None is returned; 0 looks only.
 
         Raises
         ------
         ParallelError
-            If a rank has failed or ended.
+            If a rank has failed or ended, or if nobody is left who could send anything.
         """
-        peer = self._next(timeout)
-        return None if peer is None else (peer.rank, self._take(peer))
+        end = None if timeout is None else time.monotonic() + timeout
+        while timeout is not None or len(self._left) < len(self._peers):
+            peer = self._turn(None if end is None else max(0.0, end - time.monotonic()))
+            if peer is None:
+                return None
+            message = self._read(peer)
+            if not isinstance(message, _Goodbye):
+                return peer.rank, message
+        raise ParallelError("All other ranks have left, while rank 0 waits for a message.")
 
     def tell(self, text: str) -> None:
         """Write the job's last message to standard error; empty where it has been told."""
@@ -158,11 +165,9 @@ class Hub(_Channel):
         """
         if self._closed:
             return
-        waiting = set(self._peers)
-        while waiting:
-            peer = self._next(None)
-            if peer is not None and isinstance(self._read(peer), _Goodbye):
-                waiting.discard(peer.rank)
+        while len(self._left) < len(self._peers):
+            if peer := self._turn(None):
+                self._read(peer)
         self._closed = True
         if self._watch is not None:
             self._watch.tell("")
@@ -172,18 +177,12 @@ class Hub(_Channel):
                 self._send(peer, _Goodbye())
             peer.connection.close()
 
-    def _next(self, timeout: float | None) -> Peer | None:
-        """Return the next rank that has sent something, in turn."""
+    def _turn(self, timeout: float | None) -> Peer | None:
+        """Return the rank whose turn it is among those that have sent something."""
         if not self._ready:
             with self._idling():
                 self._ready.extend(key.data for key, _ in self._selector.select(timeout))
         return self._ready.popleft() if self._ready else None
-
-    def _take(self, peer: Peer) -> Message:
-        message = self._read(peer)
-        if isinstance(message, _Goodbye):
-            raise ParallelError(f"{peer} has left before the others: did its script end there?")
-        return message
 
     def _read(self, peer: Peer) -> Message:
         try:
@@ -194,6 +193,8 @@ class Hub(_Channel):
             error = RankFailed(f"Rank {peer.rank}: {message.text}")
             error.trace = message.trace
             raise error
+        if isinstance(message, _Goodbye):
+            self._left.add(peer.rank)
         return message
 
 

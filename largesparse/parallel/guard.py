@@ -63,4 +63,6 @@ def describe(error: BaseException) -> tuple[str, str]:
         return str(error), ""
     if isinstance(error, MemoryError):
         return f"out of memory: {error}", ""
-    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    frames = error.__traceback__ and error.__traceback__.tb_next  # without the guard's own
+    return text, "".join(traceback.format_exception(type(error), error, frames))

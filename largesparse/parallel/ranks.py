@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 QUIET = 2  # exit status of a rank that leaves an error to rank 0
-HEAD_START = 10.0  # seconds in which rank 0 can tell an error before a silent rank ends the job
+HEAD_START = 3.0  # seconds in which rank 0 can tell an error before a silent rank ends the job
 
 
 class Alone:
