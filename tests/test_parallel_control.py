@@ -160,6 +160,18 @@ def test_an_error_of_the_library_is_one_message(rank):
     assert result.err.count("\n") == 1
 
 
+def test_an_error_is_told_while_rank_0_is_busy():
+    busy = """
+    from largesparse.parallel import guard as module
+    module.GRACE = 1
+    if comm.rank == 2:
+        raise DataError("no such table")
+    time.sleep(100)
+    """
+    result = run_mpi(CONNECTED.format(busy), 4, timeout=ENDS_IN)
+    assert_one_message(result, "largesparse: error: Rank 2: no such table")
+
+
 def test_an_unexpected_error_comes_with_its_traceback():
     raises = f"if comm.rank == 3: [][7]\n    {WAIT}"
     result = run_mpi(CONNECTED.format(raises), 4, timeout=ENDS_IN)
@@ -252,8 +264,9 @@ def test_a_missing_mpi4py_is_told_once(tmp_path):
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
         from largesparse.cli import run_command
-        from largesparse.parallel.ranks import get_communicator
-        def main(): get_communicator()
+        from largesparse.parallel import ranks
+        ranks.HEAD_START = 1
+        def main(): ranks.get_communicator()
         sys.exit(run_command(main))
     """
     result = run_mpi(script, 3, timeout=ENDS_IN)
@@ -270,8 +283,9 @@ def test_another_mpi_library_than_the_launchers_is_told_once():
             del os.environ[name]
         os.environ.update(OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_SIZE="3")
         from largesparse.cli import run_command
-        from largesparse.parallel.ranks import get_communicator
-        def main(): get_communicator()
+        from largesparse.parallel import ranks
+        ranks.HEAD_START = 1
+        def main(): ranks.get_communicator()
         sys.exit(run_command(main))
     """
     result = run_mpi(script, 3, timeout=ENDS_IN)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import select
 import selectors
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ParallelError
 from . import leaving
 from .connecting import Peer, connect_all
+from .watcher import KILLED, LAST_WORDS
 from .watching import Watch
 
 Message = Any  # a picklable object, a tuple or dict as a rule
@@ -32,21 +34,14 @@ class RankFailed(ParallelError):
 
     Attributes
     ----------
-    trace : str
-        Its traceback, empty for an error of the library.
+    told : str
+        All that it wants to be written, with a traceback where there is one.
     """
 
-    trace = ""
+    told = ""
 
 
-class _LastWords(NamedTuple):
-    """What a rank sends that ends by an error."""
-
-    text: str
-    trace: str
-
-
-class _Goodbye(NamedTuple):
+class _Goodbye:
     """What either end sends when it closes."""
 
 
@@ -82,6 +77,11 @@ class _Channel:
 
     def _receive(self, peer: Peer) -> Message:
         data = peer.connection.recv_bytes()
+        if data.startswith(LAST_WORDS):
+            told = data.removeprefix(LAST_WORDS).decode()
+            error = RankFailed(told.splitlines()[-1].removeprefix("largesparse: error: "))
+            error.told = told
+            raise error
         self.messages_received += 1
         self.bytes_received += len(data)
         return pickle.loads(data)
@@ -187,12 +187,12 @@ class Hub(_Channel):
     def _read(self, peer: Peer) -> Message:
         try:
             message = self._receive(peer)
+        except TimeoutError:
+            raise ParallelError(
+                f"{peer} cannot be reached any more: is the network down?"
+            ) from None
         except (EOFError, OSError):
-            raise ParallelError(_ended(peer)) from None
-        if isinstance(message, _LastWords):
-            error = RankFailed(f"Rank {peer.rank}: {message.text}")
-            error.trace = message.trace
-            raise error
+            raise ParallelError(f"{peer} {KILLED}") from None
         if isinstance(message, _Goodbye):
             self._left.add(peer.rank)
         return message
@@ -204,6 +204,8 @@ class Line(_Channel):
     def __init__(self, peers: dict[int, Peer]) -> None:
         super().__init__(peers)
         self._peer = peers[0]
+        self._end = select.poll()
+        self._end.register(self._peer.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
 
     def send(self, message: Message) -> None:
         """Send a message to rank 0.
@@ -216,7 +218,7 @@ class Line(_Channel):
         try:
             self._send(self._peer, message)
         except OSError:
-            raise HubLost(_ended(self._peer)) from None
+            raise HubLost(f"{self._peer} {KILLED}") from None
 
     def receive(self) -> Message:
         """Wait for a message of rank 0's and return it.
@@ -230,12 +232,23 @@ class Line(_Channel):
             with self._idling():
                 return self._receive(self._peer)
         except (EOFError, OSError):
-            raise HubLost(_ended(self._peer)) from None
+            raise HubLost(f"{self._peer} {KILLED}") from None
 
-    def fail(self, text: str, trace: str, grace: float) -> None:
-        """Tell rank 0 what ends this rank, and give it `grace` seconds to end the job."""
-        with contextlib.suppress(HubLost):
-            self.send(_LastWords(text, trace))
+    def check(self) -> None:
+        """Look whether rank 0 lives, in a microsecond: for a rank that works long on its own.
+
+        Raises
+        ------
+        HubLost
+            If rank 0 has ended.
+        """
+        if self._end.poll(0):
+            raise HubLost(f"{self._peer} {KILLED}")
+
+    def fail(self, text: str, grace: float) -> None:
+        """Hand rank 0 the job's last message, and give it `grace` seconds to end the job."""
+        with contextlib.suppress(OSError, HubLost):
+            self._peer.connection.send_bytes(LAST_WORDS + text.encode())
             self._await_goodbye(grace)
 
     def tell(self, text: str) -> None:
@@ -285,7 +298,3 @@ def connect(comm: Any) -> Hub | Line:
     channel = Hub(peers) if comm.rank == 0 else Line(peers)
     leaving.keep(channel)
     return channel
-
-
-def _ended(peer: Peer) -> str:
-    return f"{peer} ended without a word. Was it killed, or did its host run out of memory?"

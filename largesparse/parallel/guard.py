@@ -39,7 +39,7 @@ def guard(comm: Any) -> Iterator[None]:
     except BaseException as error:
         line = leaving.kept()
         if isinstance(line, Line):
-            line.fail(*describe(error), GRACE)
+            line.fail(message(error, comm.rank), GRACE)
             os._exit(leaving.FAILED)
         leaving.tell(message(error, comm.rank))
         leaving.abort()
@@ -49,20 +49,15 @@ def message(error: BaseException, rank: int) -> str:
     """Return what is written about an error of a rank."""
     if isinstance(error, KeyboardInterrupt):
         return "largesparse: interrupted\n"
-    cause, trace = describe(error)
     if isinstance(error, RankFailed):
-        trace = error.trace
-    if not (isinstance(error, ParallelError) or cause.startswith("Rank ")):
-        cause = f"Rank {rank}: {cause}"
-    return f"{trace}largesparse: error: {' '.join(cause.split())}\n"
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """Return an error's text, and its traceback, which is empty where the text says all."""
-    if isinstance(error, LargeSparseError):
-        return str(error), ""
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}", ""
-    text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    frames = error.__traceback__ and error.__traceback__.tb_next  # without the guard's own
-    return text, "".join(traceback.format_exception(type(error), error, frames))
+        return error.told
+    text, trace = str(error), ""
+    if isinstance(error, MemoryError) and not isinstance(error, LargeSparseError):
+        text = f"out of memory: {error}"
+    elif not isinstance(error, LargeSparseError):
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        frames = error.__traceback__ and error.__traceback__.tb_next  # without the guard's own
+        trace = "".join(traceback.format_exception(type(error), error, frames))
+    if not (isinstance(error, ParallelError) or text.startswith("Rank ")):
+        text = f"Rank {rank}: {text}"
+    return f"{trace}largesparse: error: {' '.join(text.split())}\n"
