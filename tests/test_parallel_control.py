@@ -208,6 +208,23 @@ def test_a_rank_that_leaves_early_is_told():
     assert_one_message(run_mpi(script, 3, timeout=ENDS_IN), "Rank 2: SystemExit")
 
 
+def test_an_end_of_rank_0_before_the_others_is_told():
+    script = """
+        import sys
+        from largesparse.parallel.control import connect
+        from largesparse.parallel.guard import guard
+        from largesparse.parallel.ranks import get_communicator
+        comm = get_communicator()
+        channel = connect(comm)
+        if comm.rank == 0:
+            sys.exit(3)
+        with guard(comm):
+            channel.receive()
+    """
+    result = run_mpi(script, 3, timeout=ENDS_IN)
+    assert_one_message(result, "waits for a message, but rank 0 has left")
+
+
 def test_ranks_that_disagree_are_told_by_rank_0():
     script = """
         import sys

@@ -42,7 +42,11 @@ class RankFailed(ParallelError):
 
 
 class _Goodbye:
-    """What either end sends when it closes."""
+    """What either end sends when it closes: nothing more will come."""
+
+
+class _Release:
+    """What rank 0 sends when every rank has closed its end."""
 
 
 class _Channel:
@@ -165,17 +169,22 @@ class Hub(_Channel):
         """
         if self._closed:
             return
+        self._send_all(_Goodbye())
         while len(self._left) < len(self._peers):
             if peer := self._turn(None):
                 self._read(peer)
         self._closed = True
         if self._watch is not None:
             self._watch.tell("")
+        self._send_all(_Release())
         self._selector.close()
         for peer in self._peers.values():
-            with contextlib.suppress(OSError):
-                self._send(peer, _Goodbye())
             peer.connection.close()
+
+    def _send_all(self, message: Message) -> None:
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):  # one that has ended shows when it is read
+                self._send(peer, message)
 
     def _turn(self, timeout: float | None) -> Peer | None:
         """Return the rank whose turn it is among those that have sent something."""
@@ -201,8 +210,9 @@ class Hub(_Channel):
 class Line(_Channel):
     """Another rank's end: its connection to rank 0."""
 
-    def __init__(self, peers: dict[int, Peer]) -> None:
+    def __init__(self, rank: int, peers: dict[int, Peer]) -> None:
         super().__init__(peers)
+        self.rank = rank
         self._peer = peers[0]
         self._end = select.poll()
         self._end.register(self._peer.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
@@ -227,12 +237,15 @@ class Line(_Channel):
         ------
         HubLost
             If rank 0 has ended.
+        ParallelError
+            If rank 0 has closed its end.
         """
-        try:
-            with self._idling():
-                return self._receive(self._peer)
-        except (EOFError, OSError):
-            raise HubLost(f"{self._peer} {KILLED}") from None
+        message = self._read()
+        if isinstance(message, _Goodbye):
+            raise ParallelError(
+                f"Rank {self.rank} waits for a message, but rank 0 has left: did its script end?"
+            )
+        return message
 
     def check(self) -> None:
         """Look whether rank 0 lives, in a microsecond: for a rank that works long on its own.
@@ -247,9 +260,11 @@ class Line(_Channel):
 
     def fail(self, text: str, grace: float) -> None:
         """Hand rank 0 the job's last message, and give it `grace` seconds to end the job."""
+        end = time.monotonic() + grace
         with contextlib.suppress(OSError, HubLost):
             self._peer.connection.send_bytes(LAST_WORDS + text.encode())
-            self._await_goodbye(grace)
+            while self._peer.connection.poll(max(0.0, end - time.monotonic())):
+                self._read()
 
     def tell(self, text: str) -> None:
         """Do nothing: rank 0 tells."""
@@ -265,15 +280,17 @@ class Line(_Channel):
         if self._closed:
             return
         self.send(_Goodbye())
-        self._await_goodbye(None)
+        while not isinstance(self._read(), _Release):
+            pass
         self._closed = True
         self._peer.connection.close()
 
-    def _await_goodbye(self, timeout: float | None) -> None:
-        end = None if timeout is None else time.monotonic() + timeout
-        while self._peer.connection.poll(None if end is None else max(0, end - time.monotonic())):
-            if isinstance(self.receive(), _Goodbye):
-                return
+    def _read(self) -> Message:
+        try:
+            with self._idling():
+                return self._receive(self._peer)
+        except (EOFError, OSError):
+            raise HubLost(f"{self._peer} {KILLED}") from None
 
 
 def connect(comm: Any) -> Hub | Line:
@@ -295,6 +312,6 @@ def connect(comm: Any) -> Hub | Line:
     if comm.size == 1:
         return Hub({})
     peers = connect_all(comm)
-    channel = Hub(peers) if comm.rank == 0 else Line(peers)
+    channel = Hub(peers) if comm.rank == 0 else Line(comm.rank, peers)
     leaving.keep(channel)
     return channel
