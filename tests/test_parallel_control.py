@@ -162,8 +162,8 @@ def test_an_error_of_the_library_is_one_message(rank):
 
 def test_an_error_is_told_while_rank_0_is_busy():
     busy = """
-    from largesparse.parallel import guard as module
-    module.GRACE = 1
+    from largesparse.parallel import control
+    control.GRACE = 1
     if comm.rank == 2:
         raise DataError("no such table")
     time.sleep(100)
@@ -196,10 +196,25 @@ def test_an_interrupted_job_says_so_once(number, occupation):
 
 
 def test_an_error_after_the_parallel_part_ends_all_ranks():
-    after = "pass\nif comm.rank == 1: raise KeyError('own')"
-    result = run_mpi(CONNECTED.format(after), 3, timeout=ENDS_IN)
+    after = f"""
+if comm.rank == 1:
+    raise KeyError("own")
+with guard(comm):
+    {WAIT}
+"""
+    result = run_mpi(CONNECTED.format("pass" + after), 3, timeout=ENDS_IN)
+    assert_one_message(result, "largesparse: error: Rank 1: KeyError: 'own'")
+    assert result.err.count("Traceback") == 1
+
+
+def test_ctrl_c_after_the_parallel_part_is_told_by_rank_0():
+    with mpi_run(CONNECTED.format("pass\ntime.sleep(100)"), 4) as run:
+        run.wait_for("ready")
+        run.send(signal.SIGINT)
+        result = run.finish(ENDS_IN)
     assert result.status != 0
-    assert result.err.count("KeyError: 'own'") == 1
+    assert result.err.count("Traceback") == 1
+    assert result.err.splitlines()[-1] == "KeyboardInterrupt"
     assert result.messages == []
 
 

@@ -22,6 +22,7 @@ from .connecting import Peer, connect_all
 from .watcher import KILLED, LAST_WORDS
 from .watching import Watch
 
+GRACE = 10.0  # seconds that a rank which has failed leaves rank 0 to end the job
 Message = Any  # a picklable object, a tuple or dict as a rule
 
 
@@ -258,16 +259,13 @@ class Line(_Channel):
         if self._end.poll(0):
             raise HubLost(f"{self._peer} {KILLED}")
 
-    def fail(self, text: str, grace: float) -> None:
-        """Hand rank 0 the job's last message, and give it `grace` seconds to end the job."""
-        end = time.monotonic() + grace
+    def tell(self, text: str) -> None:
+        """Hand rank 0 the job's last message, and give it some seconds to end the job."""
+        end = time.monotonic() + GRACE
         with contextlib.suppress(OSError, HubLost):
             self._peer.connection.send_bytes(LAST_WORDS + text.encode())
             while self._peer.connection.poll(max(0.0, end - time.monotonic())):
                 self._read()
-
-    def tell(self, text: str) -> None:
-        """Do nothing: rank 0 tells."""
 
     def close(self) -> None:
         """Wait until rank 0 closes its end, and close the connection.

@@ -10,9 +10,7 @@ from typing import Any
 
 from ..errors import LargeSparseError, ParallelError
 from . import leaving
-from .control import HubLost, Line, RankFailed
-
-GRACE = 10.0  # seconds that a rank which has failed leaves rank 0 to end the job
+from .control import HubLost, RankFailed
 
 
 @contextmanager
@@ -37,12 +35,7 @@ def guard(comm: Any) -> Iterator[None]:
     except HubLost:
         os._exit(leaving.FAILED)
     except BaseException as error:
-        line = leaving.kept()
-        if isinstance(line, Line):
-            line.fail(message(error, comm.rank), GRACE)
-            os._exit(leaving.FAILED)
-        leaving.tell(message(error, comm.rank))
-        leaving.abort()
+        leaving.end_job(message(error, comm.rank))
 
 
 def message(error: BaseException, rank: int) -> str:

@@ -62,21 +62,21 @@ def keep(channel: Closing) -> None:
     _Job.channel = channel
 
 
-def kept() -> Any:
-    """Return the connections, None before there are any."""
-    return _Job.channel
+def end_job(text: str) -> NoReturn:
+    """End all ranks, with a text on standard error unless it is empty.
 
-
-def tell(text: str) -> None:
-    """Write the job's last message to standard error, from one process alone."""
-    if _Job.channel is not None:
-        _Job.channel.tell(text)
-    else:
+    A rank other than 0 that is connected leaves both to rank 0.
+    """
+    if _Job.channel is None:
         sys.stderr.write(text)
+    else:
+        _Job.channel.tell(text)
+        if _Job.comm.rank > 0:
+            os._exit(FAILED)
+    _abort()
 
 
-def abort() -> NoReturn:
-    """End all ranks at once, without a word more."""
+def _abort() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -100,18 +100,18 @@ def _leave() -> None:
 
     if os.getpid() != _Job.process or MPI.Is_finalized():
         return
-    uncaught = getattr(sys, "last_value", None)
+    uncaught = getattr(sys, "last_value", None)  # the interpreter has written its traceback
     if _Job.interrupted or uncaught is not None:
-        if _Job.channel is not None:
-            _Job.channel.tell("")  # the interpreter has told it
-        abort()
+        rank, kind = _Job.comm.rank, type(uncaught).__name__
+        end_job(f"largesparse: error: Rank {rank}: {kind}: {uncaught}\n" if rank else "")
     if _Job.channel is None:
         barrier(_Job.comm)
         return
     try:
         _Job.channel.close()
-    except (Exception, KeyboardInterrupt) as error:
-        if _Job.comm.rank == 0:
-            _Job.channel.tell(f"largesparse: error: {error or 'interrupted'}\n")
-            abort()
-        os._exit(FAILED)  # rank 0 has gone
+    except KeyboardInterrupt:
+        end_job("largesparse: interrupted\n")
+    except Exception as error:
+        if _Job.comm.rank > 0:  # rank 0 has gone, and is told by others
+            os._exit(FAILED)
+        end_job(getattr(error, "told", "") or f"largesparse: error: {error}\n")
