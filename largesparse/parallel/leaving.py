@@ -67,23 +67,24 @@ def end_job(text: str) -> NoReturn:
 
     A rank other than 0 that is connected leaves both to rank 0.
     """
-    if _Job.channel is None:
-        sys.stderr.write(text)
-    else:
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if _Job.channel is not None:
         _Job.channel.tell(text)
         if _Job.comm.rank > 0:
             os._exit(FAILED)
+    else:
+        sys.stderr.write(text)
+    sys.stderr.flush()
     _abort()
 
 
 def _abort() -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(10)  # ends this process should MPI not do so
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    signal.alarm(10)  # its signal ends this process should MPI not do so
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI's own words
     _Job.comm.Abort(_Job.status)
     os._exit(_Job.status)
