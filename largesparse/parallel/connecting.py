@@ -34,7 +34,7 @@ class Peer(NamedTuple):
     pid: int
 
     def __str__(self) -> str:
-        return f"rank {self.rank} (host {self.host}, pid {self.pid})"
+        return f"Rank {self.rank} (host {self.host}, pid {self.pid})"
 
 
 class _Offer(NamedTuple):

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import select
 import selectors
+import sys
 import time
-import traceback
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
-from ..errors import LargeSparseError, ParallelError
+from ..errors import ParallelError
+from . import leaving
 from .connecting import Peer, connect_all
+from .watcher import KILLED, LAST_WORDS
+from .watching import Watch
 
+GRACE = 10.0  # seconds that a rank which has failed leaves rank 0 to end the job
 Message = Any  # a picklable object, a tuple or dict as a rule
 
 
@@ -29,15 +35,19 @@ class RankFailed(ParallelError):
 
     Attributes
     ----------
-    trace : str
-        Its traceback, empty for an error of the library.
+    told : str
+        All that it wants to be written, with a traceback where there is one.
     """
 
-    trace = ""
+    told = ""
 
 
-class _LastWords(tuple):
-    """What a rank sends before it ends by an error: its text and traceback."""
+class _Goodbye:
+    """What either end sends when it closes: nothing more will come."""
+
+
+class _Release:
+    """What rank 0 sends when every rank has closed its end."""
 
 
 class _Channel:
@@ -57,16 +67,12 @@ class _Channel:
         self.messages_sent = self.messages_received = 0
         self.bytes_sent = self.bytes_received = 0
         self.idle_s = self.idle_cpu_s = 0.0
+        self._closed = False
 
     @property
     def ranks(self) -> list[int]:
         """The ranks at the other end, ascending."""
         return sorted(self._peers)
-
-    def close(self) -> None:
-        """Close the connections."""
-        for peer in self._peers.values():
-            peer.connection.close()
 
     def _send(self, peer: Peer, message: Message) -> None:
         data = pickle.dumps(message)
@@ -76,12 +82,17 @@ class _Channel:
 
     def _receive(self, peer: Peer) -> Message:
         data = peer.connection.recv_bytes()
+        if data.startswith(LAST_WORDS):
+            told = data.removeprefix(LAST_WORDS).decode()
+            error = RankFailed(told.splitlines()[-1].removeprefix("largesparse: error: "))
+            error.told = told
+            raise error
         self.messages_received += 1
         self.bytes_received += len(data)
         return pickle.loads(data)
 
     @contextlib.contextmanager
-    def _idling(self):
+    def _idling(self) -> Iterator[None]:
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             yield
@@ -99,6 +110,8 @@ class Hub(_Channel):
         for peer in peers.values():
             self._selector.register(peer.connection, selectors.EVENT_READ, peer)
         self._ready: deque[Peer] = deque()
+        self._left: set[int] = set()  # ranks that have closed their end
+        self._watch = Watch(peers) if peers else None
 
     def send(self, rank: int, message: Message) -> None:
         """Send a message to a rank.
@@ -112,8 +125,8 @@ class Hub(_Channel):
         try:
             self._send(peer, message)
         except OSError:
-            while True:  # it may have told why it ended
-                self._take(peer)
+            while True:  # until the error that it may have told, or the end
+                self._read(peer)
 
     def receive(self, timeout: float | None = None) -> tuple[int, Message] | None:
         """Wait for a message and return it with the rank that sent it.
@@ -123,47 +136,87 @@ class Hub(_Channel):
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait, after which None is returned; 0 looks only. Without it, and without
-            other ranks, this would wait for ever.
+            Seconds to wait, after which None is returned; 0 looks only.
 
         Raises
         ------
         ParallelError
-            If a rank has failed or ended.
+            If a rank has failed or ended, or if nobody is left who could send anything.
         """
-        if not self._ready:
-            with self._idling():
-                found = self._selector.select(timeout)
-            self._ready.extend(key.data for key, _ in found)
-            if not self._ready:
+        end = None if timeout is None else time.monotonic() + timeout
+        while timeout is not None or len(self._left) < len(self._peers):
+            peer = self._turn(None if end is None else max(0.0, end - time.monotonic()))
+            if peer is None:
                 return None
-        peer = self._ready.popleft()
-        return peer.rank, self._take(peer)
+            message = self._read(peer)
+            if not isinstance(message, _Goodbye):
+                return peer.rank, message
+        raise ParallelError("All other ranks have left, while rank 0 waits for a message.")
 
-    def _take(self, peer: Peer) -> Message:
-        try:
-            message = self._receive(peer)
-        except (EOFError, OSError):
-            raise ParallelError(f"{_ended(peer)}") from None
-        if isinstance(message, _LastWords):
-            text, trace = message
-            error = RankFailed(f"rank {peer.rank}: {text}")
-            error.trace = trace
-            raise error
-        return message
+    def tell(self, text: str) -> None:
+        """Write the job's last message to standard error; empty where it has been told."""
+        if self._watch is None or not self._watch.tell(text):
+            sys.stderr.write(text)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Wait until every rank closes its end, and close the connections.
+
+        Messages that have not been received are lost.
+
+        Raises
+        ------
+        ParallelError
+            If a rank has failed or ended without closing its end.
+        """
+        if self._closed:
+            return
+        self._send_all(_Goodbye())
+        while len(self._left) < len(self._peers):
+            if peer := self._turn(None):
+                self._read(peer)
+        self._closed = True
+        if self._watch is not None:
+            self._watch.tell("")
+        self._send_all(_Release())
         self._selector.close()
-        super().close()
+        for peer in self._peers.values():
+            peer.connection.close()
+
+    def _send_all(self, message: Message) -> None:
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):  # one that has ended shows when it is read
+                self._send(peer, message)
+
+    def _turn(self, timeout: float | None) -> Peer | None:
+        """Return the rank whose turn it is among those that have sent something."""
+        if not self._ready:
+            with self._idling():
+                self._ready.extend(key.data for key, _ in self._selector.select(timeout))
+        return self._ready.popleft() if self._ready else None
+
+    def _read(self, peer: Peer) -> Message:
+        try:
+            message = self._receive(peer)
+        except TimeoutError:
+            raise ParallelError(
+                f"{peer} cannot be reached any more: is the network down?"
+            ) from None
+        except (EOFError, OSError):
+            raise ParallelError(f"{peer} {KILLED}") from None
+        if isinstance(message, _Goodbye):
+            self._left.add(peer.rank)
+        return message
 
 
 class Line(_Channel):
     """Another rank's end: its connection to rank 0."""
 
-    def __init__(self, peers: dict[int, Peer]) -> None:
+    def __init__(self, rank: int, peers: dict[int, Peer]) -> None:
         super().__init__(peers)
+        self.rank = rank
         self._peer = peers[0]
+        self._end = select.poll()
+        self._end.register(self._peer.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
 
     def send(self, message: Message) -> None:
         """Send a message to rank 0.
@@ -176,7 +229,7 @@ class Line(_Channel):
         try:
             self._send(self._peer, message)
         except OSError:
-            raise HubLost(_ended(self._peer)) from None
+            raise HubLost(f"{self._peer} {KILLED}") from None
 
     def receive(self) -> Message:
         """Wait for a message of rank 0's and return it.
@@ -185,37 +238,78 @@ class Line(_Channel):
         ------
         HubLost
             If rank 0 has ended.
+        ParallelError
+            If rank 0 has closed its end.
         """
+        message = self._read()
+        if isinstance(message, _Goodbye):
+            raise ParallelError(
+                f"Rank {self.rank} waits for a message, but rank 0 has left: did its script end?"
+            )
+        return message
+
+    def check(self) -> None:
+        """Look whether rank 0 lives, in a microsecond: for a rank that works long on its own.
+
+        Raises
+        ------
+        HubLost
+            If rank 0 has ended.
+        """
+        if self._end.poll(0):
+            raise HubLost(f"{self._peer} {KILLED}")
+
+    def tell(self, text: str) -> None:
+        """Hand rank 0 the job's last message, and give it some seconds to end the job."""
+        end = time.monotonic() + GRACE
+        with contextlib.suppress(OSError, HubLost):
+            self._peer.connection.send_bytes(LAST_WORDS + text.encode())
+            while self._peer.connection.poll(max(0.0, end - time.monotonic())):
+                self._read()
+
+    def close(self) -> None:
+        """Wait until rank 0 closes its end, and close the connection.
+
+        Raises
+        ------
+        HubLost
+            If rank 0 has ended without closing its end.
+        """
+        if self._closed:
+            return
+        self.send(_Goodbye())
+        while not isinstance(self._read(), _Release):
+            pass
+        self._closed = True
+        self._peer.connection.close()
+
+    def _read(self) -> Message:
         try:
             with self._idling():
                 return self._receive(self._peer)
         except (EOFError, OSError):
-            raise HubLost(_ended(self._peer)) from None
-
-    def fail(self, error: BaseException) -> None:
-        """Tell rank 0 the error that ends this rank, as the last message."""
-        known = isinstance(error, LargeSparseError | MemoryError)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        trace = "" if known else "".join(traceback.format_exception(error))
-        with contextlib.suppress(HubLost):
-            self.send(_LastWords((text, trace)))
+            raise HubLost(f"{self._peer} {KILLED}") from None
 
 
 def connect(comm: Any) -> Hub | Line:
     """Connect every rank to rank 0, and return this rank's end; every rank calls it.
 
+    The connections are closed at the end of the process or by the next call, not before: they show
+    whether the others live.
+
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
+        The communicator from `get_communicator`.
 
     Raises
     ------
     ParallelError
         On rank 0, if a rank cannot reach it; the others raise `SystemExit`.
     """
-    peers = connect_all(comm) if comm.size > 1 else {}
-    return Hub(peers) if comm.rank == 0 else Line(peers)
-
-
-def _ended(peer: Peer) -> str:
-    return f"{peer} ended without a word. Was it killed, or did its host run out of memory?"
+    if comm.size == 1:
+        return Hub({})
+    peers = connect_all(comm)
+    channel = Hub(peers) if comm.rank == 0 else Line(comm.rank, peers)
+    leaving.keep(channel)
+    return channel

@@ -18,6 +18,7 @@ from .. import __version__
 from ..environment import launched_ranks
 from ..errors import LargeSparseError, ParallelError
 from .collectives import barrier, broadcast, gather, wait
+from .leaving import end_together
 from .nodes import Host, Nodes
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 QUIET = 2  # exit status of a rank that leaves an error to rank 0
-HEAD_START = 10.0  # seconds in which rank 0 can tell an error before a silent rank ends the job
+HEAD_START = 3.0  # seconds in which rank 0 can tell an error before a silent rank ends the job
 
 
 class Alone:
@@ -45,7 +46,9 @@ class Alone:
 
 
 def get_communicator(comm: Any = None) -> Any:
-    """Return the communicator of a run, by default that of all ranks.
+    """Return the communicator of a run, by default that of all ranks; every rank calls it.
+
+    From then on the ranks end together: see `leaving`.
 
     Parameters
     ----------
@@ -79,6 +82,7 @@ def get_communicator(comm: Any = None) -> Any:
                 "Start the job with the mpiexec that belongs to that library: with "
                 "'largesparse[mpi]' from pip it lies beside the Python program.",
             )
+    end_together(comm)
     return comm
 
 

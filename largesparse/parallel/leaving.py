@@ -1,0 +1,118 @@
+"""How the ranks of a job end: together, by one message, without spinning.
+
+MPI ends when every rank has come to its end, and the ranks that come first spin until then. So
+before that each rank sleeps until all have come. A rank that ends by an error, or is interrupted,
+does not wait; it ends the job.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+from .collectives import barrier
+
+FAILED = 1  # exit status of a job that a rank ended
+
+
+class Closing(Protocol):
+    """The connections between the ranks: see `control`."""
+
+    def close(self) -> None:
+        """Wait until all ranks close theirs."""
+
+    def tell(self, text: str) -> None:
+        """Write the job's last message."""
+
+
+class _Job:
+    comm: Any = None  # the ranks that end together
+    channel: Closing | None = None  # their connections, once there are any
+    status = FAILED
+    interrupted = False
+    process = 0  # a forked child has no part in all this
+
+
+def end_together(comm: Any) -> None:
+    """Arrange how the job ends; every rank calls it, and later calls change nothing.
+
+    Ctrl-C (SIGINT) reaches every rank; only rank 0 heeds it, and SIGTERM alike.
+    """
+    if comm.size == 1 or _Job.comm is not None:
+        return
+    _Job.comm, _Job.process = comm, os.getpid()
+    atexit.register(_leave)
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        if comm.rank == 0:
+            signal.signal(signal.SIGINT, _interrupt)
+            signal.signal(signal.SIGTERM, _interrupt)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def keep(channel: Closing) -> None:
+    """Take over the connections; those of an earlier run are closed."""
+    if _Job.channel is not None:
+        _Job.channel.close()
+    _Job.channel = channel
+
+
+def end_job(text: str) -> NoReturn:
+    """End all ranks, with a text on standard error unless it is empty.
+
+    A rank other than 0 that is connected leaves both to rank 0.
+    """
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if _Job.channel is not None:
+        _Job.channel.tell(text)
+        if _Job.comm.rank > 0:
+            os._exit(FAILED)
+    else:
+        sys.stderr.write(text)
+    sys.stderr.flush()
+    _abort()
+
+
+def _abort() -> NoReturn:
+    signal.alarm(10)  # its signal ends this process should MPI not do so
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI's own words
+    _Job.comm.Abort(_Job.status)
+    os._exit(_Job.status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _Job.interrupted, _Job.status = True, 128 + number
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    """Wait for the other ranks at the end of the process, or end them."""
+    from mpi4py import MPI
+
+    if os.getpid() != _Job.process or MPI.Is_finalized():
+        return
+    uncaught = getattr(sys, "last_value", None)  # the interpreter has written its traceback
+    if _Job.interrupted or uncaught is not None:
+        rank, kind = _Job.comm.rank, type(uncaught).__name__
+        end_job(f"largesparse: error: Rank {rank}: {kind}: {uncaught}\n" if rank else "")
+    if _Job.channel is None:
+        barrier(_Job.comm)
+        return
+    try:
+        _Job.channel.close()
+    except KeyboardInterrupt:
+        end_job("largesparse: interrupted\n")
+    except Exception as error:
+        if _Job.comm.rank > 0:  # rank 0 has gone, and is told by others
+            os._exit(FAILED)
+        end_job(getattr(error, "told", "") or f"largesparse: error: {error}\n")

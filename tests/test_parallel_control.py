@@ -1,0 +1,378 @@
+"""Ranks, control messages, and how a job ends: scripts under mpiexec."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+
+import pytest
+from mpi_runs import mpi_run, mpiexec, run_mpi
+
+from largesparse.parallel.nodes import Host, Nodes
+
+ENDS_IN = 20  # seconds from the failure of a rank to the end of the job
+
+CONNECTED = """
+import os, sys, time
+from largesparse.errors import DataError
+from largesparse.parallel.control import connect
+from largesparse.parallel.guard import guard
+from largesparse.parallel.ranks import get_communicator
+comm = get_communicator()
+with guard(comm):
+    channel = connect(comm)
+    if comm.rank == 0:
+        for rank in channel.ranks:
+            channel.send(rank, "begin")
+        for rank in channel.ranks:
+            channel.receive()
+        print("ready", flush=True)
+    else:
+        channel.send(channel.receive())
+    {}
+"""
+WAIT = "channel.receive()"
+
+
+def assert_one_message(result, *parts):
+    assert result.status != 0
+    assert len(result.messages) == 1, result.err
+    for part in parts:
+        assert part in result.messages[0]
+
+
+def test_messages_go_both_ways_in_order_and_ranks_take_turns():
+    script = """
+        import json, time
+        from largesparse.parallel.control import connect
+        from largesparse.parallel.ranks import barrier, get_communicator
+        comm = get_communicator()
+        channel = connect(comm)
+        if comm.rank == 0:
+            assert channel.ranks == [1, 2, 3]
+            assert channel.receive(timeout=0.05) is None
+            for rank in channel.ranks:
+                for number in range(50):
+                    channel.send(rank, {"rank": rank, "number": number})
+            barrier(comm)  # all that the ranks have to say is on its way
+            print(json.dumps([channel.receive() for _ in range(150)]))
+            assert channel.receive(timeout=0) is None
+            assert channel.messages_received == channel.messages_sent == 150
+            time.sleep(0.5)
+            for rank in channel.ranks:
+                channel.send(rank, "end")
+        else:
+            for number in range(50):
+                message = channel.receive()
+                assert message == {"rank": comm.rank, "number": number}
+                channel.send((comm.rank, number))
+            barrier(comm)
+            before = channel.idle_s
+            assert channel.receive() == "end"
+            assert channel.idle_s - before > 0.4
+            assert channel.idle_cpu_s < 0.1
+    """
+    result = run_mpi(script, 4)
+    assert (result.status, result.err) == (0, "")
+    received = json.loads(result.out)
+    for rank in (1, 2, 3):
+        assert [m for sender, m in received if sender == rank] == [[rank, n] for n in range(50)]
+    for turn in range(50):
+        assert {sender for sender, _ in received[3 * turn : 3 * turn + 3]} == {1, 2, 3}
+
+
+def test_a_second_connection_and_uneven_ends():
+    script = """
+        import time
+        from largesparse.parallel.control import connect
+        from largesparse.parallel.ranks import get_communicator
+        comm = get_communicator()
+        for run in range(2):
+            channel = connect(comm)
+            if comm.rank == 0:
+                first = {}
+                while len(first) < 2:
+                    rank, message = channel.receive()
+                    first.setdefault(rank, message)
+                print(first == {1: run, 2: run})
+            else:
+                channel.send(run)
+                channel.send("never received")
+        time.sleep(comm.rank == 0)
+    """
+    result = run_mpi(script, 3)
+    assert result == (0, "True\nTrue\n", "")
+
+
+def test_ranks_may_finish_before_others():
+    script = """
+        from largesparse.parallel.control import connect
+        from largesparse.parallel.guard import guard
+        from largesparse.parallel.ranks import get_communicator
+        comm = get_communicator()
+        with guard(comm):
+            channel = connect(comm)
+            if comm.rank == 0:
+                assert channel.receive(timeout=1) is None  # the end of rank 1 is no message
+                channel.send(1, "not received")
+                channel.send(2, "go on")
+                assert channel.receive() == (2, "here")
+                channel.receive()
+            elif comm.rank == 2:
+                channel.send((channel.receive(), "here")[1])
+    """
+    result = run_mpi(script, 3, timeout=ENDS_IN)
+    assert_one_message(result, "All other ranks have left, while rank 0 waits")
+
+
+def test_small_objects_reach_every_rank():
+    script = """
+        from largesparse.parallel.ranks import broadcast, gather, get_communicator
+        comm = get_communicator()
+        assert broadcast(comm, comm.rank, root=2) == 2
+        assert broadcast(comm, None if comm.rank else "x" * 100_000) == "x" * 100_000
+        everyone = gather(comm, "y" * comm.rank)
+        assert everyone == (None if comm.rank else ["", "y", "yy"])
+    """
+    assert run_mpi(script, 3) == (0, "", "")
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("occupation", [WAIT, "time.sleep(100)"])
+def test_a_killed_rank_ends_the_job(victim, occupation):
+    with mpi_run(CONNECTED.format(occupation), 4) as run:
+        run.wait_for("ready")
+        process = run.rank(victim)
+        process.kill()
+        result = run.finish(ENDS_IN)
+    name = f"Rank {victim} (host {socket.gethostname()}, pid {process.pid})"
+    assert_one_message(result, f"{name} ended without a word")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_an_error_of_the_library_is_one_message(rank):
+    raises = f"if comm.rank == {rank}: raise DataError('no such table')\n    {WAIT}"
+    result = run_mpi(CONNECTED.format(raises), 4, timeout=ENDS_IN)
+    assert_one_message(result, f"largesparse: error: Rank {rank}: no such table")
+    assert result.err.count("\n") == 1
+
+
+def test_an_error_is_told_while_rank_0_is_busy():
+    busy = """
+    from largesparse.parallel import control
+    control.GRACE = 1
+    if comm.rank == 2:
+        raise DataError("no such table")
+    time.sleep(100)
+    """
+    result = run_mpi(CONNECTED.format(busy), 4, timeout=ENDS_IN)
+    assert_one_message(result, "largesparse: error: Rank 2: no such table")
+
+
+def test_an_unexpected_error_comes_with_its_traceback():
+    raises = f"if comm.rank == 3: [][7]\n    {WAIT}"
+    result = run_mpi(CONNECTED.format(raises), 4, timeout=ENDS_IN)
+    assert_one_message(result, "largesparse: error: Rank 3: IndexError: list index out of range")
+    assert result.err.count("Traceback") == 1
+    assert 'File "<string>"' in result.err
+    assert "guard.py" not in result.err  # the traceback begins in the script
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("occupation", [WAIT, "while True: sum(range(1000))"])
+def test_an_interrupted_job_says_so_once(number, occupation):
+    with mpi_run(CONNECTED.format(occupation), 4) as run:
+        run.wait_for("ready")
+        if number == signal.SIGINT:
+            run.send(number)
+        else:
+            run.rank(0).send_signal(number)
+        result = run.finish(ENDS_IN)
+    assert_one_message(result, "largesparse: interrupted")
+    assert "Traceback" not in result.err
+
+
+def test_an_error_after_the_parallel_part_ends_all_ranks():
+    after = f"""
+if comm.rank == 1:
+    raise KeyError("own")
+with guard(comm):
+    {WAIT}
+"""
+    result = run_mpi(CONNECTED.format("pass" + after), 3, timeout=ENDS_IN)
+    assert_one_message(result, "largesparse: error: Rank 1: KeyError: 'own'")
+    assert result.err.count("Traceback") == 1
+
+
+def test_ctrl_c_after_the_parallel_part_is_told_by_rank_0():
+    with mpi_run(CONNECTED.format("pass\ntime.sleep(100)"), 4) as run:
+        run.wait_for("ready")
+        run.send(signal.SIGINT)
+        result = run.finish(ENDS_IN)
+    assert result.status != 0
+    assert result.err.count("Traceback") == 1
+    assert result.err.splitlines()[-1] == "KeyboardInterrupt"
+    assert result.messages == []
+
+
+def test_a_rank_that_leaves_early_is_told():
+    script = CONNECTED.format(f"if comm.rank == 2: sys.exit()\n    {WAIT}")
+    assert_one_message(run_mpi(script, 3, timeout=ENDS_IN), "Rank 2: SystemExit")
+
+
+def test_an_end_of_rank_0_before_the_others_is_told():
+    script = """
+        import sys
+        from largesparse.parallel.control import connect
+        from largesparse.parallel.guard import guard
+        from largesparse.parallel.ranks import get_communicator
+        comm = get_communicator()
+        channel = connect(comm)
+        if comm.rank == 0:
+            sys.exit(3)
+        with guard(comm):
+            channel.receive()
+    """
+    result = run_mpi(script, 3, timeout=ENDS_IN)
+    assert_one_message(result, "waits for a message, but rank 0 has left")
+
+
+def test_ranks_that_disagree_are_told_by_rank_0():
+    script = """
+        import sys
+        from largesparse.cli import run_command
+        from largesparse.parallel.ranks import agree, get_communicator
+        comm = get_communicator()
+        agree(comm, {"epochs": 3, "seed": 1})
+        sys.exit(run_command(lambda: agree(comm, {"epochs": 3, "seed": comm.rank // 2})))
+    """
+    result = run_mpi(script, 4, timeout=ENDS_IN)
+    assert result.status == 2
+    assert_one_message(result, "disagree on seed: rank 0 has 0, rank 2 has 1.")
+
+
+@pytest.mark.parametrize("error", ["DataError('no data')", "OSError('no file')"])
+def test_an_error_of_one_rank_is_raised_by_rank_0(error):
+    script = f"""
+        import sys
+        from largesparse.cli import run_command
+        from largesparse.errors import DataError
+        from largesparse.parallel.ranks import get_communicator, raise_together
+        comm = get_communicator()
+        raise_together(comm, None)
+        error = {error} if comm.rank == 2 else None
+        sys.exit(run_command(lambda: raise_together(comm, error)))
+    """
+    result = run_mpi(script, 3, timeout=ENDS_IN)
+    text = "no data" if "Data" in error else "OSError: no file"
+    assert result.status == 2
+    assert result.err == f"largesparse: error: Rank 2: {text}\n"
+
+
+def test_an_unreachable_rank_0_is_told():
+    script = """
+        import sys
+        from largesparse.cli import run_command
+        from largesparse.parallel import connecting, control
+        from largesparse.parallel.ranks import get_communicator
+        comm = get_communicator()
+        connecting.LOOPBACK = "" if comm.rank == 1 else connecting.LOOPBACK
+        connecting.DIAL_TIMEOUT = 0.5
+        def main(): control.connect(comm)
+        sys.exit(run_command(main))
+    """
+    unreachable = {"LARGESPARSE_ADDRESS": "203.0.113.7"}  # set aside for documentation
+    result = run_mpi(script, 3, timeout=ENDS_IN, environment=unreachable)
+    assert result.status == 2
+    assert_one_message(result, "Rank 1: ", "cannot reach rank 0", "203.0.113.7", "Allow TCP")
+
+
+def test_a_missing_mpi4py_is_told_once(tmp_path):
+    (tmp_path / "mpi4py.py").write_text("raise ImportError('no such library')")
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from largesparse.cli import run_command
+        from largesparse.parallel import ranks
+        ranks.HEAD_START = 1
+        def main(): ranks.get_communicator()
+        sys.exit(run_command(main))
+    """
+    result = run_mpi(script, 3, timeout=ENDS_IN)
+    assert_one_message(result, "3 ranks", "no such library", "pip install 'largesparse[mpi]'")
+    assert "Traceback" not in result.err
+
+
+def test_another_mpi_library_than_the_launchers_is_told_once():
+    # Without what hydra tells a rank, MPICH starts alone: as it would under another launcher.
+    script = """
+        import os, sys
+        rank = os.environ["PMI_RANK"]
+        for name in [name for name in os.environ if name.startswith(("PMI_", "MPI", "HYDI"))]:
+            del os.environ[name]
+        os.environ.update(OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_SIZE="3")
+        from largesparse.cli import run_command
+        from largesparse.parallel import ranks
+        ranks.HEAD_START = 1
+        def main(): ranks.get_communicator()
+        sys.exit(run_command(main))
+    """
+    result = run_mpi(script, 3, timeout=ENDS_IN)
+    assert_one_message(result, "3 ranks", "alone", "another MPI library", "mpiexec")
+    assert "Traceback" not in result.err
+
+
+def test_simulated_nodes():
+    script = """
+        from largesparse.parallel.ranks import Nodes, get_communicator
+        from largesparse.threads import available_threads
+        comm = get_communicator()
+        nodes = Nodes.of(comm)
+        assert nodes == Nodes([0] * 5, [available_threads()]), nodes
+        nodes = Nodes.of(comm, ranks_per_node=2)
+        assert nodes.node == [0, 0, 1, 1, 2], nodes
+        assert nodes.cores == [max(1, available_threads() // 3)] * 3, nodes
+        assert len(nodes) == 3 and nodes.leader(1) == 2 and nodes.ranks(1) == [2, 3]
+    """
+    assert run_mpi(script, 5) == (0, "", "")
+
+
+def test_machines_are_nodes_and_namespaces_share_the_cores_of_theirs():
+    a, b, other = Host("a", "m", "1"), Host("a", "m", "2"), Host("c", "n", "1")
+    hosts = [a, other, a, b, other, other]
+    first = [0, 1, 0, 3, 1, 1]
+    cores = [{0, 1}, {0}, {2, 3}, {0, 1, 2, 3}, {1}, {2}]
+    assert Nodes._split(hosts, first, cores, None) == Nodes([0, 1, 0, 2, 1, 1], [2, 3, 2])
+    split = Nodes._split(hosts, first, cores, 2)
+    assert split == Nodes([0, 1, 0, 2, 1, 3], [2, 2, 2, 1])
+
+
+def test_one_process_needs_no_mpi(monkeypatch):
+    from largesparse.parallel.control import connect
+    from largesparse.parallel.guard import guard
+    from largesparse.parallel.ranks import agree, broadcast, gather, get_communicator
+
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    comm = get_communicator()
+    assert (comm.rank, comm.size) == (0, 1)
+    assert broadcast(comm, 5) == 5
+    assert gather(comm, 5) == [5]
+    agree(comm, {"epochs": 1})
+    assert Nodes.of(comm).node == [0]
+    with pytest.raises(KeyError), guard(comm):
+        assert connect(comm).ranks == []
+        raise KeyError
+
+
+def test_the_cost_of_waiting_is_measured():
+    mpiexec()
+    from mpi_runs import ROOT
+
+    tool = (str(ROOT / "tools" / "idle_cost.py"), "--seconds", "1")
+    result = run_mpi("", 4, program=tool)
+    assert (result.status, result.err) == (0, "")
+    share = float(result.out.split("% of a core")[0].split()[-1])
+    assert share < 30
