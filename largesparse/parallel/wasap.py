@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from . import messages
 from .control import Hub, connect
 from .deal import Deal
 from .dispatch import Dispatcher
+from .guard import guard
 from .links import Links
 from .nodes import Nodes
 from .options import ParallelOptions
@@ -245,7 +245,7 @@ def _train(
     agree(comm, {"the training configuration": given.config, "the parallel options": checked})
     nodes = Nodes.of(comm, checked.ranks_per_node)
     channel = connect(comm)
-    with nullcontext():
+    with guard(comm):
         if isinstance(channel, Hub):
             assert trainer is not None and data is not None
             history = _serve(
@@ -253,7 +253,6 @@ def _train(
             )
         else:
             history = Worker(comm, channel, augment).run()
-    channel.close()
     return history
 
 
