@@ -176,7 +176,7 @@ def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
         warnings.simplefilter("ignore")  # of convergence
         tool.main(options)
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"accuracy", "fit_s", "predict_s", "peak_mib"}
+    assert set(found) == {"accuracy", "fit_s", "predict_s", "fit_mib", "code_mib"}
     assert 0 <= found["accuracy"] <= 1 and found["fit_s"] > 0
 
 

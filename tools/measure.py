@@ -44,7 +44,7 @@ from largesparse.initializers import uniform
 from largesparse.layer import SparseLayer
 from largesparse.presets import hidden_sizes, nearest_row
 from largesparse.randomness import seed_sequence, stream
-from largesparse.records import peak_rss_bytes
+from largesparse.records import peak_rss_bytes, start_peak_rss
 from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
 from largesparse.training import warm_up
@@ -241,8 +241,7 @@ def layer(options: argparse.Namespace) -> None:
 
 def timed(function: Callable[[], SparseLayer]) -> tuple[SparseLayer, float, int]:
     """Return the result, the seconds, and the bytes of memory beyond those before at the peak."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew (Linux)
+    start_peak_rss()
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
     result = function()
