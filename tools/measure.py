@@ -35,7 +35,8 @@ from largesparse import (
     TrainingConfig,
     load_dataset,
 )
-from largesparse.backends import BACKENDS
+from largesparse.backends import BACKENDS, get_backend
+from largesparse.batches import load_batch
 from largesparse.cli import parse_size, run_command
 from largesparse.config import GROWTH, REGROWTH
 from largesparse.evolution import evolve
@@ -48,8 +49,10 @@ from largesparse.records import peak_rss_bytes, start_peak_rss
 from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
 from largesparse.training import warm_up
+from largesparse.workspace import Workspace
 
 MIB = 2**20
+FORWARD_PASSES = 50  # between two readings of the clock
 
 
 def print_history(history: History) -> None:
@@ -153,30 +156,49 @@ def compaction(options: argparse.Namespace) -> None:
     prune_neurons(trainer.network, options.percentile)
     networks = {"whole": whole, "pruned": trainer.network, "compact": compact(trainer.network)}
     found: dict[str, np.ndarray] = {}
-    times: dict[str, list[float]] = {key: [] for key in networks}
-    predictors = {
-        key: Predictor(network, threads=options.threads, backend=options.backend)
-        for key, network in networks.items()
-    }
-    for _ in range(options.repeats):
-        for key, predictor in predictors.items():
-            started = time.perf_counter()
-            found[key] = predictor.predict_proba(data.X_test)
-            times[key].append(time.perf_counter() - started)
+    predicting: dict[str, list[float]] = {key: [] for key in networks}
+    forward: dict[str, list[float]] = {key: [] for key in networks}
+    backend = get_backend(options.backend)
+    predictors, workspaces = {}, {}
     for key, network in networks.items():
-        right = np.mean(found[key].argmax(axis=1) == data.y_test)
-        print(
-            f"{key}: {'-'.join(map(str, network.config.layer_sizes))}, {network.connections} of "
-            f"{whole.connections} connections, {network.nbytes / MIB:.2f} MiB, "
-            f"{statistics.median(times[key]) * 1e3:.1f} ms, accuracy {right:.4f}"
-        )
+        predictors[key] = Predictor(network, threads=options.threads, backend=options.backend)
+        workspaces[key] = Workspace(network.layers, batch_size, training=False)
+        inputs = workspaces[key].inputs(batch_size)
+        load_batch(data.X_test, np.arange(batch_size), network.preprocessing, out=inputs)
+    for _ in range(options.repeats):
+        for key, network in networks.items():
+            started = time.perf_counter()
+            found[key] = predictors[key].predict_proba(data.X_test)
+            predicting[key].append(time.perf_counter() - started)
+            with backend.threads(options.threads):
+                started = time.perf_counter()
+                for _ in range(FORWARD_PASSES):
+                    network.forward(workspaces[key], batch_size, backend)
+                forward[key].append((time.perf_counter() - started) / FORWARD_PASSES)
+    rows = {}
+    for key, network in networks.items():
+        rows[key] = {
+            "neurons": "-".join(str(size) for size in network.config.layer_sizes[1:-1]),
+            "connections": network.connections,
+            "MiB": network.nbytes / MIB,
+            "accuracy": np.mean(found[key].argmax(axis=1) == data.y_test),
+            "predict, ms": statistics.median(predicting[key]) * 1e3,
+            "compact is faster by": median_ratio(predicting[key], predicting["compact"]),
+            "layers alone, ms": statistics.median(forward[key]) * 1e3,
+            "by": median_ratio(forward[key], forward["compact"]),
+        }
+    print(pd.DataFrame(rows).T.to_string(float_format="{:.4g}".format))
+    print(
+        f"predict: {len(data.X_test)} rows, read and standardised; layers alone: the forward pass "
+        f"of {batch_size} rows"
+    )
     difference = np.abs(found["pruned"] - found["compact"]).max()
     print(f"compact beside pruned: largest difference of a probability {difference:.1e}")
-    for key in ("whole", "pruned"):
-        pairs = zip(times[key], times["compact"], strict=True)
-        print(
-            f"compact beside {key}: {statistics.median(a / b for a, b in pairs):.2f} times as fast"
-        )
+
+
+def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios of times that were taken in turn."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
 def twins(options: argparse.Namespace) -> None:
