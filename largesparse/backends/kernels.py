@@ -73,11 +73,10 @@ def load_sparse(indptr, indices, values, rows, out):
             out[indices[k], b] = values[k]
 
 
-@kernel()
+@kernel(parallel=False)
 def load_standardised(indptr, indices, values, rows, mean, scale, out):
     """out[f, b] = (X[rows[b], f] - mean[f]) * scale[f] for X in CSR, in one pass."""
-    n_features, _ = out.shape
-    for f in prange(n_features):
+    for f in range(len(mean)):
         out[f, :] = -mean[f] * scale[f]
     for b in range(len(rows)):
         for k in range(indptr[rows[b]], indptr[rows[b] + 1]):
