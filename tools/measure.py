@@ -2,7 +2,7 @@
 
     python tools/measure.py fashion            784-1000-1000-1000-10, Table 7's settings
     python tools/measure.py madelon            500-400-100-400-2, Table 7's settings
-    python tools/measure.py madelon --epochs 500 --weight-decay 7e-4 --pruning
+    python tools/measure.py madelon --epochs 500 --weight-decay 6e-4 --pruning
                                                the same with Importance Pruning
     python tools/measure.py slopes             a grid of slopes of All-ReLU beside alpha="auto"
     python tools/measure.py compaction         a pruned network beside its compact form
@@ -338,9 +338,9 @@ def make_parser() -> argparse.ArgumentParser:
         real.add_argument("--growth", choices=GROWTH, default="random", help="default %(default)s")
         real.add_argument("--pruning", action="store_true", help="prune neurons by importance")
         for option, kind, value, text in (
-            ("--pruning-start", parse_size, 200, "first epoch of it"),
+            ("--pruning-start", parse_size, 300, "first epoch of it"),
             ("--pruning-every", parse_size, 40, "epochs between prunings"),
-            ("--pruning-percentile", float, 22.0, "of a layer's living neurons that die"),
+            ("--pruning-percentile", float, 31.0, "of a layer's living neurons that die"),
         ):
             real.add_argument(option, type=kind, default=value, help=f"{text} (default {value})")
     grid = add("slopes", slopes, "fused")
