@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from mpi_runs import mpi_run
 
-
 SCRIPT = """
     import os, sys, time
     import numpy as np
