@@ -124,7 +124,8 @@ class Links:
         shapes = [(array.shape, array.dtype.str) for array in arrays]
         for node in range(1, len(self._nodes)):
             leader = self._nodes.leader(node)
-            self._hub.send(leader, messages.Host(self._shape, self._counts[node], shapes))
+            host = messages.Host(self._shape, self._counts[node], shapes, self._chunk_bytes)
+            self._hub.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
             hosting.append(self._answers([leader])[leader])
         for rank in range(1, self._comm.size):

@@ -22,6 +22,7 @@ class Host:
     shape: Shape
     slots: int
     shapes: list[tuple[tuple[int, ...], str]]  # of the arrays of the data
+    chunk_bytes: int
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Worker:
         data_segment = Segment.create(arrays_size(host.shapes))
         data = arrays_of(data_segment, host.shapes)
         self._segments += [topology_segment, *slots, data_segment]
-        start_receive(self._comm, data, SERVER, tag=TAG).wait()
+        self._chunk_bytes = host.chunk_bytes
+        self._receive(data)
         paths = [slot.path for slot in slots]
         places = places_in(data_segment, data)
         self._line.send(messages.Hosting(topology_segment.path, paths, places))
