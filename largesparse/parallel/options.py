@@ -14,7 +14,7 @@ WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
 class ParallelOptions:
     """How a training is spread over ranks; see `train_wasap` for what the fields mean."""
 
-    algorithm: str  # wasap | wassp | allreduce
+    algorithm: str  # wasap | wassp | allreduce (WASSP without a server)
     phase_one_epochs: int
     slots: int | None = None
     ranks_per_node: int | None = None

@@ -20,6 +20,7 @@ from ..network import SparseMLP
 from ..training import Callback, Trainer
 from ..training_data import Augment, TrainingData, prepare
 from . import messages
+from .allreduce import Representative, split_representatives
 from .control import Hub, connect
 from .deal import Deal
 from .dispatch import Dispatcher
@@ -30,8 +31,9 @@ from .options import ParallelOptions
 from .phase_two import average, train_replicas
 from .ranks import agree, get_communicator, raise_together
 from .report import ParallelReport
+from .segments import forget_names
 from .server import Server
-from .shared import Shape
+from .shared import Shape, in_both_orders
 from .transfer import CHUNK_BYTES
 from .usage import cpu_seconds, pss_bytes
 from .worker import Worker
@@ -148,15 +150,19 @@ def train_wassp(
     slots: int | None = None,
     ranks_per_node: int | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    server: bool = True,
 ) -> History:
     """Train a network by all ranks of an MPI job with WASSP-SGD, the synchronous variant.
 
     In phase one every update is by the mean of all workers' gradients. The learning rate grows
     from its own value to as many times that as there are workers over the first 5 epochs (Goyal
     et al., 2017). Phase two is that of `train_wasap`, as are the parameters.
+
+    With `server=False` no gradients are sent to rank 0: the nodes add them by an all-reduce, and
+    each updates weights of its own. Every worker then has a slot.
     """
     options: dict[str, Any] = {
-        "algorithm": "wassp",
+        "algorithm": "wassp" if server else "allreduce",
         "slots": slots,
         "ranks_per_node": ranks_per_node,
         "chunk_bytes": chunk_bytes,
@@ -246,13 +252,23 @@ def _train(
     nodes = Nodes.of(comm, checked.ranks_per_node)
     channel = connect(comm)
     with guard(comm):
+        representatives = split_representatives(comm, nodes)
         if isinstance(channel, Hub):
             assert trainer is not None and data is not None
             history = _serve(
-                comm, channel, nodes, checked, trainer, data, given.checkpoint, callbacks, progress
+                comm,
+                channel,
+                representatives,
+                nodes,
+                checked,
+                trainer,
+                data,
+                given.checkpoint,
+                callbacks,
+                progress,
             )
         else:
-            history = Worker(comm, channel, augment).run()
+            history = Worker(comm, channel, representatives, augment).run()
     return history
 
 
@@ -307,6 +323,7 @@ def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) ->
 def _serve(
     comm: Any,
     hub: Hub,
+    representatives: Any,
     nodes: Nodes,
     options: ParallelOptions,
     trainer: Trainer,
@@ -322,6 +339,8 @@ def _serve(
     counts = [
         min(most, options.slots or cores) for most, cores in zip(busy, nodes.cores, strict=True)
     ]
+    if options.algorithm == "allreduce":
+        counts = busy
     threads = [
         config.threads or max(1, cores // max(1, count))
         for cores, count in zip(nodes.cores, counts, strict=True)
@@ -335,9 +354,11 @@ def _serve(
         Shape.of(trainer.network, trainer.micro_batch),
         counts,
         options.chunk_bytes,
-        options.delay_compensation > 0,
+        keep_snapshots=options.delay_compensation > 0,
+        replicated=options.algorithm == "allreduce",
     )
     links.join(data, config, threads)
+    forget_names()
     report = ParallelReport(
         options.algorithm, comm.size, len(nodes), counts, options.phase_one_epochs
     )
@@ -362,23 +383,22 @@ def _serve(
         callbacks=callbacks,
     )
     with bar:
-        _both_phases(server, workers)
+        _both_phases(server, workers, representatives)
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
     _close(hub, nodes, history, report)
     network = trainer.network
-    network.layers[:] = [layer.private() for layer in network.layers]
+    network.layers[:] = [in_both_orders(layer) for layer in network.layers]
     return history
 
 
-def _both_phases(server: Server, workers: int) -> None:
+def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     trainer, options = server.trainer, server.options
     if not trainer.history.epochs:
         server.record()
     elif trainer.epoch < trainer.config.epochs:
         server.evolve()  # the last epoch of a training that is prolonged now
-    joined = options.algorithm == "wassp"
     state = trainer.parallel or {}
     deal = Deal(
         len(server.data.train_rows),
@@ -386,11 +406,18 @@ def _both_phases(server: Server, workers: int) -> None:
         workers,
         options.phase_one_epochs,
         first_epoch=trainer.epoch,
-        joined=joined,
+        joined=options.algorithm != "wasap",
         state=state.get("deal"),
     )
     started = time.perf_counter()
-    (server.train_synchronously if joined else server.train_asynchronously)(deal)
+    if options.algorithm == "wasap":
+        server.train_asynchronously(deal)
+    elif options.algorithm == "wassp":
+        server.train_synchronously(deal)
+    else:
+        links = server.links
+        shared = links.topology, links.weights, trainer.config.optimizer(), options.chunk_bytes
+        server.train_by_allreduce(deal, Representative(representatives, *shared))
     server.report.phase_one_s = time.perf_counter() - started
     if server.stopped or trainer.epoch >= trainer.config.epochs:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from ..history import History
 from ..randomness import stream
 from ..training import Trainer
 from ..training_data import Augment, Rows, augmented
+from ..warming import warm_up
 from . import messages
+from .allreduce import Representative
 from .control import Line
 from .data import from_arrays, places_in
 from .replicas import StoredReplica, start_replica, train_replica
-from .segments import Arena, Segment, arrays_of, arrays_size
-from .shared import SharedTopology, SharedWeights, Slot, shared_size
+from .segments import Arena, Segment, arrays_of, arrays_size, forget_names
+from .shared import SharedTopology, SharedWeights, Slot, shared_size, show_weights
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .usage import cpu_seconds, pss_bytes
 
@@ -31,12 +34,18 @@ class Worker:
     ----------
     comm : mpi4py.MPI.Comm
     line : Line
+    representatives : mpi4py.MPI.Comm
+        Of the first ranks of all nodes.
     augment : callable, optional
         As in `Trainer.fit`.
     """
 
-    def __init__(self, comm: Any, line: Line, augment: Augment | None = None) -> None:
+    def __init__(
+        self, comm: Any, line: Line, representatives: Any, augment: Augment | None = None
+    ) -> None:
         self._comm = comm
+        self._representatives = representatives
+        self._representative: Representative | None = None
         self._line = line
         self._augment = augment
         self._segments: list[Segment] = []  # that this rank has made
@@ -47,13 +56,14 @@ class Worker:
 
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
-        answers = {
+        answers: dict[type, Callable[[Any], None]] = {
             messages.Host: self._host,
             messages.Join: self._join,
             messages.Compute: self._compute,
             messages.Evaluate: self._evaluate,
             messages.SendGradient: self._send_gradient,
             messages.NewTopology: self._receive_topology,
+            messages.Reduce: self._reduce,
             messages.TrainReplica: self._train_replica,
             messages.SendReplicaLayer: self._send_replica_layer,
             messages.Count: self._count,
@@ -69,6 +79,10 @@ class Worker:
         """Make the segments of this node, and receive the topology and the data."""
         topology_segment = Segment.create(shared_size(SharedTopology, host.shape))
         topology = SharedTopology(host.shape, Arena(topology_segment.buffer))
+        weights_segment = None
+        if host.has_weights:
+            weights_segment = Segment.create(shared_size(SharedWeights, host.shape))
+            self._segments.append(weights_segment)
         slot_size = shared_size(Slot, host.shape, topology)
         slots = [Segment.create(slot_size) for _ in range(host.slots)]
         data_segment = Segment.create(arrays_size(host.shapes))
@@ -77,8 +91,9 @@ class Worker:
         self._chunk_bytes = host.chunk_bytes
         self._receive(data)
         paths = [slot.path for slot in slots]
+        weights_path = None if weights_segment is None else weights_segment.path
         places = places_in(data_segment, data)
-        self._line.send(messages.Hosting(topology_segment.path, paths, places))
+        self._line.send(messages.Hosting(topology_segment.path, weights_path, paths, places))
 
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
@@ -98,26 +113,31 @@ class Worker:
             slot.network.preprocessing = scaling
             self._slots.append(slot)
             self._trainers.append(Trainer(slot.network, join.config, workspace=slot.workspace))
-        self._line.send(messages.Joined())
+        warm_up(join.config.backend, threads=join.config.threads or 1)
+        forget_names()
+        self._line.send(messages.Done())
 
     def _receive_topology(self, message: messages.NewTopology) -> None:
         """Receive the topology for this node: nobody computes meanwhile."""
         self._topology.connections = message.connections
         self._topology.generation = message.generation
         self._receive(self._topology.arrays())
-        self._line.send(messages.Joined())
+        if self._weights is not None:
+            self._receive(self._weights.arrays(message.connections))
+        self._line.send(messages.Done())
 
     # ----------------------------------------------------------------------- gradients
     def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Trainer]:
         """Bring the weights of a slot up to date."""
-        slot = self._slots[number]
-        if self._weights is not None:
-            slot.take(self._weights)
-        else:
-            if weights.sent:
-                self._receive(slot.arrays())
-            slot.use(weights.version, weights.generation)
-        return slot, self._trainers[number]
+        slot, trainer = self._slots[number], self._trainers[number]
+        with trainer.backend.threads(trainer.threads):
+            if self._weights is not None:
+                slot.take(self._weights)
+            else:
+                if weights.sent:
+                    self._receive(slot.arrays())
+                slot.use(weights.version, weights.generation)
+        return slot, trainer
 
     def _compute(self, task: messages.Compute) -> None:
         slot, trainer = self._prepare(task.slot, task.weights)
@@ -139,6 +159,33 @@ class Worker:
         if self._keep_snapshots:
             arrays += slot.arrays()
         self._send(arrays)
+
+    def _reduce(self, message: messages.Reduce) -> None:
+        """Be this node's part of an all-reduce."""
+        assert self._weights is not None
+        trainer = self._trainers[0]
+        if self._representative is None:
+            self._representative = Representative(
+                self._representatives,
+                self._topology,
+                self._weights,
+                self._config.optimizer(),
+                self._chunk_bytes,
+            )
+        gradients = []
+        for slot in message.slots:
+            workspace = self._slots[slot].workspace
+            workspace.fit(self._topology.connections)
+            gradients.append(workspace)
+        self._representative.update(
+            show_weights(self._topology, self._weights),
+            gradients,
+            message.rows,
+            message.rate,
+            trainer.backend,
+            trainer.threads,
+        )
+        self._line.send(messages.Done())
 
     def _evaluate(self, task: messages.Evaluate) -> None:
         _, trainer = self._prepare(task.slot, task.weights)
@@ -175,9 +222,7 @@ class Worker:
         network = trainer.network
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
-            assert record.running_loss is not None
-            progress = record.epoch, record.running_loss, record.epoch_s, record.evolution_s
-            self._line.send(messages.Progress(task.replica, *progress))
+            self._line.send(messages.Progress(task.replica, record))
         self._pss_bytes = max(self._pss_bytes, pss_bytes())
         stored = StoredReplica.store(network, on_disk=task.on_disk)
         self._replicas[task.replica] = stored
