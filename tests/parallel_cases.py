@@ -105,14 +105,17 @@ BOTH_PHASES = {
     "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
 }
 
-EIGHT = {"phase_one_epochs": 7, "ranks_per_node": None, "slots": None}  # past the warm-up
+SEVEN = {"phase_one_epochs": 7}  # past the warm-up
 JOINED = {
-    f"joined-{name}": Case("wassp", network=WIDTH, training={"epochs": 7}, options=EIGHT | options)
+    f"joined-{name}": Case("wassp", network=WIDTH, training={"epochs": 7}, options=SEVEN | options)
     for name, options in {
         "one-node": {},
         "one-slot": {"slots": 1},
         "two-nodes": {"ranks_per_node": 2},
         "four-nodes": {"ranks_per_node": 1},
+        "without-server": {"server": False},
+        "without-server-on-two-nodes": {"server": False, "ranks_per_node": 2},
+        "without-server-on-four-nodes": {"server": False, "ranks_per_node": 1},
     }.items()
 }
 
@@ -141,6 +144,7 @@ REPLICAS = {
     }.items()
 }
 
+SLOW = {"epochs": 6, "learning_rate": 0.02, "momentum": 0.5}
 NOTED = {"noted": True, "phase_one_epochs": 2}
 ASYNCHRONOUS = {
     f"noted-{name}": Case(training={"epochs": 3, "batch_size": 5}, options=NOTED | options)
@@ -149,7 +153,7 @@ ASYNCHRONOUS = {
         "four-nodes": {"ranks_per_node": 1},
     }.items()
 } | {
-    f"{name}": Case(rows=600, training={"epochs": 6, "zeta": 0.2} | training, options=options)
+    f"{name}": Case(rows=600, training=SLOW | training, options=options)
     for name, options, training in (
         ("asynchronous-1", {"slots": 3}, {}),
         ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
