@@ -134,8 +134,9 @@ class Links:
         shapes = [(array.shape, array.dtype.str) for array in arrays]
         for node in range(1, len(self._nodes)):
             leader = self._nodes.leader(node)
-            count = self._counts[node]
-            self._hub.send(leader, messages.Host(self._shape, count, self._replicated, shapes))
+            count, size = self._counts[node], self._chunk_bytes
+            host = messages.Host(self._shape, count, self._replicated, shapes, size)
+            self._hub.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
             hosting.append(self._answers([leader])[leader])
         for rank in range(1, self._comm.size):

@@ -23,6 +23,7 @@ class Host:
     slots: int
     has_weights: bool  # whether the node has weights of its own
     shapes: list[tuple[tuple[int, ...], str]]  # of the arrays of the data
+    chunk_bytes: int
 
 
 @dataclass(frozen=True)

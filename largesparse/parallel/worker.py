@@ -88,7 +88,8 @@ class Worker:
         data_segment = Segment.create(arrays_size(host.shapes))
         data = arrays_of(data_segment, host.shapes)
         self._segments += [topology_segment, *slots, data_segment]
-        start_receive(self._comm, data, SERVER, tag=TAG).wait()
+        self._chunk_bytes = host.chunk_bytes
+        self._receive(data)
         paths = [slot.path for slot in slots]
         weights_path = None if weights_segment is None else weights_segment.path
         places = places_in(data_segment, data)
