@@ -62,17 +62,19 @@ class RunRecord:
     test_samples: int | None = None
     seed: int | None = None
     init_s: float | None = None
-    epoch_s: list[float] | None = None  # training alone
-    inference_s: list[float] | None = None
-    evolution_s: list[float] | None = None
+    epoch_s: list[float | None] | None = None  # training alone
+    inference_s: list[float | None] | None = None
+    evolution_s: list[float | None] | None = None
     loss: list[float | None] | None = None  # without dropout, over a fixed set of training rows
     accuracy: list[float | None] | None = None  # over all test rows
     planned_bytes: int | None = None
     peak_rss_bytes: int | None = None  # of the largest rank
-    node_pss_bytes: int | None = None
-    phase_one_epochs: int | None = None
-    idle_s: list[float] | None = None
-    staleness: Any = None
+    node_pss_bytes: int | None = None  # of all ranks of the largest node
+    phase_one_epochs: int | None = None  # the rest has no loss, but for the last
+    idle_s: list[float] | None = None  # that every rank has waited
+    staleness: Any = None  # of phase one's updates: mean, max, histogram
+    bytes_moved: int | None = None  # between nodes
+    cpu_s: list[float] | None = None  # processor time of every rank
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

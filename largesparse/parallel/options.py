@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ..errors import check_range
+from ..errors import ParameterError, check_range
 from .transfer import CHUNK_BYTES, check_chunk_bytes
 
+PHASE_ONE_SHARE = 0.7  # of the epochs
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
 
 
@@ -52,3 +54,22 @@ class ParallelOptions:
             initial = self.initial_rate_factor if progress < self.initial_rate_epochs else 1.0
             return initial * float((1 + staleness) ** -self.staleness_power)
         return 1 + (workers - 1) * min(1.0, progress / WARM_UP_EPOCHS)
+
+
+def phase_one_length(epochs: int, given: int | None = None) -> int:
+    """Return the number of epochs of phase one, by default 0.7 of all and at least 1.
+
+    Raises
+    ------
+    ParameterError
+        Where there are fewer epochs than given.
+    """
+    if given is None:
+        return max(1, math.floor(PHASE_ONE_SHARE * epochs))
+    check_range("phase_one_epochs", given, "parallel training", low=1, integer=True)
+    if given > epochs:
+        raise ParameterError(
+            "The 'phase_one_epochs' parameter of parallel training must be at most the number of "
+            f"epochs, {epochs}. Got {given} instead."
+        )
+    return given

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..config import TrainingConfig
 from ..errors import LargeSparseError, ParameterError
 from ..history import History
 from ..network import SparseMLP
+from ..records import peak_rss_bytes
 from ..training import Callback, Trainer
 from ..training_data import Augment, TrainingData, prepare
 from . import messages
@@ -27,7 +27,7 @@ from .dispatch import Dispatcher
 from .guard import guard
 from .links import Links
 from .nodes import Nodes
-from .options import ParallelOptions
+from .options import ParallelOptions, phase_one_length
 from .phase_two import average, train_replicas
 from .ranks import agree, get_communicator, raise_together
 from .report import ParallelReport
@@ -39,8 +39,6 @@ from .usage import cpu_seconds, pss_bytes
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
-
-PHASE_ONE_SHARE = 0.7  # of the epochs
 
 
 def train_wasap(
@@ -56,7 +54,7 @@ def train_wasap(
     augment: Augment | None = None,
     callbacks: Iterable[Callback] = (),
     checkpoint: str | Path | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Trainer | None = None,
     progress: bool | None = None,
     slots: int | None = None,
     ranks_per_node: int | None = None,
@@ -89,9 +87,10 @@ def train_wasap(
         By default COMM_WORLD.
     phase_one_epochs : int, optional
         By default 0.7 of the epochs, at least 1. The rest is phase two.
-    resume : path, optional
+    resume : path or Trainer, optional
         A checkpoint of such a training, by any number of ranks, to go on from. Its configuration
-        counts, but for `epochs` and `threads`.
+        counts, but for `epochs` and `threads`. Or what `load_checkpoint` made of one: its network
+        is trained then.
     slots : int, optional
         Gradients that a node computes at a time; by default its cores, or its workers where
         these are fewer. Memory and staleness follow the slots.
@@ -145,7 +144,7 @@ def train_wassp(
     augment: Augment | None = None,
     callbacks: Iterable[Callback] = (),
     checkpoint: str | Path | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Trainer | None = None,
     progress: bool | None = None,
     slots: int | None = None,
     ranks_per_node: int | None = None,
@@ -182,7 +181,14 @@ class _Given:
     test: tuple[Any, Any] | None
     sample_weight: Any
     checkpoint: str | Path | None
-    resume: str | Path | None
+    resume: str | Path | Trainer | None
+
+    def resumed(self) -> Trainer:
+        """Return the trainer to go on with."""
+        if isinstance(self.resume, Trainer):
+            return self.resume
+        assert self.resume is not None
+        return load_checkpoint(self.resume, epochs=self.config.epochs, threads=self.config.threads)
 
     def prepare(self) -> tuple[Trainer, TrainingData]:
         """Return the trainer that rank 0 begins with, and the data, checked."""
@@ -195,7 +201,7 @@ class _Given:
         if self.checkpoint is not None:
             check_folder(self.checkpoint)
         if self.resume is not None:
-            trainer = load_checkpoint(self.resume, epochs=config.epochs, threads=config.threads)
+            trainer = self.resumed()
             if self.network is not None:
                 self.network.layers[:] = trainer.network.layers
                 self.network.preprocessing = trainer.network.preprocessing
@@ -226,17 +232,10 @@ def _train(
     progress: bool | None,
 ) -> History:
     comm = get_communicator(comm)
-    epochs = given.config.epochs
-    if phase_one_epochs is None:
-        phase_one_epochs = max(1, math.floor(PHASE_ONE_SHARE * epochs))
     trainer, data, checked, error = None, None, None, None
     try:
+        phase_one_epochs = phase_one_length(given.config.epochs, phase_one_epochs)
         checked = ParallelOptions(phase_one_epochs=phase_one_epochs, **options)
-        if phase_one_epochs > epochs:
-            raise ParameterError(
-                "The 'phase_one_epochs' parameter of parallel training must be at most the "
-                f"number of epochs, {epochs}. Got {phase_one_epochs} instead."
-            )
         if comm.rank == 0 and comm.size > 1:
             trainer, data = given.prepare()
             trainer = _with_fitting_batches(trainer, data, comm.size - 1)
@@ -277,8 +276,7 @@ def _train_alone(
 ) -> History:
     """Train in this process, where it is the only one."""
     if given.resume is not None:
-        config = given.config
-        trainer = load_checkpoint(given.resume, epochs=config.epochs, threads=config.threads)
+        trainer = given.resumed()
         if given.network is not None:
             given.network.layers[:] = trainer.network.layers
             trainer.network = given.network
@@ -360,7 +358,7 @@ def _serve(
     links.join(data, config, threads)
     forget_names()
     report = ParallelReport(
-        options.algorithm, comm.size, len(nodes), counts, options.phase_one_epochs
+        options.algorithm, comm.size, len(nodes), counts, threads, options.phase_one_epochs
     )
     hide = None if progress is None else not progress
     rows = len(data.train_rows)
@@ -439,8 +437,9 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
         answer = hub.receive()
         assert answer is not None
         found[answer[0]] = answer[1]
-    own = messages.Report(hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes())
+    own = messages.Report(hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), peak_rss_bytes())
     used = [own, *(found[rank] for rank in hub.ranks)]
+    report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]
     report.cpu_s = [each.cpu_s for each in used]

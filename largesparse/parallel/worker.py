@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..history import History
 from ..randomness import stream
+from ..records import peak_rss_bytes
 from ..training import Trainer
 from ..training_data import Augment, Rows, augmented
 from ..warming import warm_up
@@ -245,7 +246,7 @@ class Worker:
     def _count(self, _: messages.Count) -> None:
         pss = max(self._pss_bytes, pss_bytes())
         idle = self._line.idle_s, self._line.idle_cpu_s
-        self._line.send(messages.Report(*idle, cpu_seconds(), pss))
+        self._line.send(messages.Report(*idle, cpu_seconds(), pss, peak_rss_bytes()))
 
     def _send(self, arrays: list[NDArray]) -> None:
         start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
