@@ -160,6 +160,15 @@ ASYNCHRONOUS = {
         ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
         ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
     )
+} | {
+    # Transfers of many messages, longer than those that MPI sends ahead.
+    f"large-{name}": Case(
+        network={"layer_sizes": (FEATURES, 3000, 3000, CLASSES)},
+        training=SLOW | {"batch_size": 4} | training,
+        options={"ranks_per_node": 1, "chunk_bytes": 2**16, "phase_one_epochs": 5},
+        stop_after=stop_after,
+    )
+    for name, training, stop_after in (("evolved", {}, None), ("stopped", {"zeta": 0.0}, 2))
 }
 
 CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS
