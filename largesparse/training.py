@@ -328,12 +328,8 @@ class Trainer:
         if checkpoint is not None:
             check_folder(checkpoint)
         data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
-        if self.rows not in (None, len(data.y)):
-            raise DataError(
-                f"The training to resume had {self.rows} rows of data, and these are "
-                f"{len(data.y)}. Pass the same data."
-            )
-        self.rows = len(data.y)
+        self.check_rows(data)
+        self.parallel = None
         stopping = EarlyStopping(self.config.patience) if len(data.validation_rows) else None
         if stopping and self.best is not None:
             stopping.resume(self.history, self.best)
@@ -363,6 +359,15 @@ class Trainer:
         if stopping and stopping.best is not None:
             stopping.best.restore_(self.network)
         return self.history
+
+    def check_rows(self, data: TrainingData) -> None:
+        """Verify that a training that is resumed has as many rows as before."""
+        if self.rows not in (None, len(data.y)):
+            raise DataError(
+                f"The training to resume had {self.rows} rows of data, and these are "
+                f"{len(data.y)}. Pass the same data."
+            )
+        self.rows = len(data.y)
 
     def run_epoch(
         self, data: TrainingData, batches: Sequence[Rows], bar: Any, augment: Augment | None = None

@@ -150,7 +150,6 @@ class Links:
                 hosting[node].data,
                 dataclasses.replace(config, threads=threads[node]),
                 self._chunk_bytes,
-                self._keep_snapshots,
             )
             self._hub.send(rank, join)
         self._answers(range(1, self._comm.size))
@@ -262,11 +261,13 @@ class Links:
         if push is None or self._inbox is None or self._inbox_user is not None:
             return
         self._offers.remove(push)
-        self._hub.send(push.worker, messages.SendGradient(push.task.slot))
+        with_snapshot = self._keep_snapshots and push.keeps_snapshot
+        task = messages.SendGradient(push.task.slot, push.connections, with_snapshot)
+        self._hub.send(push.worker, task)
         push.gradients = self._inbox
         self._inbox.fit(push.connections)
         arrays = self._inbox.arrays()
-        if self._keep_snapshots:
+        if with_snapshot:
             room = parameter_arrays(self._shape.config, push.connections, np.empty)
             push.snapshot = cut(room, push.connections)
             arrays += push.snapshot
@@ -308,10 +309,9 @@ class Links:
         self._answers(leaders)
 
     @property
-    def waiting_generations(self) -> set[int]:
-        """Generations of the gradients on other nodes that have not arrived."""
-        waiting = [*self._offers, *([self._inbox_user] if self._inbox_user else [])]
-        return {push.task.weights.generation for push in waiting}
+    def waiting(self) -> list[messages.Push]:
+        """The gradients on other nodes that have not been applied."""
+        return [*self._offers, *([self._inbox_user] if self._inbox_user else [])]
 
     def release(self, push: messages.Push) -> None:
         """Let go of the memory that a gradient was received in."""

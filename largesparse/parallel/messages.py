@@ -38,7 +38,6 @@ class Join:
     data: list[SharedArray]
     config: TrainingConfig
     chunk_bytes: int
-    keep_snapshots: bool  # whether gradients come with the weights that they were computed on
 
 
 class Weights(NamedTuple):
@@ -76,6 +75,8 @@ class SendGradient:
     """The server is ready for the gradient in a slot."""
 
     slot: int
+    connections: list[int]  # of every layer, when it was computed
+    with_snapshot: bool
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Push:
     # Filled in at rank 0:
     gradients: Any = None  # Gradients
     snapshot: Any = None  # list of arrays: the weights it was computed on
+    keeps_snapshot: bool = True  # until its slot is used to evaluate
 
 
 @dataclass(frozen=True)

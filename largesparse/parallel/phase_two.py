@@ -71,7 +71,7 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
 
 def _summary(epoch: int, found: list[EpochRecord], server: Server) -> EpochRecord:
     """Return the record of an epoch of phase two: the model of it does not exist yet."""
-    epochs = server.trainer.config.epochs - server.options.phase_one_epochs
+    epochs = server.trainer.config.epochs - server.trainer.epoch
     losses = [r.running_loss for r in found if r.running_loss is not None]
     evolutions = [r.evolution_s for r in found if r.evolution_s is not None]
     return EpochRecord(

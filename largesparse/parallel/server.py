@@ -128,7 +128,7 @@ class Server:
         if task.weights.generation != self._maps.generation:
             maps = self._maps.since(task.weights.generation)
             gradients = retain_valid(gradients, maps, network.layers)
-        elif push.snapshot is not None:
+        elif push.snapshot is not None and push.keeps_snapshot:
             self._compensate(gradients, push.snapshot)
         staleness = topology.version - push.version
         progress = deal.progress
@@ -269,8 +269,8 @@ class Server:
         for k, layer in enumerate(layers):
             layer.values_by_output = np.empty(0, np.float32)
             topology.store_dead(k, layer.dead)
-        needed = {push.task.weights.generation for push in self._arrived}
-        self._maps.add(steps, needed | self.links.waiting_generations)
+        waiting = [*self._arrived, *self.links.waiting]
+        self._maps.add(steps, {push.task.weights.generation for push in waiting})
         topology.generation = self._maps.generation
         self.links.send_topology()
 
@@ -297,9 +297,11 @@ class Server:
     def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
         """Return summed loss and score sums of the present weights, computed by all workers.
 
-        Gradients that wait in slots stay there.
+        Gradients that wait in slots stay there, but not the weights that they were computed on.
         """
         links, dispatcher = self.links, self.make_dispatcher()
+        for push in [*self._arrived, *links.waiting]:
+            push.keeps_snapshot = False
         micro_batch = self.trainer.micro_batch
         pieces = PIECES * dispatcher.slots
         size = -(-rows // (pieces * micro_batch)) * micro_batch

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..checkpoint import check_folder, load_checkpoint
+from ..checkpoint import check_folder, load_checkpoint, save_checkpoint
 from ..config import TrainingConfig
 from ..errors import LargeSparseError, ParameterError
 from ..history import History
@@ -101,7 +101,8 @@ def train_wasap(
     staleness_power : float
         The learning rate of an update is multiplied by (1 + staleness)^-power.
     delay_compensation : float
-        λ of delay compensation (Zheng et al., 2017): λ·g²·(w - w_then) is added to g.
+        λ of delay compensation (Zheng et al., 2017): λ·g²·(w - w_then) is added to g, but for
+        gradients that are applied after the end of the epoch in which they were computed.
     initial_rate_factor, initial_rate_epochs : float
         The learning rate is multiplied by this for the first epochs.
 
@@ -183,43 +184,45 @@ class _Given:
     checkpoint: str | Path | None
     resume: str | Path | Trainer | None
 
-    def resumed(self) -> Trainer:
-        """Return the trainer to go on with."""
-        if isinstance(self.resume, Trainer):
-            return self.resume
-        assert self.resume is not None
-        return load_checkpoint(self.resume, epochs=self.config.epochs, threads=self.config.threads)
-
     def prepare(self) -> tuple[Trainer, TrainingData]:
         """Return the trainer that rank 0 begins with, and the data, checked."""
-        config = self.config
-        if config.validation_fraction > 0:
-            raise ParameterError(
-                "The 'validation_fraction' parameter must be 0 in parallel training. Got "
-                f"{config.validation_fraction} instead. Pass the rows to watch as 'test'."
-            )
         if self.checkpoint is not None:
             check_folder(self.checkpoint)
-        if self.resume is not None:
-            trainer = self.resumed()
-            if self.network is not None:
-                self.network.layers[:] = trainer.network.layers
-                self.network.preprocessing = trainer.network.preprocessing
-                self.network.classes = trainer.network.classes
-                trainer.network = self.network
-        elif self.network is None:
+        trainer = self.trainer()
+        fraction = trainer.config.validation_fraction
+        if fraction > 0:
             raise ParameterError(
-                "The 'network' parameter of parallel training must be a SparseMLP on rank 0. "
-                "Got None instead."
+                "The 'validation_fraction' parameter must be 0 in parallel training. Got "
+                f"{fraction} instead. Pass the rows to watch as 'test'."
             )
-        else:
-            trainer = Trainer(self.network, config)
         weight = self.sample_weight
         data = prepare(
             trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
         )
-        trainer.rows = len(data.y)
+        trainer.check_rows(data)
+        if isinstance(self.resume, str | Path) and self.checkpoint is not None:
+            folders = Path(self.checkpoint).resolve(), Path(self.resume).resolve()
+            if folders[0] != folders[1]:
+                save_checkpoint(trainer, self.checkpoint)  # those of the replicas go into it
         return trainer, data
+
+    def trainer(self) -> Trainer:
+        """Return a new trainer, or the one of the checkpoint to resume."""
+        if self.resume is None:
+            if self.network is None:
+                raise ParameterError(
+                    "The 'network' parameter of parallel training must be a SparseMLP on rank 0. "
+                    "Got None instead."
+                )
+            return Trainer(self.network, self.config)
+        if isinstance(self.resume, Trainer):
+            return self.resume
+        config = self.config
+        trainer = load_checkpoint(self.resume, epochs=config.epochs, threads=config.threads)
+        if self.network is not None:
+            vars(self.network).update(vars(trainer.network))
+            trainer.network = self.network
+        return trainer
 
 
 def _train(
@@ -275,16 +278,7 @@ def _train_alone(
     given: _Given, augment: Augment | None, callbacks: Iterable[Callback], progress: bool | None
 ) -> History:
     """Train in this process, where it is the only one."""
-    if given.resume is not None:
-        trainer = given.resumed()
-        if given.network is not None:
-            given.network.layers[:] = trainer.network.layers
-            trainer.network = given.network
-    elif given.network is None:
-        raise ParameterError("The 'network' parameter must be a SparseMLP. Got None instead.")
-    else:
-        trainer = Trainer(given.network, given.config)
-    return trainer.fit(
+    return given.trainer().fit(
         given.X,
         given.y,
         sample_weight=given.sample_weight,
@@ -398,6 +392,9 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     elif trainer.epoch < trainer.config.epochs:
         server.evolve()  # the last epoch of a training that is prolonged now
     state = trainer.parallel or {}
+    replicas = workers
+    if trainer.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
+        replicas = int(state.get("replicas", workers))
     deal = Deal(
         len(server.data.train_rows),
         trainer.config.batch_size,
@@ -419,7 +416,7 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     server.report.phase_one_s = time.perf_counter() - started
     if server.stopped or trainer.epoch >= trainer.config.epochs:
         return
-    trained = train_replicas(server, int(state.get("replicas", workers)))
+    trained = train_replicas(server, replicas)
     average(server, trained)
     server.fill_in(trainer.history.epochs[-1])
     if server.checkpoint is not None:

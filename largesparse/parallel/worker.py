@@ -20,7 +20,7 @@ from .control import Line
 from .data import from_arrays, places_in
 from .replicas import StoredReplica, start_replica, train_replica
 from .segments import Arena, Segment, arrays_of, arrays_size, forget_names
-from .shared import SharedTopology, SharedWeights, Slot, shared_size, show_weights
+from .shared import SharedTopology, SharedWeights, Slot, cut, shared_size, show_weights
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .usage import cpu_seconds, pss_bytes
 
@@ -99,7 +99,6 @@ class Worker:
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
         self._config, self._chunk_bytes = join.config, join.chunk_bytes
-        self._keep_snapshots = join.keep_snapshots
         topology = Segment.open(join.topology)
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         self._weights = None
@@ -156,9 +155,10 @@ class Worker:
 
     def _send_gradient(self, message: messages.SendGradient) -> None:
         slot = self._slots[message.slot]
+        slot.workspace.fit(message.connections)  # neurons may have been pruned since
         arrays = slot.workspace.arrays()
-        if self._keep_snapshots:
-            arrays += slot.arrays()
+        if message.with_snapshot:
+            arrays += cut(slot.parameters, message.connections)
         self._send(arrays)
 
     def _reduce(self, message: messages.Reduce) -> None:
