@@ -321,14 +321,25 @@ class Links:
     def receive_layer(self, worker: int, arrays: Arrays, message: Any) -> None:
         """Ask a worker on another node for a layer of a replica, and receive it."""
         self._hub.send(worker, message)
-        transfer = self._start_receive(worker, arrays)
-        transfer.wait()
+        self._complete(self._start_receive(worker, arrays))
+
+    def finish(self) -> None:
+        """Complete what is on its way, so that its worker goes on."""
+        for transfer in (self._sending, self._receiving):
+            if transfer is not None:
+                self._complete(transfer)
+        self._sending = self._receiving = None
+
+    def _complete(self, transfer: Transfer) -> None:
+        """Wait for the end of a transfer, while others go on: its worker may be busy with them."""
+        while not transfer.done():
+            for other in (self._sending, self._receiving):
+                if other is not None:
+                    other.done()
         self.bytes_moved += transfer.nbytes
 
     def _send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> None:
-        transfer = self._start_send(rank, arrays)
-        transfer.wait()
-        self.bytes_moved += transfer.nbytes
+        self._complete(self._start_send(rank, arrays))
 
     def _start_send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
         return start_send(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)

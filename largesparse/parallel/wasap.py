@@ -376,6 +376,7 @@ def _serve(
     )
     with bar:
         _both_phases(server, workers, representatives)
+    links.finish()
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
