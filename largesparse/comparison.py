@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from .config import NetworkConfig
 from .history import EpochRecord
-from .memory import MemoryPlan
 from .presets import nearest_row, nominal_parameters
 from .records import RunRecord
 
 
-def describe_plan(config: NetworkConfig, plan: MemoryPlan) -> str:
-    """Return the size of the problem and the memory that it takes."""
+def describe_plan(config: NetworkConfig, plan: object) -> str:
+    """Return the size of the problem and the memory plan, which is printed as `str` has it."""
     assert config.epsilon is not None
     nominal = nominal_parameters(config.layer_sizes, config.epsilon)
     lines = [
@@ -37,7 +36,7 @@ def describe_epoch(record: EpochRecord, epochs: int) -> str:
         if record.test_accuracy is not None:
             results += f", test accuracy {record.test_accuracy:.3f}"
     times = [("training", record.epoch_s), ("inference", record.inference_s)]
-    times.append(("evolution", record.evolution_s or 0))
+    times.append(("evolution", record.evolution_s))
     shown = [f"{name} {value:.1f} s" for name, value in times if value is not None]
     return f"epoch {record.epoch}/{epochs}: {', '.join([results, *shown])}"
 

@@ -147,31 +147,35 @@ REPLICAS = {
 
 SLOW = {"epochs": 6, "learning_rate": 0.02, "momentum": 0.5}
 NOTED = {"noted": True, "phase_one_epochs": 2}
-ASYNCHRONOUS = {
-    f"noted-{name}": Case(training={"epochs": 3, "batch_size": 5}, options=NOTED | options)
-    for name, options in {
-        "one-node": {},
-        "four-nodes": {"ranks_per_node": 1},
-    }.items()
-} | {
-    f"{name}": Case(rows=600, training=SLOW | training, options=options)
-    for name, options, training in (
-        ("asynchronous-1", {"slots": 3}, {}),
-        ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
-        ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
-        ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
-    )
-} | {
-    # Transfers of many messages, longer than those that MPI sends ahead.
-    f"large-{name}": Case(
-        network={"layer_sizes": (FEATURES, 3000, 3000, CLASSES)},
-        training=SLOW | {"batch_size": 4} | training,
-        blind=True,
-        options={"ranks_per_node": 1, "chunk_bytes": 2**16, "phase_one_epochs": 5},
-        stop_after=stop_after,
-    )
-    for name, training, stop_after in (("evolved", {}, None), ("stopped", {"zeta": 0.0}, 2))
-}
+ASYNCHRONOUS = (
+    {
+        f"noted-{name}": Case(training={"epochs": 3, "batch_size": 5}, options=NOTED | options)
+        for name, options in {
+            "one-node": {},
+            "four-nodes": {"ranks_per_node": 1},
+        }.items()
+    }
+    | {
+        f"{name}": Case(rows=600, training=SLOW | training, options=options)
+        for name, options, training in (
+            ("asynchronous-1", {"slots": 3}, {}),
+            ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
+            ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
+            ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
+        )
+    }
+    | {
+        # Transfers of many messages, longer than those that MPI sends ahead.
+        f"large-{name}": Case(
+            network={"layer_sizes": (FEATURES, 3000, 3000, CLASSES)},
+            training=SLOW | {"batch_size": 4} | training,
+            blind=True,
+            options={"ranks_per_node": 1, "chunk_bytes": 2**16, "phase_one_epochs": 5},
+            stop_after=stop_after,
+        )
+        for name, training, stop_after in (("evolved", {}, None), ("stopped", {"zeta": 0.0}, 2))
+    }
+)
 
 CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS
 

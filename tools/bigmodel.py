@@ -21,7 +21,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -55,6 +55,7 @@ from largesparse.memory import GIB, MemoryPlan, choose_plan
 from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions, phase_one_length
+from largesparse.parallel.plan import ParallelPlan, choose_parallel_plan, memory_of_ranks
 from largesparse.parallel.ranks import Alone, broadcast, get_communicator, together
 from largesparse.presets import (
     HYPERPARAMETERS,
@@ -82,7 +83,7 @@ class Job(NamedTuple):
     options: argparse.Namespace
     config: NetworkConfig
     training: TrainingConfig
-    plan: MemoryPlan
+    plan: MemoryPlan | ParallelPlan
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -103,9 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("largesparse").setLevel(logging.CRITICAL)  # rank 0 warns for all
     options = broadcast(comm, together(comm, lambda: parse(argv, comm.size) if leads else None))
     if isinstance(options, int):
-        return options
+        raise SystemExit(options)
     nodes = Nodes.of(comm, options.ranks_per_node)
-    job = broadcast(comm, together(comm, lambda: plan_run(options, nodes) if leads else None))
+    memory = memory_of_ranks(comm, nodes)
+    plan = functools.partial(plan_run, options, nodes, memory)
+    job = broadcast(comm, together(comm, lambda: plan() if leads else None))
     if options.plan:
         return 0
     data = together(comm, lambda: prepare(job, leads))
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             job.training,
             comm=comm,
             phase_one_epochs=options.phase_one_epochs,
-            slots=options.slots,
+            slots=job.plan.most_slots,
             ranks_per_node=options.ranks_per_node,
             chunk_bytes=options.chunk_bytes,
         )
@@ -205,7 +208,7 @@ def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
     return options
 
 
-def plan_run(options: argparse.Namespace, nodes: Nodes) -> Job:
+def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     """Check what can be checked before any work, choose the rest, and print the plan."""
     row = nearest_row(options.neurons)
     hyper = HYPERPARAMETERS[options.recipe]
@@ -238,7 +241,18 @@ def plan_run(options: argparse.Namespace, nodes: Nodes) -> Job:
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
     steps = options.epochs * -(-train_samples // options.batch_size)
-    plan = choose_plan(
+    choose: Callable[..., MemoryPlan | ParallelPlan] = choose_plan
+    if ranks > 1:
+        phase_two = phase_one_length(options.epochs, options.phase_one_epochs) < options.epochs
+        choose = functools.partial(
+            choose_parallel_plan,
+            nodes=nodes,
+            slots=options.slots,
+            available=memory,
+            synchronous=options.algorithm == "wassp",
+            replicas=ranks - 1 if phase_two else 0,
+        )
+    plan = choose(
         config,
         options.batch_size,
         micro_batch=options.micro_batch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from ..errors import ParameterError, check_range
@@ -38,6 +39,11 @@ class ParallelOptions:
         factor = self.initial_rate_factor
         check_range("initial_rate_factor", factor, owner, low=0, high=1e6, low_open=True)
         check_range("initial_rate_epochs", self.initial_rate_epochs, owner, low=0)
+
+    @property
+    def most_slots(self) -> int | None:
+        """Slots that a node may have; None is as many as cores."""
+        return sys.maxsize if self.algorithm == "allreduce" else self.slots
 
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
         """Return the factor of the learning rate in phase one.

@@ -29,6 +29,7 @@ from .links import Links
 from .nodes import Nodes
 from .options import ParallelOptions, phase_one_length
 from .phase_two import average, train_replicas
+from .plan import check_memory, slots_of_nodes
 from .ranks import agree, get_communicator, raise_together
 from .report import ParallelReport
 from .segments import forget_names
@@ -252,6 +253,7 @@ def _train(
     assert checked is not None
     agree(comm, {"the training configuration": given.config, "the parallel options": checked})
     nodes = Nodes.of(comm, checked.ranks_per_node)
+    check_memory(comm, nodes, checked, trainer, data)
     channel = connect(comm)
     with guard(comm):
         representatives = split_representatives(comm, nodes)
@@ -327,12 +329,7 @@ def _serve(
     """Be the parameter server: lead the training from its beginning to its end."""
     config = trainer.config
     workers = comm.size - 1
-    busy = [sum(rank > 0 for rank in nodes.ranks(node)) for node in range(len(nodes))]
-    counts = [
-        min(most, options.slots or cores) for most, cores in zip(busy, nodes.cores, strict=True)
-    ]
-    if options.algorithm == "allreduce":
-        counts = busy
+    counts = slots_of_nodes(nodes, options.most_slots)
     threads = [
         config.threads or max(1, cores // max(1, count))
         for cores, count in zip(nodes.cores, counts, strict=True)
