@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,35 +146,67 @@ REPLICAS = {
     }.items()
 }
 
-SLOW = {"epochs": 6, "learning_rate": 0.02, "momentum": 0.5}
-NOTED = {"noted": True, "phase_one_epochs": 2}
-ASYNCHRONOUS = {
-    f"noted-{name}": Case(training={"epochs": 3, "batch_size": 5}, options=NOTED | options)
-    for name, options in {
-        "one-node": {},
-        "four-nodes": {"ranks_per_node": 1},
-    }.items()
-} | {
-    f"{name}": Case(rows=600, training=SLOW | training, options=options)
-    for name, options, training in (
-        ("asynchronous-1", {"slots": 3}, {}),
-        ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
-        ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
-        ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
+SLOW = {"epochs": 6, "learning_rate": 0.03, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
+# Begun by three ranks, and gone on with by others.
+LONG = {"training": {"epochs": 6, "batch_size": 5, "learning_rate": 0.02, "momentum": 0.5}}
+LONG_OPTIONS = {"phase_one_epochs": 4, "noted": True, "slots": 3}
+BEGUN = {
+    "begun": Case(**LONG, options=LONG_OPTIONS, stop_after=2, checkpoint="begun-checkpoint"),
+}
+CONTINUED = {
+    f"continued-{name}": Case(
+        algorithm,
+        **LONG,
+        options=LONG_OPTIONS | options,
+        resume="begun-checkpoint",
+        checkpoint=f"continued-{name}-checkpoint",
     )
-} | {
-    # Transfers of many messages, longer than those that MPI sends ahead.
-    f"large-{name}": Case(
-        network={"layer_sizes": (FEATURES, 3000, 3000, CLASSES)},
-        training=SLOW | {"batch_size": 4} | training,
-        blind=True,
-        options={"ranks_per_node": 1, "chunk_bytes": 2**16, "phase_one_epochs": 5},
-        stop_after=stop_after,
+    for name, algorithm, options in (
+        ("by-1", "wasap", {}),
+        ("by-2", "wasap", {"ranks_per_node": 1}),
+        ("by-4", "wasap", {}),
+        ("synchronously", "wassp", {}),
     )
-    for name, training, stop_after in (("evolved", {}, None), ("stopped", {"zeta": 0.0}, 2))
+}
+# Phase two, ended by an error in every replica's second epoch, and gone on with.
+AGAIN = START | {"resume": "broken-checkpoint", "checkpoint": "broken-checkpoint"}
+BROKEN = {
+    "broken": Case(**AGAIN, options={"phase_one_epochs": 2, "slots": 3, "broken": True}),
+    "mended": Case(**AGAIN, options={"phase_one_epochs": 2, "noted": True}),
 }
 
-CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS
+NOTED = {"noted": True, "phase_one_epochs": 2}
+ASYNCHRONOUS = (
+    {
+        f"noted-{name}": Case(training={"epochs": 3, "batch_size": 5}, options=NOTED | options)
+        for name, options in {
+            "one-node": {},
+            "four-nodes": {"ranks_per_node": 1},
+        }.items()
+    }
+    | {
+        f"{name}": Case(rows=600, training=SLOW | training, options=options)
+        for name, options, training in (
+            ("asynchronous-1", {"slots": 3}, {}),
+            ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
+            ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
+            ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
+        )
+    }
+    | {
+        # Transfers of many messages, longer than those that MPI sends ahead.
+        f"large-{name}": Case(
+            network={"layer_sizes": (FEATURES, 3000, 3000, CLASSES)},
+            training=SLOW | {"batch_size": 4} | training,
+            blind=True,
+            options={"ranks_per_node": 1, "chunk_bytes": 2**16, "phase_one_epochs": 5},
+            stop_after=stop_after,
+        )
+        for name, training, stop_after in (("evolved", {}, None), ("stopped", {"zeta": 0.0}, 2))
+    }
+)
+
+CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
 
 
 def shift(part, rows, epoch):
@@ -190,6 +223,21 @@ class Notes:
     def __call__(self, part, rows, epoch):
         with open(self.path, "a", encoding="ascii") as file:
             file.writelines(f"{epoch} {row}\n" for row in rows)
+        return part
+
+
+class Breaker:
+    """An augmentation that fails in epoch 3, as soon as there are three replicas' checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, part, rows, epoch):
+        deadline = time.monotonic() + 20
+        while epoch == 3 and time.monotonic() < deadline:
+            if len(list(self.folder.glob("replica-*/manifest.json"))) == 3:
+                raise RuntimeError("broken")
+            time.sleep(0.02)
         return part
 
 
@@ -219,12 +267,15 @@ def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     augment: Any = shift if case.augment else None
     if case.options.get("noted"):
         augment = Notes(folder / name / f"rows-{comm.rank}.txt")
-    options = {key: value for key, value in case.options.items() if key != "noted"}
+    if case.options.get("broken"):
+        augment = Breaker(folder / str(case.checkpoint))
+    options = {k: value for k, value in case.options.items() if k not in ("noted", "broken")}
     train = train_wasap if case.algorithm == "wasap" else train_wassp
     config = case.make_config()
     network = None
     if comm.rank == 0:
-        network = case.make_network() if case.resume is None else None
+        with_network = case.resume is None or name == "resumed"
+        network = case.make_network() if with_network else None
         options |= case.given()
         options["callbacks"] = [lambda trainer, record: record.epoch == case.stop_after]
         for place in ("checkpoint", "resume"):
