@@ -349,8 +349,8 @@ attempt("slots", slots=0)
 attempt("power", staleness_power=-1.0 if comm.rank == 3 else 0.0)
 attempt("checkpoint", resume="nowhere")
 attempt("data", X=[[1.0, 2.0]])
-attempt("rows", Case(rows=2, training={"batch_size": 2}))
-attempt("batches", Case(rows=7, training={"batch_size": 5}), test=None)
+attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
+attempt("batches", Case(targets=True, rows=7, training={"batch_size": 5}), test=None)
 """
 
 

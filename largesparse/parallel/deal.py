@@ -100,8 +100,8 @@ class Deal:
 
     def apply(self, batch: Batch) -> None:
         """Count a mini-batch as applied."""
-        if batch.epoch not in self._missing:
-            self._missing[batch.epoch] = set(range(0, self.rows, self.batch_size))
+        for epoch in range(self._first + len(self._missing), batch.epoch + 1):
+            self._missing[epoch] = set(range(0, self.rows, self.batch_size))
         self._missing[batch.epoch].remove(batch.start)
         self.samples_applied += batch.stop - batch.start
 
