@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+    from .classifier import SparseMLPClassifier
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
-    from .estimator import SparseMLPClassifier, SparseMLPRegressor
     from .history import EpochRecord, History
     from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .parallel import ParallelReport, train_wasap, train_wassp
     from .preprocessing import Standardizer
     from .records import read_records
+    from .regressor import SparseMLPRegressor
     from .selection import SparseFeatureSelector, input_strength
     from .skewness import alpha_from_skewness
     from .synthetic import make_large_classification
@@ -39,8 +40,8 @@ _MODULES = {
     "Predictor": "inference",
     "SparseFeatureSelector": "selection",
     "SparseMLP": "network",
-    "SparseMLPClassifier": "estimator",
-    "SparseMLPRegressor": "estimator",
+    "SparseMLPClassifier": "classifier",
+    "SparseMLPRegressor": "regressor",
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",

@@ -97,7 +97,7 @@ class NetworkConfig:
 
     @property
     def neurons(self) -> int:
-        """Number of neurons: the sum of the hidden layers' sizes."""
+        """Number of neurons, the sum of the hidden layers' sizes."""
         return sum(self.layer_sizes[1:-1])
 
     def as_dict(self) -> dict[str, Any]:

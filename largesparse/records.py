@@ -184,7 +184,7 @@ def read_records(*paths: str | Path) -> pd.DataFrame:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory this process has had in RAM since its start, in bytes."""
+    """Return the most memory this process has had in RAM, in bytes: see `start_peak_rss`."""
     # Not ru_maxrss where this can be had: that starts from what the parent had at the fork.
     kilobytes = _status_kilobytes("/proc/self/status", "VmHWM")
     if kilobytes is not None:
@@ -195,6 +195,15 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def start_peak_rss() -> None:
+    """Let `peak_rss_bytes` count from now on, on Linux; elsewhere it goes on from the start."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return
 
 
 def node_pss_bytes(pids: Iterable[int]) -> int | None:

@@ -116,7 +116,7 @@ class WholeStep:
             np.float32(optimizer.momentum),
             np.float32(optimizer.weight_decay),
             dropout.keep_below,
-            dropout.seed,
+            int(np.uint64(dropout.seed).astype(np.int64)),  # the same 64 bits
             dropout.step,
         )
         return loss

@@ -177,6 +177,16 @@ def test_peak_memory_covers_what_was_touched():
 
 
 @linux_only
+def test_the_peak_can_begin_anew():
+    size = 64 * 2**20
+    block = np.ones(size, dtype=np.uint8)
+    highest = records.peak_rss_bytes()
+    del block
+    records.start_peak_rss()
+    assert records.peak_rss_bytes() < highest - size // 2
+
+
+@linux_only
 def test_the_peaks_of_the_two_sources_agree():
     import resource
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..network import SparseMLP
 from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
+from .allreduce import Representative
 from .control import Hub
 from .data import Arrays, share, to_arrays
 from .nodes import Nodes
@@ -54,6 +56,8 @@ class Links:
     chunk_bytes : int
     keep_snapshots : bool
         Whether gradients come with the weights that they were computed on.
+    replicated : bool
+        Whether every node has weights of its own, so that gradients stay on their node.
 
     Attributes
     ----------
@@ -76,11 +80,14 @@ class Links:
         shape: Shape,
         slots: Sequence[int],
         chunk_bytes: int,
-        keep_snapshots: bool,
+        *,
+        keep_snapshots: bool = False,
+        replicated: bool = False,
     ) -> None:
         self._comm, self._hub, self._nodes = comm, hub, nodes
         self._shape, self._counts = shape, list(slots)
         self._chunk_bytes, self._keep_snapshots = chunk_bytes, keep_snapshots
+        self._replicated = replicated
         self.bytes_moved = 0
         self._segments = [Segment.create(shared_size(SharedTopology, shape))]
         self.topology = SharedTopology(shape, Arena(self._segments[0].buffer))
@@ -118,13 +125,18 @@ class Links:
         places, self._data_segment = share(arrays)
         hosting = [
             messages.Hosting(
-                self._segments[0].path, [segment.path for segment in self._slot_segments], places
+                self._segments[0].path,
+                self._segments[1].path,
+                [segment.path for segment in self._slot_segments],
+                places,
             )
         ]
         shapes = [(array.shape, array.dtype.str) for array in arrays]
         for node in range(1, len(self._nodes)):
             leader = self._nodes.leader(node)
-            self._hub.send(leader, messages.Host(self._shape, self._counts[node], shapes))
+            count, size = self._counts[node], self._chunk_bytes
+            host = messages.Host(self._shape, count, self._replicated, shapes, size)
+            self._hub.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
             hosting.append(self._answers([leader])[leader])
         for rank in range(1, self._comm.size):
@@ -132,13 +144,12 @@ class Links:
             join = messages.Join(
                 self._shape,
                 hosting[node].topology,
-                self._segments[1].path if node == 0 else None,
+                hosting[node].weights,
                 hosting[node].slots,
                 layout,
                 hosting[node].data,
                 dataclasses.replace(config, threads=threads[node]),
                 self._chunk_bytes,
-                self._keep_snapshots,
             )
             self._hub.send(rank, join)
         self._answers(range(1, self._comm.size))
@@ -152,6 +163,8 @@ class Links:
             message = messages.NewTopology(topology.generation, topology.connections)
             self._hub.send(leader, message)
             self._send(leader, topology.arrays())
+            if self._replicated:
+                self._send(leader, self.weights.arrays(topology.connections))
             self._answers([leader])
 
     def _answers(self, ranks: Iterable[int]) -> dict[int, Any]:
@@ -174,7 +187,8 @@ class Links:
         """Give a worker the task that `make` returns, and the weights where it needs them."""
         version, generation = self.topology.version, self.topology.generation
         node = self._nodes.node[worker]
-        needed = node > 0 and self._held.get((node, slot)) != (version, generation)
+        elsewhere = node > 0 and not self._replicated
+        needed = elsewhere and self._held.get((node, slot)) != (version, generation)
         task = make(messages.Weights(version, generation, needed))
         self._hub.send(worker, task)
         self.computing += isinstance(task, messages.Compute)
@@ -190,7 +204,7 @@ class Links:
     def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
         """Let a worker train a replica; it gets weights and velocities."""
         self._hub.send(worker, task)
-        if self._nodes.node[worker] > 0:
+        if self._nodes.node[worker] > 0 and not self._replicated:
             self._send(worker, self.weights.arrays(self.topology.connections))
 
     def is_here(self, worker: int) -> bool:
@@ -229,6 +243,8 @@ class Links:
         if not isinstance(message, messages.Push):
             return message
         self.computing -= 1
+        if self._replicated:
+            return message
         if not self.is_here(message.worker):
             self._offers.append(message)
             return None
@@ -245,22 +261,57 @@ class Links:
         if push is None or self._inbox is None or self._inbox_user is not None:
             return
         self._offers.remove(push)
-        self._hub.send(push.worker, messages.SendGradient(push.task.slot))
+        with_snapshot = self._keep_snapshots and push.keeps_snapshot
+        task = messages.SendGradient(push.task.slot, push.connections, with_snapshot)
+        self._hub.send(push.worker, task)
         push.gradients = self._inbox
         self._inbox.fit(push.connections)
         arrays = self._inbox.arrays()
-        if self._keep_snapshots:
+        if with_snapshot:
             room = parameter_arrays(self._shape.config, push.connections, np.empty)
             push.snapshot = cut(room, push.connections)
             arrays += push.snapshot
         self._inbox_user = push
         self._receiving = self._start_receive(push.worker, arrays)
 
+    def reduce(
+        self,
+        representative: Representative,
+        pushes: Sequence[messages.Push],
+        rate: float,
+        backend: Backend,
+        threads: int,
+    ) -> None:
+        """Update the weights on every node by the sum of gradients in all slots.
+
+        Parameters
+        ----------
+        representative : Representative
+            Of this node.
+        pushes : sequence of Push
+            In a fixed order.
+        rate : float
+        backend : Backend
+        threads : int
+        """
+        rows = sum(push.task.batch.stop - push.task.batch.start for push in pushes)
+        slots: list[list[int]] = [[] for _ in self._counts]
+        for push in pushes:
+            slots[self._nodes.node[push.worker]].append(push.task.slot)
+        leaders = [self._nodes.leader(node) for node in range(1, len(self._nodes))]
+        for node, leader in enumerate(leaders, start=1):
+            self._hub.send(leader, messages.Reduce(slots[node], rows, rate))
+        own = [self.slots[slot].workspace for slot in slots[0]]
+        for workspace in own:
+            workspace.fit(self.topology.connections)
+        representative.update(self.network, own, rows, rate, backend, threads)
+        self.bytes_moved += 4 * self.network.connections * len(leaders)
+        self._answers(leaders)
+
     @property
-    def waiting_generations(self) -> set[int]:
-        """Generations of the gradients on other nodes that have not arrived."""
-        waiting = [*self._offers, *([self._inbox_user] if self._inbox_user else [])]
-        return {push.task.weights.generation for push in waiting}
+    def waiting(self) -> list[messages.Push]:
+        """The gradients on other nodes that have not been applied."""
+        return [*self._offers, *([self._inbox_user] if self._inbox_user else [])]
 
     def release(self, push: messages.Push) -> None:
         """Let go of the memory that a gradient was received in."""
@@ -270,14 +321,25 @@ class Links:
     def receive_layer(self, worker: int, arrays: Arrays, message: Any) -> None:
         """Ask a worker on another node for a layer of a replica, and receive it."""
         self._hub.send(worker, message)
-        transfer = self._start_receive(worker, arrays)
-        transfer.wait()
+        self._complete(self._start_receive(worker, arrays))
+
+    def finish(self) -> None:
+        """Complete what is on its way, so that its worker goes on."""
+        for transfer in (self._sending, self._receiving):
+            if transfer is not None:
+                self._complete(transfer)
+        self._sending = self._receiving = None
+
+    def _complete(self, transfer: Transfer) -> None:
+        """Wait for the end of a transfer, while others go on: its worker may be busy with them."""
+        while not transfer.done():
+            for other in (self._sending, self._receiving):
+                if other is not None:
+                    other.done()
         self.bytes_moved += transfer.nbytes
 
     def _send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> None:
-        transfer = self._start_send(rank, arrays)
-        transfer.wait()
-        self.bytes_moved += transfer.nbytes
+        self._complete(self._start_send(rank, arrays))
 
     def _start_send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
         return start_send(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)

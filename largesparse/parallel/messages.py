@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..config import TrainingConfig
-from ..history import History
+from ..history import EpochRecord, History
 from ..losses import ScoreSums
 from ..sharing import SharedArray
 from .data import Layout
@@ -21,7 +21,9 @@ class Host:
 
     shape: Shape
     slots: int
+    has_weights: bool  # whether the node has weights of its own
     shapes: list[tuple[tuple[int, ...], str]]  # of the arrays of the data
+    chunk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,12 @@ class Join:
 
     shape: Shape
     topology: str  # paths of segments
-    weights: str | None  # on the server's node only
+    weights: str | None  # on the server's node, or where every node has its own
     slots: list[str]
     layout: Layout
     data: list[SharedArray]
     config: TrainingConfig
     chunk_bytes: int
-    keep_snapshots: bool  # whether gradients come with the weights that they were computed on
 
 
 class Weights(NamedTuple):
@@ -74,11 +75,22 @@ class SendGradient:
     """The server is ready for the gradient in a slot."""
 
     slot: int
+    connections: list[int]  # of every layer, when it was computed
+    with_snapshot: bool
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """To the first rank of another node: sum gradients over all nodes, and update."""
+
+    slots: list[int]
+    rows: int
+    rate: float
 
 
 @dataclass(frozen=True)
 class NewTopology:
-    """To the first rank of another node: receive the topology after an evolution."""
+    """To the first rank of another node: receive topology (and weights) after an evolution."""
 
     generation: int
     connections: list[int]
@@ -124,13 +136,14 @@ class Hosting:
     """The segments that a node's first rank has made."""
 
     topology: str
+    weights: str | None
     slots: list[str]
     data: list[SharedArray]
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A worker is ready."""
+class Done:
+    """What was asked for has been done."""
 
 
 @dataclass
@@ -146,6 +159,7 @@ class Push:
     # Filled in at rank 0:
     gradients: Any = None  # Gradients
     snapshot: Any = None  # list of arrays: the weights it was computed on
+    keeps_snapshot: bool = True  # until its slot is used to evaluate
 
 
 @dataclass(frozen=True)
@@ -163,10 +177,7 @@ class Progress:
     """A replica has trained an epoch."""
 
     replica: int
-    epoch: int
-    loss: float  # mean over its rows, with dropout
-    epoch_s: float
-    evolution_s: float | None
+    record: EpochRecord
 
 
 @dataclass(frozen=True)

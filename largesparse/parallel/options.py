@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from ..errors import ParameterError, check_range
@@ -16,7 +17,7 @@ WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
 class ParallelOptions:
     """How a training is spread over ranks; see `train_wasap` for what the fields mean."""
 
-    algorithm: str  # wasap | wassp | allreduce
+    algorithm: str  # wasap | wassp | allreduce (WASSP without a server)
     phase_one_epochs: int
     slots: int | None = None
     ranks_per_node: int | None = None
@@ -38,6 +39,11 @@ class ParallelOptions:
         factor = self.initial_rate_factor
         check_range("initial_rate_factor", factor, owner, low=0, high=1e6, low_open=True)
         check_range("initial_rate_epochs", self.initial_rate_epochs, owner, low=0)
+
+    @property
+    def most_slots(self) -> int | None:
+        """Slots that a node may have; None is as many as cores."""
+        return sys.maxsize if self.algorithm == "allreduce" else self.slots
 
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
         """Return the factor of the learning rate in phase one.

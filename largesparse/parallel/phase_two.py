@@ -38,7 +38,7 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     rows = len(server.data.train_rows) // replicas
     todo = deque(range(replicas))
     trained: dict[int, messages.ReplicaTrained] = {}
-    progress: dict[int, list[messages.Progress]] = {}
+    records: dict[int, list[EpochRecord]] = {}
     started = time.perf_counter()
     while len(trained) < replicas:
         for worker, slot in dispatcher.pairs(lambda _: bool(todo)):
@@ -56,15 +56,16 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
             links.begin_replica(worker, task)
         message = links.next()
         if isinstance(message, messages.Progress):
-            progress.setdefault(message.epoch, []).append(message)
+            record = message.record
+            records.setdefault(record.epoch, []).append(record)
             server.bar.update(rows)
-            server.bar.set_postfix(replica=message.replica + 1, loss=f"{message.loss:.4f}")
+            server.bar.set_postfix(replica=message.replica + 1, loss=f"{record.running_loss:.4f}")
         elif isinstance(message, messages.ReplicaTrained):
             trained[message.task.replica] = message
             dispatcher.end(message.worker, message.task.slot)
     server.report.phase_two_s = time.perf_counter() - started
     for epoch in range(trainer.epoch + 1, trainer.config.epochs + 1):
-        trainer.history.epochs.append(_summary(epoch, progress.get(epoch, []), server))
+        trainer.history.epochs.append(_summary(epoch, records.get(epoch, []), server))
     trainer.epoch = trainer.config.epochs
     return [trained[replica] for replica in range(replicas)]
 
@@ -74,15 +75,16 @@ def result_bytes(connections: int, config: NetworkConfig) -> int:
     return 8 * connections + 4 * sum(config.layer_sizes[:-1]) + 5 * sum(config.layer_sizes[1:])
 
 
-def _summary(epoch: int, found: list[messages.Progress], server: Server) -> EpochRecord:
+def _summary(epoch: int, found: list[EpochRecord], server: Server) -> EpochRecord:
     """Return the record of an epoch of phase two: the model of it does not exist yet."""
-    epochs = server.trainer.config.epochs - server.options.phase_one_epochs
-    evolutions = [p.evolution_s for p in found if p.evolution_s is not None]
+    epochs = server.trainer.config.epochs - server.trainer.epoch
+    losses = [r.running_loss for r in found if r.running_loss is not None]
+    evolutions = [r.evolution_s for r in found if r.evolution_s is not None]
     return EpochRecord(
         epoch,
         None,
         None,
-        running_loss=statistics.mean(p.loss for p in found) if found else None,
+        running_loss=statistics.mean(losses) if losses else None,
         epoch_s=server.report.phase_two_s / epochs,
         evolution_s=statistics.mean(evolutions) if evolutions else None,
     )
@@ -116,7 +118,7 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
         links.topology.store_dead(k, mean.dead)
         layer.replace(topology, mean.values, np.zeros_like(mean.values))
         layer.bias[...], layer.bias_velocity[...] = mean.bias, 0
-        if layer.srelu is not None and mean.srelu is not None:
+        if layer.srelu is not None and layer.srelu_velocity is not None:
             layer.srelu[...], layer.srelu_velocity[...] = mean.srelu, 0
     links.topology.version += 1
     links.topology.generation += 1

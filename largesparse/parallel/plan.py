@@ -295,7 +295,7 @@ def check_memory(
         plan = plan_parallel(
             Shape.of(network, trainer.micro_batch),
             nodes,
-            slots_of_nodes(nodes, options.slots),
+            slots_of_nodes(nodes, options.most_slots),
             synchronous=options.algorithm == "wassp",
             replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
             data=sum(array.nbytes for array in arrays if find_mapped(array) is None),

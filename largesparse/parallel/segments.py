@@ -7,11 +7,13 @@ are killed, and no limit of a memory file system applies.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,3 +122,18 @@ def arrays_of(
     """Return the arrays of these shapes and dtypes that a segment holds."""
     arena = Arena(segment.buffer)
     return [arena(shape, dtype) for shape, dtype in shapes]
+
+
+def forget_names() -> None:
+    """Remove the names of what libraries share by files in memory, and have opened already.
+
+    MPICH and MKL's threads remove them at their end only, so that a rank that is killed would
+    leave them behind. What is mapped stays usable.
+    """
+    own = [f"/dev/shm/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}"]
+    with contextlib.suppress(OSError):  # not Linux
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        own += {name for line in lines if "mpich_shm" in (name := line.split(maxsplit=5)[-1])}
+    for name in own:
+        with contextlib.suppress(OSError):
+            os.unlink(name)

@@ -19,6 +19,7 @@ from ..training import Trainer
 from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
+from .allreduce import Representative
 from .deal import Batch, Deal
 from .dispatch import Dispatcher
 from .links import Links
@@ -127,7 +128,7 @@ class Server:
         if task.weights.generation != self._maps.generation:
             maps = self._maps.since(task.weights.generation)
             gradients = retain_valid(gradients, maps, network.layers)
-        elif push.snapshot is not None:
+        elif push.snapshot is not None and push.keeps_snapshot:
             self._compensate(gradients, push.snapshot)
         staleness = topology.version - push.version
         progress = deal.progress
@@ -140,13 +141,15 @@ class Server:
 
     def _update(self, gradients: Gradients, progress: float, staleness: int) -> None:
         trainer, backend = self.trainer, self.trainer.backend
-        workers = self._dispatcher.workers
-        rate = trainer.config.learning_rate * self._rates.factor(progress)
-        rate *= self.options.rate_factor(progress, staleness, workers)
+        rate = self._rate(progress, staleness)
         with self.links.weights.writing(), backend.threads(self._threads):
             trainer.network.update_(gradients, self._optimizer, rate, backend, both_orders=False)
             self.links.topology.version += 1
         trainer.step_count += 1
+
+    def _rate(self, progress: float, staleness: int) -> float:
+        rate = self.trainer.config.learning_rate * self._rates.factor(progress)
+        return rate * self.options.rate_factor(progress, staleness, self._dispatcher.workers)
 
     def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:
         """Add λ·g²·(w - w_then) to the gradients (Zheng et al., 2017), in place."""
@@ -179,6 +182,30 @@ class Server:
                 trainer.network.finish_gradient(total, rows, trainer.backend)
             self._update(total, progress, 0)
             self.report.count(0)
+            if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
+                self._finish_epoch(deal)
+
+    def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
+        """As `train_synchronously`, but every node sums its gradients and updates its weights."""
+        trainer, backend = self.trainer, self.trainer.backend
+        while not deal.is_done and not self.stopped:
+            parts, progress = deal.next_joined(), deal.progress
+            first, joined = parts[0].start, parts[-1].stop - parts[0].start
+            for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
+                batch = parts[worker - 1]
+                self._begin(worker, slot, batch, first_row=batch.start - first, joined=joined)
+            while len(self._arrived) < len(parts):
+                self._take()
+            pushes = sorted(self._arrived, key=lambda push: push.worker)
+            self._arrived.clear()
+            rate = self._rate(progress, 0)
+            self.links.reduce(representative, pushes, rate, backend, self._threads)
+            trainer.step_count += 1
+            self.report.count(0)
+            for push in pushes:
+                deal.apply(push.task.batch)
+                self._count(push)
+                self._dispatcher.end(push.worker, push.task.slot)
             if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
                 self._finish_epoch(deal)
 
@@ -242,8 +269,8 @@ class Server:
         for k, layer in enumerate(layers):
             layer.values_by_output = np.empty(0, np.float32)
             topology.store_dead(k, layer.dead)
-        needed = {push.task.weights.generation for push in self._arrived}
-        self._maps.add(steps, needed | self.links.waiting_generations)
+        waiting = [*self._arrived, *self.links.waiting]
+        self._maps.add(steps, {push.task.weights.generation for push in waiting})
         topology.generation = self._maps.generation
         self.links.send_topology()
 
@@ -270,9 +297,11 @@ class Server:
     def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
         """Return summed loss and score sums of the present weights, computed by all workers.
 
-        Gradients that wait in slots stay there.
+        Gradients that wait in slots stay there, but not the weights that they were computed on.
         """
         links, dispatcher = self.links, self.make_dispatcher()
+        for push in [*self._arrived, *links.waiting]:
+            push.keeps_snapshot = False
         micro_batch = self.trainer.micro_batch
         pieces = PIECES * dispatcher.slots
         size = -(-rows // (pieces * micro_batch)) * micro_batch

@@ -170,6 +170,23 @@ class SharedWeights:
             fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
 
 
+def show_weights(topology: SharedTopology, weights: SharedWeights) -> SparseMLP:
+    """Return a network of a node's topology and weights, as they are now, in input order."""
+    config, connections = topology.shape.config, topology.connections
+    nothing = np.empty(0, np.float32)
+    layers = []
+    for k, nnz in enumerate(connections):
+        values, bias, srelu = weights.parameters[k]
+        velocity, bias_velocity, srelu_velocity = weights.velocities[k]
+        settings = layer_settings(config, k) | {"dead": topology.dead(k)}
+        if settings["srelu"] is not None:
+            settings |= {"srelu": srelu, "srelu_velocity": srelu_velocity}
+        settings |= {"velocity": velocity[:nnz], "bias_velocity": bias_velocity}
+        place = k + 2, topology.topology(k), values[:nnz], bias
+        layers.append(SparseLayer(*place, values_by_output=nothing, **settings))
+    return SparseMLP.from_layers(config, layers)
+
+
 class ServerLayer(SparseLayer):
     """A layer of the server's network: topology and weights are shared, in input order only."""
 
@@ -208,12 +225,13 @@ class ServerLayer(SparseLayer):
         self.values = _fill(weights.parameters[k][0], values)
         self.velocity = _fill(weights.velocities[k][0], velocity)
 
-    def private(self) -> SparseLayer:
-        """Return an ordinary layer with these arrays, in both orders."""
-        names = ("slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained")
-        names += ("velocity", "bias_velocity", "srelu_velocity")
-        settings = {name: getattr(self, name) for name in names}
-        return SparseLayer(self.number, self.topology, self.values, self.bias, **settings)
+
+def in_both_orders(layer: SparseLayer) -> SparseLayer:
+    """Return an ordinary layer with the arrays of one that is in input order only."""
+    names = [*("slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained")]
+    names += ["velocity", "bias_velocity", "srelu_velocity"]
+    settings = {name: getattr(layer, name) for name in names}
+    return SparseLayer(layer.number, layer.topology, layer.values, layer.bias, **settings)
 
 
 class Slot:
@@ -240,7 +258,7 @@ class Slot:
             sizes = shape.config.layer_sizes[k : k + 2]
             nothing = np.empty(0, np.int32)
             room_only = np.broadcast_to(np.int32(0), room)  # its length is read, and no more
-            pattern = Topology(*sizes, nothing, room_only, *[nothing] * 3)
+            pattern = Topology(sizes[0], sizes[1], nothing, room_only, *[nothing] * 3)
             values, bias, srelu = self.parameters[k]
             settings = layer_settings(shape.config, k)
             settings["srelu"] = None if settings["srelu"] is None else srelu

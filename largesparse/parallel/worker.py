@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ from numpy.typing import NDArray
 from ..history import History
 from ..randomness import stream
 from ..records import peak_rss_bytes
-from ..training import Trainer
+from ..stepping import Stepper
 from ..training_data import Augment, Rows, augmented
+from ..warming import warm_up
 from . import messages
+from .allreduce import Representative
 from .control import Line
 from .data import from_arrays, places_in
 from .replicas import StoredReplica, start_replica, train_replica
-from .segments import Arena, Segment, arrays_of, arrays_size
-from .shared import SharedTopology, SharedWeights, Slot, shared_size
+from .segments import Arena, Segment, arrays_of, arrays_size, forget_names
+from .shared import SharedTopology, SharedWeights, Slot, cut, shared_size, show_weights
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .usage import cpu_seconds, pss_bytes
 
@@ -32,12 +35,18 @@ class Worker:
     ----------
     comm : mpi4py.MPI.Comm
     line : Line
+    representatives : mpi4py.MPI.Comm
+        Of the first ranks of all nodes.
     augment : callable, optional
         As in `Trainer.fit`.
     """
 
-    def __init__(self, comm: Any, line: Line, augment: Augment | None = None) -> None:
+    def __init__(
+        self, comm: Any, line: Line, representatives: Any, augment: Augment | None = None
+    ) -> None:
         self._comm = comm
+        self._representatives = representatives
+        self._representative: Representative | None = None
         self._line = line
         self._augment = augment
         self._segments: list[Segment] = []  # that this rank has made
@@ -48,13 +57,14 @@ class Worker:
 
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
-        answers = {
+        answers: dict[type, Callable[[Any], None]] = {
             messages.Host: self._host,
             messages.Join: self._join,
             messages.Compute: self._compute,
             messages.Evaluate: self._evaluate,
             messages.SendGradient: self._send_gradient,
             messages.NewTopology: self._receive_topology,
+            messages.Reduce: self._reduce,
             messages.TrainReplica: self._train_replica,
             messages.SendReplicaLayer: self._send_replica_layer,
             messages.Count: self._count,
@@ -70,20 +80,25 @@ class Worker:
         """Make the segments of this node, and receive the topology and the data."""
         topology_segment = Segment.create(shared_size(SharedTopology, host.shape))
         topology = SharedTopology(host.shape, Arena(topology_segment.buffer))
+        weights_segment = None
+        if host.has_weights:
+            weights_segment = Segment.create(shared_size(SharedWeights, host.shape))
+            self._segments.append(weights_segment)
         slot_size = shared_size(Slot, host.shape, topology)
         slots = [Segment.create(slot_size) for _ in range(host.slots)]
         data_segment = Segment.create(arrays_size(host.shapes))
         data = arrays_of(data_segment, host.shapes)
         self._segments += [topology_segment, *slots, data_segment]
-        start_receive(self._comm, data, SERVER, tag=TAG).wait()
+        self._chunk_bytes = host.chunk_bytes
+        self._receive(data)
         paths = [slot.path for slot in slots]
+        weights_path = None if weights_segment is None else weights_segment.path
         places = places_in(data_segment, data)
-        self._line.send(messages.Hosting(topology_segment.path, paths, places))
+        self._line.send(messages.Hosting(topology_segment.path, weights_path, paths, places))
 
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
         self._config, self._chunk_bytes = join.config, join.chunk_bytes
-        self._keep_snapshots = join.keep_snapshots
         topology = Segment.open(join.topology)
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         self._weights = None
@@ -92,63 +107,96 @@ class Worker:
             self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
         arrays = [place.open() for place in join.data]
         self._data, scaling = from_arrays(join.layout, arrays)
-        self._slots, self._trainers = [], []
+        self._slots, self._steppers = [], []
         for path in join.slots:
             slot = Slot(join.shape, self._topology, Arena(Segment.open(path).buffer))
             slot.network.preprocessing = scaling
             self._slots.append(slot)
-            self._trainers.append(Trainer(slot.network, join.config, workspace=slot.workspace))
-        self._line.send(messages.Joined())
+            self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
+        warm_up(join.config.backend, threads=join.config.threads or 1)
+        forget_names()
+        self._line.send(messages.Done())
 
     def _receive_topology(self, message: messages.NewTopology) -> None:
         """Receive the topology for this node: nobody computes meanwhile."""
         self._topology.connections = message.connections
         self._topology.generation = message.generation
         self._receive(self._topology.arrays())
-        self._line.send(messages.Joined())
+        if self._weights is not None:
+            self._receive(self._weights.arrays(message.connections))
+        self._line.send(messages.Done())
 
     # ----------------------------------------------------------------------- gradients
-    def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Trainer]:
+    def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Stepper]:
         """Bring the weights of a slot up to date."""
-        slot = self._slots[number]
-        if self._weights is not None:
-            slot.take(self._weights)
-        else:
-            if weights.sent:
-                self._receive(slot.arrays())
-            slot.use(weights.version, weights.generation)
-        return slot, self._trainers[number]
+        slot, stepper = self._slots[number], self._steppers[number]
+        with stepper.backend.threads(stepper.threads):
+            if self._weights is not None:
+                slot.take(self._weights)
+            else:
+                if weights.sent:
+                    self._receive(slot.arrays())
+                slot.use(weights.version, weights.generation)
+        return slot, stepper
 
     def _compute(self, task: messages.Compute) -> None:
-        slot, trainer = self._prepare(task.slot, task.weights)
+        slot, stepper = self._prepare(task.slot, task.weights)
         epoch, start, stop, step = task.batch
         rows = self._order(epoch)[start:stop]
-        trainer.epoch, trainer.step_count = epoch, step
+        stepper.epoch, stepper.step_count = epoch, step
         X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
         joined: dict[str, Any] = {}
         if task.joined is not None:
             joined = {"first_row": task.first_row, "joined": task.joined}
-        with trainer.backend.threads(trainer.threads):
-            loss = trainer.gradient(X, y, chosen, weights, **joined)
+        with stepper.backend.threads(stepper.threads):
+            loss = stepper.gradient(X, y, chosen, weights, **joined)
         connections = slot.network.layer_connections
         self._line.send(messages.Push(self._comm.rank, task, loss, slot.version, connections))
 
     def _send_gradient(self, message: messages.SendGradient) -> None:
         slot = self._slots[message.slot]
+        slot.workspace.fit(message.connections)  # neurons may have been pruned since
         arrays = slot.workspace.arrays()
-        if self._keep_snapshots:
-            arrays += slot.arrays()
+        if message.with_snapshot:
+            arrays += cut(slot.parameters, message.connections)
         self._send(arrays)
 
+    def _reduce(self, message: messages.Reduce) -> None:
+        """Be this node's part of an all-reduce."""
+        assert self._weights is not None
+        stepper = self._steppers[0]
+        if self._representative is None:
+            self._representative = Representative(
+                self._representatives,
+                self._topology,
+                self._weights,
+                self._config.optimizer(),
+                self._chunk_bytes,
+            )
+        gradients = []
+        for slot in message.slots:
+            workspace = self._slots[slot].workspace
+            workspace.fit(self._topology.connections)
+            gradients.append(workspace)
+        self._representative.update(
+            show_weights(self._topology, self._weights),
+            gradients,
+            message.rows,
+            message.rate,
+            stepper.backend,
+            stepper.threads,
+        )
+        self._line.send(messages.Done())
+
     def _evaluate(self, task: messages.Evaluate) -> None:
-        _, trainer = self._prepare(task.slot, task.weights)
+        _, stepper = self._prepare(task.slot, task.weights)
         data = self._data
         if task.part == "train":
             rows = data.loss_rows[task.start : task.stop]
-            loss, sums = trainer.sum_scores(data.X, data.y, rows, data.weights)
+            loss, sums = stepper.sum_scores(data.X, data.y, rows, data.weights)
         else:
             assert data.test is not None
-            loss, sums = trainer.sum_scores(*data.test, np.arange(task.start, task.stop))
+            loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
         self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
 
     def _order(self, epoch: int) -> Rows:
@@ -175,9 +223,7 @@ class Worker:
         network = trainer.network
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
-            assert record.running_loss is not None
-            progress = record.epoch, record.running_loss, record.epoch_s, record.evolution_s
-            self._line.send(messages.Progress(task.replica, *progress))
+            self._line.send(messages.Progress(task.replica, record))
         self._pss_bytes = max(self._pss_bytes, pss_bytes())
         stored = StoredReplica.store(network, on_disk=task.on_disk)
         self._replicas[task.replica] = stored

@@ -1,0 +1,261 @@
+"""Small trainings that the tests run under mpiexec, and repeat in one process to compare.
+
+    mpiexec -n K python parallel_cases.py FOLDER NAME...
+
+trains the cases one after another. Of each, every rank writes its history to FOLDER/NAME, and
+rank 0 the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_model
+
+ROWS, FEATURES, CLASSES = 47, 8, 3
+PRUNING = {"pruning_start": 1, "pruning_every": 1, "pruning_percentile": 20.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training; what is not given is a small network's on `ROWS` rows."""
+
+    algorithm: str = "wasap"
+    network: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    rows: int = ROWS
+    sparse: bool = False
+    weighted: bool = False
+    targets: bool = False  # numbers to predict in place of classes
+    augment: bool = False
+    stop_after: int | None = None  # epochs
+    checkpoint: str | None = None  # folders, beside those of the cases
+    resume: str | None = None
+    on_disk: bool = False  # where trained replicas wait
+    blind: bool = False  # whether nothing is evaluated, so that an epoch ends at once
+
+    def make_network(self) -> SparseMLP:
+        sizes = (FEATURES, 24, 16, 2 if self.targets else CLASSES)
+        loss = "mean_squared_error" if self.targets else "softmax_cross_entropy"
+        settings = {"layer_sizes": sizes, "epsilon": 3.0, "seed": 5, "loss": loss}
+        return SparseMLP(NetworkConfig(**settings | self.network), progress=False)
+
+    def make_config(self, **changes: Any) -> TrainingConfig:
+        settings = {
+            "epochs": 3,
+            "batch_size": 6,
+            "learning_rate": 0.05,
+            "dropout": 0.2,
+            "seed": 11,
+            "backend": "scipy",
+            "threads": 1,
+        }
+        return TrainingConfig(**settings | self.training | changes)
+
+    def data(self) -> tuple[Any, Any]:
+        """Rows whose classes (or targets) can be learnt."""
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(self.rows, FEATURES)).astype(np.float32)
+        outputs = X @ rng.normal(size=(FEATURES, CLASSES))
+        if self.sparse:
+            X[rng.random(X.shape) < 0.5] = 0
+        y = outputs[:, :2].astype(np.float32) if self.targets else outputs.argmax(axis=1)
+        return csr_array(X) if self.sparse else X, y
+
+    def given(self) -> dict[str, Any]:
+        """What `Trainer.fit` and the parallel functions are given alike."""
+        X, y = self.data()
+        weights = np.arange(1.0, self.rows + 1) if self.weighted else None
+        return {"X": X, "y": y, "test": (X[:9], y[:9]), "sample_weight": weights}
+
+
+WIDTH = {"recipe": "width", "activation": "all_relu"}
+SRELU = {"activation": "srelu"}
+ONE = {"phase_one_epochs": 3}
+
+# One worker, phase one alone: nothing but the sequential training, bit for bit.
+SEQUENTIAL = {
+    "plain": Case(options=ONE),
+    "fused": Case(options=ONE, training={"backend": "fused"}),
+    "micro-batches": Case(options=ONE, training={"micro_batch": 4, "batch_size": 10}),
+    "pruned": Case(options=ONE, training=PRUNING),
+    "sparse-weighted": Case(options=ONE, sparse=True, weighted=True),
+    "srelu": Case(options=ONE, network=SRELU, training=PRUNING),
+    "width": Case(options=ONE, network=WIDTH, training={"growth": "gradient"}),
+    "targets": Case(options=ONE, targets=True, training={"schedule": "cosine"}),
+    "augmented": Case(options=ONE, augment=True),
+    "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
+    "synchronous": Case("wassp", options=ONE, network=WIDTH),
+    "simulated": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING),
+    "small-chunks": Case(options=ONE | {"ranks_per_node": 1, "chunk_bytes": 100}),
+    "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
+    "resumed": Case(options=ONE, checkpoint="resumed-checkpoint", resume="resumed-checkpoint"),
+}
+# One worker, both phases: the same weights; the velocities are not kept.
+BOTH_PHASES = {
+    "both-phases": Case(training=PRUNING, network=SRELU),
+    "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
+}
+
+SEVEN = {"phase_one_epochs": 7}  # past the warm-up
+JOINED = {
+    f"joined-{name}": Case("wassp", network=WIDTH, training={"epochs": 7}, options=SEVEN | options)
+    for name, options in {
+        "one-node": {},
+        "one-slot": {"slots": 1},
+        "two-nodes": {"ranks_per_node": 2},
+        "four-nodes": {"ranks_per_node": 1},
+        "without-server": {"server": False},
+        "without-server-on-two-nodes": {"server": False, "ranks_per_node": 2},
+        "without-server-on-four-nodes": {"server": False, "ranks_per_node": 1},
+    }.items()
+}
+
+START = {"training": PRUNING | {"epochs": 4}, "network": SRELU, "resume": "start-checkpoint"}
+REPLICAS = {
+    "start": Case(
+        **START | {"resume": None},
+        options={"phase_one_epochs": 2},
+        stop_after=2,
+        checkpoint="start-checkpoint",
+    )
+} | {
+    f"replicas-{name}": Case(
+        **START,
+        options={"phase_one_epochs": 2} | options,
+        on_disk=name == "on-disk",
+        checkpoint=f"replicas-{name}-checkpoint",
+    )
+    for name, options in {
+        "one-node": {},
+        "one-slot": {"slots": 1},
+        "on-disk": {},
+        "two-nodes": {"ranks_per_node": 2},
+        "four-nodes": {"ranks_per_node": 1},
+        "fewer": {},
+    }.items()
+}
+
+SLOW = {"epochs": 6, "learning_rate": 0.02, "momentum": 0.5}
+NOTED = {"noted": True, "phase_one_epochs": 2}
+ASYNCHRONOUS = (
+    {
+        f"noted-{name}": Case(training={"epochs": 3, "batch_size": 5}, options=NOTED | options)
+        for name, options in {
+            "one-node": {},
+            "four-nodes": {"ranks_per_node": 1},
+        }.items()
+    }
+    | {
+        f"{name}": Case(rows=600, training=SLOW | training, options=options)
+        for name, options, training in (
+            ("asynchronous-1", {"slots": 3}, {}),
+            ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
+            ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
+            ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
+        )
+    }
+    | {
+        # Transfers of many messages, longer than those that MPI sends ahead.
+        f"large-{name}": Case(
+            network={"layer_sizes": (FEATURES, 3000, 3000, CLASSES)},
+            training=SLOW | {"batch_size": 4} | training,
+            blind=True,
+            options={"ranks_per_node": 1, "chunk_bytes": 2**16, "phase_one_epochs": 5},
+            stop_after=stop_after,
+        )
+        for name, training, stop_after in (("evolved", {}, None), ("stopped", {"zeta": 0.0}, 2))
+    }
+)
+
+CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS
+
+
+def shift(part, rows, epoch):
+    """An augmentation that is a function of the row and of the epoch."""
+    return part + np.float32(0.1) * ((rows[:, None] + epoch) % 3).astype(np.float32)
+
+
+class Notes:
+    """An augmentation that changes nothing, and writes down the rows that it is given."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, part, rows, epoch):
+        with open(self.path, "a", encoding="ascii") as file:
+            file.writelines(f"{epoch} {row}\n" for row in rows)
+        return part
+
+
+def save_network(network: SparseMLP, path: Path) -> None:
+    arrays = {}
+    for k, layer in enumerate(network.layers):
+        for name in ("values", "bias", "velocity", "bias_velocity", "srelu", "dead"):
+            if getattr(layer, name) is not None:
+                arrays[f"{name}-{k}"] = getattr(layer, name)
+        for name in ("indptr", "indices", "indptr_by_output", "indices_by_output"):
+            arrays[f"{name}-{k}"] = getattr(layer.topology, name)
+        arrays[f"values_by_output-{k}"] = layer.values_by_output
+    np.savez(path, **arrays)
+
+
+def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
+    """Train a case on all ranks."""
+    from largesparse.parallel import phase_two, train_wasap, train_wassp
+    from largesparse.parallel.server import Server
+
+    (folder / name).mkdir(exist_ok=True)
+    if case.on_disk:
+        phase_two.RESULTS_SHARE = 0.0
+    fill_in = Server.fill_in
+    if case.blind:
+        Server.fill_in = lambda server, record: None
+    augment: Any = shift if case.augment else None
+    if case.options.get("noted"):
+        augment = Notes(folder / name / f"rows-{comm.rank}.txt")
+    options = {key: value for key, value in case.options.items() if key != "noted"}
+    train = train_wasap if case.algorithm == "wasap" else train_wassp
+    config = case.make_config()
+    network = None
+    if comm.rank == 0:
+        network = case.make_network() if case.resume is None else None
+        options |= case.given()
+        options["callbacks"] = [lambda trainer, record: record.epoch == case.stop_after]
+        for place in ("checkpoint", "resume"):
+            if getattr(case, place) is not None:
+                options[place] = folder / getattr(case, place)
+    history = train(network, config, augment=augment, progress=False, **options)
+    told = {"epochs": history.to_list(), "report": None}
+    if history.parallel is not None:
+        told["report"] = dataclasses.asdict(history.parallel)
+    (folder / name / f"history-{comm.rank}.json").write_text(json.dumps(told))
+    if comm.rank == 0 and network is None:
+        network = load_model(options["checkpoint"])
+    if network is not None:
+        save_network(network, folder / name / "network.npz")
+    phase_two.RESULTS_SHARE, Server.fill_in = 0.25, fill_in
+
+
+def main() -> None:
+    from largesparse.parallel.ranks import get_communicator
+
+    comm = get_communicator()
+    folder = Path(sys.argv[1])
+    for name in sys.argv[2:]:
+        if comm.rank == 0:
+            print(name, flush=True)
+        run_case(CASES[name], comm, folder, name)
+
+
+if __name__ == "__main__":
+    main()
