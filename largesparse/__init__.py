@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .inference import Predictor, predict, predict_proba
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
+    from .parallel import ParallelReport, train_wasap, train_wassp
     from .preprocessing import Standardizer
     from .records import read_records
     from .regressor import SparseMLPRegressor
@@ -35,6 +36,7 @@ _MODULES = {
     "InputDegrees": "monitoring",
     "LargeSparseError": "errors",
     "NetworkConfig": "config",
+    "ParallelReport": "parallel",
     "Predictor": "inference",
     "SparseFeatureSelector": "selection",
     "SparseMLP": "network",
@@ -57,6 +59,8 @@ _MODULES = {
     "read_records": "records",
     "save_checkpoint": "checkpoint",
     "save_model": "checkpoint",
+    "train_wasap": "parallel",
+    "train_wassp": "parallel",
 }
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "InputDegrees",
     "LargeSparseError",
     "NetworkConfig",
+    "ParallelReport",
     "Predictor",
     "SparseFeatureSelector",
     "SparseMLP",
@@ -89,6 +94,8 @@ __all__ = [
     "read_records",
     "save_checkpoint",
     "save_model",
+    "train_wasap",
+    "train_wassp",
 ]
 
 

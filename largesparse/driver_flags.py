@@ -9,7 +9,7 @@ from .parallel.transfer import CHUNK_BYTES
 from .presets import HYPERPARAMETERS
 from .sizes import parse_size
 
-ALGORITHMS = ("wasap", "wassp")
+ALGORITHMS = ("wasap", "wassp", "allreduce")
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
@@ -141,7 +141,8 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         choices=ALGORITHMS,
         default="wasap",
         help="how gradients are applied in phase one: 'wasap' each as it arrives, 'wassp' the mean "
-        "of all workers' at once (default %(default)s)",
+        "of all workers' at once, 'allreduce' as wassp, but added up by the nodes without a server "
+        "(default %(default)s)",
     )
     group.add_argument(
         "--phase-one-epochs",

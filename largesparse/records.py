@@ -46,7 +46,7 @@ class RunRecord:
     commit: str | None = None
     versions: dict[str, str | None] | None = None
     cpu: str | None = None
-    algorithm: str | None = None  # "sequential", "wasap" or "wassp"
+    algorithm: str | None = None  # "sequential", "wasap", "wassp" or "allreduce"
     neurons: int | None = None  # sum of the hidden layers
     layers: int | None = None  # hidden layers
     epsilon: float | None = None

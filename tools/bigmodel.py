@@ -74,7 +74,11 @@ from largesparse.threads import resolve_threads
 from largesparse.warming import warm_up
 
 FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
-ALGORITHMS = {"wasap": train_wasap, "wassp": train_wassp}
+TRAIN = {
+    "wasap": train_wasap,
+    "wassp": train_wassp,
+    "allreduce": functools.partial(train_wassp, server=False),
+}
 
 
 class Job(NamedTuple):
@@ -117,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     init_s = time.perf_counter() - started
     if comm.size > 1:
         train = functools.partial(
-            ALGORITHMS[options.algorithm],
+            TRAIN[options.algorithm],
             None,
             job.training,
             comm=comm,
@@ -202,10 +206,15 @@ def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
             f"predict the test rows together. Got {options.processes} instead."
         )
     if ranks > 1:
-        phase_one = phase_one_length(options.epochs, options.phase_one_epochs)
-        names = ("algorithm", "slots", "ranks_per_node", "chunk_bytes")
-        ParallelOptions(phase_one_epochs=phase_one, **{n: getattr(options, n) for n in names})
+        parallel_options(options)
     return options
+
+
+def parallel_options(options: argparse.Namespace) -> ParallelOptions:
+    """Return how the training is spread over ranks, checked."""
+    phase_one = phase_one_length(options.epochs, options.phase_one_epochs)
+    names = ("algorithm", "slots", "ranks_per_node", "chunk_bytes")
+    return ParallelOptions(phase_one_epochs=phase_one, **{n: getattr(options, n) for n in names})
 
 
 def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
@@ -243,14 +252,14 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     steps = options.epochs * -(-train_samples // options.batch_size)
     choose: Callable[..., MemoryPlan | ParallelPlan] = choose_plan
     if ranks > 1:
-        phase_two = phase_one_length(options.epochs, options.phase_one_epochs) < options.epochs
+        spread = parallel_options(options)
         choose = functools.partial(
             choose_parallel_plan,
             nodes=nodes,
-            slots=options.slots,
+            slots=spread.most_slots,
             available=memory,
-            synchronous=options.algorithm == "wassp",
-            replicas=ranks - 1 if phase_two else 0,
+            algorithm=spread.algorithm,
+            replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,
         )
     plan = choose(
         config,
@@ -361,7 +370,9 @@ def print_use(record: RunRecord, history: History) -> None:
         f"{report.mean_staleness:.1f} in the mean, {report.max_staleness} at most; "
         f"{report.bytes_moved / GIB:.2f} GiB between nodes; {sum(report.cpu_s):.0f} s of processors"
     )
-    print(f"memory of the node {report.node_pss_bytes / GIB:.2f} GiB, planned {planned:.2f}")
+    print(
+        f"memory of the largest node {report.node_pss_bytes / GIB:.2f} GiB, planned {planned:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def plan_parallel(
     nodes: Nodes,
     slots: Sequence[int],
     *,
-    synchronous: bool = False,
+    algorithm: str = "wasap",
     replicas: int = 0,
     data: int = 0,
     mapped: int = 0,
@@ -131,8 +131,8 @@ def plan_parallel(
     nodes : Nodes
     slots : sequence of int
         Of every node.
-    synchronous : bool
-        Whether it is WASSP.
+    algorithm : str
+        As in `ParallelOptions`.
     replicas : int
         Of phase two; 0 where there is none.
     data, mapped : int
@@ -143,7 +143,8 @@ def plan_parallel(
     here = nodes.beside(0)
     topology = SharedTopology(shape, Arena())
     one_topology, slot = shared_size(SharedTopology, shape), shared_size(Slot, shape, topology)
-    model = len(here) * one_topology + shared_size(SharedWeights, shape)
+    model = len(here) * one_topology
+    model += (len(here) if algorithm == "allreduce" else 1) * shared_size(SharedWeights, shape)
     counts = tuple(slots[node] for node in here)
     ranks = sum(len(nodes.ranks(node)) for node in here)
     connections, sizes = sum(shape.room), shape.config.layer_sizes
@@ -151,7 +152,7 @@ def plan_parallel(
     values = 4 * (connections + neurons)  # of one float32 array of each kind
     passing = EVOLUTION * max(shape.room) + 8 * 2 * max(sizes)
     # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
-    server = passing + 2 * values + (values if synchronous else 0)
+    server = passing + 2 * values + (0 if algorithm == "wasap" else values)
     server += 2 * values if len(nodes) > 1 else 0
     base = BASE + (ranks - 1) * RANK_BASE
     data = 2 * data + (data + mapped) * (len(here) - 1)  # it is copied; other nodes have their own
@@ -296,7 +297,7 @@ def check_memory(
             Shape.of(network, trainer.micro_batch),
             nodes,
             slots_of_nodes(nodes, options.most_slots),
-            synchronous=options.algorithm == "wassp",
+            algorithm=options.algorithm,
             replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
             data=sum(array.nbytes for array in arrays if find_mapped(array) is None),
             mapped=sum(array.nbytes for array in arrays if find_mapped(array) is not None),
