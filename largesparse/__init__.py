@@ -9,17 +9,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+    from .classifier import SparseMLPClassifier
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
-    from .estimator import SparseMLPClassifier, SparseMLPRegressor
     from .history import EpochRecord, History
     from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
+    from .parallel import ParallelReport, train_wasap, train_wassp
     from .preprocessing import Standardizer
     from .records import read_records
+    from .regressor import SparseMLPRegressor
     from .selection import SparseFeatureSelector, input_strength
     from .skewness import alpha_from_skewness
     from .synthetic import make_large_classification
@@ -34,11 +36,12 @@ _MODULES = {
     "InputDegrees": "monitoring",
     "LargeSparseError": "errors",
     "NetworkConfig": "config",
+    "ParallelReport": "parallel",
     "Predictor": "inference",
     "SparseFeatureSelector": "selection",
     "SparseMLP": "network",
-    "SparseMLPClassifier": "estimator",
-    "SparseMLPRegressor": "estimator",
+    "SparseMLPClassifier": "classifier",
+    "SparseMLPRegressor": "regressor",
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
@@ -56,6 +59,8 @@ _MODULES = {
     "read_records": "records",
     "save_checkpoint": "checkpoint",
     "save_model": "checkpoint",
+    "train_wasap": "parallel",
+    "train_wassp": "parallel",
 }
 
 __all__ = [
@@ -66,6 +71,7 @@ __all__ = [
     "InputDegrees",
     "LargeSparseError",
     "NetworkConfig",
+    "ParallelReport",
     "Predictor",
     "SparseFeatureSelector",
     "SparseMLP",
@@ -88,6 +94,8 @@ __all__ = [
     "read_records",
     "save_checkpoint",
     "save_model",
+    "train_wasap",
+    "train_wassp",
 ]
 
 

@@ -37,15 +37,30 @@ def load_batch(
         X = X[rows].astype(np.float32)
         rows = np.arange(len(rows))
     if issparse(X):
-        kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
-    else:
-        values = np.asarray(X).view()
-        values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
-        plain = values.dtype == np.float32 and values.flags.c_contiguous
-        load = kernels.load_float32 if plain else kernels.load_dense
-        load(values, rows, out)
+        _load_sparse(X, rows, preprocessing, out)
+        return
+    values = np.asarray(X).view()
+    values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
+    plain = values.dtype == np.float32 and values.flags.c_contiguous
+    load = kernels.load_float32 if plain else kernels.load_dense
+    load(values, rows, out)
     if preprocessing is not None:
         preprocessing.apply_(out)
+
+
+def _load_sparse(
+    X: Any,
+    rows: NDArray[np.int64],
+    preprocessing: Standardizer | None,
+    out: NDArray[np.float32],
+) -> None:
+    from .backends import kernels
+
+    if preprocessing is None:
+        kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
+    else:
+        mean, scale = preprocessing.mean, preprocessing.scale
+        kernels.load_standardised(X.indptr, X.indices, X.data, rows, mean, scale, out)
 
 
 def dense_rows(X: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -97,7 +97,7 @@ class NetworkConfig:
 
     @property
     def neurons(self) -> int:
-        """Number of neurons: the sum of the hidden layers' sizes."""
+        """Number of neurons, the sum of the hidden layers' sizes."""
         return sum(self.layer_sizes[1:-1])
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class TrainingConfig:
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
-    evolve_last: bool = False  # evolve after the last epoch too
+    evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
     growth: str = "random"  # random | gradient: see largesparse.growth
     growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off

@@ -22,13 +22,13 @@ from .estimator_defaults import (
     OWNER,
     PARTIAL_FACTOR,
     STEPS_PER_EPOCH,
-    STOPPING_ROWS,
     auto_batch_size,
     auto_epochs,
     auto_epsilon,
     auto_rate,
     auto_recipe,
     resolve_jobs,
+    stops_early,
 )
 from .history import History
 from .inference import Predictor
@@ -44,7 +44,7 @@ RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a l
 WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
-NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe")
+NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe", "regrowth")
 
 
 class BaseSparseMLP(BaseEstimator):
@@ -62,7 +62,13 @@ class BaseSparseMLP(BaseEstimator):
         activation: str = "all_relu",
         alpha: float | str = 0.1,
         recipe: str = "auto",
+        regrowth: str | None = None,
         zeta: float = 0.3,
+        zeta_decay: float = 1.0,
+        growth: str = "random",
+        pruning_start: int | None = None,
+        pruning_every: int = 10,
+        pruning_percentile: float = 5.0,
         dropout: float = 0.2,
         learning_rate: float | str = "auto",
         schedule: str = "cosine",
@@ -86,7 +92,13 @@ class BaseSparseMLP(BaseEstimator):
         self.activation = activation
         self.alpha = alpha
         self.recipe = recipe
+        self.regrowth = regrowth
         self.zeta = zeta
+        self.zeta_decay = zeta_decay
+        self.growth = growth
+        self.pruning_start = pruning_start
+        self.pruning_every = pruning_every
+        self.pruning_percentile = pruning_percentile
         self.dropout = dropout
         self.learning_rate = learning_rate
         self.schedule = schedule
@@ -230,6 +242,7 @@ class BaseSparseMLP(BaseEstimator):
             activation=self.activation,
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
             recipe="width" if self._is_auto("recipe") else self.recipe,
+            regrowth=self.regrowth,
             loss=self._loss,
             seed=self._seed,
         )
@@ -256,7 +269,7 @@ class BaseSparseMLP(BaseEstimator):
         """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
         fraction, factor = 0.0, 1.0
         if epochs is None:
-            if self._stops_early(n_rows):
+            if stops_early(self.early_stopping, n_rows):
                 check_range(
                     "validation_fraction",
                     self.validation_fraction,
@@ -284,6 +297,11 @@ class BaseSparseMLP(BaseEstimator):
             weight_decay=self.weight_decay,
             dropout=self.dropout,
             zeta=self.zeta,
+            zeta_decay=self.zeta_decay,
+            growth=self.growth,
+            pruning_start=self.pruning_start,
+            pruning_every=self.pruning_every,
+            pruning_percentile=self.pruning_percentile,
             validation_fraction=fraction,
             patience=self.patience if fraction else None,
             standardize=self.standardize,
@@ -291,16 +309,6 @@ class BaseSparseMLP(BaseEstimator):
             backend=self.backend,
             threads=resolve_jobs(self.n_jobs),
         )
-
-    def _stops_early(self, n_rows: int) -> bool:
-        if isinstance(self.early_stopping, bool | np.bool_):
-            return bool(self.early_stopping)
-        if self.early_stopping != "auto":
-            raise ParameterError(
-                f"The 'early_stopping' parameter of {OWNER} must be True, False or 'auto'. "
-                f"Got {self.early_stopping!r} instead."
-            )
-        return n_rows > STOPPING_ROWS
 
     def _is_auto(self, name: str) -> bool:
         value = getattr(self, name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 from .config import NetworkConfig
 from .errors import ParameterError, check_range
 from .threads import available_threads
@@ -82,6 +84,18 @@ def auto_recipe(config: NetworkConfig, n_rows: int | None) -> str:
     """
     few_rows = n_rows is not None and config.layer_sizes[0] > n_rows
     return "paper" if few_rows and min(config.probabilities()) >= SMALLEST_DENSITY else "width"
+
+
+def stops_early(early_stopping: bool | str, n_rows: int) -> bool:
+    """Return whether a part of the rows is set aside: "auto" is above 10,000 rows."""
+    if isinstance(early_stopping, bool | np.bool_):
+        return bool(early_stopping)
+    if early_stopping != "auto":
+        raise ParameterError(
+            f"The 'early_stopping' parameter of {OWNER} must be True, False or 'auto'. "
+            f"Got {early_stopping!r} instead."
+        )
+    return n_rows > STOPPING_ROWS
 
 
 def resolve_jobs(n_jobs: int | None) -> int:

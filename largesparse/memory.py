@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -84,11 +84,8 @@ def plan_training(config: NetworkConfig, micro_batch: int, *, mapped: int = 0) -
     """
     model = gradients = passing = 0
     sizes = config.layer_sizes
-    for (n_in, n_out), probability in zip(
-        itertools.pairwise(sizes), config.probabilities(), strict=True
-    ):
-        expected = probability * n_in * n_out
-        nnz = math.ceil(expected + 3 * math.sqrt(expected * (1 - probability)))
+    connections = expected_connections(config)
+    for (n_in, n_out), nnz in zip(itertools.pairwise(sizes), connections, strict=True):
         model += 24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out
         gradients += 4 * nnz + 4 * n_out
         pointers = 8 * (n_in + n_out)
@@ -101,6 +98,17 @@ def plan_training(config: NetworkConfig, micro_batch: int, *, mapped: int = 0) -
         passing,
         mapped,
     )
+
+
+def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
+    """Return the connections that each layer will hardly have more of."""
+    found = []
+    for (n_in, n_out), probability in zip(
+        itertools.pairwise(config.layer_sizes), config.probabilities(), strict=True
+    ):
+        expected = probability * n_in * n_out
+        found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
+    return tuple(found)
 
 
 def activation_bytes(layer_sizes: Sequence[int], micro_batch: int, *, trained: bool = False) -> int:
@@ -162,12 +170,16 @@ def choose_plan(
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
     for candidate in (
-        [min(micro_batch, batch_size)] if micro_batch else _candidates(config, batch_size)
+        [min(micro_batch, batch_size)] if micro_batch else micro_batches(config, batch_size)
     ):
         plan = plan_training(config, candidate, mapped=mapped)
         if plan.required <= budget:
             return plan
-    fitting = _fitting_neurons(config, plan.micro_batch, budget)
+
+    def fits(smaller: NetworkConfig) -> bool:
+        return plan_training(smaller, plan.micro_batch).required <= budget
+
+    fitting = fitting_neurons(config, fits)
     advice = f"about {fitting} neurons would fit" if fitting else "not even a small network fits"
     if micro_batch and micro_batch > 1:
         advice += ", or a smaller micro-batch"
@@ -179,7 +191,7 @@ def choose_plan(
     )
 
 
-def _fitting_neurons(config: NetworkConfig, micro_batch: int, budget: int) -> str | None:
+def fitting_neurons(config: NetworkConfig, fits: Callable[[NetworkConfig], bool]) -> str | None:
     """Return the largest size with two digits that fits, as the command line takes it."""
     for exponent in range(len(str(config.neurons)), 0, -1):
         for digits in range(99, 9, -1):
@@ -187,7 +199,7 @@ def _fitting_neurons(config: NetworkConfig, micro_batch: int, budget: int) -> st
             if neurons >= config.neurons or neurons < len(config.layer_sizes) - 2:
                 continue
             smaller = dataclasses.replace(config, layer_sizes=_scaled(config, neurons))
-            if plan_training(smaller, micro_batch).required <= budget:
+            if fits(smaller):
                 unit, size = next(
                     (unit, size) for unit, size in UNITS if neurons >= size or size == 1
                 )
@@ -208,8 +220,8 @@ def prediction_batch(layer_sizes: Sequence[int]) -> int:
     return max(1, min(1024, PREDICTION_BYTES // (4 * floats)))
 
 
-def _candidates(config: NetworkConfig, batch_size: int) -> list[int]:
-    """Return micro-batches to try, largest first."""
+def micro_batches(config: NetworkConfig, batch_size: int) -> list[int]:
+    """Return useful micro-batches, largest first."""
     widest = max(config.layer_sizes[1:-1], default=0)
     largest = min(batch_size, WIDE_MICRO_BATCH) if widest >= WIDE else batch_size
     powers = [2**k for k in range(largest.bit_length() - 1, -1, -1) if 2**k < largest]

@@ -173,7 +173,7 @@ class SparseMLP:
 
     @property
     def neurons(self) -> int:
-        """Number of neurons: the sum of the hidden layers' sizes."""
+        """Number of neurons, the sum of the hidden layers' sizes."""
         return self.config.neurons
 
     @property

@@ -19,7 +19,7 @@ from .errors import DataError
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-BLOCK_BYTES = 2**23  # of X per block: small enough that its float64 temporaries stay near the cache
+BLOCK_BYTES = 2**20  # of X per block: its float64 temporaries stay in the cache
 LARGEST = float(np.finfo(np.float32).max) / 2  # so that x - mean cannot overflow float32
 
 

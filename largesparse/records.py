@@ -46,7 +46,7 @@ class RunRecord:
     commit: str | None = None
     versions: dict[str, str | None] | None = None
     cpu: str | None = None
-    algorithm: str | None = None  # "sequential", "wasap" or "wassp"
+    algorithm: str | None = None  # "sequential", "wasap", "wassp" or "allreduce"
     neurons: int | None = None  # sum of the hidden layers
     layers: int | None = None  # hidden layers
     epsilon: float | None = None
@@ -62,17 +62,19 @@ class RunRecord:
     test_samples: int | None = None
     seed: int | None = None
     init_s: float | None = None
-    epoch_s: list[float] | None = None  # training alone
-    inference_s: list[float] | None = None
-    evolution_s: list[float] | None = None
+    epoch_s: list[float | None] | None = None  # training alone
+    inference_s: list[float | None] | None = None
+    evolution_s: list[float | None] | None = None
     loss: list[float | None] | None = None  # without dropout, over a fixed set of training rows
     accuracy: list[float | None] | None = None  # over all test rows
     planned_bytes: int | None = None
     peak_rss_bytes: int | None = None  # of the largest rank
-    node_pss_bytes: int | None = None
-    phase_one_epochs: int | None = None
-    idle_s: list[float] | None = None
-    staleness: Any = None
+    node_pss_bytes: int | None = None  # of all ranks of the largest node
+    phase_one_epochs: int | None = None  # the rest has no loss, but for the last
+    idle_s: list[float] | None = None  # that every rank has waited
+    staleness: Any = None  # of phase one's updates: mean, max, histogram
+    bytes_moved: int | None = None  # between nodes
+    cpu_s: list[float] | None = None  # processor time of every rank
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))
@@ -182,7 +184,7 @@ def read_records(*paths: str | Path) -> pd.DataFrame:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory this process has had in RAM since its start, in bytes."""
+    """Return the most memory this process has had in RAM, in bytes: see `start_peak_rss`."""
     # Not ru_maxrss where this can be had: that starts from what the parent had at the fork.
     kilobytes = _status_kilobytes("/proc/self/status", "VmHWM")
     if kilobytes is not None:
@@ -193,6 +195,15 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def start_peak_rss() -> None:
+    """Let `peak_rss_bytes` count from now on, on Linux; elsewhere it goes on from the start."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return
 
 
 def node_pss_bytes(pids: Iterable[int]) -> int | None:

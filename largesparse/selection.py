@@ -57,7 +57,7 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
 
     Examples
     --------
-    >>> from largesparse.estimator import SparseMLPClassifier  # doctest: +SKIP
+    >>> from largesparse import SparseMLPClassifier  # doctest: +SKIP
     >>> selector = SparseFeatureSelector(SparseMLPClassifier(), n_features_to_select=20)
     >>> X_small = selector.fit_transform(X, y)  # doctest: +SKIP
     """
@@ -155,6 +155,6 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
 
 
 def _default() -> Any:
-    from .estimator import SparseMLPClassifier
+    from .classifier import SparseMLPClassifier
 
     return SparseMLPClassifier()

@@ -104,7 +104,8 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
 
     from sklearn.utils.multiclass import type_of_target
 
-    from .estimator import SparseMLPClassifier, SparseMLPRegressor
+    from .classifier import SparseMLPClassifier
+    from .regressor import SparseMLPRegressor
 
     task = arguments.task
     if task == "auto":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,23 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .activations import TRAINED
-from .backends import get_backend
-from .batches import load_batch
 from .checkpoint import check_folder, save_checkpoint
 from .config import TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
-from .errors import CheckpointError, DataError, NumericalError, ParameterError
+from .errors import CheckpointError, DataError, ParameterError
 from .growth import Walk, evolve_layers
 from .history import EpochRecord, History
 from .importance import prune_neurons
 from .layer import SparseLayer
-from .losses import LOSSES, ScoreSums
-from .network import SparseMLP, Visit, dropout_key
+from .network import SparseMLP
 from .randomness import stream
-from .threads import resolve_threads
+from .stepping import Stepper
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
-from .whole_step import WholeStep
 from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -38,7 +32,7 @@ logger = logging.getLogger(__name__)
 Callback = Callable[["Trainer", EpochRecord], bool | None]
 
 
-class Trainer:
+class Trainer(Stepper):
     """Trains a network in this process.
 
     Parameters
@@ -69,190 +63,11 @@ class Trainer:
         *,
         workspace: Workspace | None = None,
     ) -> None:
-        self.network = network
-        self.config = config or TrainingConfig()
-        self.backend = get_backend(self.config.backend)
-        self.threads = resolve_threads(self.config.threads, "a training")
-        self.epoch = 0
-        self.step_count = 0
+        super().__init__(network, config, workspace=workspace)
         self.history = History()
         self.rows: int | None = None
         self.best: Snapshot | None = None
         self.parallel: dict[str, Any] | None = None
-        self._loss = LOSSES[network.config.loss].function
-        self._optimizer = self.config.optimizer()
-        self._rates = self.config.rates()
-        self._workspace = workspace
-        self._compiled_step: WholeStep | None = None
-
-    @property
-    def workspace(self) -> Workspace:
-        """The buffers of a step; allocated when they are first needed."""
-        if self._workspace is None:
-            self._workspace = Workspace(self.network.layers, self.micro_batch)
-        return self._workspace
-
-    @property
-    def micro_batch(self) -> int:
-        """Samples computed at once."""
-        batch_size = self.config.batch_size
-        return min(self.config.micro_batch or batch_size, batch_size)
-
-    @property
-    def _has_whole_step(self) -> bool:
-        """Whether a step can be one compiled call."""
-        return self.backend.has_whole_step and self.network.config.activation not in TRAINED
-
-    def step(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        rows: NDArray[np.int64] | None = None,
-        *,
-        progress: float | None = None,
-        sample_weight: NDArray[np.float32] | None = None,
-    ) -> float:
-        """Make one update from a mini-batch, and return its mean loss (with dropout).
-
-        Parameters
-        ----------
-        X : (n_samples, n_features) dense or CSR
-        y : int32 (n_samples,) or float32 (n_samples, n_targets)
-            Class indices, or targets where the loss is the mean squared error.
-        rows : int64 (batch,), optional
-            The rows of the mini-batch; all of X by default.
-        progress : float, optional
-            Epochs trained so far, for the schedule; by default the epochs completed.
-        sample_weight : float32 (n_samples,), optional
-            Factors of the samples' losses; 1 by default.
-
-        Raises
-        ------
-        NumericalError
-            Where the loss is not finite. The weights are those before the step.
-        """
-        rows = np.arange(len(y)) if rows is None else rows
-        factor = self._rates.factor(self.epoch if progress is None else progress)
-        rate = self.config.learning_rate * factor
-        with self.backend.threads(self.threads):
-            if self._has_whole_step and len(rows) <= self.workspace.micro_batch:
-                loss = self._whole_step(X, y, rows, rate, sample_weight)
-            else:
-                loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, self._optimizer, rate, self.backend)
-        self.step_count += 1
-        return loss
-
-    def gradient(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        rows: NDArray[np.int64],
-        sample_weight: NDArray[np.float32] | None = None,
-        *,
-        plain: bool = False,
-        visit: Visit | None = None,
-        first_row: int = 0,
-        joined: int | None = None,
-    ) -> float:
-        """Compute the mini-batch's gradient, by micro-batches, into the workspace.
-
-        Parameters
-        ----------
-        X, y, rows, sample_weight
-            As in `step`.
-        plain : bool
-            Without dropout and centring.
-        visit : callable, optional
-            As in `SparseMLP.backward`.
-        first_row, joined : int, optional
-            Where the rows are a part of a mini-batch of `joined` rows that begins with its row
-            `first_row`: the gradient is this part of the mini-batch's, and is not centred yet.
-
-        Returns
-        -------
-        loss : float
-            Mean over the rows, with dropout.
-        """
-        config, workspace, backend = self.config, self.workspace, self.backend
-        total = 0.0
-        workspace.fit(self.network.layer_connections)  # neurons may have been pruned
-        for start in range(0, len(rows), workspace.micro_batch):
-            part = rows[start : start + workspace.micro_batch]
-            batch = len(part)
-            load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
-            rate = 0.0 if plain else config.dropout
-            dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
-            logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
-            weights = None if sample_weight is None else sample_weight[part]
-            loss, delta = self._loss(logits, y[part], joined or len(rows), weights)
-            self.check_finite(loss, self.step_count + 1, self.epoch + 1)
-            total += loss
-            options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
-            self.network.backward(workspace, delta, backend, visit=visit, **options)
-        if not plain and joined is None:
-            self.network.finish_gradient(workspace, len(rows), backend)
-        return total / len(rows)
-
-    def _whole_step(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        rows: NDArray[np.int64],
-        rate: float,
-        sample_weight: NDArray[np.float32] | None,
-    ) -> float:
-        """Compute the gradient and update, in one compiled call."""
-        step = self._compiled_step
-        if step is None or not step.fits(self.network, self.workspace, len(rows)):
-            self.workspace.fit(self.network.layer_connections)  # neurons may have been pruned
-            step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
-        load_batch(X, rows, self.network.preprocessing, out=step.inputs)
-        dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
-        weights = None if sample_weight is None else sample_weight[rows]
-        loss = step.run(y[rows], weights, self._optimizer, rate, dropout) / len(rows)
-        self.check_finite(loss, self.step_count + 1, self.epoch + 1)
-        return loss
-
-    def check_finite(self, loss: float, step: int, epoch: int) -> None:
-        if not math.isfinite(loss):
-            raise NumericalError(
-                f"The loss became {loss} at step {step} (epoch {epoch}). "
-                f"Lower 'learning_rate' (now {self.config.learning_rate}), or check the inputs "
-                "for extreme values."
-            )
-
-    def evaluate(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        rows: NDArray[np.int64] | None = None,
-        sample_weight: NDArray[np.float32] | None = None,
-    ) -> tuple[float, float]:
-        """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout."""
-        rows = np.arange(len(y)) if rows is None else rows
-        loss, sums = self.sum_scores(X, y, rows, sample_weight)
-        return loss / max(sums.weight, 1e-300), sums.score()
-
-    def sum_scores(
-        self,
-        X: Any,
-        y: NDArray[Any],
-        rows: NDArray[np.int64],
-        sample_weight: NDArray[np.float32] | None = None,
-    ) -> tuple[float, ScoreSums]:
-        """Return the loss summed over rows of a data set, and the sums behind their score."""
-        loss, sums = 0.0, ScoreSums()
-        with self.backend.threads(self.threads):
-            for start in range(0, len(rows), self.workspace.micro_batch):
-                part = rows[start : start + self.workspace.micro_batch]
-                inputs = self.workspace.inputs(len(part))
-                load_batch(X, part, self.network.preprocessing, out=inputs)
-                outputs = self.network.forward(self.workspace, len(part), self.backend)
-                weights = None if sample_weight is None else sample_weight[part]
-                loss += self._loss(outputs, y[part], None, weights)[0]
-                sums.add(outputs, y[part], weights)
-        return loss, sums
 
     def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:
         """Evolve every layer but the output one; return their slot maps.

@@ -197,6 +197,46 @@ def test_saved_without_pickles(two_classes, numbers, tmp_path):
     loaded.partial_fit(X, y)
 
 
+# Evolution and pruning
+
+
+@pytest.mark.parametrize("model", [classifier(), regressor()], ids=["classifier", "regressor"])
+def test_pruning_leaves_a_smaller_network_of_the_same_predictions(two_classes, model):
+    X, y = two_classes
+    model = clone(model).set_params(max_epochs=6, pruning_start=3, pruning_every=2)
+    model.set_params(pruning_percentile=20).fit(X, y)  # one pruning: after epoch 4
+    assert [layer.n_living for layer in model.network_.layers[:-1]] == [30 - 6, 20 - 4]
+    nnz = [sum(counts) for counts in model.history_["nnz"]]
+    assert nnz[0] == nnz[4] > nnz[5] == nnz[6]
+    before = model.predict(X)
+    model.network_ = largesparse.compact(model.network_)
+    np.testing.assert_allclose(model.predict(X), before, rtol=1e-4, atol=1e-5)
+
+
+def topologies(model):
+    return [layer.topology.indices.tolist() for layer in model.network_.layers]
+
+
+@pytest.mark.parametrize("changed", [{"growth": "gradient"}, {"zeta_decay": 0.0}])
+def test_how_a_network_evolves_can_be_chosen(two_classes, changed):
+    one, other = classifier(epsilon=2), classifier(epsilon=2, **changed)
+    for epochs, same in ((1, True), (4, False)):  # nothing evolves after the last epoch
+        a, b = (clone(m).set_params(max_epochs=epochs).fit(*two_classes) for m in (one, other))
+        assert (topologies(a) == topologies(b)) == same
+
+
+@pytest.mark.parametrize("recipe, regrowth", [("width", "zero"), ("paper", "initial")])
+def test_values_of_new_connections_are_by_recipe(two_classes, tmp_path, recipe, regrowth):
+    kinds = {
+        given: classifier(recipe=recipe, regrowth=given).fit(*two_classes)
+        for given in (None, "zero", "initial")
+    }
+    assert same_weights(kinds[None], kinds[regrowth])
+    assert not same_weights(kinds["zero"], kinds["initial"])
+    kinds["zero"].save(tmp_path)
+    assert SparseMLPClassifier.load(tmp_path).regrowth == "zero"
+
+
 # Reproducibility
 
 
@@ -387,6 +427,12 @@ def test_a_training_that_diverges_starts_again_at_a_lower_rate(two_classes, monk
         {"n_jobs": 1.5},
         {"dropout": 1.0},
         {"zeta": -0.1},
+        {"zeta_decay": 1.5},
+        {"regrowth": "uniform"},
+        {"growth": "fast"},
+        {"pruning_start": -1},
+        {"pruning_every": 0},
+        {"pruning_percentile": 100},
         {"epsilon": -1},
         {"hidden_layer_sizes": (10, 0)},
         {"activation": "tanh"},

@@ -14,9 +14,9 @@ from scipy.sparse import csr_array, random_array
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import base, fused_kernels, get_backend
 from largesparse.backends.fused import FusedBackend
+from largesparse.batches import load_batch
 from largesparse.errors import NumericalError
 from largesparse.evolution import evolve
-from largesparse.training import load_batch
 from largesparse.whole_step import WholeStep
 
 fused = get_backend("fused")

@@ -18,7 +18,7 @@ FIELDS = """
     schema kind command timestamp commit versions cpu algorithm neurons layers epsilon parameters
     connections ranks threads backend recipe batch_size micro_batch train_samples test_samples
     seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes peak_rss_bytes
-    node_pss_bytes phase_one_epochs idle_s staleness
+    node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -174,6 +174,16 @@ def test_peak_memory_covers_what_was_touched():
     peak = records.peak_rss_bytes()
     assert peak >= block.nbytes
     assert before <= peak < 2**40
+
+
+@linux_only
+def test_the_peak_can_begin_anew():
+    size = 64 * 2**20
+    block = np.ones(size, dtype=np.uint8)
+    highest = records.peak_rss_bytes()
+    del block
+    records.start_peak_rss()
+    assert records.peak_rss_bytes() < highest - size // 2
 
 
 @linux_only

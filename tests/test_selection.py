@@ -12,9 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 import largesparse.skewness
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
+from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, Trainer, TrainingConfig
 from largesparse.errors import DataError, ParameterError
-from largesparse.estimator import SparseMLPClassifier
 from largesparse.selection import SparseFeatureSelector, input_strength
 from largesparse.skewness import alpha_from_skewness
 

@@ -13,8 +13,15 @@ from sklearn.datasets import load_digits, make_classification
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, predict, predict_proba
-from largesparse import training as training_module
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    predict,
+    predict_proba,
+    stepping,
+)
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.errors import (
     BackendError,
@@ -225,14 +232,14 @@ def test_every_row_is_used_once_an_epoch(n, batch, sizes):
 def test_micro_batches_cut_every_mini_batch(monkeypatch):
     X, y = task(100)
     loaded = []
-    load_batch = training_module.load_batch
+    load_batch = stepping.load_batch
 
     def spy(X, rows, preprocessing, *, out):
         loaded.append(np.array(rows))
         load_batch(X, rows, preprocessing, out=out)
 
     trainer = make_trainer(micro_batch=15)
-    monkeypatch.setattr(training_module, "load_batch", spy)
+    monkeypatch.setattr(stepping, "load_batch", spy)
     rows = np.random.default_rng(0).permutation(100)[:32]
     trainer.step(X, y.astype(np.int32), rows)
     assert [len(part) for part in loaded] == [15, 15, 2]

@@ -73,6 +73,17 @@ def load_sparse(indptr, indices, values, rows, out):
             out[indices[k], b] = values[k]
 
 
+@kernel(parallel=False)
+def load_standardised(indptr, indices, values, rows, mean, scale, out):
+    """out[f, b] = (X[rows[b], f] - mean[f]) * scale[f] for X in CSR, in one pass."""
+    for f in range(len(mean)):
+        out[f, :] = -mean[f] * scale[f]
+    for b in range(len(rows)):
+        for k in range(indptr[rows[b]], indptr[rows[b] + 1]):
+            f = indices[k]
+            out[f, b] = (np.float32(values[k]) - mean[f]) * scale[f]
+
+
 @kernel()
 def add_bias(Z, bias):
     """Z[j, b] += bias[j]."""

@@ -305,6 +305,7 @@ class Links:
         for workspace in own:
             workspace.fit(self.topology.connections)
         representative.update(self.network, own, rows, rate, backend, threads)
+        self.bytes_moved += 4 * self.network.connections * len(leaders)
         self._answers(leaders)
 
     @property

@@ -198,3 +198,4 @@ class Report:
     idle_cpu_s: float
     cpu_s: float
     pss_bytes: int
+    rss_bytes: int  # at its peak

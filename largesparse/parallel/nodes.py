@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,10 +43,13 @@ class Nodes:
     cores : list of int
         The cores that the ranks of a node may run on together, at least 1. Nodes that one machine
         is split into divide its cores.
+    machines : list of str
+        What tells the machine of every node from others.
     """
 
     node: list[int]
     cores: list[int]
+    machines: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, comm: Any, ranks_per_node: int | None = None) -> Nodes:
@@ -76,12 +79,13 @@ class Nodes:
             part = before[key] // ranks_per_node if ranks_per_node else 0
             before[key] += 1
             node.append(numbers.setdefault((key, part), len(numbers)))
+        machines = [host.machine for (host, _), _ in numbers]
         usable: list[set[tuple[str, int]]] = [set() for _ in numbers]
         for number, host, mine in zip(node, hosts, cores, strict=True):
             usable[number] |= {(host.machine, core) for core in mine}
         users = Counter(core for mine in usable for core in mine)
         shares = (sum(Fraction(1, users[core]) for core in mine) for mine in usable)
-        return cls(node, [max(1, int(share)) for share in shares])
+        return cls(node, [max(1, int(share)) for share in shares], machines)
 
     def __len__(self) -> int:
         """Return the number of nodes."""
@@ -90,6 +94,12 @@ class Nodes:
     def ranks(self, node: int) -> list[int]:
         """Return the ranks of a node, ascending."""
         return [rank for rank, other in enumerate(self.node) if other == node]
+
+    def beside(self, node: int) -> list[int]:
+        """Return the nodes on the machine of a node, itself included."""
+        if not self.machines:
+            return [node]
+        return [k for k, machine in enumerate(self.machines) if machine == self.machines[node]]
 
     def leader(self, node: int) -> int:
         """Return the lowest rank of a node."""

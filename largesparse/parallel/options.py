@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 
-from ..errors import check_range
+from ..errors import ParameterError, check_range
 from .transfer import CHUNK_BYTES, check_chunk_bytes
 
+PHASE_ONE_SHARE = 0.7  # of the epochs
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
 
 
@@ -37,6 +40,11 @@ class ParallelOptions:
         check_range("initial_rate_factor", factor, owner, low=0, high=1e6, low_open=True)
         check_range("initial_rate_epochs", self.initial_rate_epochs, owner, low=0)
 
+    @property
+    def most_slots(self) -> int | None:
+        """Slots that a node may have; None is as many as cores."""
+        return sys.maxsize if self.algorithm == "allreduce" else self.slots
+
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
         """Return the factor of the learning rate in phase one.
 
@@ -52,3 +60,22 @@ class ParallelOptions:
             initial = self.initial_rate_factor if progress < self.initial_rate_epochs else 1.0
             return initial * float((1 + staleness) ** -self.staleness_power)
         return 1 + (workers - 1) * min(1.0, progress / WARM_UP_EPOCHS)
+
+
+def phase_one_length(epochs: int, given: int | None = None) -> int:
+    """Return the number of epochs of phase one, by default 0.7 of all and at least 1.
+
+    Raises
+    ------
+    ParameterError
+        Where there are fewer epochs than given.
+    """
+    if given is None:
+        return max(1, math.floor(PHASE_ONE_SHARE * epochs))
+    check_range("phase_one_epochs", given, "parallel training", low=1, integer=True)
+    if given > epochs:
+        raise ParameterError(
+            "The 'phase_one_epochs' parameter of parallel training must be at most the number of "
+            f"epochs, {epochs}. Got {given} instead."
+        )
+    return given

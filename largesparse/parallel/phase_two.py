@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import NetworkConfig
 from ..history import EpochRecord
 from ..memory import available_memory
 from ..topology import Topology
@@ -32,8 +33,8 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     links, trainer = server.links, server.trainer
     dispatcher = server.make_dispatcher()
     connections = trainer.network.connections
-    result_bytes = 8 * connections + 8 * trainer.network.neurons
-    on_disk = replicas * result_bytes > RESULTS_SHARE * available_memory()
+    one = result_bytes(connections, trainer.network.config)
+    on_disk = replicas * one > RESULTS_SHARE * available_memory()
     rows = len(server.data.train_rows) // replicas
     todo = deque(range(replicas))
     trained: dict[int, messages.ReplicaTrained] = {}
@@ -67,6 +68,11 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
         trainer.history.epochs.append(_summary(epoch, records.get(epoch, []), server))
     trainer.epoch = trainer.config.epochs
     return [trained[replica] for replica in range(replicas)]
+
+
+def result_bytes(connections: int, config: NetworkConfig) -> int:
+    """Return the bytes of a trained replica with so many connections, until it is averaged."""
+    return 8 * connections + 4 * sum(config.layer_sizes[:-1]) + 5 * sum(config.layer_sizes[1:])
 
 
 def _summary(epoch: int, found: list[EpochRecord], server: Server) -> EpochRecord:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import numpy
 
@@ -31,10 +31,12 @@ __all__ = [
     "gather",
     "get_communicator",
     "raise_together",
+    "together",
     "wait",
 ]
 
 QUIET = 2  # exit status of a rank that leaves an error to rank 0
+Result = TypeVar("Result")
 HEAD_START = 3.0  # seconds in which rank 0 can tell an error before a silent rank ends the job
 
 
@@ -103,6 +105,17 @@ def raise_together(comm: Any, error: Exception | None) -> None:
         raise error
     rank, (kind, text) = next((rank, told) for rank, told in enumerate(everyone) if told)
     raise kind(f"Rank {rank}: {text}")
+
+
+def together(comm: Any, function: Callable[[], Result]) -> Result:
+    """Return what `function()` returns here; if it raises on any rank, all ranks stop as above."""
+    result, error = None, None
+    try:
+        result = function()
+    except Exception as wrong:
+        error = wrong
+    raise_together(comm, error)
+    return result  # type: ignore[return-value]
 
 
 def agree(comm: Any, facts: Mapping[str, Any]) -> None:

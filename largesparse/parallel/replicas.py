@@ -119,7 +119,8 @@ def train_replica(
                 nnz=[layer.nnz for layer in trainer.network.layers],
             )
             trainer.history.epochs.append(record)
-            trainer.evolve_if_due(data)
+            if trainer.epoch < config.epochs:  # averaging follows the last one
+                trainer.evolve_if_due(data)
             if task.checkpoint is not None:
                 try:
                     save_checkpoint(trainer, _folder(task))

@@ -15,6 +15,7 @@ class ParallelReport:
     ranks: int
     nodes: int
     slots: list[int]  # of every node
+    threads: list[int]  # of a worker of every node
     phase_one_epochs: int
     updates: int = 0
     staleness: dict[int, int] = field(default_factory=dict)  # updates by their staleness
@@ -25,6 +26,7 @@ class ParallelReport:
     idle_s: list[float] = field(default_factory=list)
     idle_cpu_s: list[float] = field(default_factory=list)  # used while idle
     cpu_s: list[float] = field(default_factory=list)
+    peak_rss_bytes: int = 0  # of the largest rank
     node_pss_bytes: int = 0  # of the largest node: the sum of what its ranks took at most
 
     def count(self, staleness: int) -> None:

@@ -263,11 +263,9 @@ class Slot:
             settings = layer_settings(shape.config, k)
             settings["srelu"] = None if settings["srelu"] is None else srelu
             empty = np.empty(0, np.float32)
-            layers.append(
-                SparseLayer(
-                    k + 2, pattern, values, bias, values_by_output=empty, velocity=empty, **settings
-                )
-            )
+            for name in ("values_by_output", "velocity", "bias_velocity", "srelu_velocity"):
+                settings[name] = empty  # every rank would have its own
+            layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
         self.network = SparseMLP.from_layers(shape.config, layers)
         self.workspace = Workspace(layers, shape.micro_batch, allocate=allocate)
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ..history import History
 from ..randomness import stream
-from ..training import Trainer
+from ..records import peak_rss_bytes
+from ..stepping import Stepper
 from ..training_data import Augment, Rows, augmented
 from ..warming import warm_up
 from . import messages
@@ -106,12 +107,12 @@ class Worker:
             self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
         arrays = [place.open() for place in join.data]
         self._data, scaling = from_arrays(join.layout, arrays)
-        self._slots, self._trainers = [], []
+        self._slots, self._steppers = [], []
         for path in join.slots:
             slot = Slot(join.shape, self._topology, Arena(Segment.open(path).buffer))
             slot.network.preprocessing = scaling
             self._slots.append(slot)
-            self._trainers.append(Trainer(slot.network, join.config, workspace=slot.workspace))
+            self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
         warm_up(join.config.backend, threads=join.config.threads or 1)
         forget_names()
         self._line.send(messages.Done())
@@ -126,29 +127,29 @@ class Worker:
         self._line.send(messages.Done())
 
     # ----------------------------------------------------------------------- gradients
-    def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Trainer]:
+    def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Stepper]:
         """Bring the weights of a slot up to date."""
-        slot, trainer = self._slots[number], self._trainers[number]
-        with trainer.backend.threads(trainer.threads):
+        slot, stepper = self._slots[number], self._steppers[number]
+        with stepper.backend.threads(stepper.threads):
             if self._weights is not None:
                 slot.take(self._weights)
             else:
                 if weights.sent:
                     self._receive(slot.arrays())
                 slot.use(weights.version, weights.generation)
-        return slot, trainer
+        return slot, stepper
 
     def _compute(self, task: messages.Compute) -> None:
-        slot, trainer = self._prepare(task.slot, task.weights)
+        slot, stepper = self._prepare(task.slot, task.weights)
         epoch, start, stop, step = task.batch
         rows = self._order(epoch)[start:stop]
-        trainer.epoch, trainer.step_count = epoch, step
+        stepper.epoch, stepper.step_count = epoch, step
         X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
         joined: dict[str, Any] = {}
         if task.joined is not None:
             joined = {"first_row": task.first_row, "joined": task.joined}
-        with trainer.backend.threads(trainer.threads):
-            loss = trainer.gradient(X, y, chosen, weights, **joined)
+        with stepper.backend.threads(stepper.threads):
+            loss = stepper.gradient(X, y, chosen, weights, **joined)
         connections = slot.network.layer_connections
         self._line.send(messages.Push(self._comm.rank, task, loss, slot.version, connections))
 
@@ -163,7 +164,7 @@ class Worker:
     def _reduce(self, message: messages.Reduce) -> None:
         """Be this node's part of an all-reduce."""
         assert self._weights is not None
-        trainer = self._trainers[0]
+        stepper = self._steppers[0]
         if self._representative is None:
             self._representative = Representative(
                 self._representatives,
@@ -182,20 +183,20 @@ class Worker:
             gradients,
             message.rows,
             message.rate,
-            trainer.backend,
-            trainer.threads,
+            stepper.backend,
+            stepper.threads,
         )
         self._line.send(messages.Done())
 
     def _evaluate(self, task: messages.Evaluate) -> None:
-        _, trainer = self._prepare(task.slot, task.weights)
+        _, stepper = self._prepare(task.slot, task.weights)
         data = self._data
         if task.part == "train":
             rows = data.loss_rows[task.start : task.stop]
-            loss, sums = trainer.sum_scores(data.X, data.y, rows, data.weights)
+            loss, sums = stepper.sum_scores(data.X, data.y, rows, data.weights)
         else:
             assert data.test is not None
-            loss, sums = trainer.sum_scores(*data.test, np.arange(task.start, task.stop))
+            loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
         self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
 
     def _order(self, epoch: int) -> Rows:
@@ -245,7 +246,7 @@ class Worker:
     def _count(self, _: messages.Count) -> None:
         pss = max(self._pss_bytes, pss_bytes())
         idle = self._line.idle_s, self._line.idle_cpu_s
-        self._line.send(messages.Report(*idle, cpu_seconds(), pss))
+        self._line.send(messages.Report(*idle, cpu_seconds(), pss, peak_rss_bytes()))
 
     def _send(self, arrays: list[NDArray]) -> None:
         start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()

@@ -1,0 +1,314 @@
+"""A parallel training from its beginning to its end, on every rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..checkpoint import check_folder, load_checkpoint, save_checkpoint
+from ..config import TrainingConfig
+from ..errors import LargeSparseError, ParameterError
+from ..history import History
+from ..network import SparseMLP
+from ..records import peak_rss_bytes
+from ..training import Callback, Trainer
+from ..training_data import Augment, TrainingData, prepare
+from . import messages
+from .allreduce import Representative, split_representatives
+from .control import Hub, connect
+from .deal import Deal
+from .dispatch import Dispatcher
+from .guard import guard
+from .links import Links
+from .nodes import Nodes
+from .options import ParallelOptions, phase_one_length
+from .phase_two import average, train_replicas
+from .plan import check_memory, slots_of_nodes
+from .ranks import agree, get_communicator, raise_together
+from .report import ParallelReport
+from .segments import forget_names
+from .server import Server
+from .shared import Shape, in_both_orders
+from .usage import cpu_seconds, pss_bytes
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Given:
+    """What counts on rank 0."""
+
+    network: SparseMLP | None
+    config: TrainingConfig
+    X: Any
+    y: Any
+    test: tuple[Any, Any] | None
+    sample_weight: Any
+    checkpoint: str | Path | None
+    resume: str | Path | Trainer | None
+
+    def prepare(self) -> tuple[Trainer, TrainingData]:
+        """Return the trainer that rank 0 begins with, and the data, checked."""
+        if self.checkpoint is not None:
+            check_folder(self.checkpoint)
+        trainer = self.trainer()
+        fraction = trainer.config.validation_fraction
+        if fraction > 0:
+            raise ParameterError(
+                "The 'validation_fraction' parameter must be 0 in parallel training. Got "
+                f"{fraction} instead. Pass the rows to watch as 'test'."
+            )
+        weight = self.sample_weight
+        data = prepare(
+            trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
+        )
+        trainer.check_rows(data)
+        if isinstance(self.resume, str | Path) and self.checkpoint is not None:
+            folders = Path(self.checkpoint).resolve(), Path(self.resume).resolve()
+            if folders[0] != folders[1]:
+                save_checkpoint(trainer, self.checkpoint)  # those of the replicas go into it
+        return trainer, data
+
+    def trainer(self) -> Trainer:
+        """Return a new trainer, or the one of the checkpoint to resume."""
+        if self.resume is None:
+            if self.network is None:
+                raise ParameterError(
+                    "The 'network' parameter of parallel training must be a SparseMLP on rank 0. "
+                    "Got None instead."
+                )
+            return Trainer(self.network, self.config)
+        if isinstance(self.resume, Trainer):
+            return self.resume
+        config = self.config
+        trainer = load_checkpoint(self.resume, epochs=config.epochs, threads=config.threads)
+        if self.network is not None:
+            vars(self.network).update(vars(trainer.network))
+            trainer.network = self.network
+        return trainer
+
+
+def train(
+    given: Given,
+    options: dict[str, Any],
+    comm: Any,
+    phase_one_epochs: int | None,
+    augment: Augment | None,
+    callbacks: Iterable[Callback],
+    progress: bool | None,
+) -> History:
+    comm = get_communicator(comm)
+    trainer, data, checked, error = None, None, None, None
+    try:
+        phase_one_epochs = phase_one_length(given.config.epochs, phase_one_epochs)
+        checked = ParallelOptions(phase_one_epochs=phase_one_epochs, **options)
+        if comm.rank == 0 and comm.size > 1:
+            trainer, data = given.prepare()
+            trainer = _with_fitting_batches(trainer, data, comm.size - 1)
+    except LargeSparseError as wrong:
+        if comm.size == 1:
+            raise
+        error = wrong
+    if comm.size == 1:
+        return _train_alone(given, augment, callbacks, progress)
+    raise_together(comm, error)
+    assert checked is not None
+    agree(comm, {"the training configuration": given.config, "the parallel options": checked})
+    nodes = Nodes.of(comm, checked.ranks_per_node)
+    check_memory(comm, nodes, checked, trainer, data)
+    channel = connect(comm)
+    with guard(comm):
+        representatives = split_representatives(comm, nodes)
+        if isinstance(channel, Hub):
+            assert trainer is not None and data is not None
+            history = _serve(
+                comm,
+                channel,
+                representatives,
+                nodes,
+                checked,
+                trainer,
+                data,
+                given.checkpoint,
+                callbacks,
+                progress,
+            )
+        else:
+            history = Worker(comm, channel, representatives, augment).run()
+    return history
+
+
+def _train_alone(
+    given: Given, augment: Augment | None, callbacks: Iterable[Callback], progress: bool | None
+) -> History:
+    """Train in this process, where it is the only one."""
+    return given.trainer().fit(
+        given.X,
+        given.y,
+        sample_weight=given.sample_weight,
+        test=given.test,
+        augment=augment,
+        callbacks=callbacks,
+        checkpoint=given.checkpoint,
+        progress=progress,
+    )
+
+
+def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) -> Trainer:
+    """Make the mini-batches so small that every worker has one."""
+    rows, config = len(data.train_rows), trainer.config
+    if workers > rows:
+        raise ParameterError(
+            f"There are {workers} workers and {rows} training rows: some would have none. "
+            f"Start at most {rows + 1} ranks."
+        )
+    if -(-rows // config.batch_size) >= workers:
+        return trainer
+    smaller = rows // workers
+    logger.warning(
+        "%d workers share %d training rows: the batch size is %d in place of %d.",
+        workers,
+        rows,
+        smaller,
+        config.batch_size,
+    )
+    trainer.config = dataclasses.replace(config, batch_size=smaller)
+    return trainer
+
+
+def _serve(
+    comm: Any,
+    hub: Hub,
+    representatives: Any,
+    nodes: Nodes,
+    options: ParallelOptions,
+    trainer: Trainer,
+    data: TrainingData,
+    checkpoint: str | Path | None,
+    callbacks: Iterable[Callback],
+    progress: bool | None,
+) -> History:
+    """Be the parameter server: lead the training from its beginning to its end."""
+    config = trainer.config
+    workers = comm.size - 1
+    counts = slots_of_nodes(nodes, options.most_slots)
+    threads = [
+        config.threads or max(1, cores // max(1, count))
+        for cores, count in zip(nodes.cores, counts, strict=True)
+    ]
+    trainer.threads = nodes.cores[0]
+    links = Links(
+        comm,
+        hub,
+        nodes,
+        trainer.network,
+        Shape.of(trainer.network, trainer.micro_batch),
+        counts,
+        options.chunk_bytes,
+        keep_snapshots=options.delay_compensation > 0,
+        replicated=options.algorithm == "allreduce",
+    )
+    links.join(data, config, threads)
+    forget_names()
+    report = ParallelReport(
+        options.algorithm, comm.size, len(nodes), counts, threads, options.phase_one_epochs
+    )
+    hide = None if progress is None else not progress
+    rows = len(data.train_rows)
+    bar = tqdm(
+        total=config.epochs * rows,
+        initial=trainer.epoch * rows,
+        unit=" samples",
+        disable=hide,
+        desc=f"training by {workers} workers",
+    )
+    server = Server(
+        trainer,
+        data,
+        links,
+        lambda: Dispatcher(nodes.node, counts),
+        options,
+        report,
+        bar,
+        checkpoint=checkpoint,
+        callbacks=callbacks,
+    )
+    with bar:
+        _both_phases(server, workers, representatives)
+    links.finish()
+    history = trainer.history
+    history.parallel = report
+    report.bytes_moved = links.bytes_moved
+    _close(hub, nodes, history, report)
+    network = trainer.network
+    network.layers[:] = [in_both_orders(layer) for layer in network.layers]
+    return history
+
+
+def _both_phases(server: Server, workers: int, representatives: Any) -> None:
+    trainer, options = server.trainer, server.options
+    if not trainer.history.epochs:
+        server.record()
+    elif trainer.epoch < trainer.config.epochs:
+        server.evolve()  # the last epoch of a training that is prolonged now
+    state = trainer.parallel or {}
+    replicas = workers
+    if trainer.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
+        replicas = int(state.get("replicas", workers))
+    deal = Deal(
+        len(server.data.train_rows),
+        trainer.config.batch_size,
+        workers,
+        options.phase_one_epochs,
+        first_epoch=trainer.epoch,
+        joined=options.algorithm != "wasap",
+        state=state.get("deal"),
+    )
+    started = time.perf_counter()
+    if options.algorithm == "wasap":
+        server.train_asynchronously(deal)
+    elif options.algorithm == "wassp":
+        server.train_synchronously(deal)
+    else:
+        links = server.links
+        shared = links.topology, links.weights, trainer.config.optimizer(), options.chunk_bytes
+        server.train_by_allreduce(deal, Representative(representatives, *shared))
+    server.report.phase_one_s = time.perf_counter() - started
+    if server.stopped or trainer.epoch >= trainer.config.epochs:
+        return
+    trained = train_replicas(server, replicas)
+    average(server, trained)
+    server.fill_in(trainer.history.epochs[-1])
+    if server.checkpoint is not None:
+        trainer.parallel = None
+        server.save()
+    server.call_back()
+
+
+def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
+    """Add up what all ranks have used, and let the workers go."""
+    for rank in hub.ranks:
+        hub.send(rank, messages.Count())
+    found: dict[int, messages.Report] = {}
+    while len(found) < len(hub.ranks):
+        answer = hub.receive()
+        assert answer is not None
+        found[answer[0]] = answer[1]
+    own = messages.Report(hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), peak_rss_bytes())
+    used = [own, *(found[rank] for rank in hub.ranks)]
+    report.peak_rss_bytes = max(each.rss_bytes for each in used)
+    report.idle_s = [each.idle_s for each in used]
+    report.idle_cpu_s = [each.idle_cpu_s for each in used]
+    report.cpu_s = [each.cpu_s for each in used]
+    report.node_pss_bytes = max(
+        sum(used[rank].pss_bytes for rank in nodes.ranks(node)) for node in range(len(nodes))
+    )
+    for rank in hub.ranks:
+        hub.send(rank, messages.Finish(history))

@@ -1,0 +1,343 @@
+"""How many bytes a parallel training takes on the machine of rank 0, planned before it begins.
+
+Each node of the machine has the topology and its slots once; the server's node has the weights and
+velocities too. Beside these there is either what the server needs in phase one, or what the
+replicas need that are trained at a time in phase two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from ..config import NetworkConfig
+from ..errors import MemoryPlanError
+from ..info import cgroup_memory_limit
+from ..memory import (
+    BASE,
+    EVOLUTION,
+    GIB,
+    HEADROOM,
+    expected_connections,
+    fitting_neurons,
+    micro_batches,
+    plan_training,
+)
+from ..sharing import find_mapped
+from ..training import Trainer
+from ..training_data import TrainingData
+from .data import to_arrays
+from .nodes import Nodes
+from .options import ParallelOptions
+from .phase_two import RESULTS_SHARE, result_bytes
+from .ranks import gather, together
+from .segments import Arena
+from .shared import Shape, SharedTopology, SharedWeights, Slot, shared_size
+from .usage import pss_bytes
+
+RANK_BASE = 110 * 2**20  # interpreter, libraries and kernels of every rank after the first
+USEFUL = 32  # micro-batch up to which a larger one is faster
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """Bytes that a parallel training is expected to take on the machine of rank 0."""
+
+    micro_batch: int
+    ranks: int  # on this machine
+    slots: tuple[int, ...]  # of every node on this machine
+    model: int  # topology, weights and velocities
+    slot: int  # one slot
+    server: int  # beside these in phase one
+    replicas: int  # beside these in phase two: the replicas that are trained at a time
+    results: int  # trained replicas that wait in memory
+    base: int
+    data: int = 0  # that is not memory-mapped
+    mapped: int = 0  # counted in the peak, but the system can evict it
+    on_disk: int = 0  # trained replicas that wait in files
+    most_slots: int | None = None  # of any node; None is its cores
+    note: str = ""  # why it is not the largest micro-batch with all slots
+
+    @property
+    def required(self) -> int:
+        """The bytes that must fit."""
+        beside = max(self.server, self.replicas + self.results)
+        return self.base + self.data + self.model + sum(self.slots) * self.slot + beside
+
+    @property
+    def total(self) -> int:
+        """The expected peak, mapped data in the page cache included."""
+        return self.required + self.mapped
+
+    def __str__(self) -> str:
+        count, nodes = sum(self.slots), len(self.slots)
+        slots = _count(count, "slot")
+        where = "a node" if nodes == 1 else f"{nodes} nodes"
+        rows = [
+            (f"topology, weights, velocities, once for {where}", self.model),
+            (f"{slots}: snapshot, gradient, activations of {self.micro_batch}", count * self.slot),
+            ("phase one: what the server needs beside", self.server),
+            (f"phase two: {_count(count, 'replica')} at a time", self.replicas),
+            ("phase two: trained replicas in memory", self.results),
+            (f"Python and libraries of {_count(self.ranks, 'rank')}", self.base),
+            ("data that is not in a mapped file", self.data),
+            ("required (the larger of the two phases)", self.required),
+            ("memory-mapped data (can be evicted)", self.mapped),
+            ("peak", self.total),
+            ("on disk: trained replicas", self.on_disk),
+        ]
+        lines = [f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows]
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
+def slots_of_nodes(nodes: Nodes, most: int | None = None) -> list[int]:
+    """Return how many gradients every node computes at a time.
+
+    Parameters
+    ----------
+    nodes : Nodes
+    most : int, optional
+        By default the cores of the node; never more than its workers.
+    """
+    workers = [sum(rank > 0 for rank in nodes.ranks(node)) for node in range(len(nodes))]
+    return [min(busy, most or cores) for busy, cores in zip(workers, nodes.cores, strict=True)]
+
+
+def plan_parallel(
+    shape: Shape,
+    nodes: Nodes,
+    slots: Sequence[int],
+    *,
+    algorithm: str = "wasap",
+    replicas: int = 0,
+    data: int = 0,
+    mapped: int = 0,
+    available: int | None = None,
+) -> ParallelPlan:
+    """Return the bytes of a parallel training.
+
+    Parameters
+    ----------
+    shape : Shape
+        Of the network, with the connections that it has or is expected to have.
+    nodes : Nodes
+    slots : sequence of int
+        Of every node.
+    algorithm : str
+        As in `ParallelOptions`.
+    replicas : int
+        Of phase two; 0 where there is none.
+    data, mapped : int
+        Bytes of the data in rank 0's memory, and in memory-mapped files.
+    available : int, optional
+        Bytes that the training may use: they decide where trained replicas wait.
+    """
+    here = nodes.beside(0)
+    topology = SharedTopology(shape, Arena())
+    one_topology, slot = shared_size(SharedTopology, shape), shared_size(Slot, shape, topology)
+    model = len(here) * one_topology
+    model += (len(here) if algorithm == "allreduce" else 1) * shared_size(SharedWeights, shape)
+    counts = tuple(slots[node] for node in here)
+    ranks = sum(len(nodes.ranks(node)) for node in here)
+    connections, sizes = sum(shape.room), shape.config.layer_sizes
+    neurons = sum(sizes[1:])
+    values = 4 * (connections + neurons)  # of one float32 array of each kind
+    passing = EVOLUTION * max(shape.room) + 8 * 2 * max(sizes)
+    # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
+    server = passing + 2 * values + (0 if algorithm == "wasap" else values)
+    server += 2 * values if len(nodes) > 1 else 0
+    base = BASE + (ranks - 1) * RANK_BASE
+    data = 2 * data + (data + mapped) * (len(here) - 1)  # it is copied; other nodes have their own
+    at_a_time = min(sum(counts), replicas)
+    # weights and velocities, the weights in the other order, an own topology after an evolution
+    private = 12 * connections + 8 * neurons + one_topology + passing
+    here_trained = -(-replicas * sum(counts) // max(1, sum(slots)))
+    results = here_trained * result_bytes(connections, shape.config)
+    left = (available or 2**62) - base - data - model - sum(counts) * slot
+    on_disk = results > RESULTS_SHARE * left
+    averaging = replicas * 8 * max(shape.room) * (2 if len(nodes) > 1 else 1) + passing
+    return ParallelPlan(
+        shape.micro_batch,
+        ranks,
+        counts,
+        model,
+        slot,
+        server,
+        max(at_a_time * private, averaging if replicas else 0),
+        0 if on_disk else results,
+        base,
+        data,
+        mapped,
+        results if on_disk else 0,
+    )
+
+
+def choose_parallel_plan(
+    config: NetworkConfig,
+    batch_size: int,
+    nodes: Nodes,
+    *,
+    micro_batch: int | None = None,
+    slots: int | None = None,
+    available: int,
+    **options: Any,
+) -> ParallelPlan:
+    """Return the plan that fits with the most slots, and with the largest useful micro-batch.
+
+    Fewer slots come before micro-batches under 32: a node's cores then work on fewer gradients.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    batch_size : int
+        Of a worker.
+    nodes : Nodes
+    micro_batch, slots : int, optional
+        Given, they are taken; the micro-batch is at most the batch size.
+    available : int
+        Bytes that the training may use on the machine of rank 0: see `memory_of_ranks`.
+    **options
+        Of `plan_parallel`.
+
+    Raises
+    ------
+    MemoryPlanError
+        Where nothing fits; the message says what would.
+    """
+    budget = int(HEADROOM * available)
+    plan = None
+    for tried, (count, size) in enumerate(_settings(config, batch_size, nodes, micro_batch, slots)):
+        counts = slots_of_nodes(nodes, count)
+        plan = _plan(config, size, nodes, counts, available=budget, **options)
+        if plan.required <= budget:
+            note = _explain(plan, budget) if tried else ""
+            return dataclasses.replace(plan, most_slots=count if tried else slots, note=note)
+    assert plan is not None
+
+    def fits(smaller: NetworkConfig) -> bool:
+        small = _plan(smaller, plan.micro_batch, nodes, counts, available=budget, **options)
+        return small.required <= budget
+
+    check_fits(plan, config, available, fitting_neurons(config, fits))
+    return plan
+
+
+def check_fits(
+    plan: ParallelPlan, config: NetworkConfig, available: int, fitting: str | None = None
+) -> None:
+    """Raise `MemoryPlanError` where a plan does not fit into the memory available.
+
+    Parameters
+    ----------
+    plan : ParallelPlan
+    config : NetworkConfig
+    available : int
+        Bytes that the training may use on this machine: see `memory_of_ranks`.
+    fitting : str, optional
+        The number of neurons that would fit.
+    """
+    if plan.required <= HEADROOM * available:
+        return
+    advice = []
+    if sum(plan.slots) > len(plan.slots):
+        advice.append("fewer slots")
+    if plan.micro_batch > 1:
+        advice.append("a smaller micro-batch")
+    advice.append("fewer ranks" if fitting is None else f"about {fitting} neurons would fit")
+    raise MemoryPlanError(
+        f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} on "
+        f"{_count(plan.ranks, 'rank')} with {_count(sum(plan.slots), 'slot')} need about "
+        f"{plan.required / GIB:.1f} GiB on the machine of rank 0, and "
+        f"{HEADROOM * available / GIB:.1f} GiB can be used ({HEADROOM:.0%} of the "
+        f"{available / GIB:.1f} GiB available): {', or '.join(advice)}."
+    )
+
+
+def memory_of_ranks(comm: Any, nodes: Nodes) -> int:
+    """Return the bytes that the ranks on rank 0's machine may have together; all ranks call it.
+
+    What they have already is part of it. Ranks other than 0 return 0.
+    """
+    held = gather(comm, pss_bytes())
+    if held is None:
+        return 0
+    ranks = (rank for node in nodes.beside(0) for rank in nodes.ranks(node))
+    available = int(psutil.virtual_memory().available) + sum(held[rank] for rank in ranks)
+    limit = cgroup_memory_limit()
+    return available if limit is None else min(available, limit)
+
+
+def check_memory(
+    comm: Any,
+    nodes: Nodes,
+    options: ParallelOptions,
+    trainer: Trainer | None,
+    data: TrainingData | None,
+) -> None:
+    """Raise `MemoryPlanError` on rank 0 if its machine has too little memory; all ranks call it.
+
+    `trainer` and `data` count on rank 0.
+    """
+    available = memory_of_ranks(comm, nodes)
+
+    def check() -> None:
+        if trainer is None or data is None:
+            return
+        network = trainer.network
+        arrays = to_arrays(data, network.preprocessing)[1]
+        plan = plan_parallel(
+            Shape.of(network, trainer.micro_batch),
+            nodes,
+            slots_of_nodes(nodes, options.most_slots),
+            algorithm=options.algorithm,
+            replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
+            data=sum(array.nbytes for array in arrays if find_mapped(array) is None),
+            mapped=sum(array.nbytes for array in arrays if find_mapped(array) is not None),
+            available=available,
+        )
+        check_fits(plan, network.config, available)
+
+    together(comm, check)
+
+
+def _settings(
+    config: NetworkConfig,
+    batch_size: int,
+    nodes: Nodes,
+    micro_batch: int | None,
+    slots: int | None,
+) -> Iterator[tuple[int, int]]:
+    """Yield what to try, the best first: slots of a node and micro-batches."""
+    sizes = [min(micro_batch, batch_size)] if micro_batch else micro_batches(config, batch_size)
+    most = max(slots_of_nodes(nodes, slots))
+    counts = [most] if slots else range(most, 0, -1)
+    large = [size for size in sizes if size >= USEFUL] or sizes[:1]
+    yield from ((count, size) for count in counts for size in large)
+    yield from ((counts[-1], size) for size in sizes if size not in large)
+
+
+def _explain(plan: ParallelPlan, budget: int) -> str:
+    slots = _count(sum(plan.slots), "slot")
+    return (
+        f"{slots} and a micro-batch of {plan.micro_batch}: more do not fit into "
+        f"{budget / GIB:.1f} GiB"
+    )
+
+
+def _plan(
+    config: NetworkConfig, micro_batch: int, nodes: Nodes, slots: Sequence[int], **options: Any
+) -> ParallelPlan:
+    """Return the plan of a network that does not exist yet."""
+    shape = Shape(config, expected_connections(config), micro_batch)
+    plan = plan_parallel(shape, nodes, slots, **options)
+    sequential = plan_training(config, micro_batch)  # rank 0 makes the network alone
+    least = sequential.model + sequential.passing - plan.model
+    return dataclasses.replace(plan, server=max(plan.server, least))

@@ -1,0 +1,85 @@
+"""Whatever becomes of a rank in the middle of a training, the job ends, and nothing is left."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from mpi_runs import mpi_run
+
+SCRIPT = """
+    import os, sys, time
+    import numpy as np
+    from largesparse import NetworkConfig, SparseMLP, TrainingConfig
+    from largesparse.parallel import train_wasap
+    from mpi4py import MPI
+
+    comm, kind = MPI.COMM_WORLD, sys.argv[1]
+    X = np.random.default_rng(0).standard_normal((600, 20), dtype=np.float32)
+    network = SparseMLP(NetworkConfig((20, 50, 50, 2), epsilon=5)) if comm.rank == 0 else None
+    phases = {"phase_one_epochs": 100000 if kind != "phase two" else 1}
+
+    def augment(rows, numbers, epoch):
+        if kind == "raise" and comm.rank == 2 and epoch == 30:
+            raise RuntimeError("no such picture")
+        if kind == "exit" and comm.rank == 2 and epoch == 30:
+            sys.exit("gone")
+        return rows
+
+    def tell(trainer, record):
+        print("epoch", record.epoch, flush=True)
+
+    config = TrainingConfig(epochs=100000, batch_size=16, backend="scipy", threads=1)
+    train_wasap(
+        network, config, X, np.arange(600) % 2, augment=augment, callbacks=[tell], progress=False,
+        checkpoint=sys.argv[2] or None, **phases,
+    )
+"""
+
+
+def shared_files(process):
+    """Paths of the files in shared memory that a process has mapped, whether they exist or not."""
+    lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    names = {line.split(maxsplit=5)[-1].removesuffix(" (deleted)") for line in lines}
+    own = {f"/dev/shm/__KMP_REGISTERED_LIB_{process.pid}_{os.getuid()}"}
+    return own | {name for name in names if name.startswith("/dev/shm/mpich")}
+
+
+def end(kind, strike=None, checkpoint=""):
+    """Start 4 ranks, let `strike` happen in the middle, and return how the job ended."""
+    with mpi_run(SCRIPT, 4, arguments=(kind, str(checkpoint))) as run:
+        run.wait_for("epoch")
+        files = set.union(*(shared_files(run.rank(rank)) for rank in range(4)))
+        assert any("mpich" in name for name in files)
+        if kind == "phase two":
+            time.sleep(1)
+        if strike is not None:
+            strike(run)
+        result = run.finish(20)
+    assert result.status != 0
+    assert len(result.messages) == 1, result.err
+    assert not [name for name in files if os.path.exists(name)]
+    return result
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("phase one", 0), ("phase one", 2), ("phase two", 2)])
+def test_a_rank_that_is_killed_ends_the_job(kind, rank):
+    result = end(kind, lambda run: run.rank(rank).send_signal(signal.SIGKILL))
+    assert f"rank {rank}" in result.messages[0].lower()
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_error():
+    result = end("raise")
+    assert "Rank 2: RuntimeError: no such picture" in result.messages[0]
+
+
+def test_a_rank_that_exits_ends_the_job():
+    assert "Rank 2" in end("exit").messages[0]
+
+
+def test_ctrl_c_ends_the_job(tmp_path):
+    result = end("phase one", lambda run: run.send(signal.SIGINT), checkpoint=tmp_path / "c")
+    assert "interrupted" in result.messages[0]
+    assert "Traceback" not in result.err
+    assert (tmp_path / "c" / "manifest.json").is_file()

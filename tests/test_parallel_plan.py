@@ -1,0 +1,145 @@
+"""The memory plan of a parallel training: its bytes, what it chooses, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mpi_runs import run_mpi
+
+from largesparse import NetworkConfig
+from largesparse.cli import parse_size
+from largesparse.errors import MemoryPlanError
+from largesparse.memory import HEADROOM, expected_connections
+from largesparse.parallel.nodes import Nodes
+from largesparse.parallel.plan import (
+    ParallelPlan,
+    choose_parallel_plan,
+    plan_parallel,
+    slots_of_nodes,
+)
+from largesparse.parallel.shared import Shape
+from largesparse.presets import hidden_sizes
+
+MILLION = NetworkConfig((2048, 500_000, 500_000, 2), epsilon=10.0)
+LOTS = 2**50
+
+
+def machine(ranks: int, cores: int = 2) -> Nodes:
+    return Nodes([0] * ranks, [cores], ["one"])
+
+
+def plan_of(config: NetworkConfig, micro_batch: int, nodes: Nodes, **options) -> ParallelPlan:
+    shape = Shape(config, expected_connections(config), micro_batch)
+    return plan_parallel(shape, nodes, slots_of_nodes(nodes, options.pop("slots", None)), **options)
+
+
+def test_the_bytes_are_those_of_the_design():
+    plan = plan_of(MILLION, 64, machine(16))
+    connections, sizes = sum(expected_connections(MILLION)), MILLION.layer_sizes
+    neurons = sum(sizes[1:])
+    pointers = sum(4 * (a + b + 2) for a, b in itertools.pairwise(sizes))
+    # both orders, the permutation, weights and velocities; biases, their velocities, dead or not
+    model = 20 * connections + pointers + 9 * neurons
+    # the snapshot in both orders and the gradient; floats, and two bits
+    gradient = 12 * connections + 8 * neurons
+    activations = 4 * 64 * (sizes[0] + neurons + 2 * max(sizes)) + 8 * 2 * 1_000_000
+    assert plan.model == pytest.approx(model, rel=1e-4)
+    assert plan.slot == pytest.approx(gradient + activations, rel=1e-4)
+    assert plan.slots == (2,)
+    assert plan.required >= plan.base + plan.model + 2 * plan.slot + plan.server
+
+
+def test_simulated_nodes_have_a_topology_each_and_other_machines_do_not_count():
+    one = plan_of(MILLION, 64, machine(4))
+    two = plan_of(MILLION, 64, Nodes([0, 0, 1, 1], [1, 1], ["one", "one"]))
+    apart = plan_of(MILLION, 64, Nodes([0, 0, 1, 1], [1, 1], ["one", "two"]))
+    topology = 12 * sum(expected_connections(MILLION))
+    assert two.model - one.model == pytest.approx(topology, rel=0.1)
+    assert (two.slots, apart.slots, apart.ranks) == ((1, 1), (1,), 2)
+    assert apart.model == one.model
+    weights = 8 * sum(expected_connections(MILLION))
+    joined = plan_of(MILLION, 64, Nodes([0, 0, 1, 1], [1, 1], ["one"] * 2), algorithm="allreduce")
+    assert joined.model - two.model == pytest.approx(weights, rel=0.1)
+
+
+def test_trained_replicas_wait_on_the_disk_where_they_would_take_too_much():
+    roomy = plan_of(MILLION, 64, machine(16), replicas=15, available=64 * 2**30)
+    tight = plan_of(MILLION, 64, machine(16), replicas=15, available=8 * 2**30)
+    assert roomy.results > 15 * 8 * sum(expected_connections(MILLION))
+    assert (roomy.on_disk, tight.results, tight.on_disk) == (0, 0, roomy.results)
+    assert roomy.replicas == tight.replicas > 2 * 24 * sum(expected_connections(MILLION))
+    assert plan_of(MILLION, 64, machine(16)).replicas == 0
+
+
+def test_with_memory_enough_all_cores_and_the_whole_batch_are_used():
+    plan = choose_parallel_plan(MILLION, 128, machine(16, cores=4), available=LOTS, replicas=15)
+    assert (plan.slots, plan.micro_batch, plan.most_slots, plan.note) == ((4,), 128, None, "")
+    assert choose_parallel_plan(MILLION, 128, machine(3, 8), available=LOTS).slots == (2,)
+    few = choose_parallel_plan(MILLION, 128, machine(9, 8), slots=3, available=LOTS)
+    assert (few.slots, few.most_slots) == ((3,), 3)
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 32), st.integers(1, 8), st.floats(0.05, 1.5), st.booleans())
+def test_no_better_setting_would_fit(ranks, cores, share, phase_two):
+    nodes, options = machine(ranks, cores), {"replicas": (ranks - 1) * phase_two}
+    available = int(plan_of(MILLION, 128, nodes, **options).required / HEADROOM * share)
+    budget = int(HEADROOM * available)
+
+    def fits(slots: int, size: int) -> bool:
+        options_here = options | {"slots": slots, "available": budget}
+        return plan_of(MILLION, size, nodes, **options_here).required <= budget
+
+    try:
+        plan = choose_parallel_plan(MILLION, 128, nodes, available=available, **options)
+    except MemoryPlanError:
+        assert not fits(1, 1)
+        return
+    assert plan.required <= budget
+    (slots,) = plan.slots
+    if plan.micro_batch >= 32:
+        assert not fits(slots, 2 * plan.micro_batch) or plan.micro_batch == 128
+        assert slots == min(cores, ranks - 1) or not fits(slots + 1, 32)
+    else:
+        assert slots == 1
+        assert not fits(1, 2 * plan.micro_batch)
+    assert (plan.note == "") == (plan.micro_batch == 128 and slots == min(cores, ranks - 1))
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    config = NetworkConfig((2048, *hidden_sizes(10**9, 10), 2), epsilon=1.0)
+    nodes, available = machine(16), 22 * 2**30
+    with pytest.raises(MemoryPlanError, match=r"16 ranks with 1 slot need about \d+") as caught:
+        choose_parallel_plan(config, 128, nodes, available=available, replicas=15)
+    neurons = parse_size(re.search(r"about (\S+) neurons would fit", str(caught.value))[1])
+    smaller = NetworkConfig((2048, *hidden_sizes(neurons, 10), 2), epsilon=1.0)
+    choose_parallel_plan(smaller, 128, nodes, available=available, replicas=15)
+    with pytest.raises(MemoryPlanError, match="fewer slots, or a smaller micro-batch, or about"):
+        choose_parallel_plan(
+            config, 128, nodes, micro_batch=64, slots=2, available=available, replicas=15
+        )
+
+
+def test_a_training_that_does_not_fit_is_refused_before_anything_is_shared():
+    script = """
+        import numpy as np
+        from largesparse import NetworkConfig, SparseMLP, TrainingConfig
+        from largesparse.cli import run_command
+        from largesparse.parallel import job, plan, segments, train_wasap
+        plan.memory_of_ranks = lambda comm, nodes: 300 * 2**20
+        segments.Segment.create = job.connect = None  # neither is reached
+        network = SparseMLP(NetworkConfig((4, 8, 2), epsilon=2), progress=False)
+        config = TrainingConfig(epochs=1, backend="scipy", batch_size=2)
+        X, y = np.ones((9, 4), np.float32), np.arange(9) % 2
+        raise SystemExit(run_command(lambda: train_wasap(network, config, X, y) and 0))
+    """
+    result = run_mpi(script, 3)
+    assert result.status != 0
+    (message,) = result.messages
+    assert "8 neurons with a micro-batch of 2 on 3 ranks with 2 slots need about" in message
+    assert "fewer slots, or a smaller micro-batch, or fewer ranks" in message
+    assert "Traceback" not in result.err

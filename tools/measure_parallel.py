@@ -1,0 +1,263 @@
+"""Measure what parallel training reaches: accuracy, staleness, speed, applying a gradient.
+
+    python tools/measure_parallel.py accuracy
+    python tools/measure_parallel.py staleness
+    python tools/measure_parallel.py speed
+    python tools/measure_parallel.py apply
+
+The tool starts `mpiexec` itself, one run after another, and prints a table. The network is that of
+Table 7 for FashionMNIST; the data lie in LARGESPARSE_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
+from largesparse.backends import BACKENDS, get_backend
+from largesparse.cli import parse_size, run_command
+from largesparse.errors import ParameterError
+from largesparse.parallel import train_wasap, train_wassp
+from largesparse.parallel.segments import Arena, Segment
+from largesparse.parallel.shared import (
+    ServerLayer,
+    Shape,
+    SharedTopology,
+    SharedWeights,
+    Slot,
+    shared_size,
+)
+from largesparse.warming import warm_up
+
+SIZES = (784, 1000, 1000, 1000, 10)
+STALENESS = {2: "0", 3: "1", 6: "4", 16: "14"}  # ranks: nominal staleness, with a slot a worker
+
+
+# ---------------------------------------------------------------------- one run, under mpiexec
+def train(options: argparse.Namespace) -> None:
+    """Train once, in a job of MPI, and write what was reached to a file."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    config = TrainingConfig(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=0.01,
+        dropout=0.3,
+        weight_decay=0.0,
+        zeta_decay=0.92,
+        seed=options.seed,
+        backend=options.backend,
+        threads=1,
+    )
+    network = X = y = test = None
+    if comm.rank == 0:
+        data = load_dataset("fashion_mnist")
+        X, y, test = data.X_train, data.y_train, (data.X_test, data.y_test)
+        network = SparseMLP(NetworkConfig(SIZES, epsilon=20, regrowth="zero", seed=options.seed))
+        warm_up(options.backend)
+    shared: dict[str, Any] = {
+        "phase_one_epochs": options.phase_one_epochs,
+        "test": test,
+        "progress": False,
+        "slots": options.slots,
+    }
+    if options.algorithm in ("wassp", "allreduce"):
+        shared["server"] = options.algorithm == "wassp"
+        history = train_wassp(network, config, X, y, **shared)
+    else:
+        shared["staleness_power"] = options.staleness_power
+        history = train_wasap(network, config, X, y, **shared)
+    if comm.rank > 0:
+        return
+    found = {
+        "accuracy": history["test_accuracy"],
+        "epoch_s": history["epoch_s"][1:],
+        "mean_staleness": None,
+        "max_staleness": None,
+        "phase_one_s": None,
+        "phase_two_s": None,
+    }
+    if history.parallel is not None:
+        for name in ("mean_staleness", "max_staleness", "phase_one_s", "phase_two_s"):
+            found[name] = getattr(history.parallel, name)
+    Path(options.out).write_text(json.dumps(found), encoding="utf-8")
+
+
+def start(ranks: int, options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """Run `train` on so many ranks, and return what it wrote."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        raise ParameterError("mpiexec was not found: pip install 'largesparse[mpi]'.")
+    merged = {"seed": options.seed, "backend": options.backend, **settings}
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "found.json")
+        command = [mpiexec, "-n", str(ranks), sys.executable, __file__, "train", "--out", out]
+        for name, value in merged.items():
+            if value is not None:
+                command += ["--" + name.replace("_", "-"), str(value)]
+        subprocess.run(command, check=True)
+        found: dict[str, Any] = json.loads(Path(out).read_text(encoding="utf-8"))
+    return found
+
+
+# ---------------------------------------------------------------------- figures
+def accuracy(options: argparse.Namespace) -> None:
+    """Compare sequential training, WASAP and WASSP at the same number of epochs."""
+    epochs, one = options.epochs, options.phase_one_epochs
+    print(f"FashionMNIST, {epochs} epochs, {one} of them in phase one, {options.ranks} ranks")
+    print(f"{'':<12}{'final':>8}{'best':>8}{'phase one':>11}{'phase two':>11}{'staleness':>11}")
+    for algorithm in options.algorithms:
+        ranks = 1 if algorithm == "sequential" else options.ranks
+        name = "wasap" if algorithm == "sequential" else algorithm
+        settings = {"algorithm": name, "epochs": epochs, "phase_one_epochs": one}
+        found = start(ranks, options, slots=options.slots, **settings)
+        reached = [a for a in found["accuracy"][1:] if a is not None]
+        if algorithm == "sequential":
+            found |= {"phase_one_s": sum(found["epoch_s"][:one])}
+            found |= {"phase_two_s": sum(found["epoch_s"][one:]), "mean_staleness": 0.0}
+        print(
+            f"{algorithm:<12}{reached[-1]:>8.4f}{max(reached):>8.4f}{found['phase_one_s']:>9.1f} s"
+            f"{found['phase_two_s']:>9.1f} s{found['mean_staleness']:>11.2f}",
+            flush=True,
+        )
+
+
+def staleness(options: argparse.Namespace) -> None:
+    """Accuracy of phase one alone with more and more gradients on their way."""
+    print(f"FashionMNIST, {options.epochs} epochs of phase one, a slot a worker")
+    print(f"{'workers':>8}{'power':>7}{'mean':>8}{'max':>6}{'final':>9}{'best':>8}")
+    for ranks in STALENESS:
+        for power in options.powers:
+            if ranks == 2 and power:
+                continue  # there is no staleness
+            found = start(
+                ranks,
+                options,
+                algorithm="wasap",
+                epochs=options.epochs,
+                phase_one_epochs=options.epochs,
+                slots=ranks - 1,
+                staleness_power=power,
+            )
+            reached = [a for a in found["accuracy"][1:] if a is not None]
+            print(
+                f"{ranks - 1:>8}{power:>7g}{found['mean_staleness']:>8.2f}"
+                f"{found['max_staleness']:>6}{reached[-1]:>9.4f}{max(reached):>8.4f}",
+                flush=True,
+            )
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Time an epoch by 3 ranks and by one thread, alternating; ratios of neighbours."""
+    ratios = []
+    for repeat in range(options.repeats):
+        seconds = []
+        for ranks in (1, options.ranks):
+            settings = {"epochs": options.epochs, "phase_one_epochs": options.epochs}
+            found = start(ranks, options, algorithm="wasap", **settings)
+            seconds.append(statistics.median(found["epoch_s"]))
+        ratios.append(seconds[1] / seconds[0])
+        print(
+            f"repeat {repeat + 1}: one thread {seconds[0]:.2f} s, {options.ranks} ranks "
+            f"{seconds[1]:.2f} s an epoch: {ratios[-1]:.2f}",
+            flush=True,
+        )
+    print(f"median ratio {statistics.median(ratios):.2f}")
+
+
+def apply(options: argparse.Namespace) -> None:
+    """Time the update by a gradient that lies in a slot, as the server makes it."""
+    width = options.connections // 2
+    network = SparseMLP(NetworkConfig((1000, width, 2), epsilon=1.0), threads=2)
+    shape = Shape.of(network, 1)
+    topology = SharedTopology(shape, _arena(SharedTopology, shape))
+    segment = Segment.create(shared_size(SharedWeights, shape))
+    weights = SharedWeights(shape, Arena(segment.buffer), segment)
+    for k, layer in enumerate(network.layers):
+        network.layers[k] = ServerLayer(layer, k, topology, weights)
+    slot = Slot(shape, topology, _arena(Slot, shape, topology))
+    slot.take(weights)
+    for array in slot.workspace.arrays():
+        array[...] = 1e-3
+    backend, optimizer = get_backend(options.backend), TrainingConfig().optimizer()
+    print(f"{network.connections:,} connections")
+    for threads in (1, 2):
+        seconds = []
+        for _ in range(options.repeats):
+            started = time.perf_counter()
+            with weights.writing(), backend.threads(threads):
+                network.update_(slot.workspace, optimizer, 0.01, backend, both_orders=False)
+            seconds.append(time.perf_counter() - started)
+        print(f"threads {threads}: median {statistics.median(seconds) * 1e3:.1f} ms")
+
+
+def _arena(kind: Any, *arguments: Any) -> Arena:
+    return Arena(Segment.create(shared_size(kind, *arguments)).buffer)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
+
+    def add(name: str, run: Any) -> argparse.ArgumentParser:
+        figure = figures.add_parser(name, help=run.__doc__, description=run.__doc__)
+        figure.add_argument("--backend", choices=BACKENDS, default="fused", help="default fused")
+        figure.add_argument("--seed", type=int, default=0, help="default %(default)s")
+        figure.set_defaults(run=run)
+        return figure
+
+    def add_number(figure: argparse.ArgumentParser, name: str, default: Any, text: str) -> None:
+        shown = "" if default is None else " (default %(default)s)"
+        figure.add_argument(name, type=parse_size, default=default, metavar="N", help=text + shown)
+
+    compared = add("accuracy", accuracy)
+    add_number(compared, "--epochs", 60, "of the training")
+    add_number(compared, "--phase-one-epochs", 40, "of these in phase one")
+    add_number(compared, "--ranks", 6, "of the parallel runs")
+    add_number(compared, "--slots", None, "gradients at a time; default: the cores")
+    algorithms = ["sequential", "wasap", "wassp", "allreduce"]
+    compared.add_argument("--algorithms", nargs="+", choices=algorithms, default=algorithms[:3])
+    stale = add("staleness", staleness)
+    add_number(stale, "--epochs", 10, "of phase one; there is no phase two")
+    stale.add_argument("--powers", nargs="+", type=float, default=[0.0, 1.0], help="of (1 + s)")
+    timed = add("speed", speed)
+    add_number(timed, "--ranks", 3, "beside one thread alone")
+    add_number(timed, "--epochs", 4, "of each run")
+    add_number(timed, "--repeats", 7, "of the pair")
+    applied = add("apply", apply)
+    add_number(applied, "--connections", 10_000_000, "of the network")
+    add_number(applied, "--repeats", 21, "of the update")
+    one = add("train", train)
+    one.add_argument("--algorithm", choices=algorithms[1:], default="wasap")
+    one.add_argument("--staleness-power", type=float, default=0.0)
+    one.add_argument("--out", required=True, metavar="FILE", help="receives the figures as JSON")
+    for name, default in (("--epochs", 2), ("--phase-one-epochs", None), ("--batch-size", 128)):
+        add_number(one, name, default, "as for train_wasap")
+    add_number(one, "--slots", None, "as for train_wasap")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the figure that was asked for."""
+    options = make_parser().parse_args(argv)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
