@@ -68,7 +68,7 @@ class Jobs:
         if name not in self.results:
             self.results[name] = None
             program = (parallel_cases.__file__, str(self.folder), *job.cases)
-            result = run_mpi("", job.ranks, program=program, timeout=120)
+            result = run_mpi("", job.ranks, program=program, timeout=300)  # kernels compile
             assert result.status == job.status, f"{result.out}\n{result.err}"
             self.results[name] = result
         found = self.results[name]

@@ -437,7 +437,7 @@ def test_delayed_gradients_are_compensated():
 
 
 def test_the_report_counts_staleness():
-    report = ParallelReport("wasap", 4, 1, [3], 2)
+    report = ParallelReport("wasap", ranks=4, nodes=1, slots=[3], threads=[1], phase_one_epochs=2)
     assert (report.mean_staleness, report.max_staleness) == (0, 0)
     for staleness in (0, 2, 2, 4):
         report.count(staleness)
