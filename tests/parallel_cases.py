@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Case:
     stop_after: int | None = None  # epochs
     checkpoint: str | None = None  # folders, beside those of the cases
     resume: str | None = None
+    copied: str | None = None  # folder that is copied to the one to resume
     on_disk: bool = False  # where trained replicas wait
     blind: bool = False  # whether nothing is evaluated, so that an epoch ends at once
 
@@ -115,7 +117,6 @@ JOINED = {
         "one-slot": {"slots": 1},
         "two-nodes": {"ranks_per_node": 2},
         "four-nodes": {"ranks_per_node": 1},
-        "without-server": {"server": False},
         "without-server-on-two-nodes": {"server": False, "ranks_per_node": 2},
         "without-server-on-four-nodes": {"server": False, "ranks_per_node": 1},
     }.items()
@@ -138,11 +139,9 @@ REPLICAS = {
     )
     for name, options in {
         "one-node": {},
-        "one-slot": {"slots": 1},
-        "on-disk": {},
+        "on-disk": {"slots": 1},
         "two-nodes": {"ranks_per_node": 2},
         "four-nodes": {"ranks_per_node": 1},
-        "fewer": {},
     }.items()
 }
 
@@ -171,7 +170,11 @@ CONTINUED = {
 # Phase two, ended by an error in every replica's second epoch, and gone on with.
 AGAIN = START | {"resume": "broken-checkpoint", "checkpoint": "broken-checkpoint"}
 BROKEN = {
-    "broken": Case(**AGAIN, options={"phase_one_epochs": 2, "slots": 3, "broken": True}),
+    "broken": Case(
+        **AGAIN,
+        options={"phase_one_epochs": 2, "slots": 3, "broken": True},
+        copied="start-checkpoint",
+    ),
     "mended": Case(**AGAIN, options={"phase_one_epochs": 2, "noted": True}),
 }
 
@@ -187,10 +190,9 @@ ASYNCHRONOUS = (
     | {
         f"{name}": Case(rows=600, training=SLOW | training, options=options)
         for name, options, training in (
-            ("asynchronous-1", {"slots": 3}, {}),
-            ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, PRUNING),
+            ("asynchronous-1", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
+            ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, {}),
             ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
-            ("compensated", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
         )
     }
     | {
@@ -206,7 +208,10 @@ ASYNCHRONOUS = (
     }
 )
 
-CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
+FEWER = {"replicas-fewer": REPLICAS["replicas-one-node"]}  # by two workers
+CASES = (
+    SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | FEWER | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
+)
 
 
 def shift(part, rows, epoch):
@@ -274,6 +279,8 @@ def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     config = case.make_config()
     network = None
     if comm.rank == 0:
+        if case.copied is not None:
+            shutil.copytree(folder / case.copied, folder / str(case.resume))
         with_network = case.resume is None or name == "resumed"
         network = case.make_network() if with_network else None
         options |= case.given()

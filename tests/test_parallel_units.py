@@ -19,6 +19,7 @@ from largesparse.evolution import evolve
 from largesparse.parallel import ParallelOptions
 from largesparse.parallel.deal import Deal
 from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.messages import SendGradient
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
 from largesparse.parallel.segments import Arena, Segment, share_arrays
@@ -31,6 +32,7 @@ from largesparse.parallel.shared import (
     Slot,
     shared_size,
 )
+from largesparse.parallel.worker import Worker
 from largesparse.workspace import Gradients
 
 RANGES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}
@@ -348,6 +350,26 @@ def test_a_slot_takes_the_weights_as_they_are():
         assert_like(node.other.network, server)
 
 
+def test_a_gradient_is_sent_as_it_was_computed_though_neurons_were_pruned_since():
+    server = small_network()
+    node, rng = Node(server), np.random.default_rng(0)
+    node.slot.take(node.weights)
+    connections = server.layer_connections
+    for array in node.slot.workspace.arrays():
+        array[...] = rng.normal(size=array.shape)
+    expected = [array.copy() for array in node.slot.workspace.arrays()]
+    expected += [array.copy() for array in node.slot.arrays()]
+    prune_neurons(server, 40)
+    node.topology.generation += 1
+    node.slot._show_topology()  # as an evaluation does
+    assert server.connections < sum(connections)
+    sent: list[np.ndarray] = []
+    worker = SimpleNamespace(_slots=[node.slot], _send=sent.extend)
+    Worker._send_gradient(worker, SendGradient(0, connections, True))  # type: ignore[arg-type]
+    for array, other in zip(sent, expected, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
 def test_a_snapshot_stays_as_it_is_while_the_server_updates():
     server = small_network()
     node = Node(server)
@@ -437,7 +459,7 @@ def test_delayed_gradients_are_compensated():
 
 
 def test_the_report_counts_staleness():
-    report = ParallelReport("wasap", 4, 1, [3], [1], 2)
+    report = ParallelReport("wasap", ranks=4, nodes=1, slots=[3], threads=[1], phase_one_epochs=2)
     assert (report.mean_staleness, report.max_staleness) == (0, 0)
     for staleness in (0, 2, 2, 4):
         report.count(staleness)

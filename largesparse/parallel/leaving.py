@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from .collectives import barrier
+from .segments import forget_names
 
 FAILED = 1  # exit status of a job that a rank ended
 
@@ -84,6 +85,7 @@ def end_job(text: str) -> NoReturn:
 
 
 def _abort() -> NoReturn:
+    forget_names()
     signal.alarm(10)  # its signal ends this process should MPI not do so
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI's own words
     _Job.comm.Abort(_Job.status)
