@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from .threads import available_threads, resolve_threads
 from .workspace import Workspace
 
 MAX_PROCESSES = 1024
+NUMBERS = ("number", "n_in", "n_out", "slope")
 ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias", "srelu")
 
 
@@ -79,53 +80,22 @@ class Predictor:
         if threads is None:
             threads = max(1, available_threads() // processes)
         threads = resolve_threads(threads, "prediction")
-        if batch_size is not None:
-            check_range("batch_size", batch_size, "prediction", low=1, integer=True)
         self._sizes = network.config.layer_sizes
-        self._classes = network.classes
-        self._is_classification = LOSSES[network.config.loss].is_classification
-        self._target_mean, self._target_scale = network.target_mean, network.target_scale
-        self._batch_size = batch_size or prediction_batch(self._sizes)
+        self._batch_size = check_batch_size(batch_size) or prediction_batch(self._sizes)
+        self._outputs = Outputs.of(network)
         self._workers: list[_Worker] = []
-        self._engine: _Engine | None = None
+        self._engine: Engine | None = None
         name = get_backend(backend).name
         if processes == 1:
-            self._engine = _Engine(
-                network.layers,
-                network.preprocessing,
-                self._batch_size,
-                threads,
-                name,
-                self._is_classification,
-            )
+            settings = self._batch_size, threads, name, self._outputs.is_classification
+            self._engine = Engine(network.layers, network.preprocessing, *settings)
             return
         files = SharedFiles()
         try:
-            model = {
-                "layers": [
-                    {
-                        "number": layer.number,
-                        "n_in": layer.n_in,
-                        "n_out": layer.n_out,
-                        "slope": layer.slope,
-                        "arrays": {
-                            key: files.share(array)
-                            for key in ARRAYS
-                            if (array := getattr(layer, key)) is not None
-                        },
-                    }
-                    for layer in network.layers
-                ],
-                "preprocessing": network.preprocessing
-                and [
-                    files.share(network.preprocessing.mean),
-                    files.share(network.preprocessing.scale),
-                ],
-            }
-            self._workers = [
-                _Worker((model, self._batch_size, threads, name, self._is_classification))
-                for _ in range(processes)
-            ]
+            layout, arrays = to_arrays(network)
+            places = [files.share(array) for array in arrays]
+            settings = self._batch_size, threads, name, self._outputs.is_classification
+            self._workers = [_Worker((layout, places, settings)) for _ in range(processes)]
             for worker in self._workers:
                 worker.receive()  # it has mapped the model
         except BaseException:
@@ -140,15 +110,7 @@ class Predictor:
         Where the loss is the mean squared error, return the predicted numbers, float32
         (n_samples,) or, for several targets, (n_samples, n_targets).
         """
-        out = self._compute(X)
-        if self._is_classification:
-            best = out.argmax(axis=1)
-            return best if self._classes is None else self._classes[best]
-        if self._target_scale is not None:
-            out *= self._target_scale
-        if self._target_mean is not None:
-            out += self._target_mean
-        return out[:, 0] if out.shape[1] == 1 else out
+        return self._outputs.to_predictions(self.compute(check_X(X, self._sizes[0])))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return class probabilities, float32 (n_samples, n_classes).
@@ -162,16 +124,19 @@ class Predictor:
         WorkerError
             Where a worker process failed; the predictor is closed then.
         """
-        if not self._is_classification:
-            raise ParameterError("A network for regression has no classes: use predict.")
-        return self._compute(X)
+        self._outputs.check_classes()
+        return self.compute(check_X(X, self._sizes[0]))
 
-    def _compute(self, X: Any) -> NDArray[np.float32]:
-        """Return probabilities, or the outputs of a regression, float32 (n_samples, n_outputs)."""
-        X = check_X(X, self._sizes[0])
+    def compute(self, X: Any) -> NDArray[np.float32]:
+        """Return probabilities, or the outputs of a regression, float32 (n_samples, n_outputs).
+
+        Parameters
+        ----------
+        X : ndarray or CSR (n_samples, n_features)
+            As `check_X` returns it.
+        """
         out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
-        starts = range(0, X.shape[0], self._batch_size)
-        parts = [(start, min(start + self._batch_size, X.shape[0])) for start in starts]
+        parts = list(batches(0, X.shape[0], self._batch_size))
         if self._engine is not None:
             for start, stop in parts:
                 out[start:stop] = self._engine.outputs(X, start, stop)
@@ -225,7 +190,83 @@ class Predictor:
         self.close()
 
 
-class _Engine:
+class Outputs(NamedTuple):
+    """What the outputs of a network mean: see `SparseMLP` for the fields."""
+
+    is_classification: bool
+    classes: NDArray[Any] | None
+    target_mean: Any
+    target_scale: Any
+
+    @classmethod
+    def of(cls, network: SparseMLP) -> Outputs:
+        is_classification = LOSSES[network.config.loss].is_classification
+        return cls(is_classification, network.classes, network.target_mean, network.target_scale)
+
+    def check_classes(self) -> None:
+        """Raise a ParameterError where the network predicts numbers."""
+        if not self.is_classification:
+            raise ParameterError("A network for regression has no classes: use predict.")
+
+    def to_predictions(self, out: NDArray[np.float32]) -> NDArray[Any]:
+        """Return labels, or numbers; `out`, float32 (n_samples, n_outputs), may be changed."""
+        if self.is_classification:
+            best = out.argmax(axis=1)
+            return best if self.classes is None else self.classes[best]
+        if self.target_scale is not None:
+            out *= self.target_scale
+        if self.target_mean is not None:
+            out += self.target_mean
+        return out[:, 0] if out.shape[1] == 1 else out
+
+
+class ForwardLayout(NamedTuple):
+    """What the arrays of `to_arrays` are, in their order."""
+
+    layers: list[tuple[dict[str, Any], list[str]]]  # sizes and slope, and the arrays' names
+    is_standardized: bool
+
+
+def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
+    """Return all that predicting needs of a network as arrays; `from_arrays` goes back."""
+    layers: list[tuple[dict[str, Any], list[str]]] = []
+    arrays: list[NDArray[Any]] = []
+    for layer in network.layers:
+        found = {key: array for key in ARRAYS if (array := getattr(layer, key)) is not None}
+        layers.append(({key: getattr(layer, key) for key in NUMBERS}, list(found)))
+        arrays += found.values()
+    scaling = network.preprocessing
+    if scaling is not None:
+        arrays += [scaling.mean, scaling.scale]
+    return ForwardLayout(layers, scaling is not None), arrays
+
+
+def from_arrays(
+    layout: ForwardLayout, arrays: Sequence[NDArray[Any]]
+) -> tuple[list[ForwardLayer], Standardizer | None]:
+    """Return the layers and the standardisation of the network that `to_arrays` was given."""
+    rest = iter(arrays)
+    layers = [
+        ForwardLayer(**(numbers | {name: next(rest) for name in names}))
+        for numbers, names in layout.layers
+    ]
+    return layers, Standardizer(next(rest), next(rest)) if layout.is_standardized else None
+
+
+def check_batch_size(batch_size: int | None) -> int | None:
+    """Return the batch size of a prediction if it is None or at least 1, or raise."""
+    if batch_size is not None:
+        check_range("batch_size", batch_size, "prediction", low=1, integer=True)
+    return batch_size
+
+
+def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Return the first row of every batch of rows [start, stop), and the row after its last."""
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+class Engine:
     """Computes the probabilities (or numbers) of a range of rows, in one process."""
 
     def __init__(
@@ -237,6 +278,7 @@ class _Engine:
         backend: str,
         is_classification: bool,
     ) -> None:
+        self.batch_size = batch_size
         self.is_classification = is_classification
         self.layers = layers
         self.preprocessing = preprocessing
@@ -245,6 +287,7 @@ class _Engine:
         self.workspace = Workspace(layers, batch_size, training=False)
 
     def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
+        """Return those of rows [start, stop), at most a batch: float32 (rows, n_outputs)."""
         rows = np.arange(start, stop)
         with self.backend.threads(self.threads):
             load_batch(X, rows, self.preprocessing, out=self.workspace.inputs(stop - start))
@@ -296,17 +339,9 @@ def _work(connection: Connection, model: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     logging.getLogger("largesparse").setLevel(logging.ERROR)  # the parent has said it already
     try:
-        description, batch_size, threads, backend, is_classification = model
-        layers = [
-            ForwardLayer(
-                **{key: layer[key] for key in ("number", "n_in", "n_out", "slope")},
-                **{key: array.open() for key, array in layer["arrays"].items()},
-            )
-            for layer in description["layers"]
-        ]
-        scaling = description["preprocessing"]
-        preprocessing = Standardizer(*(array.open() for array in scaling)) if scaling else None
-        engine = _Engine(layers, preprocessing, batch_size, threads, backend, is_classification)
+        layout, places, settings = model
+        layers, preprocessing = from_arrays(layout, [place.open() for place in places])
+        engine = Engine(layers, preprocessing, *settings)
         engine.outputs(np.zeros((1, layers[0].n_in), dtype=np.float32), 0, 1)  # load kernels
         connection.send(("ready", None))
         X: Any = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,35 @@ REPLICAS = {
     }.items()
 }
 
-SLOW = {"epochs": 6, "learning_rate": 0.02, "momentum": 0.5}
+SLOW = {"epochs": 6, "learning_rate": 0.03, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
+# Begun by three ranks, and gone on with by others.
+LONG = {"training": {"epochs": 6, "batch_size": 5, "learning_rate": 0.02, "momentum": 0.5}}
+LONG_OPTIONS = {"phase_one_epochs": 4, "noted": True, "slots": 3}
+BEGUN = {
+    "begun": Case(**LONG, options=LONG_OPTIONS, stop_after=2, checkpoint="begun-checkpoint"),
+}
+CONTINUED = {
+    f"continued-{name}": Case(
+        algorithm,
+        **LONG,
+        options=LONG_OPTIONS | options,
+        resume="begun-checkpoint",
+        checkpoint=f"continued-{name}-checkpoint",
+    )
+    for name, algorithm, options in (
+        ("by-1", "wasap", {}),
+        ("by-2", "wasap", {"ranks_per_node": 1}),
+        ("by-4", "wasap", {}),
+        ("synchronously", "wassp", {}),
+    )
+}
+# Phase two, ended by an error in every replica's second epoch, and gone on with.
+AGAIN = START | {"resume": "broken-checkpoint", "checkpoint": "broken-checkpoint"}
+BROKEN = {
+    "broken": Case(**AGAIN, options={"phase_one_epochs": 2, "slots": 3, "broken": True}),
+    "mended": Case(**AGAIN, options={"phase_one_epochs": 2, "noted": True}),
+}
+
 NOTED = {"noted": True, "phase_one_epochs": 2}
 ASYNCHRONOUS = (
     {
@@ -177,7 +206,7 @@ ASYNCHRONOUS = (
     }
 )
 
-CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS
+CASES = SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
 
 
 def shift(part, rows, epoch):
@@ -194,6 +223,21 @@ class Notes:
     def __call__(self, part, rows, epoch):
         with open(self.path, "a", encoding="ascii") as file:
             file.writelines(f"{epoch} {row}\n" for row in rows)
+        return part
+
+
+class Breaker:
+    """An augmentation that fails in epoch 3, as soon as there are three replicas' checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, part, rows, epoch):
+        deadline = time.monotonic() + 20
+        while epoch == 3 and time.monotonic() < deadline:
+            if len(list(self.folder.glob("replica-*/manifest.json"))) == 3:
+                raise RuntimeError("broken")
+            time.sleep(0.02)
         return part
 
 
@@ -223,12 +267,15 @@ def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     augment: Any = shift if case.augment else None
     if case.options.get("noted"):
         augment = Notes(folder / name / f"rows-{comm.rank}.txt")
-    options = {key: value for key, value in case.options.items() if key != "noted"}
+    if case.options.get("broken"):
+        augment = Breaker(folder / str(case.checkpoint))
+    options = {k: value for k, value in case.options.items() if k not in ("noted", "broken")}
     train = train_wasap if case.algorithm == "wasap" else train_wassp
     config = case.make_config()
     network = None
     if comm.rank == 0:
-        network = case.make_network() if case.resume is None else None
+        with_network = case.resume is None or name == "resumed"
+        network = case.make_network() if with_network else None
         options |= case.given()
         options["callbacks"] = [lambda trainer, record: record.epoch == case.stop_after]
         for place in ("checkpoint", "resume"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from parallel_cases import (
     ASYNCHRONOUS,
     BOTH_PHASES,
     CASES,
+    CONTINUED,
     JOINED,
     REPLICAS,
     ROWS,
@@ -212,11 +214,8 @@ def run_replicas(jobs) -> None:
     jobs.run(3, ["replicas-fewer"])
 
 
-@pytest.mark.parametrize("name", [name for name in REPLICAS if name != "start"])
-def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
-    run_replicas(jobs)
-    found = jobs.network(name)
-    for k, expected in enumerate(replicas_twin):
+def assert_average(found, twin) -> None:
+    for k, expected in enumerate(twin):
         n_out = len(found[f"bias-{k}"])
         rows = np.repeat(np.arange(len(found[f"indptr-{k}"]) - 1), np.diff(found[f"indptr-{k}"]))
         np.testing.assert_array_equal(rows * n_out + found[f"indices-{k}"], expected["cells"])
@@ -227,15 +226,65 @@ def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
     assert found["dead-0"].sum() > 0
 
 
+@pytest.mark.parametrize("name", [name for name in REPLICAS if name != "start"])
+def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
+    assert_average(jobs.network(name), replicas_twin)
+
+
+def read_notes(folder: Path) -> Counter:
+    """How often each (epoch, row) was used, by all ranks."""
+    lines = [line for path in folder.glob("rows-*.txt") for line in path.read_text().splitlines()]
+    return Counter(tuple(map(int, line.split())) for line in lines)
+
+
+def test_replicas_go_on_from_their_own_checkpoints(jobs, replicas_twin):
+    folder = jobs.folder / "broken-checkpoint"
+    shutil.copytree(jobs.folder / "start-checkpoint", folder)
+    result = run_mpi("", 4, program=(parallel_cases.__file__, str(jobs.folder), "broken"))
+    assert result.status == 1
+    assert len(result.messages) == 1 and "RuntimeError: broken" in result.messages[0]
+    jobs.run(3, ["mended"])
+    assert {epoch for epoch, _ in read_notes(jobs.folder / "mended")} == {3}
+    assert_average(jobs.network("mended"), replicas_twin)
+    assert not list(folder.glob("replica-*"))
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_other_ranks_go_on_with_a_training(jobs, name):
+    jobs.run(3, ["begun"])
+    ranks = {"continued-by-1": 1, "continued-by-2": 2}.get(name, 4)
+    together = {1: ["continued-by-1"], 2: ["continued-by-2"]}
+    jobs.run(ranks, together.get(ranks, ["continued-by-4", "continued-synchronously"]))
+    assert [record["epoch"] for record in jobs.told("begun")["epochs"]] == [0, 1, 2]
+    epochs = jobs.told(name, ranks - 1)["epochs"]
+    assert [record["epoch"] for record in epochs] == list(range(7))
+    assert epochs[:2] == jobs.told("begun")["epochs"][:2]
+    begun = load_checkpoint(jobs.folder / "begun-checkpoint")
+    batches = [epoch_batches(np.arange(ROWS), begun.config, epoch) for epoch in range(6)]
+    left = {epoch: range(0, ROWS, 5) for epoch in range(2, 6)}
+    if ranks > 1:  # what the server had not applied, to the mini-batch
+        left |= {int(e): starts for e, starts in begun.parallel["deal"]["missing"].items()}
+    expected = [(e, int(row)) for e in left for start in left[e] for row in batches[e][start // 5]]
+    assert read_notes(jobs.folder / name) == Counter(expected)
+    notes = [path.read_text() for path in (jobs.folder / name).glob("rows-*.txt")]
+    assert sum("\n5 " in text for text in notes) == max(1, ranks - 1)  # replicas
+    assert load_checkpoint(jobs.folder / f"{name}-checkpoint").epoch == 6
+
+
 def test_every_row_is_used_once_an_epoch(jobs):
     jobs.run(4, ASYNCHRONOUS)
     for name in ("noted-one-node", "noted-four-nodes"):
-        lines = [
-            (jobs.folder / name / f"rows-{rank}.txt").read_text().splitlines() for rank in (1, 2, 3)
-        ]
-        assert all(lines)
-        used = Counter(tuple(map(int, line.split())) for part in lines for line in part)
-        assert used == Counter((epoch, row) for epoch in range(3) for row in range(ROWS))
+        folder = jobs.folder / name
+        assert len(list(folder.glob("rows-*.txt"))) == 3
+        expected = Counter((epoch, row) for epoch in range(3) for row in range(ROWS))
+        assert read_notes(folder) == expected
+
+
+@pytest.mark.parametrize("name", ["large-evolved", "large-stopped"])
+def test_long_transfers_do_not_stop_each_other(jobs, name):
+    jobs.run(4, ASYNCHRONOUS)
+    epochs = jobs.told(name, 3)["epochs"]
+    assert len(epochs) == 1 + (CASES[name].stop_after or 6)
 
 
 @pytest.mark.parametrize("name", [n for n in ASYNCHRONOUS if CASES[n].rows > ROWS])
@@ -246,7 +295,8 @@ def test_asynchronous_training_learns_and_reports(jobs, name):
         assert jobs.told(name, rank) == told
     epochs, report = told["epochs"], told["report"]
     assert [record["epoch"] for record in epochs] == list(range(7))
-    assert epochs[-1]["loss"] < 0.7 * epochs[0]["loss"]
+    assert epochs[4]["loss"] < 0.75 * epochs[0]["loss"]
+    assert epochs[6]["loss"] < 0.9 * epochs[0]["loss"]
     nodes = case.options.get("ranks_per_node")
     assert report["nodes"] == {None: 1, 2: 2, 1: 4}[nodes]
     assert (report["bytes_moved"] > 0) == (nodes is not None)
@@ -261,3 +311,100 @@ def test_asynchronous_training_learns_and_reports(jobs, name):
     else:
         assert sum(nnz[-1]) < sum(nnz[0])
     assert jobs.network(name)["values-0"].shape == (nnz[-1][0],)
+
+
+BAD_INPUT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from parallel_cases import Case
+from largesparse import load_checkpoint, save_model
+from largesparse.errors import LargeSparseError
+from largesparse.parallel import train_wasap
+from largesparse.parallel.ranks import barrier, get_communicator
+
+comm = get_communicator()
+
+
+def attempt(name, case=Case(), config=None, **given):
+    network = case.make_network() if comm.rank == 0 else None
+    options = {"network": network, "config": config or case.make_config(), "progress": False}
+    told = "trained"
+    try:
+        train_wasap(**options | (case.given() if comm.rank == 0 else {}) | given)
+    except LargeSparseError as error:
+        told = f"{type(error).__name__}: {error}"
+    except SystemExit as leaving:
+        told = f"left with {leaving.code}"
+    print(f"{name} | {comm.rank} | {told}", flush=True)
+    barrier(comm)
+
+
+attempt("network", network=None)
+attempt("config", config=Case().make_config(dropout=0.5 if comm.rank == 2 else 0.2))
+attempt("options", chunk_bytes=1000 + comm.rank)
+attempt("validation", config=Case().make_config(validation_fraction=0.1))
+attempt("phase one", phase_one_epochs=4)
+attempt("no phase one", phase_one_epochs=0)
+attempt("slots", slots=0)
+attempt("power", staleness_power=-1.0 if comm.rank == 3 else 0.0)
+attempt("checkpoint", resume="nowhere")
+attempt("data", X=[[1.0, 2.0]])
+attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
+attempt("batches", Case(targets=True, rows=7, training={"batch_size": 5}), test=None)
+"""
+
+
+@pytest.fixture(scope="module")
+def attempts() -> tuple[dict[str, list[str]], str]:
+    """What the ranks said of each bad input, and all of standard error."""
+    result = run_mpi(BAD_INPUT, 4, arguments=(str(Path(__file__).parent),))
+    assert result.status == 0, result.err
+    told: dict[str, list[str]] = {}
+    for line in sorted(result.out.splitlines()):
+        name, _, text = line.split(" | ")
+        told.setdefault(name, []).append(text)
+    return told, result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    {
+        "network": ("ParameterError", "'network'", "None"),
+        "config": ("ParallelError", "training configuration", "rank 2", "dropout=0.5"),
+        "options": ("ParallelError", "parallel options", "chunk_bytes=1001"),
+        "validation": ("ParameterError", "'validation_fraction'", "0.1", "'test'"),
+        "phase one": ("ParameterError", "'phase_one_epochs'", "at most", "3", "4"),
+        "no phase one": ("ParameterError", "'phase_one_epochs'", "0"),
+        "slots": ("ParameterError", "'slots'", "0"),
+        "power": ("ParameterError", "Rank 3", "'staleness_power'", "-1"),
+        "checkpoint": ("CheckpointError", "nowhere"),
+        "data": ("DataError", "2", "8"),
+        "rows": ("ParameterError", "3 workers", "2 training rows", "at most 3 ranks"),
+    }.items(),
+)
+def test_bad_input_is_told_once_by_rank_0(attempts, name, parts):
+    told, err = attempts
+    first, *others = told[name]
+    assert all(part in first for part in parts), first
+    assert others == ["left with 2"] * 3
+    assert "Traceback" not in err
+
+
+def test_fewer_batches_than_workers(attempts):
+    told, err = attempts
+    assert told["batches"] == ["trained"] * 4
+    assert err.count("the batch size is 2 in place of 5") == 1
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_error_that_is_not_caught_is_one_message():
+    script = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from parallel_cases import Case
+        from largesparse.parallel import train_wassp
+        train_wassp(None, Case().make_config(), slots=0)
+    """
+    result = run_mpi(script, 3, arguments=(str(Path(__file__).parent),))
+    assert result.status != 0
+    assert result.err.count("'slots'") == 1

@@ -29,11 +29,11 @@ class Layout(NamedTuple):
 
 def to_arrays(data: TrainingData, scaling: Standardizer | None) -> tuple[Layout, Arrays]:
     """Return the data and the standardisation as arrays; `from_arrays` goes back."""
-    arrays = [*_parts(data.X), data.y, data.train_rows, data.loss_rows]
+    arrays = [*parts(data.X), data.y, data.train_rows, data.loss_rows]
     if data.weights is not None:
         arrays.append(data.weights)
     if data.test is not None:
-        arrays += [*_parts(data.test[0]), data.test[1]]
+        arrays += [*parts(data.test[0]), data.test[1]]
     if scaling is not None:
         arrays += [scaling.mean, scaling.scale]
     layout = Layout(
@@ -51,10 +51,10 @@ def from_arrays(
 ) -> tuple[TrainingData, Standardizer | None]:
     """Return the data and the standardisation that `to_arrays` was given."""
     rest = iter(arrays)
-    X = _whole(layout.X_shape, rest)
+    X = whole(layout.X_shape, rest)
     y, train_rows, loss_rows = next(rest), next(rest), next(rest)
     weights = next(rest) if layout.has_weights else None
-    test = (_whole(layout.test_shape, rest), next(rest)) if layout.has_test else None
+    test = (whole(layout.test_shape, rest), next(rest)) if layout.has_test else None
     scaling = Standardizer(next(rest), next(rest)) if layout.is_standardized else None
     nothing = np.empty(0, np.int64)
     return TrainingData(X, y, weights, train_rows, loss_rows, nothing, test), scaling
@@ -82,11 +82,13 @@ def places_in(segment: Segment, arrays: Sequence[NDArray[Any]]) -> list[SharedAr
     return places
 
 
-def _parts(X: Any) -> Arrays:
+def parts(X: Any) -> Arrays:
+    """Return the arrays that a dense or CSR X consists of; `whole` goes back."""
     return [X.data, X.indices, X.indptr] if issparse(X) else [X]
 
 
-def _whole(shape: tuple[int, ...] | None, arrays: Iterator[NDArray]) -> Any:
+def whole(shape: tuple[int, ...] | None, arrays: Iterator[NDArray]) -> Any:
+    """Return the X of the next arrays, which is CSR of a shape, or dense where that is None."""
     if shape is None:
         return next(arrays)
     return csr_array((next(arrays), next(arrays), next(arrays)), shape=shape)

@@ -6,7 +6,7 @@ workers in turn: every sample is used, and a worker reads its own part only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -17,6 +17,11 @@ class Batch(NamedTuple):
     start: int
     stop: int
     step: int  # of the update, counted over all epochs: dropout is a function of it
+
+
+def samples(batches: Iterable[Batch]) -> int:
+    """Return the number of samples of mini-batches."""
+    return sum(batch.stop - batch.start for batch in batches)
 
 
 class Deal:
@@ -95,8 +100,8 @@ class Deal:
 
     def apply(self, batch: Batch) -> None:
         """Count a mini-batch as applied."""
-        if batch.epoch not in self._missing:
-            self._missing[batch.epoch] = set(range(0, self.rows, self.batch_size))
+        for epoch in range(self._first + len(self._missing), batch.epoch + 1):
+            self._missing[epoch] = set(range(0, self.rows, self.batch_size))
         self._missing[batch.epoch].remove(batch.start)
         self.samples_applied += batch.stop - batch.start
 
@@ -114,9 +119,10 @@ class Deal:
 
     def _join(self) -> Iterator[list[Batch]]:
         for epoch in range(self._first, self.epochs):
-            for first in range(0, self.rows, self._step_rows):
-                last = min(self.rows, first + self._step_rows)
-                yield [self._batch(epoch, start) for start in range(first, last, self.batch_size)]
+            starts = self._left.get(epoch, range(0, self.rows, self.batch_size))
+            for first in range(0, len(starts), self.workers):
+                parts = starts[first : first + self.workers]
+                yield [self._batch(epoch, start) for start in parts]
 
     def _batch(self, epoch: int, start: int) -> Batch:
         steps = -(-self.rows // self._step_rows)

@@ -73,6 +73,10 @@ class Segment:
         descriptor = os.open(path, os.O_RDWR)
         return cls(descriptor, os.fstat(descriptor).st_size, path)
 
+    def close(self) -> None:
+        """Let no more processes open it. Arrays in it stay usable, here and elsewhere."""
+        os.close(self.descriptor)
+
 
 class Arena:
     """Hands out consecutive arrays of a buffer, each beginning with a cache line.

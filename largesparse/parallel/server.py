@@ -20,7 +20,7 @@ from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal
+from .deal import Batch, Deal, samples
 from .dispatch import Dispatcher
 from .links import Links
 from .options import ParallelOptions
@@ -177,7 +177,7 @@ class Server:
             progress = deal.progress
             self._sum_gradients(parts, total, deal)
             trainer = self.trainer
-            rows = parts[-1].stop - parts[0].start
+            rows = samples(parts)
             with trainer.backend.threads(self._threads):
                 trainer.network.finish_gradient(total, rows, trainer.backend)
             self._update(total, progress, 0)
@@ -190,10 +190,10 @@ class Server:
         trainer, backend = self.trainer, self.trainer.backend
         while not deal.is_done and not self.stopped:
             parts, progress = deal.next_joined(), deal.progress
-            first, joined = parts[0].start, parts[-1].stop - parts[0].start
+            joined = samples(parts)
             for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
-                batch = parts[worker - 1]
-                self._begin(worker, slot, batch, first_row=batch.start - first, joined=joined)
+                place = {"first_row": samples(parts[: worker - 1]), "joined": joined}
+                self._begin(worker, slot, parts[worker - 1], **place)
             while len(self._arrived) < len(parts):
                 self._take()
             pushes = sorted(self._arrived, key=lambda push: push.worker)
@@ -212,7 +212,7 @@ class Server:
     def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
         total.fit(self.trainer.network.layer_connections)
-        first, joined = parts[0].start, parts[-1].stop - parts[0].start
+        joined = samples(parts)
         begun = summed = 0
 
         def is_next(push: messages.Push) -> bool:
@@ -236,7 +236,7 @@ class Server:
                 if pair is None or not self.links.can_begin(worker):
                     break
                 batch = parts[begun]
-                self._begin(*pair, batch, first_row=batch.start - first, joined=joined)
+                self._begin(*pair, batch, first_row=samples(parts[:begun]), joined=joined)
                 begun += 1
             self._take(is_next)
 

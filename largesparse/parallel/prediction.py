@@ -1,0 +1,411 @@
+"""Prediction by all ranks of an MPI job.
+
+Every rank predicts a contiguous share of the rows, rank 0 too. The ranks of a node share one copy
+of the layers and of the node's rows. The shares consist of the batches that a single process
+would predict, because products may depend on the width of a batch in their last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from .. import inference
+from ..backends import get_backend
+from ..errors import ParameterError, check_range
+from ..inference import Engine, ForwardLayout, Outputs, Predictor, batches, check_batch_size
+from ..memory import prediction_batch
+from ..network import SparseMLP
+from ..preprocessing import check_X
+from ..sharing import SharedArray
+from ..threads import resolve_threads
+from .control import Hub, Line, connect
+from .data import Arrays, parts, places_in, share, whole
+from .guard import guard
+from .nodes import Nodes
+from .ranks import agree, get_communicator, together
+from .segments import Segment, arrays_of, arrays_size, forget_names
+from .transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
+
+TAG = 1
+SERVER = 0
+Float32 = NDArray[np.float32]
+Shapes = list[tuple[tuple[int, ...], str]]
+
+
+def predict_proba(
+    network: SparseMLP | None,
+    X: Any = None,
+    *,
+    comm: Any = None,
+    ranks_per_node: int | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    backend: str | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Float32 | None:
+    """Return class probabilities, computed by all ranks of an MPI job; all ranks call this.
+
+    Parameters
+    ----------
+    network : SparseMLP or None
+        It counts on rank 0, and may be None on the others, as X may.
+    X : array-like or CSR of shape (n_samples, n_features)
+        Should be a memory-mapped file where it is large: it is not copied then on rank 0's node.
+        Other nodes get the rows that they predict.
+    comm : mpi4py.MPI.Comm, optional
+        By default COMM_WORLD.
+    ranks_per_node : int, optional
+        Splits a machine into simulated nodes, between which arrays go by MPI.
+    threads : int, optional
+        Of each rank; by default the cores of its node divided by its ranks.
+    batch_size : int, optional
+        Samples computed at once; by default at most 1024, fewer for wide networks. A rank
+        predicts whole batches: where there are fewer batches than ranks, some have none.
+    backend : str, optional
+    chunk_bytes : int
+        Largest message of a transfer between nodes.
+
+    Returns
+    -------
+    probabilities : float32 (n_samples, n_classes) or None
+        On rank 0, the same to the bit as those of `largesparse.predict_proba` with this batch
+        size and backend; None on the others.
+
+    Raises
+    ------
+    LargeSparseError
+        On rank 0, where something given cannot be used: `DataError` for X, `ParameterError` for
+        the rest and where the network predicts numbers. The other ranks leave by SystemExit.
+        Where a rank fails later, the whole job ends with one message.
+    """
+    options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
+    found = _predict(network, X, comm, options, needs_classes=True)
+    return None if found is None else found[0]
+
+
+def predict(
+    network: SparseMLP | None,
+    X: Any = None,
+    *,
+    comm: Any = None,
+    ranks_per_node: int | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    backend: str | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> NDArray[Any] | None:
+    """Return class labels (n_samples,), or predicted numbers, computed by all ranks.
+
+    The numbers are float32 (n_samples,) or, for several targets, (n_samples, n_targets). Ranks
+    other than 0 return None. For parameters and errors see `predict_proba`.
+    """
+    options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
+    found = _predict(network, X, comm, options, needs_classes=False)
+    if found is None:
+        return None
+    out, outputs = found
+    return outputs.to_predictions(out)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The same on all ranks."""
+
+    threads: int | None
+    batch_size: int | None
+    backend: str | None
+    ranks_per_node: int | None
+    chunk_bytes: int
+
+    def check(self) -> None:
+        if self.threads is not None:
+            resolve_threads(self.threads, "prediction")
+        check_batch_size(self.batch_size)
+        get_backend(self.backend)
+        if self.ranks_per_node is not None:
+            check_range("ranks_per_node", self.ranks_per_node, "prediction", low=1, integer=True)
+        check_chunk_bytes(self.chunk_bytes)
+
+
+# --------------------------------------------------------------------------- messages
+class _Host(NamedTuple):
+    """To the first rank of another node: make a segment of arrays of these shapes."""
+
+    shapes: Shapes
+
+
+class _Receive:
+    """To the same rank: receive the arrays, and tell where they are."""
+
+
+class _Share(NamedTuple):
+    """To every rank that has rows: predict them."""
+
+    layout: ForwardLayout
+    X_shape: tuple[int, ...] | None  # of sparse rows of the node; None is dense ones
+    arrays: list[SharedArray]  # of the layers, then of the rows
+    start: int  # among the rows of the node
+    stop: int
+    settings: tuple[int, int, str, bool]  # of the engine
+    outputs: tuple[str, Shapes] | None  # a segment to write to; None is to send them
+
+
+class _SendOutputs:
+    """To a rank on another node: send the outputs."""
+
+
+class _Finish:
+    """To every rank: all is done."""
+
+
+# --------------------------------------------------------------------------- rank 0
+def _predict(
+    network: SparseMLP | None, X: Any, comm: Any, options: _Options, *, needs_classes: bool
+) -> tuple[Float32, Outputs] | None:
+    """Return on rank 0 what the network puts out, and what it means."""
+    comm = get_communicator(comm)
+
+    def prepare() -> tuple[Any, Outputs] | None:
+        options.check()
+        if comm.rank != SERVER:
+            return None
+        if network is None:
+            raise ParameterError(
+                "The 'network' parameter of parallel prediction must be a SparseMLP on rank 0. "
+                "Got None instead."
+            )
+        outputs = Outputs.of(network)
+        if needs_classes:
+            outputs.check_classes()
+        return check_X(X, network.config.layer_sizes[0]), outputs
+
+    prepared = together(comm, prepare)
+    if comm.size == 1:
+        assert network is not None and prepared is not None
+        with Predictor(
+            network,
+            threads=options.threads,
+            batch_size=options.batch_size,
+            backend=options.backend,
+        ) as predictor:
+            return predictor.compute(prepared[0]), prepared[1]
+    agree(comm, {"the options of prediction": options})
+    nodes = Nodes.of(comm, options.ranks_per_node)
+    channel = connect(comm)
+    with guard(comm):
+        if isinstance(channel, Line):
+            _Follower(comm, channel, options.chunk_bytes).run()
+            return None
+        assert network is not None and prepared is not None
+        X, outputs = prepared
+        return _Leader(comm, channel, nodes, network, X, options).run(), outputs
+
+
+class _Leader:
+    """Rank 0: deals out the rows, predicts its own, and collects what the others have found.
+
+    Ranks are taken node by node, so that the rows of a node are consecutive.
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        hub: Hub,
+        nodes: Nodes,
+        network: SparseMLP,
+        X: Any,
+        options: _Options,
+    ) -> None:
+        self._comm, self._hub, self._nodes = comm, hub, nodes
+        self._network, self._X = network, X
+        self._chunk_bytes = options.chunk_bytes
+        self._threads = [
+            options.threads or max(1, cores // len(nodes.ranks(node)))
+            for node, cores in enumerate(nodes.cores)
+        ]
+        sizes = network.config.layer_sizes
+        self._batch_size = options.batch_size or prediction_batch(sizes)
+        self._backend = get_backend(options.backend).name
+        order = [rank for node in range(len(nodes)) for rank in nodes.ranks(node)]
+        weights = [self._threads[nodes.node[rank]] for rank in order]
+        shares = split_rows(X.shape[0], self._batch_size, weights)
+        self._shares = {rank: part for rank, part in zip(order, shares, strict=True) if part}
+        self._layout, self._layers = inference.to_arrays(network)
+        self._segments: list[Segment] = []
+        self._messages: list[tuple[int, Any]] = []  # that came while this rank predicted
+        self._out = np.empty((X.shape[0], sizes[-1]), np.float32)
+
+    def run(self) -> Float32:
+        """Return the outputs of all rows, float32 (n_samples, n_outputs)."""
+        for node in range(len(self._nodes)):
+            self._begin(node)
+        own = self._shares[SERVER]
+        engine = Engine(self._network.layers, self._network.preprocessing, *self._settings(0))
+        compute(engine, self._X, own, self._out[own.start : own.stop], self._look)
+        waiting = set(self._shares) - {SERVER}
+        while waiting:
+            rank, _ = self._next()
+            waiting.remove(rank)
+            if self._nodes.node[rank] > 0:
+                part = self._shares[rank]
+                self._hub.send(rank, _SendOutputs())
+                into = [self._out[part.start : part.stop]]
+                how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
+                start_receive(self._comm, into, rank, **how).wait()
+        for rank in self._hub.ranks:
+            self._hub.send(rank, _Finish())
+        for segment in self._segments:
+            segment.close()
+        return self._out
+
+    def _begin(self, node: int) -> None:
+        """Let the ranks of a node have their rows."""
+        ranks = [rank for rank in self._nodes.ranks(node) if rank in self._shares]
+        others = [rank for rank in ranks if rank != SERVER]
+        if not others:
+            return
+        start, stop = self._shares[ranks[0]].start, self._shares[ranks[-1]].stop
+        X_shape = (stop - start, self._X.shape[1]) if issparse(self._X) else None
+        arrays = [*self._layers, *rows_of(self._X, start, stop)]
+        outputs = None
+        if node == 0:
+            places, segment = share(arrays)
+            self._segments.append(segment)
+            outputs = self._share_outputs()
+        else:
+            places = self._send(self._nodes.leader(node), arrays)
+        for rank in others:
+            part = self._shares[rank]
+            rows = part.start - start, part.stop - start
+            task = self._layout, X_shape, places, *rows, self._settings(node), outputs
+            self._hub.send(rank, _Share(*task))
+
+    def _share_outputs(self) -> tuple[str, Shapes]:
+        """Put the outputs in a segment; return how others find them."""
+        shapes = [(self._out.shape, self._out.dtype.str)]
+        segment = Segment.create(arrays_size(shapes))
+        self._segments.append(segment)
+        [self._out] = arrays_of(segment, shapes)
+        return segment.path, shapes
+
+    def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
+        """Send arrays to another node; return where its ranks find them."""
+        arrays = [np.ascontiguousarray(array) for array in arrays]
+        self._hub.send(leader, _Host([(array.shape, array.dtype.str) for array in arrays]))
+        self._answer(leader)
+        self._hub.send(leader, _Receive())
+        how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
+        start_send(self._comm, arrays, leader, **how).wait()
+        places: list[SharedArray] = self._answer(leader)
+        return places
+
+    def _settings(self, node: int) -> tuple[int, int, str, bool]:
+        is_classification = Outputs.of(self._network).is_classification
+        return self._batch_size, self._threads[node], self._backend, is_classification
+
+    def _look(self) -> None:
+        """Take messages that have come, and learn of ranks that have failed."""
+        while (message := self._hub.receive(timeout=0)) is not None:
+            self._messages.append(message)
+
+    def _next(self) -> tuple[int, Any]:
+        if self._messages:
+            return self._messages.pop()
+        message = self._hub.receive()
+        assert message is not None
+        return message
+
+    def _answer(self, rank: int) -> Any:
+        """Return the next message of a rank; others may have their outputs meanwhile."""
+        while True:
+            message = self._hub.receive()
+            assert message is not None
+            if message[0] == rank:
+                return message[1]
+            self._messages.append(message)
+
+
+# --------------------------------------------------------------------------- other ranks
+class _Follower:
+    """Another rank: does what rank 0 asks for, and sleeps between."""
+
+    def __init__(self, comm: Any, line: Line, chunk_bytes: int) -> None:
+        self._comm, self._line, self._chunk_bytes = comm, line, chunk_bytes
+
+    def run(self) -> None:
+        """Do all that is asked for."""
+        how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
+        segment = None
+        arrays: Arrays = []
+        out = np.empty((0, 0), np.float32)
+        while not isinstance(message := self._line.receive(), _Finish):
+            if isinstance(message, _Host):
+                segment = Segment.create(arrays_size(message.shapes))
+                arrays = arrays_of(segment, message.shapes)
+                self._line.send("ready")
+            elif isinstance(message, _Receive):
+                assert segment is not None
+                start_receive(self._comm, arrays, SERVER, **how).wait()
+                self._line.send(places_in(segment, arrays))
+            elif isinstance(message, _Share):
+                out = self._compute(message)
+                self._line.send("done")
+            else:
+                start_send(self._comm, [out], SERVER, **how).wait()
+        if segment is not None:
+            segment.close()
+
+    def _compute(self, task: _Share) -> Float32:
+        """Return the outputs of this rank's share of the rows."""
+        arrays = [place.open() for place in task.arrays]
+        count = sum(len(names) for _, names in task.layout.layers)
+        count += 2 * task.layout.is_standardized
+        layers, preprocessing = inference.from_arrays(task.layout, arrays[:count])
+        X = whole(task.X_shape, iter(arrays[count:]))
+        rows = range(task.start, task.stop)
+        if task.outputs is None:
+            out = np.empty((len(rows), layers[-1].n_out), np.float32)
+        else:
+            path, shapes = task.outputs
+            segment = Segment.open(path)
+            [out] = arrays_of(segment, shapes)
+            out = out[task.start : task.stop]
+            segment.close()
+        compute(Engine(layers, preprocessing, *task.settings), X, rows, out, self._line.check)
+        return out
+
+
+# --------------------------------------------------------------------------- both
+def split_rows(n_rows: int, batch_size: int, weights: Sequence[int]) -> list[range]:
+    """Return consecutive ranges of whole batches, as many as there are weights and in proportion.
+
+    The first is never empty.
+    """
+    n_batches = -(-n_rows // batch_size)
+    ends = np.cumsum(weights)
+    bounds = [0, *(min(n_rows, batch_size * -int(-n_batches * end // ends[-1])) for end in ends)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+def rows_of(X: Any, start: int, stop: int) -> Arrays:
+    """Return the arrays of consecutive rows of a dense or CSR X; large ones are views."""
+    if not issparse(X):
+        return parts(X[start:stop])
+    first, last = X.indptr[start], X.indptr[stop]
+    return [X.data[first:last], X.indices[first:last], X.indptr[start : stop + 1] - first]
+
+
+def compute(engine: Engine, X: Any, rows: range, out: Float32, look: Callable[[], None]) -> None:
+    """Write the outputs of consecutive rows of X to `out`; call `look` after every batch."""
+    for start, stop in batches(rows.start, rows.stop, engine.batch_size):
+        out[start - rows.start : stop - rows.start] = engine.outputs(X, start, stop)
+        if start == rows.start:
+            forget_names()  # of what the kernels' libraries share
+        look()

@@ -1,0 +1,444 @@
+"""The parts of parallel training, each alone and without MPI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
+from largesparse.evolution import evolve
+from largesparse.parallel import ParallelOptions
+from largesparse.parallel.deal import Deal
+from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.report import ParallelReport
+from largesparse.parallel.retention import SlotMaps, retain_valid
+from largesparse.parallel.segments import Arena, Segment, share_arrays
+from largesparse.parallel.server import Server
+from largesparse.parallel.shared import (
+    ServerLayer,
+    Shape,
+    SharedTopology,
+    SharedWeights,
+    Slot,
+    shared_size,
+)
+from largesparse.workspace import Gradients
+
+RANGES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}
+
+
+def small_network(activation="all_relu", seed=0) -> SparseMLP:
+    config = NetworkConfig((7, 12, 9, 3), epsilon=2.5, activation=activation, seed=seed)
+    return SparseMLP(config, progress=False)
+
+
+# ------------------------------------------------------------------------------- deal
+def deal_out(deal: Deal, choices, stop: int | None = None) -> list:
+    """Take mini-batches and apply them, in an order that is drawn; stop after some."""
+    applied, taken = [], []
+    while not deal.is_done and (stop is None or len(applied) < stop):
+        workers = [w for w in range(1, deal.workers + 1) if deal.has_more(w)]
+        take = workers and (not taken or (len(taken) < 4 and choices.random() < 0.5))
+        if take:
+            taken.append(deal.next(workers[choices.integers(len(workers))]))
+        else:
+            batch = taken.pop(choices.integers(len(taken)))
+            deal.apply(batch)
+            applied.append(batch)
+    return applied
+
+
+def rows_of(batches) -> list[tuple[int, int]]:
+    """Every (epoch, place in its order) that mini-batches have."""
+    return sorted((b.epoch, place) for b in batches for place in range(b.start, b.stop))
+
+
+def all_rows(rows: int, epochs: int) -> list[tuple[int, int]]:
+    return [(epoch, place) for epoch in range(epochs) for place in range(rows)]
+
+
+@given(**RANGES, workers=st.integers(1, 7), epochs=st.integers(1, 4), seed=st.integers(0, 99))
+def test_every_sample_is_dealt_once_an_epoch(rows, batch_size, workers, epochs, seed):
+    deal = Deal(rows, batch_size, workers, epochs)
+    applied = deal_out(deal, np.random.default_rng(seed))
+    assert rows_of(applied) == all_rows(rows, epochs)
+    assert not any(map(deal.has_more, range(1, workers + 1)))
+    assert deal.progress == epochs
+    steps = -(-rows // batch_size)
+    for batch in applied:
+        assert batch.step == batch.epoch * steps + batch.start // batch_size
+
+
+@given(
+    **RANGES,
+    workers=st.tuples(*[st.integers(1, 7)] * 3),
+    joined=st.booleans(),
+    seed=st.integers(0, 99),
+    stops=st.tuples(*[st.integers(1, 40)] * 2),
+)
+def test_other_workers_go_on_with_what_is_left(rows, batch_size, workers, joined, seed, stops):
+    epochs, choices = 4, np.random.default_rng(seed)
+    applied, state, done = [], None, 0
+    for count, stop in zip(workers, (*stops, None), strict=True):
+        last = stop is None
+        deal = Deal(
+            rows,
+            batch_size,
+            count,
+            epochs,
+            first_epoch=done,
+            joined=joined and last,
+            state=state,
+        )
+        assert deal.samples_applied == len(rows_of(applied))
+        if joined and last:
+            while not deal.is_done:
+                parts = deal.next_joined()
+                assert 1 <= len(parts) <= count
+                for batch in parts:
+                    deal.apply(batch)
+                applied += parts
+        else:
+            applied += deal_out(deal, choices, stop)
+        state = json.loads(json.dumps(deal.state()))
+        done = deal.samples_applied // rows  # as the server counts its epochs
+    assert rows_of(applied) == all_rows(rows, epochs)
+
+
+@given(**RANGES, workers=st.integers(1, 5))
+def test_joined_parts_are_the_batches_of_a_larger_size(rows, batch_size, workers):
+    deal = Deal(rows, batch_size, workers, 2, joined=True)
+    size = batch_size * workers
+    for step in range(2 * -(-rows // size)):
+        epoch, number = divmod(step, -(-rows // size))
+        parts = deal.next_joined()
+        assert {part.step for part in parts} == {step}
+        assert rows_of(parts) == [
+            (epoch, place) for place in range(number * size, min(rows, (number + 1) * size))
+        ]
+        for part in parts:
+            deal.apply(part)
+    assert deal.is_done
+
+
+def test_the_state_of_another_batch_size_is_left():
+    state = {"batch_size": 4, "missing": {"1": [0, 8]}}
+    assert Deal(10, 5, 2, 4, first_epoch=2, state=state).samples_applied == 20
+    assert Deal(10, 4, 2, 4, first_epoch=2, state=state).samples_applied == 14
+
+
+# --------------------------------------------------------------------------- dispatcher
+def test_slots_go_to_those_who_wait_longest_on_their_node():
+    dispatcher = Dispatcher([0, 0, 0, 0, 1, 1], [2, 1])
+    assert (dispatcher.workers, dispatcher.slots, dispatcher.node(4)) == (5, 3, 1)
+    begun = []
+
+    def begin(can_work=lambda worker: True):
+        for pair in dispatcher.pairs(can_work):
+            dispatcher.begin(*pair)
+            begun.append(pair)
+
+    begin(lambda worker: worker != 1)
+    assert begun == [(2, 0), (3, 1), (4, 0)]
+    begin()
+    assert len(begun) == 3  # no slot is free
+    dispatcher.end(3, 1)
+    begin()
+    assert begun[3:] == [(1, 1)]  # who waited longer than 3
+    dispatcher.end(4, 0)
+    begin()
+    assert begun[4:] == [(5, 0)]
+
+
+# ------------------------------------------------------------------------------- slot maps
+def by_cell(layer, values) -> dict[tuple[int, int], float]:
+    """Values of connections by their cell."""
+    rows = np.repeat(np.arange(layer.n_in), np.diff(layer.topology.indptr))
+    cells = zip(rows.tolist(), layer.topology.indices.tolist(), strict=True)
+    return dict(zip(cells, values.tolist(), strict=True))
+
+
+def random_gradients(network, rng) -> Gradients:
+    gradients = Gradients(network.layers)
+    for array in gradients.arrays():
+        array[...] = rng.normal(size=array.shape)
+    return gradients
+
+
+@given(
+    changes=st.lists(st.sampled_from(["evolve", "prune", "both"]), min_size=1, max_size=4),
+    activation=st.sampled_from(["all_relu", "srelu"]),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=25)
+def test_a_gradient_reaches_exactly_the_connections_that_survived(changes, activation, seed):
+    rng = np.random.default_rng(seed)
+    network, maps = small_network(activation, seed), SlotMaps()
+    maps.add([], set())  # generations that nobody needs do not matter
+    gradients = random_gradients(network, rng)
+    before = [
+        by_cell(layer, g) for layer, g in zip(network.layers, gradients.gradients, strict=True)
+    ]
+    alive = [set(cells) for cells in before]  # cells of connections that have lived throughout
+    born = maps.generation
+    for change in changes:
+        steps = []
+        if change != "evolve":
+            steps.append(prune_neurons(network, 20))
+            for k, layer in enumerate(network.layers):
+                alive[k] &= set(by_cell(layer, layer.values))
+        if change != "prune":
+            removed = []
+            for layer in network.layers[:-1]:
+                layer.values[:] = rng.permutation(np.arange(1, layer.nnz + 1)).astype(np.float32)
+                weakest = layer.values <= np.floor(0.4 * layer.nnz)  # all are positive
+                removed.append(
+                    set(by_cell(layer, weakest))
+                    - {cell for cell, gone in by_cell(layer, weakest).items() if not gone}
+                )
+            steps.append([evolve(layer, 0.4, rng) for layer in network.layers[:-1]])
+            for cells, gone in zip(alive, removed, strict=False):
+                cells -= gone  # also where a connection has grown at the same place again
+        maps.add(steps, {born})
+    valid = retain_valid(gradients, maps.since(born), network.layers)
+    for k, layer in enumerate(network.layers):
+        found = by_cell(layer, valid.gradients[k])
+        expected = {cell: before[k][cell] if cell in alive[k] else 0.0 for cell in found}
+        assert found == expected
+        assert alive[k] <= set(found)
+        dead = np.zeros(layer.n_out, bool) if layer.dead is None else layer.dead
+        bias = np.where(dead, 0, gradients.bias_gradients[k])
+        np.testing.assert_array_equal(valid.bias_gradients[k], bias)
+        if layer.srelu is not None:
+            shape = np.where(dead, 0, gradients.srelu_gradients[k])
+            np.testing.assert_array_equal(valid.srelu_gradients[k], shape)
+    np.testing.assert_array_equal(valid.input_sums, gradients.input_sums)
+
+
+def test_a_connection_that_came_back_has_no_gradient():
+    config = NetworkConfig((2, 2, 2), epsilon=100.0)  # dense: what is removed grows again
+    network, maps = SparseMLP(config, progress=False), SlotMaps()
+    layer = network.layers[0]
+    layer.values[:] = [0.1, 0.2, 0.3, 0.4]
+    maps.add([[evolve(layer, 0.5, np.random.default_rng(0))]], {0})
+    assert layer.nnz == 4
+    gradients = random_gradients(network, np.random.default_rng(0))
+    valid = retain_valid(gradients, maps.since(0), network.layers)
+    np.testing.assert_array_equal(valid.gradients[0][:2], 0)
+    np.testing.assert_array_equal(valid.gradients[0][2:], gradients.gradients[0][2:])
+    np.testing.assert_array_equal(valid.gradients[1], gradients.gradients[1])
+
+
+def test_generations_that_nobody_needs_are_forgotten():
+    network, maps = small_network(), SlotMaps()
+    rng = np.random.default_rng(0)
+    for needed in ({0}, {0, 1}, {1}):
+        maps.add([[evolve(layer, 0.3, rng) for layer in network.layers[:-1]]], needed)
+    assert len(maps.since(1)) == 2
+    with pytest.raises(KeyError):
+        maps.since(0)
+
+
+# ------------------------------------------------------------------------------- memory
+OPEN = """
+import json, sys
+from largesparse.parallel.segments import Segment, arrays_of
+path, shapes = json.loads(sys.argv[1])
+first, second = arrays_of(Segment.open(path), [(tuple(shape), kind) for shape, kind in shapes])
+print(first.sum(), second.tolist())
+first[1] = 7
+"""
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_two_processes_share_a_segment_that_leaves_nothing(on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(Path("/dev/shm").iterdir())
+    shapes = [((3, 2), "<f4"), ((4,), "<i8")]
+    segment = Segment.create(128, on_disk=on_disk)
+    arena = Arena(segment.buffer)
+    first, second = (arena(shape, kind) for shape, kind in shapes)
+    assert (first == 0).all() and first.ctypes.data % 64 == second.ctypes.data % 64 == 0
+    first[...], second[...] = 2, [1, 2, 3, 4]
+    argument = json.dumps([segment.path, shapes])
+    command = [sys.executable, "-c", OPEN, argument]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert out.split("\n")[0] == "12.0 [1, 2, 3, 4]"
+    np.testing.assert_array_equal(first, [[2, 2], [7, 7], [2, 2]])
+    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5))
+def test_an_arena_without_a_buffer_counts_what_one_with_a_buffer_gives(shapes):
+    arrays = [np.arange(a * b, dtype=np.float32).reshape(a, b) for a, b in shapes]
+    segment, copies = share_arrays(arrays)
+    count = Arena()
+    for shape in shapes:
+        assert count(shape).shape == shape
+    assert count.nbytes <= max(len(segment.buffer), 1) or not shapes
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(copy, array)
+
+
+class Node:
+    """The server's memory of a node, and a slot, in this process."""
+
+    def __init__(self, network: SparseMLP, micro_batch: int = 4) -> None:
+        shape = Shape.of(network, micro_batch)
+        self.topology = SharedTopology(
+            shape, Arena(Segment.create(shared_size(SharedTopology, shape)).buffer)
+        )
+        segment = Segment.create(shared_size(SharedWeights, shape))
+        self.weights = SharedWeights(shape, Arena(segment.buffer), segment)
+        for k, layer in enumerate(network.layers):
+            network.layers[k] = ServerLayer(layer, k, self.topology, self.weights)
+        size = shared_size(Slot, shape, self.topology)
+        self.segment = Segment.create(size)
+        self.slot, self.other = (
+            Slot(shape, self.topology, Arena(self.segment.buffer)) for _ in range(2)
+        )
+
+
+def assert_like(network: SparseMLP, other: SparseMLP) -> None:
+    for layer, twin in zip(network.layers, other.layers, strict=True):
+        assert by_cell(layer, layer.values) == by_cell(twin, twin.values)
+        order = layer.topology.to_output_order
+        np.testing.assert_array_equal(layer.values_by_output[order], layer.values)
+        np.testing.assert_array_equal(layer.bias, twin.bias)
+        np.testing.assert_array_equal(
+            np.zeros(0) if layer.dead is None else layer.dead,
+            np.zeros(0) if twin.dead is None else twin.dead,
+        )
+
+
+def test_a_slot_takes_the_weights_as_they_are():
+    server, rng = small_network("srelu"), np.random.default_rng(0)
+    node = Node(server)
+    assert node.slot.version == -1
+    for change in ("nothing", "update", "evolve", "prune", "nothing"):
+        if change == "update":
+            for layer in server.layers:
+                layer.values += rng.normal(size=layer.nnz).astype(np.float32)
+                layer.bias += 1
+            node.topology.version += 1
+        elif change != "nothing":
+            if change == "prune":
+                prune_neurons(server, 20)
+            else:
+                for layer in server.layers[:-1]:
+                    evolve(layer, 0.3, rng)
+            for k, layer in enumerate(server.layers):
+                node.topology.store_dead(k, layer.dead)
+            node.topology.generation += 1
+        node.slot.take(node.weights)
+        assert_like(node.slot.network, server)
+        assert node.slot.version == node.topology.version
+        assert [g.size for g in node.slot.workspace.gradients] == server.layer_connections
+        node.other.take(node.weights)  # another worker finds the slot up to date
+        assert_like(node.other.network, server)
+
+
+def test_a_snapshot_stays_as_it_is_while_the_server_updates():
+    server = small_network()
+    node = Node(server)
+    node.slot.take(node.weights)
+    kept = [layer.values.copy() for layer in server.layers]
+    for layer in server.layers:
+        layer.values[...] = 0
+    node.topology.version += 1
+    for layer, values in zip(node.slot.network.layers, kept, strict=True):
+        np.testing.assert_array_equal(layer.values, values)
+    assert node.slot.version == 0
+
+
+@pytest.mark.parametrize("backend", ["scipy", "fused"])
+def test_the_gradient_of_a_slot_is_that_of_the_network(backend):
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(10, 7)).astype(np.float32), rng.integers(0, 3, 10).astype(np.int32)
+    config = TrainingConfig(batch_size=10, micro_batch=4, backend=backend, threads=1)
+    plain, server = small_network("srelu"), small_network("srelu")
+    node = Node(server)
+    node.slot.take(node.weights)
+    expected, found = Trainer(plain, config), None
+    found = Trainer(node.slot.network, config, workspace=node.slot.workspace)
+    losses = [trainer.gradient(X, y, np.arange(10)) for trainer in (expected, found)]
+    assert losses[0] == losses[1]
+    pairs = zip(expected.workspace.arrays(), node.slot.workspace.arrays(), strict=True)
+    for array, other in pairs:
+        np.testing.assert_array_equal(other, array)
+
+
+# ------------------------------------------------------------------------------- options
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("phase_one_epochs", 0),
+        ("phase_one_epochs", 1.5),
+        ("slots", 0),
+        ("slots", True),
+        ("ranks_per_node", 0),
+        ("chunk_bytes", 0),
+        ("chunk_bytes", 2**31),
+        ("staleness_power", -0.1),
+        ("staleness_power", float("nan")),
+        ("delay_compensation", -1),
+        ("initial_rate_factor", 0),
+        ("initial_rate_epochs", -1),
+    ],
+)
+def test_options_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        ParallelOptions(**{"algorithm": "wasap", "phase_one_epochs": 1} | {name: value})
+
+
+def test_the_rate_falls_with_staleness_or_grows_with_the_workers():
+    adaptive = ParallelOptions(
+        "wasap", 9, staleness_power=0.5, initial_rate_factor=3, initial_rate_epochs=2
+    )
+    assert adaptive.rate_factor(1.9, 3, 5) == pytest.approx(3 / 2)
+    assert adaptive.rate_factor(2.0, 3, 5) == pytest.approx(1 / 2)
+    assert ParallelOptions("wasap", 9).rate_factor(0.0, 9, 5) == 1
+    for algorithm in ("wassp", "allreduce"):
+        factors = [ParallelOptions(algorithm, 9).rate_factor(p, 0, 4) for p in (0, 2.5, 5, 8)]
+        assert factors == pytest.approx([1, 2.5, 4, 4])
+
+
+def test_delayed_gradients_are_compensated():
+    network, rng = small_network("srelu"), np.random.default_rng(0)
+    node = Node(network)
+    then = [array.copy() for array in node.weights.snapshot(node.topology.connections)]
+    for array in node.weights.snapshot(node.topology.connections):
+        array += rng.normal(size=array.shape).astype(np.float32)
+    now = [array.copy() for array in node.weights.snapshot(node.topology.connections)]
+    gradients = random_gradients(network, rng)
+    parts = gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients
+    flat = list(chain.from_iterable(zip(*parts, strict=True)))
+    expected = [
+        g + 0.5 * g.astype(np.float64) ** 2 * (w - old)
+        for g, w, old in zip(flat, now, then, strict=True)
+    ]
+    server = SimpleNamespace(
+        options=ParallelOptions("wasap", 1, delay_compensation=0.5),
+        links=SimpleNamespace(weights=node.weights, topology=node.topology),
+    )
+    Server._compensate(server, gradients, then)  # type: ignore[arg-type]
+    for found, other in zip(flat, expected, strict=True):
+        np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_report_counts_staleness():
+    report = ParallelReport("wasap", 4, 1, [3], 2)
+    assert (report.mean_staleness, report.max_staleness) == (0, 0)
+    for staleness in (0, 2, 2, 4):
+        report.count(staleness)
+    assert report.staleness_record() == {"mean": 2.0, "max": 4, "histogram": [1, 0, 2, 0, 1]}
