@@ -152,6 +152,7 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
         trainer.history = History.from_list(training["history"])
         trainer.rows = training["rows"] if training["rows"] is None else int(training["rows"])
         trainer.parallel = training.get("parallel")
+        trainer.folder = folder
         if "best-layer-01.safetensors" in manifest["files"]:
             from .early_stopping import Snapshot
 

@@ -52,6 +52,8 @@ class Trainer(Stepper):
         Rows of the data set, the validation part included.
     best : Snapshot or None
         Weights of the epoch with the best validation accuracy, where there is a validation part.
+    folder : Path or None
+        The checkpoint that it was read from.
     parallel : dict or None
         What a parallel training needs beside, to go on from a checkpoint.
     """
@@ -67,6 +69,7 @@ class Trainer(Stepper):
         self.history = History()
         self.rows: int | None = None
         self.best: Snapshot | None = None
+        self.folder: Path | None = None
         self.parallel: dict[str, Any] | None = None
 
     def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:

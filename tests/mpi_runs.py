@@ -50,6 +50,8 @@ class MpiRun:
         Variables beside those of this process.
     program : sequence of str
         Started instead of the script, if given: the path of a program and its arguments.
+    directory : Path, optional
+        Where the processes start.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class MpiRun:
         arguments: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         program: tuple[str, ...] = (),
+        directory: Path | None = None,
     ) -> None:
         self.marker = uuid.uuid4().hex
         python = (sys.executable, *(program or ("-c", textwrap.dedent(script))), *arguments)
@@ -66,6 +69,7 @@ class MpiRun:
         self.process = subprocess.Popen(
             [mpiexec(), "-n", str(ranks), *python],
             env=os.environ | {"PYTHONPATH": path, MARKER: self.marker} | dict(environment or {}),
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

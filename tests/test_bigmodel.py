@@ -445,12 +445,18 @@ def test_refusals_as_a_user_sees_them(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["OMPI_COMM_WORLD", "MV2_COMM_WORLD"])
-def test_ranks_of_another_mpi_library_are_told_by_the_first_of_them(launcher):
+def test_other_launchers(monkeypatch, launcher):
+    monkeypatch.setenv(f"{launcher}_SIZE", "3")
+    monkeypatch.setenv(f"{launcher}_RANK", "2")
+    assert environment.launched_ranks() == (2, 3)
+
+
+def test_ranks_of_another_mpi_library_are_told_by_the_first_of_them():
     """Each of them is alone, or has no mpi4py: the launcher's variables tell."""
-    first = run_subprocess(**{f"{launcher}_SIZE": "3", f"{launcher}_RANK": "0"})
+    first = run_subprocess(MV2_COMM_WORLD_SIZE="3", MV2_COMM_WORLD_RANK="0")
     assert_refused((first.returncode, "", first.stderr), "3 ranks", "mpi4py")
     assert first.stdout == ""
-    other = run_subprocess(**{f"{launcher}_SIZE": "3", f"{launcher}_RANK": "2"})
+    other = run_subprocess(MV2_COMM_WORLD_SIZE="3", MV2_COMM_WORLD_RANK="2")
     assert (other.returncode, other.stdout, other.stderr) == (2, "", "")
     assert left() == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import namedtuple
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from largesparse import NetworkConfig
 from largesparse.cli import parse_size
 from largesparse.errors import MemoryPlanError
 from largesparse.memory import HEADROOM, expected_connections
+from largesparse.parallel import plan as plan_module
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.plan import (
     ParallelPlan,
@@ -24,6 +26,7 @@ from largesparse.parallel.plan import (
 from largesparse.parallel.shared import Shape
 from largesparse.presets import hidden_sizes
 
+Disk = namedtuple("Disk", "free")
 MILLION = NetworkConfig((2048, 500_000, 500_000, 2), epsilon=10.0)
 LOTS = 2**50
 
@@ -73,6 +76,16 @@ def test_trained_replicas_wait_on_the_disk_where_they_would_take_too_much():
     assert (roomy.on_disk, tight.results, tight.on_disk) == (0, 0, roomy.results)
     assert roomy.replicas == tight.replicas > 2 * 24 * sum(expected_connections(MILLION))
     assert plan_of(MILLION, 64, machine(16)).replicas == 0
+
+
+def test_a_disk_that_is_too_full_for_them_is_told(monkeypatch, tmp_path):
+    plan = plan_of(MILLION, 64, machine(16), replicas=15, available=8 * 2**30)
+    monkeypatch.setattr(plan_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda _: Disk(plan.on_disk))
+    plan_module.check_disk(plan)
+    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda _: Disk(plan.on_disk - 1))
+    with pytest.raises(MemoryPlanError, match=f"{tmp_path} has .* set TMPDIR"):
+        plan_module.check_disk(plan)
 
 
 def test_with_memory_enough_all_cores_and_the_whole_batch_are_used():

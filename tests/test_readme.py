@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mpi_runs import run_mpi
 
 import largesparse
 
@@ -40,6 +41,19 @@ def test_the_example_runs_as_printed(tmp_path):
     assert child.returncode == 0, child.stderr
     assert "Traceback" not in child.stderr
     assert float(re.search(r"test accuracy (0\.\d+)", child.stdout)[1]) > 0.95
+    assert largesparse.load_model(tmp_path / "digits-model").neurons == 2000
+
+
+def test_the_parallel_example_is_short_and_runs(tmp_path):
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "parallel.md").read_text(), re.M | re.S
+    )
+    assert len(code.splitlines()) < 15
+    (tmp_path / "train.py").write_text(code.replace("epochs=20", "epochs=3"))
+    program = (str(tmp_path / "train.py"),)
+    result = run_mpi("", 3, program=program, timeout=120, directory=tmp_path)
+    assert result.status == 0, result.err
+    assert re.fullmatch(r"test accuracy 0\.\d+\n", result.out)
     assert largesparse.load_model(tmp_path / "digits-model").neurons == 2000
 
 

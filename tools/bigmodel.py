@@ -55,7 +55,12 @@ from largesparse.memory import GIB, MemoryPlan, choose_plan
 from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions, phase_one_length
-from largesparse.parallel.plan import ParallelPlan, choose_parallel_plan, memory_of_ranks
+from largesparse.parallel.plan import (
+    ParallelPlan,
+    check_disk,
+    choose_parallel_plan,
+    memory_of_ranks,
+)
 from largesparse.parallel.ranks import Alone, broadcast, get_communicator, together
 from largesparse.presets import (
     HYPERPARAMETERS,
@@ -293,6 +298,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         if options.checkpoint:
             check_folder(options.checkpoint)
         get_backend(options.backend)
+        if isinstance(plan, ParallelPlan):
+            check_disk(plan)
     return Job(options, config, training, plan)
 
 

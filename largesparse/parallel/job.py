@@ -70,10 +70,9 @@ class Given:
             trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
         )
         trainer.check_rows(data)
-        if isinstance(self.resume, str | Path) and self.checkpoint is not None:
-            folders = Path(self.checkpoint).resolve(), Path(self.resume).resolve()
-            if folders[0] != folders[1]:
-                save_checkpoint(trainer, self.checkpoint)  # those of the replicas go into it
+        place = None if self.checkpoint is None else Path(self.checkpoint).resolve()
+        if trainer.folder is not None and place not in (None, trainer.folder):
+            save_checkpoint(trainer, place)  # those of the replicas go into it
         return trainer, data
 
     def trainer(self) -> Trainer:

@@ -8,6 +8,8 @@ replicas need that are trained at a time in phase two.
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -261,6 +263,17 @@ def check_fits(
     )
 
 
+def check_disk(plan: ParallelPlan) -> None:
+    """Raise `MemoryPlanError` where trained replicas have not enough room on the disk."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if plan.on_disk > free:
+        raise MemoryPlanError(
+            f"The trained replicas need {plan.on_disk / GIB:.1f} GiB on the disk, and {folder} has "
+            f"{free / GIB:.1f} GiB free: set TMPDIR to a folder with more, or start fewer ranks."
+        )
+
+
 def memory_of_ranks(comm: Any, nodes: Nodes) -> int:
     """Return the bytes that the ranks on rank 0's machine may have together; all ranks call it.
 
@@ -304,6 +317,7 @@ def check_memory(
             available=available,
         )
         check_fits(plan, network.config, available)
+        check_disk(plan)
 
     together(comm, check)
 

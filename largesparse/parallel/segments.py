@@ -58,7 +58,10 @@ class Segment:
                     descriptor = os.dup(file.fileno())
             else:
                 descriptor = os.memfd_create("largesparse")
-            os.truncate(descriptor, size)
+            if on_disk and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size)  # a full disk is told now
+            else:
+                os.truncate(descriptor, size)
             return cls(descriptor, size, f"/proc/{os.getpid()}/fd/{descriptor}")
         except OSError as error:
             where = f"a file in {tempfile.gettempdir()}" if on_disk else "shared memory"
