@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from scipy.sparse import issparse
 from .. import inference
 from ..backends import get_backend
 from ..errors import ParameterError, check_range
-from ..inference import Engine, ForwardLayout, Outputs, Predictor, batches, check_batch_size
+from ..inference import Engine, Outputs, Predictor, batches, check_batch_size
 from ..memory import prediction_batch
 from ..network import SparseMLP
 from ..preprocessing import check_X
@@ -29,6 +29,7 @@ from .control import Hub, Line, connect
 from .data import Arrays, parts, places_in, share, whole
 from .guard import guard
 from .nodes import Nodes
+from .prediction_messages import Finish, Host, Receive, SendOutputs, Shapes, Share
 from .ranks import agree, get_communicator, together
 from .segments import Segment, arrays_of, arrays_size, forget_names
 from .transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
@@ -36,7 +37,6 @@ from .transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
 TAG = 1
 SERVER = 0
 Float32 = NDArray[np.float32]
-Shapes = list[tuple[tuple[int, ...], str]]
 
 
 def predict_proba(
@@ -134,37 +134,6 @@ class _Options:
         check_chunk_bytes(self.chunk_bytes)
 
 
-# --------------------------------------------------------------------------- messages
-class _Host(NamedTuple):
-    """To the first rank of another node: make a segment of arrays of these shapes."""
-
-    shapes: Shapes
-
-
-class _Receive:
-    """To the same rank: receive the arrays, and tell where they are."""
-
-
-class _Share(NamedTuple):
-    """To every rank that has rows: predict them."""
-
-    layout: ForwardLayout
-    X_shape: tuple[int, ...] | None  # of sparse rows of the node; None is dense ones
-    arrays: list[SharedArray]  # of the layers, then of the rows
-    start: int  # among the rows of the node
-    stop: int
-    settings: tuple[int, int, str, bool]  # of the engine
-    outputs: tuple[str, Shapes] | None  # a segment to write to; None is to send them
-
-
-class _SendOutputs:
-    """To a rank on another node: send the outputs."""
-
-
-class _Finish:
-    """To every rank: all is done."""
-
-
 # --------------------------------------------------------------------------- rank 0
 def _predict(
     network: SparseMLP | None, X: Any, comm: Any, options: _Options, *, needs_classes: bool
@@ -255,12 +224,12 @@ class _Leader:
             waiting.remove(rank)
             if self._nodes.node[rank] > 0:
                 part = self._shares[rank]
-                self._hub.send(rank, _SendOutputs())
+                self._hub.send(rank, SendOutputs())
                 into = [self._out[part.start : part.stop]]
                 how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
                 start_receive(self._comm, into, rank, **how).wait()
         for rank in self._hub.ranks:
-            self._hub.send(rank, _Finish())
+            self._hub.send(rank, Finish())
         for segment in self._segments:
             segment.close()
         return self._out
@@ -285,7 +254,7 @@ class _Leader:
             part = self._shares[rank]
             rows = part.start - start, part.stop - start
             task = self._layout, X_shape, places, *rows, self._settings(node), outputs
-            self._hub.send(rank, _Share(*task))
+            self._hub.send(rank, Share(*task))
 
     def _share_outputs(self) -> tuple[str, Shapes]:
         """Put the outputs in a segment; return how others find them."""
@@ -298,9 +267,9 @@ class _Leader:
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
         """Send arrays to another node; return where its ranks find them."""
         arrays = [np.ascontiguousarray(array) for array in arrays]
-        self._hub.send(leader, _Host([(array.shape, array.dtype.str) for array in arrays]))
+        self._hub.send(leader, Host([(array.shape, array.dtype.str) for array in arrays]))
         self._answer(leader)
-        self._hub.send(leader, _Receive())
+        self._hub.send(leader, Receive())
         how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
         start_send(self._comm, arrays, leader, **how).wait()
         places: list[SharedArray] = self._answer(leader)
@@ -345,16 +314,16 @@ class _Follower:
         segment = None
         arrays: Arrays = []
         out = np.empty((0, 0), np.float32)
-        while not isinstance(message := self._line.receive(), _Finish):
-            if isinstance(message, _Host):
+        while not isinstance(message := self._line.receive(), Finish):
+            if isinstance(message, Host):
                 segment = Segment.create(arrays_size(message.shapes))
                 arrays = arrays_of(segment, message.shapes)
                 self._line.send("ready")
-            elif isinstance(message, _Receive):
+            elif isinstance(message, Receive):
                 assert segment is not None
                 start_receive(self._comm, arrays, SERVER, **how).wait()
                 self._line.send(places_in(segment, arrays))
-            elif isinstance(message, _Share):
+            elif isinstance(message, Share):
                 out = self._compute(message)
                 self._line.send("done")
             else:
@@ -362,7 +331,7 @@ class _Follower:
         if segment is not None:
             segment.close()
 
-    def _compute(self, task: _Share) -> Float32:
+    def _compute(self, task: Share) -> Float32:
         """Return the outputs of this rank's share of the rows."""
         arrays = [place.open() for place in task.arrays]
         count = sum(len(names) for _, names in task.layout.layers)
