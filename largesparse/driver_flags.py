@@ -82,7 +82,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--learning-rate",
         type=float,
-        help="default: by depth, width and length, 4 at most (width); 0.01 (paper)",
+        help="default: by depth, width, length and slots, 4 at most (width); 0.01 (paper)",
     )
     group.add_argument("--dropout", type=float, help="default: 0 (width), 0.4 (paper)")
     group.add_argument("--momentum", type=float, default=0.9, help="default %(default)s")

@@ -99,3 +99,11 @@ def test_narrow_nets_and_short_trainings_of_recipe_width_get_lower_rates():
     assert default_learning_rate("width", (20_000, 200), 2400) < rate
     assert default_learning_rate("width", (20_000, 20_000), 10) < rate
     assert default_learning_rate("width", (5_000_000, 5_000_000), 10**6) == rate
+
+
+def test_stale_gradients_get_a_smaller_learning_rate():
+    def rate(slots, recipe="width"):
+        return default_learning_rate(recipe, (10**6,) * 2, 10_000, slots=slots)
+
+    assert [rate(slots) for slots in (1, 2, 3)] == [4, 0.5, 0.25]
+    assert rate(8, "paper") == rate(1, "paper") == 0.01

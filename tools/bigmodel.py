@@ -60,6 +60,7 @@ from largesparse.parallel.plan import (
     check_disk,
     choose_parallel_plan,
     memory_of_ranks,
+    slots_of_nodes,
 )
 from largesparse.parallel.ranks import Alone, broadcast, get_communicator, together
 from largesparse.presets import (
@@ -272,14 +273,17 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         micro_batch=options.micro_batch,
         mapped=4 * options.samples * options.features,
     )
-    threads = options.threads
+    stale = 1
+    if isinstance(plan, ParallelPlan) and options.algorithm == "wasap":
+        stale = sum(slots_of_nodes(nodes, plan.most_slots))
+    threads, sizes = options.threads, config.layer_sizes[1:-1]
     training = TrainingConfig(
         epochs=options.epochs,
         batch_size=options.batch_size,
         micro_batch=plan.micro_batch,
         learning_rate=given(
             options.learning_rate,
-            default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps),
+            default_learning_rate(options.recipe, sizes, steps, slots=stale),
         ),
         dropout=given(options.dropout, hyper.dropout),
         schedule=hyper.schedule,
