@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mpi_runs import mpi_run
+from mpi_runs import mpi_run, run_mpi
 
 SCRIPT = """
     import os, sys, time
@@ -83,3 +83,21 @@ def test_ctrl_c_ends_the_job(tmp_path):
     assert "interrupted" in result.messages[0]
     assert "Traceback" not in result.err
     assert (tmp_path / "c" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_before_the_training_ends_the_job(rank):
+    script = """
+        import sys
+        from largesparse import TrainingConfig
+        from largesparse.parallel import train_wasap
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.rank == int(sys.argv[1]):
+            open("no such folder/data.npy")
+        train_wasap(None, TrainingConfig())
+    """
+    result = run_mpi(script, 3, timeout=20, arguments=(str(rank),))
+    assert result.status != 0
+    assert result.err.count("Traceback") == 1
+    assert "FileNotFoundError" in result.err

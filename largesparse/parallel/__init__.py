@@ -6,6 +6,7 @@ Every rank of `mpiexec -n K python script.py` calls them; rank 0 is the paramete
 the result. Needs mpi4py, which is imported only when more than one rank was started.
 """
 
+from .leaving import watch_script
 from .options import ParallelOptions
 from .prediction import predict, predict_proba
 from .report import ParallelReport
@@ -19,3 +20,5 @@ __all__ = [
     "train_wasap",
     "train_wassp",
 ]
+
+watch_script()

@@ -15,6 +15,7 @@ import sys
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from ..environment import launched_ranks
 from .collectives import barrier
 from .segments import forget_names
 
@@ -54,6 +55,19 @@ def end_together(comm: Any) -> None:
             signal.signal(signal.SIGTERM, _interrupt)
         else:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def watch_script() -> None:
+    """Let an error in the script that imports this end the job, also before the ranks connect.
+
+    Otherwise the other ranks would wait for a rank that is not to come.
+    """
+    if launched_ranks()[1] == 1:
+        return
+    with contextlib.suppress(ImportError, RuntimeError):  # `get_communicator` says what is wrong
+        from mpi4py import MPI
+
+        end_together(MPI.COMM_WORLD)
 
 
 def keep(channel: Closing) -> None:
