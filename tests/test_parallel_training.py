@@ -421,4 +421,4 @@ def test_an_error_that_is_not_caught_is_one_message():
     """
     result = run_mpi(script, 3, arguments=(str(Path(__file__).parent),))
     assert result.status != 0
-    assert result.err.count("'slots'") == 1
+    assert result.err.count("'slots'") == 1, result
