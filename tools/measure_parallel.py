@@ -167,7 +167,7 @@ def speed(options: argparse.Namespace) -> None:
         seconds = []
         for ranks in (1, options.ranks):
             settings = {"epochs": options.epochs, "phase_one_epochs": options.epochs}
-            found = start(ranks, options, algorithm="wasap", **settings)
+            found = start(ranks, options, algorithm="wasap", slots=options.slots, **settings)
             seconds.append(statistics.median(found["epoch_s"]))
         ratios.append(seconds[1] / seconds[0])
         print(
@@ -239,6 +239,7 @@ def make_parser() -> argparse.ArgumentParser:
     timed = add("speed", speed)
     add_number(timed, "--ranks", 3, "beside one thread alone")
     add_number(timed, "--epochs", 4, "of each run")
+    add_number(timed, "--slots", None, "of the parallel run, as for train_wasap")
     add_number(timed, "--repeats", 7, "of the pair")
     applied = add("apply", apply)
     add_number(applied, "--connections", 10_000_000, "of the network")

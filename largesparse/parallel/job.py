@@ -197,7 +197,7 @@ def _serve(
     """Be the parameter server: lead the training from its beginning to its end."""
     config = trainer.config
     workers = comm.size - 1
-    counts = slots_of_nodes(nodes, options.most_slots)
+    counts = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
     threads = [
         config.threads or max(1, cores // max(1, count))
         for cores, count in zip(nodes.cores, counts, strict=True)
@@ -232,7 +232,7 @@ def _serve(
         trainer,
         data,
         links,
-        lambda: Dispatcher(nodes.node, counts),
+        lambda ahead: Dispatcher(nodes.node, counts, ahead=ahead),
         options,
         report,
         bar,

@@ -45,6 +45,11 @@ class ParallelOptions:
         """Slots that a node may have; None is as many as cores."""
         return sys.maxsize if self.algorithm == "allreduce" else self.slots
 
+    @property
+    def slots_each(self) -> int:
+        """Slots that a worker can use."""
+        return 2 if self.algorithm == "wasap" and self.slots is not None else 1
+
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
         """Return the factor of the learning rate in phase one.
 

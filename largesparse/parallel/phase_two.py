@@ -31,7 +31,7 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
         What was trained, in the order of the replicas.
     """
     links, trainer = server.links, server.trainer
-    dispatcher = server.make_dispatcher()
+    dispatcher = server.make_dispatcher(False)
     connections = trainer.network.connections
     one = result_bytes(connections, trainer.network.config)
     on_disk = replicas * one > RESULTS_SHARE * available_memory()

@@ -100,17 +100,20 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'s' * (number != 1)}"
 
 
-def slots_of_nodes(nodes: Nodes, most: int | None = None) -> list[int]:
+def slots_of_nodes(nodes: Nodes, most: int | None = None, *, each: int = 1) -> list[int]:
     """Return how many gradients every node computes at a time.
 
     Parameters
     ----------
     nodes : Nodes
     most : int, optional
-        By default the cores of the node; never more than its workers.
+        By default the cores of the node.
+    each : int
+        How many a worker can use.
     """
     workers = [sum(rank > 0 for rank in nodes.ranks(node)) for node in range(len(nodes))]
-    return [min(busy, most or cores) for busy, cores in zip(workers, nodes.cores, strict=True)]
+    pairs = zip(workers, nodes.cores, strict=True)
+    return [min(each * busy, most or cores) for busy, cores in pairs]
 
 
 def plan_parallel(
@@ -309,7 +312,7 @@ def check_memory(
         plan = plan_parallel(
             Shape.of(network, trainer.micro_batch),
             nodes,
-            slots_of_nodes(nodes, options.most_slots),
+            slots_of_nodes(nodes, options.most_slots, each=options.slots_each),
             algorithm=options.algorithm,
             replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
             data=sum(array.nbytes for array in arrays if find_mapped(array) is None),

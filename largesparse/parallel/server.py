@@ -56,7 +56,7 @@ class Server:
         trainer: Trainer,
         data: TrainingData,
         links: Links,
-        make_dispatcher: Callable[[], Dispatcher],
+        make_dispatcher: Callable[[bool], Dispatcher],
         options: ParallelOptions,
         report: ParallelReport,
         bar: tqdm,
@@ -69,7 +69,7 @@ class Server:
         self.checkpoint, self.callbacks = checkpoint, list(callbacks)
         self.stopped = False
         self.make_dispatcher = make_dispatcher
-        self._dispatcher = make_dispatcher()
+        self._dispatcher = make_dispatcher(options.algorithm == "wasap")
         self._maps = SlotMaps()
         self._arrived: deque[messages.Push] = deque()
         self._loss = 0.0  # sum over the samples of the epoch so far
@@ -299,7 +299,7 @@ class Server:
 
         Gradients that wait in slots stay there, but not the weights that they were computed on.
         """
-        links, dispatcher = self.links, self.make_dispatcher()
+        links, dispatcher = self.links, self.make_dispatcher(False)
         for push in [*self._arrived, *links.waiting]:
             push.keeps_snapshot = False
         micro_batch = self.trainer.micro_batch

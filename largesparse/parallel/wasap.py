@@ -67,7 +67,8 @@ def train_wasap(
         is trained then.
     slots : int, optional
         Gradients that a node computes at a time; by default its cores, or its workers where
-        these are fewer. Memory and staleness follow the slots.
+        these are fewer. Memory and staleness follow the slots. With two for every worker a worker
+        begins its next gradient without waiting for the update by its last: faster, and staler.
     ranks_per_node : int, optional
         Splits a machine into simulated nodes, between which arrays go by MPI.
     chunk_bytes : int
