@@ -284,3 +284,17 @@ def test_a_batch_is_the_rows_transposed(features, batch, seed):
     columns = np.asfortranarray(X)
     load_batch(columns, rows, None, out=guard[1:-1])
     np.testing.assert_array_equal(guard[1:-1], X[rows].T)
+
+
+def test_every_seed_of_64_bits_trains():
+    X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
+    config = NetworkConfig((8, 40, 40, 2), epsilon=5)
+    values = []
+    for backend in ("fused", "scipy"):
+        training = TrainingConfig(
+            batch_size=32, dropout=0.5, seed=2**64 - 1, backend=backend, threads=1
+        )
+        trainer = Trainer(SparseMLP(config, progress=False), training)
+        trainer.step(X, np.arange(64, dtype=np.int32) % 2, np.arange(32))
+        values.append(trainer.network.layers[0].values)
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-7)
