@@ -161,6 +161,17 @@ def test_slots_go_to_those_who_wait_longest_on_their_node():
     assert begun[4:] == [(5, 0)]
 
 
+def test_with_two_slots_for_each_a_worker_has_its_next_task_before_it_is_done():
+    for ahead, slots, expected in ((True, 4, [1, 2, 1, 2]), (True, 3, [1, 2]), (False, 4, [1, 2])):
+        dispatcher = Dispatcher([0, 0, 0], [slots], ahead=ahead)
+        begun = []
+        for pair in dispatcher.pairs(lambda worker: True):
+            dispatcher.begin(*pair)
+            begun.append(pair)
+        assert [worker for worker, _ in begun] == expected
+        assert [slot for _, slot in begun] == list(range(len(expected)))
+
+
 # ------------------------------------------------------------------------------- slot maps
 def by_cell(layer, values) -> dict[tuple[int, int], float]:
     """Values of connections by their cell."""

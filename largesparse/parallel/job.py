@@ -103,6 +103,7 @@ def train(
     callbacks: Iterable[Callback],
     progress: bool | None,
 ) -> History:
+    """Train by all ranks, or in this process where it is alone; every rank calls it."""
     comm = get_communicator(comm)
     trainer, data, checked, error = None, None, None, None
     try:
@@ -198,10 +199,10 @@ def _serve(
     config = trainer.config
     workers = comm.size - 1
     counts = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
-    threads = [
-        config.threads or max(1, cores // max(1, count))
-        for cores, count in zip(nodes.cores, counts, strict=True)
-    ]
+    threads = []
+    for node, (cores, count) in enumerate(zip(nodes.cores, counts, strict=True)):
+        at_a_time = min(count, sum(rank > 0 for rank in nodes.ranks(node)))
+        threads.append(config.threads or max(1, cores // max(1, at_a_time)))
     trainer.threads = nodes.cores[0]
     links = Links(
         comm,
@@ -246,6 +247,7 @@ def _serve(
     history.parallel = report
     report.bytes_moved = links.bytes_moved
     _close(hub, nodes, history, report)
+    links.close()
     network = trainer.network
     network.layers[:] = [in_both_orders(layer) for layer in network.layers]
     return history

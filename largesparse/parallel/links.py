@@ -110,6 +110,11 @@ class Links:
         self._offers: deque[messages.Push] = deque()
         self.computing = 0
 
+    def close(self) -> None:
+        """Let go of the segments, when all workers have done with them."""
+        for segment in [*self._segments, *self._slot_segments]:
+            segment.close()
+
     # ------------------------------------------------------------------ joining
     def join(self, data: TrainingData, config: TrainingConfig, threads: Sequence[int]) -> None:
         """Let every worker have what its node shares; return when all are ready.
@@ -122,7 +127,8 @@ class Links:
             For a worker of every node.
         """
         layout, arrays = to_arrays(data, self.network.preprocessing)
-        places, self._data_segment = share(arrays)
+        places, data_segment = share(arrays)
+        self._segments.append(data_segment)
         hosting = [
             messages.Hosting(
                 self._segments[0].path,

@@ -99,6 +99,7 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
         if links.is_here(result.worker):
             segment = Segment.open(result.path)
             here[result.task.replica] = StoredReplica(network.config, result.connections, segment)
+            segment.close()
     for k, layer in enumerate(network.layers):
         parts = []
         for result in trained:

@@ -109,11 +109,14 @@ def slots_of_nodes(nodes: Nodes, most: int | None = None, *, each: int = 1) -> l
     most : int, optional
         By default the cores of the node.
     each : int
-        How many a worker can use.
+        How many a worker can use. There are so many for every worker, or at most one for each.
     """
     workers = [sum(rank > 0 for rank in nodes.ranks(node)) for node in range(len(nodes))]
-    pairs = zip(workers, nodes.cores, strict=True)
-    return [min(each * busy, most or cores) for busy, cores in pairs]
+    found = []
+    for busy, cores in zip(workers, nodes.cores, strict=True):
+        wanted = most or cores
+        found.append(each * busy if wanted >= each * busy else min(busy, wanted))
+    return found
 
 
 def plan_parallel(

@@ -77,7 +77,7 @@ class Server:
         self._threads = trainer.threads if trainer.network.connections > SMALL else 1
         self._optimizer = trainer.config.optimizer()
         self._rates = trainer.config.rates()
-        self._started = time.perf_counter()
+        self._started = 0.0  # when the epoch began
 
     # ------------------------------------------------------------------ asynchronous
     def train_asynchronously(self, deal: Deal) -> None:
@@ -86,6 +86,7 @@ class Server:
         At the end of an epoch no new gradients are begun; those that are being computed then are
         applied after the evolution, as far as they are still valid.
         """
+        self._started = time.perf_counter()
         while not deal.is_done and not self.stopped:
             if not self._arrived:
                 self._grant(deal)
@@ -171,6 +172,7 @@ class Server:
     # ------------------------------------------------------------------ synchronous
     def train_synchronously(self, deal: Deal) -> None:
         """Apply the mean of all workers' gradients, one joined mini-batch after another (WASSP)."""
+        self._started = time.perf_counter()
         total = Gradients(self.trainer.network.layers)
         while not deal.is_done and not self.stopped:
             parts = deal.next_joined()
@@ -187,6 +189,7 @@ class Server:
 
     def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
         """As `train_synchronously`, but every node sums its gradients and updates its weights."""
+        self._started = time.perf_counter()
         trainer, backend = self.trainer, self.trainer.backend
         while not deal.is_done and not self.stopped:
             parts, progress = deal.next_joined(), deal.progress

@@ -49,7 +49,7 @@ class Worker:
         self._representative: Representative | None = None
         self._line = line
         self._augment = augment
-        self._segments: list[Segment] = []  # that this rank has made
+        self._segments: list[Segment] = []  # that are open
         self._replicas: dict[int, StoredReplica] = {}
         self._orders: dict[int, Rows] = {}
         self._chunk_bytes = CHUNK_BYTES
@@ -72,6 +72,8 @@ class Worker:
         while True:
             message = self._line.receive()
             if isinstance(message, messages.Finish):
+                for segment in self._segments:
+                    segment.close()
                 return message.history
             answers[type(message)](message)
 
@@ -99,23 +101,29 @@ class Worker:
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
         self._config, self._chunk_bytes = join.config, join.chunk_bytes
-        topology = Segment.open(join.topology)
+        topology = self._open(join.topology)
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         self._weights = None
         if join.weights is not None:
-            weights = Segment.open(join.weights)
+            weights = self._open(join.weights)
             self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
         arrays = [place.open() for place in join.data]
         self._data, scaling = from_arrays(join.layout, arrays)
         self._slots, self._steppers = [], []
         for path in join.slots:
-            slot = Slot(join.shape, self._topology, Arena(Segment.open(path).buffer))
+            slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer))
             slot.network.preprocessing = scaling
             self._slots.append(slot)
             self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
         warm_up(join.config.backend, threads=join.config.threads or 1)
         forget_names()
         self._line.send(messages.Done())
+
+    def _open(self, path: str) -> Segment:
+        """Map a segment of this node until the training is over."""
+        segment = Segment.open(path)
+        self._segments.append(segment)
+        return segment
 
     def _receive_topology(self, message: messages.NewTopology) -> None:
         """Receive the topology for this node: nobody computes meanwhile."""
@@ -227,6 +235,7 @@ class Worker:
         self._pss_bytes = max(self._pss_bytes, pss_bytes())
         stored = StoredReplica.store(network, on_disk=task.on_disk)
         self._replicas[task.replica] = stored
+        self._segments.append(stored.segment)
         connections = network.layer_connections
         trained = messages.ReplicaTrained(self._comm.rank, task, stored.segment.path, connections)
         self._line.send(trained)
