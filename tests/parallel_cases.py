@@ -191,7 +191,7 @@ ASYNCHRONOUS = (
         f"{name}": Case(rows=600, training=SLOW | training, options=options)
         for name, options, training in (
             ("asynchronous-1", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
-            ("asynchronous-ahead", {"slots": 6}, {}),
+            ("asynchronous-ahead", {"slots": 6, "ranks_per_node": 2}, {}),
             ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, {}),
             ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
         )

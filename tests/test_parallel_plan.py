@@ -40,13 +40,13 @@ def plan_of(config: NetworkConfig, micro_batch: int, nodes: Nodes, **options) ->
     return plan_parallel(shape, nodes, slots_of_nodes(nodes, options.pop("slots", None)), **options)
 
 
-def test_a_worker_has_one_slot_or_two():
-    nodes = Nodes([0, 0, 0, 1], [4, 4], ["one", "one"])  # two workers, and one
-    assert slots_of_nodes(nodes) == [2, 1]
+def test_a_worker_has_one_slot_or_two_on_another_node():
+    nodes = Nodes([0, 0, 0, 1, 1], [4, 4], ["one", "one"])  # two workers on each
+    assert slots_of_nodes(nodes) == [2, 2]
     assert slots_of_nodes(nodes, 1) == [1, 1]
-    assert slots_of_nodes(nodes, 9) == [2, 1]
+    assert slots_of_nodes(nodes, 9) == [2, 2]
     found = [slots_of_nodes(nodes, most, each=2) for most in (1, 2, 3, 4, 9)]
-    assert found == [[1, 1], [2, 2], [2, 2], [4, 2], [4, 2]]
+    assert found == [[1, 1], [2, 2], [2, 2], [2, 4], [2, 4]]
 
 
 def test_the_bytes_are_those_of_the_design():

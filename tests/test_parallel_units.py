@@ -23,7 +23,6 @@ from largesparse.parallel.messages import SendGradient
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
 from largesparse.parallel.segments import Arena, Segment, share_arrays
-from largesparse.parallel.server import Server
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -32,6 +31,7 @@ from largesparse.parallel.shared import (
     Slot,
     shared_size,
 )
+from largesparse.parallel.updating import Updater
 from largesparse.parallel.worker import Worker
 from largesparse.workspace import Gradients
 
@@ -460,11 +460,9 @@ def test_delayed_gradients_are_compensated():
         g + 0.5 * g.astype(np.float64) ** 2 * (w - old)
         for g, w, old in zip(flat, now, then, strict=True)
     ]
-    server = SimpleNamespace(
-        options=ParallelOptions("wasap", 1, delay_compensation=0.5),
-        links=SimpleNamespace(weights=node.weights, topology=node.topology),
-    )
-    Server._compensate(server, gradients, then)  # type: ignore[arg-type]
+    options = ParallelOptions("wasap", 1, delay_compensation=0.5)
+    updater = Updater(node.topology, node.weights, TrainingConfig(), options, 1, 10)
+    updater._compensate(gradients, then)
     for found, other in zip(flat, expected, strict=True):
         np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-6)
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,21 +162,32 @@ def staleness(options: argparse.Namespace) -> None:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time an epoch by 3 ranks and by one thread, alternating; ratios of neighbours."""
-    ratios = []
+    """Time an epoch by 3 ranks and by one thread, alternating; ratios of neighbours.
+
+    Beside them half of an epoch's time where as many single trainings as workers run at once: what
+    the cores allow when nothing is exchanged.
+    """
+    settings = {"epochs": options.epochs, "phase_one_epochs": options.epochs}
+    ratios, bounds = [], []
+
+    def epoch_s(ranks: int) -> float:
+        found = start(ranks, options, algorithm="wasap", slots=options.slots, **settings)
+        return statistics.median(found["epoch_s"])
+
+    workers = options.ranks - 1
     for repeat in range(options.repeats):
-        seconds = []
-        for ranks in (1, options.ranks):
-            settings = {"epochs": options.epochs, "phase_one_epochs": options.epochs}
-            found = start(ranks, options, algorithm="wasap", slots=options.slots, **settings)
-            seconds.append(statistics.median(found["epoch_s"]))
-        ratios.append(seconds[1] / seconds[0])
+        alone, together = epoch_s(1), epoch_s(options.ranks)
+        with ThreadPoolExecutor(workers) as pool:
+            at_once = statistics.mean(pool.map(epoch_s, [1] * workers)) / workers
+        ratios.append(together / alone)
+        bounds.append(at_once / alone)
         print(
-            f"repeat {repeat + 1}: one thread {seconds[0]:.2f} s, {options.ranks} ranks "
-            f"{seconds[1]:.2f} s an epoch: {ratios[-1]:.2f}",
+            f"repeat {repeat + 1}: one thread {alone:.2f} s, {options.ranks} ranks "
+            f"{together:.2f} s an epoch: {ratios[-1]:.2f}; {workers} trainings at once "
+            f"{at_once:.2f} s: {bounds[-1]:.2f}",
             flush=True,
         )
-    print(f"median ratio {statistics.median(ratios):.2f}")
+    print(f"median ratios {statistics.median(ratios):.2f}, {statistics.median(bounds):.2f}")
 
 
 def apply(options: argparse.Namespace) -> None:

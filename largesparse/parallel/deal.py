@@ -6,8 +6,12 @@ workers in turn: every sample is used, and a worker reads its own part only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
+
+LEASE = 16  # mini-batches that a worker is given at a time, at most
+LEASES = 8  # that a worker is given in an epoch, at least
 
 
 class Batch(NamedTuple):
@@ -17,6 +21,12 @@ class Batch(NamedTuple):
     start: int
     stop: int
     step: int  # of the update, counted over all epochs: dropout is a function of it
+
+
+def epochs_of(samples: int, rows: int) -> float:
+    """Return the epochs that so many samples are."""
+    epoch, start = divmod(samples, rows)
+    return epoch + start / rows
 
 
 def samples(batches: Iterable[Batch]) -> int:
@@ -68,15 +78,14 @@ class Deal:
         self.samples_applied = (first + len(self._missing)) * rows - sum(
             self._samples(start) for starts in self._missing.values() for start in starts
         )
-        self._shares = [self._share(worker) for worker in range(workers)]
+        self._shares: list[Iterator[Batch]] = [self._share(worker) for worker in range(workers)]
         self._next = [next(share, None) for share in self._shares]
         self._joined_parts = self._join()
 
     @property
     def progress(self) -> float:
         """Epochs that have been trained on, with a fraction."""
-        epoch, start = divmod(self.samples_applied, self.rows)
-        return epoch + start / self.rows
+        return epochs_of(self.samples_applied, self.rows)
 
     @property
     def is_done(self) -> bool:
@@ -93,6 +102,23 @@ class Deal:
         assert batch is not None
         self._next[worker - 1] = next(self._shares[worker - 1], None)
         return batch
+
+    def lease(self, worker: int) -> list[Batch]:
+        """Return the next mini-batches of a worker, up to an eighth of its epoch and at most 16."""
+        own = -(-self.rows // self.batch_size) // self.workers
+        count = max(1, min(LEASE, own // LEASES))
+        found: list[Batch] = []
+        while len(found) < count and self.has_more(worker):
+            found.append(self.next(worker))
+        return found
+
+    def give_back(self, worker: int, batches: Sequence[Batch]) -> None:
+        """Let a worker have mini-batches next that it did not come to."""
+        if batches:
+            following = self._next[worker - 1]
+            more = [] if following is None else [following]
+            self._next[worker - 1] = batches[0]
+            self._shares[worker - 1] = chain(batches[1:], more, self._shares[worker - 1])
 
     def next_joined(self) -> list[Batch]:
         """Return the parts of the next joined mini-batch, of worker 1, 2, ..."""

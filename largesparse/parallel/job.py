@@ -215,7 +215,7 @@ def _serve(
         keep_snapshots=options.delay_compensation > 0,
         replicated=options.algorithm == "allreduce",
     )
-    links.join(data, config, threads)
+    links.join(data, config, options, threads)
     forget_names()
     report = ParallelReport(
         options.algorithm, comm.size, len(nodes), counts, threads, options.phase_one_epochs
@@ -272,6 +272,7 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
         joined=options.algorithm != "wasap",
         state=state.get("deal"),
     )
+    server.links.topology.samples = deal.samples_applied
     started = time.perf_counter()
     if options.algorithm == "wasap":
         server.train_asynchronously(deal)

@@ -20,6 +20,7 @@ from .allreduce import Representative
 from .control import Hub
 from .data import Arrays, share, to_arrays
 from .nodes import Nodes
+from .options import ParallelOptions
 from .segments import Arena, Segment
 from .shared import (
     ServerLayer,
@@ -116,13 +117,20 @@ class Links:
             segment.close()
 
     # ------------------------------------------------------------------ joining
-    def join(self, data: TrainingData, config: TrainingConfig, threads: Sequence[int]) -> None:
+    def join(
+        self,
+        data: TrainingData,
+        config: TrainingConfig,
+        options: ParallelOptions,
+        threads: Sequence[int],
+    ) -> None:
         """Let every worker have what its node shares; return when all are ready.
 
         Parameters
         ----------
         data : TrainingData
         config : TrainingConfig
+        options : ParallelOptions
         threads : sequence of int
             For a worker of every node.
         """
@@ -155,6 +163,7 @@ class Links:
                 layout,
                 hosting[node].data,
                 dataclasses.replace(config, threads=threads[node]),
+                options,
                 self._chunk_bytes,
             )
             self._hub.send(rank, join)
@@ -207,6 +216,11 @@ class Links:
                 own[...] = array
             self._sending = self._start_send(worker, self._outbox)
 
+    def lease(self, worker: int, lease: messages.Lease) -> None:
+        """Let a worker on this node train on mini-batches."""
+        self._hub.send(worker, lease)
+        self.computing += 1
+
     def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
         """Let a worker train a replica; it gets weights and velocities."""
         self._hub.send(worker, task)
@@ -230,7 +244,7 @@ class Links:
         Returns
         -------
         message or None
-            A Push has its gradients.
+            A Push has its gradients, as has that of a Leased.
         """
         if self._sending is not None and self._sending.done():
             self.bytes_moved += self._sending.nbytes
@@ -246,19 +260,18 @@ class Links:
         if found is None:
             return None
         _, message = found
-        if not isinstance(message, messages.Push):
+        self.computing -= isinstance(message, (messages.Push, messages.Leased))
+        push = message.push if isinstance(message, messages.Leased) else message
+        if not isinstance(push, messages.Push) or self._replicated:
             return message
-        self.computing -= 1
-        if self._replicated:
-            return message
-        if not self.is_here(message.worker):
-            self._offers.append(message)
+        if not self.is_here(push.worker):
+            self._offers.append(push)
             return None
-        slot = self.slots[message.task.slot]
-        message.gradients = slot.workspace
-        message.gradients.fit(message.connections)
+        slot = self.slots[push.task.slot]
+        push.gradients = slot.workspace
+        push.gradients.fit(push.connections)
         if self._keep_snapshots:
-            message.snapshot = cut(slot.parameters, message.connections)
+            push.snapshot = cut(slot.parameters, push.connections)
         return message
 
     def _start_receiving(self, wanted: Callable[[messages.Push], bool] | None) -> None:

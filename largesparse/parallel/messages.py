@@ -11,6 +11,7 @@ from ..losses import ScoreSums
 from ..sharing import SharedArray
 from .data import Layout
 from .deal import Batch
+from .options import ParallelOptions
 from .shared import Shape
 
 
@@ -37,6 +38,7 @@ class Join:
     layout: Layout
     data: list[SharedArray]
     config: TrainingConfig
+    options: ParallelOptions
     chunk_bytes: int
 
 
@@ -57,6 +59,15 @@ class Compute:
     batch: Batch
     first_row: int = 0  # of the batch in a joined mini-batch
     joined: int | None = None  # rows of that
+
+
+@dataclass(frozen=True)
+class Lease:
+    """To a worker on rank 0's node: train on mini-batches, and update the weights yourself."""
+
+    slot: int
+    batches: list[Batch]
+    limit: int  # samples at which the epoch is over, and with it the lease
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,16 @@ class Push:
     gradients: Any = None  # Gradients
     snapshot: Any = None  # list of arrays: the weights it was computed on
     keeps_snapshot: bool = True  # until its slot is used to evaluate
+
+
+@dataclass(frozen=True)
+class Leased:
+    """Answer to `Lease`: the epoch is over, or all has been trained on."""
+
+    worker: int
+    task: Lease
+    updates: list[tuple[float, int]]  # loss and staleness of the first mini-batches
+    push: Push | None  # the gradient of the next, if it came too late for the epoch
 
 
 @dataclass(frozen=True)

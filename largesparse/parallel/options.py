@@ -47,7 +47,7 @@ class ParallelOptions:
 
     @property
     def slots_each(self) -> int:
-        """Slots that a worker can use."""
+        """Slots that a worker on another node than rank 0's can use."""
         return 2 if self.algorithm == "wasap" and self.slots is not None else 1
 
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:

@@ -109,13 +109,13 @@ def slots_of_nodes(nodes: Nodes, most: int | None = None, *, each: int = 1) -> l
     most : int, optional
         By default the cores of the node.
     each : int
-        How many a worker can use. There are so many for every worker, or at most one for each.
+        How many a worker on another node can use. There are so many for each, or at most one.
     """
     workers = [sum(rank > 0 for rank in nodes.ranks(node)) for node in range(len(nodes))]
     found = []
-    for busy, cores in zip(workers, nodes.cores, strict=True):
-        wanted = most or cores
-        found.append(each * busy if wanted >= each * busy else min(busy, wanted))
+    for node, (busy, cores) in enumerate(zip(workers, nodes.cores, strict=True)):
+        wanted, useful = most or cores, busy * (each if node else 1)
+        found.append(useful if wanted >= useful else min(busy, wanted))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ from .links import Links
 from .options import ParallelOptions
 from .report import ParallelReport
 from .retention import SlotMaps, retain_valid
+from .shared import Arrays
+from .updating import Updater
 
 logger = logging.getLogger(__name__)
 
@@ -75,38 +78,50 @@ class Server:
         self._loss = 0.0  # sum over the samples of the epoch so far
         self._samples = 0
         self._threads = trainer.threads if trainer.network.connections > SMALL else 1
-        self._optimizer = trainer.config.optimizer()
-        self._rates = trainer.config.rates()
+        self._updater = Updater(
+            links.topology,
+            links.weights,
+            trainer.config,
+            options,
+            self._dispatcher.workers,
+            len(data.train_rows),
+        )
         self._started = 0.0  # when the epoch began
 
     # ------------------------------------------------------------------ asynchronous
     def train_asynchronously(self, deal: Deal) -> None:
-        """Apply every gradient as it arrives, until the deal has been trained on (WASAP).
+        """Let every gradient be applied as it is ready, until the deal has been trained on (WASAP).
 
-        At the end of an epoch no new gradients are begun; those that are being computed then are
-        applied after the evolution, as far as they are still valid.
+        Workers on this node update the weights themselves; this rank does it by the gradients of
+        the others. At the end of an epoch no new gradients are begun; those that are being
+        computed then are applied after the evolution, as far as they are still valid.
         """
         self._started = time.perf_counter()
         while not deal.is_done and not self.stopped:
-            if not self._arrived:
-                self._grant(deal)
-                self._take()
-                continue
-            self._apply(self._arrived.popleft(), deal)
-            if deal.samples_applied >= (self.trainer.epoch + 1) * deal.rows:
+            limit = (self.trainer.epoch + 1) * deal.rows
+            if self._arrived and self._apply(self._arrived[0], deal, limit):
+                self._arrived.popleft()
+            elif deal.samples_applied < limit:
+                if self.links.topology.samples < limit:
+                    self._grant(deal, limit)
+                self._take(deal)
+            if deal.samples_applied >= limit:
                 while self.links.computing:
-                    self._take()
+                    self._take(deal)
                 self._finish_epoch(deal)
 
-    def _grant(self, deal: Deal) -> None:
+    def _grant(self, deal: Deal, limit: int) -> None:
         """Let workers that wait begin with their next mini-batches."""
 
         def can_work(worker: int) -> bool:
             return deal.has_more(worker) and self.links.can_begin(worker)
 
         for worker, slot in self._dispatcher.pairs(can_work):
-            batch = deal.next(worker)
-            self._begin(worker, slot, batch)
+            if self.links.is_here(worker):
+                self._dispatcher.begin(worker, slot)
+                self.links.lease(worker, messages.Lease(slot, deal.lease(worker), limit))
+            else:
+                self._begin(worker, slot, deal.next(worker))
 
     def _begin(self, worker: int, slot: int, batch: Batch, **joined: int) -> None:
         def make(weights: messages.Weights) -> messages.Compute:
@@ -115,59 +130,78 @@ class Server:
         self._dispatcher.begin(worker, slot)
         self.links.begin(worker, slot, make)
 
-    def _take(self, wanted: Callable[[messages.Push], bool] | None = None) -> None:
+    def _take(self, deal: Deal, wanted: Callable[[messages.Push], bool] | None = None) -> None:
         """Wait for something to happen; keep a gradient that arrives."""
         message = self.links.next(wanted)
         if isinstance(message, messages.Push):
             self._arrived.append(message)
+        elif isinstance(message, messages.Leased):
+            self._end_lease(message, deal)
 
-    def _apply(self, push: messages.Push, deal: Deal) -> None:
-        """Update the weights by a gradient that has arrived."""
-        trainer, topology = self.trainer, self.links.topology
-        network, task = trainer.network, push.task
-        gradients = push.gradients
+    def _end_lease(self, leased: messages.Leased, deal: Deal) -> None:
+        """Count what a worker on this node has done."""
+        batches = leased.task.batches
+        for batch, (loss, staleness) in zip(batches, leased.updates, strict=False):
+            self._count(deal, batch, loss, staleness)
+        rest = batches[len(leased.updates) :]
+        if leased.push is None:
+            self._dispatcher.end(leased.worker, leased.task.slot)
+        else:
+            self._arrived.append(leased.push)
+            rest = rest[1:]
+        deal.give_back(leased.worker, rest)
+
+    def _apply(self, push: messages.Push, deal: Deal, limit: int) -> bool:
+        """Update the weights by a gradient that has arrived, unless the epoch is over."""
+        trainer, task = self.trainer, push.task
+        gradients, snapshot = push.gradients, push.snapshot if push.keeps_snapshot else None
         if task.weights.generation != self._maps.generation:
             maps = self._maps.since(task.weights.generation)
-            gradients = retain_valid(gradients, maps, network.layers)
-        elif push.snapshot is not None and push.keeps_snapshot:
-            self._compensate(gradients, push.snapshot)
-        staleness = topology.version - push.version
-        progress = deal.progress
-        self._update(gradients, progress, staleness)
+            gradients, snapshot = retain_valid(gradients, maps, trainer.network.layers), None
+        staleness = self._update(gradients, [task.batch], push.version, snapshot, limit)
+        if staleness is None:
+            return False
+        self._count(deal, task.batch, push.loss, staleness)
+        self._end(push)
+        return True
+
+    def _update(
+        self,
+        gradients: Gradients,
+        batches: list[Batch],
+        version: int | None = None,
+        snapshot: Arrays | None = None,
+        limit: float = math.inf,
+    ) -> int | None:
+        trainer = self.trainer
+        with trainer.backend.threads(self._threads):
+            return self._updater.update(
+                trainer.network,
+                gradients,
+                samples(batches),
+                trainer.backend,
+                version=version,
+                snapshot=snapshot,
+                limit=limit,
+            )
+
+    def _count(self, deal: Deal, batch: Batch, loss: float, staleness: int) -> None:
+        """Count an update."""
+        self.trainer.step_count += 1
         self.report.count(staleness)
-        deal.apply(task.batch)
-        self._count(push)
+        self._count_samples(deal, batch, loss)
+
+    def _count_samples(self, deal: Deal, batch: Batch, loss: float) -> None:
+        rows = samples([batch])
+        deal.apply(batch)
+        self._loss += loss * rows
+        self._samples += rows
+        self.bar.update(rows)
+
+    def _end(self, push: messages.Push) -> None:
+        """Let go of a gradient: its slot is free."""
         self.links.release(push)
-        self._dispatcher.end(push.worker, task.slot)
-
-    def _update(self, gradients: Gradients, progress: float, staleness: int) -> None:
-        trainer, backend = self.trainer, self.trainer.backend
-        rate = self._rate(progress, staleness)
-        with self.links.weights.writing(), backend.threads(self._threads):
-            trainer.network.update_(gradients, self._optimizer, rate, backend, both_orders=False)
-            self.links.topology.version += 1
-        trainer.step_count += 1
-
-    def _rate(self, progress: float, staleness: int) -> float:
-        rate = self.trainer.config.learning_rate * self._rates.factor(progress)
-        return rate * self.options.rate_factor(progress, staleness, self._dispatcher.workers)
-
-    def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:
-        """Add λ·g²·(w - w_then) to the gradients (Zheng et al., 2017), in place."""
-        strength = np.float32(self.options.delay_compensation)
-        now = self.links.weights.snapshot(self.links.topology.connections)
-        parts = zip(
-            gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients, strict=True
-        )
-        flat = [array for layer in parts for array in layer]
-        for gradient, weights, then in zip(flat, now, snapshot, strict=True):
-            gradient += strength * gradient * gradient * (weights - then)
-
-    def _count(self, push: messages.Push) -> None:
-        samples = push.task.batch.stop - push.task.batch.start
-        self._loss += push.loss * samples
-        self._samples += samples
-        self.bar.update(samples)
+        self._dispatcher.end(push.worker, push.task.slot)
 
     # ------------------------------------------------------------------ synchronous
     def train_synchronously(self, deal: Deal) -> None:
@@ -176,13 +210,12 @@ class Server:
         total = Gradients(self.trainer.network.layers)
         while not deal.is_done and not self.stopped:
             parts = deal.next_joined()
-            progress = deal.progress
             self._sum_gradients(parts, total, deal)
             trainer = self.trainer
-            rows = samples(parts)
             with trainer.backend.threads(self._threads):
-                trainer.network.finish_gradient(total, rows, trainer.backend)
-            self._update(total, progress, 0)
+                trainer.network.finish_gradient(total, samples(parts), trainer.backend)
+            self._update(total, parts)
+            trainer.step_count += 1
             self.report.count(0)
             if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
                 self._finish_epoch(deal)
@@ -192,23 +225,23 @@ class Server:
         self._started = time.perf_counter()
         trainer, backend = self.trainer, self.trainer.backend
         while not deal.is_done and not self.stopped:
-            parts, progress = deal.next_joined(), deal.progress
+            parts = deal.next_joined()
             joined = samples(parts)
             for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
                 place = {"first_row": samples(parts[: worker - 1]), "joined": joined}
                 self._begin(worker, slot, parts[worker - 1], **place)
             while len(self._arrived) < len(parts):
-                self._take()
+                self._take(deal)
             pushes = sorted(self._arrived, key=lambda push: push.worker)
             self._arrived.clear()
-            rate = self._rate(progress, 0)
+            rate = self._updater.rate(staleness=0)
             self.links.reduce(representative, pushes, rate, backend, self._threads)
+            self.links.topology.samples += joined
             trainer.step_count += 1
             self.report.count(0)
             for push in pushes:
-                deal.apply(push.task.batch)
-                self._count(push)
-                self._dispatcher.end(push.worker, push.task.slot)
+                self._count_samples(deal, push.task.batch, push.loss)
+                self._end(push)
             if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
                 self._finish_epoch(deal)
 
@@ -228,10 +261,8 @@ class Server:
                 for own, part in zip(total.arrays(), push.gradients.arrays(), strict=True):
                     np.copyto(own, part) if summed == 0 else np.add(own, part, out=own)
                 summed += 1
-                deal.apply(push.task.batch)
-                self._count(push)
-                self.links.release(push)
-                self._dispatcher.end(push.worker, push.task.slot)
+                self._count_samples(deal, push.task.batch, push.loss)
+                self._end(push)
                 continue
             while begun < len(parts):
                 worker = begun + 1
@@ -241,7 +272,7 @@ class Server:
                 batch = parts[begun]
                 self._begin(*pair, batch, first_row=samples(parts[:begun]), joined=joined)
                 begun += 1
-            self._take(is_next)
+            self._take(deal, is_next)
 
     # ------------------------------------------------------------------ epochs
     def _finish_epoch(self, deal: Deal) -> None:

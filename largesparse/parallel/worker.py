@@ -18,10 +18,12 @@ from . import messages
 from .allreduce import Representative
 from .control import Line
 from .data import from_arrays, places_in
+from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
 from .segments import Arena, Segment, arrays_of, arrays_size, forget_names
 from .shared import SharedTopology, SharedWeights, Slot, cut, shared_size, show_weights
 from .transfer import CHUNK_BYTES, start_receive, start_send
+from .updating import Updater
 from .usage import cpu_seconds, pss_bytes
 
 SERVER = 0
@@ -54,6 +56,7 @@ class Worker:
         self._orders: dict[int, Rows] = {}
         self._chunk_bytes = CHUNK_BYTES
         self._pss_bytes = 0
+        self._generation = -1  # of the topology that `_network` has
 
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
@@ -61,6 +64,7 @@ class Worker:
             messages.Host: self._host,
             messages.Join: self._join,
             messages.Compute: self._compute,
+            messages.Lease: self._train,
             messages.Evaluate: self._evaluate,
             messages.SendGradient: self._send_gradient,
             messages.NewTopology: self._receive_topology,
@@ -109,6 +113,10 @@ class Worker:
             self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
         arrays = [place.open() for place in join.data]
         self._data, scaling = from_arrays(join.layout, arrays)
+        if self._weights is not None:
+            shared = self._topology, self._weights, join.config, join.options
+            rows = len(self._data.train_rows)
+            self._updater = Updater(*shared, self._comm.size - 1, rows)
         self._slots, self._steppers = [], []
         for path in join.slots:
             slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer))
@@ -149,17 +157,63 @@ class Worker:
 
     def _compute(self, task: messages.Compute) -> None:
         slot, stepper = self._prepare(task.slot, task.weights)
-        epoch, start, stop, step = task.batch
-        rows = self._order(epoch)[start:stop]
-        stepper.epoch, stepper.step_count = epoch, step
-        X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
         joined: dict[str, Any] = {}
         if task.joined is not None:
             joined = {"first_row": task.first_row, "joined": task.joined}
         with stepper.backend.threads(stepper.threads):
-            loss = stepper.gradient(X, y, chosen, weights, **joined)
+            loss = self._gradient(stepper, task.batch, **joined)
+        self._line.send(self._push(task, loss, slot))
+
+    def _gradient(self, stepper: Stepper, batch: Batch, **joined: Any) -> float:
+        """Compute the gradient of a mini-batch; return the loss."""
+        epoch, start, stop, step = batch
+        rows = self._order(epoch)[start:stop]
+        stepper.epoch, stepper.step_count = epoch, step
+        X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
+        return stepper.gradient(X, y, chosen, weights, **joined)
+
+    def _push(self, task: messages.Compute, loss: float, slot: Slot) -> messages.Push:
         connections = slot.network.layer_connections
-        self._line.send(messages.Push(self._comm.rank, task, loss, slot.version, connections))
+        return messages.Push(self._comm.rank, task, loss, slot.version, connections)
+
+    def _train(self, lease: messages.Lease) -> None:
+        """Update the weights by the gradients of mini-batches, until the epoch is over."""
+        assert self._weights is not None
+        if self._generation != self._topology.generation:
+            self._network = show_weights(self._topology, self._weights)
+            self._generation = self._topology.generation
+        stepper = self._steppers[lease.slot]
+        with stepper.backend.threads(stepper.threads):
+            updates, push = self._make_updates(lease)
+        self._line.send(messages.Leased(self._comm.rank, lease, updates, push))
+
+    def _make_updates(
+        self, lease: messages.Lease
+    ) -> tuple[list[tuple[float, int]], messages.Push | None]:
+        """Return loss and staleness of the updates, and what came too late."""
+        assert self._weights is not None
+        slot, stepper = self._slots[lease.slot], self._steppers[lease.slot]
+        updates: list[tuple[float, int]] = []
+        for batch in lease.batches:
+            if self._topology.samples >= lease.limit:
+                break
+            slot.take(self._weights)
+            loss = self._gradient(stepper, batch)
+            staleness = self._updater.update(
+                self._network,
+                slot.workspace,
+                samples([batch]),
+                stepper.backend,
+                version=slot.version,
+                snapshot=slot.arrays(),
+                limit=lease.limit,
+            )
+            if staleness is None:
+                weights = messages.Weights(slot.version, self._topology.generation, False)
+                task = messages.Compute(lease.slot, weights, batch)
+                return updates, self._push(task, loss, slot)
+            updates.append((loss, staleness))
+        return updates, None
 
     def _send_gradient(self, message: messages.SendGradient) -> None:
         slot = self._slots[message.slot]

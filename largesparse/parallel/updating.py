@@ -1,0 +1,110 @@
+"""How a gradient becomes an update of the shared weights, on rank 0 and by workers of its node."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..backends.base import Backend
+from ..config import TrainingConfig
+from ..network import SparseMLP
+from ..workspace import Gradients
+from .deal import epochs_of
+from .options import ParallelOptions
+from .shared import Arrays, SharedTopology, SharedWeights
+
+
+class Updater:
+    """Updates the shared weights by gradients, one at a time whoever does it.
+
+    Parameters
+    ----------
+    topology : SharedTopology
+        Counts versions and samples.
+    weights : SharedWeights
+    config : TrainingConfig
+    options : ParallelOptions
+    workers : int
+        Of the training.
+    rows : int
+        Training rows.
+    """
+
+    def __init__(
+        self,
+        topology: SharedTopology,
+        weights: SharedWeights,
+        config: TrainingConfig,
+        options: ParallelOptions,
+        workers: int,
+        rows: int,
+    ) -> None:
+        self._topology, self._weights = topology, weights
+        self._options, self._workers, self._rows = options, workers, rows
+        self._config, self._rates, self._optimizer = config, config.rates(), config.optimizer()
+
+    def rate(self, staleness: int) -> float:
+        """Return the learning rate of the next update."""
+        progress = epochs_of(self._topology.samples, self._rows)
+        rate = self._config.learning_rate * self._rates.factor(progress)
+        return rate * self._options.rate_factor(progress, staleness, self._workers)
+
+    def update(
+        self,
+        network: SparseMLP,
+        gradients: Gradients,
+        samples: int,
+        backend: Backend,
+        *,
+        version: int | None = None,
+        snapshot: Arrays | None = None,
+        limit: float = math.inf,
+    ) -> int | None:
+        """Update the weights by a gradient of the present topology, unless the epoch is over.
+
+        Parameters
+        ----------
+        network : SparseMLP
+            Of the shared weights.
+        gradients : Gradients
+        samples : int
+            That it was computed on.
+        backend : Backend
+        version : int, optional
+            Of the weights that it was computed on, by default the present one.
+        snapshot : list of arrays, optional
+            Those weights, for the compensation of the delay (Zheng et al., 2017), which changes
+            `gradients`.
+        limit : float
+            Samples at which the epoch is over.
+
+        Returns
+        -------
+        int or None
+            The staleness; None where the epoch is over, and nothing was done.
+        """
+        topology = self._topology
+        with self._weights.writing():
+            if topology.samples >= limit:
+                return None
+            staleness = 0 if version is None else topology.version - version
+            if snapshot is not None and self._options.delay_compensation > 0:
+                self._compensate(gradients, snapshot)
+            rate = self.rate(staleness)
+            network.update_(gradients, self._optimizer, rate, backend, both_orders=False)
+            topology.version += 1
+            topology.samples += samples
+        return staleness
+
+    def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:
+        """Add λ·g²·(w - w_then) to the gradients, in place."""
+        strength = np.float32(self._options.delay_compensation)
+        now = self._weights.snapshot(self._topology.connections)
+        parts = zip(
+            gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients, strict=True
+        )
+        flat = [array for layer in parts for array in layer]
+        for gradient, weights, then in zip(flat, now, snapshot, strict=True):
+            gradient += strength * gradient * gradient * (weights - then)
