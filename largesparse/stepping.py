@@ -69,10 +69,10 @@ class Stepper:
         batch_size = self.config.batch_size
         return min(self.config.micro_batch or batch_size, batch_size)
 
-    @property
-    def _has_whole_step(self) -> bool:
-        """Whether a step can be one compiled call."""
-        return self.backend.has_whole_step and self.network.config.activation not in TRAINED
+    def _is_whole(self, rows: NDArray[np.int64]) -> bool:
+        """Return whether a step can be one compiled call."""
+        possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
+        return possible and len(rows) <= self.workspace.micro_batch
 
     def step(
         self,
@@ -106,7 +106,7 @@ class Stepper:
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate = self.config.learning_rate * factor
         with self.backend.threads(self.threads):
-            if self._has_whole_step and len(rows) <= self.workspace.micro_batch:
+            if self._is_whole(rows):
                 loss = self._whole_step(X, y, rows, rate, sample_weight)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
@@ -145,6 +145,8 @@ class Stepper:
         loss : float
             Mean over the rows, with dropout.
         """
+        if self._is_whole(rows) and not plain and visit is None and joined is None:
+            return self._whole_step(X, y, rows, None, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
         workspace.fit(self.network.layer_connections)  # neurons may have been pruned
@@ -170,10 +172,10 @@ class Stepper:
         X: Any,
         y: NDArray[Any],
         rows: NDArray[np.int64],
-        rate: float,
+        rate: float | None,
         sample_weight: NDArray[np.float32] | None,
     ) -> float:
-        """Compute the gradient and update, in one compiled call."""
+        """Compute the gradient and, if there is a rate, update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
             self.workspace.fit(self.network.layer_connections)  # neurons may have been pruned

@@ -88,7 +88,7 @@ class WholeStep:
         y: NDArray[Any],
         weights: NDArray[np.float32] | None,
         optimizer: MomentumSGD,
-        learning_rate: float,
+        learning_rate: float | None,
         dropout: Dropout,
     ) -> float:
         """Make one update, and return the summed loss; where that is not finite, update nothing.
@@ -99,7 +99,8 @@ class WholeStep:
         weights : float32 (batch,) or None
             Of the samples in the loss.
         optimizer : MomentumSGD
-        learning_rate : float
+        learning_rate : float or None
+            Without one, only the gradient is computed, into the workspace.
         dropout : Dropout
         """
         from .backends.step_kernel import train_step
@@ -112,11 +113,12 @@ class WholeStep:
             NO_WEIGHTS if weights is None else weights,
             self._delta,
             self._workspace.input_sums,
-            learning_rate,
+            0.0 if learning_rate is None else learning_rate,
             np.float32(optimizer.momentum),
             np.float32(optimizer.weight_decay),
             dropout.keep_below,
             int(np.uint64(dropout.seed).astype(np.int64)),  # the same 64 bits
             dropout.step,
+            learning_rate is not None,
         )
         return loss

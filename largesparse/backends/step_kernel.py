@@ -58,8 +58,8 @@ words = _make_pointer(types.uint32)
 
 
 @kernel()
-def backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, decay):
-    """Backward pass of layer k and update of its weights, a chunk of rows at a time.
+def backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, decay, updates):
+    """Backward pass of layer k and, if it `updates`, of its weights, a chunk of rows at a time.
 
     The update finds gradients, weights and indices in the cache.
 
@@ -111,15 +111,16 @@ def backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, d
                 out_delta,
                 bias_gradient,
             )
-        start = np.int64(indptr[first])
-        end = np.int64(indptr[stop])
-        update_range(w, v, g, start, end, rate, momentum, decay)
-        reorder_range(values, start, end, places, by_output)
+        if updates:
+            start = np.int64(indptr[first])
+            end = np.int64(indptr[stop])
+            update_range(w, v, g, start, end, rate, momentum, decay)
+            reorder_range(values, start, end, places, by_output)
 
 
 @kernel(parallel=False)
 def backward_centered_and_update(
-    table, k, X, D, keep_share, out_delta, input_sums, rate, momentum, decay
+    table, k, X, D, keep_share, out_delta, input_sums, rate, momentum, decay, updates
 ):
     """`backward_and_update` of a layer whose gradient is centred (see `center_gradient`)."""
     layer = table[k]
@@ -152,16 +153,17 @@ def backward_centered_and_update(
     center_gradient(
         indptr, indices, input_sums, batch, layer.rate_scale, own_bias_gradient, gradient
     )
-    momentum_update_reorder(
-        values,
-        carray(floats(layer.velocity), (layer.nnz,)),
-        gradient,
-        rate,
-        momentum,
-        decay,
-        carray(ints(layer.to_output_order), (layer.nnz,)),
-        carray(floats(layer.values_by_output), (layer.nnz,)),
-    )
+    if updates:
+        momentum_update_reorder(
+            values,
+            carray(floats(layer.velocity), (layer.nnz,)),
+            gradient,
+            rate,
+            momentum,
+            decay,
+            carray(ints(layer.to_output_order), (layer.nnz,)),
+            carray(floats(layer.values_by_output), (layer.nnz,)),
+        )
 
 
 @kernel(parallel=False)
@@ -179,6 +181,7 @@ def train_step(
     keep_below,
     seed,
     step,
+    updates,
 ):
     """Make one update from a mini-batch, and return its summed loss, with dropout.
 
@@ -199,6 +202,8 @@ def train_step(
     momentum, decay : float32
     keep_below, seed, step
         See `philox.draw_keep_words`.
+    updates : bool
+        Whether the weights are updated; the gradient is computed in any case.
 
     Where the loss is not finite, nothing is updated.
     """
@@ -252,17 +257,20 @@ def train_step(
         rate = np.float32(learning_rate * layer.rate_scale)
         if layer.centered:
             backward_centered_and_update(
-                table, k, X, D, keep_share, out_delta, input_sums, rate, momentum, decay
+                table, k, X, D, keep_share, out_delta, input_sums, rate, momentum, decay, updates
             )
         else:
-            backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, decay)
-        momentum_update(
-            carray(floats(layer.bias), (layer.n_out,)),
-            carray(floats(layer.bias_velocity), (layer.n_out,)),
-            carray(floats(layer.bias_gradient), (layer.n_out,)),
-            np.float32(learning_rate),
-            momentum,
-            decay,
-        )
+            backward_and_update(
+                table, k, X, D, keep_share, out_delta, rate, momentum, decay, updates
+            )
+        if updates:
+            momentum_update(
+                carray(floats(layer.bias), (layer.n_out,)),
+                carray(floats(layer.bias_velocity), (layer.n_out,)),
+                carray(floats(layer.bias_gradient), (layer.n_out,)),
+                np.float32(learning_rate),
+                momentum,
+                decay,
+            )
         D = out_delta
     return loss
