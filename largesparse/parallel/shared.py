@@ -180,10 +180,20 @@ class SharedWeights:
             fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
 
 
-def show_weights(topology: SharedTopology, weights: SharedWeights) -> SparseMLP:
-    """Return a network of a node's topology and weights, as they are now, in input order."""
+def show_weights(
+    topology: SharedTopology, weights: SharedWeights, by_output: list[Float32] | None = None
+) -> SparseMLP:
+    """Return a network of a node's topology and weights, as they are now.
+
+    Parameters
+    ----------
+    topology : SharedTopology
+    weights : SharedWeights
+    by_output : list of float32 (nnz,), optional
+        The copies in output order; by default there are none.
+    """
     config, connections = topology.shape.config, topology.connections
-    nothing = np.empty(0, np.float32)
+    copies = by_output or [np.empty(0, np.float32)] * len(connections)
     layers = []
     for k, nnz in enumerate(connections):
         values, bias, srelu = weights.parameters[k]
@@ -193,7 +203,7 @@ def show_weights(topology: SharedTopology, weights: SharedWeights) -> SparseMLP:
             settings |= {"srelu": srelu, "srelu_velocity": srelu_velocity}
         settings |= {"velocity": velocity[:nnz], "bias_velocity": bias_velocity}
         place = k + 2, topology.topology(k), values[:nnz], bias
-        layers.append(SparseLayer(*place, values_by_output=nothing, **settings))
+        layers.append(SparseLayer(*place, values_by_output=copies[k], **settings))
     return SparseMLP.from_layers(config, layers)
 
 
@@ -260,6 +270,7 @@ class Slot:
     def __init__(self, shape: Shape, topology: SharedTopology, allocate: Allocate) -> None:
         self._topology = topology
         self._generation = -1  # of the topology that the network has in this process
+        self._updated: SparseMLP | None = None
         self._numbers = allocate(2, np.int64)  # version + 1 and generation of the snapshot
         self.parameters = parameter_arrays(shape.config, shape.room, allocate)
         self._by_output = [allocate(room) for room in shape.room]
@@ -294,10 +305,18 @@ class Slot:
         with weights.reading():
             version, generation = topology.version, topology.generation
             if not self.is_of(version, generation):
-                theirs = weights.snapshot(topology.connections)
-                for own, array in zip(self.arrays(), theirs, strict=True):
-                    own[...] = array
+                self._copy(weights)
         self.use(version, generation)
+
+    def renew(self, weights: SharedWeights) -> None:
+        """Copy the server's weights right after an update of them, and of `values_by_output`."""
+        self._copy(weights)
+        self._numbers[:] = self._topology.version + 1, self._topology.generation
+
+    def _copy(self, weights: SharedWeights) -> None:
+        theirs = weights.snapshot(self._topology.connections)
+        for own, array in zip(self.arrays(), theirs, strict=True):
+            own[...] = array
 
     def use(self, version: int, generation: int) -> None:
         """Make a network of the snapshot in `parameters`, which is of this version."""
@@ -316,7 +335,15 @@ class Slot:
             layer.topology, layer.dead = topology, self._topology.dead(k)
             layer.values = self.parameters[k][0][: topology.nnz]
             layer.values_by_output = self._by_output[k][: topology.nnz]
+        self._updated = None
         self.workspace.fit(self.network.layer_connections)
+
+    def updated(self, weights: SharedWeights) -> SparseMLP:
+        """Return the shared weights as a network whose copy in output order is this slot's."""
+        if self._updated is None:
+            by_output = [layer.values_by_output for layer in self.network.layers]
+            self._updated = show_weights(self._topology, weights, by_output)
+        return self._updated
 
     def arrays(self) -> Arrays:
         """Return the arrays that the snapshot consists of."""

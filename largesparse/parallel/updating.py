@@ -13,7 +13,7 @@ from ..network import SparseMLP
 from ..workspace import Gradients
 from .deal import epochs_of
 from .options import ParallelOptions
-from .shared import Arrays, SharedTopology, SharedWeights
+from .shared import Arrays, SharedTopology, SharedWeights, Slot
 
 
 class Updater:
@@ -60,6 +60,7 @@ class Updater:
         *,
         version: int | None = None,
         snapshot: Arrays | None = None,
+        slot: Slot | None = None,
         limit: float = math.inf,
     ) -> int | None:
         """Update the weights by a gradient of the present topology, unless the epoch is over.
@@ -77,6 +78,8 @@ class Updater:
         snapshot : list of arrays, optional
             Those weights, for the compensation of the delay (Zheng et al., 2017), which changes
             `gradients`.
+        slot : Slot, optional
+            Has the gradient, and takes the weights after the update with it.
         limit : float
             Samples at which the epoch is over.
 
@@ -93,9 +96,12 @@ class Updater:
             if snapshot is not None and self._options.delay_compensation > 0:
                 self._compensate(gradients, snapshot)
             rate = self.rate(staleness)
-            network.update_(gradients, self._optimizer, rate, backend, both_orders=False)
+            both_orders = slot is not None
+            network.update_(gradients, self._optimizer, rate, backend, both_orders=both_orders)
             topology.version += 1
             topology.samples += samples
+            if slot is not None:
+                slot.renew(self._weights)
         return staleness
 
     def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:

@@ -56,7 +56,6 @@ class Worker:
         self._orders: dict[int, Rows] = {}
         self._chunk_bytes = CHUNK_BYTES
         self._pss_bytes = 0
-        self._generation = -1  # of the topology that `_network` has
 
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
@@ -178,10 +177,6 @@ class Worker:
 
     def _train(self, lease: messages.Lease) -> None:
         """Update the weights by the gradients of mini-batches, until the epoch is over."""
-        assert self._weights is not None
-        if self._generation != self._topology.generation:
-            self._network = show_weights(self._topology, self._weights)
-            self._generation = self._topology.generation
         stepper = self._steppers[lease.slot]
         with stepper.backend.threads(stepper.threads):
             updates, push = self._make_updates(lease)
@@ -200,12 +195,13 @@ class Worker:
             slot.take(self._weights)
             loss = self._gradient(stepper, batch)
             staleness = self._updater.update(
-                self._network,
+                slot.updated(self._weights),
                 slot.workspace,
                 samples([batch]),
                 stepper.backend,
                 version=slot.version,
                 snapshot=slot.arrays(),
+                slot=slot,
                 limit=lease.limit,
             )
             if staleness is None:
