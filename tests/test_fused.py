@@ -141,6 +141,22 @@ def test_a_whole_step_equals_its_layers(step_by_layers, hidden, recipe, threads)
     assert_equal_weights(whole, layers)
 
 
+@pytest.mark.parametrize("recipe", ["paper", "width"])
+def test_a_gradient_in_one_call_equals_its_layers(step_by_layers, recipe):
+    X, y = data_of(110, 60)
+    whole = trainer_of((60, 70, 50, 3), recipe=recipe)
+    layers = step_by_layers(trainer_of((60, 70, 50, 3), recipe=recipe))
+    before = [array.copy() for array in arrays_of(whole)]
+    for rows in (np.arange(110), np.arange(20)):
+        assert whole.gradient(X, y, rows) == layers.gradient(X, y, rows)
+        assert whole._compiled_step is not None and layers._compiled_step is None
+        pairs = zip(whole.workspace.arrays(), layers.workspace.arrays(), strict=True)
+        for actual, expected in pairs:
+            np.testing.assert_array_equal(actual, expected)
+    for actual, expected in zip(arrays_of(whole), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
 def test_a_step_is_made_anew_where_an_array_was_replaced(step_by_layers):
     X, y = data_of(40, 30)
     whole, layers = trainer_of((30, 50, 3)), step_by_layers(trainer_of((30, 50, 3)))

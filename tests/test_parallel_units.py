@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
+from largesparse.backends import get_backend
 from largesparse.evolution import evolve
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.deal import Deal
+from largesparse.parallel.deal import Batch, Deal
 from largesparse.parallel.dispatch import Dispatcher
-from largesparse.parallel.messages import SendGradient
+from largesparse.parallel.messages import Lease, Leased, SendGradient
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
 from largesparse.parallel.segments import Arena, Segment, share_arrays
@@ -33,6 +34,8 @@ from largesparse.parallel.shared import (
 )
 from largesparse.parallel.updating import Updater
 from largesparse.parallel.worker import Worker
+from largesparse.stepping import Stepper
+from largesparse.training_data import TrainingData
 from largesparse.workspace import Gradients
 
 RANGES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}
@@ -51,7 +54,11 @@ def deal_out(deal: Deal, choices, stop: int | None = None) -> list:
         workers = [w for w in range(1, deal.workers + 1) if deal.has_more(w)]
         take = workers and (not taken or (len(taken) < 4 and choices.random() < 0.5))
         if take:
-            taken.append(deal.next(workers[choices.integers(len(workers))]))
+            worker = workers[choices.integers(len(workers))]
+            lease = deal.lease(worker)
+            kept = choices.integers(1, len(lease) + 1)
+            taken += lease[:kept]
+            deal.give_back(worker, lease[kept:])
         else:
             batch = taken.pop(choices.integers(len(taken)))
             deal.apply(batch)
@@ -114,6 +121,24 @@ def test_other_workers_go_on_with_what_is_left(rows, batch_size, workers, joined
         state = json.loads(json.dumps(deal.state()))
         done = deal.samples_applied // rows  # as the server counts its epochs
     assert rows_of(applied) == all_rows(rows, epochs)
+
+
+def test_a_lease_is_a_part_of_an_epoch_and_what_is_given_back_comes_next():
+    assert len(Deal(60_000, 128, 2, 9).lease(1)) == 16
+    assert len(Deal(60_000, 128, 15, 9).lease(1)) == 3
+    assert len(Deal(60_000, 128, 100, 9).lease(1)) == 1
+    deal = Deal(10, 1, 2, 2)
+    first = deal.next(1)
+    deal.give_back(1, [first])
+    deal.give_back(1, [])
+    assert deal.next(1) == first
+    rest = []
+    while deal.has_more(1):
+        rest += deal.lease(1)
+    deal.give_back(1, rest[-3:])
+    assert deal.has_more(1)
+    assert [deal.next(1) for _ in range(3)] == rest[-3:]
+    assert not deal.has_more(1)
 
 
 @given(**RANGES, workers=st.integers(1, 5))
@@ -409,6 +434,102 @@ def test_the_gradient_of_a_slot_is_that_of_the_network(backend):
     pairs = zip(expected.workspace.arrays(), node.slot.workspace.arrays(), strict=True)
     for array, other in pairs:
         np.testing.assert_array_equal(other, array)
+
+
+@pytest.mark.parametrize("activation", ["all_relu", "srelu"])
+def test_a_worker_updates_the_shared_weights_as_the_server_does(activation):
+    rng = np.random.default_rng(3)
+    config = TrainingConfig(learning_rate=0.1, backend="scipy", threads=1)
+    backend, options = get_backend("scipy"), ParallelOptions("wasap", 1)
+    plain, server = small_network(activation), small_network(activation)
+    node = Node(server)
+    updater = Updater(node.topology, node.weights, config, options, 2, 10)
+    for step in range(3):
+        if step == 2:  # the topology changes, and the worker sees it
+            prune_neurons(plain, 30), prune_neurons(server, 30)
+            node.topology.generation += 1
+        node.slot.take(node.weights)
+        gradients = node.slot.workspace
+        for array in gradients.arrays():
+            array[...] = rng.normal(size=array.shape)
+        plain.update_(gradients, config.optimizer(), 0.1, backend)
+        network = node.slot.updated(node.weights)
+        found = updater.update(network, gradients, 4, backend, version=step, slot=node.slot)
+        assert found == 0
+        assert (node.topology.version, node.topology.samples) == (step + 1, 4 * (step + 1))
+        assert node.slot.version == step + 1
+        for own, theirs, taken in zip(plain.layers, server.layers, network.layers, strict=True):
+            for name in ("values", "velocity", "bias", "bias_velocity"):
+                np.testing.assert_array_equal(getattr(theirs, name), getattr(own, name))
+            np.testing.assert_array_equal(taken.values_by_output, own.values_by_output)
+            assert own.srelu is None or np.array_equal(theirs.srelu, own.srelu)
+    for own, taken in zip(plain.layers, node.slot.network.layers, strict=True):
+        np.testing.assert_array_equal(taken.values, own.values)
+        np.testing.assert_array_equal(taken.bias, own.bias)
+
+
+def test_nothing_is_updated_when_the_epoch_is_over():
+    server = small_network()
+    node = Node(server)
+    node.slot.take(node.weights)
+    options = ParallelOptions("wasap", 1)
+    updater = Updater(node.topology, node.weights, TrainingConfig(), options, 2, 10)
+    node.topology.samples = 10
+    before = [layer.values.copy() for layer in server.layers]
+    arguments = node.slot.updated(node.weights), node.slot.workspace, 4, get_backend("scipy")
+    assert updater.update(*arguments, version=0, slot=node.slot, limit=10) is None
+    assert (node.topology.version, node.topology.samples) == (0, 10)
+    for layer, values in zip(server.layers, before, strict=True):
+        np.testing.assert_array_equal(layer.values, values)
+    assert updater.update(*arguments, version=0, slot=node.slot, limit=11) == 0
+
+
+class LeasedWorker(Worker):
+    """A worker on a node in this process, which keeps what it sends."""
+
+    def __init__(self, node: Node, config: TrainingConfig, X, y) -> None:
+        self.sent: list[Leased] = []
+        line = SimpleNamespace(send=self.sent.append)
+        comm = SimpleNamespace(rank=1, size=3)
+        super().__init__(comm, line, None)  # type: ignore[arg-type]
+        self._config, self._topology, self._weights = config, node.topology, node.weights
+        self._data = TrainingData(X, y, np.arange(len(y)), np.arange(4), None, None, None)
+        self._slots = [node.slot]
+        self._steppers = [Stepper(node.slot.network, config, workspace=node.slot.workspace)]
+        options = ParallelOptions("wasap", 1)
+        self._updater = Updater(node.topology, node.weights, config, options, 2, len(y))
+
+
+def test_a_lease_ends_with_the_epoch():
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(40, 7)).astype(np.float32), rng.integers(0, 3, 40).astype(np.int32)
+    config = TrainingConfig(batch_size=4, backend="scipy", threads=1)
+    node = Node(small_network())
+    worker = LeasedWorker(node, config, X, y)
+    batches = [Batch(0, start, start + 4, start // 4) for start in range(0, 40, 4)]
+
+    worker._train(Lease(0, batches[:3], limit=40))
+    assert [staleness for _, staleness in worker.sent[0].updates] == [0, 0, 0]
+    assert worker.sent[0].push is None
+
+    worker._train(Lease(0, batches[3:], limit=20))  # two fill the epoch: the third is not begun
+    assert len(worker.sent[1].updates) == 2 and worker.sent[1].push is None
+    assert (node.topology.samples, node.topology.version) == (20, 5)
+
+    gradient = worker._gradient
+
+    def slowly(stepper, batch):
+        loss = gradient(stepper, batch)
+        node.topology.samples += 4  # another worker was faster
+        node.topology.version += 1
+        return loss
+
+    worker._gradient = slowly  # type: ignore[method-assign]
+    worker._train(Lease(0, batches[5:], limit=32))
+    (_, staleness), push = worker.sent[2].updates[0], worker.sent[2].push
+    assert len(worker.sent[2].updates) == 1 and staleness == 1
+    assert push is not None and push.task.batch == batches[6] and push.version == 7
+    assert node.topology.samples == 32
 
 
 # ------------------------------------------------------------------------------- options
