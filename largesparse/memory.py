@@ -7,7 +7,8 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
     gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes and 2 bits a neuron, two buffers of
                  the widest hidden layer, the inputs
-    passing      what initialisation, evolution or a checkpoint needs beside, once at a time
+    passing      what initialisation, evolution or a checkpoint needs beside, once at a time;
+                 evolution also keeps a slot map, 4·nnz, of every layer that it has done
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .info import cgroup_memory_limit
 
 GIB = 2**30
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
-BASE = 400 * 2**20  # interpreter, libraries and compiled kernels
+BASE = 300 * 2**20  # interpreter, libraries, kernels, and what the allocator keeps
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
 WIDE_MICRO_BATCH = 64
@@ -82,14 +83,15 @@ def plan_training(config: NetworkConfig, micro_batch: int, *, mapped: int = 0) -
     mapped : int
         Bytes of memory-mapped data.
     """
-    model = gradients = passing = 0
+    model = gradients = passing = slot_maps = 0
     sizes = config.layer_sizes
     connections = expected_connections(config)
     for (n_in, n_out), nnz in zip(itertools.pairwise(sizes), connections, strict=True):
         model += 24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out
         gradients += 4 * nnz + 4 * n_out
         pointers = 8 * (n_in + n_out)
-        passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers)
+        passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers + slot_maps)
+        slot_maps += 4 * nnz
     return MemoryPlan(
         micro_batch,
         model,
