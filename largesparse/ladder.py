@@ -44,6 +44,12 @@ class Costs(NamedTuple):
 
 # Before anything is measured: what two cores of 2020 hardly exceed.
 GUESS = Costs(0, 3e-7, 4e-9, 2e-9, 5e-7)
+FIELDS = {  # of a run record -> of `Costs`
+    "init_s": "init",
+    "epoch_s": "training",
+    "inference_s": "inference",
+    "evolution_s": "evolution",
+}
 
 
 def measured_costs(record: Mapping[str, Any]) -> Costs:
@@ -52,7 +58,7 @@ def measured_costs(record: Mapping[str, Any]) -> Costs:
     def cost(name: str, per: float) -> float:
         values = record[name] if isinstance(record[name], list) else [record[name]]
         found = [value for value in values if value is not None and value == value]
-        return statistics.median(found) / per if found else getattr(GUESS, GUESSED[name])
+        return statistics.median(found) / per if found else getattr(GUESS, FIELDS[name])
 
     n = int(record["connections"])
     return Costs(
@@ -62,14 +68,6 @@ def measured_costs(record: Mapping[str, Any]) -> Costs:
         cost("inference_s", n * record["test_samples"]),
         cost("evolution_s", n),
     )
-
-
-GUESSED = {
-    "init_s": "init",
-    "epoch_s": "training",
-    "inference_s": "inference",
-    "evolution_s": "evolution",
-}
 
 
 def extrapolate(measured: Sequence[Costs], connections: int) -> Costs:
@@ -82,14 +80,15 @@ def extrapolate(measured: Sequence[Costs], connections: int) -> Costs:
         return GUESS._replace(connections=connections)
     *before, last = sorted(measured, key=lambda costs: costs.connections)
     ratio = max(1.0, connections / last.connections)
-    found = []
-    for k in range(1, 5):
-        power = 0.2
+    found = {}
+    for name in FIELDS.values():
+        power, cost = 0.2, getattr(last, name)
         if before and last.connections > before[-1].connections:
-            rise = math.log(last[k] / before[-1][k]) if before[-1][k] > 0 < last[k] else 0.0
+            cost_before = getattr(before[-1], name)
+            rise = math.log(cost / cost_before) if cost_before > 0 < cost else 0.0
             power = rise / math.log(last.connections / before[-1].connections)
-        found.append(last[k] * ratio ** min(max(power, 0.0), MOST_GROWTH))
-    return Costs(connections, *found, last.overhead)
+        found[name] = cost * ratio ** min(max(power, 0.0), MOST_GROWTH)
+    return last._replace(connections=connections, **found)
 
 
 def predicted_seconds(costs: Costs, length: Length, test_fraction: float) -> float:

@@ -128,11 +128,15 @@ def _median(values: Sequence[float | None]) -> float:
 def _log_log(title: str, unit: str) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter, LogFormatter
     except ImportError as error:
         raise LargeSparseError("Plots need matplotlib: pip install 'largesparse[plot]'.") from error
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel="neurons", ylabel=unit, xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
     axes.grid(alpha=0.3)
     return figure, axes
 
