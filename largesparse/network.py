@@ -87,8 +87,25 @@ def forward(
     dropout : Dropout
         Its layer is filled in for each hidden layer.
     """
-    X = workspace.inputs(batch)
-    for k, layer in enumerate(layers):
+    last = len(layers) - 1
+    workspace.segment = (last - 1) // workspace.keep_every
+    return _forward(layers, range(last + 1), workspace, batch, backend, training, dropout)
+
+
+def _forward(
+    layers: Sequence[Forward],
+    numbers: range,
+    workspace: Workspace,
+    batch: int,
+    backend: Backend,
+    training: bool,
+    dropout: Dropout,
+) -> Float32:
+    """Compute the activations of consecutive layers; return the last one's."""
+    first = numbers[0]
+    X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
+    for k in numbers:
+        layer = layers[k]
         out = workspace.activations(k, batch)
         hidden = training and k < len(layers) - 1
         shaped = layer.srelu is not None
@@ -242,6 +259,7 @@ class SparseMLP:
             backend.sum_rows(X, out=workspace.input_sums, accumulate=accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
+            self._recompute(k - 1, workspace, batch, backend, dropout)
             out_delta = workspace.delta(k - 1, batch)
             bias_gradient = workspace.bias_gradients[k - 1]
             backend.backward(
@@ -284,6 +302,16 @@ class SparseMLP:
         )
         if visit is not None:
             visit(0, workspace.inputs(batch), delta)
+
+    def _recompute(
+        self, k: int, workspace: Workspace, batch: int, backend: Backend, dropout: Dropout
+    ) -> None:
+        """Have the activations of hidden layer k in the workspace, from those that are kept."""
+        segment, place = divmod(k, workspace.keep_every)
+        if place < workspace.keep_every - 1 and segment < workspace.segment:
+            workspace.segment = segment
+            first = segment * workspace.keep_every
+            _forward(self.layers, range(first, k + 1), workspace, batch, backend, True, dropout)
 
     def finish_gradient(self, workspace: Gradients, rows: int, backend: Backend) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.

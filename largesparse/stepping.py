@@ -60,7 +60,10 @@ class Stepper:
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
-            self._workspace = Workspace(self.network.layers, self.micro_batch)
+            config = self.config
+            self._workspace = Workspace(
+                self.network.layers, self.micro_batch, keep_every=config.keep_every
+            )
         return self._workspace
 
     @property
@@ -72,7 +75,8 @@ class Stepper:
     def _is_whole(self, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
-        return possible and len(rows) <= self.workspace.micro_batch
+        workspace = self.workspace
+        return possible and len(rows) <= workspace.micro_batch and workspace.keep_every == 1
 
     def step(
         self,

@@ -24,6 +24,9 @@ from largesparse.memory import (
     plan_training,
     prediction_batch,
 )
+from largesparse.memory import (
+    settings as settings_of,
+)
 from largesparse.presets import hidden_sizes
 from largesparse.workspace import Workspace
 
@@ -49,8 +52,8 @@ def layer_bytes(layer):
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
-def plan_of(config, micro_batch):
-    return plan_training(config, micro_batch)
+def plan_of(config, micro_batch, keep_every=1):
+    return plan_training(config, micro_batch, keep_every)
 
 
 # Against what is really taken
@@ -60,12 +63,14 @@ def plan_of(config, micro_batch):
     ("sizes", "epsilon", "tolerance"),
     [*((sizes, epsilon, 0.03) for sizes, epsilon in SPARSE), *((sizes, 1e6, 0) for sizes in FULL)],
 )
-@pytest.mark.parametrize("micro_batch", [1, 33])
-def test_the_plan_is_what_network_and_workspace_take(sizes, epsilon, tolerance, micro_batch):
+@pytest.mark.parametrize(("micro_batch", "keep_every"), [(1, 1), (33, 1), (33, 2), (5, 3)])
+def test_the_plan_is_what_network_and_workspace_take(
+    sizes, epsilon, tolerance, micro_batch, keep_every
+):
     config = NetworkConfig(sizes, epsilon=epsilon)
     network = SparseMLP(config, progress=False)
-    workspace = Workspace(network.layers, micro_batch)
-    plan = plan_of(config, micro_batch)
+    workspace = Workspace(network.layers, micro_batch, keep_every=keep_every)
+    plan = plan_of(config, micro_batch, keep_every)
     gradients = sum(a.nbytes for a in workspace.gradients + workspace.bias_gradients)
     model = sum(map(layer_bytes, network.layers))
     assert network.nbytes == model
@@ -73,7 +78,7 @@ def test_the_plan_is_what_network_and_workspace_take(sizes, epsilon, tolerance, 
     assert model <= plan.model <= model * (1 + tolerance)
     assert gradients <= plan.gradients <= gradients * (1 + tolerance)
     assert plan.activations == array_bytes(workspace) - gradients
-    assert plan.activations == activation_bytes(sizes, micro_batch)
+    assert plan.activations == activation_bytes(sizes, micro_batch, keep_every)
 
 
 def test_a_step_keeps_no_more_than_the_plan():
@@ -140,18 +145,31 @@ def test_very_wide_layers_gain_nothing_from_large_micro_batches():
 
 
 def test_smaller_micro_batches_where_memory_is_short():
-    chosen = []
+    chosen, kept = [], []
     for available in np.linspace(0.53 * GIB, GIB, 60, dtype=np.int64):
         plan = choose(WIDE_NET, 1, 100, available=int(available))
         budget = HEADROOM * available
         assert plan.required <= budget
-        if plan.micro_batch < 100:
-            larger = plan_of(NetworkConfig(WIDE_NET, epsilon=1), min(100, 2 * plan.micro_batch))
-            assert larger.required > budget
+        setting = plan.micro_batch, plan.keep_every
+        options = settings_of(NetworkConfig(WIDE_NET, epsilon=1), 100, None, None)
+        for better in options[: options.index(setting)]:
+            assert plan_of(NetworkConfig(WIDE_NET, epsilon=1), *better).required > budget
         chosen.append(plan.micro_batch)
+        kept.append(plan.keep_every)
     assert chosen == sorted(chosen)
     assert len(set(chosen)) >= 4
     assert chosen[-1] == 100
+    assert {1, 2} == set(kept)  # with 5 layers 3 keeps as many as 2
+    assert all(k == 1 for k, size in zip(kept, chosen, strict=True) if size > 32)
+
+
+def test_activations_that_are_computed_twice_take_less():
+    plans = [plan_of(NetworkConfig((10, *[1000] * 10, 2), epsilon=1), 32, k) for k in range(1, 12)]
+    buffers = [(plan.activations - plans[0].activations) / (4 * 1000 * 32) for plan in plans]
+    assert buffers == [0, -4, -5, -5, -4, -4, -3, -2, -1, 0, 0]
+    assert ", every 3rd layer's" in str(plans[2]) and "every" not in str(plans[0])
+    given = choose((10, *[1000] * 10, 2), 1, available=GIB, keep_every=2, micro_batch=7)
+    assert (given.micro_batch, given.keep_every) == (7, 2)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 64, 128])

@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe=config.recipe,
         batch_size=trainer.config.batch_size,
         micro_batch=trainer.micro_batch,
+        keep_every=trainer.config.keep_every,
         train_samples=len(data.y_train),
         test_samples=len(data.y_test),
         seed=config.seed,
@@ -271,6 +272,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         config,
         options.batch_size,
         micro_batch=options.micro_batch,
+        keep_every=options.keep_every,
         mapped=4 * options.samples * options.features,
     )
     stale = 1
@@ -281,6 +283,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         epochs=options.epochs,
         batch_size=options.batch_size,
         micro_batch=plan.micro_batch,
+        keep_every=plan.keep_every,
         learning_rate=given(
             options.learning_rate,
             default_learning_rate(options.recipe, sizes, steps, slots=stale),

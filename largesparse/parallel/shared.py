@@ -30,11 +30,13 @@ class Shape(NamedTuple):
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
     micro_batch: int
+    keep_every: int = 1
 
     @classmethod
-    def of(cls, network: SparseMLP, micro_batch: int) -> Shape:
+    def of(cls, network: SparseMLP, micro_batch: int, keep_every: int = 1) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
-        return cls(network.config, tuple(layer.nnz for layer in network.layers), micro_batch)
+        room = tuple(layer.nnz for layer in network.layers)
+        return cls(network.config, room, micro_batch, keep_every)
 
 
 def parameter_arrays(
@@ -288,7 +290,9 @@ class Slot:
                 settings[name] = empty  # every rank would have its own
             layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
         self.network = SparseMLP.from_layers(shape.config, layers)
-        self.workspace = Workspace(layers, shape.micro_batch, allocate=allocate)
+        self.workspace = Workspace(
+            layers, shape.micro_batch, keep_every=shape.keep_every, allocate=allocate
+        )
 
     @property
     def version(self) -> int:
