@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -32,7 +34,7 @@ UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
 BASE = 400 * 2**20  # interpreter, libraries and compiled kernels
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
-WIDE_MICRO_BATCH = 64
+WIDE_MICRO_BATCH = 32
 USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all activations
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the layer
@@ -52,6 +54,7 @@ class MemoryPlan:
     mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
     base: int = BASE
     keep_every: int = 1  # of how many hidden layers one's activations are kept
+    on_disk: int = 0  # of arrays in files, of which a layer or two are in memory at a time
 
     @property
     def required(self) -> int:
@@ -69,8 +72,9 @@ class MemoryPlan:
         return self.required + self.mapped
 
     def __str__(self) -> str:
+        model = "both orders" if not self.on_disk else "two layers at a time"
         rows = [
-            ("model (weights, velocities, both orders)", self.model),
+            (f"model (weights, velocities, {model})", self.model),
             ("gradients", self.gradients),
             (f"activations of a micro-batch of {self.micro_batch}{self.which}", self.activations),
             ("initialisation or evolution, one layer at a time", self.passing),
@@ -79,6 +83,8 @@ class MemoryPlan:
             ("memory-mapped data (can be evicted)", self.mapped),
             ("peak", self.total),
         ]
+        if self.on_disk:
+            rows.append(("in files: model, gradients, activations", self.on_disk))
         return "\n".join(f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows)
 
 
@@ -91,7 +97,12 @@ def which_layers(keep_every: int) -> str:
 
 
 def plan_training(
-    config: NetworkConfig, micro_batch: int, keep_every: int = 1, *, mapped: int = 0
+    config: NetworkConfig,
+    micro_batch: int,
+    keep_every: int = 1,
+    *,
+    mapped: int = 0,
+    stored: bool = False,
 ) -> MemoryPlan:
     """Return the bytes of a training.
 
@@ -103,24 +114,30 @@ def plan_training(
         Of how many hidden layers one's activations are kept.
     mapped : int
         Bytes of memory-mapped data.
+    stored : bool
+        Whether the arrays lie in files: see `storage.Storage`. What is in use of them at a time
+        should fit: two layers, and the activations of three.
     """
-    model = gradients = passing = 0
+    models, gradients, passing = [], [], 0
     sizes = config.layer_sizes
     connections = expected_connections(config)
     for (n_in, n_out), nnz in zip(itertools.pairwise(sizes), connections, strict=True):
-        model += 24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out
-        gradients += 4 * nnz + 4 * n_out
+        models.append(24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out)
+        gradients.append(4 * nnz + 4 * n_out)
         pointers = 8 * (n_in + n_out)
         passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers)
-    return MemoryPlan(
-        micro_batch,
-        model,
-        gradients,
-        activation_bytes(sizes, micro_batch, keep_every, trained=config.activation in TRAINED),
-        passing,
-        mapped,
-        keep_every=keep_every,
+    model, gradient = sum(models), sum(gradients)
+    activations = activation_bytes(
+        sizes, micro_batch, keep_every, trained=config.activation in TRAINED
     )
+    on_disk = 0
+    if stored:
+        on_disk = model + gradient + activations
+        widest = max(sizes) * micro_batch
+        model, gradient = 2 * max(models), max(gradients)
+        activations = min(activations, 3 * 4 * widest)
+    used = model, gradient, activations, passing, mapped
+    return MemoryPlan(micro_batch, *used, keep_every=keep_every, on_disk=on_disk)
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
@@ -175,6 +192,7 @@ def choose_plan(
     keep_every: int | None = None,
     mapped: int = 0,
     available: int | None = None,
+    storage: str | Path | None = None,
 ) -> MemoryPlan:
     """Return the fastest plan that fits.
 
@@ -190,26 +208,39 @@ def choose_plan(
         Bytes of memory-mapped data.
     available : int, optional
         Bytes that may be used; by default what the machine has free.
+    storage : path, optional
+        Folder of the files that the arrays lie in.
 
     Raises
     ------
     MemoryPlanError
         Where no micro-batch fits; the message says what would.
     """
+    stored = storage is not None
+    disk = 0 if storage is None else shutil.disk_usage(storage).free
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
     for setting in settings(config, batch_size, micro_batch, keep_every):
-        plan = plan_training(config, *setting, mapped=mapped)
-        if plan.required <= budget:
+        plan = plan_training(config, *setting, mapped=mapped, stored=stored)
+        if plan.required <= budget and plan.on_disk <= disk:
             return plan
 
     def fits(smaller: NetworkConfig) -> bool:
-        return plan_training(smaller, plan.micro_batch, plan.keep_every).required <= budget
+        small = plan_training(smaller, plan.micro_batch, plan.keep_every, stored=stored)
+        return small.required <= budget and small.on_disk <= disk
 
     fitting = fitting_neurons(config, fits)
     advice = f"about {fitting} neurons would fit" if fitting else "not even a small network fits"
     if micro_batch and micro_batch > 1:
         advice += ", or a smaller micro-batch"
+    if plan.on_disk > disk:
+        raise MemoryPlanError(
+            f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
+            f"{plan.on_disk / GIB:.1f} GiB in files, and {storage} has {disk / GIB:.1f} GiB free: "
+            f"{advice} at this depth and epsilon."
+        )
+    if not stored:
+        advice += ", or arrays in files ('storage')"
     raise MemoryPlanError(
         f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
         f"{plan.required / GIB:.1f} GiB, and {budget / GIB:.1f} GiB can be used "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -140,8 +141,8 @@ def test_the_whole_mini_batch_where_there_is_room():
 
 
 def test_very_wide_layers_gain_nothing_from_large_micro_batches():
-    assert choose((100, WIDE, 2), 1, available=2**50).micro_batch == 64
-    assert choose((100, WIDE, 2), 1, 32, available=2**50).micro_batch == 32
+    assert choose((100, WIDE, 2), 1, available=2**50).micro_batch == 32
+    assert choose((100, WIDE, 2), 1, 20, available=2**50).micro_batch == 20
 
 
 def test_smaller_micro_batches_where_memory_is_short():
@@ -282,6 +283,27 @@ def test_more_neurons_never_get_a_larger_micro_batch(neurons, more, available, b
             return 0
 
     assert batch_size >= chosen(neurons) >= chosen(neurons + more)
+
+
+# Arrays in files
+
+
+def test_with_files_a_part_must_fit_in_memory_and_all_on_the_disk(monkeypatch, tmp_path):
+    config = NetworkConfig((100, *[100_000] * 10, 2), epsilon=1)
+    plain, stored = plan_training(config, 16), plan_training(config, 16, stored=True)
+    assert stored.on_disk == plain.model + plain.gradients + plain.activations
+    assert stored.required < plain.required - (plain.model + plain.activations) // 2
+    assert str(stored).splitlines()[-1].split()[-2:] == [f"{stored.on_disk / GIB:.3f}", "GiB"]
+    available = int(stored.required / HEADROOM) + 1
+    with pytest.raises(MemoryPlanError, match="or arrays in files"):
+        choose_plan(config, 128, micro_batch=16, available=available)
+    chosen = choose_plan(config, 128, micro_batch=16, available=available, storage=tmp_path)
+    assert chosen == stored
+    usage = SimpleNamespace(free=stored.on_disk - 1)
+    monkeypatch.setattr(memory_module.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(MemoryPlanError, match=r"in files, and .* neurons would fit"):
+        choose_plan(config, 128, micro_batch=16, available=available, storage=tmp_path)
+    assert choose_plan(config, 128, available=available, storage=tmp_path).micro_batch < 16
 
 
 # The memory there is
