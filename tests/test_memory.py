@@ -301,9 +301,11 @@ def test_with_files_a_part_must_fit_in_memory_and_all_on_the_disk(monkeypatch, t
     assert chosen == stored
     usage = SimpleNamespace(free=stored.on_disk - 1)
     monkeypatch.setattr(memory_module.shutil, "disk_usage", lambda folder: usage)
+    files = {"available": available, "storage": tmp_path}
     with pytest.raises(MemoryPlanError, match=r"in files, and .* neurons would fit"):
-        choose_plan(config, 128, micro_batch=16, available=available, storage=tmp_path)
-    assert choose_plan(config, 128, available=available, storage=tmp_path).micro_batch < 16
+        choose_plan(config, 128, micro_batch=16, keep_every=1, **files)
+    assert choose_plan(config, 128, micro_batch=16, **files).keep_every == 2
+    assert choose_plan(config, 128, keep_every=1, **files).micro_batch < 16
 
 
 # The memory there is
