@@ -15,16 +15,12 @@ import pytest
 
 from largesparse import environment, load_checkpoint, read_records
 from largesparse import training as training_module
-from largesparse.backends import get_backend, kernels
+from largesparse.backends import get_backend
 from largesparse.cli import run_command
 from largesparse.memory import available_memory
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "bigmodel.py"
 TINY = ["--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy"]
-# The usual cache of compiled code, for child processes too. Importing the kernels settles it for
-# this process, before a test names another folder.
-KERNELS = os.environ.get("NUMBA_CACHE_DIR") or str(environment.cache_folder() / "kernels")
-assert kernels.ROWS > 0
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def run_subprocess(*arguments, **environ):
     """Run the driver as a user does."""
     return subprocess.run(
         [sys.executable, str(TOOL), *TINY, *map(str, arguments)],
-        env=os.environ | {"NUMBA_CACHE_DIR": KERNELS} | environ,
+        env=os.environ | environ,
         capture_output=True,
         text=True,
         timeout=300,
