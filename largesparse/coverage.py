@@ -33,6 +33,7 @@ def covering(
     topology : Topology
         min(nnz, n_in) inputs and min(nnz, n_out) outputs have a connection.
     """
+    from .backends.coverage_kernels import invert
     from .backends.pattern_kernels import transpose_pattern
 
     indptr, indices = _fill_rows(indptr, indices, rng)
@@ -40,7 +41,7 @@ def covering(
     indptr_by_output, indices_by_output = _fill_rows(indptr, indices, rng)
     indptr, indices, to_input_order = transpose_pattern(n_in, indptr_by_output, indices_by_output)
     to_output_order = np.empty_like(to_input_order)
-    to_output_order[to_input_order] = np.arange(len(to_input_order), dtype=np.int32)
+    invert(to_input_order, to_output_order)
     by_output = indptr_by_output, indices_by_output, to_output_order
     return Topology(n_in, n_out, indptr, indices, *by_output)
 

@@ -102,3 +102,12 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
                 new_indices[place] = indices[k]
                 place += 1
     return new_indptr, new_indices
+
+
+@kernel()
+def invert(places, out):
+    """out[places[k]] = k: the inverse of a permutation, int32 (n,)."""
+    n = len(places)
+    for block in prange((n + ROW_BLOCK - 1) // ROW_BLOCK):
+        for k in range(block * ROW_BLOCK, min(n, (block + 1) * ROW_BLOCK)):
+            out[places[k]] = k
