@@ -36,28 +36,28 @@ def covering(
     from .backends.coverage_kernels import invert
     from .backends.pattern_kernels import transpose_pattern
 
-    indptr, indices = _fill_rows(indptr, indices, rng)
-    indptr, indices, _ = transpose_pattern(n_out, indptr, indices)
-    indptr_by_output, indices_by_output = _fill_rows(indptr, indices, rng)
-    indptr, indices, to_input_order = transpose_pattern(n_in, indptr_by_output, indices_by_output)
+    by_input = _fill_rows((indptr, indices), rng)
+    by_output = _fill_rows(transpose_pattern(n_out, *by_input)[:2], rng)
+    del by_input
+    indptr, indices, to_input_order = transpose_pattern(n_in, *by_output)
     to_output_order = np.empty_like(to_input_order)
     invert(to_input_order, to_output_order)
-    by_output = indptr_by_output, indices_by_output, to_output_order
-    return Topology(n_in, n_out, indptr, indices, *by_output)
+    return Topology(n_in, n_out, indptr, indices, by_output[0], by_output[1], to_output_order)
 
 
-def _fill_rows(indptr: Int32, indices: Int32, rng: np.random.Generator) -> tuple[Int32, Int32]:
+def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[Int32, Int32]:
     """Move connections to as many empty rows as can be, within their columns."""
     from .backends.coverage_kernels import move_to_rows
 
+    indptr, indices = pattern
     empty = np.flatnonzero(indptr[1:] == indptr[:-1])
     spare = len(indices) - (len(indptr) - 1 - len(empty))
     count = min(len(empty), spare)
     if count == 0:
-        return indptr, indices
-    chosen = (np.arange(count) * len(empty) + rng.integers(len(empty))) // count
+        return pattern
+    receivers = empty[(np.arange(count) * len(empty) + rng.integers(len(empty))) // count]
     turns = rng.integers(2**62, size=count)
     moved: tuple[Int32, Int32] = move_to_rows(
-        indptr, indices, empty[chosen], int(rng.integers(spare)), turns
+        indptr, indices, receivers, int(rng.integers(spare)), turns
     )
     return moved

@@ -169,11 +169,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return 0
     for name, value in found.items():
         if name == "layers":
-            columns = {"number": 7, "inputs": 12, "neurons": 12, "active": 12, "connections": 14}
-            print("".join(f"{name:>{width}}" for name, width in columns.items()) + "   density")
+            widths = {"number": 7, "inputs": 12, "neurons": 12, "active": 12, "connections": 14}
+            titles = ["layer", *list(widths)[1:]]
+            print("".join(map("{:>{}}".format, titles, widths.values())) + "   density")
             for layer in value:
-                line = "".join(f"{layer[name]:>{width}}" for name, width in columns.items())
-                print(line + f"{layer['density']:>10.2%}")
+                counts = (layer[key] for key in widths)
+                line = "".join(map("{:>{}}".format, counts, widths.values()))
+                print(f"{line}{layer['density']:>10.2%}")
         elif name == "strongest features":
             print("strongest features (sum of |outgoing weights|)")
             print(
