@@ -34,6 +34,7 @@ from .layer import SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
 from .preprocessing import Standardizer
+from .storage import Storage, StoredLayer
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -118,12 +119,16 @@ def load_model(folder: str | Path) -> SparseMLP:
     return _read_network(folder, _read_manifest(folder))
 
 
-def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
+def load_checkpoint(
+    folder: str | Path, *, storage: Storage | None = None, **changes: Any
+) -> Trainer:
     """Read a checkpoint, and return a trainer whose `fit` goes on from there.
 
     Parameters
     ----------
     folder : path
+    storage : Storage, optional
+        Receives the layers' arrays, one layer after another; by default they are in memory.
     **changes
         Fields of the training's configuration to replace, for instance `threads`. With the same
         data, and nothing but `threads` changed, the training goes on to the same bits as if it
@@ -142,7 +147,7 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
     training = manifest.get("training")
     if training is None:
         raise CheckpointError(f"{folder} is a saved model, not a checkpoint to resume from.")
-    network = _read_network(folder, manifest)
+    network = _read_network(folder, manifest, storage)
     with _reading(folder):
         config = TrainingConfig(**training["config"])
     trainer = Trainer(network, dataclasses.replace(config, **changes))
@@ -281,10 +286,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return result
 
 
-def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
+def _read_network(
+    folder: Path, manifest: dict[str, Any], storage: Storage | None = None
+) -> SparseMLP:
     with _reading(folder):
         config = NetworkConfig(**manifest["network"])
-        network = SparseMLP.from_layers(config, _read_layers(folder, manifest, config))
+        layers = _read_layers(folder, manifest, config, storage=storage)
+        network = SparseMLP.from_layers(config, layers, storage)
         classes = manifest["classes"]
         if classes is not None:
             dtype = np.dtype(classes["dtype"])
@@ -326,13 +334,18 @@ def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
 
 
 def _read_layers(
-    folder: Path, manifest: dict[str, Any], config: NetworkConfig, prefix: str = ""
+    folder: Path,
+    manifest: dict[str, Any],
+    config: NetworkConfig,
+    prefix: str = "",
+    storage: Storage | None = None,
 ) -> list[SparseLayer]:
     layers: list[SparseLayer] = []
     for k in range(len(config.layer_sizes) - 1):
         name = f"{prefix}layer-{k + 1:02d}.safetensors"
         arrays = _read_arrays(folder, manifest, name)
-        layers.append(layer_of_arrays(arrays, config, k, name))
+        layer = layer_of_arrays(arrays, config, k, name)
+        layers.append(layer if storage is None else StoredLayer(layer, storage))
         check_dead(layers, name)
     return layers
 

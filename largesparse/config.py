@@ -115,6 +115,7 @@ class TrainingConfig:
     epochs: int = 100
     batch_size: int = 128  # samples per update; the last one of an epoch may be smaller
     micro_batch: int | None = None  # samples computed at once; by default the whole mini-batch
+    keep_every: int = 1  # keep every k-th hidden layer's activations, compute the others twice
     learning_rate: float = 0.01
     schedule: str = "constant"  # constant | step | cosine
     warmup_epochs: float = 0.0  # the learning rate rises linearly over these
@@ -142,7 +143,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         owner = "a training"
         _make_plain(self)
-        for name in ("epochs", "batch_size", "evolution_interval", "pruning_every"):
+        for name in ("epochs", "batch_size", "keep_every", "evolution_interval", "pruning_every"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)

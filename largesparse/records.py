@@ -58,6 +58,7 @@ class RunRecord:
     recipe: str | None = None
     batch_size: int | None = None
     micro_batch: int | None = None
+    keep_every: int | None = None  # of how many layers one's activations are kept
     train_samples: int | None = None
     test_samples: int | None = None
     seed: int | None = None

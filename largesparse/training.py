@@ -73,8 +73,10 @@ class Trainer(Stepper):
         self.folder: Path | None = None
         self.parallel: dict[str, Any] | None = None
 
-    def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:
-        """Evolve every layer but the output one; return their slot maps.
+    def evolve(
+        self, data: TrainingData | None = None, *, keep_maps: bool = True
+    ) -> list[NDArray[np.int32]]:
+        """Evolve every layer but the output one; return their slot maps, if they are to be kept.
 
         Where connections grow by the gradient, `data` has the rows of which it takes a
         micro-batch, without dropout.
@@ -96,7 +98,8 @@ class Trainer(Stepper):
             return stream(config.seed, "evolution", self.epoch, layer.number)
 
         with self.backend.threads(self.threads):
-            return evolve_layers(self.network.layers[:-1], zeta, rng_of, walk)
+            layers = self.network.layers[:-1]
+            return evolve_layers(layers, zeta, rng_of, walk, keep_maps=keep_maps)
 
     def prune(self) -> list[NDArray[np.int32]]:
         """Prune neurons by importance, as configured; return the slot maps of all layers."""
@@ -155,7 +158,9 @@ class Trainer(Stepper):
         if not self.history.epochs:
             self._record(data)
         elif self.epoch < self.config.epochs:
-            self.evolve_if_due(data)  # the last epoch of a training that is prolonged now
+            self.evolve_if_due(
+                data, keep_maps=False
+            )  # the last epoch of a training that is prolonged now
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
@@ -171,7 +176,7 @@ class Trainer(Stepper):
                 if stopping:
                     stop = stopping.update(self.network, record)
                     self.best = stopping.best
-                self.evolve_if_due(data)
+                self.evolve_if_due(data, keep_maps=False)
                 if checkpoint is not None:
                     self._save(checkpoint)
                 stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
@@ -241,13 +246,16 @@ class Trainer(Stepper):
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
-    def evolve_if_due(self, data: TrainingData) -> list[list[NDArray[np.int32]]]:
+    def evolve_if_due(
+        self, data: TrainingData, *, keep_maps: bool = True
+    ) -> list[list[NDArray[np.int32]]]:
         """Prune and evolve after an epoch, unless it is the last one or that has been done.
 
         Returns
         -------
         list of slot maps
-            The slot maps of the layers, for each of the two that was done.
+            The slot maps of the layers, for each of the two that was done; those of evolution
+            are empty unless they are to be kept.
         """
         config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
@@ -262,6 +270,6 @@ class Trainer(Stepper):
         due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
         if due and not last and record.evolution_s is None:
             started = time.perf_counter()
-            maps.append(self.evolve(data))
+            maps.append(self.evolve(data, keep_maps=keep_maps))
             record.evolution_s = time.perf_counter() - started
         return maps

@@ -76,6 +76,7 @@ from largesparse.records import (
     new_record,
     peak_rss_bytes,
 )
+from largesparse.storage import Storage
 from largesparse.threads import resolve_threads
 from largesparse.warming import warm_up
 
@@ -178,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe=config.recipe,
         batch_size=trainer.config.batch_size,
         micro_batch=trainer.micro_batch,
+        keep_every=trainer.config.keep_every,
         train_samples=len(data.y_train),
         test_samples=len(data.y_test),
         seed=config.seed,
@@ -215,6 +217,13 @@ def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
         )
     if ranks > 1:
         parallel_options(options)
+    if ranks > 1 and options.storage is not None:
+        raise ParameterError(
+            "The 'storage' parameter of bigmodel is for one rank: under mpiexec the ranks share "
+            f"memory. Got {options.storage!r}. Start it without mpiexec, or leave it out."
+        )
+    if options.storage is not None:
+        Storage(options.storage)  # checks the folder
     return options
 
 
@@ -259,7 +268,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
     steps = options.epochs * -(-train_samples // options.batch_size)
-    choose: Callable[..., MemoryPlan | ParallelPlan] = choose_plan
+    choose: Callable[..., MemoryPlan | ParallelPlan]
+    choose = functools.partial(choose_plan, storage=options.storage)
     if ranks > 1:
         spread = parallel_options(options)
         choose = functools.partial(
@@ -274,6 +284,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         config,
         options.batch_size,
         micro_batch=options.micro_batch,
+        keep_every=options.keep_every,
         mapped=4 * options.samples * options.features,
     )
     stale = 1
@@ -284,6 +295,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         epochs=options.epochs,
         batch_size=options.batch_size,
         micro_batch=plan.micro_batch,
+        keep_every=plan.keep_every,
         learning_rate=given(
             options.learning_rate,
             default_learning_rate(options.recipe, sizes, steps, slots=stale),
@@ -329,11 +341,12 @@ def prepare(job: Job, leads: bool) -> Any:
 def initialise(job: Job) -> Trainer:
     """Make the network, or read the checkpoint."""
     options, training = job.options, job.training
+    storage = None if options.storage is None else Storage(options.storage)
     if not options.resume:
-        return Trainer(
-            SparseMLP(job.config, threads=resolve_threads(training.threads, "bigmodel")), training
-        )
-    trainer = load_checkpoint(options.resume, epochs=options.epochs, threads=training.threads)
+        threads = resolve_threads(training.threads, "bigmodel")
+        return Trainer(SparseMLP(job.config, threads=threads, storage=storage), training)
+    changes = {"epochs": options.epochs, "threads": training.threads}
+    trainer = load_checkpoint(options.resume, storage=storage, **changes)
     if trainer.network.config != job.config:
         raise ParameterError(
             f"The 'resume' parameter names a checkpoint of another network: "

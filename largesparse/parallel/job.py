@@ -209,7 +209,7 @@ def _serve(
         hub,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.micro_batch),
+        Shape.of(trainer.network, trainer.micro_batch, config.keep_every),
         counts,
         options.chunk_bytes,
         keep_snapshots=options.delay_compensation > 0,

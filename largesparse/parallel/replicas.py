@@ -120,7 +120,7 @@ def train_replica(
             )
             trainer.history.epochs.append(record)
             if trainer.epoch < config.epochs:  # averaging follows the last one
-                trainer.evolve_if_due(data)
+                trainer.evolve_if_due(data, keep_maps=False)
             if task.checkpoint is not None:
                 try:
                     save_checkpoint(trainer, _folder(task))

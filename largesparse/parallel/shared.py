@@ -30,11 +30,13 @@ class Shape(NamedTuple):
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
     micro_batch: int
+    keep_every: int = 1
 
     @classmethod
-    def of(cls, network: SparseMLP, micro_batch: int) -> Shape:
+    def of(cls, network: SparseMLP, micro_batch: int, keep_every: int = 1) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
-        return cls(network.config, tuple(layer.nnz for layer in network.layers), micro_batch)
+        room = tuple(layer.nnz for layer in network.layers)
+        return cls(network.config, room, micro_batch, keep_every)
 
 
 def parameter_arrays(
@@ -220,23 +222,15 @@ class ServerLayer(SparseLayer):
         if layer.srelu is not None and layer.srelu_velocity is not None:
             srelu[...], srelu_velocity[...] = layer.srelu, layer.srelu_velocity
         topology.store_dead(k, layer.dead)
-        super().__init__(
-            layer.number,
-            topology.store(k, layer.topology),
-            _fill(values, layer.values),
-            bias,
-            slope=layer.slope,
-            rate_scale=layer.rate_scale,
-            regrowth=layer.regrowth,
-            centered=layer.centered,
-            dead=layer.dead,
-            srelu=None if layer.srelu is None else srelu,
-            srelu_trained=layer.srelu_trained,
-            velocity=_fill(velocity, layer.velocity),
-            bias_velocity=bias_velocity,
-            srelu_velocity=None if layer.srelu is None else srelu_velocity,
-            values_by_output=np.empty(0, np.float32),
-        )
+        settings = layer.settings() | {
+            "srelu": None if layer.srelu is None else srelu,
+            "srelu_velocity": None if layer.srelu is None else srelu_velocity,
+            "velocity": _fill(velocity, layer.velocity),
+            "bias_velocity": bias_velocity,
+            "values_by_output": np.empty(0, np.float32),
+        }
+        stored = topology.store(k, layer.topology), _fill(values, layer.values)
+        super().__init__(layer.number, *stored, bias, **settings)
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the shared memory."""
@@ -248,10 +242,8 @@ class ServerLayer(SparseLayer):
 
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
-    names = [*("slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained")]
-    names += ["velocity", "bias_velocity", "srelu_velocity"]
-    settings = {name: getattr(layer, name) for name in names}
-    return SparseLayer(layer.number, layer.topology, layer.values, layer.bias, **settings)
+    weights = layer.topology, layer.values, layer.bias
+    return SparseLayer(layer.number, *weights, **layer.settings())
 
 
 class Slot:
@@ -288,7 +280,9 @@ class Slot:
                 settings[name] = empty  # every rank would have its own
             layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
         self.network = SparseMLP.from_layers(shape.config, layers)
-        self.workspace = Workspace(layers, shape.micro_batch, allocate=allocate)
+        self.workspace = Workspace(
+            layers, shape.micro_batch, keep_every=shape.keep_every, allocate=allocate
+        )
 
     @property
     def version(self) -> int:
