@@ -16,9 +16,9 @@ def describe_plan(config: NetworkConfig, plan: object) -> str:
     assert config.epsilon is not None
     nominal = nominal_parameters(config.layer_sizes, config.epsilon)
     lines = [
-        f"architecture {'-'.join(map(str, config.layer_sizes))}: {config.neurons:,} neurons",
-        f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts, "
+        f"architecture {'-'.join(map(str, config.layer_sizes))}: {config.neurons:,} neurons, "
         f"{config.expected_connections():,.0f} connections expected",
+        f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts",
     ]
     for number, probability in enumerate(config.probabilities(), start=2):
         if probability == 1:
@@ -56,6 +56,9 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
     row = nearest_row(config.neurons)
     rows = [
         ("neurons", f"{record.neurons:,}", f"{row.neurons:,}"),
+        ("active before training", _active(record, 0), "-"),
+        ("active in the last epoch", _active(record, -1), "-"),
+        ("connections", f"{record.connections:,}", "-"),
         ("hidden layers", str(record.layers), str(row.hidden_layers)),
         ("epsilon", f"{record.epsilon:g}", f"{row.epsilon:g}"),
         (
@@ -82,6 +85,13 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         f"loss {losses[0]:.4f} -> {losses[-1]:.4f}",
     ]
     return "\n".join(lines)
+
+
+def _active(record: RunRecord, epoch: int) -> str:
+    count = (record.active_neurons or [None])[epoch]
+    if count is None or not record.neurons:
+        return "-"
+    return f"{count:,} ({count / record.neurons:.1%})"
 
 
 def _workers(record: RunRecord) -> str:

@@ -21,6 +21,7 @@ from .topology import connection_probability
 
 REGROWTH = ("initial", "zero")
 GROWTH = ("random", "gradient")
+COVERAGE = ("random", "full")
 
 
 def _make_plain(config: Any) -> None:
@@ -45,6 +46,7 @@ class NetworkConfig:
     regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
     seed: int = 0
     loss: str = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
+    coverage: str = "random"  # random | full: see largesparse.coverage
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -68,6 +70,7 @@ class NetworkConfig:
             ("recipe", RECIPES),
             ("regrowth", REGROWTH),
             ("loss", LOSSES),
+            ("coverage", COVERAGE),
         ):
             value = getattr(self, name)
             if name == "regrowth" and value is None:

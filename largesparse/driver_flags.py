@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 from .backends import BACKENDS
+from .config import COVERAGE
 from .parallel.transfer import CHUNK_BYTES
 from .presets import HYPERPARAMETERS
 from .sizes import parse_size
@@ -27,6 +28,13 @@ def add_model_flags(parser: ArgumentParser) -> None:
         "--epsilon",
         type=float,
         help="density control: about epsilon*(n_in+n_out) connections a layer",
+    )
+    group.add_argument(
+        "--coverage",
+        choices=COVERAGE,
+        default="random",
+        help="'full': at first no neuron is without an input and an output, as far as there are "
+        "enough connections (default %(default)s)",
     )
     group.add_argument("--alpha", type=float, help="All-ReLU's slope (default 0.6)")
     group.add_argument(

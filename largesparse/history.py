@@ -28,6 +28,7 @@ class EpochRecord:
     evolution_s: float | None = None  # evolution after the epoch, seconds
     pruning_s: float | None = None  # Importance Pruning after the epoch, seconds
     nnz: list[int] = field(default_factory=list)  # connections of every layer
+    active_neurons: int | None = None  # hidden ones on a path from an input to an output
 
 
 @dataclass

@@ -58,7 +58,8 @@ def _sampler(config: NetworkConfig, k: int) -> Sampler:
 def _initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
     n_in, n_out = config.layer_sizes[k : k + 2]
     seed = seed_sequence(config.seed, "topology", k)
-    topology = erdos_renyi(n_in, n_out, config.probabilities()[k], seed, threads=threads)
+    probability, cover = config.probabilities()[k], config.coverage == "full"
+    topology = erdos_renyi(n_in, n_out, probability, seed, cover=cover, threads=threads)
     values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
     if k == len(config.layer_sizes) - 2:
         values *= np.float32(_recipe(config, k).output_scale)

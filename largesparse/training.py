@@ -23,6 +23,7 @@ from .importance import prune_neurons
 from .layer import SparseLayer
 from .network import SparseMLP
 from .randomness import stream
+from .reachability import active_neurons
 from .stepping import Stepper
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
 from .workspace import Workspace
@@ -225,7 +226,9 @@ class Trainer(Stepper):
         loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
         self.check_finite(loss, self.step_count, self.epoch)
         record = EpochRecord(self.epoch, loss, accuracy, running_loss=running_loss, epoch_s=epoch_s)
-        record.nnz = [layer.nnz for layer in self.network.layers]
+        record.nnz = self.network.layer_connections
+        with self.backend.threads(self.threads):
+            record.active_neurons = sum(active_neurons(self.network))
         if len(data.validation_rows):
             watched = data.X, data.y, data.validation_rows, data.weights
             record.validation_accuracy = self.evaluate(*watched)[1]

@@ -108,11 +108,14 @@ def test_a_run_as_a_user_makes_it(tmp_path):
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     text = done.stdout
-    assert "architecture 100-200-200-2: 400 neurons" in text
+    assert "architecture 100-200-200-2: 400 neurons, 7,400 connections expected" in text
     assert re.search(r"^ *required +\d", text, re.MULTILINE)
     assert re.search(r"^ +this run +paper, Table 4$", text, re.MULTILINE)
     for line in (
         r"neurons +400 +1,000,000",
+        r"active before training +400 \(100\.0%\) +-",
+        r"active in the last epoch +400 \(100\.0%\) +-",
+        r"connections +7,\d{3} +-",
         r"hidden layers +2 +2",
         r"epsilon +10 +10",
         r"parameters, as Table 4 counts +\S.* +20\.6 M",
@@ -131,7 +134,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
 
     record = record_of(out)
     expected = {
-        "schema": 1,
+        "schema": 2,
         "kind": "bigmodel",
         "algorithm": "sequential",
         "neurons": 400,
@@ -141,6 +144,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
         "threads": 1,
         "backend": "scipy",
         "recipe": "width",
+        "coverage": "random",
         "batch_size": 128,
         "micro_batch": 128,
         "train_samples": 280,
@@ -155,6 +159,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
     times = [record["init_s"], *record["epoch_s"], *record["inference_s"], *record["evolution_s"]]
     assert all(0 < value < 300 for value in times)
     assert [len(record[name]) for name in ("loss", "accuracy")] == [3, 3]
+    assert record["active_neurons"] == [400, 400, 400]
     right = np.array(record["accuracy"]) * 120  # of the test rows
     np.testing.assert_allclose(right, right.round(), atol=1e-9)
     assert record["loss"][0] == pytest.approx(np.log(2), abs=0.01)  # the output starts near zero
@@ -227,6 +232,21 @@ def config_of(run, *arguments):
     assert code == 0, err
     manifest = json.loads(Path("run/manifest.json").read_text())
     return manifest["network"], manifest["training"]["config"]
+
+
+def test_coverage_leaves_no_neuron_idle_at_first(run):
+    for coverage in ("random", "full"):
+        out = coverage + ".jsonl"
+        options = ["--epsilon", 1, "--layers", 4, "--epochs", 1, "--coverage", coverage]
+        code, text, _ = run("--out", out, "--checkpoint", coverage, *options)
+        assert code == 0
+        active = record_of(out)["active_neurons"]
+        assert active == load_checkpoint(coverage).history["active_neurons"]
+        assert (active[0] > 380) == (coverage == "full")
+        shown = re.search(r"^active before training +(.*%\))", text, re.MULTILINE)
+        assert shown[1] == f"{active[0]} ({active[0] / 400:.1%})"
+    refused = run("--resume", "random", "--neurons", 400, *options)
+    assert_refused(refused, "'resume'", "another network")
 
 
 def test_the_recipe_of_the_paper(run):

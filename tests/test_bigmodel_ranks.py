@@ -52,6 +52,7 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert {name: record[name] for name in expected} == expected
     assert [len(record[name]) for name in ("loss", "accuracy", "epoch_s")] == [4, 4, 3]
     assert None not in record["loss"] + record["accuracy"]
+    assert record["active_neurons"] == [400] * 4
     assert [len(record[name]) for name in ("idle_s", "cpu_s")] == [3, 3]
     # two epochs of 128, 128 and 24 rows
     assert sum(record["staleness"]["histogram"]) == 6
@@ -69,6 +70,7 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert {name: resumed[name] for name in expected} == expected
     assert resumed["loss"][:4] == record["loss"]
     assert [value is None for value in resumed["accuracy"]] == [False] * 5 + [True, False]
+    assert resumed["active_neurons"] == [400] * 5 + [None, 400]
     assert resumed["staleness"] == {"mean": 0, "max": 0, "histogram": [1]}  # one of 280 rows
     assert resumed["bytes_moved"] > 8 * resumed["connections"]
 

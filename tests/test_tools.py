@@ -38,6 +38,16 @@ def compare_peers():
     os.environ.update(environment)
 
 
+def test_active_neurons_are_counted(measure, capsys):
+    measure.main(["active", "--width", "300", "--layers", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9
+    rows = [line.split() for line in lines[1:]]
+    assert [row[:2] for row in rows[:2]] == [["1", "random"], ["1", "full"]]
+    assert float(rows[0][3][:-1]) < 80 < 99 < float(rows[1][3][:-1])
+    assert rows[0][2] == rows[1][2] and rows[-1][4:] == ["1.000"] * 3
+
+
 def test_a_layer_is_initialised_and_evolved(measure, capsys):
     measure.main(["layer", "--width", "3000", "--epsilon", "2", "--backend", "scipy"])
     out = capsys.readouterr().out

@@ -189,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         evolution_s=history["evolution_s"][1:],
         loss=history["loss"],
         accuracy=history["test_accuracy"],
+        coverage=config.coverage,
+        active_neurons=history["active_neurons"],
         planned_bytes=job.plan.total,
         **of_ranks(trainer, history),
     )
@@ -246,6 +248,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         epsilon=row.epsilon if options.epsilon is None else options.epsilon,
         alpha=hyper.alpha if options.alpha is None else options.alpha,
         recipe=options.recipe,
+        coverage=options.coverage,
         seed=options.seed,
     )
     check_range(

@@ -16,6 +16,7 @@ from ..checkpoint import save_checkpoint
 from ..errors import CheckpointError
 from ..history import EpochRecord
 from ..losses import ScoreSums
+from ..reachability import active_neurons
 from ..training import Trainer
 from ..training_data import TrainingData
 from ..workspace import Gradients
@@ -321,6 +322,7 @@ class Server:
         loss, sums = self.evaluate("train", len(data.loss_rows))
         record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
         record.nnz = trainer.network.layer_connections
+        record.active_neurons = sum(active_neurons(trainer.network))
         trainer.check_finite(record.loss, trainer.step_count, trainer.epoch)
         if data.test is not None:
             started = time.perf_counter()
