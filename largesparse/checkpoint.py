@@ -270,12 +270,23 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum}
 
 
+def has_checkpoint(folder: str | Path) -> bool:
+    """Return whether there is a checkpoint or a model at a path."""
+    return _find(Path(folder).resolve()) is not None
+
+
+def _find(folder: Path) -> Path | None:
+    candidates = (folder, previous(folder))
+    return next((place for place in candidates if (place / MANIFEST).is_file()), None)
+
+
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder).resolve()
-    for candidate in (folder, previous(folder)):
-        if (candidate / MANIFEST).is_file():
-            return candidate
-    raise CheckpointError(f"There is no model or checkpoint at {folder} (no {MANIFEST} in it).")
+    found = _find(folder)
+    if found is None:
+        message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
+        raise CheckpointError(message)
+    return found
 
 
 @contextmanager
