@@ -108,11 +108,18 @@ def stopped(request: StopRequest, text: str) -> NoReturn:
         After SIGTERM, with the status that shells report then, 143.
     """
     assert request.signal is not None
-    cause = "Ctrl-C" if request.signal == signal.SIGINT else request.signal.name
-    print(f"largesparse: stopped by {cause} {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(sentence(request, text))
+    sys.stderr.flush()
     if request.signal == signal.SIGINT:
         raise Interrupted
     raise SystemExit(128 + request.signal)
+
+
+def sentence(request: StopRequest, text: str) -> str:
+    """Return the line that tells of a training that has been stopped."""
+    assert request.signal is not None
+    cause = "Ctrl-C" if request.signal == signal.SIGINT else request.signal.name
+    return f"largesparse: stopped by {cause} {text}\n"
 
 
 def saved_in(folder: str | Path) -> str:

@@ -172,7 +172,7 @@ class Trainer(Stepper):
                     self._run(data, stopping, request, bar, augment, checkpoint, list(callbacks))
             except Stop:
                 assert checkpoint is not None
-                stopped(request, self._save_stopped(checkpoint, len(data.train_rows)))
+                stopped(request, self.save_stopped(checkpoint, len(data.train_rows)))
         if stopping and stopping.best is not None:
             stopping.best.restore_(self.network)
         return self.history
@@ -204,7 +204,7 @@ class Trainer(Stepper):
                 self.best = stopping.best
             self.evolve_if_due(data)
             if checkpoint is not None:
-                self._save(checkpoint)
+                self.save(checkpoint)
             stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
             request.check()
 
@@ -287,7 +287,7 @@ class Trainer(Stepper):
             measured["inference_s"] = time.perf_counter() - started
         return measured
 
-    def _save(self, folder: str | Path) -> bool:
+    def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""
         try:
             save_checkpoint(self, folder)
@@ -297,14 +297,14 @@ class Trainer(Stepper):
         self._saved_step = self.step_count
         return True
 
-    def _save_stopped(self, folder: str | Path, rows: int) -> str:
+    def save_stopped(self, folder: str | Path, rows: int) -> str:
         """Save a training that is stopped now, and return what there is to say of it."""
         samples = 0 if self.part is None else self.part.samples
         place = f"after epoch {self.epoch}"
         if samples:
             place = f"in epoch {self.epoch + 1}, after {samples:,} of {rows:,} samples"
         complete = self.part is None and self._saved_step == self.step_count
-        if complete or self._save(folder):
+        if complete or self.save(folder):
             return f"{place}; {saved_in(folder)}"
         return f"{place}, and not saved."
 
