@@ -1,14 +1,18 @@
-"""What the drivers print: the plan, the epochs, and the run beside the paper's Table 4."""
+"""What the drivers print: plan, settings, epochs, and the run beside the paper's Table 4."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .config import NetworkConfig
 from .history import EpochRecord
 from .presets import nearest_row, nominal_parameters
 from .records import RunRecord
+
+if TYPE_CHECKING:
+    from .training import Trainer
 
 
 def describe_plan(config: NetworkConfig, plan: object) -> str:
@@ -24,6 +28,20 @@ def describe_plan(config: NetworkConfig, plan: object) -> str:
         if probability == 1:
             lines.append(f"layer {number} is fully connected at this epsilon")
     return "\n".join([*lines, "memory plan", str(plan)])
+
+
+def describe_training(trainer: Trainer, *, resumed: bool) -> str:
+    """Return the settings of a training that begins now, or goes on."""
+    used = trainer.config
+    text = (
+        f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "
+        f"{used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, dropout "
+        f"{used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}"
+    )
+    if not resumed:
+        return text
+    part = "" if trainer.part is None else f", and {trainer.part.samples:,} samples of the next"
+    return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
 
 
 def describe_epoch(record: EpochRecord, epochs: int) -> str:

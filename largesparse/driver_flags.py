@@ -19,9 +19,9 @@ def add_model_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--neurons",
         type=parse_size,
-        required=True,
         metavar="N",
-        help="hidden neurons of all layers together: 250k, 1M, 2.5M, 50M",
+        help="hidden neurons of all layers together: 250k, 1M, 2.5M, 50M (required, but for "
+        "--resume)",
     )
     group.add_argument("--layers", type=parse_size, metavar="N", help="number of hidden layers")
     group.add_argument(
@@ -145,11 +145,20 @@ def add_run_flags(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="receives the run record, one JSON line (default %(default)s)",
     )
-    group.add_argument("--checkpoint", metavar="DIR", help="write a checkpoint after every epoch")
+    group.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="write a checkpoint after every epoch, and where SIGTERM or Ctrl-C stops the run "
+        "(default with --resume: the folder that is resumed)",
+    )
     group.add_argument(
         "--resume",
         metavar="DIR",
-        help="go on from a checkpoint, also with another number of threads or ranks",
+        nargs="?",
+        const="",
+        help="go on from a checkpoint, in the middle of an epoch too; other flags need not be "
+        "repeated, and those of the model and the data cannot change. Without DIR: go on from the "
+        "folder of --checkpoint, or start where it has none yet",
     )
     group.add_argument("--plan", action="store_true", help="print the memory plan and stop")
 

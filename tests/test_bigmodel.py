@@ -326,7 +326,7 @@ def test_a_resumed_run_can_be_longer(run):
 def test_what_cannot_be_resumed_is_refused(run):
     assert run("--epochs", 1, "--checkpoint", "run", "--out", "r.jsonl")[0] == 0
     assert_refused(run("--resume", "nowhere"), "nowhere", "no manifest.json")
-    assert_refused(run("--resume", "run", "--neurons", 600), "'resume'", "another network")
+    assert_refused(run("--resume", "run", "--neurons", 600), "--neurons 600", "in run", "was 400")
     data = bytearray(Path("run/layer-02.safetensors").read_bytes())
     data[-1] ^= 1
     Path("run/layer-02.safetensors").write_bytes(data)

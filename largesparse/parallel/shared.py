@@ -66,12 +66,14 @@ class SharedTopology:
         That the weights have been trained on in phase one.
     generation : int
         Evolutions made.
+    stopping : bool
+        Whether no more mini-batches are begun.
     """
 
     def __init__(self, shape: Shape, allocate: Allocate) -> None:
         self.shape = shape
         sizes = shape.config.layer_sizes
-        self._numbers = allocate(3 + len(shape.room), np.int64)
+        self._numbers = allocate(4 + len(shape.room), np.int64)
         self._layers = []
         for k, room in enumerate(shape.room):
             n_in, n_out = sizes[k : k + 2]
@@ -103,9 +105,17 @@ class SharedTopology:
     def samples(self, value: int) -> None:
         self._numbers[2] = value
 
+    @property
+    def stopping(self) -> bool:
+        return bool(self._numbers[3])
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._numbers[3] = value
+
     def topology(self, k: int) -> Topology:
         """Return the topology of layer k, as views."""
-        nnz, sizes = int(self._numbers[3 + k]), self.shape.config.layer_sizes
+        nnz, sizes = int(self._numbers[4 + k]), self.shape.config.layer_sizes
         (indptr, indices, *by_output), _ = self._layers[k]
         parts = (indptr, indices[:nnz], by_output[0], by_output[1][:nnz], by_output[2][:nnz])
         return Topology(sizes[k], sizes[k + 1], *parts)
@@ -117,7 +127,7 @@ class SharedTopology:
 
     def store(self, k: int, topology: Topology) -> Topology:
         """Copy the topology of layer k here; return the copy."""
-        self._numbers[3 + k] = topology.nnz
+        self._numbers[4 + k] = topology.nnz
         stored = self.topology(k)
         for name in Topology.__slots__[2:]:
             np.copyto(getattr(stored, name), getattr(topology, name))
@@ -138,11 +148,11 @@ class SharedTopology:
     @property
     def connections(self) -> list[int]:
         """Connections of every layer."""
-        return [int(nnz) for nnz in self._numbers[3:]]
+        return [int(nnz) for nnz in self._numbers[4:]]
 
     @connections.setter
     def connections(self, counts: Sequence[int]) -> None:
-        self._numbers[3:] = counts
+        self._numbers[4:] = counts
 
 
 class SharedWeights:
