@@ -31,7 +31,7 @@ from .workspace import activation_buffers
 
 GIB = 2**30
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
-BASE = 400 * 2**20  # interpreter, libraries and compiled kernels
+BASE = 300 * 2**20  # interpreter, libraries, kernels, and what the allocator keeps
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
 WIDE_MICRO_BATCH = 32

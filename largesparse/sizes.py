@@ -1,4 +1,4 @@
-"""Sizes as people write them: 250k, 2.5M, 1e6."""
+"""Sizes as people write them: 250k, 2.5M, 1B, 1e6."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from decimal import Decimal
 
 from .errors import ParameterError
 
-SIZE_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+SIZE_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 # Two digits of exponent: more would take for ever to write out.
-SIZE_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)([kmg]?)", re.IGNORECASE)
+SIZE_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]{1,2})?)([kmgb]?)", re.IGNORECASE)
 
 
 class SizeError(argparse.ArgumentTypeError, ParameterError):
@@ -21,7 +21,7 @@ class SizeError(argparse.ArgumentTypeError, ParameterError):
 def parse_size(text: str) -> int:
     """Return the whole number that a size such as "250k" stands for.
 
-    Suffixes are k, M and G (10**3, 10**6, 10**9), in either case; "1e6" works too.
+    Suffixes are k, M, and G or B (10**3, 10**6, 10**9), in either case; "1e6" works too.
 
     Raises
     ------

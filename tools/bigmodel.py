@@ -289,6 +289,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             available=memory,
             algorithm=spread.algorithm,
             replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,
+            evolving=options.epochs - spread.phase_one_epochs > 1,
         )
     plan = choose(
         config,

@@ -20,7 +20,6 @@ from ..config import NetworkConfig
 from ..errors import MemoryPlanError
 from ..info import cgroup_memory_limit
 from ..memory import (
-    BASE,
     EVOLUTION,
     GIB,
     HEADROOM,
@@ -43,7 +42,8 @@ from .segments import Arena
 from .shared import Shape, SharedTopology, SharedWeights, Slot, shared_size
 from .usage import pss_bytes
 
-RANK_BASE = 110 * 2**20  # interpreter, libraries and kernels of every rank after the first
+FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank
+RANK_BASE = 90 * 2**20  # of every further one, which shares the pages of libraries
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def plan_parallel(
     *,
     algorithm: str = "wasap",
     replicas: int = 0,
+    evolving: bool = True,
     data: int = 0,
     mapped: int = 0,
     available: int | None = None,
@@ -150,6 +151,8 @@ def plan_parallel(
         As in `ParallelOptions`.
     replicas : int
         Of phase two; 0 where there is none.
+    evolving : bool
+        Whether the replicas evolve: those of a phase two of one epoch do not.
     data, mapped : int
         Bytes of the data in rank 0's memory, and in memory-mapped files.
     available : int, optional
@@ -169,11 +172,11 @@ def plan_parallel(
     # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
     server = passing + 2 * values + (0 if algorithm == "wasap" else values)
     server += 2 * values if len(nodes) > 1 else 0
-    base = BASE + (ranks - 1) * RANK_BASE
+    base = FIRST_BASE + (ranks - 1) * RANK_BASE
     data = 2 * data + (data + mapped) * (len(here) - 1)  # it is copied; other nodes have their own
     at_a_time = min(sum(counts), replicas)
     # weights and velocities, the weights in the other order, an own topology after an evolution
-    private = 12 * connections + 8 * neurons + one_topology + passing
+    private = 12 * connections + 8 * neurons + (one_topology + passing if evolving else 0)
     here_trained = -(-replicas * sum(counts) // max(1, sum(slots)))
     results = here_trained * result_bytes(connections, shape.config)
     left = (available or 2**62) - base - data - model - sum(counts) * slot
@@ -330,6 +333,7 @@ def check_memory(
             slots_of_nodes(nodes, options.most_slots, each=options.slots_each),
             algorithm=options.algorithm,
             replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
+            evolving=trainer.config.epochs - options.phase_one_epochs > 1,
             data=sum(array.nbytes for array in arrays if find_mapped(array) is None),
             mapped=sum(array.nbytes for array in arrays if find_mapped(array) is not None),
             available=available,

@@ -1,0 +1,160 @@
+"""Scaling plots from run records, with the points of the paper's Table 4 beside them.
+
+A table has a row for each size of each *series*, which is a backend and a number of ranks.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, LargeSparseError
+from .memory import GIB
+from .presets import TABLE_4
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAPER = "paper, 96 virtual cores"
+TRAIN_SAMPLES, TEST_SAMPLES = 7000, 3000  # of an epoch and of inference in Table 4
+PHASES = {  # column -> title
+    "init_s": "initialisation",
+    "epoch_s": f"epoch of {TRAIN_SAMPLES} samples",
+    "inference_s": f"inference of {TEST_SAMPLES} samples",
+    "evolution_s": "evolution",
+}
+COLUMNS = ("series", "neurons", "connections", *PHASES, "cost_s", "planned_bytes", "peak_bytes")
+
+
+def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the newest run of every series and size, the smallest size first.
+
+    Parameters
+    ----------
+    records : DataFrame
+        From `records.read_records`. Runs of drivers other than bigmodel are left out.
+
+    Returns
+    -------
+    DataFrame
+        With `series`, `neurons`, `connections`; `init_s`, `epoch_s`, `inference_s` and
+        `evolution_s`, medians in seconds, an epoch's for 7000 samples and inference's for 3000;
+        `cost_s`, an epoch's seconds for each connection and sample; `planned_bytes` and
+        `peak_bytes` of the node; and `samples`, on which an epoch was measured.
+
+    Raises
+    ------
+    DataError
+        If there is no run of bigmodel.
+    """
+    import pandas as pd
+
+    kept = records[(records["kind"] == "bigmodel") & records["connections"].notna()]
+    if kept.empty:
+        raise DataError("There are no records of bigmodel to plot. Run tools/scaling.py first.")
+    rows = [_row(record) for record in kept.sort_values("timestamp").to_dict("records")]
+    table = pd.DataFrame(rows).drop_duplicates(["series", "neurons"], keep="last")
+    return table.sort_values(["series", "neurons"]).reset_index(drop=True)
+
+
+def paper_table() -> pd.DataFrame:
+    """Return Table 4 as `scaling_table` has runs; its parameters stand for the connections."""
+    import pandas as pd
+
+    rows = []
+    for row in TABLE_4:
+        minutes = (row.init_min, row.epoch_min, row.inference_min, row.evolution_min)
+        times = dict(zip(PHASES, (60 * value for value in minutes), strict=True))
+        cost = times["epoch_s"] / (row.parameters * TRAIN_SAMPLES)
+        rows.append(
+            {"series": PAPER, "neurons": row.neurons, "connections": round(row.parameters)}
+            | times
+            | {"cost_s": cost, "planned_bytes": None, "peak_bytes": None, "samples": TRAIN_SAMPLES}
+        )
+    return pd.DataFrame(rows)
+
+
+def scaling_figures(table: pd.DataFrame) -> dict[str, Figure]:
+    """Return the plots against neurons, log-log: a phase each, `memory` and `cost`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `scaling_table`; the paper's points are added.
+    """
+    paper = paper_table()
+    figures = {}
+    for column, title in PHASES.items():
+        figures[column.removesuffix("_s")], axes = _log_log(title, "seconds")
+        _draw(axes, [paper, table], column)
+    figures["memory"], axes = _log_log("memory, of one node", "GiB")
+    _draw(axes, [table], "peak_bytes", scale=GIB)
+    _draw(axes, [table], "planned_bytes", scale=GIB, suffix=", planned", style="x:")
+    figures["cost"], axes = _log_log("cost of training", "ns a connection and sample")
+    _draw(axes, [paper, table], "cost_s", scale=1e-9)
+    return figures
+
+
+def _row(record: dict[Any, Any]) -> dict[str, Any]:
+    ranks = int(record["ranks"] or 1)
+    epoch, inference, evolution = (
+        _median(record[name]) for name in ("epoch_s", "inference_s", "evolution_s")
+    )
+    train, test = record["train_samples"], record["test_samples"]
+    peak = record["node_pss_bytes"] if ranks > 1 else record["peak_rss_bytes"]
+    return {
+        "series": record["backend"] + (f", {ranks} ranks" if ranks > 1 else ""),
+        "neurons": int(record["neurons"]),
+        "connections": int(record["connections"]),
+        "init_s": record["init_s"],
+        "epoch_s": epoch * TRAIN_SAMPLES / train,
+        "inference_s": inference * TEST_SAMPLES / test,
+        "evolution_s": evolution,
+        "cost_s": epoch / (record["connections"] * train),
+        "planned_bytes": record["planned_bytes"],
+        "peak_bytes": peak,
+        "samples": int(train),
+    }
+
+
+def _median(values: Sequence[float | None]) -> float:
+    measured = [value for value in values if value is not None]
+    return statistics.median(measured) if measured else float("nan")
+
+
+def _log_log(title: str, unit: str) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter, LogFormatter
+    except ImportError as error:
+        raise LargeSparseError("Plots need matplotlib: pip install 'largesparse[plot]'.") from error
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel="neurons", ylabel=unit, xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _draw(
+    axes: Axes,
+    tables: Sequence[pd.DataFrame],
+    column: str,
+    *,
+    scale: float = 1,
+    suffix: str = "",
+    style: str = "o-",
+) -> None:
+    """Draw a column against neurons, a line a series; what is not positive is left out."""
+    for table in tables:
+        for series, rows in table.groupby("series"):
+            drawn = rows[rows[column].astype(float) > 0]
+            style_here = "s--" if series == PAPER else style
+            values = drawn[column].astype(float) / scale
+            axes.plot(drawn["neurons"], values, style_here, label=f"{series}{suffix}")
+    axes.legend(fontsize="small")
