@@ -181,7 +181,10 @@ def plan_parallel(
     results = here_trained * result_bytes(connections, shape.config)
     left = (available or 2**62) - base - data - model - sum(counts) * slot
     on_disk = results > RESULTS_SHARE * left
-    averaging = replicas * 8 * max(shape.room) * (2 if len(nodes) > 1 else 1) + passing
+    # the union of the replicas, which is one topology where they have not evolved; layers that
+    # other nodes send
+    copies = (replicas if evolving else 1) + (replicas if len(nodes) > 1 else 0)
+    averaging = copies * 8 * max(shape.room) + passing
     return ParallelPlan(
         shape.micro_batch,
         ranks,
