@@ -17,7 +17,7 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
     numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _source_digest())
     os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR
 
-# Small arrays gain nothing by threads; tests of threads ask for them.
+# Threads would only wait for each other over small arrays; tests of threads ask for them.
 numba.set_num_threads(1)
 
 settings.register_profile("largesparse", deadline=None)  # kernels compile; machines are shared

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from sklearn.neural_network import MLPClassifier
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -63,7 +64,10 @@ def test_prediction_is_timed_with_equal_results(measure, capsys):
     assert "differ" not in out
 
 
-def test_twins_stand_beside_logistic_regression(measure, capsys):
+def test_twins_stand_beside_logistic_regression(measure, monkeypatch, capsys):
+    make = sklearn.datasets.make_classification
+    fewer = lambda rows, *columns, **options: make(rows // 10, *columns, **options)  # noqa: E731
+    monkeypatch.setattr("sklearn.datasets.make_classification", fewer)
     measure.main(["twins", "--epochs", "1", "--width", "50", "--backend", "scipy"])
     lines = capsys.readouterr().out.splitlines()
     for name in ("logistic regression", "2 layers, epsilon 10", "10 layers, epsilon 1"):
@@ -182,7 +186,7 @@ def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
     tool = load("evaluate_tables")
     small_images(sys.modules["evaluate_tables"])
     monkeypatch.setattr("sklearn.neural_network.MLPClassifier", quick_mlp)
-    options = ["--tables", "genes", "--models", model, "--fold", "0", "--backend", "scipy"]
+    options = ["--tables", "genes", "--models", model, "--fold", "0", "--backend", "fused"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of convergence
         tool.main(options)
