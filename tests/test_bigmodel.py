@@ -246,7 +246,7 @@ def test_coverage_leaves_no_neuron_idle_at_first(run):
         shown = re.search(r"^active before training +(.*%\))", text, re.MULTILINE)
         assert shown[1] == f"{active[0]} ({active[0] / 400:.1%})"
     refused = run("--resume", "random", "--neurons", 400, *options)
-    assert_refused(refused, "'resume'", "another network")
+    assert_refused(refused, "--coverage full", "was random")
 
 
 def test_the_recipe_of_the_paper(run):
