@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .network import SparseMLP
     from .parallel import ParallelReport, train_wasap, train_wassp
     from .preprocessing import Standardizer
+    from .reachability import active_neurons
     from .records import read_records
     from .regressor import SparseMLPRegressor
     from .selection import SparseFeatureSelector, input_strength
@@ -45,6 +46,7 @@ _MODULES = {
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
+    "active_neurons": "reachability",
     "alpha_from_skewness": "skewness",
     "compact": "importance",
     "input_strength": "selection",
@@ -80,6 +82,7 @@ __all__ = [
     "Standardizer",
     "Trainer",
     "TrainingConfig",
+    "active_neurons",
     "alpha_from_skewness",
     "compact",
     "input_strength",

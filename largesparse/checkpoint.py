@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from .config import NetworkConfig, TrainingConfig
 from .errors import CheckpointError
 from .folders import make_beside, previous, put_in_place, remove_abandoned, umask
-from .history import History
+from .history import EpochPart, History
 from .layer import SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
 from .preprocessing import Standardizer
+from .storage import Storage, StoredLayer
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -83,10 +84,12 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
         "training": {
             "config": config,
             "epoch": trainer.epoch,
+            "part": None if trainer.part is None else dataclasses.asdict(trainer.part),
             "step": trainer.step_count,
             "history": trainer.history.to_list(),
             "rows": trainer.rows,
             "parallel": trainer.parallel,
+            "notes": trainer.notes,
         },
     }
     best = trainer.best.layers if trainer.best is not None else None
@@ -118,12 +121,16 @@ def load_model(folder: str | Path) -> SparseMLP:
     return _read_network(folder, _read_manifest(folder))
 
 
-def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
+def load_checkpoint(
+    folder: str | Path, *, storage: Storage | None = None, **changes: Any
+) -> Trainer:
     """Read a checkpoint, and return a trainer whose `fit` goes on from there.
 
     Parameters
     ----------
     folder : path
+    storage : Storage, optional
+        Receives the layers' arrays, one layer after another; by default they are in memory.
     **changes
         Fields of the training's configuration to replace, for instance `threads`. With the same
         data, and nothing but `threads` changed, the training goes on to the same bits as if it
@@ -139,25 +146,48 @@ def load_checkpoint(folder: str | Path, **changes: Any) -> Trainer:
 
     folder = _existing(folder)
     manifest = _read_manifest(folder)
-    training = manifest.get("training")
-    if training is None:
-        raise CheckpointError(f"{folder} is a saved model, not a checkpoint to resume from.")
-    network = _read_network(folder, manifest)
+    training = _training_of(folder, manifest)
+    network = _read_network(folder, manifest, storage)
     with _reading(folder):
         config = TrainingConfig(**training["config"])
     trainer = Trainer(network, dataclasses.replace(config, **changes))
     with _reading(folder):
         trainer.epoch = int(training["epoch"])
+        part = training.get("part")
+        trainer.part = None if part is None else EpochPart.from_dict(part)
         trainer.step_count = int(training["step"])
         trainer.history = History.from_list(training["history"])
         trainer.rows = training["rows"] if training["rows"] is None else int(training["rows"])
         trainer.parallel = training.get("parallel")
+        trainer.notes = dict(training.get("notes") or {})
         trainer.folder = folder
         if "best-layer-01.safetensors" in manifest["files"]:
             from .early_stopping import Snapshot
 
             trainer.best = Snapshot(_read_layers(folder, manifest, trainer.network.config, "best-"))
     return trainer
+
+
+def read_notes(folder: str | Path) -> dict[str, Any]:
+    """Return the notes of a checkpoint's trainer, without reading the network.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_checkpoint`.
+    """
+    folder = _existing(folder)
+    training = _training_of(folder, _read_manifest(folder))
+    with _reading(folder):
+        return dict(training.get("notes") or {})
+
+
+def _training_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    training = manifest.get("training")
+    if training is None:
+        raise CheckpointError(f"{folder} is a saved model, not a checkpoint to resume from.")
+    result: dict[str, Any] = training
+    return result
 
 
 def _write(
@@ -245,12 +275,23 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum}
 
 
+def has_checkpoint(folder: str | Path) -> bool:
+    """Return whether there is a checkpoint or a model at a path."""
+    return _find(Path(folder).resolve()) is not None
+
+
+def _find(folder: Path) -> Path | None:
+    candidates = (folder, previous(folder))
+    return next((place for place in candidates if (place / MANIFEST).is_file()), None)
+
+
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder).resolve()
-    for candidate in (folder, previous(folder)):
-        if (candidate / MANIFEST).is_file():
-            return candidate
-    raise CheckpointError(f"There is no model or checkpoint at {folder} (no {MANIFEST} in it).")
+    found = _find(folder)
+    if found is None:
+        message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
+        raise CheckpointError(message)
+    return found
 
 
 @contextmanager
@@ -281,10 +322,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return result
 
 
-def _read_network(folder: Path, manifest: dict[str, Any]) -> SparseMLP:
+def _read_network(
+    folder: Path, manifest: dict[str, Any], storage: Storage | None = None
+) -> SparseMLP:
     with _reading(folder):
         config = NetworkConfig(**manifest["network"])
-        network = SparseMLP.from_layers(config, _read_layers(folder, manifest, config))
+        layers = _read_layers(folder, manifest, config, storage=storage)
+        network = SparseMLP.from_layers(config, layers, storage)
         classes = manifest["classes"]
         if classes is not None:
             dtype = np.dtype(classes["dtype"])
@@ -326,13 +370,18 @@ def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
 
 
 def _read_layers(
-    folder: Path, manifest: dict[str, Any], config: NetworkConfig, prefix: str = ""
+    folder: Path,
+    manifest: dict[str, Any],
+    config: NetworkConfig,
+    prefix: str = "",
+    storage: Storage | None = None,
 ) -> list[SparseLayer]:
     layers: list[SparseLayer] = []
     for k in range(len(config.layer_sizes) - 1):
         name = f"{prefix}layer-{k + 1:02d}.safetensors"
         arrays = _read_arrays(folder, manifest, name)
-        layers.append(layer_of_arrays(arrays, config, k, name))
+        layer = layer_of_arrays(arrays, config, k, name)
+        layers.append(layer if storage is None else StoredLayer(layer, storage))
         check_dead(layers, name)
     return layers
 

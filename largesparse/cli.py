@@ -15,6 +15,7 @@ from . import __version__
 from .errors import LargeSparseError
 from .model_commands import add_evaluate, add_inspect, add_predict
 from .sizes import SizeError, parse_size
+from .stopping import Interrupted
 from .train_command import add_train
 
 __all__ = ["SizeError", "main", "make_parser", "parse_size", "run_command"]
@@ -40,6 +41,8 @@ def run_command(function: Callable[[], int | None]) -> int:
     except MemoryError as error:
         print(f"largesparse: error: out of memory: {error}", file=sys.stderr)
         return 2
+    except Interrupted:
+        return 130
     except KeyboardInterrupt:
         print("largesparse: interrupted", file=sys.stderr)
         return 130

@@ -1,14 +1,18 @@
-"""What the drivers print: the plan, the epochs, and the run beside the paper's Table 4."""
+"""What the drivers print: plan, settings, epochs, and the run beside the paper's Table 4."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .config import NetworkConfig
 from .history import EpochRecord
 from .presets import nearest_row, nominal_parameters
 from .records import RunRecord
+
+if TYPE_CHECKING:
+    from .training import Trainer
 
 
 def describe_plan(config: NetworkConfig, plan: object) -> str:
@@ -16,14 +20,28 @@ def describe_plan(config: NetworkConfig, plan: object) -> str:
     assert config.epsilon is not None
     nominal = nominal_parameters(config.layer_sizes, config.epsilon)
     lines = [
-        f"architecture {'-'.join(map(str, config.layer_sizes))}: {config.neurons:,} neurons",
-        f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts, "
+        f"architecture {'-'.join(map(str, config.layer_sizes))}: {config.neurons:,} neurons, "
         f"{config.expected_connections():,.0f} connections expected",
+        f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts",
     ]
     for number, probability in enumerate(config.probabilities(), start=2):
         if probability == 1:
             lines.append(f"layer {number} is fully connected at this epsilon")
     return "\n".join([*lines, "memory plan", str(plan)])
+
+
+def describe_training(trainer: Trainer, *, resumed: bool) -> str:
+    """Return the settings of a training that begins now, or goes on."""
+    used = trainer.config
+    text = (
+        f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "
+        f"{used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, dropout "
+        f"{used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}"
+    )
+    if not resumed:
+        return text
+    part = "" if trainer.part is None else f", and {trainer.part.samples:,} samples of the next"
+    return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
 
 
 def describe_epoch(record: EpochRecord, epochs: int) -> str:
@@ -56,6 +74,9 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
     row = nearest_row(config.neurons)
     rows = [
         ("neurons", f"{record.neurons:,}", f"{row.neurons:,}"),
+        ("active before training", _active(record, 0), "-"),
+        ("active in the last epoch", _active(record, -1), "-"),
+        ("connections", f"{record.connections:,}", "-"),
         ("hidden layers", str(record.layers), str(row.hidden_layers)),
         ("epsilon", f"{record.epsilon:g}", f"{row.epsilon:g}"),
         (
@@ -82,6 +103,13 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         f"loss {losses[0]:.4f} -> {losses[-1]:.4f}",
     ]
     return "\n".join(lines)
+
+
+def _active(record: RunRecord, epoch: int) -> str:
+    count = (record.active_neurons or [None])[epoch]
+    if count is None or not record.neurons:
+        return "-"
+    return f"{count:,} ({count / record.neurons:.1%})"
 
 
 def _workers(record: RunRecord) -> str:

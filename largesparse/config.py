@@ -21,6 +21,7 @@ from .topology import connection_probability
 
 REGROWTH = ("initial", "zero")
 GROWTH = ("random", "gradient")
+COVERAGE = ("random", "full")
 
 
 def _make_plain(config: Any) -> None:
@@ -45,6 +46,7 @@ class NetworkConfig:
     regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
     seed: int = 0
     loss: str = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
+    coverage: str = "random"  # random | full: see largesparse.coverage
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -68,6 +70,7 @@ class NetworkConfig:
             ("recipe", RECIPES),
             ("regrowth", REGROWTH),
             ("loss", LOSSES),
+            ("coverage", COVERAGE),
         ):
             value = getattr(self, name)
             if name == "regrowth" and value is None:
@@ -112,6 +115,7 @@ class TrainingConfig:
     epochs: int = 100
     batch_size: int = 128  # samples per update; the last one of an epoch may be smaller
     micro_batch: int | None = None  # samples computed at once; by default the whole mini-batch
+    keep_every: int = 1  # keep every k-th hidden layer's activations, compute the others twice
     learning_rate: float = 0.01
     schedule: str = "constant"  # constant | step | cosine
     warmup_epochs: float = 0.0  # the learning rate rises linearly over these
@@ -139,7 +143,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         owner = "a training"
         _make_plain(self)
-        for name in ("epochs", "batch_size", "evolution_interval", "pruning_every"):
+        for name in ("epochs", "batch_size", "keep_every", "evolution_interval", "pruning_every"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 
 from .backends import BACKENDS
+from .config import COVERAGE
 from .parallel.transfer import CHUNK_BYTES
 from .presets import HYPERPARAMETERS
 from .sizes import parse_size
@@ -18,15 +19,22 @@ def add_model_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--neurons",
         type=parse_size,
-        required=True,
         metavar="N",
-        help="hidden neurons of all layers together: 250k, 1M, 2.5M, 50M",
+        help="hidden neurons of all layers together: 250k, 1M, 2.5M, 50M (required, but for "
+        "--resume)",
     )
     group.add_argument("--layers", type=parse_size, metavar="N", help="number of hidden layers")
     group.add_argument(
         "--epsilon",
         type=float,
         help="density control: about epsilon*(n_in+n_out) connections a layer",
+    )
+    group.add_argument(
+        "--coverage",
+        choices=COVERAGE,
+        default="random",
+        help="'full': at first no neuron is without an input and an output, as far as there are "
+        "enough connections (default %(default)s)",
     )
     group.add_argument("--alpha", type=float, help="All-ReLU's slope (default 0.6)")
     group.add_argument(
@@ -80,6 +88,19 @@ def add_training_flags(parser: ArgumentParser) -> None:
         help="samples computed at once (default: what the memory allows)",
     )
     group.add_argument(
+        "--keep-every",
+        type=parse_size,
+        metavar="K",
+        help="keep the activations of every K-th layer, and compute the others again in the "
+        "backward pass: up to 40 %% less memory (default: 1, or what the memory allows)",
+    )
+    group.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="keep weights, gradients and activations in unnamed files in this folder, of which a "
+        "layer or two are in memory at a time: the disk bounds the size; slower",
+    )
+    group.add_argument(
         "--learning-rate",
         type=float,
         help="default: by depth, width, length and slots, 4 at most (width); 0.01 (paper)",
@@ -124,11 +145,20 @@ def add_run_flags(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="receives the run record, one JSON line (default %(default)s)",
     )
-    group.add_argument("--checkpoint", metavar="DIR", help="write a checkpoint after every epoch")
+    group.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="write a checkpoint after every epoch, and where SIGTERM or Ctrl-C stops the run "
+        "(default with --resume: the folder that is resumed)",
+    )
     group.add_argument(
         "--resume",
         metavar="DIR",
-        help="go on from a checkpoint, also with another number of threads or ranks",
+        nargs="?",
+        const="",
+        help="go on from a checkpoint, in the middle of an epoch too; other flags need not be "
+        "repeated, and those of the model and the data cannot change. Without DIR: go on from the "
+        "folder of --checkpoint, or start where it has none yet",
     )
     group.add_argument("--plan", action="store_true", help="print the memory plan and stop")
 

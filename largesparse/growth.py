@@ -98,6 +98,8 @@ def evolve_layers(
     zeta: float,
     rng_of: Callable[[SparseLayer], np.random.Generator],
     walk: Walk | None = None,
+    *,
+    keep_maps: bool = True,
 ) -> list[NDArray[np.int32]]:
     """Evolve the hidden layers of a network in place; return their slot maps.
 
@@ -111,12 +113,16 @@ def evolve_layers(
     walk : Walk, optional
         Lets connections grow by the gradient. Layers then evolve from the last to the first: each
         when dL/dz has been passed through it to the layer below, by its old connections.
+    keep_maps : bool
+        Whether the slot maps are returned: 4 bytes for every connection.
     """
     maps = [np.empty(0, dtype=np.int32)] * len(layers)
 
     def evolve_one(k: int, grow: Grow | None = None) -> None:
         dead_inputs = layers[k - 1].dead if k else None
-        maps[k] = evolve(layers[k], zeta, rng_of(layers[k]), dead_inputs=dead_inputs, grow=grow)
+        found = evolve(layers[k], zeta, rng_of(layers[k]), dead_inputs=dead_inputs, grow=grow)
+        if keep_maps:
+            maps[k] = found
 
     def visit(k: int, X: Float32, delta: Float32) -> None:
         if walk is not None and k < len(layers):

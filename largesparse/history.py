@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,30 @@ class EpochRecord:
     evolution_s: float | None = None  # evolution after the epoch, seconds
     pruning_s: float | None = None  # Importance Pruning after the epoch, seconds
     nnz: list[int] = field(default_factory=list)  # connections of every layer
+    active_neurons: int | None = None  # hidden ones on a path from an input to an output
+
+
+@dataclass
+class EpochPart:
+    """What has been trained of an epoch."""
+
+    samples: int = 0
+    loss: float = 0.0  # with dropout, summed over the samples
+    seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of the samples."""
+        return self.loss / max(1, self.samples)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EpochPart:
+        """Return what `dataclasses.asdict` was given, if it can be true."""
+        part = cls(**values)
+        finite = math.isfinite(part.loss) and math.isfinite(part.seconds)
+        if not isinstance(part.samples, int) or part.samples < 0 or not finite:
+            raise ValueError(f"{part} is not a part of an epoch")
+        return part
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,6 +166,12 @@ class SparseLayer:
         weights = self.values.nbytes + self.velocity.nbytes + self.values_by_output.nbytes
         shape = 0 if self.srelu is None else 2 * self.srelu.nbytes
         return self.topology.nbytes + weights + 2 * self.bias.nbytes + shape
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the layer is beside topology, weights and their copy, for another one."""
+        names = ["slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained"]
+        names += ["velocity", "bias_velocity", "srelu_velocity"]
+        return {name: getattr(self, name) for name in names}
 
     def refresh(self) -> None:
         """Renew the copy of the weights in output order, after `values` changed."""

@@ -6,9 +6,9 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
     gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes and 2 bits a neuron, two buffers of
-                 the widest hidden layer, the inputs
-    passing      what initialisation, evolution or a checkpoint needs beside, once at a time;
-                 evolution also keeps a slot map, 4·nnz, of every layer that it has done
+                 the widest hidden layer, the inputs; with keep_every k the 4 bytes are those of
+                 every k-th hidden layer and of k - 1 others
+    passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -25,13 +27,16 @@ from .activations import TRAINED
 from .config import NetworkConfig
 from .errors import MemoryPlanError
 from .info import cgroup_memory_limit
+from .workspace import activation_buffers
 
 GIB = 2**30
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
 BASE = 300 * 2**20  # interpreter, libraries, kernels, and what the allocator keeps
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
-WIDE_MICRO_BATCH = 64
+WIDE_MICRO_BATCH = 32
+USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all activations
+KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the layer
 INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the layer
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
@@ -48,6 +53,8 @@ class MemoryPlan:
     passing: int
     mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
     base: int = BASE
+    keep_every: int = 1  # of how many hidden layers one's activations are kept
+    on_disk: int = 0  # of arrays in files, of which a layer or two are in memory at a time
 
     @property
     def required(self) -> int:
@@ -55,51 +62,82 @@ class MemoryPlan:
         return self.model + self.gradients + self.activations + self.passing + self.base
 
     @property
+    def which(self) -> str:
+        """Whose activations are kept, in words."""
+        return which_layers(self.keep_every)
+
+    @property
     def total(self) -> int:
         """The expected peak, mapped data in the page cache included."""
         return self.required + self.mapped
 
     def __str__(self) -> str:
+        model = "both orders" if not self.on_disk else "two layers at a time"
         rows = [
-            ("model (weights, velocities, both orders)", self.model),
+            (f"model (weights, velocities, {model})", self.model),
             ("gradients", self.gradients),
-            (f"activations of a micro-batch of {self.micro_batch}", self.activations),
+            (f"activations of a micro-batch of {self.micro_batch}{self.which}", self.activations),
             ("initialisation or evolution, one layer at a time", self.passing),
             ("Python and libraries", self.base),
             ("required", self.required),
             ("memory-mapped data (can be evicted)", self.mapped),
             ("peak", self.total),
         ]
-        return "\n".join(f"  {name:<50}{size / GIB:>9.3f} GiB" for name, size in rows)
+        if self.on_disk:
+            rows.append(("in files: model, gradients, activations", self.on_disk))
+        return "\n".join(f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows)
 
 
-def plan_training(config: NetworkConfig, micro_batch: int, *, mapped: int = 0) -> MemoryPlan:
+def which_layers(keep_every: int) -> str:
+    """Return in words whose activations are kept; nothing where all are."""
+    if keep_every == 1:
+        return ""
+    ending = {2: "nd", 3: "rd"}.get(keep_every, "th")
+    return f", every {keep_every}{ending} layer's"
+
+
+def plan_training(
+    config: NetworkConfig,
+    micro_batch: int,
+    keep_every: int = 1,
+    *,
+    mapped: int = 0,
+    stored: bool = False,
+) -> MemoryPlan:
     """Return the bytes of a training.
 
     Parameters
     ----------
     config : NetworkConfig
     micro_batch : int
+    keep_every : int
+        Of how many hidden layers one's activations are kept.
     mapped : int
         Bytes of memory-mapped data.
+    stored : bool
+        Whether the arrays lie in files: see `storage.Storage`. What is in use of them at a time
+        should fit: two layers, and the activations of three.
     """
-    model = gradients = passing = slot_maps = 0
+    models, gradients, passing = [], [], 0
     sizes = config.layer_sizes
     connections = expected_connections(config)
     for (n_in, n_out), nnz in zip(itertools.pairwise(sizes), connections, strict=True):
-        model += 24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out
-        gradients += 4 * nnz + 4 * n_out
+        models.append(24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out)
+        gradients.append(4 * nnz + 4 * n_out)
         pointers = 8 * (n_in + n_out)
-        passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers + slot_maps)
-        slot_maps += 4 * nnz
-    return MemoryPlan(
-        micro_batch,
-        model,
-        gradients,
-        activation_bytes(sizes, micro_batch, trained=config.activation in TRAINED),
-        passing,
-        mapped,
+        passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers)
+    model, gradient = sum(models), sum(gradients)
+    activations = activation_bytes(
+        sizes, micro_batch, keep_every, trained=config.activation in TRAINED
     )
+    on_disk = 0
+    if stored:
+        on_disk = model + gradient + activations
+        widest = max(sizes) * micro_batch
+        model, gradient = 2 * max(models), max(gradients)
+        activations = min(activations, 3 * 4 * widest)
+    used = model, gradient, activations, passing, mapped
+    return MemoryPlan(micro_batch, *used, keep_every=keep_every, on_disk=on_disk)
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
@@ -113,7 +151,9 @@ def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
     return tuple(found)
 
 
-def activation_bytes(layer_sizes: Sequence[int], micro_batch: int, *, trained: bool = False) -> int:
+def activation_bytes(
+    layer_sizes: Sequence[int], micro_batch: int, keep_every: int = 1, *, trained: bool = False
+) -> int:
     """Return the bytes of a training workspace, its gradients apart.
 
     Where the activation's shape is trained (`trained`), z is kept beside the activation.
@@ -121,7 +161,8 @@ def activation_bytes(layer_sizes: Sequence[int], micro_batch: int, *, trained: b
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
     buffers = min(2, len(hidden)) * max(hidden, default=0)
-    floats = layer_sizes[0] + sum(hidden) + layer_sizes[-1] + buffers
+    kept = sum(activation_buffers(hidden, keep_every))
+    floats = layer_sizes[0] + kept + layer_sizes[-1] + buffers
     floats += sum(hidden) if trained else 0
     return 4 * floats * micro_batch + 8 * words * sum(hidden)
 
@@ -148,10 +189,12 @@ def choose_plan(
     batch_size: int,
     *,
     micro_batch: int | None = None,
+    keep_every: int | None = None,
     mapped: int = 0,
     available: int | None = None,
+    storage: str | Path | None = None,
 ) -> MemoryPlan:
-    """Return the plan with the largest useful micro-batch that fits.
+    """Return the fastest plan that fits.
 
     Parameters
     ----------
@@ -159,32 +202,45 @@ def choose_plan(
     batch_size : int
     micro_batch : int, optional
         Given, it is taken; at most the batch size.
+    keep_every : int, optional
+        Given, it is taken.
     mapped : int
         Bytes of memory-mapped data.
     available : int, optional
         Bytes that may be used; by default what the machine has free.
+    storage : path, optional
+        Folder of the files that the arrays lie in.
 
     Raises
     ------
     MemoryPlanError
         Where no micro-batch fits; the message says what would.
     """
+    stored = storage is not None
+    disk = 0 if storage is None else shutil.disk_usage(storage).free
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
-    for candidate in (
-        [min(micro_batch, batch_size)] if micro_batch else micro_batches(config, batch_size)
-    ):
-        plan = plan_training(config, candidate, mapped=mapped)
-        if plan.required <= budget:
+    for setting in settings(config, batch_size, micro_batch, keep_every):
+        plan = plan_training(config, *setting, mapped=mapped, stored=stored)
+        if plan.required <= budget and plan.on_disk <= disk:
             return plan
 
     def fits(smaller: NetworkConfig) -> bool:
-        return plan_training(smaller, plan.micro_batch).required <= budget
+        small = plan_training(smaller, plan.micro_batch, plan.keep_every, stored=stored)
+        return small.required <= budget and small.on_disk <= disk
 
     fitting = fitting_neurons(config, fits)
     advice = f"about {fitting} neurons would fit" if fitting else "not even a small network fits"
     if micro_batch and micro_batch > 1:
         advice += ", or a smaller micro-batch"
+    if plan.on_disk > disk:
+        raise MemoryPlanError(
+            f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
+            f"{plan.on_disk / GIB:.1f} GiB in files, and {storage} has {disk / GIB:.1f} GiB free: "
+            f"{advice} at this depth and epsilon."
+        )
+    if not stored:
+        advice += ", or arrays in files ('storage')"
     raise MemoryPlanError(
         f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
         f"{plan.required / GIB:.1f} GiB, and {budget / GIB:.1f} GiB can be used "
@@ -220,6 +276,24 @@ def prediction_batch(layer_sizes: Sequence[int]) -> int:
     hidden = layer_sizes[1:-1]
     floats = layer_sizes[0] + 2 * max(hidden, default=0) + layer_sizes[-1]
     return max(1, min(1024, PREDICTION_BYTES // (4 * floats)))
+
+
+def settings(
+    config: NetworkConfig, batch_size: int, micro_batch: int | None, keep_every: int | None
+) -> list[tuple[int, int]]:
+    """Return useful micro-batches with their `keep_every`, the fastest first.
+
+    Below a micro-batch of 32, half of it costs more than to compute activations twice.
+    """
+    sizes = [min(micro_batch, batch_size)] if micro_batch else micro_batches(config, batch_size)
+    kept = [keep_every] if keep_every else []
+    buffers = [sum(activation_buffers(config.layer_sizes[1:-1], k)) for k in KEEP_EVERY]
+    for place, k in enumerate(KEEP_EVERY if not keep_every else ()):
+        if place == 0 or buffers[place] < min(buffers[:place]):
+            kept.append(k)
+    large = [size for size in sizes if size > USEFUL]
+    first = [(size, kept[0]) for size in large]
+    return first + [(size, k) for size in sizes if size not in large for k in kept]
 
 
 def micro_batches(config: NetworkConfig, batch_size: int) -> list[int]:

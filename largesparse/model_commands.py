@@ -169,10 +169,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return 0
     for name, value in found.items():
         if name == "layers":
-            print(f"{'layer':>7}{'inputs':>12}{'neurons':>12}{'connections':>14}{'density':>10}")
+            widths = {"number": 7, "inputs": 12, "neurons": 12, "active": 12, "connections": 14}
+            titles = ["layer", *list(widths)[1:]]
+            print("".join(map("{:>{}}".format, titles, widths.values())) + "   density")
             for layer in value:
-                print("{number:>7}{inputs:>12}{neurons:>12}{connections:>14}{density:>10.2%}"
-                      .format(**layer))  # fmt: skip
+                counts = (layer[key] for key in widths)
+                line = "".join(map("{:>{}}".format, counts, widths.values()))
+                print(f"{line}{layer['density']:>10.2%}")
         elif name == "strongest features":
             print("strongest features (sum of |outgoing weights|)")
             print(
@@ -186,8 +189,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
+    from .reachability import active_neurons
     from .selection import input_strength
 
+    active = [*active_neurons(network), network.layers[-1].n_out]
     config = network.config
     n_features = config.layer_sizes[0]
     strength = input_strength(network)
@@ -200,6 +205,8 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
         "features": n_features,
         "activation": f"{config.activation}, alpha {config.alpha:g}",
         "standardised inputs": network.preprocessing is not None,
+        "hidden neurons": network.neurons,
+        "active neurons": sum(active[:-1]),
         "connections": network.connections,
         "of a dense network": f"{network.connections / dense:.2%}",
         "layers": [
@@ -207,10 +214,11 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
                 "number": layer.number,
                 "inputs": layer.n_in,
                 "neurons": layer.n_out,
+                "active": count,
                 "connections": layer.nnz,
                 "density": layer.topology.density,
             }
-            for layer in network.layers
+            for layer, count in zip(network.layers, active, strict=True)
         ],
         "strongest features": {names[k]: float(strength[k]) for k in strongest},
     }

@@ -17,6 +17,7 @@ from .layer import Forward, SparseLayer
 from .optimizer import MomentumSGD
 from .randomness import seed_sequence, stream
 from .recipes import RECIPES, LayerRecipe
+from .storage import Storage, StoredLayer
 from .threads import kernel_threads
 from .topology import erdos_renyi
 from .workspace import Gradients, Workspace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .preprocessing import Standardizer
 
 
+Ahead = Callable[[Forward], None]
 Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
 
 
@@ -56,7 +58,8 @@ def _sampler(config: NetworkConfig, k: int) -> Sampler:
 def _initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
     n_in, n_out = config.layer_sizes[k : k + 2]
     seed = seed_sequence(config.seed, "topology", k)
-    topology = erdos_renyi(n_in, n_out, config.probabilities()[k], seed, threads=threads)
+    probability, cover = config.probabilities()[k], config.coverage == "full"
+    topology = erdos_renyi(n_in, n_out, probability, seed, cover=cover, threads=threads)
     values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
     if k == len(config.layer_sizes) - 2:
         values *= np.float32(_recipe(config, k).output_scale)
@@ -72,6 +75,7 @@ def forward(
     *,
     training: bool = False,
     dropout: Dropout = NO_DROPOUT,
+    ahead: Ahead | None = None,
 ) -> Float32:
     """Return the logits, float32 (n_classes, batch), of the inputs in the workspace.
 
@@ -86,9 +90,31 @@ def forward(
         Whether to keep what the backward pass needs, and to drop neurons.
     dropout : Dropout
         Its layer is filled in for each hidden layer.
+    ahead : callable, optional
+        Called with the layer that comes next.
     """
-    X = workspace.inputs(batch)
-    for k, layer in enumerate(layers):
+    last = len(layers) - 1
+    workspace.segment = (last - 1) // workspace.keep_every
+    return _forward(layers, range(last + 1), workspace, batch, backend, training, dropout, ahead)
+
+
+def _forward(
+    layers: Sequence[Forward],
+    numbers: range,
+    workspace: Workspace,
+    batch: int,
+    backend: Backend,
+    training: bool,
+    dropout: Dropout,
+    ahead: Ahead | None,
+) -> Float32:
+    """Compute the activations of consecutive layers; return the last one's."""
+    first = numbers[0]
+    X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
+    for k in numbers:
+        layer = layers[k]
+        if ahead is not None and k < numbers[-1]:
+            ahead(layers[k + 1])
         out = workspace.activations(k, batch)
         hidden = training and k < len(layers) - 1
         shaped = layer.srelu is not None
@@ -124,6 +150,8 @@ class SparseMLP:
     progress : bool, optional
         Whether to show a progress bar over the layers; by default where standard error is a
         terminal and the initialisation takes more than a second.
+    storage : Storage, optional
+        Where the arrays of the layers, and of a training, lie; by default in memory.
 
     Attributes
     ----------
@@ -145,16 +173,23 @@ class SparseMLP:
     """
 
     def __init__(
-        self, config: NetworkConfig, *, threads: int = 1, progress: bool | None = None
+        self,
+        config: NetworkConfig,
+        *,
+        threads: int = 1,
+        progress: bool | None = None,
+        storage: Storage | None = None,
     ) -> None:
-        self._prepare(config)
+        self._prepare(config, storage)
         hide = None if progress is None else not progress
         layers = range(len(config.layer_sizes) - 1)
         for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
             with kernel_threads(threads):
-                self.layers.append(_initial_layer(config, k, threads))
+                layer = _initial_layer(config, k, threads)
+                self.layers.append(layer if storage is None else StoredLayer(layer, storage))
+                del layer
 
-    def _prepare(self, config: NetworkConfig) -> None:
+    def _prepare(self, config: NetworkConfig, storage: Storage | None = None) -> None:
         self.config = config
         self.layers: list[SparseLayer] = []
         self.preprocessing: Standardizer | None = None
@@ -162,12 +197,15 @@ class SparseMLP:
         self.target_mean: Float32 | None = None
         self.target_scale: Float32 | None = None
         self.feature_names: list[str] | None = None
+        self.storage = storage
 
     @classmethod
-    def from_layers(cls, config: NetworkConfig, layers: Iterable[SparseLayer]) -> SparseMLP:
-        """Return a network with layers that exist already."""
+    def from_layers(
+        cls, config: NetworkConfig, layers: Iterable[SparseLayer], storage: Storage | None = None
+    ) -> SparseMLP:
+        """Return a network with layers that exist already, in a storage where one is given."""
         network = cls.__new__(cls)
-        network._prepare(config)
+        network._prepare(config, storage)
         network.layers.extend(layers)
         return network
 
@@ -206,7 +244,9 @@ class SparseMLP:
         dropout: Dropout = NO_DROPOUT,
     ) -> Float32:
         """Return the logits of the inputs in the workspace: see the function `forward`."""
-        return forward(self.layers, workspace, batch, backend, training=training, dropout=dropout)
+        ahead = None if self.storage is None else self.storage.before_forward
+        options: dict[str, Any] = {"training": training, "dropout": dropout, "ahead": ahead}
+        return forward(self.layers, workspace, batch, backend, **options)
 
     def backward(
         self,
@@ -242,6 +282,9 @@ class SparseMLP:
             backend.sum_rows(X, out=workspace.input_sums, accumulate=accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
+            self._recompute(k - 1, workspace, batch, backend, dropout)
+            if self.storage is not None:
+                self.storage.before_backward(below, workspace, k - 1, batch)
             out_delta = workspace.delta(k - 1, batch)
             bias_gradient = workspace.bias_gradients[k - 1]
             backend.backward(
@@ -285,6 +328,18 @@ class SparseMLP:
         if visit is not None:
             visit(0, workspace.inputs(batch), delta)
 
+    def _recompute(
+        self, k: int, workspace: Workspace, batch: int, backend: Backend, dropout: Dropout
+    ) -> None:
+        """Have the activations of hidden layer k in the workspace, from those that are kept."""
+        segment, place = divmod(k, workspace.keep_every)
+        if place < workspace.keep_every - 1 and segment < workspace.segment:
+            workspace.segment = segment
+            first = segment * workspace.keep_every
+            layers = self.layers, range(first, k + 1)
+            ahead = None if self.storage is None else self.storage.before_forward
+            _forward(*layers, workspace, batch, backend, True, dropout, ahead)
+
     def finish_gradient(self, workspace: Gradients, rows: int, backend: Backend) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
 
@@ -324,6 +379,8 @@ class SparseMLP:
         """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`."""
         gradients = zip(self.layers, workspace.gradients, workspace.bias_gradients, strict=True)
         for k, (layer, gradient, bias_gradient) in enumerate(gradients):
+            if self.storage is not None and k + 1 < len(self.layers):
+                self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
             optimizer.update_(
                 layer, gradient, bias_gradient, learning_rate, backend, both_orders=both_orders
             )

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
 class RunRecord:
     """One run. What does not apply is None.
 
-    Times are in seconds. Lists of times have an entry per epoch; `loss` and `accuracy` have one
-    more, the first before training.
+    Times are in seconds. Lists of times have an entry per epoch; `loss`, `accuracy` and
+    `active_neurons` have one more, the first before training.
     """
 
     schema: int = SCHEMA
@@ -58,6 +58,7 @@ class RunRecord:
     recipe: str | None = None
     batch_size: int | None = None
     micro_batch: int | None = None
+    keep_every: int | None = None  # of how many layers one's activations are kept
     train_samples: int | None = None
     test_samples: int | None = None
     seed: int | None = None
@@ -75,6 +76,8 @@ class RunRecord:
     staleness: Any = None  # of phase one's updates: mean, max, histogram
     bytes_moved: int | None = None  # between nodes
     cpu_s: list[float] | None = None  # processor time of every rank
+    coverage: str | None = None  # of the initial topology: "random" or "full"
+    active_neurons: list[int | None] | None = None  # on a path from an input to an output
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

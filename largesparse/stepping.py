@@ -17,7 +17,7 @@ from .losses import LOSSES, ScoreSums
 from .network import SparseMLP, Visit, dropout_key
 from .threads import resolve_threads
 from .whole_step import WholeStep
-from .workspace import Workspace
+from .workspace import Workspace, aligned_zeros
 
 
 class Stepper:
@@ -60,7 +60,13 @@ class Stepper:
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
-            self._workspace = Workspace(self.network.layers, self.micro_batch)
+            storage, keep_every = self.network.storage, self.config.keep_every
+            self._workspace = Workspace(
+                self.network.layers,
+                self.micro_batch,
+                keep_every=keep_every,
+                allocate=aligned_zeros if storage is None else storage.zeros,
+            )
         return self._workspace
 
     @property
@@ -72,6 +78,7 @@ class Stepper:
     def _is_whole(self, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
+        possible = possible and self.network.storage is None and self.workspace.keep_every == 1
         return possible and len(rows) <= self.workspace.micro_batch
 
     def step(

@@ -113,6 +113,7 @@ def erdos_renyi(
     probability: float,
     seed: np.random.SeedSequence,
     *,
+    cover: bool = False,
     threads: int = 1,
 ) -> Topology:
     """Sample a topology in which each cell is a connection with `probability`, independently.
@@ -126,6 +127,9 @@ def erdos_renyi(
     n_in, n_out : int
     probability : float in (0, 1]
     seed : SeedSequence
+    cover : bool
+        Whether to move connections to neurons that have none then: see
+        `coverage.covering`. The number of connections stays.
     threads : int
         Blocks drawn at a time. The result does not depend on it.
 
@@ -154,9 +158,11 @@ def erdos_renyi(
 
     def sample(block: int) -> tuple[Int32, Int32]:
         rows = min(rows_per_block, n_in - starts[block])
+        return _sample_rows(rows, n_out, probability, generator(block))
+
+    def generator(block: int) -> np.random.Generator:
         key = (*seed.spawn_key, block)
-        rng = np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
-        return _sample_rows(rows, n_out, probability, rng)
+        return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
 
     if threads > 1 and len(starts) > 1:
         with ThreadPoolExecutor(threads) as pool:
@@ -169,6 +175,10 @@ def erdos_renyi(
     np.cumsum(counts, out=indptr[1:])
     indices: Int32 = np.concatenate([block[1] for block in blocks])
     del blocks, counts
+    if cover:
+        from .coverage import covering
+
+        return covering(n_in, n_out, indptr, indices, generator(len(starts)))
     return Topology.from_input_order(n_in, n_out, indptr, indices)
 
 

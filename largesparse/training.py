@@ -18,12 +18,14 @@ from .config import TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
 from .errors import CheckpointError, DataError, ParameterError
 from .growth import Walk, evolve_layers
-from .history import EpochRecord, History
+from .history import EpochPart, EpochRecord, History
 from .importance import prune_neurons
 from .layer import SparseLayer
 from .network import SparseMLP
 from .randomness import stream
+from .reachability import active_neurons
 from .stepping import Stepper
+from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
 from .workspace import Workspace
 
@@ -47,6 +49,8 @@ class Trainer(Stepper):
     ----------
     epoch, step_count : int
         Epochs completed, and updates made.
+    part : EpochPart or None
+        The next epoch, where it has begun.
     history : History
     rows : int or None
         Rows of the data set, the validation part included.
@@ -56,6 +60,8 @@ class Trainer(Stepper):
         The checkpoint that it was read from.
     parallel : dict or None
         What a parallel training needs beside, to go on from a checkpoint.
+    notes : dict
+        What the program that trains wants to find in its checkpoints again, as JSON can hold it.
     """
 
     def __init__(
@@ -66,14 +72,19 @@ class Trainer(Stepper):
         workspace: Workspace | None = None,
     ) -> None:
         super().__init__(network, config, workspace=workspace)
+        self.part: EpochPart | None = None
         self.history = History()
         self.rows: int | None = None
         self.best: Snapshot | None = None
         self.folder: Path | None = None
         self.parallel: dict[str, Any] | None = None
+        self.notes: dict[str, Any] = {}
+        self._saved_step = -1  # of the last checkpoint of this process
 
-    def evolve(self, data: TrainingData | None = None) -> list[NDArray[np.int32]]:
-        """Evolve every layer but the output one; return their slot maps.
+    def evolve(
+        self, data: TrainingData | None = None, *, keep_maps: bool = True
+    ) -> list[NDArray[np.int32]]:
+        """Evolve every layer but the output one; return their slot maps, if they are to be kept.
 
         Where connections grow by the gradient, `data` has the rows of which it takes a
         micro-batch, without dropout.
@@ -95,7 +106,8 @@ class Trainer(Stepper):
             return stream(config.seed, "evolution", self.epoch, layer.number)
 
         with self.backend.threads(self.threads):
-            return evolve_layers(self.network.layers[:-1], zeta, rng_of, walk)
+            layers = self.network.layers[:-1]
+            return evolve_layers(layers, zeta, rng_of, walk, keep_maps=keep_maps)
 
     def prune(self) -> list[NDArray[np.int32]]:
         """Prune neurons by importance, as configured; return the slot maps of all layers."""
@@ -132,7 +144,8 @@ class Trainer(Stepper):
             Each is called as callback(trainer, record) after every epoch; one that returns True
             ends the training.
         checkpoint : path, optional
-            Folder that receives a checkpoint after every epoch.
+            Folder that receives a checkpoint after every epoch. SIGTERM and Ctrl-C then end the
+            training after the present mini-batch, with a checkpoint that goes on from there.
         progress : bool, optional
             Whether to show a progress bar; by default where standard error is a terminal.
 
@@ -142,6 +155,8 @@ class Trainer(Stepper):
             Where the data cannot be used.
         NumericalError
             Where the loss is not finite.
+        SystemExit, KeyboardInterrupt
+            After SIGTERM (with status 143) and Ctrl-C.
         """
         if checkpoint is not None:
             check_folder(checkpoint)
@@ -151,32 +166,51 @@ class Trainer(Stepper):
         stopping = EarlyStopping(self.config.patience) if len(data.validation_rows) else None
         if stopping and self.best is not None:
             stopping.resume(self.history, self.best)
-        if not self.history.epochs:
-            self._record(data)
-        elif self.epoch < self.config.epochs:
-            self.evolve_if_due(data)  # the last epoch of a training that is prolonged now
-        total = self.config.epochs * len(data.train_rows)
-        done = self.epoch * len(data.train_rows)
         hide = None if progress is None else not progress
-        stop = stopping is not None and stopping.is_over(self.epoch)
-        with tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training") as bar:
-            while self.epoch < self.config.epochs and not stop:
-                started = time.perf_counter()
-                batches = epoch_batches(data.train_rows, self.config, self.epoch)
-                running_loss = self.run_epoch(data, batches, bar, augment)
-                epoch_s = time.perf_counter() - started
-                record = self._record(data, running_loss=running_loss, epoch_s=epoch_s)
-                bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
-                if stopping:
-                    stop = stopping.update(self.network, record)
-                    self.best = stopping.best
-                self.evolve_if_due(data)
-                if checkpoint is not None:
-                    self._save(checkpoint)
-                stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
+        total = self.config.epochs * len(data.train_rows)
+        done = self.epoch * len(data.train_rows) + (self.part.samples if self.part else 0)
+        shown = tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training")
+        with stop_request(checkpoint is not None) as request:
+            try:
+                with shown as bar:
+                    self._run(data, stopping, request, bar, augment, checkpoint, list(callbacks))
+            except Stop:
+                assert checkpoint is not None
+                stopped(request, self.save_stopped(checkpoint, len(data.train_rows)))
         if stopping and stopping.best is not None:
             stopping.best.restore_(self.network)
         return self.history
+
+    def _run(
+        self,
+        data: TrainingData,
+        stopping: EarlyStopping | None,
+        request: StopRequest,
+        bar: tqdm,
+        augment: Augment | None,
+        checkpoint: str | Path | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        """Train and record epoch after epoch, to the end or until something stops it."""
+        if not self.history.epochs:
+            self._record(data, request)
+        elif self.part is None and self.epoch < self.config.epochs:
+            self.evolve_if_due(data, keep_maps=False)  # the last epoch before it was prolonged
+        stop = stopping is not None and stopping.is_over(self.epoch)
+        while self.epoch < self.config.epochs and not stop:
+            done = self.part.samples if self.part else 0
+            batches = epoch_batches(data.train_rows, self.config, self.epoch, done)
+            self.run_epoch(data, batches, bar, augment, request)
+            record = self._record(data, request)
+            bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+            if stopping:
+                stop = stopping.update(self.network, record)
+                self.best = stopping.best
+            self.evolve_if_due(data, keep_maps=False)
+            if checkpoint is not None:
+                self.save(checkpoint)
+            stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
+            request.check()
 
     def check_rows(self, data: TrainingData) -> None:
         """Verify that a training that is resumed has as many rows as before."""
@@ -188,63 +222,109 @@ class Trainer(Stepper):
         self.rows = len(data.y)
 
     def run_epoch(
-        self, data: TrainingData, batches: Sequence[Rows], bar: Any, augment: Augment | None = None
-    ) -> float:
-        """Train on the mini-batches of an epoch; return the mean loss, with dropout.
+        self,
+        data: TrainingData,
+        batches: Sequence[Rows],
+        bar: Any,
+        augment: Augment | None = None,
+        request: StopRequest | None = None,
+    ) -> None:
+        """Train on the mini-batches of an epoch, or what is left of them, and count in `part`.
 
         Parameters
         ----------
         data : TrainingData
         batches : sequence of int64 (batch,)
-            The rows of every mini-batch.
+            The rows of every mini-batch that is left.
         bar : tqdm
             Counts the samples.
         augment : callable, optional
             As in `fit`.
+        request : StopRequest, optional
+            Looked at after every mini-batch.
         """
-        rows = sum(map(len, batches))
-        total, start = 0.0, 0
+        part = self.part = self.part or EpochPart()
+        rows = part.samples + sum(map(len, batches))
+        started = time.perf_counter() - part.seconds
         for batch in batches:
             X, y, weights, chosen = augmented(data, batch, self.epoch, augment)
-            progress = self.epoch + start / rows
-            total += len(batch) * self.step(X, y, chosen, progress=progress, sample_weight=weights)
-            start += len(batch)
+            progress = self.epoch + part.samples / rows
+            loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
+            part.loss += len(batch) * loss
+            part.samples += len(batch)
+            part.seconds = time.perf_counter() - started
             bar.update(len(batch))
-        self.epoch += 1
-        return total / rows
+            if request is not None:
+                request.check()
 
-    def _record(
-        self, data: TrainingData, running_loss: float | None = None, epoch_s: float | None = None
-    ) -> EpochRecord:
-        """Evaluate, and append a record to the history."""
-        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
-        self.check_finite(loss, self.step_count, self.epoch)
-        record = EpochRecord(self.epoch, loss, accuracy, running_loss=running_loss, epoch_s=epoch_s)
-        record.nnz = [layer.nnz for layer in self.network.layers]
-        if len(data.validation_rows):
-            watched = data.X, data.y, data.validation_rows, data.weights
-            record.validation_accuracy = self.evaluate(*watched)[1]
-        if data.test is not None:
-            started = time.perf_counter()
-            record.test_accuracy = self.evaluate(*data.test)[1]
-            record.inference_s = time.perf_counter() - started
+    def complete_epoch(self, **measured: Any) -> EpochRecord:
+        """Count the epoch that `part` is as complete, and append a record of it to the history.
+
+        Without `part` the record is that of the state before training.
+        """
+        if self.part is not None:
+            measured |= {"running_loss": self.part.mean_loss, "epoch_s": self.part.seconds}
+            self.epoch += 1
+            self.part = None
+        record = EpochRecord(self.epoch, **measured)
+        record.nnz = self.network.layer_connections
+        if record.active_neurons is None:
+            with self.backend.threads(self.threads):
+                record.active_neurons = sum(active_neurons(self.network))
         self.history.epochs.append(record)
         return record
 
-    def _save(self, folder: str | Path) -> None:
+    def _record(self, data: TrainingData, request: StopRequest) -> EpochRecord:
+        """Evaluate, and complete the epoch."""
+        with request.at_once():
+            measured = self._measure(data)
+        return self.complete_epoch(**measured)
+
+    def _measure(self, data: TrainingData) -> dict[str, float]:
+        """Return loss and scores of the present weights, by their names in a record."""
+        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
+        self.check_finite(loss, self.step_count, self.epoch + (self.part is not None))
+        measured = {"loss": loss, "train_accuracy": accuracy}
+        if len(data.validation_rows):
+            watched = data.X, data.y, data.validation_rows, data.weights
+            measured["validation_accuracy"] = self.evaluate(*watched)[1]
+        if data.test is not None:
+            started = time.perf_counter()
+            measured["test_accuracy"] = self.evaluate(*data.test)[1]
+            measured["inference_s"] = time.perf_counter() - started
+        return measured
+
+    def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""
         try:
             save_checkpoint(self, folder)
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
+            return False
+        self._saved_step = self.step_count
+        return True
 
-    def evolve_if_due(self, data: TrainingData) -> list[list[NDArray[np.int32]]]:
+    def save_stopped(self, folder: str | Path, rows: int) -> str:
+        """Save a training that is stopped now, and return what there is to say of it."""
+        samples = 0 if self.part is None else self.part.samples
+        place = f"after epoch {self.epoch}"
+        if samples:
+            place = f"in epoch {self.epoch + 1}, after {samples:,} of {rows:,} samples"
+        complete = self.part is None and self._saved_step == self.step_count
+        if complete or self.save(folder):
+            return f"{place}; {saved_in(folder)}"
+        return f"{place}, and not saved."
+
+    def evolve_if_due(
+        self, data: TrainingData, *, keep_maps: bool = True
+    ) -> list[list[NDArray[np.int32]]]:
         """Prune and evolve after an epoch, unless it is the last one or that has been done.
 
         Returns
         -------
         list of slot maps
-            The slot maps of the layers, for each of the two that was done.
+            The slot maps of the layers, for each of the two that was done; those of evolution
+            are empty unless they are to be kept.
         """
         config, record = self.config, self.history.epochs[-1]
         last = self.epoch >= config.epochs and not config.evolve_last
@@ -259,6 +339,6 @@ class Trainer(Stepper):
         due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
         if due and not last and record.evolution_s is None:
             started = time.perf_counter()
-            maps.append(self.evolve(data))
+            maps.append(self.evolve(data, keep_maps=keep_maps))
             record.evolution_s = time.perf_counter() - started
         return maps

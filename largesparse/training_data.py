@@ -115,10 +115,13 @@ def _check_weights(
     return scaled
 
 
-def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int) -> list[Rows]:
-    """Return the rows of every mini-batch of an epoch: `rows` in an order drawn for it."""
+def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:
+    """Return the rows of every mini-batch of an epoch: `rows` in an order drawn for it.
+
+    The first `done` samples are left out.
+    """
     order = rows[stream(config.seed, "shuffle", epoch).permutation(len(rows))]
-    return [order[k : k + config.batch_size] for k in range(0, len(rows), config.batch_size)]
+    return [order[k : k + config.batch_size] for k in range(done, len(rows), config.batch_size)]
 
 
 def augmented(

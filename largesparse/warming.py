@@ -18,5 +18,5 @@ def warm_up(backend: str | None = None, threads: int = 1) -> None:
     config = TrainingConfig(
         epochs=2, batch_size=32, evolve_last=True, backend=backend, threads=threads
     )
-    network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=2), progress=False)
+    network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=1, coverage="full"), progress=False)
     Trainer(network, config).fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)

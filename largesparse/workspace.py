@@ -80,14 +80,25 @@ class Workspace(Gradients):
     trained, a second float32. One for prediction has two activation buffers of the widest layer,
     which the layers use in turn.
 
+    With `keep_every` K > 1, training keeps the activations of every K-th hidden layer. The K - 1
+    layers below each of these share buffers with those of the other segments, and the backward
+    pass computes them again, a segment at a time (Griewank and Walther, "Revolve", 2000).
+
     Parameters
     ----------
     layers : sequence of layers
         For training, of SparseLayer.
     micro_batch : int
     training : bool
+    keep_every : int
+        Of how many hidden layers one's activations are kept.
     allocate : callable
         Gives the buffers; by default memory of this process.
+
+    Attributes
+    ----------
+    segment : int
+        Whose activations the shared buffers have: of layers segment·K to segment·K + K - 2.
     """
 
     def __init__(
@@ -96,9 +107,11 @@ class Workspace(Gradients):
         micro_batch: int,
         *,
         training: bool = True,
+        keep_every: int = 1,
         allocate: Allocate = aligned_zeros,
     ) -> None:
-        self.micro_batch = micro_batch
+        self.micro_batch, self.keep_every = micro_batch, keep_every
+        self.segment = (len(layers) - 2) // keep_every
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
         self._inputs = allocate(self._n_in * micro_batch)
@@ -110,7 +123,9 @@ class Workspace(Gradients):
             self._activations = [turns[k % 2] for k in range(len(hidden))] + [logits]
             return
         trained = cast(Sequence[SparseLayer], layers)
-        self._activations = [allocate(size * micro_batch) for size in hidden] + [logits]
+        buffers = [allocate(size * micro_batch) for size in activation_buffers(hidden, keep_every)]
+        used = [buffer_of(k, keep_every) for k in range(len(hidden))]
+        self._activations = [buffers[place] for place in used] + [logits]
         self._states = [allocate(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
         self._deltas = [allocate(widest) for _ in range(min(2, len(hidden)))]
         shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
@@ -138,6 +153,31 @@ class Workspace(Gradients):
     def delta(self, k: int, batch: int) -> Float32:
         """Return the buffer of dL/dz of hidden layer k, float32 (n_out, batch)."""
         return _columns(self._deltas[k % 2], self._sizes[k], batch)
+
+
+def activation_buffers(hidden: Sequence[int], keep_every: int) -> list[int]:
+    """Return for every activation buffer of training the most neurons of a layer that uses it.
+
+    Parameters
+    ----------
+    hidden : sequence of int
+        Neurons of the hidden layers.
+    keep_every : int
+    """
+    sizes: dict[int, int] = {}
+    for k, size in enumerate(hidden):
+        place = buffer_of(k, keep_every)
+        sizes[place] = max(size, sizes.get(place, 0))
+    return [sizes[place] for place in sorted(sizes)]
+
+
+def buffer_of(k: int, keep_every: int) -> int:
+    """Return which buffer the activations of hidden layer k are in.
+
+    The first `keep_every` - 1 buffers are shared, the others belong to one layer each.
+    """
+    segment, place = divmod(k, keep_every)
+    return place if place < keep_every - 1 else place + segment
 
 
 def _words(batch: int) -> int:

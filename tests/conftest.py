@@ -5,8 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numba
 import pytest
 from hypothesis import settings
+
+from largesparse.backends.compiling import _source_digest
+from largesparse.environment import cache_folder
+
+# Tests and child processes that name a cache of their own share the compiled kernels all the same.
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _source_digest())
+    os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR
+
+# Threads would only wait for each other over small arrays; tests of threads ask for them.
+numba.set_num_threads(1)
 
 settings.register_profile("largesparse", deadline=None)  # kernels compile; machines are shared
 settings.load_profile("largesparse")

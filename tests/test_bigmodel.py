@@ -15,16 +15,12 @@ import pytest
 
 from largesparse import environment, load_checkpoint, read_records
 from largesparse import training as training_module
-from largesparse.backends import get_backend, kernels
+from largesparse.backends import get_backend
 from largesparse.cli import run_command
 from largesparse.memory import available_memory
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "bigmodel.py"
 TINY = ["--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy"]
-# The usual cache of compiled code, for child processes too. Importing the kernels settles it for
-# this process, before a test names another folder.
-KERNELS = os.environ.get("NUMBA_CACHE_DIR") or str(environment.cache_folder() / "kernels")
-assert kernels.ROWS > 0
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def run_subprocess(*arguments, **environ):
     """Run the driver as a user does."""
     return subprocess.run(
         [sys.executable, str(TOOL), *TINY, *map(str, arguments)],
-        env=os.environ | {"NUMBA_CACHE_DIR": KERNELS} | environ,
+        env=os.environ | environ,
         capture_output=True,
         text=True,
         timeout=300,
@@ -112,11 +108,14 @@ def test_a_run_as_a_user_makes_it(tmp_path):
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     text = done.stdout
-    assert "architecture 100-200-200-2: 400 neurons" in text
+    assert "architecture 100-200-200-2: 400 neurons, 7,400 connections expected" in text
     assert re.search(r"^ *required +\d", text, re.MULTILINE)
     assert re.search(r"^ +this run +paper, Table 4$", text, re.MULTILINE)
     for line in (
         r"neurons +400 +1,000,000",
+        r"active before training +400 \(100\.0%\) +-",
+        r"active in the last epoch +400 \(100\.0%\) +-",
+        r"connections +7,\d{3} +-",
         r"hidden layers +2 +2",
         r"epsilon +10 +10",
         r"parameters, as Table 4 counts +\S.* +20\.6 M",
@@ -135,7 +134,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
 
     record = record_of(out)
     expected = {
-        "schema": 1,
+        "schema": 2,
         "kind": "bigmodel",
         "algorithm": "sequential",
         "neurons": 400,
@@ -145,6 +144,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
         "threads": 1,
         "backend": "scipy",
         "recipe": "width",
+        "coverage": "random",
         "batch_size": 128,
         "micro_batch": 128,
         "train_samples": 280,
@@ -159,6 +159,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
     times = [record["init_s"], *record["epoch_s"], *record["inference_s"], *record["evolution_s"]]
     assert all(0 < value < 300 for value in times)
     assert [len(record[name]) for name in ("loss", "accuracy")] == [3, 3]
+    assert record["active_neurons"] == [400, 400, 400]
     right = np.array(record["accuracy"]) * 120  # of the test rows
     np.testing.assert_allclose(right, right.round(), atol=1e-9)
     assert record["loss"][0] == pytest.approx(np.log(2), abs=0.01)  # the output starts near zero
@@ -231,6 +232,21 @@ def config_of(run, *arguments):
     assert code == 0, err
     manifest = json.loads(Path("run/manifest.json").read_text())
     return manifest["network"], manifest["training"]["config"]
+
+
+def test_coverage_leaves_no_neuron_idle_at_first(run):
+    for coverage in ("random", "full"):
+        out = coverage + ".jsonl"
+        options = ["--epsilon", 1, "--layers", 4, "--epochs", 1, "--coverage", coverage]
+        code, text, _ = run("--out", out, "--checkpoint", coverage, *options)
+        assert code == 0
+        active = record_of(out)["active_neurons"]
+        assert active == load_checkpoint(coverage).history["active_neurons"]
+        assert (active[0] > 380) == (coverage == "full")
+        shown = re.search(r"^active before training +(.*%\))", text, re.MULTILINE)
+        assert shown[1] == f"{active[0]} ({active[0] / 400:.1%})"
+    refused = run("--resume", "random", "--neurons", 400, *options)
+    assert_refused(refused, "--coverage full", "was random")
 
 
 def test_the_recipe_of_the_paper(run):
@@ -310,7 +326,7 @@ def test_a_resumed_run_can_be_longer(run):
 def test_what_cannot_be_resumed_is_refused(run):
     assert run("--epochs", 1, "--checkpoint", "run", "--out", "r.jsonl")[0] == 0
     assert_refused(run("--resume", "nowhere"), "nowhere", "no manifest.json")
-    assert_refused(run("--resume", "run", "--neurons", 600), "'resume'", "another network")
+    assert_refused(run("--resume", "run", "--neurons", 600), "--neurons 600", "in run", "was 400")
     data = bytearray(Path("run/layer-02.safetensors").read_bytes())
     data[-1] ^= 1
     Path("run/layer-02.safetensors").write_bytes(data)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from mpi_runs import ROOT, run_mpi
 
-from largesparse import environment
-from largesparse.backends import kernels
-
 TOOL = str(ROOT / "tools" / "bigmodel.py")
 TINY = ("--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy")
-KERNELS = os.environ.get("NUMBA_CACHE_DIR") or str(environment.cache_folder() / "kernels")
-assert kernels.ROWS > 0  # importing them settles where this process has its compiled code
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +23,7 @@ def run(folder):
 
     def run(ranks, *arguments):
         program = (TOOL, *TINY, *map(str, arguments))
-        environ = {"LARGESPARSE_CACHE": str(folder / "cache"), "NUMBA_CACHE_DIR": KERNELS}
+        environ = {"LARGESPARSE_CACHE": str(folder / "cache")}
         return run_mpi("", ranks, program=program, environment=environ, timeout=120)
 
     return run
@@ -58,6 +52,7 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert {name: record[name] for name in expected} == expected
     assert [len(record[name]) for name in ("loss", "accuracy", "epoch_s")] == [4, 4, 3]
     assert None not in record["loss"] + record["accuracy"]
+    assert record["active_neurons"] == [400] * 4
     assert [len(record[name]) for name in ("idle_s", "cpu_s")] == [3, 3]
     # two epochs of 128, 128 and 24 rows
     assert sum(record["staleness"]["histogram"]) == 6
@@ -75,6 +70,7 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert {name: resumed[name] for name in expected} == expected
     assert resumed["loss"][:4] == record["loss"]
     assert [value is None for value in resumed["accuracy"]] == [False] * 5 + [True, False]
+    assert resumed["active_neurons"] == [400] * 5 + [None, 400]
     assert resumed["staleness"] == {"mean": 0, "max": 0, "histogram": [1]}  # one of 280 rows
     assert resumed["bytes_moved"] > 8 * resumed["connections"]
 

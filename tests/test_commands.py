@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from largesparse import inference
+from largesparse import active_neurons, inference
 from largesparse.checkpoint import load_model
 from largesparse.cli import main
 from largesparse.learning_curve import text_curve
@@ -99,8 +100,12 @@ def test_a_model_is_inspected(folder, capsys):
     assert found["classes"] == ["high", "low", "middle"]
     assert [layer["connections"] for layer in found["layers"]] == [x.nnz for x in model.layers]
     assert len(found["strongest features"]) == 2
+    active = active_neurons(model)
+    assert found["hidden neurons"] == model.neurons and found["active neurons"] == sum(active)
+    assert [layer["active"] for layer in found["layers"]] == [*active, 3]
     assert main(["inspect", str(folder / "model")]) == 0
-    assert "connections" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert re.search(r"layer +inputs +neurons +active +connections +density", shown)
 
 
 def test_numbers_are_predicted_in_their_units(folder, tmp_path, capsys):
@@ -190,8 +195,6 @@ def test_a_missing_model_is_told(tmp_path, capsys):
 
 
 def assert_one_sentence(command, message, capsys):
-    import re
-
     try:
         code = main(command)
     except SystemExit as stop:  # argparse's own mistakes

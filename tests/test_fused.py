@@ -144,8 +144,8 @@ def test_a_whole_step_equals_its_layers(step_by_layers, hidden, recipe, threads)
 @pytest.mark.parametrize("recipe", ["paper", "width"])
 def test_a_gradient_in_one_call_equals_its_layers(step_by_layers, recipe):
     X, y = data_of(110, 60)
-    whole = trainer_of((60, 70, 50, 3), recipe=recipe)
-    layers = step_by_layers(trainer_of((60, 70, 50, 3), recipe=recipe))
+    whole = trainer_of((60, 70, 50, 3), recipe=recipe, batch_size=110)
+    layers = step_by_layers(trainer_of((60, 70, 50, 3), recipe=recipe, batch_size=110))
     before = [array.copy() for array in arrays_of(whole)]
     for rows in (np.arange(110), np.arange(20)):
         assert whole.gradient(X, y, rows) == layers.gradient(X, y, rows)

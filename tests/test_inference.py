@@ -131,8 +131,9 @@ def within(seconds, function):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_row_is_predicted(network, data, batch_size, backend):
     X, _ = data
+    options = {"batch_size": batch_size, "threads": 1, "backend": backend}
     try:
-        probabilities = predict_proba(network, X, batch_size=batch_size, backend=backend)
+        probabilities = predict_proba(network, X, **options)
     except BackendError as error:
         pytest.skip(str(error))
     assert probabilities.dtype == np.float32
@@ -140,7 +141,7 @@ def test_every_row_is_predicted(network, data, batch_size, backend):
     np.testing.assert_allclose(probabilities, dense_probabilities(network, X), atol=2e-5)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (probabilities >= 0).all()
-    labels = predict(network, X, batch_size=batch_size, backend=backend)
+    labels = predict(network, X, **options)
     np.testing.assert_array_equal(labels, NAMES[probabilities.argmax(axis=1)])
 
 

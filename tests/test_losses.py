@@ -71,6 +71,7 @@ def regression(n=400, targets=1, seed=0):
 def make_trainer(n_outputs, loss, backend="fused", **settings):
     network = SparseMLP(NetworkConfig((10, 40, n_outputs), epsilon=8, loss=loss))
     given = {"learning_rate": 0.02, "epochs": 30, "batch_size": 32, "dropout": 0.0, "zeta": 0.1}
+    given |= {"threads": 1}
     return Trainer(network, TrainingConfig(backend=backend, **given | settings))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -23,6 +24,9 @@ from largesparse.memory import (
     choose_plan,
     plan_training,
     prediction_batch,
+)
+from largesparse.memory import (
+    settings as settings_of,
 )
 from largesparse.presets import hidden_sizes
 from largesparse.workspace import Workspace
@@ -49,8 +53,8 @@ def layer_bytes(layer):
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
-def plan_of(config, micro_batch):
-    return plan_training(config, micro_batch)
+def plan_of(config, micro_batch, keep_every=1):
+    return plan_training(config, micro_batch, keep_every)
 
 
 # Against what is really taken
@@ -60,12 +64,14 @@ def plan_of(config, micro_batch):
     ("sizes", "epsilon", "tolerance"),
     [*((sizes, epsilon, 0.03) for sizes, epsilon in SPARSE), *((sizes, 1e6, 0) for sizes in FULL)],
 )
-@pytest.mark.parametrize("micro_batch", [1, 33])
-def test_the_plan_is_what_network_and_workspace_take(sizes, epsilon, tolerance, micro_batch):
+@pytest.mark.parametrize(("micro_batch", "keep_every"), [(1, 1), (33, 1), (33, 2), (5, 3)])
+def test_the_plan_is_what_network_and_workspace_take(
+    sizes, epsilon, tolerance, micro_batch, keep_every
+):
     config = NetworkConfig(sizes, epsilon=epsilon)
     network = SparseMLP(config, progress=False)
-    workspace = Workspace(network.layers, micro_batch)
-    plan = plan_of(config, micro_batch)
+    workspace = Workspace(network.layers, micro_batch, keep_every=keep_every)
+    plan = plan_of(config, micro_batch, keep_every)
     gradients = sum(a.nbytes for a in workspace.gradients + workspace.bias_gradients)
     model = sum(map(layer_bytes, network.layers))
     assert network.nbytes == model
@@ -73,7 +79,7 @@ def test_the_plan_is_what_network_and_workspace_take(sizes, epsilon, tolerance, 
     assert model <= plan.model <= model * (1 + tolerance)
     assert gradients <= plan.gradients <= gradients * (1 + tolerance)
     assert plan.activations == array_bytes(workspace) - gradients
-    assert plan.activations == activation_bytes(sizes, micro_batch)
+    assert plan.activations == activation_bytes(sizes, micro_batch, keep_every)
 
 
 def test_a_step_keeps_no_more_than_the_plan():
@@ -135,23 +141,36 @@ def test_the_whole_mini_batch_where_there_is_room():
 
 
 def test_very_wide_layers_gain_nothing_from_large_micro_batches():
-    assert choose((100, WIDE, 2), 1, available=2**50).micro_batch == 64
-    assert choose((100, WIDE, 2), 1, 32, available=2**50).micro_batch == 32
+    assert choose((100, WIDE, 2), 1, available=2**50).micro_batch == 32
+    assert choose((100, WIDE, 2), 1, 20, available=2**50).micro_batch == 20
 
 
 def test_smaller_micro_batches_where_memory_is_short():
-    chosen = []
+    chosen, kept = [], []
     for available in np.linspace(0.42 * GIB, 0.9 * GIB, 60, dtype=np.int64):
         plan = choose(WIDE_NET, 1, 100, available=int(available))
         budget = HEADROOM * available
         assert plan.required <= budget
-        if plan.micro_batch < 100:
-            larger = plan_of(NetworkConfig(WIDE_NET, epsilon=1), min(100, 2 * plan.micro_batch))
-            assert larger.required > budget
+        setting = plan.micro_batch, plan.keep_every
+        options = settings_of(NetworkConfig(WIDE_NET, epsilon=1), 100, None, None)
+        for better in options[: options.index(setting)]:
+            assert plan_of(NetworkConfig(WIDE_NET, epsilon=1), *better).required > budget
         chosen.append(plan.micro_batch)
+        kept.append(plan.keep_every)
     assert chosen == sorted(chosen)
     assert len(set(chosen)) >= 4
     assert chosen[-1] == 100
+    assert {1, 2} == set(kept)  # with 5 layers 3 keeps as many as 2
+    assert all(k == 1 for k, size in zip(kept, chosen, strict=True) if size > 32)
+
+
+def test_activations_that_are_computed_twice_take_less():
+    plans = [plan_of(NetworkConfig((10, *[1000] * 10, 2), epsilon=1), 32, k) for k in range(1, 12)]
+    buffers = [(plan.activations - plans[0].activations) / (4 * 1000 * 32) for plan in plans]
+    assert buffers == [0, -4, -5, -5, -4, -4, -3, -2, -1, 0, 0]
+    assert ", every 3rd layer's" in str(plans[2]) and "every" not in str(plans[0])
+    given = choose((10, *[1000] * 10, 2), 1, available=GIB, keep_every=2, micro_batch=7)
+    assert (given.micro_batch, given.keep_every) == (7, 2)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 64, 128])
@@ -264,6 +283,29 @@ def test_more_neurons_never_get_a_larger_micro_batch(neurons, more, available, b
             return 0
 
     assert batch_size >= chosen(neurons) >= chosen(neurons + more)
+
+
+# Arrays in files
+
+
+def test_with_files_a_part_must_fit_in_memory_and_all_on_the_disk(monkeypatch, tmp_path):
+    config = NetworkConfig((100, *[100_000] * 10, 2), epsilon=1)
+    plain, stored = plan_training(config, 16), plan_training(config, 16, stored=True)
+    assert stored.on_disk == plain.model + plain.gradients + plain.activations
+    assert stored.required < plain.required - (plain.model + plain.activations) // 2
+    assert str(stored).splitlines()[-1].split()[-2:] == [f"{stored.on_disk / GIB:.3f}", "GiB"]
+    available = int(stored.required / HEADROOM) + 1
+    with pytest.raises(MemoryPlanError, match="or arrays in files"):
+        choose_plan(config, 128, micro_batch=16, available=available)
+    chosen = choose_plan(config, 128, micro_batch=16, available=available, storage=tmp_path)
+    assert chosen == stored
+    usage = SimpleNamespace(free=stored.on_disk - 1)
+    monkeypatch.setattr(memory_module.shutil, "disk_usage", lambda folder: usage)
+    files = {"available": available, "storage": tmp_path}
+    with pytest.raises(MemoryPlanError, match=r"in files, and .* neurons would fit"):
+        choose_plan(config, 128, micro_batch=16, keep_every=1, **files)
+    assert choose_plan(config, 128, micro_batch=16, **files).keep_every == 2
+    assert choose_plan(config, 128, keep_every=1, **files).micro_batch < 16
 
 
 # The memory there is

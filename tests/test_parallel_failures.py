@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from mpi_runs import mpi_run, run_mpi
 
+from largesparse import load_checkpoint
+
 SCRIPT = """
     import os, sys, time
     import numpy as np
@@ -81,11 +83,84 @@ def test_a_rank_that_exits_ends_the_job():
     assert "Rank 2" in end("exit").messages[0]
 
 
-def test_ctrl_c_ends_the_job(tmp_path):
-    result = end("phase one", lambda run: run.send(signal.SIGINT), checkpoint=tmp_path / "c")
+def test_ctrl_c_ends_the_job():
+    result = end("phase one", lambda run: run.send(signal.SIGINT))
     assert "interrupted" in result.messages[0]
     assert "Traceback" not in result.err
-    assert (tmp_path / "c" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_with_a_checkpoint_is_saved_before_it_ends(tmp_path, number):
+    folder = tmp_path / "run"
+    result = end("phase one", lambda run: run.send(number), checkpoint=folder)
+    cause = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert result.messages[0].startswith(f"largesparse: stopped by {cause} ")
+    assert f"--resume {folder}" in result.messages[0] and "Traceback" not in result.err
+    if number == signal.SIGTERM:  # mpiexec has a status of its own after Ctrl-C
+        assert result.status == 143
+    assert load_checkpoint(folder).epoch > 0
+
+
+STOPPED = """
+    import hashlib, os, signal, sys, time
+    import numpy as np
+    from largesparse import NetworkConfig, SparseMLP, TrainingConfig
+    from largesparse.parallel import train_wasap, train_wassp
+    from mpi4py import MPI
+
+    comm, (algorithm, what, folder) = MPI.COMM_WORLD, sys.argv[1:]
+    X = np.random.default_rng(0).standard_normal((600, 20), dtype=np.float32)
+    network = SparseMLP(NetworkConfig((20, 50, 50, 2), epsilon=5)) if comm.rank == 0 else None
+    leader = comm.bcast(os.getpid())
+    batches = []
+
+    def augment(rows, numbers, epoch):
+        batches.append(epoch)
+        if what == "stop" and comm.rank == 1 and epoch == 1 and batches.count(1) == 6:
+            os.kill(leader, signal.SIGTERM)
+            time.sleep(2)
+        return rows
+
+    config = TrainingConfig(
+        epochs=3, batch_size=16, learning_rate=0.1, dropout=0.2, backend="scipy", threads=1
+    )
+    history = (train_wasap if algorithm == "wasap" else train_wassp)(
+        network, config, X, np.arange(600) % 2, phase_one_epochs=3, augment=augment, progress=False,
+        checkpoint=folder, resume=folder if what == "resume" else None,
+    )
+    if comm.rank == 0:
+        arrays = [array for layer in network.layers for array in (layer.values, layer.velocity)]
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        print(digest, history["loss"], history["running_loss"])
+"""
+
+
+@pytest.mark.parametrize(("algorithm", "ranks"), [("wasap", 2), ("wassp", 3)])
+def test_a_job_that_is_stopped_within_an_epoch_comes_to_the_same_bits(tmp_path, algorithm, ranks):
+    """One worker, or joined mini-batches: the order of updates is the same every time."""
+
+    def run(what, folder):
+        arguments = (algorithm, what, str(tmp_path / folder))
+        return run_mpi(STOPPED, ranks, arguments=arguments, timeout=60)
+
+    whole = run("train", "whole")
+    assert whole.status == 0, whole.err
+    stopped = run("stop", "run")
+    assert stopped.status == 143, stopped.err
+    assert f"in epoch 2, after {96 * (ranks - 1)} of 600 samples; saved in" in stopped.messages[0]
+    resumed = run("resume", "run")
+    assert resumed.status == 0, resumed.err
+    assert resumed.out == whole.out
+
+
+def test_phase_two_goes_on_from_the_replicas(tmp_path):
+    folder = tmp_path / "run"
+    result = end("phase two", lambda run: run.send(signal.SIGTERM), checkpoint=folder)
+    assert result.status == 143
+    assert "stopped by SIGTERM in phase two" in result.messages[0]
+    assert load_checkpoint(folder).epoch == 1
+    replica = load_checkpoint(folder / "replica-001")
+    assert replica.epoch > 1 and replica.part is None
 
 
 @pytest.mark.parametrize("rank", [0, 2])

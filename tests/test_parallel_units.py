@@ -118,8 +118,8 @@ def test_other_workers_go_on_with_what_is_left(rows, batch_size, workers, joined
                 applied += parts
         else:
             applied += deal_out(deal, choices, stop)
-        state = json.loads(json.dumps(deal.state()))
         done = deal.samples_applied // rows  # as the server counts its epochs
+        state = json.loads(json.dumps(deal.state(done)))
     assert rows_of(applied) == all_rows(rows, epochs)
 
 
@@ -493,7 +493,7 @@ class LeasedWorker(Worker):
         comm = SimpleNamespace(rank=1, size=3)
         super().__init__(comm, line, None)  # type: ignore[arg-type]
         self._config, self._topology, self._weights = config, node.topology, node.weights
-        self._data = TrainingData(X, y, np.arange(len(y)), np.arange(4), None, None, None)
+        self._data = TrainingData(X, y, None, np.arange(len(y)), np.arange(4), None, None)
         self._slots = [node.slot]
         self._steppers = [Stepper(node.slot.network, config, workspace=node.slot.workspace)]
         options = ParallelOptions("wasap", 1)
@@ -530,6 +530,11 @@ def test_a_lease_ends_with_the_epoch():
     assert len(worker.sent[2].updates) == 1 and staleness == 1
     assert push is not None and push.task.batch == batches[6] and push.version == 7
     assert node.topology.samples == 32
+
+    worker._gradient = gradient  # type: ignore[method-assign]
+    node.topology.stopping = True  # the job is to be saved: nothing is begun
+    worker._train(Lease(0, batches[7:], limit=40))
+    assert worker.sent[3].updates == [] and worker.sent[3].push is None
 
 
 # ------------------------------------------------------------------------------- options

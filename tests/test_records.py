@@ -18,7 +18,7 @@ FIELDS = """
     schema kind command timestamp commit versions cpu algorithm neurons layers epsilon parameters
     connections ranks threads backend recipe batch_size micro_batch train_samples test_samples
     seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes peak_rss_bytes
-    node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s
+    node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage active_neurons
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -33,7 +33,7 @@ def test_a_record_has_the_fields_of_the_interface_in_order(tmp_path):
     records.append_record(path, records.new_record("test"))
     (row,) = read_json(path)
     assert list(row) == FIELDS
-    assert row["schema"] == 1
+    assert row["schema"] == 2
     assert row["kind"] == "test"
 
 
@@ -115,7 +115,7 @@ def test_reading_joins_files_and_skips_damaged_lines(tmp_path, caplog):
     first.write_bytes(
         first.read_bytes() + b'not json\n[1]\n\xff\xfe\n\n{"schema": 1, "kind": "b"}\n'
     )
-    second.write_text('{"schema": 2, "kind": "c", "watts": 65}\n')
+    second.write_text('{"schema": 3, "kind": "c", "watts": 65}\n')
     with caplog.at_level(logging.WARNING):
         table = records.read_records(first, second)
     assert table["kind"].tolist() == ["a", "b", "c"]
@@ -123,6 +123,17 @@ def test_reading_joins_files_and_skips_damaged_lines(tmp_path, caplog):
     assert table["epoch_s"][0] == [1.0, 2.0]
     assert table["watts"].tolist()[2] == 65
     assert [record.args[1] for record in caplog.records] == [2, 3, 4]
+
+
+def test_records_of_an_older_schema_lack_what_came_later(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"schema": 1, "kind": "old", "neurons": 5}\n')
+    records.append_record(path, records.new_record("new", active_neurons=[4, None, 3]))
+    table = records.read_records(path)
+    assert table["schema"].tolist() == [1, 2]
+    assert table["neurons"].tolist()[0] == 5
+    assert table["active_neurons"].isna()[0]
+    assert table["active_neurons"][1] == [4, None, 3]
 
 
 def test_an_empty_file_gives_a_table_without_rows(tmp_path):

@@ -28,6 +28,7 @@ def make_trainer(activation, backend="fused", **settings):
             if trained:
                 layer.srelu[row] += rng.normal(0, 0.2, layer.n_out).astype(np.float32)
     given = {"batch_size": 24, "standardize": False, "learning_rate": 0.02, "dropout": 0.0}
+    given |= {"threads": 1}
     return Trainer(network, TrainingConfig(backend=backend, **given | settings))
 
 

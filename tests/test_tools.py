@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from sklearn.neural_network import MLPClassifier
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -38,6 +39,16 @@ def compare_peers():
     os.environ.update(environment)
 
 
+def test_active_neurons_are_counted(measure, capsys):
+    measure.main(["active", "--width", "300", "--layers", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9
+    rows = [line.split() for line in lines[1:]]
+    assert [row[:2] for row in rows[:2]] == [["1", "random"], ["1", "full"]]
+    assert float(rows[0][3][:-1]) < 80 < 99 < float(rows[1][3][:-1])
+    assert rows[0][2] == rows[1][2] and rows[-1][4:] == ["1.000"] * 3
+
+
 def test_a_layer_is_initialised_and_evolved(measure, capsys):
     measure.main(["layer", "--width", "3000", "--epsilon", "2", "--backend", "scipy"])
     out = capsys.readouterr().out
@@ -53,7 +64,10 @@ def test_prediction_is_timed_with_equal_results(measure, capsys):
     assert "differ" not in out
 
 
-def test_twins_stand_beside_logistic_regression(measure, capsys):
+def test_twins_stand_beside_logistic_regression(measure, monkeypatch, capsys):
+    make = sklearn.datasets.make_classification
+    fewer = lambda rows, *columns, **options: make(rows // 10, *columns, **options)  # noqa: E731
+    monkeypatch.setattr("sklearn.datasets.make_classification", fewer)
     measure.main(["twins", "--epochs", "1", "--width", "50", "--backend", "scipy"])
     lines = capsys.readouterr().out.splitlines()
     for name in ("logistic regression", "2 layers, epsilon 10", "10 layers, epsilon 1"):
@@ -172,7 +186,7 @@ def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
     tool = load("evaluate_tables")
     small_images(sys.modules["evaluate_tables"])
     monkeypatch.setattr("sklearn.neural_network.MLPClassifier", quick_mlp)
-    options = ["--tables", "genes", "--models", model, "--fold", "0", "--backend", "scipy"]
+    options = ["--tables", "genes", "--models", model, "--fold", "0", "--backend", "fused"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of convergence
         tool.main(options)

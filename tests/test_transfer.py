@@ -155,12 +155,21 @@ def run_two_ranks(launcher, script, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.fixture(scope="module")
+def jobs():
+    """How two ranks ended that ran all jobs, one after another up to the first that failed."""
+    return run_two_ranks([MPIEXEC], __file__, *(job.__name__ for job in JOBS))
+
+
 @needs_mpi
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)
-def test_between_two_ranks(job):
-    result = run_two_ranks([MPIEXEC], __file__, job.__name__)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("passed") == 2, result.stderr
+def test_between_two_ranks(jobs, job):
+    assert jobs.stdout.count(f"{job.__name__} passed") == 2, jobs.stderr
+
+
+@needs_mpi
+def test_two_ranks_end_well(jobs):
+    assert jobs.returncode == 0, jobs.stdout + jobs.stderr
 
 
 @needs_mpi
@@ -213,5 +222,6 @@ def test_arrays_that_cannot_be_sent_or_received():
 if __name__ == "__main__":
     from mpi4py import MPI
 
-    globals()[sys.argv[1]](MPI.COMM_WORLD)
-    print("passed")
+    for name in sys.argv[1:]:
+        globals()[name](MPI.COMM_WORLD)
+        print(f"{name} passed\n", end="", flush=True)

@@ -20,6 +20,13 @@ def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
     monkeypatch.setattr(tune, "BLOCK_SECONDS", 0)
     monkeypatch.setattr(limits, "sequential_bandwidth", lambda threads: 1e10)
     monkeypatch.setattr(limits, "arithmetic_peak", lambda threads: 1e11)
+    found = []
+    compare = tune.compare_backends
+    monkeypatch.setattr(
+        tune,
+        "compare_backends",
+        lambda *given, **options: found.append(compare(*given, **options)) or found[-1],
+    )
     before = dict(os.environ)
     assert cli.main(SMALL) == 0
     shown = capsys.readouterr().out
@@ -29,6 +36,7 @@ def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
     assert all(float(line[2]) > 0 for line in lines)
     assert dict(os.environ) == before
 
+    monkeypatch.setattr(tune, "compare_backends", lambda *_, **__: found[0])
     assert cli.main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     medians = [row["median_ms"] for row in found]

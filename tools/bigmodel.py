@@ -4,6 +4,8 @@
     python tools/bigmodel.py --neurons 50M --plan
     python tools/bigmodel.py --neurons 250k --features 4096 --samples 4000 --epochs 5
     mpiexec -n 16 python tools/bigmodel.py --neurons 50M
+    python tools/bigmodel.py --neurons 50M --checkpoint run
+    python tools/bigmodel.py --resume run
 
 Initialisation, each epoch, inference and each evolution are timed separately and printed beside
 the paper's Table 4; one run record is appended to the output file.
@@ -11,6 +13,12 @@ the paper's Table 4; one run record is appended to the output file.
 Under mpiexec the network is trained by WASAP-SGD (Algorithm 1): rank 0 is the parameter server, the
 other ranks are workers. Ranks of one node share the model and the data. They compute in slots, by
 default one a core; memory follows the slots, so more ranks than cores cost little.
+
+A run with --checkpoint survives. It saves after every epoch. SIGTERM (status 143) or Ctrl-C (130)
+lets it finish the present mini-batch, save, and tell where; --resume goes on from there to the
+result that it would have had. A line for batch systems that end jobs and start them again:
+
+    python tools/bigmodel.py --neurons 50M --checkpoint run --resume
 """
 
 from __future__ import annotations
@@ -40,7 +48,12 @@ from largesparse import (
 from largesparse.backends import get_backend
 from largesparse.checkpoint import check_folder
 from largesparse.cli import run_command
-from largesparse.comparison import compare_with_table_4, describe_new_epochs, describe_plan
+from largesparse.comparison import (
+    compare_with_table_4,
+    describe_new_epochs,
+    describe_plan,
+    describe_training,
+)
 from largesparse.driver_flags import (
     add_data_flags,
     add_model_flags,
@@ -76,6 +89,8 @@ from largesparse.records import (
     new_record,
     peak_rss_bytes,
 )
+from largesparse.resuming import flags_of, parse_resumable
+from largesparse.storage import Storage
 from largesparse.threads import resolve_threads
 from largesparse.warming import warm_up
 
@@ -99,7 +114,9 @@ class Job(NamedTuple):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="bigmodel.py",  # checkpoints know the run's flags by it
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for add_flags in FLAGS:
         add_flags(parser)
@@ -143,13 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         train = trainer.fit
     network = trainer.network
-    used = trainer.config
-    print(
-        f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "
-        f"{used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, dropout "
-        f"{used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}"
-        + (", as in the checkpoint" if options.resume else "")
-    )
+    print(describe_training(trainer, resumed=options.resume is not None))
     print(f"initialised in {init_s:.1f} s: {network.connections:,} connections", flush=True)
     history = train(
         X=data.X_train,
@@ -178,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe=config.recipe,
         batch_size=trainer.config.batch_size,
         micro_batch=trainer.micro_batch,
+        keep_every=trainer.config.keep_every,
         train_samples=len(data.y_train),
         test_samples=len(data.y_test),
         seed=config.seed,
@@ -187,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         evolution_s=history["evolution_s"][1:],
         loss=history["loss"],
         accuracy=history["test_accuracy"],
+        coverage=config.coverage,
+        active_neurons=history["active_neurons"],
         planned_bytes=job.plan.total,
         **of_ranks(trainer, history),
     )
@@ -203,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
     """Return the options, or the exit code where argparse has already said what there is to say."""
     try:
-        options = make_parser().parse_args(argv)
+        options = parse_resumable(make_parser(), argv, required="neurons")
     except SystemExit as end:
         return end.code
     if ranks > 1 and options.processes > 1:
@@ -213,6 +227,13 @@ def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
         )
     if ranks > 1:
         parallel_options(options)
+    if ranks > 1 and options.storage is not None:
+        raise ParameterError(
+            "The 'storage' parameter of bigmodel is for one rank: under mpiexec the ranks share "
+            f"memory. Got {options.storage!r}. Start it without mpiexec, or leave it out."
+        )
+    if options.storage is not None:
+        Storage(options.storage)  # checks the folder
     return options
 
 
@@ -237,6 +258,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         epsilon=row.epsilon if options.epsilon is None else options.epsilon,
         alpha=hyper.alpha if options.alpha is None else options.alpha,
         recipe=options.recipe,
+        coverage=options.coverage,
         seed=options.seed,
     )
     check_range(
@@ -256,7 +278,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
     steps = options.epochs * -(-train_samples // options.batch_size)
-    choose: Callable[..., MemoryPlan | ParallelPlan] = choose_plan
+    choose: Callable[..., MemoryPlan | ParallelPlan]
+    choose = functools.partial(choose_plan, storage=options.storage)
     if ranks > 1:
         spread = parallel_options(options)
         choose = functools.partial(
@@ -272,6 +295,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         config,
         options.batch_size,
         micro_batch=options.micro_batch,
+        keep_every=options.keep_every,
         mapped=4 * options.samples * options.features,
     )
     stale = 1
@@ -282,6 +306,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         epochs=options.epochs,
         batch_size=options.batch_size,
         micro_batch=plan.micro_batch,
+        keep_every=plan.keep_every,
         learning_rate=given(
             options.learning_rate,
             default_learning_rate(options.recipe, sizes, steps, slots=stale),
@@ -327,16 +352,22 @@ def prepare(job: Job, leads: bool) -> Any:
 def initialise(job: Job) -> Trainer:
     """Make the network, or read the checkpoint."""
     options, training = job.options, job.training
+    storage = None if options.storage is None else Storage(options.storage)
     if not options.resume:
-        return Trainer(
-            SparseMLP(job.config, threads=resolve_threads(training.threads, "bigmodel")), training
-        )
-    trainer = load_checkpoint(options.resume, epochs=options.epochs, threads=training.threads)
-    if trainer.network.config != job.config:
-        raise ParameterError(
-            f"The 'resume' parameter names a checkpoint of another network: "
-            f"{trainer.network.config}. Repeat the command that wrote it."
-        )
+        threads = resolve_threads(training.threads, "bigmodel")
+        trainer = Trainer(SparseMLP(job.config, threads=threads, storage=storage), training)
+    else:
+        changes = {"epochs": options.epochs, "threads": training.threads}
+        for name in ("micro_batch", "keep_every", "backend"):
+            if getattr(options, name) is not None:
+                changes[name] = getattr(options, name)
+        trainer = load_checkpoint(options.resume, storage=storage, **changes)
+        if trainer.network.config != job.config:
+            raise ParameterError(
+                f"The 'resume' parameter names a checkpoint of another network: "
+                f"{trainer.network.config}. Repeat the command that wrote it."
+            )
+    trainer.notes[make_parser().prog] = flags_of(options) | {"micro_batch": trainer.micro_batch}
     return trainer
 
 

@@ -7,6 +7,7 @@
     python tools/measure.py slopes             a grid of slopes of All-ReLU beside alpha="auto"
     python tools/measure.py compaction         a pruned network beside its compact form
     python tools/measure.py twins              20k-wide networks of 2 and 10 layers, width recipe
+    python tools/measure.py active             neurons on a path from an input to an output, by ε
     python tools/measure.py layer              initialise and evolve one layer: time and peak memory
     python tools/measure.py prediction         one process beside two, one thread each
 
@@ -33,12 +34,13 @@ from largesparse import (
     SparseMLP,
     Trainer,
     TrainingConfig,
+    active_neurons,
     load_dataset,
 )
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.batches import load_batch
 from largesparse.cli import parse_size, run_command
-from largesparse.config import GROWTH, REGROWTH
+from largesparse.config import COVERAGE, GROWTH, REGROWTH
 from largesparse.evolution import evolve
 from largesparse.importance import compact, prune_neurons
 from largesparse.initializers import uniform
@@ -217,7 +219,13 @@ def twins(options: argparse.Namespace) -> None:
         columns.setdefault("logistic regression", []).append(linear.score(X_test, y_test))
         for layers, epsilon in ((2, 10), (10, 1)):
             sizes = (2000, *hidden_sizes(options.width * layers, layers), 2)
-            config = NetworkConfig(sizes, epsilon=epsilon, recipe="width", seed=options.seed)
+            config = NetworkConfig(
+                sizes,
+                epsilon=epsilon,
+                recipe="width",
+                coverage=options.coverage,
+                seed=options.seed,
+            )
             training = TrainingConfig(
                 epochs=options.epochs,
                 learning_rate=8 / layers,
@@ -238,6 +246,19 @@ def twins(options: argparse.Namespace) -> None:
         print(f"{name:>24}" + "".join(f"{value:>9.3f}" for value in row))
 
 
+def active(options: argparse.Namespace) -> None:
+    """Count the neurons on a path from an input to an output, by ε and coverage."""
+    sizes = (4096, *hidden_sizes(options.width * options.layers, options.layers), 2)
+    print(f"{'epsilon':>8}{'coverage':>10}{'connections':>13}{'active':>9}  of every layer")
+    for epsilon, coverage in itertools.product((1, 2, 5, 10), COVERAGE):
+        config = NetworkConfig(sizes, epsilon=epsilon, coverage=coverage, seed=options.seed)
+        network = SparseMLP(config, threads=options.threads)
+        counts = active_neurons(network)
+        shown = f"{network.connections:>13,}{sum(counts) / network.neurons:>9.2%}"
+        shares = " ".join(f"{count / options.width:.3f}" for count in counts)
+        print(f"{epsilon:>8}{coverage:>10}{shown}  {shares}")
+
+
 def layer(options: argparse.Namespace) -> None:
     """Initialise a layer in both orders, and evolve it."""
     warm_up(options.backend, threads=options.threads)
@@ -246,7 +267,8 @@ def layer(options: argparse.Namespace) -> None:
 
     def initialise() -> SparseLayer:
         seed = seed_sequence(options.seed, "topology", 0)
-        topology = erdos_renyi(n, n, probability, seed, threads=options.threads)
+        cover = options.coverage == "full"
+        topology = erdos_renyi(n, n, probability, seed, cover=cover, threads=options.threads)
         values = uniform(1.0)(stream(options.seed, "values", 0), topology.nnz)
         bias = np.zeros(n, dtype=np.float32)
         return SparseLayer(2, topology, values, bias, slope=0.6, regrowth=uniform(1.0))
@@ -355,9 +377,14 @@ def make_parser() -> argparse.ArgumentParser:
     twin = add("twins", twins)
     twin.add_argument("--epochs", type=parse_size, default=12)
     twin.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")
+    counted = add("active", active)
+    counted.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")
+    counted.add_argument("--layers", type=parse_size, default=10, help="default %(default)s")
     one = add("layer", layer)
     one.add_argument("--width", type=parse_size, default=5_000_000, help="default %(default)s")
     one.add_argument("--epsilon", type=float, default=1.0, help="default %(default)s")
+    for figure in (twin, one):
+        figure.add_argument("--coverage", choices=COVERAGE, default="random")
     predict = add("prediction", prediction)
     predict.add_argument("--neurons", type=parse_size, default=1_000_000)
     predict.add_argument("--samples", type=parse_size, default=1024)

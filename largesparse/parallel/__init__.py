@@ -6,11 +6,28 @@ Every rank of `mpiexec -n K python script.py` calls them; rank 0 is the paramete
 the result. Needs mpi4py, which is imported only when more than one rank was started.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .leaving import watch_script
-from .options import ParallelOptions
-from .prediction import predict, predict_proba
-from .report import ParallelReport
-from .wasap import train_wasap, train_wassp
+
+if TYPE_CHECKING:
+    from .options import ParallelOptions
+    from .prediction import predict, predict_proba
+    from .report import ParallelReport
+    from .wasap import train_wasap, train_wassp
+
+# public name -> module that defines it; imported when it is first used
+_MODULES = {
+    "ParallelOptions": "options",
+    "ParallelReport": "report",
+    "predict": "prediction",
+    "predict_proba": "prediction",
+    "train_wasap": "wasap",
+    "train_wassp": "wasap",
+}
 
 __all__ = [
     "ParallelOptions",
@@ -20,5 +37,16 @@ __all__ = [
     "train_wasap",
     "train_wassp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 watch_script()

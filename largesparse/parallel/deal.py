@@ -131,10 +131,16 @@ class Deal:
         self._missing[batch.epoch].remove(batch.start)
         self.samples_applied += batch.stop - batch.start
 
-    def state(self) -> dict[str, Any]:
-        """Return what JSON can hold, to go on from in another run."""
-        low = min((epoch for epoch, starts in self._missing.items() if starts), default=None)
-        kept = {} if low is None else {e: sorted(s) for e, s in self._missing.items() if e >= low}
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Return what JSON can hold, to go on from in another run.
+
+        Parameters
+        ----------
+        epoch : int
+            Epochs that are complete.
+        """
+        low = min([epoch, *(e for e, starts in self._missing.items() if starts)])
+        kept = {e: sorted(starts) for e, starts in self._missing.items() if e >= low}
         return {"batch_size": self.batch_size, "missing": kept}
 
     def _share(self, worker: int) -> Iterator[Batch]:

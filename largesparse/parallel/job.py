@@ -17,9 +17,10 @@ from ..errors import LargeSparseError, ParameterError
 from ..history import History
 from ..network import SparseMLP
 from ..records import peak_rss_bytes
+from ..stopping import Stop, saved_in, sentence
 from ..training import Callback, Trainer
 from ..training_data import Augment, TrainingData, prepare
-from . import messages
+from . import leaving, messages
 from .allreduce import Representative, split_representatives
 from .control import Hub, connect
 from .deal import Deal
@@ -209,7 +210,7 @@ def _serve(
         hub,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.micro_batch),
+        Shape.of(trainer.network, trainer.micro_batch, config.keep_every),
         counts,
         options.chunk_bytes,
         keep_snapshots=options.delay_compensation > 0,
@@ -224,24 +225,30 @@ def _serve(
     rows = len(data.train_rows)
     bar = tqdm(
         total=config.epochs * rows,
-        initial=trainer.epoch * rows,
+        initial=trainer.epoch * rows + (trainer.part.samples if trainer.part else 0),
         unit=" samples",
         disable=hide,
         desc=f"training by {workers} workers",
     )
-    server = Server(
-        trainer,
-        data,
-        links,
-        lambda ahead: Dispatcher(nodes.node, counts, ahead=ahead),
-        options,
-        report,
-        bar,
-        checkpoint=checkpoint,
-        callbacks=callbacks,
-    )
-    with bar:
-        _both_phases(server, workers, representatives)
+    with leaving.noting(checkpoint is not None) as request:
+        server = Server(
+            trainer,
+            data,
+            links,
+            lambda ahead: Dispatcher(nodes.node, counts, ahead=ahead),
+            options,
+            report,
+            bar,
+            request,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+        )
+        try:
+            with bar:
+                _both_phases(server, workers, representatives)
+            request.check()
+        except Stop:
+            leaving.end_job(sentence(request, _save_stopped(server)))
     links.finish()
     history = trainer.history
     history.parallel = report
@@ -257,23 +264,17 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     trainer, options = server.trainer, server.options
     if not trainer.history.epochs:
         server.record()
-    elif trainer.epoch < trainer.config.epochs:
+    elif trainer.part is None and trainer.epoch < trainer.config.epochs:
         server.evolve()  # the last epoch of a training that is prolonged now
     state = trainer.parallel or {}
     replicas = workers
     if trainer.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
         replicas = int(state.get("replicas", workers))
-    deal = Deal(
-        len(server.data.train_rows),
-        trainer.config.batch_size,
-        workers,
-        options.phase_one_epochs,
-        first_epoch=trainer.epoch,
-        joined=options.algorithm != "wasap",
-        state=state.get("deal"),
-    )
+    deal = _deal(server, workers)
     server.links.topology.samples = deal.samples_applied
     started = time.perf_counter()
+    if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:  # stopped before its evaluation
+        server.finish_epoch(deal)
     if options.algorithm == "wasap":
         server.train_asynchronously(deal)
     elif options.algorithm == "wassp":
@@ -285,13 +286,45 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     server.report.phase_one_s = time.perf_counter() - started
     if server.stopped or trainer.epoch >= trainer.config.epochs:
         return
+    server.replicas_apart = True
     trained = train_replicas(server, replicas)
     average(server, trained)
     server.fill_in(trainer.history.epochs[-1])
     if server.checkpoint is not None:
         trainer.parallel = None
-        server.save()
+        trainer.save(server.checkpoint)
+    server.replicas_apart = False
     server.call_back()
+
+
+def _deal(server: Server, workers: int) -> Deal:
+    """Return the mini-batches of phase one that are left."""
+    trainer, options = server.trainer, server.options
+    rows, batch_size = len(server.data.train_rows), trainer.config.batch_size
+    state = (trainer.parallel or {}).get("deal")
+    if state is None and trainer.part is not None:  # of a training in one process
+        left = [s for s in range(0, rows, batch_size) if s >= trainer.part.samples]
+        state = {"batch_size": batch_size, "missing": {trainer.epoch: left}}
+    deal = Deal(
+        rows,
+        batch_size,
+        workers,
+        options.phase_one_epochs,
+        first_epoch=trainer.epoch,
+        joined=options.algorithm != "wasap",
+        state=state,
+    )
+    if deal.samples_applied <= trainer.epoch * rows:
+        trainer.part = None  # the epoch begins anew, with mini-batches of another size
+    return deal
+
+
+def _save_stopped(server: Server) -> str:
+    """Save a training that is stopped now, and return what there is to say of it."""
+    if server.replicas_apart:
+        place = saved_in(server.checkpoint)
+        return f"in phase two; the last epochs that the replicas have completed are {place}"
+    return server.trainer.save_stopped(server.checkpoint, len(server.data.train_rows))
 
 
 def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:

@@ -12,10 +12,12 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from ..environment import launched_ranks
+from ..stopping import StopRequest
 from .collectives import barrier
 from .segments import forget_names
 
@@ -37,24 +39,22 @@ class _Job:
     channel: Closing | None = None  # their connections, once there are any
     status = FAILED
     interrupted = False
+    request: StopRequest | None = None  # that notes signals, in place of an interruption
     process = 0  # a forked child has no part in all this
 
 
 def end_together(comm: Any) -> None:
     """Arrange how the job ends; every rank calls it, and later calls change nothing.
 
-    Ctrl-C (SIGINT) reaches every rank; only rank 0 heeds it, and SIGTERM alike.
+    Ctrl-C (SIGINT) and SIGTERM reach every rank; only rank 0 heeds them.
     """
     if comm.size == 1 or _Job.comm is not None:
         return
     _Job.comm, _Job.process = comm, os.getpid()
     atexit.register(_leave)
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        if comm.rank == 0:
-            signal.signal(signal.SIGINT, _interrupt)
-            signal.signal(signal.SIGTERM, _interrupt)
-        else:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt if comm.rank == 0 else signal.SIG_IGN)
 
 
 def watch_script() -> None:
@@ -106,9 +106,26 @@ def _abort() -> NoReturn:
     os._exit(_Job.status)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    _Job.interrupted, _Job.status = True, 128 + number
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def noting(wanted: bool) -> Iterator[StopRequest]:
+    """Note Ctrl-C and SIGTERM on rank 0, in place of being interrupted, while the block runs."""
+    request = StopRequest()
+    _Job.request = request if wanted else None
+    try:
+        yield request
+    finally:
+        _Job.request = None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _Job.status = 128 + number
+    try:
+        if _Job.request is None:
+            raise KeyboardInterrupt
+        _Job.request.note(number)
+    except KeyboardInterrupt:
+        _Job.interrupted = True
+        raise
 
 
 def _leave() -> None:

@@ -36,6 +36,7 @@ from .transfer import Transfer, start_receive, start_send
 
 TAG = 1
 POLL = 1e-4  # seconds between looks at a transfer while there are no messages
+PAUSE = 0.5  # seconds without messages after which rank 0 looks whether it is to stop
 
 
 class Links:
@@ -244,7 +245,8 @@ class Links:
         Returns
         -------
         message or None
-            A Push has its gradients, as has that of a Leased.
+            None too where nothing has happened for a while. A Push has its gradients, as has that
+            of a Leased.
         """
         if self._sending is not None and self._sending.done():
             self.bytes_moved += self._sending.nbytes
@@ -256,7 +258,7 @@ class Links:
             return self._inbox_user
         self._start_receiving(wanted)
         busy = self._sending is not None or self._receiving is not None
-        found = self._hub.receive(POLL if busy else None)
+        found = self._hub.receive(POLL if busy else PAUSE)
         if found is None:
             return None
         _, message = found

@@ -55,6 +55,7 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
             dispatcher.begin(worker, slot)
             links.begin_replica(worker, task)
         message = links.next()
+        server.request.check()
         if isinstance(message, messages.Progress):
             record = message.record
             records.setdefault(record.epoch, []).append(record)

@@ -23,10 +23,12 @@ from ..memory import (
     EVOLUTION,
     GIB,
     HEADROOM,
+    USEFUL,
     expected_connections,
     fitting_neurons,
-    micro_batches,
     plan_training,
+    settings,
+    which_layers,
 )
 from ..sharing import find_mapped
 from ..training import Trainer
@@ -42,7 +44,6 @@ from .usage import pss_bytes
 
 FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank
 RANK_BASE = 90 * 2**20  # of every further one, which shares the pages of libraries
-USEFUL = 32  # micro-batch up to which a larger one is faster
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ParallelPlan:
     mapped: int = 0  # counted in the peak, but the system can evict it
     on_disk: int = 0  # trained replicas that wait in files
     most_slots: int | None = None  # of any node; None is its cores
+    keep_every: int = 1  # of how many hidden layers one's activations are kept
     note: str = ""  # why it is not the largest micro-batch with all slots
 
     @property
@@ -69,6 +71,11 @@ class ParallelPlan:
         """The bytes that must fit."""
         beside = max(self.server, self.replicas + self.results)
         return self.base + self.data + self.model + sum(self.slots) * self.slot + beside
+
+    @property
+    def batch(self) -> str:
+        """The micro-batch, and whose activations are kept."""
+        return f"{self.micro_batch}{which_layers(self.keep_every)}"
 
     @property
     def total(self) -> int:
@@ -81,7 +88,7 @@ class ParallelPlan:
         where = "a node" if nodes == 1 else f"{nodes} nodes"
         rows = [
             (f"topology, weights, velocities, once for {where}", self.model),
-            (f"{slots}: snapshot, gradient, activations of {self.micro_batch}", count * self.slot),
+            (f"{slots}: snapshot, gradient, activations of {self.batch}", count * self.slot),
             ("phase one: what the server needs beside", self.server),
             (f"phase two: {_count(count, 'replica')} at a time", self.replicas),
             ("phase two: trained replicas in memory", self.results),
@@ -92,7 +99,7 @@ class ParallelPlan:
             ("peak", self.total),
             ("on disk: trained replicas", self.on_disk),
         ]
-        lines = [f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows]
+        lines = [f"  {name:<62}{size / GIB:>9.3f} GiB" for name, size in rows]
         return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
 
@@ -191,6 +198,7 @@ def plan_parallel(
         data,
         mapped,
         results if on_disk else 0,
+        keep_every=shape.keep_every,
     )
 
 
@@ -200,13 +208,15 @@ def choose_parallel_plan(
     nodes: Nodes,
     *,
     micro_batch: int | None = None,
+    keep_every: int | None = None,
     slots: int | None = None,
     available: int,
     **options: Any,
 ) -> ParallelPlan:
-    """Return the plan that fits with the most slots, and with the largest useful micro-batch.
+    """Return the plan that fits with the most slots, and with the fastest useful settings.
 
-    Fewer slots come before micro-batches under 32: a node's cores then work on fewer gradients.
+    Fewer slots come before micro-batches under 32, and before activations that are computed twice:
+    a node's cores then work on fewer gradients.
 
     Parameters
     ----------
@@ -214,7 +224,7 @@ def choose_parallel_plan(
     batch_size : int
         Of a worker.
     nodes : Nodes
-    micro_batch, slots : int, optional
+    micro_batch, keep_every, slots : int, optional
         Given, they are taken; the micro-batch is at most the batch size.
     available : int
         Bytes that the training may use on the machine of rank 0: see `memory_of_ranks`.
@@ -228,16 +238,18 @@ def choose_parallel_plan(
     """
     budget = int(HEADROOM * available)
     plan = None
-    for tried, (count, size) in enumerate(_settings(config, batch_size, nodes, micro_batch, slots)):
+    found = settings(config, batch_size, micro_batch, keep_every)
+    for tried, (count, setting) in enumerate(_slots_and(found, nodes, slots)):
         counts = slots_of_nodes(nodes, count)
-        plan = _plan(config, size, nodes, counts, available=budget, **options)
+        plan = _plan(config, setting, nodes, counts, available=budget, **options)
         if plan.required <= budget:
             note = _explain(plan, budget) if tried else ""
             return dataclasses.replace(plan, most_slots=count if tried else slots, note=note)
     assert plan is not None
 
     def fits(smaller: NetworkConfig) -> bool:
-        small = _plan(smaller, plan.micro_batch, nodes, counts, available=budget, **options)
+        setting = plan.micro_batch, plan.keep_every
+        small = _plan(smaller, setting, nodes, counts, available=budget, **options)
         return small.required <= budget
 
     check_fits(plan, config, available, fitting_neurons(config, fits))
@@ -319,7 +331,7 @@ def check_memory(
         network = trainer.network
         arrays = to_arrays(data, network.preprocessing)[1]
         plan = plan_parallel(
-            Shape.of(network, trainer.micro_batch),
+            Shape.of(network, trainer.micro_batch, trainer.config.keep_every),
             nodes,
             slots_of_nodes(nodes, options.most_slots, each=options.slots_each),
             algorithm=options.algorithm,
@@ -335,36 +347,33 @@ def check_memory(
     together(comm, check)
 
 
-def _settings(
-    config: NetworkConfig,
-    batch_size: int,
-    nodes: Nodes,
-    micro_batch: int | None,
-    slots: int | None,
-) -> Iterator[tuple[int, int]]:
-    """Yield what to try, the best first: slots of a node and micro-batches."""
-    sizes = [min(micro_batch, batch_size)] if micro_batch else micro_batches(config, batch_size)
+def _slots_and(
+    found: list[tuple[int, int]], nodes: Nodes, slots: int | None
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield what to try, the best first: slots of a node, with micro-batch and `keep_every`."""
     most = max(slots_of_nodes(nodes, slots))
     counts = [most] if slots else range(most, 0, -1)
-    large = [size for size in sizes if size >= USEFUL] or sizes[:1]
-    yield from ((count, size) for count in counts for size in large)
-    yield from ((counts[-1], size) for size in sizes if size not in large)
+    large = [setting for setting in found if setting[0] >= USEFUL and setting[1] == found[0][1]]
+    large = large or found[:1]
+    yield from ((count, setting) for count in counts for setting in large)
+    yield from ((counts[-1], setting) for setting in found if setting not in large)
 
 
 def _explain(plan: ParallelPlan, budget: int) -> str:
     slots = _count(sum(plan.slots), "slot")
-    return (
-        f"{slots} and a micro-batch of {plan.micro_batch}: more do not fit into "
-        f"{budget / GIB:.1f} GiB"
-    )
+    return f"{slots} and a micro-batch of {plan.batch}: more do not fit into {budget / GIB:.1f} GiB"
 
 
 def _plan(
-    config: NetworkConfig, micro_batch: int, nodes: Nodes, slots: Sequence[int], **options: Any
+    config: NetworkConfig,
+    setting: tuple[int, int],
+    nodes: Nodes,
+    slots: Sequence[int],
+    **options: Any,
 ) -> ParallelPlan:
     """Return the plan of a network that does not exist yet."""
-    shape = Shape(config, expected_connections(config), micro_batch)
+    shape = Shape(config, expected_connections(config), *setting)
     plan = plan_parallel(shape, nodes, slots, **options)
-    sequential = plan_training(config, micro_batch)  # rank 0 makes the network alone
+    sequential = plan_training(config, *setting)  # rank 0 makes the network alone
     least = sequential.model + sequential.passing - plan.model
     return dataclasses.replace(plan, server=max(plan.server, least))

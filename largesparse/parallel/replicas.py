@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -108,19 +107,10 @@ def train_replica(
     with tqdm(disable=True) as bar:
         while trainer.epoch < config.epochs:
             share = order(trainer.epoch), config.batch_size, task.replica, task.replicas
-            started = time.perf_counter()
-            running_loss = trainer.run_epoch(data, share_of_replica(*share), bar, augment)
-            record = EpochRecord(
-                trainer.epoch,
-                None,
-                None,
-                running_loss=running_loss,
-                epoch_s=time.perf_counter() - started,
-                nnz=[layer.nnz for layer in trainer.network.layers],
-            )
-            trainer.history.epochs.append(record)
+            trainer.run_epoch(data, share_of_replica(*share), bar, augment)
+            record = trainer.complete_epoch(loss=None, train_accuracy=None)
             if trainer.epoch < config.epochs:  # averaging follows the last one
-                trainer.evolve_if_due(data)
+                trainer.evolve_if_due(data, keep_maps=False)
             if task.checkpoint is not None:
                 try:
                     save_checkpoint(trainer, _folder(task))

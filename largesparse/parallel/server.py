@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import deque
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..checkpoint import save_checkpoint
-from ..errors import CheckpointError
-from ..history import EpochRecord
+from ..history import EpochPart, EpochRecord
 from ..losses import ScoreSums
+from ..reachability import active_neurons
+from ..stopping import StopRequest
 from ..training import Trainer
 from ..training_data import TrainingData
 from ..workspace import Gradients
@@ -29,8 +28,6 @@ from .report import ParallelReport
 from .retention import SlotMaps, retain_valid
 from .shared import Arrays
 from .updating import Updater
-
-logger = logging.getLogger(__name__)
 
 SMALL = 1_000_000  # connections up to which one thread updates fastest
 PIECES = 2  # of an evaluation, for every slot
@@ -50,6 +47,7 @@ class Server:
     report : ParallelReport
     bar : tqdm
         Counts samples.
+    request : StopRequest
     checkpoint : path, optional
     callbacks : iterable of callables
     """
@@ -63,20 +61,20 @@ class Server:
         options: ParallelOptions,
         report: ParallelReport,
         bar: tqdm,
+        request: StopRequest,
         *,
         checkpoint: Any = None,
         callbacks: Iterable[Any] = (),
     ) -> None:
         self.trainer, self.data, self.links = trainer, data, links
-        self.options, self.report, self.bar = options, report, bar
+        self.options, self.report, self.bar, self.request = options, report, bar, request
         self.checkpoint, self.callbacks = checkpoint, list(callbacks)
         self.stopped = False
+        self.replicas_apart = False  # phase two has begun, and its result is not saved yet
         self.make_dispatcher = make_dispatcher
         self._dispatcher = make_dispatcher(options.algorithm == "wasap")
         self._maps = SlotMaps()
         self._arrived: deque[messages.Push] = deque()
-        self._loss = 0.0  # sum over the samples of the epoch so far
-        self._samples = 0
         self._threads = trainer.threads if trainer.network.connections > SMALL else 1
         self._updater = Updater(
             links.topology,
@@ -86,7 +84,7 @@ class Server:
             self._dispatcher.workers,
             len(data.train_rows),
         )
-        self._started = 0.0  # when the epoch began
+        self._started = 0.0  # of the epoch
 
     # ------------------------------------------------------------------ asynchronous
     def train_asynchronously(self, deal: Deal) -> None:
@@ -96,8 +94,10 @@ class Server:
         the others. At the end of an epoch no new gradients are begun; those that are being
         computed then are applied after the evolution, as far as they are still valid.
         """
-        self._started = time.perf_counter()
+        self._begin_epoch()
         while not deal.is_done and not self.stopped:
+            if self.request.signal:
+                self._end_leases(deal)
             limit = (self.trainer.epoch + 1) * deal.rows
             if self._arrived and self._apply(self._arrived[0], deal, limit):
                 self._arrived.popleft()
@@ -108,7 +108,7 @@ class Server:
             if deal.samples_applied >= limit:
                 while self.links.computing:
                     self._take(deal)
-                self._finish_epoch(deal)
+                self.finish_epoch(deal)
 
     def _grant(self, deal: Deal, limit: int) -> None:
         """Let workers that wait begin with their next mini-batches."""
@@ -194,8 +194,8 @@ class Server:
     def _count_samples(self, deal: Deal, batch: Batch, loss: float) -> None:
         rows = samples([batch])
         deal.apply(batch)
-        self._loss += loss * rows
-        self._samples += rows
+        self._part.loss += loss * rows
+        self._part.samples += rows
         self.bar.update(rows)
 
     def _end(self, push: messages.Push) -> None:
@@ -206,9 +206,10 @@ class Server:
     # ------------------------------------------------------------------ synchronous
     def train_synchronously(self, deal: Deal) -> None:
         """Apply the mean of all workers' gradients, one joined mini-batch after another (WASSP)."""
-        self._started = time.perf_counter()
+        self._begin_epoch()
         total = Gradients(self.trainer.network.layers)
         while not deal.is_done and not self.stopped:
+            self._look(deal)
             parts = deal.next_joined()
             self._sum_gradients(parts, total, deal)
             trainer = self.trainer
@@ -218,13 +219,14 @@ class Server:
             trainer.step_count += 1
             self.report.count(0)
             if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
-                self._finish_epoch(deal)
+                self.finish_epoch(deal)
 
     def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
         """As `train_synchronously`, but every node sums its gradients and updates its weights."""
-        self._started = time.perf_counter()
+        self._begin_epoch()
         trainer, backend = self.trainer, self.trainer.backend
         while not deal.is_done and not self.stopped:
+            self._look(deal)
             parts = deal.next_joined()
             joined = samples(parts)
             for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
@@ -243,7 +245,7 @@ class Server:
                 self._count_samples(deal, push.task.batch, push.loss)
                 self._end(push)
             if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
-                self._finish_epoch(deal)
+                self.finish_epoch(deal)
 
     def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
@@ -275,19 +277,44 @@ class Server:
             self._take(deal, is_next)
 
     # ------------------------------------------------------------------ epochs
-    def _finish_epoch(self, deal: Deal) -> None:
+    @property
+    def _part(self) -> EpochPart:
+        """What has been trained of the epoch; it begins now if it has not."""
+        self.trainer.part = self.trainer.part or EpochPart()
+        return self.trainer.part
+
+    def _begin_epoch(self) -> None:
+        """Begin with the next epoch, or go on with it."""
+        part = self.trainer.part
+        self._started = time.perf_counter() - (part.seconds if part else 0)
+
+    def finish_epoch(self, deal: Deal) -> None:
         """Evaluate, prune and evolve; let all nodes know."""
         trainer = self.trainer
-        epoch_s = time.perf_counter() - self._started
-        trainer.epoch += 1
-        self.record(running_loss=self._loss / max(1, self._samples), epoch_s=epoch_s)
-        self._loss, self._samples = 0.0, 0
+        self._look(deal, stop=False)
+        self.record()
         self.evolve()
+        self._look(deal, stop=False)
         if self.checkpoint is not None:
-            trainer.parallel = {"deal": deal.state(), "replicas": deal.workers}
-            self.save()
+            trainer.save(self.checkpoint)
         self.call_back()
-        self._started = time.perf_counter()
+        self._begin_epoch()
+
+    def _look(self, deal: Deal, *, stop: bool = True) -> None:
+        """Have at hand what a checkpoint needs, and end here if a signal has come."""
+        trainer, seconds = self.trainer, time.perf_counter() - self._started
+        if trainer.part is not None:
+            trainer.part.seconds = seconds
+        trainer.parallel = {"deal": deal.state(trainer.epoch), "replicas": deal.workers}
+        if stop:
+            self.request.check()
+
+    def _end_leases(self, deal: Deal) -> None:
+        """Let workers come to the end of their mini-batches, and stop."""
+        self.links.topology.stopping = True
+        while self.links.computing:
+            self._take(deal)
+        self._look(deal)
 
     def evolve(self) -> None:
         """Prune and evolve if that is due, and let all nodes have the new topology."""
@@ -308,12 +335,12 @@ class Server:
         topology.generation = self._maps.generation
         self.links.send_topology()
 
-    def record(self, **times: Any) -> None:
-        """Evaluate by all workers, and append a record to the history."""
-        trainer = self.trainer
-        record = EpochRecord(trainer.epoch, None, None, **times)
-        self.fill_in(record)
-        trainer.history.epochs.append(record)
+    def record(self) -> None:
+        """Evaluate by all workers, and complete the epoch, if there was one."""
+        found = EpochRecord(self.trainer.epoch + (self.trainer.part is not None), None, None)
+        self.fill_in(found)
+        names = ("loss", "train_accuracy", "test_accuracy", "inference_s", "active_neurons")
+        self.trainer.complete_epoch(**{name: getattr(found, name) for name in names})
 
     def fill_in(self, record: EpochRecord) -> None:
         """Evaluate the present weights by all workers, for a record."""
@@ -321,7 +348,9 @@ class Server:
         loss, sums = self.evaluate("train", len(data.loss_rows))
         record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
         record.nnz = trainer.network.layer_connections
-        trainer.check_finite(record.loss, trainer.step_count, trainer.epoch)
+        with trainer.backend.threads(self._threads):
+            record.active_neurons = sum(active_neurons(trainer.network))
+        trainer.check_finite(record.loss, trainer.step_count, record.epoch)
         if data.test is not None:
             started = time.perf_counter()
             record.test_accuracy = self.evaluate("test", len(data.test[1]))[1].score()
@@ -355,6 +384,7 @@ class Server:
                 dispatcher.begin(worker, slot)
                 links.begin(worker, slot, make)
             message = links.next()
+            self.request.check()
             if isinstance(message, messages.Push):
                 self._arrived.append(message)
             elif message is not None:
@@ -365,13 +395,6 @@ class Server:
             loss += found[start].loss
             sums.merge(found[start].sums)
         return loss, sums
-
-    def save(self) -> None:
-        """Write a checkpoint; where that fails, say so and go on."""
-        try:
-            save_checkpoint(self.trainer, self.checkpoint)
-        except CheckpointError as error:
-            logger.error("%s The checkpoint before, if there is one, is intact.", error)
 
     def call_back(self) -> None:
         """Call the callbacks with the newest record."""

@@ -30,11 +30,13 @@ class Shape(NamedTuple):
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
     micro_batch: int
+    keep_every: int = 1
 
     @classmethod
-    def of(cls, network: SparseMLP, micro_batch: int) -> Shape:
+    def of(cls, network: SparseMLP, micro_batch: int, keep_every: int = 1) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
-        return cls(network.config, tuple(layer.nnz for layer in network.layers), micro_batch)
+        room = tuple(layer.nnz for layer in network.layers)
+        return cls(network.config, room, micro_batch, keep_every)
 
 
 def parameter_arrays(
@@ -64,12 +66,14 @@ class SharedTopology:
         That the weights have been trained on in phase one.
     generation : int
         Evolutions made.
+    stopping : bool
+        Whether no more mini-batches are begun.
     """
 
     def __init__(self, shape: Shape, allocate: Allocate) -> None:
         self.shape = shape
         sizes = shape.config.layer_sizes
-        self._numbers = allocate(3 + len(shape.room), np.int64)
+        self._numbers = allocate(4 + len(shape.room), np.int64)
         self._layers = []
         for k, room in enumerate(shape.room):
             n_in, n_out = sizes[k : k + 2]
@@ -101,9 +105,17 @@ class SharedTopology:
     def samples(self, value: int) -> None:
         self._numbers[2] = value
 
+    @property
+    def stopping(self) -> bool:
+        return bool(self._numbers[3])
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._numbers[3] = value
+
     def topology(self, k: int) -> Topology:
         """Return the topology of layer k, as views."""
-        nnz, sizes = int(self._numbers[3 + k]), self.shape.config.layer_sizes
+        nnz, sizes = int(self._numbers[4 + k]), self.shape.config.layer_sizes
         (indptr, indices, *by_output), _ = self._layers[k]
         parts = (indptr, indices[:nnz], by_output[0], by_output[1][:nnz], by_output[2][:nnz])
         return Topology(sizes[k], sizes[k + 1], *parts)
@@ -115,7 +127,7 @@ class SharedTopology:
 
     def store(self, k: int, topology: Topology) -> Topology:
         """Copy the topology of layer k here; return the copy."""
-        self._numbers[3 + k] = topology.nnz
+        self._numbers[4 + k] = topology.nnz
         stored = self.topology(k)
         for name in Topology.__slots__[2:]:
             np.copyto(getattr(stored, name), getattr(topology, name))
@@ -136,11 +148,11 @@ class SharedTopology:
     @property
     def connections(self) -> list[int]:
         """Connections of every layer."""
-        return [int(nnz) for nnz in self._numbers[3:]]
+        return [int(nnz) for nnz in self._numbers[4:]]
 
     @connections.setter
     def connections(self, counts: Sequence[int]) -> None:
-        self._numbers[3:] = counts
+        self._numbers[4:] = counts
 
 
 class SharedWeights:
@@ -220,23 +232,15 @@ class ServerLayer(SparseLayer):
         if layer.srelu is not None and layer.srelu_velocity is not None:
             srelu[...], srelu_velocity[...] = layer.srelu, layer.srelu_velocity
         topology.store_dead(k, layer.dead)
-        super().__init__(
-            layer.number,
-            topology.store(k, layer.topology),
-            _fill(values, layer.values),
-            bias,
-            slope=layer.slope,
-            rate_scale=layer.rate_scale,
-            regrowth=layer.regrowth,
-            centered=layer.centered,
-            dead=layer.dead,
-            srelu=None if layer.srelu is None else srelu,
-            srelu_trained=layer.srelu_trained,
-            velocity=_fill(velocity, layer.velocity),
-            bias_velocity=bias_velocity,
-            srelu_velocity=None if layer.srelu is None else srelu_velocity,
-            values_by_output=np.empty(0, np.float32),
-        )
+        settings = layer.settings() | {
+            "srelu": None if layer.srelu is None else srelu,
+            "srelu_velocity": None if layer.srelu is None else srelu_velocity,
+            "velocity": _fill(velocity, layer.velocity),
+            "bias_velocity": bias_velocity,
+            "values_by_output": np.empty(0, np.float32),
+        }
+        stored = topology.store(k, layer.topology), _fill(values, layer.values)
+        super().__init__(layer.number, *stored, bias, **settings)
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the shared memory."""
@@ -248,10 +252,8 @@ class ServerLayer(SparseLayer):
 
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
-    names = [*("slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained")]
-    names += ["velocity", "bias_velocity", "srelu_velocity"]
-    settings = {name: getattr(layer, name) for name in names}
-    return SparseLayer(layer.number, layer.topology, layer.values, layer.bias, **settings)
+    weights = layer.topology, layer.values, layer.bias
+    return SparseLayer(layer.number, *weights, **layer.settings())
 
 
 class Slot:
@@ -288,7 +290,9 @@ class Slot:
                 settings[name] = empty  # every rank would have its own
             layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
         self.network = SparseMLP.from_layers(shape.config, layers)
-        self.workspace = Workspace(layers, shape.micro_batch, allocate=allocate)
+        self.workspace = Workspace(
+            layers, shape.micro_batch, keep_every=shape.keep_every, allocate=allocate
+        )
 
     @property
     def version(self) -> int:

@@ -190,7 +190,7 @@ class Worker:
         slot, stepper = self._slots[lease.slot], self._steppers[lease.slot]
         updates: list[tuple[float, int]] = []
         for batch in lease.batches:
-            if self._topology.samples >= lease.limit:
+            if self._topology.samples >= lease.limit or self._topology.stopping:
                 break
             slot.take(self._weights)
             loss = self._gradient(stepper, batch)

@@ -1,0 +1,160 @@
+"""Networks whose arrays lie in files, for those that do not fit in memory.
+
+The system reads what is used and writes back what has changed; a layer ahead, it is told what comes
+next. The files have no names, so nothing of them is left behind, even by a process that is killed.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MemoryPlanError, ParameterError
+from .layer import Float32, Forward, SparseLayer
+from .topology import Topology
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
+
+
+class Storage:
+    """Arrays in files of a folder.
+
+    Parameters
+    ----------
+    folder : path
+        On a fast local disk.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of all arrays so far.
+
+    Raises
+    ------
+    ParameterError
+        Where the folder is not one, or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
+            raise ParameterError(
+                "The 'storage' parameter must be a folder that can be written. Got "
+                f"{str(folder)!r} instead."
+            )
+        self.nbytes = 0
+        self._maps: dict[int, mmap.mmap] = {}  # by the address
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+        """Return an array of zeros in a file of its own.
+
+        Raises
+        ------
+        MemoryPlanError
+            Where the disk has no room for it.
+        """
+        dtype = np.dtype(dtype)
+        count = math.prod(shape) if isinstance(shape, tuple) else shape
+        if count == 0:
+            return np.zeros(shape, dtype)
+        size = count * dtype.itemsize
+        try:
+            if shutil.disk_usage(self.folder).free < size:
+                raise OSError("no space left on the device")
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now
+                else:
+                    file.truncate(size)
+                mapped = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise MemoryPlanError(
+                f"{size} bytes more cannot be stored in {self.folder}, which has {self.nbytes} "
+                f"bytes of this network: {error}. Take a folder on a disk with more room, or fewer "
+                "neurons."
+            ) from error
+        self.nbytes += size
+        array = np.frombuffer(mapped, dtype).reshape(shape)
+        self._maps[array.ctypes.data] = mapped
+        return array
+
+    def copy(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return a copy in a file of its own."""
+        stored = self.zeros(array.shape, array.dtype)
+        stored[...] = array
+        return stored
+
+    def expect(self, *arrays: NDArray[Any]) -> None:
+        """Have the system begin to read arrays that are used soon."""
+        for array in arrays:
+            mapped = self._maps.get(array.ctypes.data)
+            if mapped is not None and hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_WILLNEED)
+
+    def before_forward(self, layer: Forward) -> None:
+        """Expect the forward pass of a layer."""
+        weights = layer.indices_by_output, layer.values_by_output
+        self.expect(layer.indptr_by_output, *weights, layer.bias)
+
+    def before_backward(self, layer: SparseLayer, workspace: Workspace, k: int, batch: int) -> None:
+        """Expect the backward pass of layer k."""
+        topology = layer.topology
+        self.expect(topology.indptr, topology.indices, layer.values)
+        if k > 0:
+            self.expect(workspace.activations(k - 1, batch), workspace.state(k - 1, batch))
+
+    def before_update(self, layer: SparseLayer, gradient: Float32) -> None:
+        """Expect the update of a layer."""
+        arrays = gradient, layer.values, layer.velocity, layer.topology.to_output_order
+        self.expect(*arrays, layer.values_by_output)
+
+
+class StoredLayer(SparseLayer):
+    """A layer whose arrays lie in files; it never has more connections than at first.
+
+    Parameters
+    ----------
+    layer : SparseLayer
+        What is copied.
+    storage : Storage
+    """
+
+    def __init__(self, layer: SparseLayer, storage: Storage) -> None:
+        copy = storage.copy
+        topology = layer.topology
+        self._patterns = [copy(getattr(topology, name)) for name in Topology.__slots__[2:]]
+        self._values, self._velocity = copy(layer.values), copy(layer.velocity)
+        self._by_output = copy(layer.values_by_output)
+        settings = layer.settings() | {
+            "velocity": self._velocity,
+            "bias_velocity": copy(layer.bias_velocity),
+            "values_by_output": self._by_output,
+        }
+        stored = Topology(topology.n_in, topology.n_out, *self._patterns)
+        super().__init__(layer.number, stored, self._values, copy(layer.bias), **settings)
+
+    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
+        """Copy another topology with its weights and velocities to the files."""
+        parts = []
+        for room, name in zip(self._patterns, Topology.__slots__[2:], strict=True):
+            parts.append(_fill(room, getattr(topology, name)))
+        self.topology = Topology(topology.n_in, topology.n_out, *parts)
+        self.values = _fill(self._values, values)
+        self.velocity = _fill(self._velocity, velocity)
+        self.values_by_output = self._by_output[: len(values)]
+        self.refresh()
+
+
+def _fill(room: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array to the start of a buffer; return that part."""
+    room[: len(array)] = array
+    return room[: len(array)]
