@@ -213,8 +213,9 @@ with guard(comm):
 
 
 def test_ctrl_c_after_the_parallel_part_is_told_by_rank_0():
-    with mpi_run(CONNECTED.format("pass\ntime.sleep(100)"), 4) as run:
-        run.wait_for("ready")
+    after = "pass\nif comm.rank == 0: print('after', flush=True)\ntime.sleep(100)"
+    with mpi_run(CONNECTED.format(after), 4) as run:
+        run.wait_for("after")
         run.send(signal.SIGINT)
         result = run.finish(ENDS_IN)
     assert result.status != 0

@@ -493,7 +493,8 @@ class LeasedWorker(Worker):
         comm = SimpleNamespace(rank=1, size=3)
         super().__init__(comm, line, None)  # type: ignore[arg-type]
         self._config, self._topology, self._weights = config, node.topology, node.weights
-        self._data = TrainingData(X, y, None, np.arange(len(y)), np.arange(4), None, None)
+        rows, none = np.arange(len(y)), np.arange(0)
+        self._data = TrainingData(X, y, None, rows, rows, none, None)
         self._slots = [node.slot]
         self._steppers = [Stepper(node.slot.network, config, workspace=node.slot.workspace)]
         options = ParallelOptions("wasap", 1)
