@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, active_neurons
 from largesparse.importance import prune_neurons
+from largesparse.storage import Storage
 
 SIZES = st.lists(st.integers(1, 12), min_size=2, max_size=6)
 
@@ -60,6 +61,12 @@ def test_dead_neurons_are_not_active():
     assert active_neurons(network) == [40, 30]
     prune_neurons(network, 20)
     assert active_neurons(network) == [layer.n_living for layer in network.layers[:-1]] == [32, 24]
+
+
+def test_a_network_in_files_is_counted_too(tmp_path):
+    config = NetworkConfig((30, 40, 30, 2), epsilon=1)
+    stored = SparseMLP(config, progress=False, storage=Storage(tmp_path))
+    assert active_neurons(stored) == active_neurons(SparseMLP(config, progress=False))
 
 
 def test_a_network_without_hidden_layers_has_none():

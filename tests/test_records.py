@@ -16,9 +16,10 @@ from largesparse.errors import DataError, LargeSparseError, ParameterError
 # DESIGN, section 6: the order is part of the interface.
 FIELDS = """
     schema kind command timestamp commit versions cpu algorithm neurons layers epsilon parameters
-    connections ranks threads backend recipe batch_size micro_batch train_samples test_samples
-    seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes peak_rss_bytes
-    node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage active_neurons
+    connections ranks threads backend recipe batch_size micro_batch keep_every train_samples
+    test_samples seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes
+    peak_rss_bytes node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage
+    active_neurons
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
