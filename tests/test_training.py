@@ -401,7 +401,7 @@ def test_zeta_decays_from_one_evolution_to_the_next(monkeypatch):
     expected, found = [], []
     evolve = Trainer.evolve
 
-    def spy(self, data, **options):
+    def spy(self, data, **_):
         zeta = 0.4 * 0.5 ** len(found)
         expected.append(
             [
@@ -409,7 +409,7 @@ def test_zeta_decays_from_one_evolution_to_the_next(monkeypatch):
                 for layer in self.network.layers[:-1]
             ]
         )
-        maps = evolve(self, data, **options)
+        maps = evolve(self, data)
         found.append([int(np.sum(slots == -1)) for slots in maps])
         return maps
 
