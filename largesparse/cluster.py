@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .config import NetworkConfig
 from .errors import ParameterError
 from .ladder import GUESS, Costs
-from .memory import GIB, HEADROOM, expected_connections
+from .memory import GIB, HEADROOM, Setting, expected_connections
 from .parallel.nodes import Nodes
 from .parallel.plan import FIRST_BASE, plan_parallel
 from .parallel.segments import Arena
@@ -197,7 +197,7 @@ def plan_cluster(
 
 def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tuple[int, int]:
     """Return the bytes of the server's node and of another, with a slot each."""
-    shape = Shape(config, expected_connections(config), micro_batch)
+    shape = Shape(config, expected_connections(config), Setting(micro_batch))
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
     first = plan_parallel(shape, nodes, [1, 1]).required
     topology = shared_size(SharedTopology, shape)

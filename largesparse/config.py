@@ -18,6 +18,7 @@ from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
 from .topology import connection_probability
+from .workspace import ACTIVATION_DTYPES
 
 REGROWTH = ("initial", "zero")
 GROWTH = ("random", "gradient")
@@ -116,6 +117,7 @@ class TrainingConfig:
     batch_size: int = 128  # samples per update; the last one of an epoch may be smaller
     micro_batch: int | None = None  # samples computed at once; by default the whole mini-batch
     keep_every: int = 1  # keep every k-th hidden layer's activations, compute the others twice
+    activation_dtype: str = "float32"  # how activations are kept: float32 | bfloat16 (fused only)
     learning_rate: float = 0.01
     schedule: str = "constant"  # constant | step | cosine
     warmup_epochs: float = 0.0  # the learning rate rises linearly over these
@@ -147,6 +149,11 @@ class TrainingConfig:
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
+        if self.activation_dtype not in ACTIVATION_DTYPES:
+            raise ParameterError(
+                "The 'activation_dtype' parameter of a training must be one of "
+                f"{sorted(ACTIVATION_DTYPES)}. Got {self.activation_dtype!r} instead."
+            )
         check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)

@@ -9,6 +9,7 @@ from .config import COVERAGE
 from .parallel.transfer import CHUNK_BYTES
 from .presets import HYPERPARAMETERS
 from .sizes import parse_size
+from .workspace import ACTIVATION_DTYPES
 
 ALGORITHMS = ("wasap", "wassp", "allreduce")
 
@@ -93,6 +94,12 @@ def add_training_flags(parser: ArgumentParser) -> None:
         metavar="K",
         help="keep the activations of every K-th layer, and compute the others again in the "
         "backward pass: up to 40 %% less memory (default: 1, or what the memory allows)",
+    )
+    group.add_argument(
+        "--activation-dtype",
+        choices=sorted(ACTIVATION_DTYPES),
+        help="how activations are kept: bfloat16 halves their memory and what wide layers move "
+        "(default: bfloat16 in layers of a million neurons or more with backend fused)",
     )
     group.add_argument(
         "--storage",

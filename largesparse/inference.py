@@ -26,7 +26,7 @@ from .network import SparseMLP, forward
 from .preprocessing import Standardizer, check_X
 from .sharing import SharedFiles, open_data, share_data
 from .threads import available_threads, resolve_threads
-from .workspace import Workspace
+from .workspace import Workspace, check_activation_dtype
 
 MAX_PROCESSES = 1024
 NUMBERS = ("number", "n_in", "n_out", "slope")
@@ -60,6 +60,9 @@ class Predictor:
     batch_size : int, optional
         Samples computed at once; by default at most 1024, fewer for wide networks.
     backend : str, optional
+    activation_dtype : str
+        How activations are kept: "float32", or "bfloat16", which is faster in very wide networks
+        and has 8 bits of precision (backend "fused" only).
 
     Examples
     --------
@@ -75,6 +78,7 @@ class Predictor:
         threads: int | None = None,
         batch_size: int | None = None,
         backend: str | None = None,
+        activation_dtype: str = "float32",
     ) -> None:
         check_range("processes", processes, "prediction", low=1, high=MAX_PROCESSES, integer=True)
         if threads is None:
@@ -85,16 +89,18 @@ class Predictor:
         self._outputs = Outputs.of(network)
         self._workers: list[_Worker] = []
         self._engine: Engine | None = None
-        name = get_backend(backend).name
+        used = get_backend(backend)
+        activation = network.config.activation
+        check_activation_dtype(activation_dtype, used, activation, "prediction")
+        is_classification = self._outputs.is_classification
+        settings = self._batch_size, threads, used.name, is_classification, activation_dtype
         if processes == 1:
-            settings = self._batch_size, threads, name, self._outputs.is_classification
             self._engine = Engine(network.layers, network.preprocessing, *settings)
             return
         files = SharedFiles()
         try:
             layout, arrays = to_arrays(network)
             places = [files.share(array) for array in arrays]
-            settings = self._batch_size, threads, name, self._outputs.is_classification
             self._workers = [_Worker((layout, places, settings)) for _ in range(processes)]
             for worker in self._workers:
                 worker.receive()  # it has mapped the model
@@ -277,6 +283,7 @@ class Engine:
         threads: int,
         backend: str,
         is_classification: bool,
+        activation_dtype: str = "float32",
     ) -> None:
         self.batch_size = batch_size
         self.is_classification = is_classification
@@ -284,7 +291,9 @@ class Engine:
         self.preprocessing = preprocessing
         self.threads = threads
         self.backend: Backend = get_backend(backend)
-        self.workspace = Workspace(layers, batch_size, training=False)
+        self.workspace = Workspace(
+            layers, batch_size, training=False, activation_dtype=activation_dtype
+        )
 
     def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
         """Return those of rows [start, stop), at most a batch: float32 (rows, n_outputs)."""

@@ -5,9 +5,9 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
     model        24·nnz (indices and weights in both orders, permutation, velocity)
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
     gradients    4·nnz + 4·n_out
-    activations  for every sample of a micro-batch: 4 bytes and 2 bits a neuron, two buffers of
-                 the widest hidden layer, the inputs; with keep_every k the 4 bytes are those of
-                 every k-th hidden layer and of k - 1 others
+    activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, two
+                 buffers of the widest hidden layer, the inputs; with keep_every k the bytes are
+                 those of every k-th hidden layer and of k - 1 others
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 """
 
@@ -20,21 +20,24 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import psutil
 
 from .activations import TRAINED
+from .backends import get_backend
 from .config import NetworkConfig
 from .errors import MemoryPlanError
 from .info import cgroup_memory_limit
-from .workspace import activation_buffers
+from .workspace import ACTIVATION_DTYPES, activation_buffers
 
 GIB = 2**30
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
 BASE = 300 * 2**20  # interpreter, libraries, kernels, and what the allocator keeps
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
-WIDE_MICRO_BATCH = 32
+WIDE_MICRO_BATCH = {"float32": 32, "bfloat16": 64}
 USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all activations
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the layer
@@ -42,29 +45,43 @@ INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 
 
+class Setting(NamedTuple):
+    """How the activations of a training are computed and kept."""
+
+    micro_batch: int
+    keep_every: int = 1
+    activation_dtype: str = "float32"
+
+    def __str__(self) -> str:
+        text = str(self.micro_batch)
+        if self.keep_every > 1:
+            ending = {2: "nd", 3: "rd"}.get(self.keep_every, "th")
+            text += f", every {self.keep_every}{ending} layer's"
+        return text if self.activation_dtype == "float32" else f"{text}, {self.activation_dtype}"
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes that a training is expected to take, by what they are for."""
 
-    micro_batch: int
+    setting: Setting
     model: int
     gradients: int
     activations: int
     passing: int
     mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
     base: int = BASE
-    keep_every: int = 1  # of how many hidden layers one's activations are kept
     on_disk: int = 0  # of arrays in files, of which a layer or two are in memory at a time
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples computed at once."""
+        return self.setting.micro_batch
 
     @property
     def required(self) -> int:
         """The bytes that must fit."""
         return self.model + self.gradients + self.activations + self.passing + self.base
-
-    @property
-    def which(self) -> str:
-        """Whose activations are kept, in words."""
-        return which_layers(self.keep_every)
 
     @property
     def total(self) -> int:
@@ -76,7 +93,7 @@ class MemoryPlan:
         rows = [
             (f"model (weights, velocities, {model})", self.model),
             ("gradients", self.gradients),
-            (f"activations of a micro-batch of {self.micro_batch}{self.which}", self.activations),
+            (f"activations of a micro-batch of {self.setting}", self.activations),
             ("initialisation or evolution, one layer at a time", self.passing),
             ("Python and libraries", self.base),
             ("required", self.required),
@@ -88,18 +105,11 @@ class MemoryPlan:
         return "\n".join(f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows)
 
 
-def which_layers(keep_every: int) -> str:
-    """Return in words whose activations are kept; nothing where all are."""
-    if keep_every == 1:
-        return ""
-    ending = {2: "nd", 3: "rd"}.get(keep_every, "th")
-    return f", every {keep_every}{ending} layer's"
-
-
 def plan_training(
     config: NetworkConfig,
     micro_batch: int,
     keep_every: int = 1,
+    activation_dtype: str = "float32",
     *,
     mapped: int = 0,
     stored: bool = False,
@@ -112,6 +122,8 @@ def plan_training(
     micro_batch : int
     keep_every : int
         Of how many hidden layers one's activations are kept.
+    activation_dtype : str
+        As in `TrainingConfig`.
     mapped : int
         Bytes of memory-mapped data.
     stored : bool
@@ -128,16 +140,17 @@ def plan_training(
         passing = max(passing, max(EVOLUTION, INITIALIZATION) * nnz + pointers)
     model, gradient = sum(models), sum(gradients)
     activations = activation_bytes(
-        sizes, micro_batch, keep_every, trained=config.activation in TRAINED
+        sizes, micro_batch, keep_every, activation_dtype, trained=config.activation in TRAINED
     )
     on_disk = 0
     if stored:
         on_disk = model + gradient + activations
-        widest = max(sizes) * micro_batch
+        widest = max(sizes) * micro_batch * itemsize(activation_dtype)
         model, gradient = 2 * max(models), max(gradients)
-        activations = min(activations, 3 * 4 * widest)
+        activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
-    return MemoryPlan(micro_batch, *used, keep_every=keep_every, on_disk=on_disk)
+    setting = Setting(micro_batch, keep_every, activation_dtype)
+    return MemoryPlan(setting, *used, on_disk=on_disk)
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
@@ -151,8 +164,18 @@ def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
     return tuple(found)
 
 
+def itemsize(activation_dtype: str) -> int:
+    """Return the bytes of an activation."""
+    return np.dtype(ACTIVATION_DTYPES[activation_dtype]).itemsize
+
+
 def activation_bytes(
-    layer_sizes: Sequence[int], micro_batch: int, keep_every: int = 1, *, trained: bool = False
+    layer_sizes: Sequence[int],
+    micro_batch: int,
+    keep_every: int = 1,
+    activation_dtype: str = "float32",
+    *,
+    trained: bool = False,
 ) -> int:
     """Return the bytes of a training workspace, its gradients apart.
 
@@ -162,9 +185,9 @@ def activation_bytes(
     words = -(-micro_batch // 32)
     buffers = min(2, len(hidden)) * max(hidden, default=0)
     kept = sum(activation_buffers(hidden, keep_every))
-    floats = layer_sizes[0] + kept + layer_sizes[-1] + buffers
-    floats += sum(hidden) if trained else 0
-    return 4 * floats * micro_batch + 8 * words * sum(hidden)
+    floats = layer_sizes[0] + layer_sizes[-1] + (sum(hidden) if trained else 0)
+    numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
+    return numbers * micro_batch + 8 * words * sum(hidden)
 
 
 def available_memory() -> int:
@@ -190,6 +213,7 @@ def choose_plan(
     *,
     micro_batch: int | None = None,
     keep_every: int | None = None,
+    activation_dtype: str = "float32",
     mapped: int = 0,
     available: int | None = None,
     storage: str | Path | None = None,
@@ -204,6 +228,8 @@ def choose_plan(
         Given, it is taken; at most the batch size.
     keep_every : int, optional
         Given, it is taken.
+    activation_dtype : str
+        As in `TrainingConfig`; `useful_dtype` has the fastest.
     mapped : int
         Bytes of memory-mapped data.
     available : int, optional
@@ -220,13 +246,13 @@ def choose_plan(
     disk = 0 if storage is None else shutil.disk_usage(storage).free
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
-    for setting in settings(config, batch_size, micro_batch, keep_every):
+    for setting in settings(config, batch_size, micro_batch, keep_every, activation_dtype):
         plan = plan_training(config, *setting, mapped=mapped, stored=stored)
         if plan.required <= budget and plan.on_disk <= disk:
             return plan
 
     def fits(smaller: NetworkConfig) -> bool:
-        small = plan_training(smaller, plan.micro_batch, plan.keep_every, stored=stored)
+        small = plan_training(smaller, *plan.setting, stored=stored)
         return small.required <= budget and small.on_disk <= disk
 
     fitting = fitting_neurons(config, fits)
@@ -278,27 +304,44 @@ def prediction_batch(layer_sizes: Sequence[int]) -> int:
     return max(1, min(1024, PREDICTION_BYTES // (4 * floats)))
 
 
+def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
+    """Return the fastest dtype of activations: see `TrainingConfig`.
+
+    Where layers are so wide that memory bounds the passes, bfloat16 halves what they move.
+    """
+    widest = max(config.layer_sizes[1:-1], default=0)
+    possible = get_backend(backend).takes_bfloat16 and config.activation not in TRAINED
+    return "bfloat16" if possible and widest >= WIDE else "float32"
+
+
 def settings(
-    config: NetworkConfig, batch_size: int, micro_batch: int | None, keep_every: int | None
-) -> list[tuple[int, int]]:
-    """Return useful micro-batches with their `keep_every`, the fastest first.
+    config: NetworkConfig,
+    batch_size: int,
+    micro_batch: int | None,
+    keep_every: int | None,
+    activation_dtype: str = "float32",
+) -> list[Setting]:
+    """Return useful settings, the fastest first.
 
     Below a micro-batch of 32, half of it costs more than to compute activations twice.
     """
-    sizes = [min(micro_batch, batch_size)] if micro_batch else micro_batches(config, batch_size)
+    sizes = micro_batches(config, batch_size, activation_dtype)
+    if micro_batch:
+        sizes = [min(micro_batch, batch_size)]
     kept = [keep_every] if keep_every else []
     buffers = [sum(activation_buffers(config.layer_sizes[1:-1], k)) for k in KEEP_EVERY]
     for place, k in enumerate(KEEP_EVERY if not keep_every else ()):
         if place == 0 or buffers[place] < min(buffers[:place]):
             kept.append(k)
     large = [size for size in sizes if size > USEFUL]
-    first = [(size, kept[0]) for size in large]
-    return first + [(size, k) for size in sizes if size not in large for k in kept]
+    found = [(size, kept[0]) for size in large]
+    found += [(size, k) for size in sizes if size not in large for k in kept]
+    return [Setting(size, k, activation_dtype) for size, k in found]
 
 
-def micro_batches(config: NetworkConfig, batch_size: int) -> list[int]:
+def micro_batches(config: NetworkConfig, batch_size: int, activation_dtype: str) -> list[int]:
     """Return useful micro-batches, largest first."""
     widest = max(config.layer_sizes[1:-1], default=0)
-    largest = min(batch_size, WIDE_MICRO_BATCH) if widest >= WIDE else batch_size
+    largest = min(batch_size, WIDE_MICRO_BATCH[activation_dtype]) if widest >= WIDE else batch_size
     powers = [2**k for k in range(largest.bit_length() - 1, -1, -1) if 2**k < largest]
     return [largest, *powers]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 2  # goes up whenever there are other fields; those that an older record lacks are null
+SCHEMA = 3  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
@@ -59,6 +59,7 @@ class RunRecord:
     batch_size: int | None = None
     micro_batch: int | None = None
     keep_every: int | None = None  # of how many layers one's activations are kept
+    activation_dtype: str | None = None  # float32 or bfloat16
     train_samples: int | None = None
     test_samples: int | None = None
     seed: int | None = None

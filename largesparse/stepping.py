@@ -14,10 +14,11 @@ from .batches import load_batch
 from .config import TrainingConfig
 from .errors import NumericalError
 from .losses import LOSSES, ScoreSums
+from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
 from .threads import resolve_threads
 from .whole_step import WholeStep
-from .workspace import Workspace, aligned_zeros
+from .workspace import Workspace, aligned_zeros, check_activation_dtype
 
 
 class Stepper:
@@ -47,6 +48,9 @@ class Stepper:
         self.network = network
         self.config = config or TrainingConfig()
         self.backend = get_backend(self.config.backend)
+        check_activation_dtype(
+            self.config.activation_dtype, self.backend, network.config.activation, "a training"
+        )
         self.threads = resolve_threads(self.config.threads, "a training")
         self.epoch = 0
         self.step_count = 0
@@ -60,11 +64,13 @@ class Stepper:
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
-            storage, keep_every = self.network.storage, self.config.keep_every
+            storage = self.network.storage
+            micro_batch, keep_every, activation_dtype = self.setting
             self._workspace = Workspace(
                 self.network.layers,
-                self.micro_batch,
+                micro_batch,
                 keep_every=keep_every,
+                activation_dtype=activation_dtype,
                 allocate=aligned_zeros if storage is None else storage.zeros,
             )
         return self._workspace
@@ -75,10 +81,16 @@ class Stepper:
         batch_size = self.config.batch_size
         return min(self.config.micro_batch or batch_size, batch_size)
 
+    @property
+    def setting(self) -> Setting:
+        """How activations are computed and kept."""
+        return Setting(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
+
     def _is_whole(self, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
         possible = possible and self.network.storage is None and self.workspace.keep_every == 1
+        possible = possible and self.workspace.activation_dtype == "float32"
         return possible and len(rows) <= self.workspace.micro_batch
 
     def step(

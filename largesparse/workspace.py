@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .activations import TRAINED
+from .errors import ParameterError
 from .layer import Float32, Forward, SparseLayer
 
+if TYPE_CHECKING:
+    from .backends.base import Backend
+
 CACHE_LINE = 64  # bytes
+
+# How activations of hidden layers and their gradients are kept; a bfloat16 is the upper half of a
+# float32, which NumPy sees as uint16.
+ACTIVATION_DTYPES: dict[str, type] = {"float32": np.float32, "bfloat16": np.uint16}
 
 
 class Allocate(Protocol):
@@ -75,9 +84,9 @@ class Gradients:
 class Workspace(Gradients):
     """Buffers for micro-batches of up to `micro_batch` samples.
 
-    A training workspace keeps one float32 and two bits for every neuron and sample, two buffers
+    A training workspace keeps one number and two bits for every neuron and sample, two buffers
     of the widest layer for the backward pass, and the gradients; where the activation's shape is
-    trained, a second float32. One for prediction has two activation buffers of the widest layer,
+    trained, a second one. One for prediction has two activation buffers of the widest layer,
     which the layers use in turn.
 
     With `keep_every` K > 1, training keeps the activations of every K-th hidden layer. The K - 1
@@ -92,6 +101,8 @@ class Workspace(Gradients):
     training : bool
     keep_every : int
         Of how many hidden layers one's activations are kept.
+    activation_dtype : str
+        Of `ACTIVATION_DTYPES`; inputs and outputs are float32 in any case.
     allocate : callable
         Gives the buffers; by default memory of this process.
 
@@ -108,9 +119,12 @@ class Workspace(Gradients):
         *,
         training: bool = True,
         keep_every: int = 1,
+        activation_dtype: str = "float32",
         allocate: Allocate = aligned_zeros,
     ) -> None:
         self.micro_batch, self.keep_every = micro_batch, keep_every
+        self.activation_dtype = activation_dtype
+        dtype = ACTIVATION_DTYPES[activation_dtype]
         self.segment = (len(layers) - 2) // keep_every
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
@@ -119,15 +133,17 @@ class Workspace(Gradients):
         widest = max(hidden, default=0) * micro_batch
         logits = allocate(self._sizes[-1] * micro_batch)
         if not training:
-            turns = [allocate(widest) for _ in range(min(2, len(hidden)))]
+            turns = [allocate(widest, dtype) for _ in range(min(2, len(hidden)))]
             self._activations = [turns[k % 2] for k in range(len(hidden))] + [logits]
             return
         trained = cast(Sequence[SparseLayer], layers)
-        buffers = [allocate(size * micro_batch) for size in activation_buffers(hidden, keep_every)]
+        buffers = [
+            allocate(size * micro_batch, dtype) for size in activation_buffers(hidden, keep_every)
+        ]
         used = [buffer_of(k, keep_every) for k in range(len(hidden))]
         self._activations = [buffers[place] for place in used] + [logits]
         self._states = [allocate(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
-        self._deltas = [allocate(widest) for _ in range(min(2, len(hidden)))]
+        self._deltas = [allocate(widest, dtype) for _ in range(min(2, len(hidden)))]
         shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate)
@@ -137,7 +153,10 @@ class Workspace(Gradients):
         return _columns(self._inputs, self._n_in, batch)
 
     def activations(self, k: int, batch: int) -> Float32:
-        """Return the activations of layer k (0 is the first hidden one), (n_out, batch)."""
+        """Return the activations of layer k (0 is the first hidden one), (n_out, batch).
+
+        They are of `activation_dtype`; those of the output layer are float32.
+        """
         return _columns(self._activations[k], self._sizes[k], batch)
 
     def state(self, k: int, batch: int) -> NDArray[np.uint32]:
@@ -151,8 +170,23 @@ class Workspace(Gradients):
         return _columns(self._sums[k], self._sizes[k], batch)
 
     def delta(self, k: int, batch: int) -> Float32:
-        """Return the buffer of dL/dz of hidden layer k, float32 (n_out, batch)."""
+        """Return the buffer of dL/dz of hidden layer k, (n_out, batch), of `activation_dtype`."""
         return _columns(self._deltas[k % 2], self._sizes[k], batch)
+
+
+def check_activation_dtype(dtype: str, backend: Backend, activation: str, owner: str) -> None:
+    """Raise a ParameterError unless a backend and an activation go with a dtype of activations."""
+    if dtype not in ACTIVATION_DTYPES:
+        possible = "one of " + str(sorted(ACTIVATION_DTYPES))
+    elif dtype == "float32" or (backend.takes_bfloat16 and activation not in TRAINED):
+        return
+    elif activation in TRAINED:
+        possible = f"'float32' where the activation's shape is trained ({activation})"
+    else:
+        possible = f"'float32' with backend {backend.name!r}, or the backend 'fused'"
+    raise ParameterError(
+        f"The 'activation_dtype' parameter of {owner} must be {possible}. Got {dtype!r} instead."
+    )
 
 
 def activation_buffers(hidden: Sequence[int], keep_every: int) -> list[int]:
@@ -184,6 +218,6 @@ def _words(batch: int) -> int:
     return -(-batch // 32)
 
 
-def _columns(buffer: Float32, rows: int, batch: int) -> Float32:
+def _columns(buffer: NDArray[Any], rows: int, batch: int) -> NDArray[Any]:
     """Return the start of a flat buffer as a contiguous (rows, batch) array."""
     return buffer[: rows * batch].reshape(rows, batch)

@@ -64,7 +64,7 @@ from largesparse.driver_flags import (
 from largesparse.environment import launched_ranks
 from largesparse.errors import ParameterError, check_range
 from largesparse.inference import MAX_PROCESSES
-from largesparse.memory import GIB, MemoryPlan, choose_plan
+from largesparse.memory import GIB, MemoryPlan, choose_plan, useful_dtype
 from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions, phase_one_length
@@ -172,7 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes_s = None
     if options.processes > 1:
         backend = trainer.backend.name
-        with Predictor(network, processes=options.processes, backend=backend) as predictor:
+        dtype = trainer.config.activation_dtype
+        used = {"backend": backend, "activation_dtype": dtype}
+        with Predictor(network, processes=options.processes, **used) as predictor:
             started = time.perf_counter()
             predictor.predict(data.X_test)
             processes_s = time.perf_counter() - started
@@ -190,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=trainer.config.batch_size,
         micro_batch=trainer.micro_batch,
         keep_every=trainer.config.keep_every,
+        activation_dtype=trainer.config.activation_dtype,
         train_samples=len(data.y_train),
         test_samples=len(data.y_test),
         seed=config.seed,
@@ -296,6 +299,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         options.batch_size,
         micro_batch=options.micro_batch,
         keep_every=options.keep_every,
+        activation_dtype=options.activation_dtype or useful_dtype(config, options.backend),
         mapped=4 * options.samples * options.features,
     )
     stale = 1
@@ -305,8 +309,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     training = TrainingConfig(
         epochs=options.epochs,
         batch_size=options.batch_size,
-        micro_batch=plan.micro_batch,
-        keep_every=plan.keep_every,
+        **plan.setting._asdict(),
         learning_rate=given(
             options.learning_rate,
             default_learning_rate(options.recipe, sizes, steps, slots=stale),
@@ -345,7 +348,12 @@ def prepare(job: Job, leads: bool) -> Any:
             test_fraction=options.test_fraction,
             random_state=options.seed,
         )
-    warm_up(get_backend(options.backend).name, threads=job.training.threads or 1)
+    training = job.training
+    warm_up(
+        get_backend(options.backend).name,
+        threads=training.threads or 1,
+        activation_dtype=training.activation_dtype,
+    )
     return data
 
 
@@ -358,7 +366,7 @@ def initialise(job: Job) -> Trainer:
         trainer = Trainer(SparseMLP(job.config, threads=threads, storage=storage), training)
     else:
         changes = {"epochs": options.epochs, "threads": training.threads}
-        for name in ("micro_batch", "keep_every", "backend"):
+        for name in ("micro_batch", "keep_every", "activation_dtype", "backend"):
             if getattr(options, name) is not None:
                 changes[name] = getattr(options, name)
         trainer = load_checkpoint(options.resume, storage=storage, **changes)
@@ -367,7 +375,9 @@ def initialise(job: Job) -> Trainer:
                 f"The 'resume' parameter names a checkpoint of another network: "
                 f"{trainer.network.config}. Repeat the command that wrote it."
             )
-    trainer.notes[make_parser().prog] = flags_of(options) | {"micro_batch": trainer.micro_batch}
+    names = ("micro_batch", "activation_dtype")
+    used = {name: getattr(trainer.setting, name) for name in names}
+    trainer.notes[make_parser().prog] = flags_of(options) | used
     return trainer
 
 

@@ -1,6 +1,7 @@
-"""Time a gradient by the micro-batch and by how many layers keep their activations.
+"""Time a gradient by the micro-batch, and by which activations are kept, and how.
 
     python tools/measure_micro_batch.py --neurons 20M --layers 4
+    python tools/measure_micro_batch.py --settings 32 64/1/bfloat16 32/2/bfloat16
 
 The settings take turns, in one process and on one network; medians per sample, relative to the
 first setting, with the bytes of the activations. `memory.settings` orders its choices by this.
@@ -19,17 +20,21 @@ import numpy as np
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig
 from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
-from largesparse.memory import GIB, activation_bytes
+from largesparse.memory import GIB, Setting, activation_bytes
 from largesparse.presets import hidden_sizes
 from largesparse.stepping import Stepper
 from largesparse.warming import warm_up
-from largesparse.workspace import Workspace
+from largesparse.workspace import ACTIVATION_DTYPES
+
+DEFAULT = "64 64/3 32 32/3 16 64/1/bfloat16 32/1/bfloat16 32/2/bfloat16"
 
 
-def setting(text: str) -> tuple[int, int]:
-    """Return (micro-batch, keep_every) of a text such as 64 or 64/2."""
-    size, _, every = text.partition("/")
-    return parse_size(size), parse_size(every or "1")
+def setting(text: str) -> Setting:
+    """Return the setting of a text such as 64, 64/2 or 64/1/bfloat16."""
+    size, every, dtype, *rest = [*text.split("/"), *Setting(0)[text.count("/") + 1 :]]
+    if rest or dtype not in ACTIVATION_DTYPES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not M[/K[/DTYPE]], such as 64/2/bfloat16")
+    return Setting(parse_size(size), parse_size(str(every)), str(dtype))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,9 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--settings",
         type=setting,
         nargs="+",
-        default=[(64, 1), (64, 3), (32, 1), (32, 3), (16, 1)],
-        metavar="M[/K]",
-        help="micro-batch, and keep every K-th layer (default 64 64/3 32 32/3 16)",
+        default=[setting(text) for text in DEFAULT.split()],
+        metavar="M[/K[/DTYPE]]",
+        help=f"micro-batch, keep every K-th layer, float32 or bfloat16 (default {DEFAULT})",
     )
     return parser
 
@@ -61,38 +66,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = make_parser().parse_args(argv)
     sizes = (options.features, *hidden_sizes(options.neurons, options.layers), 2)
     network = SparseMLP(NetworkConfig(sizes, epsilon=options.epsilon, recipe="width"))
-    largest = max(size for size, _ in options.settings)
+    largest = max(each.micro_batch for each in options.settings)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((largest, options.features), dtype=np.float32)
     y = rng.integers(0, 2, largest).astype(np.int32)
     warm_up(options.backend)
-    seconds: dict[tuple[int, int], list[float]] = {each: [] for each in options.settings}
+    seconds: dict[Setting, list[float]] = {each: [] for each in options.settings}
     for repeat in range(options.repeats + 1):
-        for size, every in options.settings:
+        for each in options.settings:
+            size = each.micro_batch
             config = TrainingConfig(
+                **each._asdict(),
                 batch_size=size,
-                keep_every=every,
                 dropout=0.0,
                 backend=options.backend,
                 threads=options.threads,
             )
-            workspace = Workspace(network.layers, size, keep_every=every)
-            stepper = Stepper(network, config, workspace=workspace)
+            stepper = Stepper(network, config)
             rows = np.arange(size)
             with stepper.backend.threads(stepper.threads):
                 stepper.gradient(X, y, rows, plain=True)  # touches the memory
                 started = time.perf_counter()
                 stepper.gradient(X, y, rows, plain=True)
             if repeat:
-                seconds[size, every].append((time.perf_counter() - started) / size)
-            del workspace, stepper
+                seconds[each].append((time.perf_counter() - started) / size)
+            del stepper
     first = statistics.median(seconds[options.settings[0]])
     print(f"{network.neurons:,} neurons, {network.connections:,} connections, {options.backend}")
-    print(f"{'micro-batch':>12}{'keep every':>12}{'ms a sample':>13}{'ratio':>8}{'GiB':>8}")
-    for size, every in options.settings:
-        found = statistics.median(seconds[size, every])
-        taken = activation_bytes(sizes, size, every) / GIB
-        print(f"{size:>12}{every:>12}{found * 1e3:>13.1f}{found / first:>8.2f}{taken:>8.2f}")
+    print(f"{'micro-batch':<34}{'ms a sample':>13}{'ratio':>8}{'GiB':>8}")
+    for each in options.settings:
+        found = statistics.median(seconds[each])
+        taken = activation_bytes(sizes, *each) / GIB
+        print(f"{each!s:<34}{found * 1e3:>13.1f}{found / first:>8.2f}{taken:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The interface of a backend, and its composition from a sparse-dense product and kernels.
 
-Arrays of activations are feature-major: float32 (neurons, batch), C-contiguous. `state` arrays
-are described in `kernels`.
+Arrays of activations are feature-major: float32 (neurons, batch), C-contiguous. Where a backend
+takes it, those of hidden layers and their gradients may be bfloat16, as uint16; sums are float32.
+`state` arrays are described in `kernels`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Dropout(NamedTuple):
 NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0)
 
 PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
-PREFETCH_AHEAD = 8  # connections
+PREFETCH_AHEAD = 16  # connections
 
 
 def prefetch_distance(gathered: Float32) -> int:
@@ -54,6 +55,7 @@ class Backend(ABC):
 
     name: str
     has_whole_step = False  # whether `step_kernel.train_step` computes what this backend does
+    takes_bfloat16 = False  # whether activations and their gradients may be bfloat16
 
     @abstractmethod
     def spmm(

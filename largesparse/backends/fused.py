@@ -16,6 +16,7 @@ class FusedBackend(Backend):
 
     name = "fused"
     has_whole_step = True
+    takes_bfloat16 = True
 
     def spmm(
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
@@ -38,7 +39,10 @@ class FusedBackend(Backend):
     ) -> None:
         from . import fused_kernels
 
-        fused_kernels.forward(
+        # rows in parts add up in `out`, which bfloat16 is not made for
+        by_rows = out.dtype == np.uint16
+        kernel = fused_kernels.forward_by_rows if by_rows else fused_kernels.forward
+        kernel(
             indptr_by_output,
             indices_by_output,
             values_by_output,

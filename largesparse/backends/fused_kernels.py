@@ -13,7 +13,7 @@ from .compiling import inline, kernel
 from .kernels import ROWS, activate
 from .philox import draw_keep_words
 from .rows import backward_row, forward_row, prefetch_rows
-from .vectors import WORD
+from .vectors import WORD, itemsize
 
 PART = 512  # connections: rows of more than two parts, on average, are computed in parts
 
@@ -28,7 +28,8 @@ def forward_rows(
     """
     batch = X.shape[1]
     words = state.shape[2]
-    size = 4 * batch
+    kind, out_kind = X.dtype, out.dtype
+    size = itemsize(kind) * batch
     right = np.float32(1) / keep_share
     left = slope * right
     places = indices.ctypes.data
@@ -51,13 +52,15 @@ def forward_rows(
             gathered,
             batch,
             bias[j],
-            out.ctypes.data + size * j,
+            out.ctypes.data + itemsize(out_kind) * batch * j,
             left,
             right,
             words > 0,
             keep.ctypes.data + 4 * words * (j - first),
             low,
             low + 4 * words,
+            kind,
+            out_kind,
         )
 
 
@@ -151,6 +154,8 @@ def forward_by_parts(
             to,
             to,
             to,
+            X.dtype,
+            parts.dtype,
         )
     for j in prange(n):
         total = out[j]
@@ -243,7 +248,9 @@ def backward_rows(
     """Compute the gradients of the inputs first <= i < stop."""
     batch = X.shape[1]
     words = state.shape[2]
-    size = 4 * batch
+    kind, x_kind = D.dtype, X.dtype
+    size = itemsize(kind) * batch
+    x_size = itemsize(x_kind) * batch
     right = np.float32(1) / keep_share
     left = slope * right
     places = indices.ctypes.data
@@ -263,14 +270,16 @@ def backward_rows(
             end,
             gathered,
             batch,
-            X.ctypes.data + size * i,
+            X.ctypes.data + x_size * i,
             to,
             accumulate,
-            out_delta.ctypes.data + size * i,
+            out_delta.ctypes.data + x_size * i,
             left,
             right,
             low,
             low + 4 * words,
+            kind,
+            x_kind,
         )
         out_bias_gradient[i] = out_bias_gradient[i] + total if accumulate else total
 

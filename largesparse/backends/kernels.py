@@ -24,7 +24,7 @@ from .rows import (
     reorder_range,
     update_range,
 )
-from .vectors import LANES, transpose_16
+from .vectors import LANES, as_float, itemsize, transpose_16
 
 ROWS = 32  # rows whose dropout decisions are drawn together
 BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
@@ -157,7 +157,8 @@ def differentiate(D, slope, keep_share, state, bias_gradient, accumulate):
 def gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate):
     """Compute the weight gradient of the inputs first <= i < stop."""
     batch = X.shape[1]
-    size = 4 * batch
+    kind, x_kind = D.dtype, X.dtype
+    size = itemsize(kind) * batch
     places = indices.ctypes.data
     gathered = D.ctypes.data
     to = out.ctypes.data
@@ -166,9 +167,26 @@ def gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate):
         end = np.int64(indptr[i + 1])
         if ahead > 0:
             prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
-        x = X.ctypes.data + size * i
+        x = X.ctypes.data + itemsize(x_kind) * batch * i
         one = np.float32(1)
-        gradient_row(places, to, start, end, gathered, batch, x, to, accumulate, x, one, one, x, x)
+        gradient_row(
+            places,
+            to,
+            start,
+            end,
+            gathered,
+            batch,
+            x,
+            to,
+            accumulate,
+            x,
+            one,
+            one,
+            x,
+            x,
+            kind,
+            x_kind,
+        )
 
 
 @kernel()
@@ -202,7 +220,7 @@ def sum_rows(X, out, accumulate):
         row = X[i]
         total = np.float32(0)
         for b in range(batch):
-            total += row[b]
+            total += as_float(row[b])
         out[i] = out[i] + total if accumulate else total
 
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 F32 = ir.FloatType()
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 LANES = 16  # of the vectors whose sums are taken together
 
 Builder = Any  # llvmlite.ir.IRBuilder
@@ -59,28 +59,60 @@ def first_lanes(builder: Builder, count: Value, width: int) -> Value:
     return builder.icmp_signed("<", lanes, splat(builder, builder.trunc(count, I32), width))
 
 
-def load_lanes(builder: Builder, address: Value, width: int, mask: Value | None) -> Value:
-    kind = vector_type(width)
+def load_lanes(
+    builder: Builder, address: Value, width: int, mask: Value | None, half: bool = False
+) -> Value:
+    """Return `width` numbers as float32, from bfloat16 if `half`."""
+    size, element_type = (2, I16) if half else (4, F32)
+    kind = ir.VectorType(element_type, width)
     pointer = as_pointer(builder, address, kind)
     if mask is None:
-        return builder.load(pointer, align=4)
-    signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
-    name = f"llvm.masked.load.v{width}f32.p0"
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    return builder.call(function, [pointer, I32(4), mask, ir.Constant(kind, None)])
+        found = builder.load(pointer, align=size)
+    else:
+        signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
+        name = f"llvm.masked.load.v{width}{'i16' if half else 'f32'}.p0"
+        function = cgutils.get_or_insert_function(builder.module, signature, name)
+        found = builder.call(function, [pointer, I32(size), mask, ir.Constant(kind, None)])
+    return widened(builder, found) if half else found
+
+
+def widened(builder: Builder, v: Value) -> Value:
+    """Return the float32 whose upper halves are given: bfloat16 without a loss."""
+    wide = ir.VectorType(I32, v.type.count)
+    bits = builder.shl(builder.zext(v, wide), ir.Constant(wide, [16] * v.type.count))
+    return builder.bitcast(bits, vector_type(v.type.count))
+
+
+def narrowed(builder: Builder, v: Value) -> Value:
+    """Return float32 as bfloat16, rounded to nearest, ties to even."""
+    width = v.type.count
+    wide = ir.VectorType(I32, width)
+    one, sixteen, below_half = (ir.Constant(wide, [n] * width) for n in (1, 16, 0x7FFF))
+    bits = builder.bitcast(v, wide)
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
+    rounded = builder.add(bits, builder.add(odd, below_half))
+    return builder.trunc(builder.lshr(rounded, sixteen), ir.VectorType(I16, width))
 
 
 def store_lanes(
-    builder: Builder, value: Value, address: Value, width: int, mask: Value | None
+    builder: Builder,
+    value: Value,
+    address: Value,
+    width: int,
+    mask: Value | None,
+    half: bool = False,
 ) -> None:
+    """Write `width` float32, as bfloat16 if `half`."""
+    size = 2 if half else 4
+    value = narrowed(builder, value) if half else value
     pointer = as_pointer(builder, address, value.type)
     if mask is None:
-        builder.store(value, pointer, align=4)
+        builder.store(value, pointer, align=size)
         return
     signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
-    name = f"llvm.masked.store.v{width}f32.p0"
+    name = f"llvm.masked.store.v{width}{'i16' if half else 'f32'}.p0"
     function = cgutils.get_or_insert_function(builder.module, signature, name)
-    builder.call(function, [value, pointer, I32(4), mask])
+    builder.call(function, [value, pointer, I32(size), mask])
 
 
 def as_bit(builder: Builder, boolean: Value) -> Value:

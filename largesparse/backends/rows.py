@@ -16,6 +16,7 @@ from .vectors import (
     CACHE_LINE,
     LANES,
     WORD,
+    itemsize,
     make_activate_word,
     make_backward,
     make_differentiate_word,
@@ -51,25 +52,29 @@ def forward_row(
     keep,
     low,
     high,
+    kind,
+    out_kind,
 ):
     """Sum the gathered rows of X, and apply activation and dropout: see `vectors.make_forward`.
 
     Parameters
     ----------
     indices, values, X, out : int64
-        Addresses of int32 (nnz,), float32 (nnz,), float32 (n, batch) and float32 (batch,).
+        Addresses of int32 (nnz,), float32 (nnz,), (n, batch) and (batch,).
     start, stop, batch : int64
     init, left, right : float32
     stored : bool
     keep, low, high : int64
         Addresses of bits, uint32 (words,).
+    kind, out_kind : dtype
+        Of X and of `out`: float32, or uint16 for bfloat16.
     """
-    size = 4 * batch
+    size = itemsize(kind) * batch
     b = 0
     while b < batch:
         rest = batch - b
-        x = X + 4 * b
-        o = out + 4 * b
+        x = X + itemsize(kind) * b
+        o = out + itemsize(out_kind) * b
         kept = keep + b // 8
         lo = low + b // 8
         hi = high + b // 8
@@ -90,6 +95,8 @@ def forward_row(
                 lo,
                 hi,
                 128,
+                kind,
+                out_kind,
             )
             b += 128
         elif rest >= 64:
@@ -109,6 +116,8 @@ def forward_row(
                 lo,
                 hi,
                 64,
+                kind,
+                out_kind,
             )
             b += 64
         elif rest >= 32:
@@ -128,6 +137,8 @@ def forward_row(
                 lo,
                 hi,
                 32,
+                kind,
+                out_kind,
             )
             b += 32
         elif rest >= 8:
@@ -147,6 +158,8 @@ def forward_row(
                 lo,
                 hi,
                 8,
+                kind,
+                out_kind,
             )
             b += 8
         else:
@@ -166,6 +179,8 @@ def forward_row(
                 lo,
                 hi,
                 rest,
+                kind,
+                out_kind,
             )
             b = batch
 
@@ -192,16 +207,18 @@ def _make_backward_row(*, delta: bool) -> Any:
         right,
         low,
         high,
+        kind,
+        x_kind,
     ):
-        size = 4 * batch
+        size = itemsize(kind) * batch
         add = accumulate
         total = np.float32(0)
         b = 0
         while b < batch:
             rest = batch - b
-            d = D + 4 * b
-            y = x + 4 * b
-            o = out + 4 * b
+            d = D + itemsize(kind) * b
+            y = x + itemsize(x_kind) * b
+            o = out + itemsize(x_kind) * b
             lo = low + b // 8
             hi = high + b // 8
             if rest >= 64:
@@ -221,6 +238,8 @@ def _make_backward_row(*, delta: bool) -> Any:
                     lo,
                     hi,
                     64,
+                    kind,
+                    x_kind,
                 )
                 b += 64
             elif rest >= 32:
@@ -240,6 +259,8 @@ def _make_backward_row(*, delta: bool) -> Any:
                     lo,
                     hi,
                     32,
+                    kind,
+                    x_kind,
                 )
                 b += 32
             elif rest >= 8:
@@ -259,6 +280,8 @@ def _make_backward_row(*, delta: bool) -> Any:
                     lo,
                     hi,
                     8,
+                    kind,
+                    x_kind,
                 )
                 b += 8
             else:
@@ -278,6 +301,8 @@ def _make_backward_row(*, delta: bool) -> Any:
                     lo,
                     hi,
                     rest,
+                    kind,
+                    x_kind,
                 )
                 b = batch
             add = True  # the tiles of a row add up
@@ -288,6 +313,7 @@ def _make_backward_row(*, delta: bool) -> Any:
 
 # backward_row(...): the weight gradient and the delta of an input, see `vectors.make_backward`.
 #     All arrays as addresses: indices, values, D and gradient whole; x, out and bits of the row.
+#     D is of the dtype `kind`, x and out are of `x_kind`.
 # gradient_row(...): the weight gradient alone; values, out and bits are not read or written.
 backward_row = _make_backward_row(delta=True)
 gradient_row = _make_backward_row(delta=False)

@@ -12,6 +12,7 @@ Addresses are integers (`array.ctypes.data` in a kernel): the caller keeps the a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -50,6 +51,11 @@ SMALLEST_NORMAL = 2.0**-126  # of float32
 WORD = 32  # activations whose state bits share a word
 
 
+def is_half(kind: Any) -> bool:
+    """Return whether a dtype, as numba sees it, is that of bfloat16: uint16."""
+    return bool(kind.dtype == types.uint16)
+
+
 def chains(width: int) -> int:
     """Return how many sums a tile keeps: its additions wait for each other less."""
     return min(4, max(1, 4 * LANES // width))
@@ -80,7 +86,8 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
     z[b] = init + sum over start <= k < stop of values[k] X[indices[k], b]; out[b] = z[b] · right
     where z[b] > 0, else z[b] · left, for 0 <= b < width; if `masked`, for 0 <= b < count. Where
     `stored`, out[b] is 0 where bit b at `keep` is 0, and `low` and `high` receive the bits of
-    those that are kept with z <= 0, and with z > 0.
+    those that are kept with z <= 0, and with z > 0. X and `out` are of the dtypes `kind` and
+    `out_kind`: see `is_half`.
     """
 
     @intrinsic
@@ -101,17 +108,22 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
         low,
         high,
         count,
+        kind,
+        out_kind,
     ):
+        half, half_out = is_half(kind), is_half(out_kind)
+
         def generate(context, builder, signature, arguments):
             indices, values, start, stop, X, row_bytes, init, out, left, right = arguments[:10]
-            stored, keep, low, high, count = arguments[10:]
+            stored, keep, low, high, count = arguments[10:15]
             mask = first_lanes(builder, count, width) if masked else None
             zero = ir.Constant(vector_type(width), None)
             inits = [splat(builder, init, width)] + [zero] * (chains(width) - 1)
             totals = [cgutils.alloca_once_value(builder, value) for value in inits]
 
             def add(k: Value, total: Value) -> None:
-                x = load_lanes(builder, gathered(builder, indices, k, X, row_bytes), width, mask)
+                place = gathered(builder, indices, k, X, row_bytes)
+                x = load_lanes(builder, place, width, mask, half)
                 w = splat(builder, load_scalar(builder, values, k, F32), width)
                 builder.store(multiply_add(builder, w, x, builder.load(total)), total)
 
@@ -133,11 +145,12 @@ def make_forward(width: int, *, masked: bool = False) -> Callable[..., None]:
                     builder.store(value, as_pointer(builder, place, bits.type), align=1)
                 kept = builder.bitcast(bits, above.type)
                 builder.store(builder.select(kept, a, zero), totals[0])
-            store_lanes(builder, builder.load(totals[0]), out, width, mask)
+            store_lanes(builder, builder.load(totals[0]), out, width, mask, half_out)
             return context.get_dummy_value()
 
         i, f, b = types.int64, types.float32, types.boolean
-        return types.void(i, i, i, i, i, i, f, i, f, f, b, i, i, i, i), generate
+        kinds = kind, out_kind
+        return types.void(i, i, i, i, i, i, f, i, f, f, b, i, i, i, i, *kinds), generate
 
     return forward
 
@@ -149,7 +162,7 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
     there if `accumulate`. If `delta`, also d[b] = sum over k of values[k] D[indices[k], b], of
     which out[b] is d[b] · right where bit b at `high` is 1, d[b] · left where that at `low` is 1,
     and 0 elsewhere; the result is the sum of out. Every row of D is read once for both. If
-    `masked`, for 0 <= b < count.
+    `masked`, for 0 <= b < count. D is of the dtype `kind`, x and `out` are of `x_kind`.
     """
 
     @intrinsic
@@ -170,18 +183,23 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
         low,
         high,
         count,
+        kind,
+        x_kind,
     ):
+        half, half_x = is_half(kind), is_half(x_kind)
+
         def generate(context, builder, signature, arguments):
             indices, values, start, stop, D, row_bytes, x, gradient, add = arguments[:9]
-            out, left, right, low, high, count = arguments[9:]
+            out, left, right, low, high, count = arguments[9:15]
             mask = first_lanes(builder, count, width) if masked else None
-            x = load_lanes(builder, x, width, mask)
+            x = load_lanes(builder, x, width, mask, half_x)
             zero = ir.Constant(x.type, None)
             totals = [cgutils.alloca_once_value(builder, zero) for _ in range(chains(width))]
             add = as_bit(builder, add)
 
             def products_of(k: Value, total: Value) -> Value:
-                d = load_lanes(builder, gathered(builder, indices, k, D, row_bytes), width, mask)
+                place = gathered(builder, indices, k, D, row_bytes)
+                d = load_lanes(builder, place, width, mask, half)
                 if delta:
                     w = splat(builder, load_scalar(builder, values, k, F32), width)
                     builder.store(multiply_add(builder, w, d, builder.load(total)), total)
@@ -212,11 +230,11 @@ def make_backward(width: int, *, masked: bool = False, delta: bool = True) -> Ca
             total = tree_sum(builder, [builder.load(total) for total in totals])
             d = builder.fmul(total, builder.select(builder.bitcast(highs, lanes), *factors))
             d = builder.select(builder.bitcast(builder.or_(lows, highs), lanes), d, zero)
-            store_lanes(builder, d, out, width, mask)
+            store_lanes(builder, d, out, width, mask, half_x)
             return builder.extract_element(lane_sum(builder, d), I32(0))
 
         i, f, b = types.int64, types.float32, types.boolean
-        return f(i, i, i, i, i, i, i, i, b, i, f, f, i, i, i), generate
+        return f(i, i, i, i, i, i, i, i, b, i, f, f, i, i, i, kind, x_kind), generate
 
     return backward
 
@@ -369,3 +387,27 @@ def prefetch_line(typing, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@intrinsic
+def as_float(typing, value):
+    """Return a number of activations, float32 or bfloat16 (as uint16), as float32."""
+
+    def widen(context, builder, signature, arguments):
+        bits = builder.shl(builder.zext(arguments[0], I32), I32(16))
+        return builder.bitcast(bits, F32)
+
+    def keep(context, builder, signature, arguments):
+        return arguments[0]
+
+    return types.float32(value), widen if value == types.uint16 else keep
+
+
+@intrinsic
+def itemsize(typing, kind):
+    """Return the bytes of a number of a dtype, in a kernel."""
+
+    def generate(context, builder, signature, arguments):
+        return I64(kind.dtype.bitwidth // 8)
+
+    return types.int64(kind), generate

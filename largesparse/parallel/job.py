@@ -210,7 +210,7 @@ def _serve(
         hub,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.micro_batch, config.keep_every),
+        Shape.of(trainer.network, trainer.setting),
         counts,
         options.chunk_bytes,
         keep_snapshots=options.delay_compensation > 0,

@@ -24,11 +24,11 @@ from ..memory import (
     GIB,
     HEADROOM,
     USEFUL,
+    Setting,
     expected_connections,
     fitting_neurons,
     plan_training,
     settings,
-    which_layers,
 )
 from ..sharing import find_mapped
 from ..training import Trainer
@@ -50,7 +50,7 @@ RANK_BASE = 90 * 2**20  # of every further one, which shares the pages of librar
 class ParallelPlan:
     """Bytes that a parallel training is expected to take on the machine of rank 0."""
 
-    micro_batch: int
+    setting: Setting
     ranks: int  # on this machine
     slots: tuple[int, ...]  # of every node on this machine
     model: int  # topology, weights and velocities
@@ -63,7 +63,6 @@ class ParallelPlan:
     mapped: int = 0  # counted in the peak, but the system can evict it
     on_disk: int = 0  # trained replicas that wait in files
     most_slots: int | None = None  # of any node; None is its cores
-    keep_every: int = 1  # of how many hidden layers one's activations are kept
     note: str = ""  # why it is not the largest micro-batch with all slots
 
     @property
@@ -73,9 +72,9 @@ class ParallelPlan:
         return self.base + self.data + self.model + sum(self.slots) * self.slot + beside
 
     @property
-    def batch(self) -> str:
-        """The micro-batch, and whose activations are kept."""
-        return f"{self.micro_batch}{which_layers(self.keep_every)}"
+    def micro_batch(self) -> int:
+        """Samples that a slot computes at once."""
+        return self.setting.micro_batch
 
     @property
     def total(self) -> int:
@@ -88,7 +87,7 @@ class ParallelPlan:
         where = "a node" if nodes == 1 else f"{nodes} nodes"
         rows = [
             (f"topology, weights, velocities, once for {where}", self.model),
-            (f"{slots}: snapshot, gradient, activations of {self.batch}", count * self.slot),
+            (f"{slots}: snapshot, gradient, activations of {self.setting}", count * self.slot),
             ("phase one: what the server needs beside", self.server),
             (f"phase two: {_count(count, 'replica')} at a time", self.replicas),
             ("phase two: trained replicas in memory", self.results),
@@ -186,7 +185,7 @@ def plan_parallel(
     copies = (replicas if evolving else 1) + (replicas if len(nodes) > 1 else 0)
     averaging = copies * 8 * max(shape.room) + passing
     return ParallelPlan(
-        shape.micro_batch,
+        shape.setting,
         ranks,
         counts,
         model,
@@ -198,7 +197,6 @@ def plan_parallel(
         data,
         mapped,
         results if on_disk else 0,
-        keep_every=shape.keep_every,
     )
 
 
@@ -209,6 +207,7 @@ def choose_parallel_plan(
     *,
     micro_batch: int | None = None,
     keep_every: int | None = None,
+    activation_dtype: str = "float32",
     slots: int | None = None,
     available: int,
     **options: Any,
@@ -226,6 +225,8 @@ def choose_parallel_plan(
     nodes : Nodes
     micro_batch, keep_every, slots : int, optional
         Given, they are taken; the micro-batch is at most the batch size.
+    activation_dtype : str
+        As in `TrainingConfig`.
     available : int
         Bytes that the training may use on the machine of rank 0: see `memory_of_ranks`.
     **options
@@ -238,7 +239,7 @@ def choose_parallel_plan(
     """
     budget = int(HEADROOM * available)
     plan = None
-    found = settings(config, batch_size, micro_batch, keep_every)
+    found = settings(config, batch_size, micro_batch, keep_every, activation_dtype)
     for tried, (count, setting) in enumerate(_slots_and(found, nodes, slots)):
         counts = slots_of_nodes(nodes, count)
         plan = _plan(config, setting, nodes, counts, available=budget, **options)
@@ -248,8 +249,7 @@ def choose_parallel_plan(
     assert plan is not None
 
     def fits(smaller: NetworkConfig) -> bool:
-        setting = plan.micro_batch, plan.keep_every
-        small = _plan(smaller, setting, nodes, counts, available=budget, **options)
+        small = _plan(smaller, plan.setting, nodes, counts, available=budget, **options)
         return small.required <= budget
 
     check_fits(plan, config, available, fitting_neurons(config, fits))
@@ -331,7 +331,7 @@ def check_memory(
         network = trainer.network
         arrays = to_arrays(data, network.preprocessing)[1]
         plan = plan_parallel(
-            Shape.of(network, trainer.micro_batch, trainer.config.keep_every),
+            Shape.of(network, trainer.setting),
             nodes,
             slots_of_nodes(nodes, options.most_slots, each=options.slots_each),
             algorithm=options.algorithm,
@@ -348,31 +348,32 @@ def check_memory(
 
 
 def _slots_and(
-    found: list[tuple[int, int]], nodes: Nodes, slots: int | None
-) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield what to try, the best first: slots of a node, with micro-batch and `keep_every`."""
+    found: list[Setting], nodes: Nodes, slots: int | None
+) -> Iterator[tuple[int, Setting]]:
+    """Yield what to try, the best first: slots of a node, with how activations are kept."""
     most = max(slots_of_nodes(nodes, slots))
     counts = [most] if slots else range(most, 0, -1)
-    large = [setting for setting in found if setting[0] >= USEFUL and setting[1] == found[0][1]]
+    kept = found[0].keep_every
+    large = [each for each in found if each.micro_batch >= USEFUL and each.keep_every == kept]
     large = large or found[:1]
     yield from ((count, setting) for count in counts for setting in large)
     yield from ((counts[-1], setting) for setting in found if setting not in large)
 
 
 def _explain(plan: ParallelPlan, budget: int) -> str:
-    slots = _count(sum(plan.slots), "slot")
-    return f"{slots} and a micro-batch of {plan.batch}: more do not fit into {budget / GIB:.1f} GiB"
+    what = f"{_count(sum(plan.slots), 'slot')} and a micro-batch of {plan.setting}"
+    return f"{what}: more do not fit into {budget / GIB:.1f} GiB"
 
 
 def _plan(
     config: NetworkConfig,
-    setting: tuple[int, int],
+    setting: Setting,
     nodes: Nodes,
     slots: Sequence[int],
     **options: Any,
 ) -> ParallelPlan:
     """Return the plan of a network that does not exist yet."""
-    shape = Shape(config, expected_connections(config), *setting)
+    shape = Shape(config, expected_connections(config), setting)
     plan = plan_parallel(shape, nodes, slots, **options)
     sequential = plan_training(config, *setting)  # rank 0 makes the network alone
     least = sequential.model + sequential.passing - plan.model

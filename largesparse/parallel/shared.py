@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..config import NetworkConfig
 from ..layer import Float32, SparseLayer
+from ..memory import Setting
 from ..network import SparseMLP, layer_settings
 from ..topology import Topology
 from ..workspace import Allocate, Workspace
@@ -29,14 +30,13 @@ class Shape(NamedTuple):
 
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
-    micro_batch: int
-    keep_every: int = 1
+    setting: Setting
 
     @classmethod
-    def of(cls, network: SparseMLP, micro_batch: int, keep_every: int = 1) -> Shape:
+    def of(cls, network: SparseMLP, setting: Setting) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
         room = tuple(layer.nnz for layer in network.layers)
-        return cls(network.config, room, micro_batch, keep_every)
+        return cls(network.config, room, setting)
 
 
 def parameter_arrays(
@@ -290,8 +290,13 @@ class Slot:
                 settings[name] = empty  # every rank would have its own
             layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
         self.network = SparseMLP.from_layers(shape.config, layers)
+        micro_batch, keep_every, activation_dtype = shape.setting
         self.workspace = Workspace(
-            layers, shape.micro_batch, keep_every=shape.keep_every, allocate=allocate
+            layers,
+            micro_batch,
+            keep_every=keep_every,
+            activation_dtype=activation_dtype,
+            allocate=allocate,
         )
 
     @property
