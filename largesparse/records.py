@@ -59,7 +59,6 @@ class RunRecord:
     batch_size: int | None = None
     micro_batch: int | None = None
     keep_every: int | None = None  # of how many layers one's activations are kept
-    activation_dtype: str | None = None  # float32 or bfloat16
     train_samples: int | None = None
     test_samples: int | None = None
     seed: int | None = None
@@ -79,6 +78,7 @@ class RunRecord:
     cpu_s: list[float] | None = None  # processor time of every rank
     coverage: str | None = None  # of the initial topology: "random" or "full"
     active_neurons: list[int | None] | None = None  # on a path from an input to an output
+    activation_dtype: str | None = None  # of hidden layers: float32 or bfloat16
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

@@ -26,9 +26,13 @@ class SharedArray(NamedTuple):
     offset: int = 0
 
     def open(self) -> NDArray[Any]:
+        """Return the array; what is written to it, other processes do not see.
+
+        A map that cannot be written would be another type to the compiled kernels.
+        """
         if 0 in self.shape:
             return np.empty(self.shape, dtype=self.dtype)
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        mapped = np.memmap(self.path, self.dtype, "c", self.offset, self.shape)
         return np.asarray(mapped)
 
 

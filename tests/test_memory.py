@@ -53,8 +53,8 @@ def layer_bytes(layer):
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
-def plan_of(config, micro_batch, keep_every=1):
-    return plan_training(config, micro_batch, keep_every)
+def plan_of(config, *setting):
+    return plan_training(config, *setting)
 
 
 # Against what is really taken
@@ -151,12 +151,11 @@ def test_smaller_micro_batches_where_memory_is_short():
         plan = choose(WIDE_NET, 1, 100, available=int(available))
         budget = HEADROOM * available
         assert plan.required <= budget
-        setting = plan.micro_batch, plan.keep_every
         options = settings_of(NetworkConfig(WIDE_NET, epsilon=1), 100, None, None)
-        for better in options[: options.index(setting)]:
+        for better in options[: options.index(plan.setting)]:
             assert plan_of(NetworkConfig(WIDE_NET, epsilon=1), *better).required > budget
         chosen.append(plan.micro_batch)
-        kept.append(plan.keep_every)
+        kept.append(plan.setting.keep_every)
     assert chosen == sorted(chosen)
     assert len(set(chosen)) >= 4
     assert chosen[-1] == 100
@@ -170,7 +169,7 @@ def test_activations_that_are_computed_twice_take_less():
     assert buffers == [0, -4, -5, -5, -4, -4, -3, -2, -1, 0, 0]
     assert ", every 3rd layer's" in str(plans[2]) and "every" not in str(plans[0])
     given = choose((10, *[1000] * 10, 2), 1, available=GIB, keep_every=2, micro_batch=7)
-    assert (given.micro_batch, given.keep_every) == (7, 2)
+    assert given.setting == (7, 2, "float32")
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 64, 128])
@@ -304,7 +303,7 @@ def test_with_files_a_part_must_fit_in_memory_and_all_on_the_disk(monkeypatch, t
     files = {"available": available, "storage": tmp_path}
     with pytest.raises(MemoryPlanError, match=r"in files, and .* neurons would fit"):
         choose_plan(config, 128, micro_batch=16, keep_every=1, **files)
-    assert choose_plan(config, 128, micro_batch=16, **files).keep_every == 2
+    assert choose_plan(config, 128, micro_batch=16, **files).setting.keep_every == 2
     assert choose_plan(config, 128, keep_every=1, **files).micro_batch < 16
 
 

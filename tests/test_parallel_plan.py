@@ -14,7 +14,7 @@ from mpi_runs import run_mpi
 from largesparse import NetworkConfig
 from largesparse.cli import parse_size
 from largesparse.errors import MemoryPlanError
-from largesparse.memory import HEADROOM, expected_connections
+from largesparse.memory import HEADROOM, Setting, expected_connections
 from largesparse.parallel import plan as plan_module
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.plan import (
@@ -36,7 +36,7 @@ def machine(ranks: int, cores: int = 2) -> Nodes:
 
 
 def plan_of(config: NetworkConfig, micro_batch: int, nodes: Nodes, **options) -> ParallelPlan:
-    shape = Shape(config, expected_connections(config), micro_batch)
+    shape = Shape(config, expected_connections(config), Setting(micro_batch))
     return plan_parallel(shape, nodes, slots_of_nodes(nodes, options.pop("slots", None)), **options)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
 from largesparse.backends import get_backend
 from largesparse.evolution import evolve
+from largesparse.memory import Setting
 from largesparse.parallel import ParallelOptions
 from largesparse.parallel.deal import Batch, Deal
 from largesparse.parallel.dispatch import Dispatcher
@@ -332,7 +333,7 @@ class Node:
     """The server's memory of a node, and a slot, in this process."""
 
     def __init__(self, network: SparseMLP, micro_batch: int = 4) -> None:
-        shape = Shape.of(network, micro_batch)
+        shape = Shape.of(network, Setting(micro_batch))
         self.topology = SharedTopology(
             shape, Arena(Segment.create(shared_size(SharedTopology, shape)).buffer)
         )

@@ -19,7 +19,7 @@ FIELDS = """
     connections ranks threads backend recipe batch_size micro_batch keep_every train_samples
     test_samples seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes
     peak_rss_bytes node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage
-    active_neurons
+    active_neurons activation_dtype
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -34,7 +34,7 @@ def test_a_record_has_the_fields_of_the_interface_in_order(tmp_path):
     records.append_record(path, records.new_record("test"))
     (row,) = read_json(path)
     assert list(row) == FIELDS
-    assert row["schema"] == 2
+    assert row["schema"] == 3
     assert row["kind"] == "test"
 
 
@@ -131,7 +131,7 @@ def test_records_of_an_older_schema_lack_what_came_later(tmp_path):
     path.write_text('{"schema": 1, "kind": "old", "neurons": 5}\n')
     records.append_record(path, records.new_record("new", active_neurons=[4, None, 3]))
     table = records.read_records(path)
-    assert table["schema"].tolist() == [1, 2]
+    assert table["schema"].tolist() == [1, records.SCHEMA]
     assert table["neurons"].tolist()[0] == 5
     assert table["active_neurons"].isna()[0]
     assert table["active_neurons"][1] == [4, None, 3]

@@ -9,8 +9,14 @@ Variants of one layer's fused forward and backward passes, alternating in one ru
                together; a network relabels layer by layer, and its outputs stay the same
   blocks       the rows that are gathered in blocks that fit the cache, a pass over the outputs
                for each
-  bfloat16     the forward product alone, from rows in bfloat16, beside the same loop (`plain`)
-               from float32
+  bfloat16     rows in bfloat16
+
+and ways to keep less of a connection, as passes over the connections:
+
+  update       momentum SGD with the copy into output order, with the velocity in bfloat16, and
+               without any (momentum 0)
+  one order    the forward pass from weights in input order, found by a permutation, beside the
+               same loop (`plain`) from a copy in output order; no copy is made by `update`
 """
 
 from __future__ import annotations
@@ -23,8 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from tqdm import tqdm
@@ -32,7 +37,9 @@ from tqdm import tqdm
 from largesparse.backends import get_backend
 from largesparse.backends.base import prefetch_distance
 from largesparse.backends.compiling import kernel
-from largesparse.backends.rows import prefetch_rows
+from largesparse.backends.kernels import BLOCK
+from largesparse.backends.rows import prefetch_rows, reorder_range
+from largesparse.backends.vectors import as_float
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import ParameterError
 from largesparse.randomness import stream
@@ -76,16 +83,6 @@ def blocks(full: Pass, columns: int, count: int) -> list[Pass]:
     return found
 
 
-@intrinsic
-def from_bits(typing, bits):
-    """Return the float32 that has the bits of a uint32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), generate
-
-
 @kernel()
 def product(indptr, indices, values, X, ahead, out):
     """The plain loop out = A·X, of float32."""
@@ -104,24 +101,49 @@ def product(indptr, indices, values, X, ahead, out):
 
 
 @kernel()
-def product_bfloat16(indptr, indices, values, X, ahead, out):
-    """`product` of X as uint16 (n, batch), the upper halves of float32, and `out` likewise."""
+def product_of_one_order(indptr, indices, places, values, X, ahead, out):
+    """`product` with values[places[k]] in place of values[k]."""
     n, batch = out.shape
     for chunk in prange((n + ROWS - 1) // ROWS):
-        row = np.empty(batch, dtype=np.float32)
-        bits = row.view(np.uint32)
         for j in range(chunk * ROWS, min(n, (chunk + 1) * ROWS)):
             start, stop = indptr[j], indptr[j + 1]
             if ahead > 0:
-                prefetch_rows(X.ctypes.data, 2 * batch, indices, start + ahead, stop + ahead)
+                prefetch_rows(X.ctypes.data, 4 * batch, indices, start + ahead, stop + ahead)
+                prefetch_rows(values.ctypes.data, 4, places, start + ahead, stop + ahead)
+            row = out[j]
             row[:] = 0
             for k in range(start, stop):
-                x, w = X[indices[k]], values[k]
+                x, w = X[indices[k]], values[places[k]]
                 for b in range(batch):
-                    row[b] += w * from_bits(np.uint32(x[b]) << np.uint32(16))
-            to = out[j]
-            for b in range(batch):  # rounded to nearest
-                to[b] = np.uint16((bits[b] + np.uint32(0x8000)) >> np.uint32(16))
+                    row[b] += w * x[b]
+
+
+@kernel()
+def update_bfloat16(values, velocity, gradient, rate, momentum, decay, places, out):
+    """Momentum SGD with the velocity as uint16, the upper halves of float32."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start, stop = block * BLOCK, min(n, (block + 1) * BLOCK)
+        new = np.empty(BLOCK, dtype=np.float32)
+        for k in range(start, stop):
+            v = momentum * as_float(velocity[k]) - rate * gradient[k]
+            new[k - start] = v
+            values[k] += v - decay * values[k]
+        bits = new.view(np.uint32)
+        for k in range(start, stop):  # rounded to nearest
+            velocity[k] = np.uint16((bits[k - start] + np.uint32(0x8000)) >> np.uint32(16))
+        reorder_range(values, start, stop, places, out)
+
+
+@kernel()
+def update_without_velocity(values, gradient, rate, decay, places, out):
+    """SGD without momentum."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start, stop = block * BLOCK, min(n, (block + 1) * BLOCK)
+        for k in range(start, stop):
+            values[k] -= rate * gradient[k] + decay * values[k]
+        reorder_range(values, start, stop, places, out)
 
 
 class Layer:
@@ -136,7 +158,11 @@ class Layer:
         self.delta, self.delta_below = activations(n_out, batch), activations(n_in, batch)
         for array in (self.X, self.delta):
             rng.standard_normal(out=array, dtype=np.float32)
+        self.half_X, self.half_delta = half(self.X), half(self.delta)
+        self.half_Y, self.half_below = np.zeros_like(self.half_delta), np.zeros_like(self.half_X)
         self.gradient = np.zeros(nnz, dtype=np.float32)
+        self.velocity, self.half_velocity = np.zeros_like(self.gradient), np.zeros(nnz, np.uint16)
+        self.copy = np.zeros_like(self.values)
         self.bias = np.zeros(max(n_in, n_out), dtype=np.float32)
         self.state = np.full((n_in, 2, -(-batch // 32)), 2**32 - 1, dtype=np.uint32)
 
@@ -146,27 +172,43 @@ class Layer:
     def by_input(self, topology: Topology) -> Pass:
         return Pass(topology.indptr, topology.indices, self.values)
 
-    def forward(self, part: Pass) -> None:
-        self.backend.forward(*part, self.bias[: len(self.Y)], self.X, slope=1.0, out=self.Y)
+    def forward(self, part: Pass, *, halves: bool = False) -> None:
+        X, out = (self.half_X, self.half_Y) if halves else (self.X, self.Y)
+        self.backend.forward(*part, self.bias[: len(out)], X, slope=1.0, out=out)
 
-    def backward(self, part: Pass) -> None:
+    def backward(self, part: Pass, *, halves: bool = False) -> None:
+        full = self.X, self.delta, self.delta_below
+        X, delta, below = (self.half_X, self.half_delta, self.half_below) if halves else full
         self.backend.backward(
             *part,
-            self.X,
-            self.delta,
+            X,
+            delta,
             out_gradient=self.gradient[: len(part.values)],
-            out_delta=self.delta_below,
+            out_delta=below,
             slope_below=0.6,
             state_below=self.state,
             keep_share_below=np.float32(1),
-            out_bias_gradient_below=self.bias[: len(self.X)],
+            out_bias_gradient_below=self.bias[: len(X)],
             accumulate=False,
         )
+
+    def update(self, *, places: NDArray[np.int32] | None) -> None:
+        arrays = self.values, self.velocity, self.gradient
+        numbers = {"rate": 0.01, "momentum": 0.9, "decay": 2e-4}
+        copy = None if places is None else self.copy
+        self.backend.update(*arrays, **numbers, places=places, out=copy)
 
 
 def activations(rows: int, batch: int) -> NDArray[np.float32]:
     """Return zeros (rows, batch), as a workspace has them."""
     return aligned_zeros((rows, batch))
+
+
+def half(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return the upper halves."""
+    found = aligned_zeros(array.shape, np.uint16)
+    found[...] = array.view(np.uint32) >> 16
+    return found
 
 
 def each(walk: Callable[[Pass], None], parts: Sequence[Pass]) -> Callable[[], None]:
@@ -183,16 +225,39 @@ def make_actions(layer: Layer, options: Any) -> dict[tuple[str, str], Callable[[
     """Return what is timed, by pass and variant."""
     topology, other = layer.topology, relabelled(layer.topology)
     out, back = layer.by_output(topology), layer.by_input(topology)
-    half = (layer.X.view(np.uint32) >> 16).astype(np.uint16)
-    half_out = np.zeros(layer.Y.shape, dtype=np.uint16)
     ahead = prefetch_distance(layer.X)
+    places = topology.to_output_order
+    back_places = np.empty_like(places)
+    back_places[places] = np.arange(len(places), dtype=np.int32)
+    pattern = out.indptr, out.indices
+    rate, momentum, decay = np.float32(0.01), np.float32(0.9), np.float32(2e-4)
+    plain = layer.values, layer.gradient
     actions: dict[tuple[str, str], Callable[[], None]] = {
         ("forward", "as drawn"): lambda: layer.forward(out),
         ("backward", "as drawn"): lambda: layer.backward(back),
+        ("forward", "bfloat16"): lambda: layer.forward(out, halves=True),
+        ("backward", "bfloat16"): lambda: layer.backward(back, halves=True),
         ("forward", "relabelled"): lambda: layer.forward(layer.by_output(other)),
         ("backward", "relabelled"): lambda: layer.backward(layer.by_input(other)),
         ("forward", "plain"): lambda: product(*out, layer.X, ahead, layer.Y),
-        ("forward", "plain, bfloat16"): lambda: product_bfloat16(*out, half, ahead, half_out),
+        ("forward", "plain, one order"): lambda: product_of_one_order(
+            *pattern, back_places, layer.values, layer.X, ahead, layer.Y
+        ),
+        ("update", "both orders"): lambda: layer.update(places=places),
+        ("update", "one order"): lambda: layer.update(places=None),
+        ("update", "velocity in bfloat16"): lambda: update_bfloat16(
+            layer.values,
+            layer.half_velocity,
+            layer.gradient,
+            rate,
+            momentum,
+            decay,
+            places,
+            layer.copy,
+        ),
+        ("update", "no velocity"): lambda: update_without_velocity(
+            *plain, rate, decay, places, layer.copy
+        ),
     }
     for count in options.blocks:
         name = f"{count} blocks"
