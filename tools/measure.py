@@ -51,7 +51,7 @@ from largesparse.records import peak_rss_bytes, start_peak_rss
 from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
 from largesparse.warming import warm_up
-from largesparse.workspace import Workspace
+from largesparse.workspace import ACTIVATION_DTYPES, Workspace
 
 MIB = 2**20
 FORWARD_PASSES = 50  # between two readings of the clock
@@ -222,16 +222,21 @@ def twins(options: argparse.Namespace) -> None:
             config = NetworkConfig(
                 sizes,
                 epsilon=epsilon,
+                alpha=options.alpha,
                 recipe="width",
                 coverage=options.coverage,
                 seed=options.seed,
             )
             training = TrainingConfig(
                 epochs=options.epochs,
-                learning_rate=8 / layers,
+                learning_rate=options.rate / layers,
                 schedule="cosine",
                 warmup_epochs=1,
-                dropout=0.0,
+                dropout=options.dropout,
+                zeta=options.zeta,
+                pruning_start=options.pruning_start,
+                pruning_every=1,
+                activation_dtype=options.activation_dtype,
                 seed=options.seed,
                 backend=options.backend,
                 threads=options.threads,
@@ -377,6 +382,17 @@ def make_parser() -> argparse.ArgumentParser:
     twin = add("twins", twins)
     twin.add_argument("--epochs", type=parse_size, default=12)
     twin.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")
+    twin.add_argument("--alpha", type=float, default=0.6, help="default %(default)s")
+    twin.add_argument("--rate", type=float, default=8.0, help="of all layers (%(default)s)")
+    twin.add_argument("--dropout", type=float, default=0.0, help="default %(default)s")
+    twin.add_argument("--zeta", type=float, default=0.3, help="default %(default)s")
+    twin.add_argument(
+        "--pruning-start",
+        type=parse_size,
+        metavar="E",
+        help="prune 5 %% of the neurons after every epoch from this one on (default: never)",
+    )
+    twin.add_argument("--activation-dtype", choices=sorted(ACTIVATION_DTYPES), default="float32")
     counted = add("active", active)
     counted.add_argument("--width", type=parse_size, default=20000, help="default %(default)s")
     counted.add_argument("--layers", type=parse_size, default=10, help="default %(default)s")
