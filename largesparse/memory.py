@@ -72,6 +72,7 @@ class MemoryPlan:
     mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
     base: int = BASE
     on_disk: int = 0  # of arrays in files, of which a layer or two are in memory at a time
+    note: str = ""  # why it is not the fastest setting
 
     @property
     def micro_batch(self) -> int:
@@ -102,7 +103,8 @@ class MemoryPlan:
         ]
         if self.on_disk:
             rows.append(("in files: model, gradients, activations", self.on_disk))
-        return "\n".join(f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows)
+        lines = [f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows]
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
 
 def plan_training(
@@ -246,10 +248,13 @@ def choose_plan(
     disk = 0 if storage is None else shutil.disk_usage(storage).free
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
+    first = None
     for setting in settings(config, batch_size, micro_batch, keep_every, activation_dtype):
         plan = plan_training(config, *setting, mapped=mapped, stored=stored)
         if plan.required <= budget and plan.on_disk <= disk:
-            return plan
+            note = "" if first is None else _explain(first, budget, disk)
+            return dataclasses.replace(plan, note=note)
+        first = first or plan
 
     def fits(smaller: NetworkConfig) -> bool:
         small = plan_training(smaller, *plan.setting, stored=stored)
@@ -272,6 +277,17 @@ def choose_plan(
         f"{plan.required / GIB:.1f} GiB, and {budget / GIB:.1f} GiB can be used "
         f"({HEADROOM:.0%} of the {available / GIB:.1f} GiB available): {advice} at this depth "
         "and epsilon."
+    )
+
+
+def _explain(faster: MemoryPlan, budget: int, disk: int) -> str:
+    """Return why a faster plan was not chosen."""
+    needed, there = faster.required, budget
+    if needed <= budget:
+        needed, there = faster.on_disk, disk
+    return (
+        f"a micro-batch of {faster.setting} would need {needed / GIB:.1f} GiB, and "
+        f"{there / GIB:.1f} GiB can be used"
     )
 
 

@@ -146,7 +146,7 @@ def test_very_wide_layers_gain_nothing_from_large_micro_batches():
 
 
 def test_smaller_micro_batches_where_memory_is_short():
-    chosen, kept = [], []
+    chosen, kept, notes = [], [], []
     for available in np.linspace(0.42 * GIB, 0.9 * GIB, 60, dtype=np.int64):
         plan = choose(WIDE_NET, 1, 100, available=int(available))
         budget = HEADROOM * available
@@ -155,10 +155,14 @@ def test_smaller_micro_batches_where_memory_is_short():
         for better in options[: options.index(plan.setting)]:
             assert plan_of(NetworkConfig(WIDE_NET, epsilon=1), *better).required > budget
         chosen.append(plan.micro_batch)
+        notes.append(plan.note)
         kept.append(plan.setting.keep_every)
     assert chosen == sorted(chosen)
     assert len(set(chosen)) >= 4
     assert chosen[-1] == 100
+    assert [note == "" for note in notes] == [size == 100 for size in chosen]
+    assert re.fullmatch(r"a micro-batch of 100 would need 0\.\d GiB, and 0\.\d GiB .*", notes[0])
+    assert str(choose(WIDE_NET, 1, 100, available=int(0.5 * GIB))).endswith("can be used")
     assert {1, 2} == set(kept)  # with 5 layers 3 keeps as many as 2
     assert all(k == 1 for k, size in zip(kept, chosen, strict=True) if size > 32)
 
