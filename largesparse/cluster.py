@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .config import NetworkConfig
 from .errors import ParameterError
 from .ladder import GUESS, Costs
-from .memory import GIB, HEADROOM, Setting, expected_connections
+from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
 from .parallel.nodes import Nodes
 from .parallel.plan import FIRST_BASE, plan_parallel
 from .parallel.segments import Arena
@@ -25,6 +25,7 @@ from .parallel.transfer import CHUNK_BYTES
 from .presets import hidden_sizes
 from .topology import MAX_CONNECTIONS
 
+ACTIVATION_DTYPE = "bfloat16"  # as wide layers are trained
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 DIVIDED = 8  # micro-batch where layers are divided over nodes
 LEAST_LAYERS = 10
@@ -170,7 +171,8 @@ def plan_cluster(
     arrays = [4 * size for size in (*counts, *sizes[1:])]
     update_bytes = 2 * sum(arrays)
     updates = -(-samples // batch_size)
-    between = 2 * 4 * batch_size * max(sizes[1:-1])  # both ways, at each boundary
+    size = itemsize(ACTIVATION_DTYPE)
+    between = 2 * size * batch_size * max(sizes[1:-1])  # both ways, at each boundary
     cores = replicas * stages * cluster.cores * cluster.efficiency
     away = updates * (replicas - 1) / replicas
     steps = -(-batch_size // micro_batch)
@@ -197,7 +199,8 @@ def plan_cluster(
 
 def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tuple[int, int]:
     """Return the bytes of the server's node and of another, with a slot each."""
-    shape = Shape(config, expected_connections(config), Setting(micro_batch))
+    setting = Setting(micro_batch, activation_dtype=ACTIVATION_DTYPE)
+    shape = Shape(config, expected_connections(config), setting)
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
     first = plan_parallel(shape, nodes, [1, 1]).required
     topology = shared_size(SharedTopology, shape)

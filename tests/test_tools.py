@@ -129,7 +129,14 @@ def test_layouts_are_timed(capsys):
     sizes = ["--layer", "60,40", "--connections", "300", "--batch-size", "16", "--repeats", "2"]
     load("try_layouts").main([*sizes, "--blocks", "3"])
     shown = capsys.readouterr().out
-    for variant in ("as drawn", "relabelled", "plain", "plain, bfloat16", "3 blocks"):
+    for variant in (
+        "as drawn",
+        "relabelled",
+        "bfloat16",
+        "plain, one order",
+        "no velocity",
+        "3 blocks",
+    ):
         assert variant in shown
 
 
