@@ -71,9 +71,7 @@ class EnergyMeter:
         root may).
     """
 
-    def __init__(
-        self, folder: str | Path = POWERCAP, *, seconds: float = SECONDS_BETWEEN
-    ) -> None:
+    def __init__(self, folder: str | Path = POWERCAP, *, seconds: float = SECONDS_BETWEEN) -> None:
         self.joules: float | None = None
         self._counters = find_counters(folder)
         self._seconds = seconds

@@ -88,7 +88,9 @@ class RunRecord:
     test_loss: list[float | None] | None = None  # over all test rows
     selected_accuracy: float | None = None  # test accuracy of the epoch that held-out rows choose
     gradient_flow: list[float | None] | None = None  # see monitoring.GradientFlow
-    pruned: list[dict[str, float]] | None = None  # after training: percentile, accuracy, connections
+    pruned: list[dict[str, float]] | None = (
+        None  # after training: percentile, accuracy, connections
+    )
     distributions: dict[str, Any] | None = None  # see reproduction.distributions
     energy_j: float | None = None  # of the machine's processors, while it trained
 
