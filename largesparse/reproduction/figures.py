@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..plots import new_figure
-from .tables import Run, Runs, last
+from .tables import Run, Runs, diverged, last
 from .trainings import PRUNED, Protocol, Row, rows_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def draw(number: int, dataset: str, protocol: Protocol, runs: Runs) -> Figure:
     """
     table, names, make = FIGURES[number]
     rows = rows_of(table, dataset, protocol, only=names)
-    found = [(row, those) for row in rows if (those := runs.of(row))]
+    whole = [(row, [run for run in runs.of(row) if not diverged(run)]) for row in rows]
+    found = [(row, those) for row, those in whole if those]
     if not found:
         raise DataError(
             f"Figure {number} has no data: no training of {dataset} with these settings is in the "

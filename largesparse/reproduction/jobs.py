@@ -62,7 +62,7 @@ class Children:
             )
         failures = []
         total = sum(one.training.epochs for one in trainings.values())
-        with tqdm(total=total, unit=" epochs", smoothing=0.02) as bar:
+        with tqdm(total=total, unit=" epochs", smoothing=0.02, disable=None) as bar:
             for jobs, group in ((self.jobs, single), (1, parallel)):
                 failures += self._run_group(group, min(jobs, max(1, len(group))), bar)
         return failures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ..augmentation import ImageAugmenter
 from ..datasets import Dataset, load_dataset
 from ..energy import EnergyMeter
-from ..errors import DataError
+from ..errors import DataError, NumericalError
 from ..history import History
 from ..importance import compact, prune_neurons
 from ..monitoring import GradientFlow
@@ -88,20 +89,27 @@ def _run_sequential(training: Training, data: Dataset, report: Report) -> RunRec
     flow = GradientFlow(
         data.X_train[rows], data.y_train[rows], every=math.ceil(config.epochs / MEASUREMENTS)
     )
-    with EnergyMeter() as meter:
+    with EnergyMeter() as meter, contextlib.suppress(NumericalError):
         cpu = cpu_seconds()
-        history = trainer.fit(
+        trainer.fit(
             data.X_train,
             data.y_train,
             augment=augmenter(training),
             callbacks=[scores, flow, lambda _, epoch: report(epoch.epoch, scores.accuracy[-1])],
             progress=False,
         )
-        cpu = cpu_seconds() - cpu
+    cpu = cpu_seconds() - cpu
+    history = trainer.history
     flows: list[float | None] = [None] * (config.epochs + 1)
     for row in flow.rows:
         flows[int(row["epoch"])] = row["gradient_flow"]
-    whole = config.pruning_start is None and not training.dense
+    results: dict[str, Any] = {}
+    if trainer.epoch == config.epochs:  # it has not diverged
+        rows = some_rows(len(data.y_test))
+        results["selected_accuracy"] = scores.selected(history["validation_accuracy"])
+        results["distributions"] = neuron_distributions(network, data.X_test, rows)
+        if config.pruning_start is None and not training.dense:
+            results["pruned"] = prune_copies(trainer, data)
     return make_record(
         training,
         data,
@@ -110,14 +118,12 @@ def _run_sequential(training: Training, data: Dataset, report: Report) -> RunRec
         init_s=init_s,
         accuracy=scores.accuracy,
         test_loss=scores.loss,
-        selected_accuracy=scores.selected(history["validation_accuracy"]),
         gradient_flow=flows,
-        pruned=prune_copies(trainer, data) if whole else None,
-        distributions=neuron_distributions(network, data.X_test, some_rows(len(data.y_test))),
         cpu_s=[cpu],
         energy_j=meter.joules,
         train_s=training_seconds(history),
         peak_rss_bytes=peak_rss_bytes(),
+        **results,
     )
 
 
@@ -213,6 +219,12 @@ def make_record(
             "connections": network.connections,
             "backend": config.backend,
         }
+    names = ("loss", "train_accuracy", "active_neurons")
+    values |= {name: history[name] for name in names}
+    values["nnz"] = [sum(nnz) if nnz else None for nnz in history["nnz"]]
+    for name in (*names, "nnz", "accuracy", "test_loss"):
+        if name in values:  # one that has diverged is shorter
+            values[name] = values[name] + [None] * (config.epochs + 1 - len(values[name]))
     return new_record(
         KIND,
         algorithm=training.algorithm,
@@ -228,10 +240,6 @@ def make_record(
         seed=config.seed,
         epoch_s=history["epoch_s"][1:],
         evolution_s=history["evolution_s"][1:],
-        loss=history["loss"],
-        train_accuracy=history["train_accuracy"],
-        active_neurons=history["active_neurons"],
-        nnz=[sum(nnz) if nnz else None for nnz in history["nnz"]],
         dataset=training.dataset,
         settings=training.settings,
         **values,

@@ -65,6 +65,11 @@ def last(run: Run) -> float | None:
     return None if value is None else 100 * value
 
 
+def diverged(run: Run) -> bool:
+    """Say whether a training has ended before its last epoch, the loss being infinite."""
+    return last(run) is None
+
+
 def _counts(run: Run) -> list[int]:
     return [nnz for nnz in run["nnz"] if nnz is not None]
 
@@ -88,20 +93,20 @@ def _memory(run: Run) -> float | None:
 
 COLUMNS = (
     Column("best %", best, None),
-    Column("paper", None, lambda found: found.accuracy),
+    Column("paper %", None, lambda found: found.accuracy),
     Column("last %", last, None),
     Column("selected %", _scaled("selected_accuracy", 100), None),
     Column("connections", lambda run: _counts(run)[0], None, "{:,.0f}"),
     Column("at the end", lambda run: _counts(run)[-1], None, "{:,.0f}"),
     Column("left %", lambda run: 100 * _counts(run)[-1] / _counts(run)[0], None, "{:.1f}"),
-    Column("paper", None, _left, "{:.1f}"),
-    Column("minutes", _scaled("train_s", 1 / 60), None),
-    Column("paper", None, lambda found: found.minutes),
+    Column("paper left %", None, _left, "{:.1f}"),
+    Column("minutes", _scaled("train_s", 1 / 60), None, "{:.3g}"),
+    Column("paper minutes", None, lambda found: found.minutes, "{:.4g}"),
     Column("CPU s", lambda run: sum(run["cpu_s"]), None, "{:.0f}"),
-    Column("energy kJ", _scaled("energy_j", 1e-3), None),
+    Column("energy kJ", _scaled("energy_j", 1e-3), None, "{:.3g}"),
     Column("GiB", _memory, None),
     Column(
-        "paper",
+        "paper GiB",
         None,
         lambda found: None if found.memory_mb is None else found.memory_mb * MB / GIB,
     ),
@@ -112,7 +117,7 @@ def results_table(rows: Sequence[Row], runs: Runs) -> tuple[list[str], list[list
     """Return head and rows of Table 2, 3 or 5; columns that say nothing are left out.
 
     Where there are several seeds, a cell is their mean, and an accuracy has ± the standard
-    deviation.
+    deviation. Of a training that diverged the best accuracy is that before.
     """
     lines = []
     for row in rows:
@@ -127,6 +132,8 @@ def results_table(rows: Sequence[Row], runs: Runs) -> tuple[list[str], list[list
                 line.append(_cell(value, column.show))
         if row.trainings and not found:
             line[2] = NOT_MEASURED
+        if count := sum(map(diverged, found)):
+            line[2] += f" ({count} diverged)"
         lines.append(line)
     head = ["", "seeds", *(column.head for column in COLUMNS)]
     kept = [k for k in range(len(head)) if k < 3 or any(line[k] != NOTHING for line in lines)]
