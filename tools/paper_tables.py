@@ -190,7 +190,7 @@ def run_missing(
             for one in row.trainings:
                 wanted.setdefault(one.key, (f"{dataset} {row.name}, seed {one.training.seed}", one))
     missing = {name: one for name, one in wanted.values() if options.again or one not in runs}
-    there = len(wanted) - len(missing)
+    there = sum(one in runs for _, one in wanted.values())
     print(f"{len(wanted)} trainings, {there} of them in {options.out} already", file=sys.stderr)
     if options.plan:
         for name, one in missing.items():
@@ -208,8 +208,8 @@ def run_missing(
     if not failures:
         return None
     return (
-        f"{len(failures)} of {len(missing)} trainings failed, the first {failures[0]} "
-        "Repeat the command to run these again."
+        f"{len(failures)} of {len(missing)} trainings failed; repeat the command to run them again. "
+        f"The first: {failures[0]}"
     )
 
 

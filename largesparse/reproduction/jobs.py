@@ -115,7 +115,9 @@ class Children:
                 self._running.discard(child)
             errors.seek(0)
             said = errors.read().strip().splitlines()
-        if child.returncode and not self._stopped:
+        if self._stopped:
+            return
+        if child.returncode:
             ours = [line for line in said if line.startswith("largesparse: error: ")]
             reason = ours[0].partition("error: ")[2] if ours else (said or ["no message"])[-1]
             raise LargeSparseError(f"{reason} (exit code {child.returncode})")
