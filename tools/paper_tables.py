@@ -208,8 +208,8 @@ def run_missing(
     if not failures:
         return None
     return (
-        f"{len(failures)} of {len(missing)} trainings failed; repeat the command to run them again. "
-        f"The first: {failures[0]}"
+        f"{len(failures)} of {len(missing)} trainings failed; repeat the command to run them "
+        f"again. The first: {failures[0]}"
     )
 
 
