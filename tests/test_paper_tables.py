@@ -458,6 +458,15 @@ def test_a_child_that_fails_is_told_of(tool, madelon, capsys):
     assert "Traceback" not in err
 
 
+def test_what_does_not_fit_into_the_memory_is_left_out(tool, monkeypatch, capsys):
+    monkeypatch.setattr("largesparse.memory.available_memory", lambda: 2**30)
+    flags = ["--table", "2", "--dataset", "leukemia", "--only", "dense_relu"]  # 2.3e9 connections
+    assert tool.run_command(lambda: tool.main(flags)) == 0
+    found = capsys.readouterr()
+    assert "leukemia dense_relu, seed 0: left out, " in found.err
+    assert "not measured yet" in found.out
+
+
 def test_a_parallel_training(tool, madelon, capsys):
     if find_mpiexec() is None:
         pytest.skip("needs mpiexec: pip install 'largesparse[mpi]'")

@@ -41,7 +41,8 @@ from largesparse import read_records
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import run_command
 from largesparse.config import REGROWTH
-from largesparse.errors import LargeSparseError, ParameterError
+from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.memory import choose_plan
 from largesparse.optimizer import SCHEDULES
 from largesparse.pages import save_figures
 from largesparse.records import check_output
@@ -179,6 +180,17 @@ def read(path: str) -> pd.DataFrame:
     return read_records(path) if Path(path).exists() else read_records()
 
 
+def fits(name: str, training: Training) -> bool:
+    """Say whether a training fits into the memory; tell of one that does not."""
+    batch_size = training.training.batch_size
+    try:
+        choose_plan(training.network, batch_size, micro_batch=batch_size)
+    except MemoryPlanError as error:
+        print(f"{name}: left out, {str(error).partition(':')[0]}", file=sys.stderr)
+        return False
+    return True
+
+
 def run_missing(
     tables: dict[tuple[int, str], list[Row]], options: argparse.Namespace, command: str
 ) -> str | None:
@@ -198,6 +210,10 @@ def run_missing(
             connections = one.network.expected_connections()
             print(f"{name}: {one.training.epochs} epochs, {connections:,.0f} connections{ranks}")
     if options.plan or options.no_run or not missing:
+        return None
+    for name in [name for name, one in missing.items() if not fits(name, one)]:
+        del missing[name]
+    if not missing:
         return None
     check_output(options.out)
     for one in {training.dataset: training for training in missing.values()}.values():
