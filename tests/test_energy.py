@@ -16,7 +16,10 @@ def zones(tmp_path):
     """Write zones of two processors; return a function that sets a counter."""
 
     def put(zone, microjoules):
-        (tmp_path / zone / "energy_uj").write_text(f"{microjoules}\n")
+        path = tmp_path / zone / "energy_uj"
+        beside = path.with_suffix(".new")  # as the kernel's, never read half written
+        beside.write_text(f"{microjoules}\n")
+        beside.replace(path)
 
     names = {
         "intel-rapl:0": "package-0",
