@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from largesparse.environment import find_mpiexec
 from largesparse.errors import DataError, ParameterError
 from largesparse.importance import prune_neurons
 from largesparse.records import append_record, new_record
-from largesparse.reproduction import extremes, paper, run
+from largesparse.reproduction import extremes, jobs, paper, run
 from largesparse.reproduction.distributions import neuron_distributions
 from largesparse.reproduction.figures import FIGURES, draw
 from largesparse.reproduction.run import run_training
@@ -456,6 +457,26 @@ def test_a_child_that_fails_is_told_of(tool, madelon, capsys):
     err = capsys.readouterr().err
     assert "1 of 1 trainings failed" in err and "no images to augment" in err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_ends_the_children(tmp_path, monkeypatch):
+    (tmp_path / "sleeper.py").write_text("import time\nopen('begun', 'w')\ntime.sleep(300)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(jobs, "CHILD", "sleeper")
+    ended = []
+
+    def interrupted(futures):
+        ended.extend(futures)
+        while not Path("begun").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "as_completed", interrupted)
+    trainings = {"first": training_of("relu"), "second": training_of("all_relu")}
+    with pytest.raises(KeyboardInterrupt):
+        jobs.Children("out.jsonl", "command", jobs=1).run(trainings)
+    assert all(future.done() for future in ended)
 
 
 def test_what_does_not_fit_into_the_memory_is_left_out(tool, monkeypatch, capsys):
