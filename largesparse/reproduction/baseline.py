@@ -41,7 +41,7 @@ def run_scikit_learn(training: Training, data: Dataset, report: Report) -> RunRe
     )
     classes = np.arange(sizes[-1])
     connections = [a * b for a, b in itertools.pairwise(sizes)]
-    scores, loss_rows = TestScores(X_test, data.y_test), some_rows(len(X))
+    scores, loss_rows = TestScores(len(X_test)), some_rows(len(X))
     history = History([EpochRecord(0, None, None, nnz=connections)])
     with EnergyMeter() as meter:
         cpu = cpu_seconds()
@@ -63,9 +63,9 @@ def run_scikit_learn(training: Training, data: Dataset, report: Report) -> RunRe
         connections=sum(connections),
         parameters=sum(connections) + sum(sizes[1:]),
         backend="scikit-learn",
-        accuracy=scores.accuracy,
-        test_loss=scores.loss,
-        selected_accuracy=scores.selected(),
+        accuracy=[None, *scores.accuracy],
+        test_loss=[None, *scores.loss],
+        selected_accuracy=scores.selected(config.epochs),
         cpu_s=[cpu],
         energy_j=meter.joules,
         train_s=training_seconds(history),

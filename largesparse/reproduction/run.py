@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from ..training import Trainer
 from ..warming import warm_up
 from .distributions import neuron_distributions
 from .paper import TABLE_6
-from .scores import TestScores
+from .scores import ScoringTrainer
 from .trainings import Training
 
 KIND = "paper_tables"
@@ -83,30 +82,37 @@ def _run_sequential(training: Training, data: Dataset, report: Report) -> RunRec
     started = time.perf_counter()
     network = SparseMLP(training.network, threads=1, progress=False)
     init_s = time.perf_counter() - started
-    trainer = Trainer(network, config)
-    scores = TestScores(data.X_test, data.y_test)
+    trainer = ScoringTrainer(network, config)
     rows = some_rows(len(data.y_train))
     flow = GradientFlow(
         data.X_train[rows], data.y_train[rows], every=math.ceil(config.epochs / MEASUREMENTS)
     )
-    with EnergyMeter() as meter, contextlib.suppress(NumericalError):
-        cpu = cpu_seconds()
-        trainer.fit(
-            data.X_train,
-            data.y_train,
-            augment=augmenter(training),
-            callbacks=[scores, flow, lambda _, epoch: report(epoch.epoch, scores.accuracy[-1])],
-            progress=False,
-        )
+    cpu = cpu_seconds()
+    with EnergyMeter() as meter:
+        try:
+            trainer.fit(
+                data.X_train,
+                data.y_train,
+                test=(data.X_test, data.y_test),
+                augment=augmenter(training),
+                callbacks=[flow, lambda _, epoch: report(epoch.epoch, epoch.test_accuracy)],
+                progress=False,
+            )
+        except NumericalError:
+            if trainer.scores is None:  # before the first update
+                raise
     cpu = cpu_seconds() - cpu
-    history = trainer.history
+    history, scores = trainer.history, trainer.scores
+    assert scores is not None
     flows: list[float | None] = [None] * (config.epochs + 1)
     for row in flow.rows:
         flows[int(row["epoch"])] = row["gradient_flow"]
     results: dict[str, Any] = {}
     if trainer.epoch == config.epochs:  # it has not diverged
         rows = some_rows(len(data.y_test))
-        results["selected_accuracy"] = scores.selected(history["validation_accuracy"])
+        results["selected_accuracy"] = scores.selected(
+            config.epochs, history["validation_accuracy"]
+        )
         results["distributions"] = neuron_distributions(network, data.X_test, rows)
         if config.pruning_start is None and not training.dense:
             results["pruned"] = prune_copies(trainer, data)
@@ -116,7 +122,8 @@ def _run_sequential(training: Training, data: Dataset, report: Report) -> RunRec
         network,
         history,
         init_s=init_s,
-        accuracy=scores.accuracy,
+        accuracy=history["test_accuracy"],
+        inference_s=history["inference_s"][1:],
         test_loss=scores.loss,
         gradient_flow=flows,
         cpu_s=[cpu],

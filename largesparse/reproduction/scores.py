@@ -8,66 +8,87 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..history import EpochRecord
 from ..training import Trainer
 
 Evaluate = Callable[[NDArray[np.int64]], tuple[float, float]]  # rows -> loss, accuracy
 
 
 class TestScores:
-    """A callback of `Trainer.fit` that scores two halves of the test rows after every epoch.
+    """Scores of the test rows, which are scored by halves.
 
     Parameters
     ----------
-    X : (n_samples, n_features) dense or CSR
-    y : int32 (n_samples,)
-        The test rows and their class indices, two at least.
+    n : int
+        Number of test rows, two at least.
 
     Attributes
     ----------
-    loss, accuracy : list of float or None
-        Over all test rows, an entry an epoch; the first, before training, is None.
+    loss, accuracy : list of float
+        Over all test rows, in the order in which they were added.
     """
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, X: Any, y: NDArray[np.int32]) -> None:
-        self.X, self.y = X, y
-        order = np.random.default_rng(0).permutation(len(y))
-        middle = len(y) // 2
-        self.halves = np.sort(order[:middle]), np.sort(order[middle:])
-        self.loss: list[float | None] = [None]
-        self.accuracy: list[float | None] = [None]
+    def __init__(self, n: int) -> None:
+        order = np.random.default_rng(0).permutation(n)
+        self.halves = np.sort(order[: n // 2]), np.sort(order[n // 2 :])
+        self.loss: list[float] = []
+        self.accuracy: list[float] = []
         self._of_halves: list[tuple[float, float]] = []
 
-    def __call__(self, trainer: Trainer, _: EpochRecord) -> None:
-        """Score after an epoch."""
-        self.add(lambda rows: trainer.evaluate(self.X, self.y, rows))
-
-    def add(self, evaluate: Evaluate) -> None:
-        """Score with a function of rows that returns loss and accuracy."""
+    def add(self, evaluate: Evaluate) -> tuple[float, float]:
+        """Score with a function of rows; return loss and accuracy over all of them."""
         (loss, accuracy), (other_loss, other_accuracy) = map(evaluate, self.halves)
-        sizes = [len(rows) for rows in self.halves]
-        self.loss.append(float(np.average([loss, other_loss], weights=sizes)))
-        self.accuracy.append(float(np.average([accuracy, other_accuracy], weights=sizes)))
+        self.loss.append(self._mean(loss, other_loss))
+        self.accuracy.append(self._mean(accuracy, other_accuracy))
         self._of_halves.append((accuracy, other_accuracy))
+        return self.loss[-1], self.accuracy[-1]
 
-    def selected(self, validation: Sequence[float | None] = ()) -> float:
+    def selected(self, epochs: int, validation: Sequence[float | None] = ()) -> float:
         """Return the test accuracy of the epoch that rows it is not taken over have chosen.
 
         Parameters
         ----------
+        epochs : int
+            How many of the last scores are those of epochs.
         validation : sequence of float
-            The accuracy of a validation part in every epoch, the first before training, where
-            there is one: its best epoch is chosen. Otherwise each half of the test rows chooses
-            an epoch for the other, and the result is the mean over all test rows.
+            The accuracy of a validation part, where there is one: its best epoch is chosen.
+            Otherwise each half of the test rows chooses an epoch for the other, and the result is
+            the mean over all test rows. The last entries are those of the epochs.
         """
-        if any(value is not None for value in validation):
-            best = int(np.argmax([-1.0 if value is None else value for value in validation[1:]]))
-            found = self.accuracy[1 + best]
-            assert found is not None
-            return found
-        accuracies = np.array(self._of_halves)
+        watched = [value for value in validation[-epochs:] if value is not None]
+        if watched:
+            return self.accuracy[-epochs:][int(np.argmax(watched))]
+        accuracies = np.array(self._of_halves[-epochs:])
         first, second = accuracies.argmax(axis=0)
-        sizes = [len(rows) for rows in self.halves]
-        return float(np.average([accuracies[second, 0], accuracies[first, 1]], weights=sizes))
+        return self._mean(accuracies[second, 0], accuracies[first, 1])
+
+    def _mean(self, first: float, second: float) -> float:
+        return float(np.average([first, second], weights=[len(rows) for rows in self.halves]))
+
+
+class ScoringTrainer(Trainer):
+    """A trainer that keeps the scores of its test rows, which are taken before evolution.
+
+    Attributes
+    ----------
+    scores : TestScores or None
+        Made when the test rows are first scored, before training.
+    """
+
+    scores: TestScores | None = None
+
+    def evaluate(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64] | None = None,
+        sample_weight: NDArray[np.float32] | None = None,
+    ) -> tuple[float, float]:
+        """Return mean loss and accuracy; whole data sets are test rows, and their scores kept."""
+        evaluate = super().evaluate
+        if rows is not None:
+            return evaluate(X, y, rows, sample_weight)
+        if self.scores is None:
+            self.scores = TestScores(len(y))
+        return self.scores.add(lambda half: evaluate(X, y, half))
