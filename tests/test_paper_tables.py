@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -415,6 +416,24 @@ def test_extremes_stand_beside_the_paper_s(tmp_path):
     _, (ours, later) = extremes.extremes_table(records, [10_000_000, 50_000_000], 2, "fused")
     assert ours[1:] == ["20,000,000", "3.0", "95.0", "1,998", "20.0", "729", "5.0", "30", "2.00"]
     assert later[1] == "not measured yet" and later[4] == "4,500"
+
+
+def test_extremes_are_run_once(tool, tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def finish(command, **_):
+        commands.append(command)
+        times = {"init_s": 1.0, "epoch_s": [2.0], "inference_s": [0.5], "evolution_s": [0.1]}
+        values = {"connections": 100, "peak_rss_bytes": 2**30, "command": " ".join(command[1:])}
+        append_record(tmp_path / "x.jsonl", new_record("bigmodel", **times, **values))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(tool.subprocess, "run", finish)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert tool.main(["--extremes", "20k", "--out", "x.jsonl"]) == 0
+    assert len(commands) == 1 and "--neurons=20000" in commands[0]
+    assert "| 20,000  | 100 " in capsys.readouterr().out
 
 
 # As a user runs it
