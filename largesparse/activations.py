@@ -44,3 +44,27 @@ def initial_shape(activation: str, alpha: float, n: int) -> NDArray[np.float32] 
         return None
     first = [0.0, alpha, 1.0 if activation == "srelu" else 0.0, 1.0]
     return np.repeat(np.array(first, dtype=np.float32)[:, None], n, axis=1)
+
+
+def activate(
+    z: NDArray[np.float32], slope: float, srelu: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Return f(z) as a layer has it.
+
+    Parameters
+    ----------
+    z : float32 (..., n_out)
+    slope : float
+        Left slope; 1 where the shape is trained.
+    srelu : float32 (4, n_out) or None
+        The trained shape: t_l, a_l, t_r and a_r of every neuron.
+
+    Returns
+    -------
+    float32 (..., n_out)
+    """
+    if srelu is None:
+        return np.where(z > 0, z, np.float32(slope) * z)
+    t_left, a_left, t_right, a_right = srelu
+    right = np.where(z >= t_right, t_right + a_right * (z - t_right), z)
+    return np.where(z <= t_left, t_left + a_left * (z - t_left), right)

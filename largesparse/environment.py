@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 BACKEND = "LARGESPARSE_BACKEND"  # the sparse backend
@@ -36,3 +38,9 @@ def launched_ranks() -> tuple[int, int]:
         if os.environ.get(rank, "").isdigit() and os.environ.get(size, "").isdigit():
             return int(os.environ[rank]), int(os.environ[size])
     return 0, 1
+
+
+def find_mpiexec() -> str | None:
+    """Return the path of mpiexec: the one beside this Python, else the first that PATH has."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    return str(beside) if beside.exists() else shutil.which("mpiexec")

@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from .activations import activate
 from .errors import ParameterError, check_range
 from .evolution import mark_smallest, remove_connections
 from .layer import Float32, Int32, SparseLayer
@@ -161,7 +162,7 @@ def _bury(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     """
     if not dying.any():
         return
-    output = _activate(layer, layer.bias)
+    output = activate(layer.bias, layer.slope, layer.srelu)
     output[~dying] = 0
     constants = output[above.topology.rows()] * above.values
     above.bias += np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
@@ -170,12 +171,3 @@ def _bury(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     layer.bias[dying] = 0
     layer.bias_velocity[dying] = 0
     layer.dead = dying if layer.dead is None else layer.dead | dying
-
-
-def _activate(layer: SparseLayer, z: Float32) -> Float32:
-    """Return f(z) of every neuron of a layer: float32 (n_out,)."""
-    if layer.srelu is None:
-        return np.where(z > 0, z, np.float32(layer.slope) * z)
-    t_left, a_left, t_right, a_right = layer.srelu
-    right = np.where(z >= t_right, t_right + a_right * (z - t_right), z)
-    return np.where(z <= t_left, t_left + a_left * (z - t_left), right)

@@ -125,19 +125,33 @@ def _median(values: Sequence[float | None]) -> float:
     return statistics.median(measured) if measured else float("nan")
 
 
-def _log_log(title: str, unit: str) -> tuple[Figure, Axes]:
+def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, row by row, in the style of all plots.
+
+    Raises
+    ------
+    LargeSparseError
+        Without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter, LogFormatter
     except ImportError as error:
         raise LargeSparseError("Plots need matplotlib: pip install 'largesparse[plot]'.") from error
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for one in axes:
+        one.grid(alpha=0.3)
+    return figure, axes
+
+
+def _log_log(title: str, unit: str) -> tuple[Figure, Axes]:
+    figure, (axes,) = new_figure()
+    from matplotlib.ticker import EngFormatter, LogFormatter
+
     axes.set(title=title, xlabel="neurons", ylabel=unit, xscale="log", yscale="log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
-    axes.grid(alpha=0.3)
     return figure, axes
 
 

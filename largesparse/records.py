@@ -35,8 +35,9 @@ SCHEMA = 3  # goes up whenever there are other fields; those that an older recor
 class RunRecord:
     """One run. What does not apply is None.
 
-    Times are in seconds. Lists of times have an entry per epoch; `loss`, `accuracy` and
-    `active_neurons` have one more, the first before training.
+    Times are in seconds. Lists of times have an entry per epoch; `loss`, `accuracy`, `nnz`,
+    `active_neurons`, `train_accuracy`, `test_loss` and `gradient_flow` have one more, the first
+    before training.
     """
 
     schema: int = SCHEMA
@@ -79,6 +80,19 @@ class RunRecord:
     coverage: str | None = None  # of the initial topology: "random" or "full"
     active_neurons: list[int | None] | None = None  # on a path from an input to an output
     activation_dtype: str | None = None  # of hidden layers: float32 or bfloat16
+    dataset: str | None = None
+    settings: dict[str, Any] | None = None  # all that a training's result follows from
+    nnz: list[int | None] | None = None  # connections, before training and after every epoch
+    train_s: float | None = None  # training, evolution and pruning, without evaluation
+    train_accuracy: list[float | None] | None = None  # over the rows of the loss
+    test_loss: list[float | None] | None = None  # over all test rows
+    selected_accuracy: float | None = None  # test accuracy of the epoch that held-out rows choose
+    gradient_flow: list[float | None] | None = None  # see monitoring.GradientFlow
+    pruned: list[dict[str, float]] | None = (
+        None  # after training: percentile, accuracy, connections
+    )
+    distributions: dict[str, Any] | None = None  # see reproduction.distributions
+    energy_j: float | None = None  # of the machine's processors, while it trained
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

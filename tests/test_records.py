@@ -19,7 +19,8 @@ FIELDS = """
     connections ranks threads backend recipe batch_size micro_batch keep_every train_samples
     test_samples seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes
     peak_rss_bytes node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage
-    active_neurons activation_dtype
+    active_neurons activation_dtype dataset settings nnz train_s train_accuracy test_loss
+    selected_accuracy gradient_flow pruned distributions energy_j
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import parse_size, run_command
+from largesparse.environment import find_mpiexec
 from largesparse.errors import ParameterError
 from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.segments import Arena, Segment
@@ -98,8 +98,7 @@ def train(options: argparse.Namespace) -> None:
 
 def start(ranks: int, options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """Run `train` on so many ranks, and return what it wrote."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    mpiexec = find_mpiexec()
     if mpiexec is None:
         raise ParameterError("mpiexec was not found: pip install 'largesparse[mpi]'.")
     merged = {"seed": options.seed, "backend": options.backend, **settings}

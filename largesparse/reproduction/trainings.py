@@ -1,0 +1,270 @@
+"""Which trainings the paper's tables are made of, with all their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..config import NetworkConfig, TrainingConfig
+from ..errors import ParameterError, check_range
+from . import paper
+
+PRUNED = "+pruning"
+VARIANTS = {  # of Table 2 -> activation
+    "relu": "relu",
+    "all_relu": "all_relu",
+    "srelu": "srelu",
+    "dense_relu": "relu",
+    "dense_all_relu": "all_relu",
+    "mlp_classifier": "relu",
+}
+ROWS = {  # table -> the names of its rows
+    2: (
+        *(name + suffix for name in ("relu", "all_relu", "srelu") for suffix in ("", PRUNED)),
+        "dense_relu",
+        "dense_all_relu",
+        "mlp_classifier",
+    ),
+    3: tuple(name + suffix for name in ("sequential", "wassp", "wasap") for suffix in ("", PRUNED)),
+}
+TABLES = (2, 3, 5, 6)
+SRELU_ALPHA = 0.2  # the left slope that SReLU's begin with (Jin et al., 2016)
+START_SHARE, EVERY_SHARE = paper.PRUNING_START / paper.EPOCHS, 0.1  # of the epochs
+
+
+@dataclass(frozen=True)
+class Open:
+    """What the paper leaves open, and how it is chosen for a data set."""
+
+    weight_decay: float = 2e-4
+    regrowth: str = "initial"
+
+
+OPEN = {"fashion_mnist": Open(0.0, "zero"), "madelon": Open(6e-4)}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is the same in all trainings of a table. None is the paper's or the data set's own."""
+
+    epochs: int = paper.EPOCHS
+    seeds: tuple[int, ...] = (0,)
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    dropout: float = paper.DROPOUT
+    zeta: float = paper.ZETA
+    zeta_decay: float = 1.0
+    regrowth: str | None = None
+    schedule: str = "constant"
+    validation_fraction: float = 0.0
+    augment: bool | None = None  # images; None is for CIFAR10 alone
+    pruning_start: int | None = None  # None is 0.4 of the epochs, as 200 of 500
+    pruning_every: int | None = None  # None is 0.1 of the epochs
+    pruning_percentile: float | None = None  # None leaves about the paper's share of connections
+    workers: int = paper.WORKERS
+    phase_one_epochs: int | None = None
+    backend: str = "fused"
+
+    def __post_init__(self) -> None:
+        check_range("epochs", self.epochs, "the paper's tables", low=1, integer=True)
+        check_range("workers", self.workers, "the paper's tables", low=1, integer=True)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a table: all that its result follows from."""
+
+    dataset: str
+    algorithm: str  # sequential | wasap | wassp | mlp_classifier (scikit-learn's)
+    ranks: int
+    network: NetworkConfig
+    training: TrainingConfig
+    augment: bool = False
+    phase_one_epochs: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The training as JSON has it."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @property
+    def key(self) -> str:
+        """What two trainings have in common exactly where they are the same."""
+        return key_of(self.settings)
+
+    @property
+    def dense(self) -> bool:
+        """Whether every connection exists."""
+        return self.network.density == 1
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Training:
+        """Return the training that has these `settings`."""
+        parts = {
+            "network": NetworkConfig(**settings["network"]),
+            "training": TrainingConfig(**settings["training"]),
+        }
+        return cls(**(settings | parts))
+
+
+class Row(NamedTuple):
+    """A row of a table: what is trained for it, and what the paper has there."""
+
+    name: str
+    trainings: tuple[Training, ...]  # a seed each
+    paper: paper.Result | None
+
+
+def key_of(settings: dict[str, Any]) -> str:
+    """Return settings as a text that can be compared."""
+    return json.dumps(settings, sort_keys=True)
+
+
+def rows_of(
+    table: int,
+    dataset: str,
+    protocol: Protocol,
+    *,
+    only: Sequence[str] | None = None,
+    slopes: Iterable[float] = tuple(paper.TABLE_5),
+) -> list[Row]:
+    """Return the rows of a table for a data set.
+
+    Parameters
+    ----------
+    table : int
+        2, 3, 5 or 6. Table 6 has one row: it prunes the networks of Table 2's All-ReLU.
+    dataset : str
+        A key of `paper.TASKS`.
+    protocol : Protocol
+    only : sequence of str, optional
+        The names of the rows wanted; those that the table does not have are ignored.
+    slopes : iterable of float
+        Of Table 5.
+    """
+    if table == 5:
+        return [_slope_row(dataset, float(alpha), protocol) for alpha in slopes]
+    if table == 6:
+        return [_row("all_relu", dataset, protocol, paper.TABLE_2)]
+    if table not in ROWS:
+        raise ParameterError(f"The 'table' must be one of {TABLES}. Got {table!r} instead.")
+    names = [name for name in ROWS[table] if only is None or name in only]
+    results = {2: paper.TABLE_2, 3: paper.TABLE_3}[table]
+    return [_row(name, dataset, protocol, results) for name in names]
+
+
+def _row(name: str, dataset: str, protocol: Protocol, results: tuple[paper.Result, ...]) -> Row:
+    variant, suffix, _ = name.partition(PRUNED)
+    pruning = bool(suffix)
+    activation = VARIANTS.get(variant, "all_relu")
+    task = paper.TASKS[dataset]
+    dense = variant.startswith("dense") or variant == "mlp_classifier"
+    alpha = {
+        "relu": 0.0,
+        "srelu": SRELU_ALPHA,
+        "all_relu": task.dense_alpha if dense else task.alpha,
+    }[activation]
+    parallel = variant in ("wasap", "wassp")
+    algorithm = variant if parallel or variant == "mlp_classifier" else "sequential"
+    trainings = tuple(
+        _training(dataset, protocol, seed, activation, alpha, dense, pruning, algorithm)
+        for seed in protocol.seeds
+    )
+    return Row(name, trainings, paper.result(results, dataset, variant, pruning))
+
+
+def _slope_row(dataset: str, alpha: float, protocol: Protocol) -> Row:
+    activation = "all_relu" if alpha else "relu"
+    trainings = tuple(
+        _training(dataset, protocol, seed, activation, alpha) for seed in protocol.seeds
+    )
+    found = paper.TABLE_5.get(alpha) if dataset == "fashion_mnist" else None
+    name = f"α {alpha:g}" if alpha else "α 0 (ReLU)"
+    return Row(name, trainings, paper.Result(dataset, "all_relu", False, found))
+
+
+def _training(
+    dataset: str,
+    protocol: Protocol,
+    seed: int,
+    activation: str,
+    alpha: float,
+    dense: bool = False,
+    pruning: bool = False,
+    algorithm: str = "sequential",
+) -> Training:
+    task, own = paper.TASKS[dataset], OPEN.get(dataset, Open())
+    regrowth = own.regrowth if protocol.regrowth is None else protocol.regrowth
+    parallel = algorithm in ("wasap", "wassp")
+    network = NetworkConfig(
+        task.layer_sizes,
+        epsilon=None if dense else task.epsilon,
+        density=1.0 if dense else None,
+        activation=activation,
+        alpha=alpha,
+        initializer=task.initializer,
+        regrowth=regrowth,
+        seed=seed,
+    )
+    training = TrainingConfig(
+        epochs=protocol.epochs,
+        batch_size=task.batch_size,
+        learning_rate=_first(protocol.learning_rate, task.learning_rate),
+        schedule=protocol.schedule,
+        momentum=paper.MOMENTUM,
+        weight_decay=_first(protocol.weight_decay, own.weight_decay),
+        dropout=protocol.dropout,
+        zeta=0.0 if dense else protocol.zeta,
+        zeta_decay=protocol.zeta_decay,
+        validation_fraction=0.0 if parallel else protocol.validation_fraction,
+        seed=seed,
+        backend=protocol.backend,
+        threads=1,
+        **(pruning_schedule(dataset, protocol) if pruning else {}),
+    )
+    augment = dataset == "cifar10" if protocol.augment is None else protocol.augment
+    return Training(
+        dataset=dataset,
+        algorithm=algorithm,
+        ranks=1 + protocol.workers if parallel else 1,
+        network=network,
+        training=training,
+        augment=augment,
+        phase_one_epochs=protocol.phase_one_epochs if parallel else None,
+    )
+
+
+def pruning_schedule(dataset: str, protocol: Protocol) -> dict[str, Any]:
+    """Return when and how much Importance Pruning prunes, as `TrainingConfig` has it.
+
+    The paper begins at epoch 200 of 500 and ends with a share of the connections (Table 2); the
+    rest is ours: every tenth of the epochs, and equal shares of the neurons, the connections
+    being about as many as the neurons are left.
+
+    Raises
+    ------
+    ParameterError
+        Where no pruning falls into the training.
+    """
+    epochs = protocol.epochs
+    start = _first(protocol.pruning_start, max(1, round(START_SHARE * epochs)))
+    every = _first(protocol.pruning_every, max(1, round(EVERY_SHARE * epochs)))
+    check_range("pruning_every", every, "the paper's tables", low=1, integer=True)
+    count = sum(epoch % every == 0 for epoch in range(max(1, start), epochs))
+    if not count:
+        raise ParameterError(
+            f"Importance Pruning from epoch {start} on, every {every} epochs, never happens in "
+            f"{epochs} epochs. Take more --epochs, a smaller --pruning-start or "
+            "--pruning-every, or rows without it (--only)."
+        )
+    share = paper.share_left(dataset)
+    percentile = _first(protocol.pruning_percentile, round(100 * (1 - share ** (1 / count)), 1))
+    return {"pruning_start": start, "pruning_every": every, "pruning_percentile": percentile}
+
+
+def _first(given: Any, default: Any) -> Any:
+    return default if given is None else given
