@@ -5,9 +5,10 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
     model        24·nnz (indices and weights in both orders, permutation, velocity)
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
     gradients    4·nnz + 4·n_out
-    activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, two
-                 buffers of the widest hidden layer, the inputs; with keep_every k the bytes are
-                 those of every k-th hidden layer and of k - 1 others
+    activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
+                 inputs, and a buffer of the widest hidden layer (two where that takes less);
+                 with keep_every k the bytes are those of every k-th hidden layer and of k - 1
+                 others, and two buffers
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 """
 
@@ -30,7 +31,7 @@ from .backends import get_backend
 from .config import NetworkConfig
 from .errors import MemoryPlanError
 from .info import cgroup_memory_limit
-from .workspace import ACTIVATION_DTYPES, activation_buffers
+from .workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
 
 GIB = 2**30
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
@@ -185,7 +186,7 @@ def activation_bytes(
     """
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
-    buffers = min(2, len(hidden)) * max(hidden, default=0)
+    buffers = sum(delta_buffers(hidden, keep_every))
     kept = sum(activation_buffers(hidden, keep_every))
     floats = layer_sizes[0] + layer_sizes[-1] + (sum(hidden) if trained else 0)
     numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
@@ -345,7 +346,8 @@ def settings(
     if micro_batch:
         sizes = [min(micro_batch, batch_size)]
     kept = [keep_every] if keep_every else []
-    buffers = [sum(activation_buffers(config.layer_sizes[1:-1], k)) for k in KEEP_EVERY]
+    hidden = config.layer_sizes[1:-1]
+    buffers = [sum(activation_buffers(hidden, k) + delta_buffers(hidden, k)) for k in KEEP_EVERY]
     for place, k in enumerate(KEEP_EVERY if not keep_every else ()):
         if place == 0 or buffers[place] < min(buffers[:place]):
             kept.append(k)

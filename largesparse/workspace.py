@@ -84,14 +84,16 @@ class Gradients:
 class Workspace(Gradients):
     """Buffers for micro-batches of up to `micro_batch` samples.
 
-    A training workspace keeps one number and two bits for every neuron and sample, two buffers
-    of the widest layer for the backward pass, and the gradients; where the activation's shape is
-    trained, a second one. One for prediction has two activation buffers of the widest layer,
-    which the layers use in turn.
+    A training workspace keeps one number and two bits for every neuron and sample, one or two
+    buffers for the backward pass, and the gradients; where the activation's shape is trained, a
+    second number. A layer's dL/dz is written over the activations of the layer above, which the
+    backward pass does not need any more, where that takes less memory. A workspace for prediction
+    has two activation buffers of the widest layer, which the layers use in turn.
 
     With `keep_every` K > 1, training keeps the activations of every K-th hidden layer. The K - 1
     layers below each of these share buffers with those of the other segments, and the backward
-    pass computes them again, a segment at a time (Griewank and Walther, "Revolve", 2000).
+    pass, with two buffers of its own, computes them again, a segment at a time (Griewank and
+    Walther, "Revolve", 2000).
 
     Parameters
     ----------
@@ -143,7 +145,9 @@ class Workspace(Gradients):
         used = [buffer_of(k, keep_every) for k in range(len(hidden))]
         self._activations = [buffers[place] for place in used] + [logits]
         self._states = [allocate(size * 2 * _words(micro_batch), np.uint32) for size in hidden]
-        self._deltas = [allocate(widest, dtype) for _ in range(min(2, len(hidden)))]
+        self._are_written_above = are_written_above(hidden, keep_every)
+        own = delta_buffers(hidden, keep_every)
+        self._deltas = [allocate(size * micro_batch, dtype) for size in own]
         shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate)
@@ -171,7 +175,9 @@ class Workspace(Gradients):
 
     def delta(self, k: int, batch: int) -> Float32:
         """Return the buffer of dL/dz of hidden layer k, (n_out, batch), of `activation_dtype`."""
-        return _columns(self._deltas[k % 2], self._sizes[k], batch)
+        above = self._are_written_above and k + 2 < len(self._sizes)
+        buffer = self._activations[k + 1] if above else self._deltas[k % len(self._deltas)]
+        return _columns(buffer, self._sizes[k], batch)
 
 
 def check_activation_dtype(dtype: str, backend: Backend, activation: str, owner: str) -> None:
@@ -198,6 +204,8 @@ def activation_buffers(hidden: Sequence[int], keep_every: int) -> list[int]:
         Neurons of the hidden layers.
     keep_every : int
     """
+    if are_written_above(hidden, keep_every):
+        return _padded(hidden)
     sizes: dict[int, int] = {}
     for k, size in enumerate(hidden):
         place = buffer_of(k, keep_every)
@@ -212,6 +220,28 @@ def buffer_of(k: int, keep_every: int) -> int:
     """
     segment, place = divmod(k, keep_every)
     return place if place < keep_every - 1 else place + segment
+
+
+def delta_buffers(hidden: Sequence[int], keep_every: int) -> list[int]:
+    """Return the neurons of the backward pass's own buffers, which layers use in turn."""
+    if are_written_above(hidden, keep_every):
+        return [hidden[-1]]
+    return [max(hidden)] * min(2, len(hidden)) if hidden else []
+
+
+def are_written_above(hidden: Sequence[int], keep_every: int) -> bool:
+    """Return whether dL/dz of each hidden layer is written over the activations of the next.
+
+    That needs buffers as large as the larger of two layers; it is done where it takes less.
+    """
+    if keep_every > 1 or not hidden:
+        return False
+    return sum(_padded(hidden)) + hidden[-1] <= sum(hidden) + min(2, len(hidden)) * max(hidden)
+
+
+def _padded(hidden: Sequence[int]) -> list[int]:
+    """Return the neurons of each hidden layer, or of the one below it if that is larger."""
+    return [max(hidden[max(0, k - 1)], size) for k, size in enumerate(hidden)]
 
 
 def _words(batch: int) -> int:

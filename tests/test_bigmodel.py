@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largesparse import environment, load_checkpoint, read_records
+from largesparse import environment, load_checkpoint, read_records, records
 from largesparse import training as training_module
 from largesparse.backends import get_backend
 from largesparse.cli import run_command
@@ -134,7 +134,7 @@ def test_a_run_as_a_user_makes_it(tmp_path):
 
     record = record_of(out)
     expected = {
-        "schema": 2,
+        "schema": records.SCHEMA,
         "kind": "bigmodel",
         "algorithm": "sequential",
         "neurons": 400,

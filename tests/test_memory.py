@@ -116,12 +116,15 @@ def test_the_printed_plan_has_a_line_a_part():
 
 
 def test_the_largest_networks_of_the_paper():
-    """DESIGN section 3.6: 50M neurons take 3.8 GB, and about 250 MB a sample."""
+    """DESIGN section 3.6: 50M neurons take 3.8 GB, and about 250 MB a sample.
+
+    One of the two buffers of the backward pass has been saved since.
+    """
     config = NetworkConfig((65536, *[5_000_000] * 10, 2), epsilon=1)
     plan = plan_of(config, 1)
     assert plan.model + plan.gradients == pytest.approx(3.8e9, rel=0.05)
     sample = plan_of(config, 64).activations / 64
-    assert sample == pytest.approx(253e6, rel=0.05)
+    assert sample == pytest.approx(253e6 - 4 * 5_000_000, rel=0.01)
 
 
 # The choice
@@ -170,7 +173,7 @@ def test_smaller_micro_batches_where_memory_is_short():
 def test_activations_that_are_computed_twice_take_less():
     plans = [plan_of(NetworkConfig((10, *[1000] * 10, 2), epsilon=1), 32, k) for k in range(1, 12)]
     buffers = [(plan.activations - plans[0].activations) / (4 * 1000 * 32) for plan in plans]
-    assert buffers == [0, -4, -5, -5, -4, -4, -3, -2, -1, 0, 0]
+    assert buffers == [0, -3, -4, -4, -3, -3, -2, -1, 0, 1, 1]
     assert ", every 3rd layer's" in str(plans[2]) and "every" not in str(plans[0])
     given = choose((10, *[1000] * 10, 2), 1, available=GIB, keep_every=2, micro_batch=7)
     assert given.setting == (7, 2, "float32")

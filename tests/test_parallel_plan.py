@@ -56,9 +56,10 @@ def test_the_bytes_are_those_of_the_design():
     pointers = sum(4 * (a + b + 2) for a, b in itertools.pairwise(sizes))
     # both orders, the permutation, weights and velocities; biases, their velocities, dead or not
     model = 20 * connections + pointers + 9 * neurons
-    # the snapshot in both orders and the gradient; floats, and two bits
+    # the snapshot in both orders and the gradient; floats, one buffer of deltas, and two bits
+    widest = max(sizes[1:])
     gradient = 12 * connections + 8 * neurons
-    activations = 4 * 64 * (sizes[0] + neurons + 2 * max(sizes)) + 8 * 2 * 1_000_000
+    activations = 4 * 64 * (sizes[0] + neurons + widest) + 8 * 2 * 1_000_000
     assert plan.model == pytest.approx(model, rel=1e-4)
     assert plan.slot == pytest.approx(gradient + activations, rel=1e-4)
     assert plan.slots == (2,)

@@ -29,7 +29,6 @@ JOB = """
     from pathlib import Path
     import numpy as np
     import test_parallel_prediction as test
-    from largesparse import sharing
     from largesparse.parallel import predict, predict_proba, prediction
     from largesparse.parallel.ranks import get_communicator
 
@@ -38,9 +37,7 @@ JOB = """
     done, compute = [], prediction.compute
 
     def watched(engine, X, rows, out, look):
-        place = sharing.find_mapped(engine.layers[0].values_by_output)
-        mapped = sharing.find_mapped(X) if isinstance(X, np.ndarray) else None
-        paths = [found and found.path for found in (place, mapped)]
+        paths = [test.path_of(array) for array in (engine.layers[0].values_by_output, X)]
         done.append([rows.start, rows.stop, engine.threads, *paths])
         compute(engine, X, rows, out, look)
 
@@ -106,6 +103,15 @@ def job(tmp_path_factory):
     assert (result.status, result.messages) == (0, []), result.err
     told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     return folder, told
+
+
+def path_of(array) -> str | None:
+    """Return the path of the file that an array is a view of, if it is."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return array.filename and str(array.filename)
+        array = array.base
+    return None
 
 
 def _with_tests(path: str) -> dict[str, str]:

@@ -11,7 +11,12 @@ from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import get_backend
 from largesparse.errors import ParameterError
 from largesparse.stepping import Stepper
-from largesparse.workspace import activation_buffers, buffer_of
+from largesparse.workspace import (
+    activation_buffers,
+    are_written_above,
+    buffer_of,
+    delta_buffers,
+)
 
 
 def data_of(rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +70,13 @@ def test_layers_share_buffers_with_their_segments_only(hidden, keep_every):
     for start in range(0, len(hidden), keep_every):
         present = sorted(kept | set(range(start, min(len(hidden), start + keep_every))))
         assert len({places[k] for k in present}) == len(present)
-    if keep_every == 1:
+    if keep_every == 1 and are_written_above(hidden, 1):
+        assert all(below <= size for below, size in zip(hidden, buffers[1:], strict=False))
+    elif keep_every == 1:
         assert buffers == hidden
+    everything = sum(buffers) + sum(delta_buffers(hidden, keep_every))
+    if keep_every == 1 and hidden:
+        assert everything <= sum(hidden) + min(2, len(hidden)) * max(hidden)
 
 
 def test_every_layer_is_computed_twice_at_most(monkeypatch):
