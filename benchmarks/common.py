@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +21,18 @@ import largesparse.warming
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.backends import get_backend
 from largesparse.cli import parse_size
-from largesparse.environment import BENCH_MAX
+from largesparse.environment import BENCH_MAX, find_mpiexec
 from largesparse.errors import BackendError
 from largesparse.presets import hidden_sizes, nearest_row
+from largesparse.threads import available_threads
 
 N_FEATURES = 1024
 BATCH_SIZE = 128  # as in the paper's section 2.4
 THREADS = int(os.environ.get("NUMBA_NUM_THREADS") or 1)  # asv.conf.json sets it
 
-LADDER = (10_000, 100_000, 1_000_000)  # neurons
+LADDER = (10_000, 100_000, 1_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000)  # neurons
 DEFAULT_MAX = "1M"
+CHILD_SECONDS = 300  # after which a process that a benchmark starts has failed
 
 
 def sizes_up_to(limit: str) -> tuple[int, ...]:
@@ -35,28 +42,31 @@ def sizes_up_to(limit: str) -> tuple[int, ...]:
 
 
 SIZES = sizes_up_to(os.environ.get(BENCH_MAX) or DEFAULT_MAX)
+MIDDLE = SIZES[min(1, len(SIZES) - 1)]  # for what is measured at one size: 100k
+LARGEST = min(SIZES[-1], 1_000_000)
+CORES = available_threads()
+COUNTS = tuple(sorted({1, 2, CORES}))  # of threads, of processes
 
 
-def network_config(neurons: int) -> NetworkConfig:
+def network_config(neurons: int, epsilon: float | None = None) -> NetworkConfig:
     """Return a network with the depth and ε of the nearest row of Table 4, and two classes."""
     row = nearest_row(neurons)
     sizes = (N_FEATURES, *hidden_sizes(neurons, row.hidden_layers), 2)
-    return NetworkConfig(sizes, epsilon=row.epsilon, recipe="width")
+    return NetworkConfig(sizes, epsilon=epsilon or row.epsilon, recipe="width")
 
 
 @functools.cache
-def make_network(neurons: int) -> SparseMLP:
+def make_network(neurons: int, epsilon: float | None = None) -> SparseMLP:
     """Return the network of `network_config`; the same object at every call."""
-    return SparseMLP(network_config(neurons), threads=THREADS, progress=False)
+    return SparseMLP(network_config(neurons, epsilon), threads=THREADS, progress=False)
 
 
 @functools.cache
-def make_batch() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return standard normal X (BATCH_SIZE, N_FEATURES), and class indices y that are random."""
+def make_batch(rows: int = BATCH_SIZE) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return standard normal X (rows, N_FEATURES), and class indices y that are random."""
     rng = np.random.default_rng(0)
-    X = rng.standard_normal((BATCH_SIZE, N_FEATURES), dtype=np.float32)
-    X.flags.writeable = False  # as memory maps are, and what warm_up compiles for
-    return X, rng.integers(2, size=BATCH_SIZE, dtype=np.int32)
+    X = rng.standard_normal((rows, N_FEATURES), dtype=np.float32)
+    return X, rng.integers(2, size=rows, dtype=np.int32)
 
 
 @functools.cache
@@ -73,3 +83,37 @@ def warm_up(backend: str | None = None) -> None:
     except BackendError as error:
         raise NotImplementedError(str(error)) from error
     largesparse.warming.warm_up(name, THREADS)
+
+
+def in_fresh_process(function: Callable[[int], float], neurons: int) -> float:
+    """Return what a function of a benchmark returns in a process that has done nothing else.
+
+    Its peak of memory is then its own. asv's `peakmem_*` counts from what the parent had.
+    """
+    module, name = function.__module__, function.__name__
+    return _number([sys.executable, "-c", f"import {module}; print({module}.{name}({neurons}))"])
+
+
+def run_mpi(module: str, ranks: int, *arguments: Any) -> float:
+    """Return the number that `python -m benchmarks.<module>` prints as a job of MPI.
+
+    Raises
+    ------
+    NotImplementedError
+        Where there is no mpiexec.
+    """
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        raise NotImplementedError("there is no mpiexec: pip install 'largesparse[mpi]'")
+    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", f"benchmarks.{module}"]
+    return _number([*command, *map(str, arguments)])
+
+
+def _number(command: list[str]) -> float:
+    """Return the number that a command prints last."""
+    root = Path(__file__).parent.parent
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": CHILD_SECONDS}
+    result = subprocess.run(command, cwd=root, check=False, **options)
+    if result.returncode:
+        raise RuntimeError(result.stderr or result.stdout)
+    return float(result.stdout.split()[-1])

@@ -1,4 +1,4 @@
-"""Prediction of one batch in one process."""
+"""Prediction, in one process and in several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import functools
 from largesparse import Predictor
 from largesparse.backends import BACKENDS
 
-from .common import BATCH_SIZE, SIZES, THREADS, make_batch, make_network, warm_up
+from .common import BATCH_SIZE, COUNTS, LARGEST, SIZES, THREADS, make_batch, make_network, warm_up
+
+BATCHES = 8  # for several processes
 
 
 @functools.cache
@@ -30,3 +32,31 @@ class Inference:
 
     def time_predict(self, neurons, backend):
         self.predictor.predict(self.X)
+
+
+class Processes:
+    """The time to predict the labels of 8 batches by worker processes of one thread each.
+
+    They are started beforehand.
+    """
+
+    params = (COUNTS,)
+    param_names = ("processes",)
+
+    def setup(self, processes):
+        warm_up("fused")
+        self.X = make_batch(BATCHES * BATCH_SIZE)[0]
+        self.predictor = Predictor(
+            make_network(LARGEST),
+            processes=processes,
+            threads=1,
+            batch_size=BATCH_SIZE,
+            backend="fused",
+        )
+        self.predictor.predict(self.X)
+
+    def time_predict(self, processes):
+        self.predictor.predict(self.X)
+
+    def teardown(self, processes):
+        self.predictor.close()

@@ -1,4 +1,4 @@
-"""One training step: forward with dropout, loss, backward, update."""
+"""One training step: forward with dropout, loss, backward, update. An epoch is so many of them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,37 @@ import functools
 
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
+from largesparse.limits import seconds_of
+from largesparse.records import peak_rss_bytes
 
-from .common import BATCH_SIZE, SIZES, THREADS, make_batch, make_network, warm_up
+from .common import (
+    BATCH_SIZE,
+    COUNTS,
+    LARGEST,
+    MIDDLE,
+    SIZES,
+    THREADS,
+    in_fresh_process,
+    make_batch,
+    make_network,
+    warm_up,
+)
 
 
 @functools.cache
-def make_trainer(neurons: int, backend: str) -> Trainer:
+def make_trainer(
+    neurons: int,
+    backend: str = "fused",
+    *,
+    batch_size: int = BATCH_SIZE,
+    epsilon: float | None = None,
+    threads: int = THREADS,
+) -> Trainer:
     """Return the trainer with the paper's section 2.4 settings; kept for its buffers."""
     config = TrainingConfig(
-        batch_size=BATCH_SIZE, learning_rate=0.01, dropout=0.4, backend=backend, threads=THREADS
+        batch_size=batch_size, learning_rate=0.01, dropout=0.4, backend=backend, threads=threads
     )
-    return Trainer(make_network(neurons), config)
+    return Trainer(make_network(neurons, epsilon), config)
 
 
 class Step:
@@ -32,3 +52,79 @@ class Step:
 
     def time_step(self, neurons, backend):
         self.trainer.step(*self.batch)
+
+
+class Density:
+    """The time of a step at another ε."""
+
+    params = ((1, 20),)
+    param_names = ("epsilon",)
+
+    def setup(self, epsilon):
+        warm_up("fused")
+        self.trainer = make_trainer(MIDDLE, epsilon=epsilon)
+        self.batch = make_batch()
+
+    def time_step(self, epsilon):
+        self.trainer.step(*self.batch)
+
+
+class Batch:
+    """The time of a step on a mini-batch of another size."""
+
+    params = ((32, 512),)
+    param_names = ("batch_size",)
+
+    def setup(self, batch_size):
+        warm_up("fused")
+        self.trainer = make_trainer(MIDDLE, batch_size=batch_size)
+        self.batch = make_batch(batch_size)
+
+    def time_step(self, batch_size):
+        self.trainer.step(*self.batch)
+
+
+class Threads:
+    """The time of a step by several threads."""
+
+    params = (COUNTS[1:],)
+    param_names = ("threads",)
+
+    def setup(self, threads):
+        warm_up("fused")
+        self.trainer = make_trainer(LARGEST, threads=threads)
+        self.batch = make_batch()
+
+    def time_step(self, threads):
+        self.trainer.step(*self.batch)
+
+
+class Rate:
+    """Connections times samples in a second of training, and the memory that it takes."""
+
+    params = (SIZES,)
+    param_names = ("neurons",)
+
+    def track_rate(self, neurons):
+        warm_up("fused")
+        return rate_of(make_trainer(neurons))
+
+    def track_peak_bytes(self, neurons):
+        return in_fresh_process(peak_of_a_step, neurons)
+
+    track_rate.unit = "connections x samples/s"
+    track_peak_bytes.unit = "bytes"
+
+
+def rate_of(trainer: Trainer) -> float:
+    """Return connections times samples in a second, in the median of 5 steps."""
+    batch = make_batch()
+    work = trainer.network.connections * BATCH_SIZE
+    return work / seconds_of(lambda: trainer.step(*batch), repeats=5)
+
+
+def peak_of_a_step(neurons: int) -> int:
+    """Return the most bytes that a process has which makes a network and trains it."""
+    warm_up("fused")
+    make_trainer(neurons).step(*make_batch())
+    return peak_rss_bytes()

@@ -1,0 +1,44 @@
+"""The average of replicas that evolved apart (eq. 2)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from largesparse import SparseMLP
+from largesparse.evolution import evolve
+from largesparse.parallel.averaging import LayerArrays, average_layers
+
+from .common import SIZES, THREADS, network_config, warm_up
+
+REPLICAS = 3
+ZETA = 0.3
+
+
+@functools.cache
+def make_replicas(neurons: int) -> tuple[int, list[LayerArrays]]:
+    """Return replicas of the layer between the first two hidden layers, each evolved by itself."""
+    layer = SparseMLP(network_config(neurons), threads=THREADS, progress=False).layers[1]
+    replicas = []
+    for replica in range(REPLICAS):
+        evolve(layer, ZETA, np.random.default_rng(replica))
+        topology = layer.topology
+        arrays = topology.indptr, topology.indices, layer.values.copy(), layer.bias.copy()
+        replicas.append(LayerArrays(*arrays))
+    return layer.n_out, replicas
+
+
+class Averaging:
+    """The time to average 3 replicas of one layer."""
+
+    params = (SIZES,)
+    param_names = ("neurons",)
+
+    def setup(self, neurons):
+        warm_up()
+        self.n_out, self.replicas = make_replicas(neurons)
+        average_layers(self.n_out, self.replicas)  # its kernels are compiled
+
+    def time_average_layers(self, neurons):
+        average_layers(self.n_out, self.replicas)

@@ -1,0 +1,49 @@
+"""What is learnt in a fixed number of epochs: a kernel that is fast and wrong shows here."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+
+from sklearn.datasets import make_classification
+
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
+from largesparse.backends import BACKENDS
+
+from .common import THREADS, warm_up
+
+EPOCHS = 10
+TRAIN_ROWS, TEST_ROWS = 2000, 1000
+
+
+class Learning:
+    """Test accuracy after 10 epochs with evolution, and the seconds of an epoch beside it."""
+
+    params = (BACKENDS,)
+    param_names = ("backend",)
+
+    def track_accuracy(self, backend):
+        return 100 * train(backend)["test_accuracy"][-1]
+
+    def track_epoch(self, backend):
+        return statistics.median(train(backend)["epoch_s"][1:])
+
+    track_accuracy.unit = "%"
+    track_epoch.unit = "s"
+
+
+@functools.cache
+def train(backend: str):
+    """Return the history of a training on a synthetic task."""
+    warm_up(backend)
+    X, y = make_classification(
+        TRAIN_ROWS + TEST_ROWS, 500, n_informative=20, n_redundant=20, class_sep=2, random_state=0
+    )
+    X = X.astype("float32")
+    network = SparseMLP(NetworkConfig((500, 1000, 1000, 2), epsilon=10, recipe="width", seed=0))
+    config = TrainingConfig(
+        epochs=EPOCHS, batch_size=32, learning_rate=0.1, backend=backend, threads=THREADS
+    )
+    test = X[TRAIN_ROWS:], y[TRAIN_ROWS:]
+    trainer = Trainer(network, config)
+    return trainer.fit(X[:TRAIN_ROWS], y[:TRAIN_ROWS], test=test, progress=False)

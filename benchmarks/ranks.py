@@ -1,0 +1,54 @@
+"""Training by several ranks of MPI.
+
+`mpiexec -n RANKS python -m benchmarks.ranks ALGORITHM` is the job; asv starts it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+from largesparse import TrainingConfig
+
+from .common import BATCH_SIZE, MIDDLE, make_batch, make_network, run_mpi, warm_up
+
+EPOCHS = 4
+ROWS = 16 * BATCH_SIZE
+ALGORITHMS = ("wasap", "wassp")
+
+
+class Ranks:
+    """Samples a second of phase one, by a server and its workers of one thread each."""
+
+    params = (ALGORITHMS, (3,))
+    param_names = ("algorithm", "ranks")
+
+    def track_rate(self, algorithm, ranks):
+        return run_mpi("ranks", ranks, algorithm)
+
+    track_rate.unit = "samples/s"
+
+
+def main(algorithm: str) -> None:
+    from mpi4py import MPI
+
+    from largesparse import parallel
+
+    if algorithm not in ALGORITHMS:
+        raise SystemExit(f"no algorithm: {algorithm}")
+    comm = MPI.COMM_WORLD
+    warm_up("fused")
+    config = TrainingConfig(epochs=EPOCHS, batch_size=BATCH_SIZE, backend="fused", threads=1)
+    network = data = None
+    if comm.rank == 0:
+        network, data = make_network(MIDDLE), make_batch(ROWS)
+    train = {"wasap": parallel.train_wasap, "wassp": parallel.train_wassp}[algorithm]
+    X, y = data or (None, None)
+    history = train(network, config, X, y, phase_one_epochs=EPOCHS, progress=False)
+    if comm.rank == 0:
+        seconds = history["epoch_s"][1:]
+        print(ROWS / statistics.median(seconds))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
