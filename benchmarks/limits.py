@@ -22,7 +22,7 @@ class Product:
     in the same order and without any arithmetic.
     """
 
-    params = ((MIDDLE, LARGEST),)
+    params = (tuple(sorted({MIDDLE, LARGEST})),)
     param_names = ("neurons",)
 
     def setup(self, neurons):
@@ -62,3 +62,17 @@ class Product:
             ]
         products, bounds = zip(*rounds, strict=True)
         return statistics.median(products), statistics.median(bounds)
+
+
+class Machine:
+    """What this machine can do at best: the roofs of a roofline."""
+
+    def track_bandwidth(self):
+        warm_up("fused")
+        return limits.sequential_bandwidth(THREADS) / 1e9
+
+    def track_arithmetic(self):
+        return limits.arithmetic_peak(THREADS) / 1e9
+
+    track_bandwidth.unit = "GB/s"
+    track_arithmetic.unit = "GFLOP/s"

@@ -26,6 +26,7 @@ PHASES = {  # column -> title
     "inference_s": f"inference of {TEST_SAMPLES} samples",
     "evolution_s": "evolution",
 }
+SETTINGS = ("backend", "epsilon", "batch_size", "algorithm", "ranks", "threads", "commit", "cpu")
 COLUMNS = ("series", "neurons", "connections", *PHASES, "cost_s", "planned_bytes", "peak_bytes")
 
 
@@ -43,21 +44,29 @@ def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
         With `series`, `neurons`, `connections`; `init_s`, `epoch_s`, `inference_s` and
         `evolution_s`, medians in seconds, an epoch's for 7000 samples and inference's for 3000;
         `cost_s`, an epoch's seconds for each connection and sample; `planned_bytes` and
-        `peak_bytes` of the node; and `samples`, on which an epoch was measured.
+        `peak_bytes` of the node; `samples`, on which an epoch was measured; `timestamp`; and the
+        fields `SETTINGS` of the record.
 
     Raises
     ------
     DataError
         If there is no run of bigmodel.
     """
+    table = run_table(records)
+    if table.empty:
+        raise DataError("There are no records of bigmodel to plot. Run tools/scaling.py first.")
+    table = table.drop_duplicates(["series", "neurons"], keep="last")
+    return table.sort_values(["series", "neurons"]).reset_index(drop=True)
+
+
+def run_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Return all runs of bigmodel in the order of time, with the columns of `scaling_table`."""
     import pandas as pd
 
     kept = records[(records["kind"] == "bigmodel") & records["connections"].notna()]
-    if kept.empty:
-        raise DataError("There are no records of bigmodel to plot. Run tools/scaling.py first.")
-    rows = [_row(record) for record in kept.sort_values("timestamp").to_dict("records")]
-    table = pd.DataFrame(rows).drop_duplicates(["series", "neurons"], keep="last")
-    return table.sort_values(["series", "neurons"]).reset_index(drop=True)
+    return pd.DataFrame(
+        [_row(record) for record in kept.sort_values("timestamp").to_dict("records")]
+    )
 
 
 def paper_table() -> pd.DataFrame:
@@ -88,12 +97,12 @@ def scaling_figures(table: pd.DataFrame) -> dict[str, Figure]:
     paper = paper_table()
     figures = {}
     for column, title in PHASES.items():
-        figures[column.removesuffix("_s")], axes = _log_log(title, "seconds")
+        figures[column.removesuffix("_s")], axes = log_axes(title, "neurons", "seconds")
         _draw(axes, [paper, table], column)
-    figures["memory"], axes = _log_log("memory, of one node", "GiB")
+    figures["memory"], axes = log_axes("memory, of one node", "neurons", "GiB")
     _draw(axes, [table], "peak_bytes", scale=GIB)
     _draw(axes, [table], "planned_bytes", scale=GIB, suffix=", planned", style="x:")
-    figures["cost"], axes = _log_log("cost of training", "ns a connection and sample")
+    figures["cost"], axes = log_axes("cost of training", "neurons", "ns a connection and sample")
     _draw(axes, [paper, table], "cost_s", scale=1e-9)
     return figures
 
@@ -113,11 +122,12 @@ def _row(record: dict[Any, Any]) -> dict[str, Any]:
         "epoch_s": epoch * TRAIN_SAMPLES / train,
         "inference_s": inference * TEST_SAMPLES / test,
         "evolution_s": evolution,
+        "timestamp": record["timestamp"],
         "cost_s": epoch / (record["connections"] * train),
         "planned_bytes": record["planned_bytes"],
         "peak_bytes": peak,
         "samples": int(train),
-    }
+    } | {name: record[name] for name in SETTINGS}
 
 
 def _median(values: Sequence[float | None]) -> float:
@@ -144,11 +154,12 @@ def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _log_log(title: str, unit: str) -> tuple[Figure, Axes]:
+def log_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Return a figure whose axes are logarithmic both."""
     figure, (axes,) = new_figure()
     from matplotlib.ticker import EngFormatter, LogFormatter
 
-    axes.set(title=title, xlabel="neurons", ylabel=unit, xscale="log", yscale="log")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))

@@ -30,7 +30,7 @@ CASES = [
     if kind.__module__ == module.__name__
     for method, _ in inspect.getmembers(kind, inspect.isfunction)
     if method.startswith(("time_", "track_"))
-    for parameters in itertools.product(*kind.params)
+    for parameters in itertools.product(*getattr(kind, "params", ()))
 ]
 
 

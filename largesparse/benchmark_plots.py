@@ -1,0 +1,183 @@
+"""Plots of a table of measurements: scaling over threads and ranks, roofline, memory, history."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .memory import GIB
+from .plots import TRAIN_SAMPLES, log_axes, new_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+STEP = "step.Step.time_step"
+THREADS = "step.Threads.time_step"
+RANKS = "ranks.Ranks.track_rate"
+PROCESSES = "inference.Processes.time_predict"
+PRODUCT = "limits.Product.track_gigaflops"
+TRAFFIC = "limits.Product.track_gigabytes"
+BANDWIDTH = "limits.Machine.track_bandwidth"
+ARITHMETIC = "limits.Machine.track_arithmetic"
+MEMORY = {"making a network": "initialization.Size.track_peak_bytes"}
+MEMORY |= {"a process that trains": "step.Rate.track_peak_bytes"}
+
+
+def benchmark_figures(table: pd.DataFrame) -> dict[str, Figure]:
+    """Return the plots that the newest results of a table have data for.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `measurements.read_measurements`.
+
+    Returns
+    -------
+    dict
+        Of `threads`, `processes`, `ranks`, `roofline` and `memory` those that can be drawn.
+    """
+    newest = newest_results(table)
+    figures = {
+        "threads": _threads(newest),
+        "processes": _processes(newest),
+        "ranks": _ranks(newest),
+        "roofline": _roofline(newest),
+        "memory": _memory(newest),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def newest_results(table: pd.DataFrame) -> pd.DataFrame:
+    """Return asv's rows of the newest commit on each machine that a figure was measured at."""
+    rows = table[table["source"] == "asv"].sort_values("date")
+    last = rows.groupby(["machine", "figure"])["commit"].transform("last")
+    return rows[rows["commit"] == last]
+
+
+def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
+    """Return the values over commits of the figures whose name has `pattern`, in its middle value.
+
+    Each line is a figure with its settings, divided by its first value: below 1 is less.
+    """
+    rows = table[(table["source"] == "asv") & table["figure"].str.contains(re.escape(pattern))]
+    if rows.empty:
+        return None
+    figure, (axes,) = new_figure()
+    settings = [name for name in ("neurons", "backend", "threads") if rows[name].notna().any()]
+    lines = rows.groupby(["machine", "figure", *settings], dropna=False)
+    commits = list(rows.sort_values("date")["commit"].drop_duplicates())
+    for (_, _, *chosen), line in lines:
+        line = line.drop_duplicates("commit", keep="last").sort_values("date")
+        places = [commits.index(commit) for commit in line["commit"]]
+        label = ", ".join(_short(value) for value in chosen if value == value)  # not NaN
+        axes.plot(places, line["value"] / line["value"].iloc[0], "o-", label=label)
+    axes.set(title=f"{pattern}, over commits", ylabel="of the first commit's value")
+    axes.set_xticks(range(len(commits)), [commit[:8] for commit in commits], rotation=60)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _threads(rows: pd.DataFrame) -> Figure | None:
+    """Return speed-up over threads; the first point is the suite's step at the same size."""
+    several = rows[rows["figure"] == THREADS]
+    steps = rows[(rows["figure"] == STEP) & (rows["backend"] == "fused")]
+    steps = steps[steps["neurons"] <= 1_000_000]
+    if several.empty or steps.empty:
+        return None
+    one = steps.loc[steps["neurons"].idxmax()]
+    points = {int(one["threads"]): one["value"]}
+    points |= {int(row["threads"]): row["value"] for _, row in several.iterrows()}
+    return _speedup(f"a step of {_short(one['neurons'])} neurons", "threads", points)
+
+
+def _processes(rows: pd.DataFrame) -> Figure | None:
+    chosen = rows[rows["figure"] == PROCESSES]
+    points = {int(row["processes"]): row["value"] for _, row in chosen.iterrows()}
+    return _speedup("prediction", "processes", points) if len(points) > 1 else None
+
+
+def _speedup(title: str, unit: str, seconds: dict[int, float]) -> Figure:
+    counts = sorted(seconds)
+    figure, (axes,) = new_figure()
+    base = seconds[counts[0]]
+    axes.plot(counts, [base / seconds[count] for count in counts], "o-", label="measured")
+    axes.plot(counts, [count / counts[0] for count in counts], "k:", label="linear")
+    axes.set(title=f"{title}: strong scaling", xlabel=unit, ylabel=f"speed, {counts[0]} is 1")
+    axes.set_xticks(counts)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _ranks(rows: pd.DataFrame) -> Figure | None:
+    chosen = rows[rows["figure"] == RANKS]
+    if chosen.empty:
+        return None
+    figure, (axes,) = new_figure()
+    labels = [f"{row['algorithm']}, {row['ranks']:.0f} ranks" for _, row in chosen.iterrows()]
+    axes.barh(labels, chosen["value"])
+    axes.set(title="training by ranks", xlabel="samples/s")
+    return figure
+
+
+def _roofline(rows: pd.DataFrame) -> Figure | None:
+    values = {
+        name: rows[rows["figure"] == name].drop_duplicates("neurons", keep="last")
+        for name in (PRODUCT, TRAFFIC, BANDWIDTH, ARITHMETIC)
+    }
+    if any(found.empty for found in values.values()):
+        return None
+    bandwidth, peak = (values[name]["value"].iloc[-1] for name in (BANDWIDTH, ARITHMETIC))
+    figure, axes = log_axes("forward product, roofline", "operations a byte", "GFLOP/s")
+    ridge = peak / bandwidth
+    axes.plot([0.1, ridge, 10 * ridge], [0.1 * bandwidth, peak, peak], "k-", label="the machine")
+    points = values[PRODUCT].merge(values[TRAFFIC], on="neurons", suffixes=("", "_bytes"))
+    for _, row in points.iterrows():
+        label = f"{_short(row['neurons'])} neurons"
+        axes.plot(row["value"] / row["value_bytes"], row["value"], "o", label=label)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _memory(rows: pd.DataFrame) -> Figure | None:
+    lines = {label: rows[rows["figure"] == name] for label, name in MEMORY.items()}
+    if all(line.empty for line in lines.values()):
+        return None
+    figure, axes = log_axes("memory at its peak", "neurons", "GiB")
+    for label, line in lines.items():
+        line = line.sort_values("neurons")
+        axes.plot(line["neurons"], line["value"] / GIB, "o-", label=label)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def strong_scaling(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs of one size by one rank and by several, with samples a second of each.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        From `measurements.read_measurements`.
+
+    Returns
+    -------
+    DataFrame
+        `neurons`, `backend`, `ranks`, `samples_per_s` of the newest run of each, where a size
+        has several numbers of ranks.
+    """
+    rows = runs[(runs["source"] == "bigmodel") & (runs["figure"] == "epoch_s")].sort_values("date")
+    rows = rows.drop_duplicates(["neurons", "backend", "ranks"], keep="last")
+    several = rows.groupby(["neurons", "backend"])["ranks"].transform("nunique") > 1
+    found = rows[several].assign(samples_per_s=TRAIN_SAMPLES / rows[several]["value"])
+    return found[["neurons", "backend", "ranks", "samples_per_s"]].reset_index(drop=True)
+
+
+def _short(value: object) -> str:
+    if not isinstance(value, (int, float)):
+        return str(value)
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"

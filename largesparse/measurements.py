@@ -1,0 +1,142 @@
+"""Results of asv and run records as one table: a row for every figure that was measured."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, LargeSparseError
+from .plots import PHASES, run_table
+from .records import read_records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETTINGS = ("neurons", "epsilon", "batch_size", "chunk_bytes", "backend", "algorithm")
+COUNTS = ("threads", "ranks", "processes")
+COLUMNS = (
+    "source",
+    "figure",
+    *SETTINGS,
+    *COUNTS,
+    "value",
+    "low",
+    "high",
+    "unit",
+    "connections",
+    "commit",
+    "date",
+    "machine",
+)
+THREADS = "NUMBA_NUM_THREADS"  # which asv.conf.json pins
+
+
+def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd.DataFrame:
+    """Return what asv and the drivers have measured, as one table.
+
+    Parameters
+    ----------
+    *records : path
+        Files of run records.
+    asv : path, optional
+        The folder of asv's results, `.asv/results`.
+
+    Returns
+    -------
+    DataFrame
+        `source` is "asv" or the kind of the run; `figure` a benchmark's name or, of a run,
+        "init_s", "epoch_s" (for 7000 samples), "inference_s" (for 3000), "evolution_s" or
+        "peak_bytes"; then the settings, null where a figure has none; `value` in `unit`, between
+        `low` and `high` (asv's 99 % confidence interval, null where there is none);
+        `connections` of a run; `commit`, `date` (of the commit in asv's rows, of the run in the
+        others; UTC) and `machine`.
+
+    Raises
+    ------
+    DataError
+        Where a file or folder cannot be read, or has no result.
+    """
+    import pandas as pd
+
+    rows = list(_asv_rows(Path(asv))) if asv is not None else []
+    if records:
+        rows += _run_rows(read_records(*records))
+    if not rows:
+        raise DataError("There are no results: run `asv run`, or a driver with --out.")
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["date"] = pd.to_datetime(table["date"], utc=True)
+    return table
+
+
+def _asv_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {str(folder)!r} of asv's results: run `asv run`.")
+    try:
+        from asv.results import iter_results
+    except ImportError as error:
+        raise LargeSparseError(
+            "asv's results are read with asv: pip install 'largesparse[bench]'."
+        ) from error
+    try:
+        described = json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(folder / 'benchmarks.json')!r} cannot be read: {error}") from error
+    for result in iter_results(str(folder)):
+        common = {
+            "source": "asv",
+            "commit": result.commit_hash,
+            "date": result.date * 10**6,  # milliseconds since 1970 -> nanoseconds
+            "machine": result.params.get("machine"),
+        }
+        pinned = result.env_vars.get(THREADS)
+        for name in result.get_all_result_keys():
+            benchmark = described.get(name)
+            if benchmark is None:  # it is not in the suite any more
+                continue
+            params = result.get_result_params(name)
+            values = result.get_result_value(name, params)
+            stats = result.get_result_stats(name, params)
+            for k, chosen in enumerate(itertools.product(*params)):
+                if not _is_number(values[k]):
+                    continue
+                settings = dict(
+                    zip(benchmark["param_names"], map(ast.literal_eval, chosen), strict=True)
+                )
+                if pinned and "ranks" not in settings and "processes" not in settings:
+                    settings.setdefault("threads", int(pinned))
+                interval = (stats[k] if stats else None) or {}
+                yield (
+                    common
+                    | settings
+                    | {
+                        "figure": name,
+                        "value": values[k],
+                        "low": _finite(interval.get("ci_99_a")),  # infinite of a single repeat
+                        "high": _finite(interval.get("ci_99_b")),
+                        "unit": "s" if benchmark["unit"] == "seconds" else benchmark["unit"],
+                    }
+                )
+
+
+def _run_rows(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    for run in run_table(records).to_dict("records"):
+        common = {name: run[name] for name in ("neurons", "connections", "commit")}
+        common |= {name: run[name] for name in (*SETTINGS, *COUNTS) if name in run}
+        common |= {"source": "bigmodel", "date": run["timestamp"], "machine": run["cpu"]}
+        for figure in (*PHASES, "peak_bytes"):
+            if _is_number(run[figure]):
+                unit = "bytes" if figure == "peak_bytes" else "s"
+                yield common | {"figure": figure, "value": run[figure], "unit": unit}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _finite(value: Any) -> float | None:
+    return value if _is_number(value) else None
