@@ -204,3 +204,18 @@ def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
 
 def quick_mlp(**options):
     return MLPClassifier((5,), max_iter=2, **options)
+
+
+def test_the_width_ladder_has_a_line_a_size(capsys):
+    tool = load("width_ladder")
+    tool.main(["--widths", "1024", "64", "--depths", "3", "2", "--threads", "1", "--steps", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 threads" in lines[0] and len(lines) == 6
+    rows = [line.split() for line in lines[2:]]
+    assert [row[:2] for row in rows] == [["1024", "3"], ["1024", "2"], ["64", "3"], ["64", "2"]]
+    assert rows[0][-1] == "626" and all(len(row) == 7 for row in rows[1:])  # what Nerva logged
+    connections = int(rows[0][2].replace(",", ""))
+    dense = 3072 * 1024 + 2 * 1024**2 + 1024 * 10
+    assert connections == pytest.approx(0.01 * dense, rel=0.05)
+    step, rate = float(rows[0][3]), float(rows[0][4])
+    assert rate == pytest.approx(connections * 100 / step / 1000, rel=0.05)
