@@ -140,6 +140,26 @@ def test_layouts_are_timed(capsys):
         assert variant in shown
 
 
+def test_noise_is_what_the_same_step_differs_by(compare_peers, monkeypatch, capsys):
+    arguments = ["--layers", "30,20,3", "--batch-size", "8", "--repeats", "20", "--check-noise"]
+
+    def said(spread):
+        rng = np.random.default_rng(1)
+
+        def measure(actions, repeats):
+            return {name: list(10 * rng.lognormal(0, spread, repeats)) for name in actions}
+
+        monkeypatch.setattr(compare_peers, "measure", measure)
+        compare_peers.main(arguments)
+        (share,) = re.findall(r"below (\d+\.\d) % are noise", capsys.readouterr().out)
+        return float(share)
+
+    assert said(0) == 0
+    # The median of n normal values scatters by 1.25 / √n; two of them, 19 times of 20.
+    assert said(0.02) == pytest.approx(100 * 0.02 * 1.25 * 1.96 * (2 / 20) ** 0.5, rel=0.8)
+    assert said(0.3) > 15
+
+
 def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, capsys):
     monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
     sizes = ["--layers", "20,30,3", "--epsilon", "3", "--batch-size", "16", "--threads", "2"]

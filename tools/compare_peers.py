@@ -6,6 +6,7 @@
     python tools/compare_peers.py --preset cifar,madelon --peers sparselab --backends mkl
     python tools/compare_peers.py --layers 784,1000,10 --epsilon 20 --batch-size 128 --threads 2
     python tools/compare_peers.py --preset cifar --peers none --threads 2 --products --scaling
+    python tools/compare_peers.py --check-noise               # how small a difference can be told
 
 A step is forward with dropout, softmax cross-entropy, backward and update with momentum and weight
 decay, in float32. All have the same layer sizes, All-ReLU slopes, batches, threads and expected
@@ -388,6 +389,31 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return shown.to_string(float_format="{:.2f}".format)
 
 
+def check_noise(problem: Problem, repeats: int) -> str:
+    """Time ours, fused, beside itself, and say which differences this machine can tell now.
+
+    The ratio of the two medians is drawn again from the repeats, 2000 times (bootstrap): 19 of 20
+    such ratios are within the bound that is told.
+    """
+    batches = problem.batches()
+    one, other = (Ours(problem, batches, backend="fused") for _ in range(2))
+    times = measure({"one": one.step, "other": other.step}, repeats)
+    draws = np.random.default_rng(SEED).integers(repeats, size=(2, 2000, repeats))
+    medians = [
+        np.log(np.median(np.array(values)[draw], axis=1))
+        for values, draw in zip(times.values(), draws, strict=True)
+    ]
+    first, second = (np.median(values) for values in times.values())
+    found = np.log(first / second)
+    bound = max(abs(found), np.quantile(abs(medians[0] - medians[1] - found), 0.95))
+    spread = np.percentile(times["one"] + times["other"], (25, 75))
+    return (
+        f"The same step twice, {repeats} repeats in turns: {first:.3g} and {second:.3g} ms "
+        f"(quartiles {spread[0]:.3g} to {spread[1]:.3g}). Differences below "
+        f"{100 * np.expm1(bound):.1f} % are noise on this machine now."
+    )
+
+
 def chosen(known: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Return what a list such as "torch,sparselab" names; "all" and "none" are lists too."""
     names = {"all": list(known), "none": []}.get(text, text.split(","))
@@ -410,6 +436,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--recipe", choices=sorted(RECIPES), default="paper", help="of ours (paper)")
     add("--products", action="store_true", help="time the bare products of ours, fused, as well")
     add("--scaling", action="store_true", help="time ours, fused, with one thread as well")
+    add("--check-noise", action="store_true", help="only ours beside itself: what is noise?")
     add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
     options = parser.parse_args(argv)
     os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
@@ -436,6 +463,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, problem in problems.items():
         sizes = "-".join(map(str, problem.layer_sizes))
         print(f"\n{name}: {sizes}, ε {problem.epsilon:g}, batch {problem.batch_size}", flush=True)
+        if options.check_noise:
+            print(check_noise(problem, options.repeats), flush=True)
+            continue
         rows = compare(problem, makers, options.repeats, options.products)
         print(table(rows), flush=True)
         report["problems"].append({"name": name, **asdict(problem), "results": rows})
