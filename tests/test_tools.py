@@ -19,6 +19,8 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 def load(name):
+    if str(TOOLS) not in sys.path:
+        sys.path.append(str(TOOLS))  # where tools import each other from, as scripts do
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
@@ -97,6 +99,41 @@ def test_our_step_is_timed(compare_peers, tmp_path, capsys):
     assert not code
     assert "ours, scipy" in capsys.readouterr().out
     assert json.loads((tmp_path / "t.json").read_text())
+
+
+def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
+    monkeypatch.setattr(compare_peers, "ENVIRONMENT", ())  # numba's threads have been started
+    monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
+    sizes = ["--layers", "50,40,30,3", "--epsilon", "4", "--batch-size", "16"]
+    compare_peers.main(
+        [*sizes, "--peers", "sklearn,scipy", "--backends", "fused", "--repeats", "2"]
+    )
+    captured = capsys.readouterr()
+    assert "warning" not in captured.err  # all of them train
+    for name in ("MLPClassifier, dense", "SciPy and numba, by rows", "ours, fused"):
+        assert name in captured.out
+
+
+def test_the_row_wise_peers_gradient_is_that_of_its_loss():
+    peers = load("peers")
+    peers.DROPOUT = 0.0
+    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8)
+    batches = problem.batches()
+    net = peers.SciPyRows(problem, batches)
+    taken = []
+    net.update = lambda values, velocity, gradient: taken.append((values, gradient.copy()))
+    loss = net.step(0)
+    rng = np.random.default_rng(0)
+    for values, gradient in taken[:]:
+        place = int(rng.integers(len(values)))
+        before, step = values[place], np.float32(1e-3)
+        values[place] = before + step
+        above = net.step(0)
+        values[place] = before - step
+        below = net.step(0)
+        values[place] = before
+        assert (above - below) / (2 * step) == pytest.approx(gradient[place], abs=2e-3)
+    assert net.step(0) == pytest.approx(loss)
 
 
 @pytest.mark.parametrize(

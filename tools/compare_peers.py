@@ -14,6 +14,8 @@ density of each layer (Erdős–Rényi, p = min(1, ε(n_in+n_out)/(n_in·n_out))
 
   torch      dense nn.Linear layers; a 0/1 mask zeroes the weights once a step, after the update
   sparselab  sparselab.SparseLinear layers, nn.Linear where the density is 1, as in its examples
+  sklearn    MLPClassifier.partial_fit: dense, with ReLU, without dropout
+  scipy      SciPy's CSR products on rows of samples, numba for the gradient, as the paper says
   ours       largesparse, once for each backend
 
 The peers use torch.optim.SGD(fused=True), its fastest form, which multiplies λ by η (the paper does
@@ -32,18 +34,29 @@ import json
 import os
 import sys
 import time
-import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 from numpy.typing import NDArray
+from peers import (
+    DROPOUT,
+    LEARNING_RATE,
+    N_BATCHES,
+    PEERS,
+    PRESETS,
+    SEED,
+    SGD,
+    Batches,
+    Contestant,
+    Maker,
+    Problem,
+)
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
@@ -52,71 +65,15 @@ from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.limits import best_distance, gather
-from largesparse.network import NetworkConfig, SparseMLP
+from largesparse.network import SparseMLP
 from largesparse.recipes import RECIPES
 from largesparse.records import check_output, new_record
 from largesparse.threads import kernel_threads
 from largesparse.training import Trainer, TrainingConfig
 
-SEED = 0
-ALPHA = 0.6  # All-ReLU's slope is -ALPHA in the first hidden layer, ALPHA in the next, ...
-DROPOUT = 0.3
-LEARNING_RATE = 0.01
-SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4}
-N_BATCHES = 8  # more than one, or gradients vanish as it is learnt by heart
-BATCH_FLOATS = 2**28  # of all batches together, if that leaves two
 BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these,
 LONG_SECONDS = 1.0  # or, if steps are slow, this
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-Batches = list[tuple[NDArray[np.float32], NDArray[np.int32]]]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What all contestants train."""
-
-    layer_sizes: tuple[int, ...]
-    epsilon: float = 20.0
-    batch_size: int = 128
-    threads: int = 1
-    recipe: str = "paper"
-
-    def network(self) -> NetworkConfig:
-        """Return the net as largesparse describes it, which checks sizes and ε."""
-        return NetworkConfig(
-            self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED, recipe=self.recipe
-        )
-
-    def batches(self) -> Batches:
-        """Return pairs of random X (batch, n_features) and y (batch,)."""
-        rng = np.random.default_rng(SEED)
-        size = self.batch_size * self.layer_sizes[0]
-        count = int(np.clip(BATCH_FLOATS // size, 2, N_BATCHES))
-        shape = (count, self.batch_size, self.layer_sizes[0])
-        labels = rng.integers(0, self.layer_sizes[-1], shape[:2], dtype=np.int32)
-        return list(zip(rng.standard_normal(shape, dtype=np.float32), labels, strict=True))
-
-
-PRESETS = {
-    "fashion": Problem((784, 1000, 1000, 1000, 10)),
-    "cifar": Problem((3072, 4000, 1000, 4000, 10)),
-    "madelon": Problem((500, 400, 100, 400, 2), epsilon=10, batch_size=32),
-    "leukemia-small": Problem((5000, 2700, 2700, 18), epsilon=10, batch_size=5),
-}
-
-
-class Contestant(Protocol):
-    """A net that trains on the batches it was made with."""
-
-    name: str
-    connections: int
-
-    def step(self, index: int) -> float:
-        """Train one step on batch number `index` and return the loss."""
-
-    def first_weights(self) -> NDArray[np.float32]:
-        """Return a copy of the weights of the first layer."""
 
 
 class Ours:
@@ -223,90 +180,6 @@ class Products:
                 gather(indptr, indices, X, self.distance, out)
 
 
-class TorchMLP:
-    """What the PyTorch contestants share. A subclass makes the layers."""
-
-    name: str
-
-    def __init__(self, problem: Problem, batches: Batches) -> None:
-        import torch
-
-        torch.manual_seed(SEED)
-        torch.set_num_threads(problem.threads)
-        torch.set_flush_denormal(True)
-        self.batches = [(torch.from_numpy(X), torch.from_numpy(y).long()) for X, y in batches]
-        self.connections = 0
-        self.masked: list[tuple[Any, Any]] = []  # weights, and the mask that keeps them sparse
-        self.model = torch.nn.Sequential()
-        sizes = problem.layer_sizes
-        for k, density in enumerate(problem.network().probabilities()):
-            if k > 0:
-                self.model.append(torch.nn.LeakyReLU(ALPHA if k % 2 == 0 else -ALPHA))
-                self.model.append(torch.nn.Dropout(DROPOUT))
-            # All draw dense values and a dense mask, and copy them.
-            if 20 * sizes[k] * sizes[k + 1] > psutil.virtual_memory().available:
-                raise MemoryPlanError(f"layer {k + 2} as a dense matrix does not fit in memory")
-            self.model.append(self.make_layer(sizes[k], sizes[k + 1], density))
-        self.loss = torch.nn.CrossEntropyLoss()
-        parameters = self.model.parameters()
-        self.optimizer = torch.optim.SGD(parameters, LEARNING_RATE, **SGD, fused=True)
-
-    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
-        """Return a layer; count its connections, and note its mask if it needs one."""
-        raise NotImplementedError
-
-    def step(self, index: int) -> float:
-        X, y = self.batches[index % len(self.batches)]
-        self.optimizer.zero_grad()
-        loss = self.loss(self.model(X), y)
-        loss.backward()
-        self.optimizer.step()
-        for weights, mask in self.masked:
-            weights.mul_(mask)
-        return loss.item()
-
-    def first_weights(self) -> NDArray[np.float32]:
-        return next(self.model.parameters()).detach().numpy().ravel().copy()
-
-
-class MaskedDense(TorchMLP):
-    """PyTorch with dense weights that a mask keeps sparse."""
-
-    name = "PyTorch, masked dense"
-
-    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
-        import torch
-
-        layer = torch.nn.Linear(n_in, n_out)
-        torch.nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-        mask = (torch.rand(n_out, n_in) < density).float()
-        self.connections += int(mask.count_nonzero())
-        if density < 1:
-            self.masked.append((layer.weight.data.mul_(mask), mask))
-        return layer
-
-
-class SparseLab(TorchMLP):
-    """SparseLab's layers: padded CSR weights, its own SIMD kernels and OpenMP threads."""
-
-    name = "SparseLab"
-
-    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
-        import sparselab
-        import torch
-
-        if density == 1:
-            self.connections += n_in * n_out
-            return torch.nn.Linear(n_in, n_out)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-            layer = sparselab.SparseLinear(n_in, n_out, sparsity=1 - density)
-        self.connections += layer.nnz
-        return layer
-
-
-Maker = Callable[[Problem, Batches], Contestant]
-PEERS: dict[str, Maker] = {"torch": MaskedDense, "sparselab": SparseLab}
 OURS: dict[str, Maker] = {backend: partial(Ours, backend=backend) for backend in BACKENDS}
 
 
