@@ -155,6 +155,7 @@ def test_rows_are_counted_across_chunks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content",
     [gzip.compress(b"a,b\n" + b"1,2\n" * 99)[:-9], b"a,b\n1,2\n", gzip.compress(b"a,b\n1,\xff\n")],
+    ids=["cut", "not compressed", "not UTF-8"],  # gzip writes the time
 )
 def test_damaged_compressed_csv_is_refused(tmp_path, content):
     (tmp_path / "own.csv.gz").write_bytes(content)
