@@ -21,7 +21,8 @@ from largesparse.memory import Setting
 from largesparse.parallel import ParallelOptions
 from largesparse.parallel.deal import Batch, Deal
 from largesparse.parallel.dispatch import Dispatcher
-from largesparse.parallel.messages import Lease, Leased, SendGradient
+from largesparse.parallel.job import node_bytes
+from largesparse.parallel.messages import Lease, Leased, Report, SendGradient
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
 from largesparse.parallel.segments import Arena, Segment, share_arrays
@@ -601,3 +602,11 @@ def test_the_report_counts_staleness():
     for staleness in (0, 2, 2, 4):
         report.count(staleness)
     assert report.staleness_record() == {"mean": 2.0, "max": 4, "histogram": [1, 0, 2, 0, 1]}
+
+
+def test_replicas_that_are_not_trained_at_once_do_not_add_up():
+    reports = [
+        Report(0, 0, 0, pss_bytes=10, replica_bytes=extra, rss_bytes=0) for extra in (0, 5, 7, 6)
+    ]
+    assert node_bytes(reports, slots=2) == 4 * 10 + 7 + 6
+    assert node_bytes(reports, slots=8) == 4 * 10 + 18

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,12 @@ def _save_stopped(server: Server) -> str:
     return server.trainer.save_stopped(server.checkpoint, len(server.data.train_rows))
 
 
+def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
+    """Return what the ranks of a node took together at most: a replica is trained in every slot."""
+    replicas = sorted((each.replica_bytes for each in reports), reverse=True)
+    return sum(each.pss_bytes for each in reports) + sum(replicas[:slots])
+
+
 def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
     """Add up what all ranks have used, and let the workers go."""
     for rank in hub.ranks:
@@ -336,14 +342,17 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
         answer = hub.receive()
         assert answer is not None
         found[answer[0]] = answer[1]
-    own = messages.Report(hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), peak_rss_bytes())
+    own = messages.Report(
+        hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
+    )
     used = [own, *(found[rank] for rank in hub.ranks)]
     report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]
     report.cpu_s = [each.cpu_s for each in used]
     report.node_pss_bytes = max(
-        sum(used[rank].pss_bytes for rank in nodes.ranks(node)) for node in range(len(nodes))
+        node_bytes([used[rank] for rank in nodes.ranks(node)], report.slots[node])
+        for node in range(len(nodes))
     )
     for rank in hub.ranks:
         hub.send(rank, messages.Finish(history))

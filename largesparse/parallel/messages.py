@@ -218,5 +218,6 @@ class Report:
     idle_s: float
     idle_cpu_s: float
     cpu_s: float
-    pss_bytes: int
+    pss_bytes: int  # in the end
+    replica_bytes: int  # beside that, while it trained a replica
     rss_bytes: int  # at its peak

@@ -27,7 +27,7 @@ class ParallelReport:
     idle_cpu_s: list[float] = field(default_factory=list)  # used while idle
     cpu_s: list[float] = field(default_factory=list)
     peak_rss_bytes: int = 0  # of the largest rank
-    node_pss_bytes: int = 0  # of the largest node: the sum of what its ranks took at most
+    node_pss_bytes: int = 0  # of all ranks of the largest node, at most
 
     def count(self, staleness: int) -> None:
         """Count an update."""

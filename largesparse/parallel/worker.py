@@ -303,9 +303,10 @@ class Worker:
 
     # ----------------------------------------------------------------------- the rest
     def _count(self, _: messages.Count) -> None:
-        pss = max(self._pss_bytes, pss_bytes())
+        pss = pss_bytes()
+        beside = max(0, self._pss_bytes - pss)
         idle = self._line.idle_s, self._line.idle_cpu_s
-        self._line.send(messages.Report(*idle, cpu_seconds(), pss, peak_rss_bytes()))
+        self._line.send(messages.Report(*idle, cpu_seconds(), pss, beside, peak_rss_bytes()))
 
     def _send(self, arrays: list[NDArray]) -> None:
         start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
