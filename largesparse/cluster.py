@@ -20,7 +20,7 @@ from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
 from .parallel.nodes import Nodes
 from .parallel.plan import FIRST_BASE, plan_parallel
 from .parallel.segments import Arena
-from .parallel.shared import Shape, SharedTopology, Slot, shared_size
+from .parallel.shared import Shape, SharedTopology, shared_size, slot_sizes
 from .parallel.transfer import CHUNK_BYTES
 from .presets import hidden_sizes
 from .topology import MAX_CONNECTIONS
@@ -204,7 +204,7 @@ def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tu
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
     first = plan_parallel(shape, nodes, [1, 1]).required
     topology = shared_size(SharedTopology, shape)
-    slot = shared_size(Slot, shape, SharedTopology(shape, Arena()))
+    slot = sum(slot_sizes(shape, SharedTopology(shape, Arena())))
     return first, FIRST_BASE + topology + slot
 
 

@@ -107,6 +107,8 @@ class Workspace(Gradients):
         Of `ACTIVATION_DTYPES`; inputs and outputs are float32 in any case.
     allocate : callable
         Gives the buffers; by default memory of this process.
+    allocate_activations : callable, optional
+        Gives those of them that nobody needs after a gradient; by default `allocate`.
 
     Attributes
     ----------
@@ -123,7 +125,9 @@ class Workspace(Gradients):
         keep_every: int = 1,
         activation_dtype: str = "float32",
         allocate: Allocate = aligned_zeros,
+        allocate_activations: Allocate | None = None,
     ) -> None:
+        allocate_gradients, allocate = allocate, allocate_activations or allocate
         self.micro_batch, self.keep_every = micro_batch, keep_every
         self.activation_dtype = activation_dtype
         dtype = ACTIVATION_DTYPES[activation_dtype]
@@ -150,7 +154,7 @@ class Workspace(Gradients):
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
         shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
         self._sums = [allocate(size * micro_batch) for size in shaped]
-        super().__init__(trained, allocate=allocate)
+        super().__init__(trained, allocate=allocate_gradients)
 
     def inputs(self, batch: int) -> Float32:
         """Return the inputs, float32 (n_features, batch)."""

@@ -25,7 +25,7 @@ from largesparse.parallel.job import node_bytes
 from largesparse.parallel.messages import Lease, Leased, Report, SendGradient
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
-from largesparse.parallel.segments import Arena, Segment, share_arrays
+from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -33,6 +33,7 @@ from largesparse.parallel.shared import (
     SharedWeights,
     Slot,
     shared_size,
+    slot_sizes,
 )
 from largesparse.parallel.updating import Updater
 from largesparse.parallel.worker import Worker
@@ -497,7 +498,7 @@ class LeasedWorker(Worker):
         self._config, self._topology, self._weights = config, node.topology, node.weights
         rows, none = np.arange(len(y)), np.arange(0)
         self._data = TrainingData(X, y, None, rows, rows, none, None)
-        self._slots = [node.slot]
+        self._slots, self._activations = [node.slot], PrivateMemory(0)
         self._steppers = [Stepper(node.slot.network, config, workspace=node.slot.workspace)]
         options = ParallelOptions("wasap", 1)
         self._updater = Updater(node.topology, node.weights, config, options, 2, len(y))
@@ -610,3 +611,30 @@ def test_replicas_that_are_not_trained_at_once_do_not_add_up():
     ]
     assert node_bytes(reports, slots=2) == 4 * 10 + 7 + 6
     assert node_bytes(reports, slots=8) == 4 * 10 + 18
+
+
+def test_private_memory_is_given_back_where_it_is_much():
+    for size, kept in ((KEPT, True), (KEPT + 2**20, False)):
+        memory = PrivateMemory(size)
+        (array,) = [Arena(memory.buffer)(1000)]
+        array[:] = 1
+        memory.release()
+        assert np.all(array == (1 if kept else 0))
+        array[:] = 2  # it can be used again
+        assert Arena(memory.buffer)(1000)[999] == 2
+
+
+def test_activations_of_a_slot_are_its_user_s():
+    network = small_network()
+    shape = Shape.of(network, Setting(8))
+    topology = SharedTopology(shape, Arena(Segment.create(2**20).buffer))
+    shared, own = slot_sizes(shape, topology)
+    assert shared + own == pytest.approx(shared_size(Slot, shape, topology), abs=1024)
+    segment, memory = Segment.create(shared), PrivateMemory(own)
+    users = [Slot(shape, topology, Arena(segment.buffer), Arena(memory.buffer)) for _ in range(2)]
+    others = Slot(shape, topology, Arena(segment.buffer), Arena(PrivateMemory(own).buffer))
+    users[0].workspace.activations(0, 8)[:] = 3
+    users[0].workspace.gradients[0][:] = 4
+    assert np.all(users[1].workspace.activations(0, 8) == 3)
+    assert np.all(others.workspace.activations(0, 8) == 0)
+    assert np.all(others.workspace.gradients[0] == 4)

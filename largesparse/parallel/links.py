@@ -31,6 +31,7 @@ from .shared import (
     cut,
     parameter_arrays,
     shared_size,
+    slot_sizes,
 )
 from .transfer import Transfer, start_receive, start_send
 
@@ -98,10 +99,11 @@ class Links:
         for k, layer in enumerate(network.layers):
             network.layers[k] = ServerLayer(layer, k, self.topology, self.weights)
         self.network = network
-        size = shared_size(Slot, shape, self.topology)
+        size, _ = slot_sizes(shape, self.topology)
         self._slot_segments = [Segment.create(size) for _ in range(slots[0])]
         self.slots = [
-            Slot(shape, self.topology, Arena(segment.buffer)) for segment in self._slot_segments
+            Slot(shape, self.topology, Arena(segment.buffer), Arena())  # it computes none itself
+            for segment in self._slot_segments
         ]
         self._held: dict[tuple[int, int], tuple[int, int]] = {}  # versions in other nodes' slots
         self._sending: Transfer | None = None

@@ -38,8 +38,8 @@ from .nodes import Nodes
 from .options import ParallelOptions
 from .phase_two import RESULTS_SHARE, result_bytes
 from .ranks import gather, together
-from .segments import Arena
-from .shared import Shape, SharedTopology, SharedWeights, Slot, shared_size
+from .segments import KEPT, Arena
+from .shared import Shape, SharedTopology, SharedWeights, shared_size, slot_sizes
 from .usage import pss_bytes
 
 FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank
@@ -159,7 +159,9 @@ def plan_parallel(
     """
     here = nodes.beside(0)
     topology = SharedTopology(shape, Arena())
-    one_topology, slot = shared_size(SharedTopology, shape), shared_size(Slot, shape, topology)
+    one_topology = shared_size(SharedTopology, shape)
+    shared, activations = slot_sizes(shape, topology)
+    slot = shared + activations
     model = len(here) * one_topology
     model += (len(here) if algorithm == "allreduce" else 1) * shared_size(SharedWeights, shape)
     counts = tuple(slots[node] for node in here)
@@ -172,6 +174,8 @@ def plan_parallel(
     server = passing + 2 * values + (0 if algorithm == "wasap" else values)
     server += 2 * values if len(nodes) > 1 else 0
     base = FIRST_BASE + (ranks - 1) * RANK_BASE
+    if activations <= KEPT:  # by ranks that have no slot at the moment
+        base += max(0, ranks - 1 - sum(counts)) * activations
     data = 2 * data + (data + mapped) * (len(here) - 1)  # it is copied; other nodes have their own
     at_a_time = min(sum(counts), replicas)
     # weights and velocities, the weights in the other order, an own topology after an evolution

@@ -23,6 +23,7 @@ from ..errors import MemoryPlanError
 from ..workspace import CACHE_LINE
 
 HUGE_PAGE = 2**21  # bytes; smaller segments gain nothing from huge pages
+KEPT = 2**24  # bytes of private memory that are not worth a release: new pages take time
 
 
 class Segment:
@@ -103,6 +104,30 @@ class Arena:
         if self._buffer is None:
             return np.broadcast_to(np.zeros((), dtype), shape)
         return np.frombuffer(self._buffer, dtype, count, start).reshape(shape)
+
+
+class PrivateMemory:
+    """Memory of this process alone, in large pages where the system has them on advice.
+
+    Memory that is shared rarely has large pages, and what is read here and there is slower in
+    small ones.
+
+    Parameters
+    ----------
+    size : int
+        Bytes; none is taken before it is used.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._is_kept = size <= KEPT
+        self.buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            self.buffer.madvise(mmap.MADV_HUGEPAGE)
+
+    def release(self) -> None:
+        """Give the memory back to the system, unless it is little; what was in it is lost."""
+        if not self._is_kept:
+            self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 def share_arrays(arrays: Sequence[NDArray[Any]]) -> tuple[Segment, list[NDArray[Any]]]:

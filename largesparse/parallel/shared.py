@@ -259,6 +259,15 @@ def in_both_orders(layer: SparseLayer) -> SparseLayer:
 class Slot:
     """What computing a gradient takes; the ranks of a node use its slots in turn.
 
+    Parameters
+    ----------
+    shape : Shape
+    topology : SharedTopology
+    allocate : callable
+        Gives what is shared.
+    allocate_activations : callable, optional
+        Gives what only the rank needs that computes a gradient, meanwhile. By default `allocate`.
+
     Attributes
     ----------
     parameters : list of [values, bias, srelu]
@@ -269,7 +278,13 @@ class Slot:
         Activations, and the gradients.
     """
 
-    def __init__(self, shape: Shape, topology: SharedTopology, allocate: Allocate) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        topology: SharedTopology,
+        allocate: Allocate,
+        allocate_activations: Allocate | None = None,
+    ) -> None:
         self._topology = topology
         self._generation = -1  # of the topology that the network has in this process
         self._updated: SparseMLP | None = None
@@ -297,6 +312,7 @@ class Slot:
             keep_every=keep_every,
             activation_dtype=activation_dtype,
             allocate=allocate,
+            allocate_activations=allocate_activations,
         )
 
     @property
@@ -372,6 +388,13 @@ def shared_size(kind, shape: Shape, *more) -> int:
     count = Arena()
     kind(shape, *more, count)
     return count.nbytes
+
+
+def slot_sizes(shape: Shape, topology: SharedTopology) -> tuple[int, int]:
+    """Return the bytes of a slot that are shared, and those of its activations."""
+    shared, activations = Arena(), Arena()
+    Slot(shape, topology, shared, activations)
+    return shared.nbytes, activations.nbytes
 
 
 def _fill(room: Float32, values: Float32) -> Float32:

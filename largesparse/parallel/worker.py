@@ -20,8 +20,16 @@ from .control import Line
 from .data import from_arrays, places_in
 from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
-from .segments import Arena, Segment, arrays_of, arrays_size, forget_names
-from .shared import SharedTopology, SharedWeights, Slot, cut, shared_size, show_weights
+from .segments import Arena, PrivateMemory, Segment, arrays_of, arrays_size, forget_names
+from .shared import (
+    SharedTopology,
+    SharedWeights,
+    Slot,
+    cut,
+    shared_size,
+    show_weights,
+    slot_sizes,
+)
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .updating import Updater
 from .usage import cpu_seconds, pss_bytes
@@ -89,7 +97,7 @@ class Worker:
         if host.has_weights:
             weights_segment = Segment.create(shared_size(SharedWeights, host.shape))
             self._segments.append(weights_segment)
-        slot_size = shared_size(Slot, host.shape, topology)
+        slot_size, _ = slot_sizes(host.shape, topology)
         slots = [Segment.create(slot_size) for _ in range(host.slots)]
         data_segment = Segment.create(arrays_size(host.shapes))
         data = arrays_of(data_segment, host.shapes)
@@ -117,8 +125,10 @@ class Worker:
             rows = len(self._data.train_rows)
             self._updater = Updater(*shared, self._comm.size - 1, rows)
         self._slots, self._steppers = [], []
+        self._activations = PrivateMemory(slot_sizes(join.shape, self._topology)[1])
         for path in join.slots:
-            slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer))
+            own = Arena(self._activations.buffer)  # for all slots: it computes in one at a time
+            slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer), own)
             slot.network.preprocessing = scaling
             self._slots.append(slot)
             self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
@@ -161,6 +171,7 @@ class Worker:
             joined = {"first_row": task.first_row, "joined": task.joined}
         with stepper.backend.threads(stepper.threads):
             loss = self._gradient(stepper, task.batch, **joined)
+        self._activations.release()
         self._line.send(self._push(task, loss, slot))
 
     def _gradient(self, stepper: Stepper, batch: Batch, **joined: Any) -> float:
@@ -180,6 +191,7 @@ class Worker:
         stepper = self._steppers[lease.slot]
         with stepper.backend.threads(stepper.threads):
             updates, push = self._make_updates(lease)
+        self._activations.release()
         self._line.send(messages.Leased(self._comm.rank, lease, updates, push))
 
     def _make_updates(
@@ -255,6 +267,7 @@ class Worker:
         else:
             assert data.test is not None
             loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
+        self._activations.release()
         self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
 
     def _order(self, epoch: int) -> Rows:
@@ -283,6 +296,7 @@ class Worker:
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
             self._line.send(messages.Progress(task.replica, record))
         self._pss_bytes = max(self._pss_bytes, pss_bytes())
+        self._activations.release()
         stored = StoredReplica.store(network, on_disk=task.on_disk)
         self._replicas[task.replica] = stored
         self._segments.append(stored.segment)
