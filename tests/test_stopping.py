@@ -74,6 +74,14 @@ def fit(trainer, folder, calls=(), **options):
     )
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A shell lets the jobs that it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed():
     trainer = make_trainer()
