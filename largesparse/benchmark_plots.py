@@ -86,7 +86,7 @@ def _threads(rows: pd.DataFrame) -> Figure | None:
     steps = steps[steps["neurons"] <= 1_000_000]
     if several.empty or steps.empty:
         return None
-    one = steps.loc[steps["neurons"].idxmax()]
+    one = steps.sort_values("neurons").iloc[-1]
     points = {int(one["threads"]): one["value"]}
     points |= {int(row["threads"]): row["value"] for _, row in several.iterrows()}
     return _speedup(f"a step of {_short(one['neurons'])} neurons", "threads", points)
