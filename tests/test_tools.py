@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import sys
 import warnings
@@ -31,14 +30,6 @@ def load(name):
 @pytest.fixture(scope="module")
 def measure():
     return load("measure")
-
-
-@pytest.fixture
-def compare_peers():
-    environment = dict(os.environ)  # which the tool pins threads in
-    yield load("compare_peers")
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def test_active_neurons_are_counted(measure, capsys):
@@ -93,63 +84,6 @@ def test_pruning_on_real_data(measure, shared_data, monkeypatch, capsys):
     assert "neurons: 400-100-400 -> 200-50-200" in capsys.readouterr().out
 
 
-def test_our_step_is_timed(compare_peers, tmp_path, capsys):
-    arguments = ["--layers", "50,30,3", "--peers", "none", "--backends", "scipy"]
-    code = compare_peers.main([*arguments, "--repeats", "1", "--json", str(tmp_path / "t.json")])
-    assert not code
-    assert "ours, scipy" in capsys.readouterr().out
-    assert json.loads((tmp_path / "t.json").read_text())
-
-
-def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
-    monkeypatch.setattr(compare_peers, "ENVIRONMENT", ())  # numba's threads have been started
-    monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
-    sizes = ["--layers", "50,40,30,3", "--epsilon", "4", "--batch-size", "16"]
-    compare_peers.main(
-        [*sizes, "--peers", "sklearn,scipy", "--backends", "fused", "--repeats", "2"]
-    )
-    captured = capsys.readouterr()
-    assert "warning" not in captured.err  # all of them train
-    for name in ("MLPClassifier, dense", "SciPy and numba, by rows", "ours, fused"):
-        assert name in captured.out
-
-
-def test_the_row_wise_peers_gradient_is_that_of_its_loss():
-    peers = load("peers")
-    peers.DROPOUT = 0.0
-    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8)
-    batches = problem.batches()
-    net = peers.SciPyRows(problem, batches)
-    taken = []
-    net.update = lambda values, velocity, gradient: taken.append((values, gradient.copy()))
-    loss = net.step(0)
-    rng = np.random.default_rng(0)
-    for values, gradient in taken[:]:
-        place = int(rng.integers(len(values)))
-        before, step = values[place], np.float32(1e-3)
-        values[place] = before + step
-        above = net.step(0)
-        values[place] = before - step
-        below = net.step(0)
-        values[place] = before
-        assert (above - below) / (2 * step) == pytest.approx(gradient[place], abs=2e-3)
-    assert net.step(0) == pytest.approx(loss)
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--backends", "cuda"], ["--layers", "5Q,3"], ["--peers", "tensorflow"]]
-)
-def test_mistakes_are_told_in_one_sentence(compare_peers, arguments, capsys):
-    from largesparse.cli import run_command
-
-    try:
-        code = run_command(lambda: compare_peers.main(arguments))
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
-    assert "Traceback" not in capsys.readouterr().err
-
-
 def test_a_step_is_profiled(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(TOOLS))
     profile = load("profile_step")
@@ -175,42 +109,6 @@ def test_layouts_are_timed(capsys):
         "3 blocks",
     ):
         assert variant in shown
-
-
-def test_noise_is_what_the_same_step_differs_by(compare_peers, monkeypatch, capsys):
-    arguments = ["--layers", "30,20,3", "--batch-size", "8", "--repeats", "20", "--check-noise"]
-
-    def said(spread):
-        rng = np.random.default_rng(1)
-
-        def measure(actions, repeats):
-            return {name: list(10 * rng.lognormal(0, spread, repeats)) for name in actions}
-
-        monkeypatch.setattr(compare_peers, "measure", measure)
-        compare_peers.main(arguments)
-        (share,) = re.findall(r"below (\d+\.\d) % are noise", capsys.readouterr().out)
-        return float(share)
-
-    assert said(0) == 0
-    # The median of n normal values scatters by 1.25 / √n; two of them, 19 times of 20.
-    assert said(0.02) == pytest.approx(100 * 0.02 * 1.25 * 1.96 * (2 / 20) ** 0.5, rel=0.8)
-    assert said(0.3) > 15
-
-
-def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, capsys):
-    monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
-    sizes = ["--layers", "20,30,3", "--epsilon", "3", "--batch-size", "16", "--threads", "2"]
-    ours = ["--peers", "none", "--backends", "fused", "--products", "--scaling", "--repeats", "2"]
-    compare_peers.main([*sizes, *ours])
-    shown = capsys.readouterr().out
-    for row in (
-        "ours, fused  ",
-        "ours, fused, 1 thread",
-        "ours, fused: forward products",
-        "ours, fused: dX and dW products",
-        "ours, fused: reads and writes of forward",
-    ):
-        assert row in shown
 
 
 @pytest.fixture

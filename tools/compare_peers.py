@@ -6,6 +6,8 @@
     python tools/compare_peers.py --preset cifar,madelon --peers sparselab --backends mkl
     python tools/compare_peers.py --layers 784,1000,10 --epsilon 20 --batch-size 128 --threads 2
     python tools/compare_peers.py --preset cifar --peers none --threads 2 --products --scaling
+    python tools/compare_peers.py --phases --repeats 5        # every phase, and memory
+    python tools/compare_peers.py --largest                   # double the layers till it fails
     python tools/compare_peers.py --check-noise               # how small a difference can be told
 
 A step is forward with dropout, softmax cross-entropy, backward and update with momentum and weight
@@ -13,6 +15,7 @@ decay, in float32. All have the same layer sizes, All-ReLU slopes, batches, thre
 density of each layer (Erdős–Rényi, p = min(1, ε(n_in+n_out)/(n_in·n_out))).
 
   torch      dense nn.Linear layers; a 0/1 mask zeroes the weights once a step, after the update
+  csr        PyTorch's CSR products and sampled_addmm, which keep gradients sparse
   sparselab  sparselab.SparseLinear layers, nn.Linear where the density is 1, as in its examples
   sklearn    MLPClassifier.partial_fit: dense, with ReLU, without dropout
   scipy      SciPy's CSR products on rows of samples, numba for the gradient, as the paper says
@@ -26,6 +29,12 @@ Before it is timed, each contestant must lower its loss on a fixed batch and mov
 weights along a gradient, or a warning is printed. A repeat times every contestant once, in random
 order, so that noise hits all alike. Printed are medians and quartiles over the repeats, and ratios
 of medians: "time / ours" 5 means that ours is five times as fast.
+
+--phases starts a process for every contestant and repeat, in random order, loads and compiles what
+it needs on a small net, and then times initialisation, a step, an epoch of --rows rows in random
+order, an evolution (SET: SparseLab's own; written here for the others, which have none), and
+inference of --test-rows rows. Memory is the peak above that of the process before the net. What
+would take longer than 20 s is measured on fewer rows.
 """
 
 from __future__ import annotations
@@ -43,144 +52,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from peers import (
-    DROPOUT,
-    LEARNING_RATE,
-    N_BATCHES,
-    PEERS,
-    PRESETS,
-    SEED,
-    SGD,
-    Batches,
-    Contestant,
-    Maker,
-    Problem,
-)
+from peers import OURS, PEERS, Contestant, Maker
+from peers.ours import Ours, Products
+from peers.phases import compare_phases, find_largest
+from peers.problem import N_BATCHES, PRESETS, SEED, Problem
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
 from largesparse import info
-from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
-from largesparse.limits import best_distance, gather
-from largesparse.network import SparseMLP
 from largesparse.recipes import RECIPES
 from largesparse.records import check_output, new_record
-from largesparse.threads import kernel_threads
-from largesparse.training import Trainer, TrainingConfig
 
 BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these,
 LONG_SECONDS = 1.0  # or, if steps are slow, this
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-class Ours:
-    """largesparse with one of its backends."""
-
-    def __init__(
-        self, problem: Problem, batches: Batches, backend: str, threads: int | None = None
-    ) -> None:
-        self.name, self.batches = f"ours, {backend}", batches
-        if threads is not None and threads != problem.threads:
-            self.name += f", {threads} thread" + "s" * (threads > 1)
-            problem = replace(problem, threads=threads)
-        self.network = SparseMLP(problem.network(), threads=problem.threads)
-        self.connections = self.network.connections
-        same: dict[str, Any] = {"threads": problem.threads, "batch_size": problem.batch_size}
-        config = TrainingConfig(
-            backend=backend, learning_rate=LEARNING_RATE, dropout=DROPOUT, **same, **SGD
-        )
-        self.trainer = Trainer(self.network, config)
-
-    def step(self, index: int) -> float:
-        return self.trainer.step(*self.batches[index % len(self.batches)])
-
-    def first_weights(self) -> NDArray[np.float32]:
-        return self.network.layers[0].values.copy()
-
-
-class Products:
-    """The bare products of a step of ours, and the reading and writing of memory under them."""
-
-    def __init__(self, ours: Ours) -> None:
-        self.trainer, self.layers = ours.trainer, ours.network.layers
-        self.batch = len(ours.batches[0][1])
-        self.workspace, self.backend = self.trainer.workspace, self.trainer.backend
-        self.zeros = [np.zeros(layer.n_out, np.float32) for layer in self.layers]
-        self.actions: dict[str, Callable[[int], Any]] = {
-            f"{ours.name}: forward products": self.forward,
-            f"{ours.name}: dX and dW products": self.backward,
-        }
-        if self.batch % 16 == 0:
-            self.distance = best_distance(*self.gathered(0))
-            self.actions[f"{ours.name}: reads and writes of forward"] = self.gather
-
-    def inputs(self, k: int) -> NDArray[np.float32]:
-        """Return what layer k (0 is the first hidden one) reads."""
-        if k == 0:
-            return self.workspace.inputs(self.batch)
-        return self.workspace.activations(k - 1, self.batch)
-
-    def gathered(self, k: int) -> tuple[NDArray[Any], ...]:
-        """Return what `limits.gather` takes for layer k, its distance apart."""
-        layer = self.layers[k]
-        out = self.workspace.activations(k, self.batch)
-        return layer.indptr_by_output, layer.indices_by_output, self.inputs(k), out
-
-    def forward(self, index: int) -> None:
-        """Make the forward product of every layer."""
-        with self.backend.threads(self.trainer.threads):
-            for k, layer in enumerate(self.layers):
-                self.backend.forward(
-                    layer.indptr_by_output,
-                    layer.indices_by_output,
-                    layer.values_by_output,
-                    self.zeros[k],
-                    self.inputs(k),
-                    slope=1.0,
-                    out=self.workspace.activations(k, self.batch),
-                )
-
-    def backward(self, index: int) -> None:
-        """Make the products of the backward pass of every layer."""
-        last = len(self.layers) - 1
-        delta = np.ones((self.layers[last].n_out, self.batch), dtype=np.float32)
-        with self.backend.threads(self.trainer.threads):
-            for k in range(last, -1, -1):
-                layer, gradient = self.layers[k], self.workspace.gradients[k]
-                arrays = layer.topology.indptr, layer.topology.indices
-                if k == 0:
-                    self.backend.weight_gradient(
-                        *arrays, self.inputs(0), delta, out=gradient, accumulate=False
-                    )
-                    break
-                out = self.workspace.delta(k - 1, self.batch)
-                self.backend.backward(
-                    *arrays,
-                    layer.values,
-                    self.inputs(k),
-                    delta,
-                    out_gradient=gradient,
-                    out_delta=out,
-                    slope_below=1.0,
-                    state_below=self.workspace.state(k - 1, self.batch),
-                    keep_share_below=np.float32(1),
-                    out_bias_gradient_below=self.workspace.bias_gradients[k - 1],
-                    accumulate=False,
-                )
-                delta = out
-
-    def gather(self, index: int) -> None:
-        """Read and write what the forward products do, and compute nothing."""
-        with kernel_threads(self.trainer.threads):
-            for k in range(len(self.layers)):
-                indptr, indices, X, out = self.gathered(k)
-                gather(indptr, indices, X, self.distance, out)
-
-
-OURS: dict[str, Maker] = {backend: partial(Ours, backend=backend) for backend in BACKENDS}
 
 
 def check(contestant: Contestant) -> list[str]:
@@ -262,6 +149,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return shown.to_string(float_format="{:.2f}".format)
 
 
+def phase_table(frame: pd.DataFrame) -> str:
+    """Return medians over the repeats, the quartiles of the epoch, and its ratio to the fastest."""
+    groups = frame.groupby("contestant", sort=False)
+    shown = groups.median()
+    quartiles = groups.epoch_s.quantile([0.25, 0.75]).unstack()
+    place = shown.columns.get_loc("epoch_s") + 1
+    spread = [f"{low:.3g} to {high:.3g}" for low, high in quartiles.loc[shown.index].to_numpy()]
+    shown.insert(place, "quartiles", spread)
+    shown.insert(place + 1, "epoch / least", shown.epoch_s / shown.epoch_s.min())
+    return shown.sort_values("epoch_s").rename_axis(None).to_string(float_format="{:.3g}".format)
+
+
 def check_noise(problem: Problem, repeats: int) -> str:
     """Time ours, fused, beside itself, and say which differences this machine can tell now.
 
@@ -309,6 +208,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--recipe", choices=sorted(RECIPES), default="paper", help="of ours (paper)")
     add("--products", action="store_true", help="time the bare products of ours, fused, as well")
     add("--scaling", action="store_true", help="time ours, fused, with one thread as well")
+    add("--phases", action="store_true", help="initialisation, epoch, evolution, ..., memory")
+    add("--rows", type=parse_size, default=7000, help="training rows of an epoch (7000)")
+    add("--test-rows", type=parse_size, default=3000, help="rows to predict (3000)")
+    add("--largest", action="store_true", help="the largest net, by doubling the hidden layers")
+    add("--seconds", type=float, default=120, help="for one size of --largest (120)")
     add("--check-noise", action="store_true", help="only ours beside itself: what is noise?")
     add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
     options = parser.parse_args(argv)
@@ -338,6 +242,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{name}: {sizes}, ε {problem.epsilon:g}, batch {problem.batch_size}", flush=True)
         if options.check_noise:
             print(check_noise(problem, options.repeats), flush=True)
+            continue
+        if options.phases or options.largest:
+            if options.phases:
+                counts = options.repeats, options.rows, options.test_rows
+                frame = compare_phases(problem, makers, *counts)
+                print(phase_table(frame), flush=True)
+            else:
+                frame = find_largest(problem, makers, options.seconds)
+                print(frame.to_string(index=False, float_format="{:.3g}".format), flush=True)
+            rows = frame.to_dict("records")
+            report["problems"].append({"name": name, **asdict(problem), "results": rows})
             continue
         rows = compare(problem, makers, options.repeats, options.products)
         print(table(rows), flush=True)
