@@ -40,6 +40,7 @@ HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
 WIDE_MICRO_BATCH = {"float32": 32, "bfloat16": 64}
 USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all activations
+USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beats a further slot
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the layer
 INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the layer

@@ -613,7 +613,7 @@ def test_the_report_counts_staleness():
 
 def test_replicas_that_are_not_trained_at_once_do_not_add_up():
     reports = [
-        Report(0, 0, 0, pss_bytes=10, replica_bytes=extra, rss_bytes=0) for extra in (0, 5, 7, 6)
+        Report(0, 0, 0, pss_bytes=10, slot_bytes=extra, rss_bytes=0) for extra in (0, 5, 7, 6)
     ]
     assert node_bytes(reports, slots=2) == 4 * 10 + 7 + 6
     assert node_bytes(reports, slots=8) == 4 * 10 + 18

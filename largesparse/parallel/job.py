@@ -328,9 +328,9 @@ def _save_stopped(server: Server) -> str:
 
 
 def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
-    """Return what the ranks of a node took together at most: a replica is trained in every slot."""
-    replicas = sorted((each.replica_bytes for each in reports), reverse=True)
-    return sum(each.pss_bytes for each in reports) + sum(replicas[:slots])
+    """Return what the ranks of a node took together at most: as many had a slot as there are."""
+    beside = sorted((each.slot_bytes for each in reports), reverse=True)
+    return sum(each.pss_bytes for each in reports) + sum(beside[:slots])
 
 
 def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:

@@ -219,5 +219,5 @@ class Report:
     idle_cpu_s: float
     cpu_s: float
     pss_bytes: int  # in the end
-    replica_bytes: int  # beside that, while it trained a replica
+    slot_bytes: int  # beside that, of its own, while it had a slot
     rss_bytes: int  # at its peak

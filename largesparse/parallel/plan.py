@@ -23,7 +23,7 @@ from ..memory import (
     EVOLUTION,
     GIB,
     HEADROOM,
-    USEFUL,
+    USEFUL_SLOT,
     Setting,
     expected_connections,
     fitting_neurons,
@@ -218,8 +218,8 @@ def choose_parallel_plan(
 ) -> ParallelPlan:
     """Return the plan that fits with the most slots, and with the fastest useful settings.
 
-    Fewer slots come before micro-batches under 32, and before activations that are computed twice:
-    a node's cores then work on fewer gradients.
+    Fewer slots come before micro-batches whose rows have less than 128 bytes, and before
+    activations that are computed twice: a node's cores then work on fewer gradients.
 
     Parameters
     ----------
@@ -358,7 +358,11 @@ def _slots_and(
     most = max(slots_of_nodes(nodes, slots))
     counts = [most] if slots else range(most, 0, -1)
     kept = found[0].keep_every
-    large = [each for each in found if each.micro_batch >= USEFUL and each.keep_every == kept]
+    large = [
+        each
+        for each in found
+        if each.micro_batch >= USEFUL_SLOT[each.activation_dtype] and each.keep_every == kept
+    ]
     large = large or found[:1]
     yield from ((count, setting) for count in counts for setting in large)
     yield from ((counts[-1], setting) for setting in found if setting not in large)

@@ -116,17 +116,22 @@ class PrivateMemory:
     ----------
     size : int
         Bytes; none is taken before it is used.
+
+    Attributes
+    ----------
+    is_kept : bool
+        So little that `release` leaves it.
     """
 
     def __init__(self, size: int) -> None:
-        self._is_kept = size <= KEPT
+        self.is_kept = size <= KEPT
         self.buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
             self.buffer.madvise(mmap.MADV_HUGEPAGE)
 
     def release(self) -> None:
         """Give the memory back to the system, unless it is little; what was in it is lost."""
-        if not self._is_kept:
+        if not self.is_kept:
             self.buffer.madvise(mmap.MADV_DONTNEED)
 
 

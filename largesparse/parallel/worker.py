@@ -32,7 +32,7 @@ from .shared import (
 )
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .updating import Updater
-from .usage import cpu_seconds, pss_bytes
+from .usage import cpu_seconds, own_bytes, pss_bytes
 
 SERVER = 0
 TAG = 1  # of all messages with arrays: what they are follows from the control messages
@@ -63,7 +63,7 @@ class Worker:
         self._replicas: dict[int, StoredReplica] = {}
         self._orders: dict[int, Rows] = {}
         self._chunk_bytes = CHUNK_BYTES
-        self._pss_bytes = 0
+        self._own_bytes = 0  # at most, in a slot
 
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
@@ -171,7 +171,7 @@ class Worker:
             joined = {"first_row": task.first_row, "joined": task.joined}
         with stepper.backend.threads(stepper.threads):
             loss = self._gradient(stepper, task.batch, **joined)
-        self._activations.release()
+        self._leave_slot()
         self._line.send(self._push(task, loss, slot))
 
     def _gradient(self, stepper: Stepper, batch: Batch, **joined: Any) -> float:
@@ -191,7 +191,7 @@ class Worker:
         stepper = self._steppers[lease.slot]
         with stepper.backend.threads(stepper.threads):
             updates, push = self._make_updates(lease)
-        self._activations.release()
+        self._leave_slot()
         self._line.send(messages.Leased(self._comm.rank, lease, updates, push))
 
     def _make_updates(
@@ -267,7 +267,7 @@ class Worker:
         else:
             assert data.test is not None
             loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
-        self._activations.release()
+        self._leave_slot()
         self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
 
     def _order(self, epoch: int) -> Rows:
@@ -295,8 +295,8 @@ class Worker:
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
             self._line.send(messages.Progress(task.replica, record))
-        self._pss_bytes = max(self._pss_bytes, pss_bytes())
-        self._activations.release()
+        self._note_memory()
+        self._leave_slot()
         stored = StoredReplica.store(network, on_disk=task.on_disk)
         self._replicas[task.replica] = stored
         self._segments.append(stored.segment)
@@ -316,11 +316,21 @@ class Worker:
         self._send([array for array in layer if array is not None])
 
     # ----------------------------------------------------------------------- the rest
+    def _leave_slot(self) -> None:
+        """Give activations back to the system, so that whoever has the slot next has the room."""
+        if not self._activations.is_kept:
+            self._note_memory()
+            self._activations.release()
+
+    def _note_memory(self) -> None:
+        self._own_bytes = max(self._own_bytes, own_bytes())
+
     def _count(self, _: messages.Count) -> None:
-        pss = pss_bytes()
-        beside = max(0, self._pss_bytes - pss)
         idle = self._line.idle_s, self._line.idle_cpu_s
-        self._line.send(messages.Report(*idle, cpu_seconds(), pss, beside, peak_rss_bytes()))
+        beside = max(0, self._own_bytes - own_bytes())
+        self._line.send(
+            messages.Report(*idle, cpu_seconds(), pss_bytes(), beside, peak_rss_bytes())
+        )
 
     def _send(self, arrays: list[NDArray]) -> None:
         start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
