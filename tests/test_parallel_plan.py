@@ -106,6 +106,18 @@ def test_with_memory_enough_all_cores_and_the_whole_batch_are_used():
     assert (few.slots, few.most_slots) == ((3,), 3)
 
 
+def test_a_slot_is_given_up_before_rows_of_128_bytes_are():
+    wide = NetworkConfig((2048, 5_000_000, 5_000_000, 2), epsilon=1.0, recipe="width")
+    for dtype, least in (("float32", 32), ("bfloat16", 64)):
+        two = choose_parallel_plan(
+            wide, 128, machine(16), activation_dtype=dtype, micro_batch=least, available=LOTS
+        )
+        options = {"activation_dtype": dtype, "available": int(two.required / HEADROOM) - 2**20}
+        found = choose_parallel_plan(wide, 128, machine(16), **options)
+        assert (found.slots, found.micro_batch) == ((1,), least)
+        assert "1 slot and a micro-batch of" in found.note
+
+
 @settings(max_examples=50)
 @given(st.integers(2, 32), st.integers(1, 8), st.floats(0.05, 1.5), st.booleans())
 def test_no_better_setting_would_fit(ranks, cores, share, phase_two):
