@@ -99,6 +99,22 @@ class Threads:
         self.trainer.step(*self.batch)
 
 
+class WeakThreads:
+    """Samples a second where every thread has as many: a mini-batch of 128 for each."""
+
+    params = (COUNTS,)
+    param_names = ("threads",)
+
+    def track_rate(self, threads):
+        warm_up("fused")
+        rows = threads * BATCH_SIZE
+        trainer = make_trainer(MIDDLE, batch_size=rows, threads=threads)
+        batch = make_batch(rows)
+        return rows / seconds_of(lambda: trainer.step(*batch), repeats=5)
+
+    track_rate.unit = "samples/s"
+
+
 class Rate:
     """Connections times samples in a second of training, and the memory that it takes."""
 

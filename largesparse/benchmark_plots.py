@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 STEP = "step.Step.time_step"
 THREADS = "step.Threads.time_step"
+WEAK_THREADS = "step.WeakThreads.track_rate"
 RANKS = "ranks.Ranks.track_rate"
+WEAK_RANKS = "ranks.WeakRanks.track_rate"
 PROCESSES = "inference.Processes.time_predict"
 PRODUCT = "limits.Product.track_gigaflops"
 TRAFFIC = "limits.Product.track_gigabytes"
@@ -35,12 +37,13 @@ def benchmark_figures(table: pd.DataFrame) -> dict[str, Figure]:
     Returns
     -------
     dict
-        Of `threads`, `processes`, `ranks`, `roofline` and `memory` those that can be drawn.
+        Of `threads`, `processes`, `weak`, `ranks`, `roofline` and `memory` those that can be drawn.
     """
     newest = newest_results(table)
     figures = {
         "threads": _threads(newest),
         "processes": _processes(newest),
+        "weak": _weak(newest),
         "ranks": _ranks(newest),
         "roofline": _roofline(newest),
         "memory": _memory(newest),
@@ -89,36 +92,49 @@ def _threads(rows: pd.DataFrame) -> Figure | None:
     one = steps.sort_values("neurons").iloc[-1]
     points = {int(one["threads"]): one["value"]}
     points |= {int(row["threads"]): row["value"] for _, row in several.iterrows()}
-    return _speedup(f"a step of {_short(one['neurons'])} neurons", "threads", points)
+    speeds = {"measured": {count: 1 / value for count, value in points.items()}}
+    title = f"a step of {_short(one['neurons'])} neurons: strong scaling"
+    return _speedup(title, "threads", speeds)
 
 
 def _processes(rows: pd.DataFrame) -> Figure | None:
     chosen = rows[rows["figure"] == PROCESSES]
     points = {int(row["processes"]): row["value"] for _, row in chosen.iterrows()}
-    return _speedup("prediction", "processes", points) if len(points) > 1 else None
+    speeds = {"measured": {count: 1 / value for count, value in points.items()}}
+    return _speedup("prediction: strong scaling", "processes", speeds) if len(points) > 1 else None
 
 
-def _speedup(title: str, unit: str, seconds: dict[int, float]) -> Figure:
-    counts = sorted(seconds)
-    figure, (axes,) = new_figure()
-    base = seconds[counts[0]]
-    axes.plot(counts, [base / seconds[count] for count in counts], "o-", label="measured")
-    axes.plot(counts, [count / counts[0] for count in counts], "k:", label="linear")
-    axes.set(title=f"{title}: strong scaling", xlabel=unit, ylabel=f"speed, {counts[0]} is 1")
-    axes.set_xticks(counts)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
-    return figure
+def _weak(rows: pd.DataFrame) -> Figure | None:
+    chosen = rows[rows["figure"] == WEAK_THREADS]
+    points = {int(row["threads"]): row["value"] for _, row in chosen.iterrows()}
+    title = "a step, 128 samples a thread: weak scaling"
+    return _speedup(title, "threads", {"measured": points}) if len(points) > 1 else None
 
 
 def _ranks(rows: pd.DataFrame) -> Figure | None:
-    chosen = rows[rows["figure"] == RANKS]
-    if chosen.empty:
-        return None
+    """Return speed-up over workers, of the same rows and of the same rows a worker."""
+    lines: dict[str, dict[int, float]] = {}
+    for name, told in ((RANKS, "same rows"), (WEAK_RANKS, "same rows a worker")):
+        for _, row in rows[rows["figure"] == name].iterrows():
+            algorithm = row["algorithm"] if name == RANKS else "wasap"
+            line = lines.setdefault(f"{algorithm}, {told}", {})
+            line[int(row["ranks"]) - 1] = row["value"]
+    lines = {label: points for label, points in lines.items() if len(points) > 1}
+    return _speedup("training: strong and weak scaling", "workers", lines) if lines else None
+
+
+def _speedup(title: str, unit: str, lines: dict[str, dict[int, float]]) -> Figure:
+    """Return speeds against counts, of each line divided by that of its smallest count."""
     figure, (axes,) = new_figure()
-    labels = [f"{row['algorithm']}, {row['ranks']:.0f} ranks" for _, row in chosen.iterrows()]
-    axes.barh(labels, chosen["value"])
-    axes.set(title="training by ranks", xlabel="samples/s")
+    for label, speeds in lines.items():
+        points = sorted(speeds)
+        axes.plot(points, [speeds[n] / speeds[points[0]] for n in points], "o-", label=label)
+    counts = sorted(set().union(*lines.values()))
+    axes.plot(counts, [count / counts[0] for count in counts], "k:", label="linear")
+    axes.set(title=title, xlabel=unit, ylabel=f"speed, {counts[0]} is 1")
+    axes.set_xticks(counts)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
     return figure
 
 

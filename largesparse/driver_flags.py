@@ -100,7 +100,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
         "--activation-dtype",
         choices=sorted(ACTIVATION_DTYPES),
         help="how activations are kept: bfloat16 halves their memory and what wide layers move "
-        "(default: bfloat16 in layers of a million neurons or more with backend fused)",
+        "(default: bfloat16 in layers of 100,000 neurons or more with backend fused)",
     )
     group.add_argument(
         "--storage",

@@ -38,6 +38,7 @@ UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
 BASE = 300 * 2**20  # interpreter, libraries, kernels, and what the allocator keeps
 HEADROOM = 0.9  # share of the available memory that a plan may use
 WIDE = 1_000_000  # neurons of a layer from which larger micro-batches gain nothing
+BFLOAT16_WIDE = 100_000  # neurons of a layer from which activations in bfloat16 are faster
 WIDE_MICRO_BATCH = {"float32": 32, "bfloat16": 64}
 USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all activations
 USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beats a further slot
@@ -329,7 +330,7 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     """
     widest = max(config.layer_sizes[1:-1], default=0)
     possible = get_backend(backend).takes_bfloat16 and config.activation not in TRAINED
-    return "bfloat16" if possible and widest >= WIDE else "float32"
+    return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 
 
 def settings(

@@ -12,7 +12,8 @@ from largesparse import NetworkConfig, Predictor, SparseMLP, Trainer, TrainingCo
 from largesparse.backends import get_backend
 from largesparse.backends.base import NO_DROPOUT
 from largesparse.errors import ParameterError
-from largesparse.memory import WIDE, plan_training, useful_dtype
+from largesparse.memory import BFLOAT16_WIDE as WIDE
+from largesparse.memory import plan_training, useful_dtype
 from largesparse.workspace import Workspace
 
 fused = get_backend("fused")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from largesparse import records
+from largesparse.benchmark_plots import benchmark_figures
 from largesparse.cli import run_command
 from largesparse.errors import DataError
 from largesparse.measurements import read_measurements
@@ -156,3 +157,32 @@ def test_mistakes_are_told(report, asv, tmp_path, monkeypatch, capsys):
     assert "asv run" in run("--asv", str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "asv.results", None)
     assert "largesparse[bench]" in run("--asv", str(asv))
+
+
+def test_strong_and_weak_scaling_are_drawn_beside_linear():
+    rows = [
+        ("ranks.Ranks.track_rate", 100.0, {"ranks": 2, "algorithm": "wassp"}),
+        ("ranks.Ranks.track_rate", 150.0, {"ranks": 3, "algorithm": "wassp"}),
+        ("ranks.Ranks.track_rate", 100.0, {"ranks": 2, "algorithm": "wasap"}),
+        ("ranks.WeakRanks.track_rate", 200.0, {"ranks": 2}),
+        ("ranks.WeakRanks.track_rate", 390.0, {"ranks": 3}),
+        ("step.WeakThreads.track_rate", 10.0, {"threads": 1}),
+        ("step.WeakThreads.track_rate", 18.0, {"threads": 2}),
+    ]
+    told = {"source": "asv", "machine": "box", "commit": "a", "date": pd.Timestamp("2026-01-01")}
+    empty = dict.fromkeys(("ranks", "threads", "neurons", "backend", "processes", "algorithm"))
+    table = pd.DataFrame(
+        [told | empty | {"figure": name, "value": value} | more for name, value, more in rows]
+    )
+    figures = benchmark_figures(table)
+    assert set(figures) == {"weak", "ranks"}
+    found = {
+        name: {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+        for name, figure in figures.items()
+    }
+    assert found["weak"] == {"measured": [1.0, 1.8], "linear": [1.0, 2.0]}
+    assert found["ranks"] == {
+        "wassp, same rows": [1.0, 1.5],
+        "wasap, same rows a worker": [1.0, 1.95],
+        "linear": [1.0, 2.0],
+    }
