@@ -1,0 +1,78 @@
+"""tools/check_continuous.py: what it plants, and how it reads what asv says. asv itself is not run."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from largesparse.errors import LargeSparseError
+
+FILE = Path(__file__).parents[1] / "tools" / "check_continuous.py"
+TABLE = """
+| Change   | Before [aa] <main>   | After [bb] <slower>   |   Ratio | Benchmark (Parameter)        |
+|----------|----------------------|-----------------------|---------|------------------------------|
+| {mark}   | 1.00±0.01ms          | 1.29±0.01ms           |    1.29 | step.Step.time_step(10000)   |
+{end}
+"""
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("check_continuous", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not (FILE.parents[1] / ".git").exists(), reason="not a git repository")
+def test_one_commit_slows_training_down_and_one_changes_nothing(tool, tmp_path):
+    commits = tool.plant(tmp_path / "clone", 0.3)
+    assert set(commits) == {"newest", "unchanged", "slower"} and len(set(commits.values())) == 3
+
+    def changed(name):
+        names = tool.git(
+            tmp_path / "clone", "diff", "--name-only", commits["newest"], commits[name]
+        )
+        return names.splitlines()
+
+    assert changed("unchanged") == ["README.md"]
+    assert changed("slower") == [tool.SLOWED]
+
+
+def test_the_planted_code_takes_a_share_more_time(tool):
+    class Kernel:
+        def run(self, seconds):
+            time.sleep(seconds)
+            return "result"
+
+    code = tool.PLANTED.replace("{share}", "2.0").split("from .backends")[0]
+    names = {}
+    exec(code, names)
+    names["_slow_down"](Kernel, "run")
+    start = time.perf_counter()
+    assert Kernel().run(0.05) == "result"
+    assert time.perf_counter() - start >= 0.15
+
+
+@pytest.mark.parametrize(
+    ("mark", "end", "told"),
+    [("+", "SOME BENCHMARKS HAVE CHANGED SIGNIFICANTLY.\nPERFORMANCE DECREASED.", "slower")]
+    + [(" ", "BENCHMARKS NOT SIGNIFICANTLY CHANGED.", "silent")],
+)
+def test_what_asv_says_is_read(tool, monkeypatch, tmp_path, mark, end, told):
+    said = TABLE.format(mark=mark, end=end)
+    script = [sys.executable, "-c", f"print({said!r})"]
+    run = subprocess.run
+    monkeypatch.setattr(tool.subprocess, "run", lambda _, **options: run(script, **options))
+    assert tool.compare(tmp_path, "a", "b", "step") == {"ratio": 1.29, "told": told}
+
+
+def test_a_comparison_of_nothing_is_an_error(tool, monkeypatch, tmp_path):
+    script = [sys.executable, "-c", "print('no benchmarks selected')"]
+    run = subprocess.run
+    monkeypatch.setattr(tool.subprocess, "run", lambda _, **options: run(script, **options))
+    with pytest.raises(LargeSparseError, match="no benchmarks selected"):
+        tool.compare(tmp_path, "a", "b", "step")
