@@ -1,4 +1,4 @@
-"""tools/check_continuous.py: what it plants, and how it reads what asv says. asv itself is not run."""
+"""tools/check_continuous.py: what it plants, and how it reads what asv says; asv is not run."""
 
 import importlib.util
 import subprocess
@@ -59,8 +59,10 @@ def test_the_planted_code_takes_a_share_more_time(tool):
 
 @pytest.mark.parametrize(
     ("mark", "end", "told"),
-    [("+", "SOME BENCHMARKS HAVE CHANGED SIGNIFICANTLY.\nPERFORMANCE DECREASED.", "slower")]
-    + [(" ", "BENCHMARKS NOT SIGNIFICANTLY CHANGED.", "silent")],
+    [
+        ("+", "SOME BENCHMARKS HAVE CHANGED SIGNIFICANTLY.\nPERFORMANCE DECREASED.", "slower"),
+        (" ", "BENCHMARKS NOT SIGNIFICANTLY CHANGED.", "silent"),
+    ],
 )
 def test_what_asv_says_is_read(tool, monkeypatch, tmp_path, mark, end, told):
     said = TABLE.format(mark=mark, end=end)
