@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from .errors import DataError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
+HEADERS: dict[int, Callable[..., Any]] = {
+    1: npy.read_array_header_1_0,
+    2: npy.read_array_header_2_0,
+}
+DEFLATED = 1032  # the most bytes that a byte of a compressed file can stand for
 
 
 def read_archive(path: Path) -> dict[str, NDArray]:
@@ -28,12 +37,38 @@ def read_archive(path: Path) -> dict[str, NDArray]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise ValueError("it is a single array")
-            return {key: archive[key] for key in archive.files}
+            _check_sizes(archive.zip, path.stat().st_size)
+            arrays = {key: archive[key] for key in archive.files}
+        for key, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{key} is not an array")
+        return arrays
     except Exception as error:  # a damaged file makes zipfile, zlib and NumPy raise all sorts
         raise DataError(
             f"{path} cannot be read as a NumPy archive: {error}. Get it again, or write it with "
             "numpy.savez from arrays of numbers or strings."
         ) from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
+    """Verify that no member can be as large as its header says by a lie of the header.
+
+    Raises
+    ------
+    ValueError
+        Where a member is not an array, or its shape takes other bytes than there are.
+    """
+    for info in archive.infolist():
+        if info.compress_size > size or info.file_size > DEFLATED * (info.compress_size + 1):
+            raise ValueError(f"{info.filename} says that it has {info.file_size} bytes")
+        with archive.open(info) as member:
+            version, _ = npy.read_magic(member)
+            if version not in HEADERS:
+                raise ValueError(f"{info.filename} is an array of format version {version}")
+            shape, _, dtype = HEADERS[version](member)
+            expected = member.tell() + math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and expected != info.file_size:
+            raise ValueError(f"{info.filename} has {info.file_size} bytes, not {expected}")
 
 
 def csr_from_archive(arrays: dict[str, NDArray], path: Path) -> csr_array:
@@ -52,7 +87,9 @@ def csr_from_archive(arrays: dict[str, NDArray], path: Path) -> csr_array:
         data = np.ones(indices.shape, np.float32)
     try:
         shape = tuple(arrays["shape"].tolist())
-        return csr_array((data, indices, arrays["indptr"]), shape=shape)
+        X = csr_array((data, indices, arrays["indptr"]), shape=shape)
+        X.check_format(full_check=True)
+        return X
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} does not hold a valid CSR array: {error}.") from error
 

@@ -110,7 +110,6 @@ def csv_chunks(
 def read_parquet(path: Path, target: str | int | None, wanted: Sequence[str] | None) -> Parts:
     """Read a parquet file, as `tables.read_table` says."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(
@@ -125,7 +124,9 @@ def read_parquet(path: Path, target: str | int | None, wanted: Sequence[str] | N
             size = max(1, CHUNK_BYTES // (8 * len(names)))
             with np.errstate(over="ignore"):  # infinities are refused
                 return _from_chunks(path, _frames(path, file, size, columns), columns)
-    except (OSError, pyarrow.ArrowException) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes pyarrow and pandas raise all sorts
         raise DataError(f"{path} cannot be read as parquet: {error}. Write it again.") from error
 
 

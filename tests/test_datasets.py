@@ -128,7 +128,7 @@ def test_archive_without_a_split_is_split_by_class_and_seed(tmp_path, kind):
         ),
         (
             {"indptr": [0, 1, 2], "indices": [0, 7], "shape": [2, 3], "y": [0, 1]},
-            "not a valid sparse array",
+            "valid CSR array: indices must be < 3",
         ),
         (
             {"indptr": [0, 1], "indices": [0, 1], "shape": [2, 3], "y": [0, 1]},
