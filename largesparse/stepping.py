@@ -20,6 +20,8 @@ from .threads import resolve_threads
 from .whole_step import WholeStep
 from .workspace import Workspace, aligned_zeros, check_activation_dtype
 
+CHECKED_ROWS = 4096  # of activations at a time, so that looking for overflows takes no memory
+
 
 class Stepper:
     """Updates a network by mini-batches.
@@ -178,7 +180,7 @@ class Stepper:
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
             weights = None if sample_weight is None else sample_weight[part]
             loss, delta = self._loss(logits, y[part], joined or len(rows), weights)
-            self.check_finite(loss, self.step_count + 1, self.epoch + 1)
+            self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
             total += loss
             options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
             self.network.backward(workspace, delta, backend, visit=visit, **options)
@@ -203,16 +205,29 @@ class Stepper:
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
         weights = None if sample_weight is None else sample_weight[rows]
         loss = step.run(y[rows], weights, self._optimizer, rate, dropout) / len(rows)
-        self.check_finite(loss, self.step_count + 1, self.epoch + 1)
+        self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
         return loss
 
-    def check_finite(self, loss: float, step: int, epoch: int) -> None:
+    def check_finite(self, loss: float, step: int, epoch: int, batch: int = 0) -> None:
+        """Raise `NumericalError` where the loss of a forward pass of `batch` rows is not finite."""
         if not math.isfinite(loss):
+            layer = self._overflown(batch)
+            place = "" if layer is None else f", first in layer {layer}"
             raise NumericalError(
-                f"The loss became {loss} at step {step} (epoch {epoch}). "
+                f"The loss became {loss} at step {step} (epoch {epoch}{place}). "
                 f"Lower 'learning_rate' (now {self.config.learning_rate}), or check the inputs "
                 "for extreme values."
             )
+
+    def _overflown(self, batch: int) -> int | None:
+        """Return the number of the first layer with activations that are not finite, if known."""
+        if batch and self.workspace.keep_every == 1:
+            for k, layer in enumerate(self.network.layers):
+                activations = self.workspace.activations(k, batch)
+                blocks = range(0, len(activations), CHECKED_ROWS)
+                if not all(_are_finite(activations[b : b + CHECKED_ROWS]) for b in blocks):
+                    return layer.number
+        return None
 
     def evaluate(
         self,
@@ -245,3 +260,10 @@ class Stepper:
                 loss += self._loss(outputs, y[part], None, weights)[0]
                 sums.add(outputs, y[part], weights)
         return loss, sums
+
+
+def _are_finite(activations: NDArray[Any]) -> bool:
+    """Return whether all are finite; uint16 is bfloat16."""
+    if activations.dtype == np.uint16:
+        return bool(np.all(activations & 0x7F80 != 0x7F80))
+    return bool(np.isfinite(activations).all())

@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights():
     trainer = trainer_of((30, 50, 3))
     before = [array.copy() for array in arrays_of(trainer)]
     X[3, 4] = np.nan
-    with pytest.raises(NumericalError, match=r"nan at step 1 \(epoch 1\)"):
+    with pytest.raises(NumericalError, match=r"nan at step 1 \(epoch 1, first in layer 2\)"):
         trainer.step(X, y)
     for actual, expected in zip(arrays_of(trainer), before, strict=True):
         np.testing.assert_array_equal(actual, expected)

@@ -777,8 +777,39 @@ def test_an_exploding_loss_is_told_with_its_step():
         trainer.fit(X, y, progress=False)
     assert_clear(caught.value)
     assert f"step {trainer.step_count + 1} " in str(caught.value)
-    assert "epoch 1)" in str(caught.value)
+    assert "epoch 1, first in layer " in str(caught.value)
     assert 1 <= trainer.step_count < 5
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"backend": "scipy"},
+        {"backend": "fused"},  # a whole step is one call
+        {"backend": "fused", "micro_batch": 10},
+        {"backend": "fused", "activation_dtype": "bfloat16"},
+    ],
+)
+def test_the_layer_is_told_where_a_loss_overflows(number, training):
+    X, y = task()
+    config = NetworkConfig((X.shape[1], 30, 20, len(np.unique(y))), epsilon=5.0, seed=1)
+    trainer = Trainer(SparseMLP(config, progress=False), TrainingConfig(batch_size=20, **training))
+    layer = trainer.network.layers[number - 2]
+    assert layer.number == number
+    layer.values[:] = layer.values_by_output[:] = 3e38
+    with np.errstate(all="ignore"), pytest.raises(NumericalError, match=rf"in layer {number}\)"):
+        trainer.step(X, y.astype(np.int32), np.arange(20))
+
+
+def test_no_layer_is_told_where_activations_are_computed_twice():
+    X, y = task()
+    config = NetworkConfig((X.shape[1], 30, 20, 30, 20, len(np.unique(y))), epsilon=5.0, seed=1)
+    training = TrainingConfig(batch_size=20, keep_every=2, backend="scipy")
+    trainer = Trainer(SparseMLP(config, progress=False), training)
+    trainer.network.layers[0].values_by_output[:] = 3e38
+    with np.errstate(all="ignore"), pytest.raises(NumericalError, match=r"\(epoch 1\)"):
+        trainer.step(X, y.astype(np.int32), np.arange(20))
 
 
 def test_a_step_that_fails_leaves_the_weights():
