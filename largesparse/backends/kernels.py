@@ -28,6 +28,7 @@ from .vectors import LANES, as_float, itemsize, transpose_16
 
 ROWS = 32  # rows whose dropout decisions are drawn together
 BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
+NEGLIGIBLE = np.float32(1e-30)  # probability
 
 
 @kernel()
@@ -257,6 +258,11 @@ def softmax_cross_entropy(logits, labels, weights, total, delta):
     weights : float32 (batch,)
         Of the samples in the sum; without any, all count 1.
     total : int
+
+    Notes
+    -----
+    Probabilities under 1e-30 are 0 in the gradient: what the layers below make of them would be
+    subnormal, which is slow.
     """
     n_classes, batch = logits.shape
     loss = 0.0
@@ -267,8 +273,11 @@ def softmax_cross_entropy(logits, labels, weights, total, delta):
             largest = max(largest, logits[c, b])
         exponentials = np.float32(0)
         for c in range(n_classes):
-            delta[c, b] = math.exp(logits[c, b] - largest)
-            exponentials += delta[c, b]
+            exponential = np.float32(math.exp(logits[c, b] - largest))
+            if exponential < NEGLIGIBLE:  # false for NaN
+                exponential = np.float32(0)
+            delta[c, b] = exponential
+            exponentials += exponential
         label = labels[b]
         weight = weights[b] if len(weights) else np.float32(1)
         loss += weight * (math.log(exponentials) - (logits[label, b] - largest))
