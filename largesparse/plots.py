@@ -161,8 +161,15 @@ def log_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+
+    class Plain(LogFormatter):
+        """Labels where LogFormatter has them, as 0.6 and not as 6e-01."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain(minor_thresholds=(1, 0.5)))
     return figure, axes
 
 
