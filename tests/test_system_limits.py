@@ -1,0 +1,108 @@
+"""A full disk, a folder that cannot be written to, and too little memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_model, save_model
+from largesparse.checkpoint import load_checkpoint
+from largesparse.errors import CheckpointError
+
+ROOT = Path(__file__).parents[1]
+DISK = 2**20  # bytes
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user cannot mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def network(seed=1):
+    return SparseMLP(NetworkConfig((50, 400, 300, 2), epsilon=8.0, seed=seed), progress=False)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Write a file that leaves so many bytes."""
+    path = disk / "filling"
+    path.write_bytes(b"\0" * max(0, shutil.disk_usage(disk).free - leave))
+    return path
+
+
+def same(one: SparseMLP, other: SparseMLP) -> bool:
+    return all(
+        np.array_equal(a.values, b.values) for a, b in zip(one.layers, other.layers, strict=True)
+    )
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 40_000])
+def test_the_old_model_survives_a_full_disk(disk, leave):
+    old = network()
+    save_model(old, disk / "model")
+    filling = fill(disk, leave)
+    with pytest.raises(CheckpointError, match=r"model.*[Nn]o space left"):
+        save_model(network(seed=2), disk / "model")
+    assert same(load_model(disk / "model"), old)
+    assert sorted(path.name for path in disk.iterdir()) == ["filling", "model"]
+    filling.unlink()
+    save_model(network(seed=2), disk / "model")  # there is room again
+    assert same(load_model(disk / "model"), network(seed=2))
+
+
+def test_a_training_goes_on_when_the_disk_is_full(disk, caplog):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((64, 50), dtype=np.float32), np.arange(64) % 2
+    config = TrainingConfig(epochs=3, batch_size=16, backend="scipy", threads=1)
+    trainer = Trainer(network(), config)
+
+    def fill_after_the_first(trainer, record):
+        if record.epoch == 1:
+            fill(disk, 0)
+
+    trainer.fit(X, y, checkpoint=disk / "run", callbacks=[fill_after_the_first], progress=False)
+    assert trainer.epoch == 3
+    assert "No space left" in caplog.text
+    assert load_checkpoint(disk / "run").epoch == 1  # the last that was saved
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_a_file_system_that_is_read_only_is_told_before_the_training(disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    trainer = Trainer(network(), TrainingConfig(epochs=1, backend="scipy", threads=1))
+    with pytest.raises(CheckpointError, match=r"run.*[Rr]ead-only"):
+        trainer.fit(np.zeros((8, 50)), np.arange(8) % 2, checkpoint=disk / "run", progress=False)
+    assert trainer.step_count == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited")
+@pytest.mark.parametrize("limit", [2_000_000, 3_000_000])  # KiB
+def test_too_little_address_space_is_told_in_a_sentence(limit, tmp_path):
+    tool = f"{sys.executable} {ROOT / 'tools' / 'bigmodel.py'}"
+    flags = f"--neurons 20M --features 512 --samples 600 --epochs 1 --out {tmp_path / 'runs'}"
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -v {limit}; exec {tool} {flags}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    (line,) = [each for each in result.stderr.splitlines() if "error:" in each]
+    assert "GiB" in line and "neurons would fit" in line
+    assert not (tmp_path / "runs").exists()
