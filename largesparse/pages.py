@@ -70,13 +70,20 @@ def plots(figures: dict[str, Figure]) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element without declarations, metadata or foreign names."""
+    """Return a figure as an SVG element on one line, without declarations or metadata.
+
+    Text is text, in the reader's own font, not outlines of letters.
+    """
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r"\s*\n\s*", " ", text)
 
 
 def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) -> list[Path]:
