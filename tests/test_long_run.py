@@ -37,6 +37,7 @@ def test_a_short_run_leaves_nothing(tool, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux tells")
 def test_what_leaks_is_told(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "SPREAD", 0.02)
     kept, evolve = [], Trainer.evolve
 
     def leaking(trainer, *values, **options):
