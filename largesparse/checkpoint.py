@@ -150,7 +150,9 @@ def load_checkpoint(
     network = _read_network(folder, manifest, storage)
     with _reading(folder):
         config = TrainingConfig(**training["config"])
-    trainer = Trainer(network, dataclasses.replace(config, **changes))
+        trainer = None if changes else Trainer(network, config)
+    if trainer is None:  # a mistake in the changes is not the folder's
+        trainer = Trainer(network, dataclasses.replace(config, **changes))
     with _reading(folder):
         trainer.epoch = int(training["epoch"])
         part = training.get("part")

@@ -572,6 +572,8 @@ def test_a_wrong_entry_of_the_manifest_is_refused(copy, key, value):
         ("history", [{"epoch": 0}]),
         ("config", {"epochs": 0}),
         ("config", {"nonsense": 1}),
+        ("config", {"backend": "scipy", "activation_dtype": "bfloat16"}),
+        ("config", {"backend": "cuda"}),
         ("config", []),
     ],
 )

@@ -6,8 +6,8 @@
 Every input is a small intact file, or a folder of a checkpoint, with one to three changes: bits
 flipped, bytes cut off, repeated, moved or set to extremes; of a checkpoint also entries of the
 manifest and of the headers and elements of arrays, with checksums that fit again, as an attacker
-would write them. A loader may load it, if what it returns is valid, or raise one of the package's
-own errors. Anything else is a finding: another exception, a network with indices out of range or
+would write them. A loader may load it, if what it returns is valid, or raise `CheckpointError` or
+`DataError`. Anything else is a finding: another exception, a network with indices out of range or
 values that are not finite, a result of a megabyte or more, or more memory than half a gigabyte
 (which is where the limit of this process is set, on Linux).
 
@@ -43,7 +43,7 @@ from tqdm import tqdm
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.checkpoint import MANIFEST, load_checkpoint, load_model, save_checkpoint
 from largesparse.cli import parse_size, run_command
-from largesparse.errors import LargeSparseError
+from largesparse.errors import CheckpointError, DataError, LargeSparseError
 from largesparse.geo import read_series_matrix
 from largesparse.publishers import read_idx
 from largesparse.records import read_records
@@ -67,6 +67,7 @@ class Kind(NamedTuple):
     make: Callable[[Path], Path]  # into a folder; returns the path to load
     change: Callable[[Path, Rng], None]
     load: Callable[[Path], Any]
+    error: type[LargeSparseError] = DataError  # that it may raise
 
 
 # ------------------------------------------------------------------------------ changes of bytes
@@ -359,7 +360,7 @@ def labelled(path: Path) -> Any:
 
 
 KINDS = {
-    "model": Kind(make_model, change_model, load_either),
+    "model": Kind(make_model, change_model, load_either, CheckpointError),
     "csv": Kind(make_csv, change_bytes, labelled),
     "tsv.gz": Kind(make_tsv, change_gzip, lambda path: read_table(path, 3).X),
     "parquet": Kind(make_parquet, change_bytes, labelled),
@@ -408,7 +409,7 @@ def try_to_load(kind: Kind, path: Path) -> tuple[str, str]:
     """Return "loaded", the name of the package's error, or "finding", and what there is to say."""
     try:
         result = kind.load(path)
-    except LargeSparseError as error:
+    except kind.error as error:
         found = f"{type(error).__name__}: {error}"
         if "allocate" in found or isinstance(error.__cause__, MemoryError):
             return "finding", f"too much memory: {found}"
