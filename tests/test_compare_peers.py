@@ -37,11 +37,11 @@ def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
     monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
     sizes = ["--layers", "50,40,30,3", "--epsilon", "4", "--batch-size", "16"]
     compare_peers.main(
-        [*sizes, "--peers", "sklearn,scipy", "--backends", "fused", "--repeats", "2"]
+        [*sizes, "--peers", "sklearn,scipy", "--backends", "fused,scipy", "--repeats", "2"]
     )
     captured = capsys.readouterr()
     assert "warning" not in captured.err  # all of them train
-    for name in ("MLPClassifier, dense", "SciPy and numba, by rows", "ours, fused"):
+    for name in ("MLPClassifier, dense", "SciPy and numba, by rows", "ours, fused", "ours, scipy"):
         assert name in captured.out
 
 

@@ -217,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
     options = parser.parse_args(argv)
     os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
-    makers = chosen(PEERS, options.peers) | chosen(OURS, options.backends)
+    ours = chosen(OURS, options.backends)
+    makers = chosen(PEERS, options.peers) | {f"ours, {name}": make for name, make in ours.items()}
     if options.scaling:
         makers["scaling"] = partial(Ours, backend="fused", threads=1)
     problems = chosen(PRESETS, options.preset)
