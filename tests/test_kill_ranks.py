@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -13,15 +13,13 @@ import pytest
 
 from largesparse.environment import find_mpiexec
 
-FILE = Path(__file__).parents[1] / "tools" / "kill_ranks.py"
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
 SMALL = ["--samples=300", "--epochs=2", "--phase-one-epochs=1"]
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    spec = importlib.util.spec_from_file_location("kill_ranks", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("kill_ranks")
     monkeypatch.setattr(module, "WHOLE", 2)
     return module
 

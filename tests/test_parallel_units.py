@@ -31,10 +31,9 @@ from largesparse.parallel.shared import (
     Shape,
     SharedTopology,
     SharedWeights,
-    Slot,
     shared_size,
-    slot_sizes,
 )
+from largesparse.parallel.slots import Slot, slot_sizes
 from largesparse.parallel.updating import Updater
 from largesparse.parallel.worker import Worker
 from largesparse.stepping import Stepper

@@ -17,7 +17,6 @@ A row is printed for every time; the exit status is 1 if any is wrong. Further f
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -30,11 +29,12 @@ import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from announcing import announce_phases
 
 from largesparse.checkpoint import has_checkpoint, load_checkpoint
 from largesparse.cli import parse_size, run_command
@@ -306,17 +306,6 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
         with open(log, "a") as file:
             file.write(f"{time.monotonic()} {value} {text}\n")
 
-    def announced(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*values: Any, **named: Any) -> Any:
-            announce(phase)
-            try:
-                return function(*values, **named)
-            finally:
-                announce(f"end of {phase}")
-
-        return call
-
     def record(server: Server) -> None:
         recorded(server)
         announce("epoch", server.trainer.epoch)
@@ -325,7 +314,7 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
     if rank == 0:
         recorded = Server.record
         Server.record = record  # type: ignore[method-assign]
-        for owner, name, phase in (
+        phases = (
             (SparseMLP, "__init__", "initialisation"),
             (Server, "train_asynchronously", "phase one"),
             (Server, "train_synchronously", "phase one"),
@@ -334,8 +323,8 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
             (Trainer, "save", "writing"),
             (job, "train_replicas", "phase two"),
             (job, "average", "averaging"),
-        ):
-            setattr(owner, name, announced(phase, getattr(owner, name)))
+        )
+        announce_phases(announce, phases, end="end of {}".format)
     return run_command(lambda: bigmodel.main(arguments))
 
 

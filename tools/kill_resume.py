@@ -16,7 +16,6 @@ those of `bigmodel.py`.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
@@ -32,6 +31,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from announcing import announce_phases
 
 from largesparse.checkpoint import MANIFEST, has_checkpoint
 from largesparse.cli import run_command
@@ -260,17 +261,6 @@ def train_announcing(descriptor: int, arguments: list[str]) -> int:
     def announce(text: str) -> None:
         os.write(descriptor, f"{time.monotonic()} {text}\n".encode())
 
-    def announced(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*values: Any, **named: Any) -> Any:
-            announce(phase)
-            try:
-                return function(*values, **named)
-            finally:
-                announce(BETWEEN)
-
-        return call
-
     def step(trainer: Trainer, *values: Any, **named: Any) -> float:
         loss = one_step(trainer, *values, **named)
         announce(f"step {trainer.step_count}")
@@ -278,15 +268,15 @@ def train_announcing(descriptor: int, arguments: list[str]) -> int:
 
     def initialise(job: Any) -> Trainer:
         Trainer.step = step  # type: ignore[method-assign]
-        for owner, name, phase in (
+        phases = (
             (SparseMLP, "__init__", "initialisation"),
             (bigmodel, "load_checkpoint", "reading"),
             (Trainer, "run_epoch", "epoch"),
             (Trainer, "evaluate", "evaluation"),
             (Trainer, "evolve", "evolution"),
             (training, "save_checkpoint", "writing"),
-        ):
-            setattr(owner, name, announced(phase, getattr(owner, name)))
+        )
+        announce_phases(announce, phases, end=lambda phase: BETWEEN)
         return make_trainer(job)
 
     one_step = Trainer.step

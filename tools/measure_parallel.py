@@ -36,9 +36,9 @@ from largesparse.parallel.shared import (
     Shape,
     SharedTopology,
     SharedWeights,
-    Slot,
     shared_size,
 )
+from largesparse.parallel.slots import Slot
 from largesparse.warming import warm_up
 
 SIZES = (784, 1000, 1000, 1000, 10)

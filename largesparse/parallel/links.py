@@ -27,12 +27,11 @@ from .shared import (
     Shape,
     SharedTopology,
     SharedWeights,
-    Slot,
     cut,
     parameter_arrays,
     shared_size,
-    slot_sizes,
 )
+from .slots import Slot, slot_sizes
 from .transfer import Transfer, start_receive, start_send
 
 TAG = 1

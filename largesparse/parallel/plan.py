@@ -39,7 +39,8 @@ from .options import ParallelOptions
 from .phase_two import RESULTS_SHARE, result_bytes
 from .ranks import gather, together
 from .segments import KEPT, Arena
-from .shared import Shape, SharedTopology, SharedWeights, shared_size, slot_sizes
+from .shared import Shape, SharedTopology, SharedWeights, shared_size
+from .slots import slot_sizes
 from .usage import pss_bytes
 
 FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank

@@ -13,7 +13,8 @@ from ..network import SparseMLP
 from ..workspace import Gradients
 from .deal import epochs_of
 from .options import ParallelOptions
-from .shared import Arrays, SharedTopology, SharedWeights, Slot
+from .shared import Arrays, SharedTopology, SharedWeights
+from .slots import Slot
 
 
 class Updater:

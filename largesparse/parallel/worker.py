@@ -21,15 +21,8 @@ from .data import from_arrays, places_in
 from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
 from .segments import Arena, PrivateMemory, Segment, arrays_of, arrays_size, forget_names
-from .shared import (
-    SharedTopology,
-    SharedWeights,
-    Slot,
-    cut,
-    shared_size,
-    show_weights,
-    slot_sizes,
-)
+from .shared import SharedTopology, SharedWeights, cut, shared_size, show_weights
+from .slots import Slot, slot_sizes
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .updating import Updater
 from .usage import cpu_seconds, own_bytes, pss_bytes

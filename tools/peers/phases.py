@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from largesparse.errors import MemoryPlanError
 from largesparse.records import peak_rss_bytes, start_peak_rss
 
 from . import Maker
-from .problem import SEED, Problem
+from .problem import SEED, Batches, Contestant, Problem
 
 LONG_SECONDS = 20.0  # of a phase: what takes longer is measured in part
 STEPS = 15  # timed one by one
@@ -63,7 +62,12 @@ def run_alone(function: Callable[..., Any], *arguments: Any, seconds: float | No
 def _report(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Send what a function returns, or why it does not."""
     free = psutil.virtual_memory().available
-    resource.setrlimit(resource.RLIMIT_DATA, (free, free))  # before the system chooses a victim
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (free, free))  # before the system ends another
+    except ImportError:  # Windows
+        pass
     try:
         result = function(*arguments)
     except (ImportError, MemoryPlanError) as error:
@@ -112,14 +116,7 @@ def measure_phases(make: Maker, problem: Problem, rows: int, test_rows: int) -> 
     count = max(rows, test_rows)
     X = rng.standard_normal((count, features), dtype=np.float32)
     y = rng.integers(classes, size=count, dtype=np.int32)
-    batches = problem.batches()
-    start_peak_rss()
-    before = psutil.Process().memory_info().rss
-
-    start = time.perf_counter()
-    contestant = make(problem, batches)
-    initialisation_s = time.perf_counter() - start
-    threadpool_limits(problem.threads)  # of libraries that have been loaded since
+    before, initialisation_s, contestant = initialise(make, problem, problem.batches())
     contestant.step(0)
     steps = [timed(contestant.step, index) for index in within(range(STEPS))]
     step_s = float(np.median(steps))
@@ -149,6 +146,17 @@ def measure_phases(make: Maker, problem: Problem, rows: int, test_rows: int) -> 
         "inference_s": inference_s,
         "memory_mib": (peak_rss_bytes() - before) / MIB,
     }
+
+
+def initialise(make: Maker, problem: Problem, batches: Batches) -> tuple[int, float, Contestant]:
+    """Return the bytes of this process before, the seconds it took, and the contestant."""
+    start_peak_rss()
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    contestant = make(problem, batches)
+    initialisation_s = time.perf_counter() - start
+    threadpool_limits(problem.threads)  # of libraries that have been loaded since
+    return before, initialisation_s, contestant
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> float:
@@ -188,11 +196,7 @@ def try_size(make: Maker, problem: Problem) -> dict[str, Any]:
     threadpool_limits(problem.threads)
     make_warm(make, problem)
     batches = problem.batches()
-    start_peak_rss()
-    before = psutil.Process().memory_info().rss
-    start = time.perf_counter()
-    contestant = make(problem, batches)
-    initialisation_s = time.perf_counter() - start
+    before, initialisation_s, contestant = initialise(make, problem, batches)
     steps = [timed(contestant.step, index) for index in range(2)]
     evolution_s = try_to_evolve(contestant.evolve)
     contestant.predict(batches[0][0])

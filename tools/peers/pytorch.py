@@ -167,7 +167,12 @@ class SparseCSR(TorchMLP):
     dense_bytes = 0
 
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
-        layer = csr_layer()(n_in, n_out, density)
+        import torch
+
+        if density == 1:
+            self.connections += n_in * n_out
+            return torch.nn.Linear(n_in, n_out)
+        layer = csr_layer()(n_in, n_out, density, seed=(SEED, len(self.model)))
         self.connections += len(layer.values)
         return layer
 
@@ -206,10 +211,10 @@ def csr_layer() -> Any:
     class CSRLinear(torch.nn.Module):
         """A sparse layer whose cells are drawn in O(connections)."""
 
-        def __init__(self, n_in: int, n_out: int, density: float) -> None:
+        def __init__(self, n_in: int, n_out: int, density: float, seed: tuple[int, int]) -> None:
             super().__init__()
             self.n_in, self.n_out = n_in, n_out
-            self.rng = np.random.default_rng(SEED)
+            self.rng = np.random.default_rng(seed)
             count = round(density * n_in * n_out)
             cells = draw_cells(self.rng, count, n_in * n_out)
             self.values = torch.nn.Parameter(torch.empty(count))
