@@ -20,7 +20,8 @@ from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
 from .parallel.nodes import Nodes
 from .parallel.plan import FIRST_BASE, plan_parallel
 from .parallel.segments import Arena
-from .parallel.shared import Shape, SharedTopology, shared_size, slot_sizes
+from .parallel.shared import Shape, SharedTopology, shared_size
+from .parallel.slots import slot_sizes
 from .parallel.transfer import CHUNK_BYTES
 from .presets import hidden_sizes
 from .topology import MAX_CONNECTIONS
