@@ -90,7 +90,8 @@ class MpiRun:
     def rank(self, rank: int) -> psutil.Process:
         """Return the process of a rank."""
         for found in processes(self.marker):
-            name = found.environ().get("PMI_RANK")
+            environment = found.environ()
+            name = environment.get("PMI_RANK", environment.get("OMPI_COMM_WORLD_RANK"))
             if name == str(rank) and "watcher.py" not in " ".join(found.cmdline()):
                 return found
         raise AssertionError(f"no process of rank {rank}")

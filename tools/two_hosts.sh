@@ -47,6 +47,7 @@ shift 2
 for tool in ip unshare setsid mpiexec; do
     command -v $tool >/dev/null || skip "there is no '$tool' command"
 done
+mpiexec --version 2>/dev/null | grep -q HYDRA || skip "mpiexec is not MPICH's"
 
 export TWO_HOSTS="largesparse-$$"
 
