@@ -52,8 +52,9 @@ def _slow_down(of, name):
 from .backends.fused import FusedBackend  # noqa: E402
 from .whole_step import WholeStep  # noqa: E402
 
-for _of, _name in ((WholeStep, "run"), (FusedBackend, "forward"), (FusedBackend, "backward")):
-    _slow_down(_of, _name)
+_slow_down(WholeStep, "run")
+for _name in ("forward", "backward", "weight_gradient", "update"):
+    _slow_down(FusedBackend, _name)
 '''
 
 
