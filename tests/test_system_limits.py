@@ -14,6 +14,7 @@ import pytest
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_model, save_model
 from largesparse.checkpoint import load_checkpoint
 from largesparse.errors import CheckpointError
+from largesparse.records import read_records
 
 ROOT = Path(__file__).parents[1]
 DISK = 2**20  # bytes
@@ -87,6 +88,56 @@ def test_a_file_system_that_is_read_only_is_told_before_the_training(disk):
     with pytest.raises(CheckpointError, match=r"run.*[Rr]ead-only"):
         trainer.fit(np.zeros((8, 50)), np.arange(8) % 2, checkpoint=disk / "run", progress=False)
     assert trainer.step_count == 0
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")  # version 1, version 2
+
+
+@pytest.fixture
+def limited_group():
+    """A function that makes a control group of so many bytes; and what moves a shell into it."""
+    made = []
+
+    def make(limit: int) -> str:
+        for root in MEMORY_GROUPS:
+            group = root / f"largesparse-{os.getpid()}"
+            name = "memory.limit_in_bytes" if root.name == "memory" else "memory.max"
+            try:
+                group.mkdir()
+                made.append(group)
+                (group / name).write_text(str(limit))
+            except OSError:
+                continue
+            return f"echo $$ > {group / 'cgroup.procs'}"
+        pytest.skip("this user cannot make a control group with a limit of memory")
+
+    yield make
+    for group in made:
+        group.rmdir()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+@pytest.mark.parametrize(("neurons", "status"), [("2M", 0), ("20M", 2)])
+def test_a_control_group_s_limit_bounds_the_plan(neurons, status, limited_group, tmp_path):
+    limit = 800 * 2**20
+    tool = f"{sys.executable} {ROOT / 'tools' / 'bigmodel.py'}"
+    flags = f"--neurons {neurons} --epsilon 1 --features 64 --samples 300 --epochs 1"
+    result = subprocess.run(
+        ["bash", "-c", f"{limited_group(limit)} && exec {tool} {flags} --out {tmp_path / 'runs'}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    if status == 0:  # the micro-batch is what fits: it would be 32 and more
+        (record,) = read_records(tmp_path / "runs").itertuples()
+        assert record.micro_batch < 32
+        assert record.peak_rss_bytes < record.planned_bytes * 1.1 < limit
+    else:
+        (line,) = [each for each in result.stderr.splitlines() if "error:" in each]
+        assert "GiB" in line and "neurons would fit" in line
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited")
