@@ -35,7 +35,7 @@ from .ranks import agree, get_communicator, raise_together
 from .report import ParallelReport
 from .segments import forget_names
 from .server import Server
-from .shared import Shape, in_both_orders
+from .shared import Shape, check_locks, in_both_orders
 from .usage import cpu_seconds, pss_bytes
 from .worker import Worker
 
@@ -108,6 +108,8 @@ def train(
     comm = get_communicator(comm)
     trainer, data, checked, error = None, None, None, None
     try:
+        if comm.size > 1:
+            check_locks()
         phase_one_epochs = phase_one_length(given.config.epochs, phase_one_epochs)
         checked = ParallelOptions(phase_one_epochs=phase_one_epochs, **options)
         if comm.rank == 0 and comm.size > 1:

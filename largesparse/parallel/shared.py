@@ -6,7 +6,6 @@ and the activations. There are as many as gradients are computed at a time, not 
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import NetworkConfig
+from ..errors import ParallelError
 from ..layer import Float32, SparseLayer
 from ..memory import Setting
 from ..network import SparseMLP, layer_settings
@@ -22,7 +22,26 @@ from ..topology import Topology
 from ..workspace import Allocate
 from .segments import Arena, Segment
 
+try:
+    import fcntl
+except ImportError:  # Windows; see `check_locks`
+    fcntl = None  # type: ignore[assignment]
+
 Arrays = list[NDArray[np.float32]]
+
+
+def check_locks() -> None:
+    """Refuse systems on which ranks cannot take turns at the weights.
+
+    Raises
+    ------
+    ParallelError
+    """
+    if fcntl is None:
+        raise ParallelError(
+            "Training by several ranks needs the file locks of POSIX, which this system does not "
+            "have. Train in one process, with as many 'threads' as there are cores."
+        )
 
 
 class Shape(NamedTuple):
