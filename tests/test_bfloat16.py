@@ -52,7 +52,7 @@ def test_it_is_float32_that_is_rounded_when_it_is_stored(batch, sizes, halves, a
     """Sums and gradients are those of float32 kernels from the same numbers, to the bit."""
     rng = np.random.default_rng(seed)
     n_in, n_out = sizes
-    A = random_array(sizes, density=0.3, rng=rng, dtype=np.float32, format="csr")
+    A = random_array(sizes, density=0.3, random_state=rng, dtype=np.float32, format="csr")
     W = A.T.tocsr()
     orders = [(a.indptr.astype(np.int32), a.indices.astype(np.int32), a.data) for a in (W, A)]
     bias = rng.standard_normal(n_out, dtype=np.float32)

@@ -65,7 +65,7 @@ def step_by_layers(monkeypatch):
 )
 def test_every_batch_is_covered_by_tiles(batch, rows, n, seed):
     rng = np.random.default_rng(seed)
-    A = random_array((rows, n), density=0.3, rng=rng, dtype=np.float32, format="csr")
+    A = random_array((rows, n), density=0.3, random_state=rng, dtype=np.float32, format="csr")
     X = rng.standard_normal((n, batch), dtype=np.float32)
     guard = np.full((rows + 2, batch), 7, dtype=np.float32)  # rows before and after are not touched
     indptr, indices = A.indptr.astype(np.int32), A.indices.astype(np.int32)

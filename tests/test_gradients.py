@@ -478,7 +478,7 @@ def bound(A, X):
 )
 def test_mkl_equals_scipy(n_in, n_out, batch, density, slope, keep_below, seed):
     rng = np.random.default_rng(seed)
-    W = csr_matrix(random_array((n_in, n_out), density=density, rng=rng), dtype=np.float32)
+    W = csr_matrix(random_array((n_in, n_out), density=density, random_state=rng), dtype=np.float32)
     W.sort_indices()
     pattern = Topology.from_input_order(
         n_in, n_out, W.indptr.astype(np.int32), W.indices.astype(np.int32)

@@ -249,7 +249,7 @@ def test_shares_are_whole_batches_in_proportion(n_rows, batch_size, weights):
 def test_rows_of_an_array(data, n_rows, sparse):
     start = data.draw(st.integers(0, n_rows))
     stop = data.draw(st.integers(start, n_rows))
-    X = random_array((n_rows, 7), density=0.3, format="csr", rng=n_rows)
+    X = random_array((n_rows, 7), density=0.3, format="csr", random_state=n_rows)
     X = X if sparse else X.toarray()
     found = whole((stop - start, 7) if sparse else None, iter(rows_of(X, start, stop)))
     expected = X[start:stop]
