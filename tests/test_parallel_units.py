@@ -35,6 +35,7 @@ from largesparse.parallel.shared import (
 )
 from largesparse.parallel.slots import Slot, slot_sizes
 from largesparse.parallel.updating import Updater
+from largesparse.parallel.usage import pss_bytes
 from largesparse.parallel.worker import Worker
 from largesparse.stepping import Stepper
 from largesparse.training_data import TrainingData
@@ -322,6 +323,18 @@ def test_two_processes_share_a_segment_that_leaves_nothing(on_disk, tmp_path, mo
     np.testing.assert_array_equal(first, [[2, 2], [7, 7], [2, 2]])
     assert shared_names() <= before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process has")
+def test_an_unloaded_file_is_kept_and_is_not_the_process_s_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    segment = Segment.create(2**25, on_disk=True)
+    array = Arena(segment.buffer)(2**23)
+    array[...] = np.arange(2**23, dtype=np.float32)
+    before = pss_bytes()
+    segment.unload()
+    assert before - pss_bytes() > 0.9 * array.nbytes
+    np.testing.assert_array_equal(array, np.arange(2**23, dtype=np.float32))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5))

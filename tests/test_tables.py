@@ -228,7 +228,9 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", ["svm", "libsvm", "svmlight", "svm.gz"])
 @pytest.mark.parametrize("zero_based", [True, False])
 def test_svmlight_as_sklearn_writes_it(tmp_path, suffix, zero_based):
-    X = sp.random_array((20, 9), density=0.4, random_state=np.random.default_rng(0), dtype=np.float32)
+    X = sp.random_array(
+        (20, 9), density=0.4, random_state=np.random.default_rng(0), dtype=np.float32
+    )
     X = sp.csr_array(X + sp.csr_array(np.eye(20, 9, dtype=np.float32)))
     dump_svmlight_file(X, np.arange(20) % 3 - 1, str(tmp_path / "plain"), zero_based=zero_based)
     path = write(tmp_path / f"own.{suffix}", (tmp_path / "plain").read_text())

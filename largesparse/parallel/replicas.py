@@ -147,6 +147,8 @@ class StoredReplica:
                 place.dead[...] = layer.dead
             if place.srelu is not None and layer.srelu is not None:
                 place.srelu[...] = layer.srelu
+        if on_disk:
+            stored.segment.unload()  # the system can evict them, and the node's memory is not these
         return stored
 
 

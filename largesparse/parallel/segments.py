@@ -77,6 +77,11 @@ class Segment:
         descriptor = os.open(path, os.O_RDWR)
         return cls(descriptor, os.fstat(descriptor).st_size, path)
 
+    def unload(self) -> None:
+        """Count the pages of a file on the disk no longer as this process's; they are kept."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.buffer.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let no more processes open it. Arrays in it stay usable, here and elsewhere."""
         os.close(self.descriptor)
