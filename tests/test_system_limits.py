@@ -117,9 +117,9 @@ def limited_group():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
-@pytest.mark.parametrize(("neurons", "status"), [("2M", 0), ("20M", 2)])
+@pytest.mark.parametrize(("neurons", "status"), [("400k", 0), ("20M", 2)])
 def test_a_control_group_s_limit_bounds_the_plan(neurons, status, limited_group, tmp_path):
-    limit = 800 * 2**20
+    limit = 600 * 2**20
     tool = f"{sys.executable} {ROOT / 'tools' / 'bigmodel.py'}"
     flags = f"--neurons {neurons} --epsilon 1 --features 64 --samples 300 --epochs 1"
     result = subprocess.run(
@@ -131,9 +131,9 @@ def test_a_control_group_s_limit_bounds_the_plan(neurons, status, limited_group,
     )
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
-    if status == 0:  # the micro-batch is what fits: it would be 32 and more
+    if status == 0:  # the micro-batch is what fits; it would be 128
         (record,) = read_records(tmp_path / "runs").itertuples()
-        assert record.micro_batch < 32
+        assert record.micro_batch < 128
         assert record.peak_rss_bytes < record.planned_bytes * 1.1 < limit
     else:
         (line,) = [each for each in result.stderr.splitlines() if "error:" in each]
