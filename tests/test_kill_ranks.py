@@ -26,7 +26,8 @@ def tool(monkeypatch):
 
 @pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec")
 def test_a_killed_job_is_resumed(tool, capsys):
-    assert tool.main(["--times", "1", "--algorithm", "wassp", "--target", "worker", *SMALL]) == 0
+    flags = ["--times", "1", "--ranks", "2", "--algorithm", "wassp", "--target", "worker"]
+    assert tool.main([*flags, *SMALL]) == 0
     out = capsys.readouterr().out
     assert "1 of 1 right" in out and "worker in averaging 1 of wassp" in out
 
