@@ -90,6 +90,18 @@ def test_a_file_system_that_is_read_only_is_told_before_the_training(disk):
     assert trainer.step_count == 0
 
 
+def run_limited(limit: str, flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the driver in a shell that a command has limited."""
+    driver = f"{sys.executable} {ROOT / 'tools' / 'bigmodel.py'} {flags}"
+    return subprocess.run(
+        ["bash", "-c", f"{limit} && exec {driver}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=False,
+    )
+
+
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")  # version 1, version 2
 
 
@@ -120,15 +132,8 @@ def limited_group():
 @pytest.mark.parametrize(("neurons", "status"), [("400k", 0), ("20M", 2)])
 def test_a_control_group_s_limit_bounds_the_plan(neurons, status, limited_group, tmp_path):
     limit = 600 * 2**20
-    tool = f"{sys.executable} {ROOT / 'tools' / 'bigmodel.py'}"
     flags = f"--neurons {neurons} --epsilon 1 --features 64 --samples 300 --epochs 1"
-    result = subprocess.run(
-        ["bash", "-c", f"{limited_group(limit)} && exec {tool} {flags} --out {tmp_path / 'runs'}"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    result = run_limited(limited_group(limit), f"{flags} --out {tmp_path / 'runs'}")
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     if status == 0:  # the micro-batch is what fits; it would be 128
@@ -143,15 +148,8 @@ def test_a_control_group_s_limit_bounds_the_plan(neurons, status, limited_group,
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited")
 @pytest.mark.parametrize("limit", [2_000_000, 3_000_000])  # KiB
 def test_too_little_address_space_is_told_in_a_sentence(limit, tmp_path):
-    tool = f"{sys.executable} {ROOT / 'tools' / 'bigmodel.py'}"
     flags = f"--neurons 20M --features 512 --samples 600 --epochs 1 --out {tmp_path / 'runs'}"
-    result = subprocess.run(
-        ["bash", "-c", f"ulimit -v {limit}; exec {tool} {flags}"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    result = run_limited(f"ulimit -v {limit}", flags, OMP_NUM_THREADS="1")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     (line,) = [each for each in result.stderr.splitlines() if "error:" in each]

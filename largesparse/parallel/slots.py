@@ -7,10 +7,9 @@ import numpy as np
 from ..layer import SparseLayer
 from ..network import SparseMLP, layer_settings
 from ..topology import Topology
-from ..workspace import Workspace
+from ..workspace import Allocate, Workspace
 from .segments import Arena
 from .shared import (
-    Allocate,
     Arrays,
     Shape,
     SharedTopology,
