@@ -68,15 +68,8 @@ import runpy
 sys.path.insert(0, {str(ROOT / "tools")!r})
 runpy.run_path({str(ROOT / "tools" / "bigmodel.py")!r}, run_name="__main__")
 """
-    flags = ["--neurons", "2k", "--features", "64", "--samples", "200", "--epochs", "1"]
-    files = [
-        "--backend",
-        "fused",
-        "--out",
-        str(tmp_path / "runs"),
-        "--checkpoint",
-        str(tmp_path / "run"),
-    ]
+    flags = ["--neurons=2k", "--features=64", "--samples=200", "--epochs=1", "--backend=fused"]
+    files = [f"--out={tmp_path / 'runs'}", f"--checkpoint={tmp_path / 'run'}"]
     result = run_without(WINDOWS, program, *flags, *files)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "runs").read_text())["neurons"] == 2000

@@ -117,7 +117,8 @@ def limited_group():
             try:
                 group.mkdir()
                 made.append(group)
-                (group / name).write_text(str(limit))
+                with open(group / name, "r+") as file:  # not there where memory is not controlled
+                    file.write(str(limit))
             except OSError:
                 continue
             return f"echo $$ > {group / 'cgroup.procs'}"
