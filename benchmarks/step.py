@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import functools
+import statistics
+import time
+
+import numpy as np
+import scipy.sparse as sp
 
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
@@ -21,6 +26,8 @@ from .common import (
     make_network,
     warm_up,
 )
+
+PAIRS, SECONDS = 15, 5  # at least, of a step and of what it is compared with in turns
 
 
 @functools.cache
@@ -113,6 +120,34 @@ class WeakThreads:
         return rows / seconds_of(lambda: trainer.step(*batch), repeats=5)
 
     track_rate.unit = "samples/s"
+
+
+class Relative:
+    """The time of a step over that of a product by SciPy, in turns.
+
+    A core that becomes slower for minutes, because of a neighbour or of its clock, slows both. So two
+    commits can be told apart on a machine where their times alone cannot.
+    """
+
+    params = (tuple(sorted({SIZES[0], MIDDLE})),)
+    param_names = ("neurons",)
+
+    def track_step(self, neurons):
+        warm_up("fused")
+        trainer, batch = make_trainer(neurons), make_batch()
+        layer = trainer.network.layers[1]
+        topology = layer.topology
+        connections = topology.indices_by_output, topology.indptr_by_output
+        weights = sp.csr_array((layer.values_by_output, *connections), shape=(layer.n_out, layer.n_in))
+        X = np.ones((layer.n_in, BATCH_SIZE), dtype=np.float32)
+        ratios: list[float] = []
+        end = time.perf_counter() + SECONDS
+        while len(ratios) < PAIRS or time.perf_counter() < end:
+            step = seconds_of(lambda: trainer.step(*batch), repeats=1)
+            ratios.append(step / seconds_of(lambda: weights @ X, repeats=1))
+        return statistics.median(ratios)
+
+    track_step.unit = "x SciPy's product"
 
 
 class Rate:

@@ -28,7 +28,7 @@ from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError, check_range
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCH = r"step.Step.time_step\(10000, 'fused'\)"
+BENCH = r"step.Relative.track_step\(10000\)"
 SLOWED = "largesparse/training.py"  # not among the kernels: those would have to be compiled again
 PLANTED = '''
 
