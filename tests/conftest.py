@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from largesparse.backends.compiling import _source_digest
 from largesparse.environment import cache_folder
+from largesparse.threads import available_threads
 
 # Tests and child processes that name a cache of their own share the compiled kernels all the same.
 if not os.environ.get("NUMBA_CACHE_DIR"):
@@ -22,6 +23,12 @@ numba.set_num_threads(1)
 
 settings.register_profile("largesparse", deadline=None)  # kernels compile; machines are shared
 settings.load_profile("largesparse")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: many tests wait for processes that they start."""
+    return min(4, available_threads() + 1)
 
 
 @pytest.fixture(scope="session")
