@@ -125,8 +125,8 @@ class WeakThreads:
 class Relative:
     """The time of a step over that of a product by SciPy, in turns.
 
-    A core that becomes slower for minutes, because of a neighbour or of its clock, slows both. So two
-    commits can be told apart on a machine where their times alone cannot.
+    A core that becomes slower for minutes, because of a neighbour or of its clock, slows both. So
+    two commits can be told apart on a machine where their times alone cannot.
     """
 
     params = (tuple(sorted({SIZES[0], MIDDLE})),)
@@ -138,7 +138,9 @@ class Relative:
         layer = trainer.network.layers[1]
         topology = layer.topology
         connections = topology.indices_by_output, topology.indptr_by_output
-        weights = sp.csr_array((layer.values_by_output, *connections), shape=(layer.n_out, layer.n_in))
+        weights = sp.csr_array(
+            (layer.values_by_output, *connections), shape=(layer.n_out, layer.n_in)
+        )
         X = np.ones((layer.n_in, BATCH_SIZE), dtype=np.float32)
         ratios: list[float] = []
         end = time.perf_counter() + SECONDS

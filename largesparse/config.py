@@ -124,7 +124,7 @@ class TrainingConfig:
     decay_every: float = 100.0  # epochs; schedule "step"
     decay_factor: float = 0.5  # schedule "step"
     momentum: float = 0.9
-    weight_decay: float = 2e-4  # per step, not scaled by the learning rate
+    weight_decay: float = 2e-4  # per step; scaled by the schedule, not by learning_rate
     dropout: float = 0.3  # share of the hidden neurons dropped
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
@@ -182,9 +182,10 @@ class TrainingConfig:
         self.optimizer()
         self.rates()
 
-    def optimizer(self) -> MomentumSGD:
-        """Return the optimizer."""
-        return MomentumSGD(self.momentum, self.weight_decay)
+    def optimizer(self, factor: float = 1.0) -> MomentumSGD:
+        """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""
+        optimizer = MomentumSGD(self.momentum, self.weight_decay)
+        return optimizer if factor == 1 else optimizer.scaled(factor)
 
     def rates(self) -> ScheduleConfig:
         """Return the learning-rate schedule."""

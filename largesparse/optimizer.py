@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ class MomentumSGD:
 
     v = momentum·v - learning_rate·g
     w = w + v - weight_decay·w
+
+    A schedule scales both (`TrainingConfig.optimizer`), as in Loshchilov & Hutter (2019), algorithm
+    1: a decay that stays while the rate goes to 0 would take the weights with it.
     """
 
     momentum: float = 0.9
@@ -73,6 +77,10 @@ class MomentumSGD:
     def __post_init__(self) -> None:
         check_range("momentum", self.momentum, "momentum SGD", low=0, high=1, high_open=True)
         check_range("weight_decay", self.weight_decay, "momentum SGD", low=0, high=1)
+
+    def scaled(self, factor: float) -> MomentumSGD:
+        """Return one whose decay is this times `factor`."""
+        return dataclasses.replace(self, weight_decay=self.weight_decay * factor)
 
     def update_(
         self,

@@ -16,6 +16,7 @@ from .errors import NumericalError
 from .losses import LOSSES, ScoreSums
 from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
+from .optimizer import MomentumSGD
 from .threads import resolve_threads
 from .whole_step import WholeStep
 from .workspace import Workspace, aligned_zeros, check_activation_dtype
@@ -57,7 +58,6 @@ class Stepper:
         self.epoch = 0
         self.step_count = 0
         self._loss = LOSSES[network.config.loss].function
-        self._optimizer = self.config.optimizer()
         self._rates = self.config.rates()
         self._workspace = workspace
         self._compiled_step: WholeStep | None = None
@@ -125,13 +125,13 @@ class Stepper:
         """
         rows = np.arange(len(y)) if rows is None else rows
         factor = self._rates.factor(self.epoch if progress is None else progress)
-        rate = self.config.learning_rate * factor
+        rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
         with self.backend.threads(self.threads):
             if self._is_whole(rows):
-                loss = self._whole_step(X, y, rows, rate, sample_weight)
+                loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, self._optimizer, rate, self.backend)
+                self.network.update_(self.workspace, optimizer, rate, self.backend)
         self.step_count += 1
         return loss
 
@@ -167,7 +167,7 @@ class Stepper:
             Mean over the rows, with dropout.
         """
         if self._is_whole(rows) and not plain and visit is None and joined is None:
-            return self._whole_step(X, y, rows, None, sample_weight)
+            return self._whole_step(X, y, rows, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
         workspace.fit(self.network.layer_connections)  # neurons may have been pruned
@@ -193,10 +193,11 @@ class Stepper:
         X: Any,
         y: NDArray[Any],
         rows: NDArray[np.int64],
-        rate: float | None,
         sample_weight: NDArray[np.float32] | None,
+        optimizer: MomentumSGD | None = None,
+        rate: float = 0.0,
     ) -> float:
-        """Compute the gradient and, if there is a rate, update, in one compiled call."""
+        """Compute the gradient and, if there is an optimizer, update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
             self.workspace.fit(self.network.layer_connections)  # neurons may have been pruned
@@ -204,7 +205,7 @@ class Stepper:
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
         weights = None if sample_weight is None else sample_weight[rows]
-        loss = step.run(y[rows], weights, self._optimizer, rate, dropout) / len(rows)
+        loss = step.run(y[rows], weights, dropout, optimizer, rate) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
         return loss
 

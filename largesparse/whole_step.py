@@ -87,9 +87,9 @@ class WholeStep:
         self,
         y: NDArray[Any],
         weights: NDArray[np.float32] | None,
-        optimizer: MomentumSGD,
-        learning_rate: float | None,
         dropout: Dropout,
+        optimizer: MomentumSGD | None = None,
+        learning_rate: float = 0.0,
     ) -> float:
         """Make one update, and return the summed loss; where that is not finite, update nothing.
 
@@ -98,10 +98,10 @@ class WholeStep:
         y : int32 (batch,) or float32 (batch, n_targets)
         weights : float32 (batch,) or None
             Of the samples in the loss.
-        optimizer : MomentumSGD
-        learning_rate : float or None
-            Without one, only the gradient is computed, into the workspace.
         dropout : Dropout
+        optimizer : MomentumSGD, optional
+            Without one, only the gradient is computed, into the workspace.
+        learning_rate : float
         """
         from .backends.step_kernel import train_step
 
@@ -113,12 +113,12 @@ class WholeStep:
             NO_WEIGHTS if weights is None else weights,
             self._delta,
             self._workspace.input_sums,
-            0.0 if learning_rate is None else learning_rate,
-            np.float32(optimizer.momentum),
-            np.float32(optimizer.weight_decay),
+            learning_rate,
+            np.float32(optimizer.momentum if optimizer else 0),
+            np.float32(optimizer.weight_decay if optimizer else 0),
             dropout.keep_below,
             int(np.uint64(dropout.seed).astype(np.int64)),  # the same 64 bits
             dropout.step,
-            learning_rate is not None,
+            optimizer is not None,
         )
         return loss

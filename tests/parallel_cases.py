@@ -110,8 +110,9 @@ BOTH_PHASES = {
 }
 
 SEVEN = {"phase_one_epochs": 7}  # past the warm-up
+SCHEDULED = {"epochs": 7, "schedule": "cosine"}
 JOINED = {
-    f"joined-{name}": Case("wassp", network=WIDTH, training={"epochs": 7}, options=SEVEN | options)
+    f"joined-{name}": Case("wassp", network=WIDTH, training=SCHEDULED, options=SEVEN | options)
     for name, options in {
         "one-node": {},
         "one-slot": {"slots": 1},

@@ -15,6 +15,7 @@ TABLE = """
 | Change   | Before [aa] <main>   | After [bb] <slower>   |   Ratio | Benchmark (Parameter)        |
 |----------|----------------------|-----------------------|---------|------------------------------|
 | {mark}   | 1.00±0.01ms          | 1.29±0.01ms           |    1.29 | step.Step.time_step(10000)   |
+| {mark}   | 2.50                 | 2.75                  |    1.10 | step.Relative.track_step     |
 {end}
 """
 

@@ -256,6 +256,20 @@ def test_schedules_by_hand(options, factors):
         assert schedule.factor(progress) == pytest.approx(factor, abs=1e-12), progress
 
 
+@pytest.mark.parametrize("name", ["scipy", "fused"])
+def test_a_schedule_scales_the_decay_as_the_rate(name):
+    X, y = np.ones((4, 6), dtype=np.float32), np.arange(4) % 2
+    schedule = {"epochs": 8, "schedule": "cosine", "warmup_epochs": 4}
+    settings = {"learning_rate": 0.0, "weight_decay": 0.25, "backend": name, "threads": 1}
+    network = SparseMLP(NetworkConfig((6, 5, 2), epsilon=2), progress=False)
+    trainer = Trainer(network, TrainingConfig(**schedule, **settings))
+    for progress, factor in ((2, 0.5 * COSINE_EIGHTH), (4, 0.5), (8, 0)):
+        before = network.layers[0].values.copy()
+        trainer.step(X, y, progress=progress)
+        kept = 1 - 0.25 * factor
+        np.testing.assert_allclose(network.layers[0].values, kept * before, rtol=1e-6)
+
+
 def test_every_schedule_is_tested():
     assert sorted(SCHEDULES) == ["constant", "cosine", "step"]
 

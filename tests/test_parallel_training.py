@@ -162,7 +162,7 @@ def joined_twin():
                 patch.setattr(
                     trainer, "config", dataclasses.replace(trainer.config, learning_rate=rate)
                 )
-                trainer.step(data.X, data.y, rows)
+                trainer.step(data.X, data.y, rows, progress=progress)
             trainer.epoch += 1
             losses.append(trainer.evaluate(data.X, data.y)[0])
             if trainer.epoch < trainer.config.epochs:

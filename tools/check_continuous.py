@@ -98,7 +98,9 @@ def compare(folder: Path, old: str, new: str, bench: str) -> dict[str, object]:
     command += ["--no-only-changed", old, new]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     said = result.stdout + result.stderr
-    ratios = [float(ratio) for ratio in re.findall(r"\|\s+~?(\d+\.\d+)\s+\|", said)]
+    ratios = [
+        float(ratio) for ratio in re.findall(r"\|\s+~?(\d+\.\d+)\s+\|[^|]*\|$", said, re.MULTILINE)
+    ]
     if not ratios:
         raise LargeSparseError(f"asv compared nothing:\n{said[-3000:]}")
     return {"ratio": max(ratios), "told": "slower" if "PERFORMANCE DECREASED" in said else "silent"}

@@ -34,7 +34,6 @@ class Representative:
     representatives : mpi4py.MPI.Comm
     topology : SharedTopology
     weights : SharedWeights
-    optimizer : MomentumSGD
     chunk_bytes : int
         Largest part of an array that is reduced at a time.
     """
@@ -44,10 +43,9 @@ class Representative:
         representatives: Any,
         topology: SharedTopology,
         weights: SharedWeights,
-        optimizer: MomentumSGD,
         chunk_bytes: int,
     ) -> None:
-        self._comm, self._optimizer = representatives, optimizer
+        self._comm = representatives
         self._topology, self._weights = topology, weights
         self._chunk = max(1, chunk_bytes // 4)  # float32
         self._total: Gradients | None = None
@@ -57,6 +55,7 @@ class Representative:
         network: SparseMLP,
         gradients: Sequence[Gradients],
         rows: int,
+        optimizer: MomentumSGD,
         rate: float,
         backend: Backend,
         threads: int,
@@ -71,6 +70,7 @@ class Representative:
             Of this node, in a fixed order; there may be none.
         rows : int
             Samples of the joined mini-batch, of all nodes.
+        optimizer : MomentumSGD
         rate : float
         backend : Backend
         threads : int
@@ -88,7 +88,7 @@ class Representative:
             self._add_over_nodes(array.reshape(-1))
         with self._weights.writing(), backend.threads(threads):
             network.finish_gradient(total, rows, backend)
-            network.update_(total, self._optimizer, rate, backend, both_orders=False)
+            network.update_(total, optimizer, rate, backend, both_orders=False)
             self._topology.version += 1
 
     def _add_over_nodes(self, array: NDArray[np.float32]) -> None:

@@ -283,7 +283,7 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
         server.train_synchronously(deal)
     else:
         links = server.links
-        shared = links.topology, links.weights, trainer.config.optimizer(), options.chunk_bytes
+        shared = links.topology, links.weights, options.chunk_bytes
         server.train_by_allreduce(deal, Representative(representatives, *shared))
     server.report.phase_one_s = time.perf_counter() - started
     if server.stopped or trainer.epoch >= trainer.config.epochs:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..network import SparseMLP
+from ..optimizer import MomentumSGD
 from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
@@ -300,6 +301,7 @@ class Links:
         self,
         representative: Representative,
         pushes: Sequence[messages.Push],
+        optimizer: MomentumSGD,
         rate: float,
         backend: Backend,
         threads: int,
@@ -312,6 +314,7 @@ class Links:
             Of this node.
         pushes : sequence of Push
             In a fixed order.
+        optimizer : MomentumSGD
         rate : float
         backend : Backend
         threads : int
@@ -322,11 +325,11 @@ class Links:
             slots[self._nodes.node[push.worker]].append(push.task.slot)
         leaders = [self._nodes.leader(node) for node in range(1, len(self._nodes))]
         for node, leader in enumerate(leaders, start=1):
-            self._hub.send(leader, messages.Reduce(slots[node], rows, rate))
+            self._hub.send(leader, messages.Reduce(slots[node], rows, optimizer, rate))
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
             workspace.fit(self.topology.connections)
-        representative.update(self.network, own, rows, rate, backend, threads)
+        representative.update(self.network, own, rows, optimizer, rate, backend, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
         self._answers(leaders)
 

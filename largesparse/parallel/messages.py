@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ..config import TrainingConfig
 from ..history import EpochRecord, History
 from ..losses import ScoreSums
+from ..optimizer import MomentumSGD
 from ..sharing import SharedArray
 from .data import Layout
 from .deal import Batch
@@ -96,6 +97,7 @@ class Reduce:
 
     slots: list[int]
     rows: int
+    optimizer: MomentumSGD
     rate: float
 
 

@@ -236,8 +236,8 @@ class Server:
                 self._take(deal)
             pushes = sorted(self._arrived, key=lambda push: push.worker)
             self._arrived.clear()
-            rate = self._updater.rate(staleness=0)
-            self.links.reduce(representative, pushes, rate, backend, self._threads)
+            how = self._updater.next_update()
+            self.links.reduce(representative, pushes, *how, backend, self._threads)
             self.links.topology.samples += joined
             trainer.step_count += 1
             self.report.count(0)

@@ -10,6 +10,7 @@ import numpy as np
 from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..network import SparseMLP
+from ..optimizer import MomentumSGD
 from ..workspace import Gradients
 from .deal import epochs_of
 from .options import ParallelOptions
@@ -44,13 +45,15 @@ class Updater:
     ) -> None:
         self._topology, self._weights = topology, weights
         self._options, self._workers, self._rows = options, workers, rows
-        self._config, self._rates, self._optimizer = config, config.rates(), config.optimizer()
+        self._config, self._rates = config, config.rates()
 
-    def rate(self, staleness: int) -> float:
-        """Return the learning rate of the next update."""
+    def next_update(self, staleness: int = 0) -> tuple[MomentumSGD, float]:
+        """Return optimizer and learning rate of the next update."""
         progress = epochs_of(self._topology.samples, self._rows)
-        rate = self._config.learning_rate * self._rates.factor(progress)
-        return rate * self._options.rate_factor(progress, staleness, self._workers)
+        factor = self._rates.factor(progress)
+        rate = self._config.learning_rate * factor
+        rate *= self._options.rate_factor(progress, staleness, self._workers)
+        return self._config.optimizer(factor), rate
 
     def update(
         self,
@@ -96,9 +99,8 @@ class Updater:
             staleness = 0 if version is None else topology.version - version
             if snapshot is not None and self._options.delay_compensation > 0:
                 self._compensate(gradients, snapshot)
-            rate = self.rate(staleness)
-            both_orders = slot is not None
-            network.update_(gradients, self._optimizer, rate, backend, both_orders=both_orders)
+            how = self.next_update(staleness)
+            network.update_(gradients, *how, backend, both_orders=slot is not None)
             topology.version += 1
             topology.samples += samples
             if slot is not None:

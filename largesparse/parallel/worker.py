@@ -233,7 +233,6 @@ class Worker:
                 self._representatives,
                 self._topology,
                 self._weights,
-                self._config.optimizer(),
                 self._chunk_bytes,
             )
         gradients = []
@@ -245,6 +244,7 @@ class Worker:
             show_weights(self._topology, self._weights),
             gradients,
             message.rows,
+            message.optimizer,
             message.rate,
             stepper.backend,
             stepper.threads,
