@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .history import EpochRecord, History
     from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
+    from .measurements import read_measurements
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
     from .parallel import ParallelReport, train_wasap, train_wassp
@@ -58,6 +59,7 @@ _MODULES = {
     "predict": "inference",
     "predict_proba": "inference",
     "prune_neurons": "importance",
+    "read_measurements": "measurements",
     "read_records": "records",
     "save_checkpoint": "checkpoint",
     "save_model": "checkpoint",
@@ -94,6 +96,7 @@ __all__ = [
     "predict",
     "predict_proba",
     "prune_neurons",
+    "read_measurements",
     "read_records",
     "save_checkpoint",
     "save_model",

@@ -1,6 +1,7 @@
 """Run records: what a run was, how long it took and what it reached, one JSON object a line.
 
 A file of records is only ever appended to, by any number of processes, and read back as a table.
+`measurements.read_measurements` has them in one table with the results of asv.
 """
 
 from __future__ import annotations
