@@ -148,7 +148,12 @@ def add_protocol_flags(group: Any) -> None:
     add("--dropout", type=float, default=default.dropout, help="default %(default)s")
     add("--zeta", type=float, default=default.zeta, help="default %(default)s")
     add("--zeta-decay", type=float, default=default.zeta_decay, help="default %(default)s")
-    add("--regrowth", choices=REGROWTH, help="values of new connections (default: docs)")
+    add(
+        "--regrowth",
+        choices=REGROWTH,
+        default=default.regrowth,
+        help="values of new connections: from the initial distribution (default) or 0",
+    )
     add("--schedule", choices=SCHEDULES, default=default.schedule, help="default %(default)s")
     add("--validation-fraction", type=float, default=0.0, help="of the training rows (default 0)")
     add(
