@@ -144,10 +144,10 @@ def add_protocol_flags(group: Any) -> None:
     add("--first-seed", type=int, default=0, metavar="S", help="default 0: seeds 0, 1, ...")
     add("--backend", choices=BACKENDS, default=default.backend, help="default %(default)s")
     add("--learning-rate", type=float, help="default: Table 7's")
-    add("--weight-decay", type=float, help="per step; the paper does not state it (docs)")
+    add("--weight-decay", type=float, help="per step; not in the paper (default: docs)")
     add("--dropout", type=float, default=default.dropout, help="default %(default)s")
     add("--zeta", type=float, default=default.zeta, help="default %(default)s")
-    add("--zeta-decay", type=float, default=default.zeta_decay, help="default %(default)s")
+    add("--zeta-decay", type=float, help="factor of ζ after an epoch (default: docs)")
     add(
         "--regrowth",
         choices=REGROWTH,
