@@ -41,9 +41,7 @@ class Open:
 
     weight_decay: float = 2e-4
     zeta_decay: float = 1.0
-    exponent: float = (
-        1.0  # the share of neurons that prunings leave, to this, is that of connections
-    )
+    exponent: float = 1.0  # connections left are neurons left to this power, as shares
 
 
 # the best that was measured (docs/reproduction.md)
