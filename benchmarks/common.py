@@ -44,6 +44,7 @@ def sizes_up_to(limit: str) -> tuple[int, ...]:
 SIZES = sizes_up_to(os.environ.get(BENCH_MAX) or DEFAULT_MAX)
 MIDDLE = SIZES[min(1, len(SIZES) - 1)]  # for what is measured at one size: 100k
 LARGEST = min(SIZES[-1], 1_000_000)
+SOME = tuple(sorted({MIDDLE, LARGEST}))  # for what would take too long at all sizes
 CORES = available_threads()
 COUNTS = tuple(sorted({1, 2, CORES}))  # of threads, of processes
 
@@ -83,6 +84,18 @@ def warm_up(backend: str | None = None) -> None:
     except BackendError as error:
         raise NotImplementedError(str(error)) from error
     largesparse.warming.warm_up(name, THREADS)
+
+
+def only_up_to_the_middle(neurons: int, backend: str) -> None:
+    """Leave out backends other than fused for large networks, which they take long for.
+
+    Raises
+    ------
+    NotImplementedError
+        asv skips the benchmark then.
+    """
+    if neurons > MIDDLE and backend != "fused":
+        raise NotImplementedError(f"{backend} is measured up to {MIDDLE:,} neurons")
 
 
 def in_fresh_process(function: Callable[[int], float], neurons: int) -> float:

@@ -7,7 +7,17 @@ import functools
 from largesparse import Predictor
 from largesparse.backends import BACKENDS
 
-from .common import BATCH_SIZE, COUNTS, LARGEST, SIZES, THREADS, make_batch, make_network, warm_up
+from .common import (
+    BATCH_SIZE,
+    COUNTS,
+    MIDDLE,
+    SIZES,
+    THREADS,
+    make_batch,
+    make_network,
+    only_up_to_the_middle,
+    warm_up,
+)
 
 BATCHES = 8  # for several processes
 
@@ -26,6 +36,7 @@ class Inference:
     param_names = ("neurons", "backend")
 
     def setup(self, neurons, backend):
+        only_up_to_the_middle(neurons, backend)
         warm_up(backend)
         self.predictor = make_predictor(neurons, backend)
         self.X = make_batch()[0]
@@ -47,7 +58,7 @@ class Processes:
         warm_up("fused")
         self.X = make_batch(BATCHES * BATCH_SIZE)[0]
         self.predictor = Predictor(
-            make_network(LARGEST),
+            make_network(MIDDLE),
             processes=processes,
             threads=1,
             batch_size=BATCH_SIZE,

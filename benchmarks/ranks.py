@@ -13,8 +13,8 @@ from largesparse import TrainingConfig
 
 from .common import BATCH_SIZE, COUNTS, MIDDLE, make_batch, make_network, run_mpi, warm_up
 
-EPOCHS = 4
-ROWS = 16 * BATCH_SIZE
+EPOCHS = 3
+ROWS = 8 * BATCH_SIZE
 ALGORITHMS = ("wasap", "wassp")
 RANKS = tuple(count + 1 for count in COUNTS)
 

@@ -24,10 +24,11 @@ from .common import (
     in_fresh_process,
     make_batch,
     make_network,
+    only_up_to_the_middle,
     warm_up,
 )
 
-PAIRS, SECONDS = 15, 5  # at least, of a step and of what it is compared with in turns
+PAIRS, SECONDS = 15, 3  # at least, of a step and of what it is compared with in turns
 
 
 @functools.cache
@@ -53,6 +54,7 @@ class Step:
     param_names = ("neurons", "backend")
 
     def setup(self, neurons, backend):
+        only_up_to_the_middle(neurons, backend)
         warm_up(backend)
         self.trainer = make_trainer(neurons, backend)
         self.batch = make_batch()
@@ -170,10 +172,10 @@ class Rate:
 
 
 def rate_of(trainer: Trainer) -> float:
-    """Return connections times samples in a second, in the median of 5 steps."""
+    """Return connections times samples in a second, in the median of 3 steps."""
     batch = make_batch()
     work = trainer.network.connections * BATCH_SIZE
-    return work / seconds_of(lambda: trainer.step(*batch), repeats=5)
+    return work / seconds_of(lambda: trainer.step(*batch), repeats=3)
 
 
 def peak_of_a_step(neurons: int) -> int:
