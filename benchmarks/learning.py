@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 
-from sklearn.datasets import make_classification
-
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
 
@@ -44,6 +42,8 @@ def train(backend: str) -> tuple[float, float] | None:
         warm_up(backend)
     except NotImplementedError:
         return None
+    from sklearn.datasets import make_classification  # not for those who read the cache
+
     X, y = make_classification(
         TRAIN_ROWS + TEST_ROWS, 500, n_informative=20, n_redundant=20, class_sep=2, random_state=0
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
+from timeit import timeit
 
 import numpy as np
 
@@ -52,16 +54,11 @@ class Product:
         backend = get_backend("fused")
         distance = limits.best_distance(*connections, X, out)
         operands = *connections, layer.values_by_output, layer.bias, X
+        forward = functools.partial(backend.forward, *operands, slope=layer.slope, out=out)
+        gather = functools.partial(limits.gather, *connections, X, distance, out)
+        forward()
         with kernel_threads(THREADS):
-            rounds = [
-                (
-                    limits.seconds_of(
-                        lambda: backend.forward(*operands, slope=layer.slope, out=out), 1
-                    ),
-                    limits.seconds_of(lambda: limits.gather(*connections, X, distance, out), 1),
-                )
-                for _ in range(REPEATS)
-            ]
+            rounds = [(timeit(forward, number=1), timeit(gather, number=1)) for _ in range(REPEATS)]
         product, limit = map(statistics.median, zip(*rounds, strict=True))
         return {
             "gigaflops": 2 * layer.nnz * BATCH_SIZE / product / 1e9,

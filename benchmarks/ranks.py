@@ -11,7 +11,7 @@ import sys
 
 from largesparse import TrainingConfig
 
-from .common import BATCH_SIZE, COUNTS, MIDDLE, make_batch, make_network, run_mpi, warm_up
+from .common import BATCH_SIZE, COUNTS, MIDDLE, make_batch, make_network, run_mpi
 
 EPOCHS = 3
 ROWS = 8 * BATCH_SIZE
@@ -51,7 +51,6 @@ def main(algorithm: str, rows: int) -> None:
     if algorithm not in ALGORITHMS:
         raise SystemExit(f"no algorithm: {algorithm}")
     comm = MPI.COMM_WORLD
-    warm_up("fused")
     config = TrainingConfig(epochs=EPOCHS, batch_size=BATCH_SIZE, backend="fused", threads=1)
     network = data = None
     if comm.rank == 0:
@@ -60,7 +59,7 @@ def main(algorithm: str, rows: int) -> None:
     X, y = data or (None, None)
     history = train(network, config, X, y, phase_one_epochs=EPOCHS, progress=False)
     if comm.rank == 0:
-        seconds = history["epoch_s"][1:]
+        seconds = history["epoch_s"][1:]  # in the first kernels are loaded
         print(rows / statistics.median(seconds))
 
 
