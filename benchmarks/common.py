@@ -28,6 +28,7 @@ from largesparse.threads import available_threads
 
 N_FEATURES = 1024
 BATCH_SIZE = 128  # as in the paper's section 2.4
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 THREADS = int(os.environ.get("NUMBA_NUM_THREADS") or 1)  # asv.conf.json sets it
 
 LADDER = (10_000, 100_000, 1_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000)  # neurons
@@ -98,13 +99,17 @@ def only_up_to_the_middle(neurons: int, backend: str) -> None:
         raise NotImplementedError(f"{backend} is measured up to {MIDDLE:,} neurons")
 
 
-def in_fresh_process(function: Callable[[int], float], neurons: int) -> float:
+def in_fresh_process(
+    function: Callable[[int], float], neurons: int, threads: int = THREADS
+) -> float:
     """Return what a function of a benchmark returns in a process that has done nothing else.
 
-    Its peak of memory is then its own. asv's `peakmem_*` counts from what the parent had.
+    Its peak of memory is then its own: asv's `peakmem_*` counts from what the parent had. And it
+    can have more threads than `asv.conf.json` gives to this one.
     """
     module, name = function.__module__, function.__name__
-    return _number([sys.executable, "-c", f"import {module}; print({module}.{name}({neurons}))"])
+    command = [sys.executable, "-c", f"import {module}; print({module}.{name}({neurons}))"]
+    return _number(command, os.environ | dict.fromkeys(THREAD_LIMITS, str(threads)))
 
 
 def run_mpi(module: str, ranks: int, *arguments: Any) -> float:
@@ -122,10 +127,11 @@ def run_mpi(module: str, ranks: int, *arguments: Any) -> float:
     return _number([*command, *map(str, arguments)])
 
 
-def _number(command: list[str]) -> float:
+def _number(command: list[str], environment: dict[str, str] | None = None) -> float:
     """Return the number that a command prints last."""
     root = Path(__file__).parent.parent
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": CHILD_SECONDS}
+    options["env"] = environment
     result = subprocess.run(command, cwd=root, check=False, **options)
     if result.returncode:
         raise RuntimeError(result.stderr or result.stdout)

@@ -99,13 +99,10 @@ class Threads:
     params = (COUNTS[1:],)
     param_names = ("threads",)
 
-    def setup(self, threads):
-        warm_up("fused")
-        self.trainer = make_trainer(LARGEST, threads=threads)
-        self.batch = make_batch()
+    def track_step(self, threads):
+        return in_fresh_process(seconds_of_a_step, LARGEST, threads)
 
-    def time_step(self, threads):
-        self.trainer.step(*self.batch)
+    track_step.unit = "s"
 
 
 class WeakThreads:
@@ -115,13 +112,24 @@ class WeakThreads:
     param_names = ("threads",)
 
     def track_rate(self, threads):
-        warm_up("fused")
-        rows = threads * BATCH_SIZE
-        trainer = make_trainer(MIDDLE, batch_size=rows, threads=threads)
-        batch = make_batch(rows)
-        return rows / seconds_of(lambda: trainer.step(*batch), repeats=5)
+        return in_fresh_process(samples_a_second, MIDDLE, threads)
 
     track_rate.unit = "samples/s"
+
+
+def seconds_of_a_step(neurons: int) -> float:
+    """Return the median of 3 steps."""
+    warm_up("fused")
+    trainer, batch = make_trainer(neurons), make_batch()
+    return seconds_of(lambda: trainer.step(*batch), repeats=3)
+
+
+def samples_a_second(neurons: int) -> float:
+    """Return the rate of 5 steps with 128 samples for every thread."""
+    warm_up("fused")
+    rows = THREADS * BATCH_SIZE
+    trainer, batch = make_trainer(neurons, batch_size=rows), make_batch(rows)
+    return rows / seconds_of(lambda: trainer.step(*batch), repeats=5)
 
 
 class Relative:

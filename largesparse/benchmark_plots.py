@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEP = "step.Step.time_step"
-THREADS = "step.Threads.time_step"
+THREADS = "step.Threads.track_step"
 WEAK_THREADS = "step.WeakThreads.track_rate"
 RANKS = "ranks.Ranks.track_rate"
 WEAK_RANKS = "ranks.WeakRanks.track_rate"
