@@ -96,7 +96,7 @@ class Batch:
 class Threads:
     """The time of a step by several threads."""
 
-    params = (COUNTS[1:],)
+    params = (COUNTS,)
     param_names = ("threads",)
 
     def track_step(self, threads):

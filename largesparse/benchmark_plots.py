@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-STEP = "step.Step.time_step"
 THREADS = "step.Threads.track_step"
 WEAK_THREADS = "step.WeakThreads.track_rate"
 RANKS = "ranks.Ranks.track_rate"
@@ -41,8 +40,8 @@ def benchmark_figures(table: pd.DataFrame) -> dict[str, Figure]:
     """
     newest = newest_results(table)
     figures = {
-        "threads": _threads(newest),
-        "processes": _processes(newest),
+        "threads": _strong(newest, THREADS, "threads", "a large step: strong scaling"),
+        "processes": _strong(newest, PROCESSES, "processes", "prediction: strong scaling"),
         "weak": _weak(newest),
         "ranks": _ranks(newest),
         "roofline": _roofline(newest),
@@ -82,26 +81,11 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
     return figure
 
 
-def _threads(rows: pd.DataFrame) -> Figure | None:
-    """Return speed-up over threads; the first point is the suite's step at the same size."""
-    several = rows[rows["figure"] == THREADS]
-    steps = rows[(rows["figure"] == STEP) & (rows["backend"] == "fused")]
-    steps = steps[steps["neurons"] <= 1_000_000]
-    if several.empty or steps.empty:
-        return None
-    one = steps.sort_values("neurons").iloc[-1]
-    points = {int(one["threads"]): one["value"]}
-    points |= {int(row["threads"]): row["value"] for _, row in several.iterrows()}
-    speeds = {"measured": {count: 1 / value for count, value in points.items()}}
-    title = f"a step of {_short(one['neurons'])} neurons: strong scaling"
-    return _speedup(title, "threads", speeds)
-
-
-def _processes(rows: pd.DataFrame) -> Figure | None:
-    chosen = rows[rows["figure"] == PROCESSES]
-    points = {int(row["processes"]): row["value"] for _, row in chosen.iterrows()}
-    speeds = {"measured": {count: 1 / value for count, value in points.items()}}
-    return _speedup("prediction: strong scaling", "processes", speeds) if len(points) > 1 else None
+def _strong(rows: pd.DataFrame, figure: str, of: str, title: str) -> Figure | None:
+    """Return speed-up over threads or processes."""
+    chosen = rows[rows["figure"] == figure]
+    points = {int(row[of]): 1 / row["value"] for _, row in chosen.iterrows()}
+    return _speedup(title, of, {"measured": points}) if len(points) > 1 else None
 
 
 def _weak(rows: pd.DataFrame) -> Figure | None:

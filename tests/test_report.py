@@ -168,6 +168,9 @@ def test_strong_and_weak_scaling_are_drawn_beside_linear():
         ("ranks.WeakRanks.track_rate", 390.0, {"ranks": 3}),
         ("step.WeakThreads.track_rate", 10.0, {"threads": 1}),
         ("step.WeakThreads.track_rate", 18.0, {"threads": 2}),
+        ("step.Threads.track_step", 0.8, {"threads": 1}),
+        ("step.Threads.track_step", 0.5, {"threads": 2}),
+        ("inference.Processes.time_predict", 0.8, {"processes": 1}),
     ]
     told = {"source": "asv", "machine": "box", "commit": "a", "date": pd.Timestamp("2026-01-01")}
     empty = dict.fromkeys(("ranks", "threads", "neurons", "backend", "processes", "algorithm"))
@@ -175,11 +178,12 @@ def test_strong_and_weak_scaling_are_drawn_beside_linear():
         [told | empty | {"figure": name, "value": value} | more for name, value, more in rows]
     )
     figures = benchmark_figures(table)
-    assert set(figures) == {"weak", "ranks"}
+    assert set(figures) == {"threads", "weak", "ranks"}
     found = {
         name: {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
         for name, figure in figures.items()
     }
+    assert found["threads"] == {"measured": [1.0, 1.6], "linear": [1.0, 2.0]}
     assert found["weak"] == {"measured": [1.0, 1.8], "linear": [1.0, 2.0]}
     assert found["ranks"] == {
         "wassp, same rows": [1.0, 1.5],
