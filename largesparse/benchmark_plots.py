@@ -40,7 +40,7 @@ def benchmark_figures(table: pd.DataFrame) -> dict[str, Figure]:
     """
     newest = newest_results(table)
     figures = {
-        "threads": _strong(newest, THREADS, "threads", "a large step: strong scaling"),
+        "threads": _strong(newest, THREADS, "threads", "a step: strong scaling"),
         "processes": _strong(newest, PROCESSES, "processes", "prediction: strong scaling"),
         "weak": _weak(newest),
         "ranks": _ranks(newest),
