@@ -20,8 +20,8 @@ REPEATS = 5
 class Product:
     """The forward product of the layer between the first two hidden layers, backend fused.
 
-    Its limit is the time to read the rows of the input that it gathers and to write its outputs,
-    in the same order and without any arithmetic.
+    Its limit is the time to read the rows of the input that it gathers, in the same order and
+    without any arithmetic.
     """
 
     params = (SOME,)
@@ -52,10 +52,10 @@ class Product:
         topology = layer.topology
         connections = topology.indptr_by_output, topology.indices_by_output
         backend = get_backend("fused")
-        distance = limits.best_distance(*connections, X, out)
+        distance = limits.best_distance(*connections, X)
         operands = *connections, layer.values_by_output, layer.bias, X
         forward = functools.partial(backend.forward, *operands, slope=layer.slope, out=out)
-        gather = functools.partial(limits.gather, *connections, X, distance, out)
+        gather = functools.partial(limits.gather, *connections, X, distance)
         forward()
         with kernel_threads(THREADS):
             rounds = [(timeit(forward, number=1), timeit(gather, number=1)) for _ in range(REPEATS)]
