@@ -7,6 +7,7 @@ timing. So what is expensive to make is kept, and `setup` is cheap from the seco
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -99,17 +100,16 @@ def only_up_to_the_middle(neurons: int, backend: str) -> None:
         raise NotImplementedError(f"{backend} is measured up to {MIDDLE:,} neurons")
 
 
-def in_fresh_process(
-    function: Callable[[int], float], neurons: int, threads: int = THREADS
-) -> float:
+def in_fresh_process(function: Callable[[int], Any], neurons: int, threads: int = THREADS) -> Any:
     """Return what a function of a benchmark returns in a process that has done nothing else.
 
     Its peak of memory is then its own: asv's `peakmem_*` counts from what the parent had. And it
     can have more threads than `asv.conf.json` gives to this one.
     """
     module, name = function.__module__, function.__name__
-    command = [sys.executable, "-c", f"import {module}; print({module}.{name}({neurons}))"]
-    return _number(command, os.environ | dict.fromkeys(THREAD_LIMITS, str(threads)))
+    code = f"import json, {module}; print(json.dumps({module}.{name}({neurons})))"
+    command = [sys.executable, "-c", code]
+    return _answer(command, os.environ | dict.fromkeys(THREAD_LIMITS, str(threads)))
 
 
 def run_mpi(module: str, ranks: int, *arguments: Any) -> float:
@@ -124,15 +124,15 @@ def run_mpi(module: str, ranks: int, *arguments: Any) -> float:
     if mpiexec is None:
         raise NotImplementedError("there is no mpiexec: pip install 'largesparse[mpi]'")
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", f"benchmarks.{module}"]
-    return _number([*command, *map(str, arguments)])
+    return _answer([*command, *map(str, arguments)])
 
 
-def _number(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """Return the number that a command prints last."""
+def _answer(command: list[str], environment: dict[str, str] | None = None) -> Any:
+    """Return what is in the line of JSON that a command prints last."""
     root = Path(__file__).parent.parent
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": CHILD_SECONDS}
     options["env"] = environment
     result = subprocess.run(command, cwd=root, check=False, **options)
     if result.returncode:
         raise RuntimeError(result.stderr or result.stdout)
-    return float(result.stdout.split()[-1])
+    return json.loads(result.stdout.splitlines()[-1])

@@ -28,20 +28,23 @@ class Size:
     params = (SIZES,)
     param_names = ("neurons",)
 
-    def track_connections(self, neurons):
-        return make_network(neurons).connections
+    def setup_cache(self):
+        return {neurons: in_fresh_process(connections_and_peak, neurons) for neurons in SIZES}
 
-    def track_peak_bytes(self, neurons):
-        return in_fresh_process(peak_of_making, neurons)
+    def track_connections(self, made, neurons):
+        return made[neurons]["connections"]
+
+    def track_peak_bytes(self, made, neurons):
+        return made[neurons]["peak_bytes"]
 
     track_connections.unit = "connections"
     track_peak_bytes.unit = "bytes"
 
 
-def peak_of_making(neurons: int) -> int:
-    """Return the most bytes that making a network adds to a process that is warm."""
+def connections_and_peak(neurons: int) -> dict[str, int]:
+    """Return what a network has, and the most bytes that making it adds to a warm process."""
     warm_up()
     start_peak_rss()
     before = peak_rss_bytes()
-    make_network(neurons)
-    return peak_rss_bytes() - before
+    connections = make_network(neurons).connections
+    return {"connections": connections, "peak_bytes": peak_rss_bytes() - before}

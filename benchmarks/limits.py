@@ -14,7 +14,7 @@ from largesparse.threads import kernel_threads
 
 from .common import BATCH_SIZE, SOME, THREADS, make_network, warm_up
 
-REPEATS = 5
+REPEATS = 3
 
 
 class Product:

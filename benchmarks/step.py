@@ -167,27 +167,27 @@ class Rate:
     params = (SIZES,)
     param_names = ("neurons",)
 
-    def track_rate(self, neurons):
-        warm_up("fused")
-        return rate_of(make_trainer(neurons))
+    def setup_cache(self):
+        return {neurons: in_fresh_process(rate_and_peak, neurons) for neurons in SIZES}
 
-    def track_peak_bytes(self, neurons):
-        return in_fresh_process(peak_of_a_step, neurons)
+    def track_rate(self, measured, neurons):
+        return measured[neurons]["rate"]
+
+    def track_peak_bytes(self, measured, neurons):
+        return measured[neurons]["peak_bytes"]
 
     track_rate.unit = "connections x samples/s"
     track_peak_bytes.unit = "bytes"
 
 
-def rate_of(trainer: Trainer) -> float:
-    """Return connections times samples in a second, in the median of 3 steps; 1 if it is long."""
-    batch = make_batch()
-    work = trainer.network.connections * BATCH_SIZE
-    repeats = 3 if trainer.network.config.neurons <= MIDDLE else 1
-    return work / seconds_of(lambda: trainer.step(*batch), repeats)
+def rate_and_peak(neurons: int) -> dict[str, float]:
+    """Return connections times samples in a second, and the most bytes that the process had.
 
-
-def peak_of_a_step(neurons: int) -> int:
-    """Return the most bytes that a process has which makes a network and trains it."""
+    The rate is that of the median of 3 steps, of 1 if it is long; one before it is not timed.
+    """
     warm_up("fused")
-    make_trainer(neurons).step(*make_batch())
-    return peak_rss_bytes()
+    trainer, batch = make_trainer(neurons), make_batch()
+    repeats = 3 if neurons <= MIDDLE else 1
+    seconds = seconds_of(lambda: trainer.step(*batch), repeats)
+    rate = trainer.network.connections * BATCH_SIZE / seconds
+    return {"rate": rate, "peak_bytes": peak_rss_bytes()}

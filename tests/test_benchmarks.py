@@ -103,7 +103,7 @@ def test_a_job_that_fails_is_told():
     with pytest.raises(RuntimeError, match="no algorithm"):
         common.run_mpi("ranks", 2, "no algorithm", 10)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        common.in_fresh_process(MODULES["step"].peak_of_a_step, 0)
+        common.in_fresh_process(MODULES["step"].rate_and_peak, 0)
 
 
 def test_evolution_leaves_the_shared_network_as_it_was():
