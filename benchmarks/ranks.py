@@ -14,7 +14,7 @@ from largesparse import TrainingConfig
 from .common import BATCH_SIZE, COUNTS, MIDDLE, make_batch, make_network, run_mpi
 
 EPOCHS = 3
-ROWS = 6 * BATCH_SIZE
+ROWS = 4 * BATCH_SIZE
 ALGORITHMS = ("wasap", "wassp")
 RANKS = tuple(count + 1 for count in COUNTS)
 
