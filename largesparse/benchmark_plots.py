@@ -72,11 +72,12 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
     for (_, _, *chosen), line in lines:
         line = line.drop_duplicates("commit", keep="last").sort_values("date")
         places = [commits.index(commit) for commit in line["commit"]]
-        label = ", ".join(_short(value) for value in chosen if value == value)  # not NaN
-        axes.plot(places, line["value"] / line["value"].iloc[0], "o-", label=label)
+        pairs = zip(settings, chosen, strict=True)
+        told = (f"{name} {_short(value)}" for name, value in pairs if value == value)  # not NaN
+        axes.plot(places, line["value"] / line["value"].iloc[0], "o-", label=", ".join(told))
     axes.set(title=f"{pattern}, over commits", ylabel="of the first commit's value")
     axes.set_xticks(range(len(commits)), [commit[:8] for commit in commits], rotation=60)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
     axes.legend(fontsize="small")
     return figure
 
