@@ -14,14 +14,12 @@ import pytest
 from largesparse.environment import find_mpiexec
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
-SMALL = ["--samples=300", "--epochs=2", "--phase-one-epochs=1"]
+SMALL = ["--samples=300", "--epochs=2", "--phase-one-epochs=1", "--undisturbed=2"]
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    module = importlib.import_module("kill_ranks")
-    monkeypatch.setattr(module, "WHOLE", 2)
-    return module
+def tool():
+    return importlib.import_module("kill_ranks")
 
 
 @pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec")

@@ -49,6 +49,17 @@ def test_a_layer_is_initialised_and_evolved(measure, capsys):
     assert out.count("evolution ") == 3
 
 
+@pytest.mark.parametrize("tiny", [2e-38, 1.0])  # the second takes what is normal for subnormal
+def test_subnormal_velocities_after_idle_steps_are_counted(tiny, monkeypatch, capsys):
+    tool = load("idle_steps")
+    monkeypatch.setattr(tool, "LAYER_SIZES", (20, 30, 3))
+    monkeypatch.setattr(tool, "TINY", tiny)
+    tool.main(["--steps", "5", "--backends", "scipy"])
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert header.split()[-1] == "subnormal"
+    assert (int(row.split()[-1]) > 0) == (tiny == 1)
+
+
 def test_prediction_is_timed_with_equal_results(measure, capsys):
     sizes = ["--neurons", "2k", "--samples", "40", "--batch-size", "16", "--repeats", "1"]
     measure.main(["prediction", *sizes, "--backend", "scipy"])
