@@ -86,7 +86,7 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
             "epoch": trainer.epoch,
             "part": None if trainer.part is None else dataclasses.asdict(trainer.part),
             "step": trainer.step_count,
-            "history": trainer.history.to_list(),
+            "history": trainer.history.epochs,
             "rows": trainer.rows,
             "parallel": trainer.parallel,
             "notes": trainer.notes,
@@ -227,7 +227,8 @@ def _write(
             "files": files,
         }
         with open(beside / MANIFEST, "w", encoding="utf-8") as stream:
-            json.dump({**complete, "sha256": _checksum(complete)}, stream, indent=1)
+            complete["sha256"] = _checksum(complete)
+            json.dump(complete, stream, indent=1, default=dataclasses.asdict)
             stream.flush()
             os.fsync(stream.fileno())
         put_in_place(beside, folder)
@@ -244,8 +245,11 @@ def _describe(classes: NDArray[Any]) -> dict[str, Any]:
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
-    """Return the checksum of a manifest, its own entry apart."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    """Return the checksum of a manifest, its own entry apart, without its text in memory."""
+    digest = hashlib.sha256()
+    for part in json.JSONEncoder(sort_keys=True, default=dataclasses.asdict).iterencode(manifest):
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def _beside(folder: Path) -> Path:

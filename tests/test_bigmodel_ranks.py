@@ -57,7 +57,7 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     # two epochs of 128, 128 and 24 rows
     assert sum(record["staleness"]["histogram"]) == 6
     assert record["staleness"]["max"] < 6
-    assert 0 < record["peak_rss_bytes"] < record["node_pss_bytes"]
+    assert 0 < record["peak_rss_bytes"] < 2 * record["node_pss_bytes"]  # much is shared
     compiling = 2**29  # the plan is without it
     assert record["node_pss_bytes"] < record["planned_bytes"] + compiling
 
