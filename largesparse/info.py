@@ -7,7 +7,6 @@ it makes a tiny MKL product and starts a child process that loads MPI.
 from __future__ import annotations
 
 import filecmp
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -22,6 +21,8 @@ import psutil
 
 from . import __version__
 from .environment import ADDRESS, BACKEND, BENCH_MAX, CACHE, DATA
+from .threading_layers import threading_layer
+from .threads import cpu_quota, usable_cores
 
 PACKAGES = (
     "numpy",
@@ -30,6 +31,7 @@ PACKAGES = (
     "llvmlite",
     "sparse_dot_mkl",
     "mkl",
+    "tbb",
     "scikit-learn",
     "pandas",
     "mpi4py",
@@ -50,9 +52,6 @@ ENVIRONMENT = (
     "NUMBA_THREADING_LAYER",
     "MKL_THREADING_LAYER",
 )
-
-# numba's modules for its threading layers; one can be imported only if its library is found.
-THREADING_LAYERS = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
 
 # The version can be asked for before MPI is initialised, so this works inside a cluster's job too.
 ASK_MPI = (
@@ -80,6 +79,7 @@ def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
             "physical_cores": psutil.cpu_count(logical=False),
             "logical_cores": psutil.cpu_count(),
             "usable_cores": usable_cores(),
+            "quota_cores": cpu_quota(),
         },
         "memory": {
             "total_bytes": psutil.virtual_memory().total,
@@ -91,7 +91,6 @@ def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
         "mkl_code_path": _probe(_mkl_code_path),
         "mpi_library": _probe(mpi_library, mpi_timeout),
         "numba_threads": _probe(_numba_threads),
-        "numba_threading_layers": _probe(_threading_layers),
         "thread_pools": _probe(_thread_pools),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
     }
@@ -125,13 +124,6 @@ def cpu_model() -> str | None:
     if sys.platform == "darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string")
     return platform.processor() or platform.machine() or None
-
-
-def usable_cores() -> int | None:
-    """Return the number of logical cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 @cache
@@ -215,7 +207,7 @@ def format_listing(info: dict[str, Any]) -> str:
                 "cores",
                 f"{_shown(cpu['physical_cores'], '?')} physical, "
                 f"{_shown(cpu['logical_cores'], '?')} logical, "
-                f"{_shown(cpu['usable_cores'], '?')} usable by this process",
+                f"{cpu['usable_cores']} usable by this process" + _quota_of(cpu["quota_cores"]),
             ),
             (
                 "memory",
@@ -229,7 +221,6 @@ def format_listing(info: dict[str, Any]) -> str:
             ("MKL code path", _shown(info["mkl_code_path"])),
             ("MPI library", _shown(info["mpi_library"])),
             ("numba threads", _shown(info["numba_threads"])),
-            ("numba layers", _shown(info["numba_threading_layers"])),
             ("thread pools", _shown(info["thread_pools"], "none loaded")),
         ],
         [(name, _shown(value, "not set")) for name, value in info["environment"].items()],
@@ -259,19 +250,8 @@ def _mkl_code_path() -> str | None:
 def _numba_threads() -> str:
     import numba
 
-    count = numba.get_num_threads()  # starts the threads, at which the layer is chosen
-    return f"{count} ({numba.threading_layer()})"
-
-
-def _threading_layers() -> list[str]:
-    found = []
-    for layer, module in THREADING_LAYERS.items():
-        try:
-            importlib.import_module(f"numba.np.ufunc.{module}")
-        except ImportError:
-            continue
-        found.append(layer)
-    return found
+    layer = threading_layer()
+    return f"{numba.get_num_threads()}, run by {layer.name}: {layer.reason}"
 
 
 def _thread_pools() -> list[str]:
@@ -330,6 +310,10 @@ def _shown(value: Any, absent: str = "not installed") -> str:
     if value is None or value == []:
         return absent
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _quota_of(cores: float | None) -> str:
+    return "" if cores is None else f" (control groups leave the time of {cores:g})"
 
 
 def _gib(n_bytes: int | str | None) -> str:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from . import environment
 from .datasets import Dataset
 from .errors import DataError, ParameterError, check_range
+from .threads import available_threads
 
 FORMAT = 1  # of the cached files; part of their folder's name
 BLOCK_BYTES = 2**24  # of noise per random stream: changing it changes the data, so raise FORMAT
@@ -218,7 +219,7 @@ def _write_task(folder: Path, parameters: dict[str, Any], progress: bool | None)
             file.write(X.astype("<f4", copy=False).data)
         return len(rows)
 
-    threads = max(1, min(os.cpu_count() or 1, BUFFER_BYTES // (4 * n_features * step)))
+    threads = max(1, min(available_threads(), BUFFER_BYTES // (4 * n_features * step)))
     with (
         tqdm(
             total=len(y),

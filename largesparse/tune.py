@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from .backends import BACKENDS
 from .config import NetworkConfig, TrainingConfig
 from .errors import BackendError, LargeSparseError
+from .threading_layers import VARIABLE, threading_layer
 
-THREADING_LAYERS = ("omp", "tbb", "workqueue")  # numba's
+THREADING_LAYERS = ("tbb", "omp", "workqueue")  # numba's
 BLOCK_STEPS, BLOCK_SECONDS = 3, 0.05  # a timing spans at least these
 
 
@@ -51,11 +52,11 @@ def compare_backends(
     settings = (network, batch_size, threads, tuple(backends))
     times: dict[tuple[str, str], list[float]] = {}
     pools: dict[str, ProcessPoolExecutor] = {}
-    before = os.environ.get("NUMBA_THREADING_LAYER")
+    before = os.environ.get(VARIABLE)
     hide = None if progress is None else not progress
     try:
         for layer in layers:
-            os.environ["NUMBA_THREADING_LAYER"] = layer
+            os.environ[VARIABLE] = layer
             pool = ProcessPoolExecutor(1, context, _prepare, settings)
             if pool.submit(_works).result():
                 pools[layer] = pool
@@ -69,9 +70,9 @@ def compare_backends(
         for pool in pools.values():
             pool.shutdown()
         if before is None:
-            os.environ.pop("NUMBA_THREADING_LAYER", None)
+            os.environ.pop(VARIABLE, None)
         else:
-            os.environ["NUMBA_THREADING_LAYER"] = before
+            os.environ[VARIABLE] = before
     if not times:
         raise LargeSparseError(
             f"None of numba's threading layers {', '.join(layers)} works here. "
@@ -96,6 +97,8 @@ def _prepare(
     from .network import SparseMLP
     from .training import Trainer
 
+    if threading_layer().name != os.environ[VARIABLE]:
+        return  # it is not there, and another was taken
     rng = np.random.default_rng(0)
     n_features, *_, n_classes = network.layer_sizes
     X = rng.standard_normal((batch_size, n_features), dtype=np.float32)
@@ -105,7 +108,7 @@ def _prepare(
         try:
             trainer = Trainer(SparseMLP(network, progress=False), config)
             trainer.step(X, y)
-        except (BackendError, ValueError):  # numba: no such threading layer
+        except BackendError:
             continue
         _steps[backend] = lambda trainer=trainer: trainer.step(X, y)
 

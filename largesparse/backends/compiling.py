@@ -15,6 +15,9 @@ import numba
 from numba.core.compiler_lock import global_compiler_lock
 
 from ..environment import cache_folder
+from ..threading_layers import threading_layer
+
+threading_layer()  # chosen before the first kernel lets numba start its threads
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from numba import prange
 
 from .compiling import inline, kernel
 from .kernels import ROWS, activate
+from .loops import divide_evenly, divide_loop
 from .philox import draw_keep_words
 from .rows import backward_row, forward_row, prefetch_rows
 from .vectors import WORD, itemsize
@@ -84,7 +85,9 @@ def forward_by_rows(
 ):
     """`forward`, where a row is the work of one thread."""
     n, batch = out.shape
-    for chunk in prange((n + ROWS - 1) // ROWS):
+    chunks = (n + ROWS - 1) // ROWS
+    divide_loop(chunks)
+    for chunk in prange(chunks):
         first = chunk * ROWS
         keep = np.empty((ROWS, state.shape[2]), dtype=np.uint32)
         draw_keep_words(keep_below, seed, step, layer, first, first_row, batch, keep)
@@ -103,6 +106,7 @@ def forward_by_rows(
             out,
             state,
         )
+    divide_evenly()
 
 
 @kernel()
@@ -306,7 +310,9 @@ def backward(
     `out_delta` belong to one thread each.
     """
     n = out_delta.shape[0]
-    for chunk in prange((n + ROWS - 1) // ROWS):
+    chunks = (n + ROWS - 1) // ROWS
+    divide_loop(chunks)
+    for chunk in prange(chunks):
         first = chunk * ROWS
         backward_rows(
             first,
@@ -325,3 +331,4 @@ def backward(
             out_delta,
             out_bias_gradient,
         )
+    divide_evenly()

@@ -14,6 +14,7 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
+from .loops import divide_evenly, divide_loop
 from .philox import draw_keep_words
 from .rows import (
     activate_plainly,
@@ -116,7 +117,9 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     """
     n, batch = Z.shape
     words = state.shape[2]
-    for chunk in prange((n + ROWS - 1) // ROWS):
+    chunks = (n + ROWS - 1) // ROWS
+    divide_loop(chunks)
+    for chunk in prange(chunks):
         first = chunk * ROWS
         keep = np.empty((ROWS, words), dtype=np.uint32)
         draw_keep_words(keep_below, seed, step, layer, first, first_row, batch, keep)
@@ -128,6 +131,7 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
                 activate_plainly(row, batch, slope)
             else:
                 activate_row(row, batch, slope, keep_share, keep[j - first], state, j)
+    divide_evenly()
 
 
 @kernel()
@@ -207,10 +211,13 @@ def sddmm(indptr, indices, X, D, ahead, out, accumulate):
         Whether the products are added to what `out` holds.
     """
     n = len(indptr) - 1
-    for chunk in prange((n + ROWS - 1) // ROWS):
+    chunks = (n + ROWS - 1) // ROWS
+    divide_loop(chunks)
+    for chunk in prange(chunks):
         first = chunk * ROWS
         stop = min(n, first + ROWS)
         gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate)
+    divide_evenly()
 
 
 @kernel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import logging
@@ -16,9 +17,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from ..errors import BackendError
+from ..threading_layers import can_limit_tbb, limit_tbb
+from ..threads import core_numbers
 from .base import Backend, Float32, Int32
 
 logger = logging.getLogger(__name__)
+
+TBB = 4  # MKL_THREADING_TBB
 
 
 @functools.cache
@@ -37,6 +42,7 @@ def load_mkl() -> Any:
         library = _wheel_library()
         if library is not None:
             os.environ["MKL_RT"] = str(library)
+    take_tbb()  # before its first call
     try:
         import sparse_dot_mkl
     except (ImportError, OSError) as error:
@@ -56,6 +62,21 @@ def _wheel_library() -> Path | None:
         if re.fullmatch(r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)", file.name):
             return Path(str(file.locate())).resolve()
     return None
+
+
+@functools.cache
+def take_tbb() -> bool:
+    """Let MKL's threads be TBB's, if it has not started any; return whether they are.
+
+    Its own, of OpenMP, wait actively: beside the kernels' threads, and on a busy machine, they
+    take the cores from those that compute. MKL_THREADING_LAYER has precedence.
+    """
+    library = os.environ.get("MKL_RT")
+    if not library or os.environ.get("MKL_THREADING_LAYER") or not can_limit_tbb():
+        return False
+    if not any(Path(library).parent.glob("libmkl_tbb_thread.so*")):
+        return False  # MKL would end the process
+    return int(ctypes.CDLL(library).MKL_Set_Threading_Layer(TBB)) == TBB
 
 
 def loaded_code_path() -> str | None:
@@ -82,6 +103,8 @@ class MKLBackend(Backend):
 
     def __init__(self) -> None:
         self._mkl = load_mkl()
+        self._on_tbb = take_tbb()
+        self._most = len(core_numbers())  # threads that TBB uses, unless it is limited
         self._product = self._mkl.dot_product_mkl
         one = np.ones((1, 1), dtype=np.float32)
         pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
@@ -95,12 +118,18 @@ class MKLBackend(Backend):
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        before = self._mkl.mkl_set_num_threads_local(count)
-        try:
-            with super().threads(count):
+        with super().threads(count):
+            if not self._on_tbb:
+                before = self._mkl.mkl_set_num_threads_local(count)
+                try:
+                    yield
+                finally:
+                    self._mkl.mkl_set_num_threads_local(before)
+            elif count < self._most:
+                with limit_tbb(count):
+                    yield
+            else:
                 yield
-        finally:
-            self._mkl.mkl_set_num_threads_local(before)
 
     def spmm(
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32

@@ -26,6 +26,7 @@ from .kernels import (
     softmax_cross_entropy,
     sum_rows,
 )
+from .loops import divide_evenly, divide_loop
 from .rows import reorder_range, update_range
 
 NUMBERS = ["n_in", "n_out", "nnz", "number", "forward_ahead", "backward_ahead", "centered"]
@@ -88,7 +89,9 @@ def backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, d
     ahead = layer.backward_ahead  # numbers, not records, can pass into a parallel loop
     slope = below.slope
     w, v, g = layer.values, layer.velocity, layer.gradient
-    for chunk in prange((n + ROWS - 1) // ROWS):
+    chunks = (n + ROWS - 1) // ROWS
+    divide_loop(chunks)
+    for chunk in prange(chunks):
         first = chunk * ROWS
         stop = min(n, first + ROWS)
         if k == 0:
@@ -116,6 +119,7 @@ def backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, d
             end = np.int64(indptr[stop])
             update_range(w, v, g, start, end, rate, momentum, decay)
             reorder_range(values, start, end, places, by_output)
+    divide_evenly()
 
 
 @kernel(parallel=False)

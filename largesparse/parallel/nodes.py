@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import check_range
+from ..threads import core_numbers, cpu_quota
 from .collectives import barrier, broadcast, gather
 
 
@@ -63,15 +65,16 @@ class Nodes:
         """
         if ranks_per_node is not None:
             check_range("ranks_per_node", ranks_per_node, "Nodes", low=1, integer=True)
-        found = gather(comm, (Host.here(), _shares_memory_with(comm), _usable_cores()))
+        mine = Host.here(), _shares_memory_with(comm), core_numbers(), cpu_quota()
+        found = gather(comm, mine)
         nodes = None
         if found is not None:
-            hosts, firsts, cores = zip(*found, strict=True)
-            nodes = cls._split(hosts, firsts, cores, ranks_per_node)
+            hosts, firsts, cores, quotas = zip(*found, strict=True)
+            nodes = cls._split(hosts, firsts, cores, ranks_per_node, quotas)
         return broadcast(comm, nodes)
 
     @classmethod
-    def _split(cls, hosts, firsts, cores, ranks_per_node: int | None) -> Nodes:
+    def _split(cls, hosts, firsts, cores, ranks_per_node: int | None, quotas=()) -> Nodes:
         numbers: dict[Any, int] = {}
         before: Counter[Any] = Counter()
         node = []
@@ -84,7 +87,17 @@ class Nodes:
         for number, host, mine in zip(node, hosts, cores, strict=True):
             usable[number] |= {(host.machine, core) for core in mine}
         users = Counter(core for mine in usable for core in mine)
-        shares = (sum(Fraction(1, users[core]) for core in mine) for mine in usable)
+        shares = [sum(Fraction(1, users[core]) for core in mine) for mine in usable]
+        limits: dict[str, int] = {}  # cores' worth of time that control groups leave of a machine
+        for host, quota in zip(hosts, quotas, strict=False):
+            if quota is not None:
+                limits[host.machine] = max(math.ceil(quota), limits.get(host.machine, 0))
+        totals: Counter[str] = Counter()
+        for machine, share in zip(machines, shares, strict=True):
+            totals[machine] += share
+        for k, machine in enumerate(machines):
+            if limits.get(machine, totals[machine]) < totals[machine]:
+                shares[k] *= limits[machine] / totals[machine]
         return cls(node, [max(1, int(share)) for share in shares], machines)
 
     def __len__(self) -> int:
@@ -117,9 +130,3 @@ def _shares_memory_with(comm: Any) -> int:
     first = local.allreduce(comm.rank, op=MPI.MIN)
     local.Free()
     return first
-
-
-def _usable_cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))

@@ -1,0 +1,53 @@
+"""How threads share the iterations of a parallel loop.
+
+By default numba gives each thread an equal share. On a machine that does something else as well, a
+thread is interrupted now and then, and the others wait for it. With more pieces than threads, the
+others take what it has not begun.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .compiling import inline
+
+PIECES = 8  # of a loop for each thread
+
+INT = ir.IntType(32)
+
+
+def _call(builder, name, arguments):
+    kind = ir.FunctionType(INT, [INT] * len(arguments))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+# As numba's functions of these names, with which kernels could not be cached on disk.
+@intrinsic
+def get_num_threads(typing):
+    def generate(context, builder, signature, arguments):
+        return _call(builder, "get_num_threads", arguments)
+
+    return types.int32(), generate
+
+
+@intrinsic
+def set_parallel_chunksize(typing, iterations):
+    def generate(context, builder, signature, arguments):
+        return _call(builder, "set_parallel_chunksize", arguments)
+
+    return types.int32(types.int32), generate
+
+
+@inline
+def divide_loop(iterations):
+    """Let threads take the parallel loop that follows in pieces, until `divide_evenly`."""
+    set_parallel_chunksize(max(1, iterations // (PIECES * get_num_threads())))
+
+
+@inline
+def divide_evenly():
+    """Let each thread take an equal share of the parallel loops that follow."""
+    set_parallel_chunksize(0)

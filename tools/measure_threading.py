@@ -1,0 +1,181 @@
+"""Compare what can run the threads of the kernels, on an idle machine and on a busy one.
+
+    python tools/measure_threading.py                       FashionMNIST's network, `fused`
+    python tools/measure_threading.py --backend mkl
+    python tools/measure_threading.py --net 1M --rounds 5
+    python tools/measure_threading.py --layers default,omp,1
+
+Each contestant trains in a process of its own. In turns, each trains for a moment, first alone,
+then beside processes that keep every core busy. It prints a step's median, tenth and
+ninetieth percentile in milliseconds, and the median over the rounds of the ratio to one thread
+and to OpenMP as it is by default.
+
+Contestants: `default` is what largesparse chooses; `tbb`, `omp` and `workqueue` are numba's
+layers by name, `passive` is `omp` with OMP_WAIT_POLICY=PASSIVE, `1` is one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+from peers.ours import Ours
+from peers.problem import PRESETS, Problem
+
+from largesparse.backends import BACKENDS
+from largesparse.cli import parse_size, run_command
+from largesparse.presets import hidden_sizes, nearest_row
+from largesparse.threads import usable_cores
+
+ENVIRONMENTS = {
+    "default": {},
+    "1": {},
+    "tbb": {"NUMBA_THREADING_LAYER": "tbb"},
+    "omp": {"NUMBA_THREADING_LAYER": "omp", "GOMP_SPINCOUNT": "300000"},
+    "passive": {"NUMBA_THREADING_LAYER": "omp", "OMP_WAIT_POLICY": "PASSIVE"},
+    "short": {"NUMBA_THREADING_LAYER": "omp"},
+    "workqueue": {"NUMBA_THREADING_LAYER": "workqueue"},
+}
+REFERENCES = ("1", "omp")  # contestants that the others' steps are compared with
+FEATURES = 1000  # of the data of a network named by its neurons
+
+
+def problem(net: str, threads: int) -> Problem:
+    """Return a preset of `compare_peers`, or Table 4's network of so many neurons."""
+    if net in PRESETS:
+        sizes, options = PRESETS[net].layer_sizes, vars(PRESETS[net])
+        return Problem(**{**options, "layer_sizes": sizes, "threads": threads})
+    neurons = parse_size(net)
+    row = nearest_row(neurons)
+    sizes = (FEATURES, *hidden_sizes(neurons, row.hidden_layers), 2)
+    return Problem(sizes, epsilon=row.epsilon, batch_size=128, threads=threads, recipe="width")
+
+
+class Contestant:
+    """A process that trains when it is asked to, and tells how long its steps took."""
+
+    def __init__(self, name: str, net: str, backend: str, threads: int, tree: str | None) -> None:
+        self.name = name
+        command = [sys.executable, __file__, "--serve", net, backend, str(threads)]
+        environment = {**os.environ, **ENVIRONMENTS[name]}
+        if tree is not None:
+            environment["PYTHONPATH"] = tree
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def train(self, seconds: float) -> list[float]:
+        """Train for so long, three steps at least, and return each step's seconds."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(seconds, file=self.process.stdin, flush=True)
+        steps: list[float] = json.loads(self.process.stdout.readline())
+        return steps
+
+
+def serve(net: str, backend: str, threads: int) -> None:
+    """Train for as many seconds as each line of standard input says."""
+    task = problem(net, threads)
+    ours = Ours(task, task.batches(), backend)
+    for _ in range(3):
+        ours.step(0)
+    for line in sys.stdin:
+        end, steps = time.perf_counter() + float(line), []
+        while len(steps) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            ours.step(len(steps))
+            steps.append(time.perf_counter() - start)
+        print(json.dumps(steps), flush=True)
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Keep `count` cores busy with other processes."""
+    busy = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(busy) for _ in range(count)]
+    try:
+        if processes:
+            time.sleep(1)  # until they are all busy
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def measure(
+    contestants: Sequence[Contestant], rounds: int, seconds: float, busy: int
+) -> pd.DataFrame:
+    """Let all train in turns; return a row for each, on an idle and on a busy machine."""
+    rows = []
+    for count in (0, busy):
+        steps: dict[str, list[list[float]]] = {each.name: [] for each in contestants}
+        with neighbours(count):
+            for _ in range(rounds):
+                for each in contestants:
+                    steps[each.name].append(each.train(seconds))
+        for name, found in steps.items():
+            milliseconds = 1e3 * np.concatenate(found)
+            row = {
+                "neighbours": count,
+                "threads run by": name,
+                "median ms": np.median(milliseconds),
+                "10 %": np.quantile(milliseconds, 0.1),
+                "90 %": np.quantile(milliseconds, 0.9),
+            }
+            for other in REFERENCES:
+                if other in steps:
+                    pairs = zip(found, steps[other], strict=True)
+                    row[f"of {other}"] = statistics.median(
+                        float(np.median(mine) / np.median(others)) for mine, others in pairs
+                    )
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--net", default="fashion", help=f"{', '.join(PRESETS)}, or neurons such as 1M"
+    )
+    parser.add_argument("--backend", default="fused", choices=BACKENDS)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--layers", default="default,omp,passive,1", help="separated by commas")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
+    parser.add_argument("--busy", type=int, default=usable_cores(), help="busy neighbours")
+    parser.add_argument("--tree", help="another checkout, to measure its package")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.serve:
+        serve(options.serve[0], options.serve[1], int(options.serve[2]))
+        return
+    names = options.layers.split(",")
+    if unknown := [name for name in names if name not in ENVIRONMENTS]:
+        parser.error(f"--layers: {unknown[0]!r} is none of {', '.join(ENVIRONMENTS)}")
+    contestants = [
+        Contestant(
+            name, options.net, options.backend, 1 if name == "1" else options.threads, options.tree
+        )
+        for name in names
+    ]
+    try:
+        table = measure(contestants, options.rounds, options.seconds, options.busy)
+    finally:
+        for each in contestants:
+            each.process.kill()
+    print(table.round(2).to_string(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
