@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NUMBER = re.compile(r"[-−+]?[\d.,]+( |$)|-$")  # also with a unit behind it
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 0 1rem 2rem;
@@ -22,9 +23,13 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
 svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+th, td { padding: 0.2rem 0.5rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
+  white-space: normal; }
+th.text, td.text { text-align: left; }
+@media (max-width: 40rem) { th, td { padding: 0.2rem 0.3rem; }
+  th:first-child, td:first-child { max-width: 9.5rem; } }
 code { overflow-wrap: anywhere; }
 """
 
@@ -51,12 +56,26 @@ def code(lines: Sequence[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts; it scrolls by itself where the page is narrower."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
+    """Return a table of plain texts; it scrolls by itself where the page is narrower.
+
+    Columns without any text are left out. Numbers stand to the right, other texts to the left. The
+    first column stays in view; its names break after dots and underscores where there is no room.
+    """
+    kept = [k for k in range(len(header)) if any(row[k] for row in rows)]
+    words = {k for k in kept if not all(NUMBER.match(row[k]) for row in rows if row[k])}
+
+    def cell(tag: str, k: int, text: str) -> str:
+        text = html.escape(text)
+        if k == 0 and k in words:
+            text = re.sub(r"(?<=[._])", "<wbr>", text)
+        start = f'{tag} class="text"' if k > 0 and k in words else tag
+        return f"<{start}>{text}</{tag}>"
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(cell(tag, k, cells[k]) for k in kept) + "</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table>\n{line("th", header)}\n{body}\n</table></div>'
 
 
 def plots(figures: dict[str, Figure]) -> str:

@@ -240,8 +240,9 @@ def show(table: int, dataset: str, rows: list[Row], runs: Runs) -> None:
     done = [run for row in rows for run in runs.of(row)]
     epochs = rows[0].trainings[0].training.epochs if rows else 0
     print(f"\nTable {table}, {dataset}, {'-'.join(map(str, task.layer_sizes))}: {epochs} epochs")
-    if done and done[0]["train_samples"] != task.train_samples:
-        rows_here = f"{done[0]['train_samples']:,.0f} training, {done[0]['test_samples']:,.0f} test"
+    train, test = (done[0][f"{part}_samples"] if done else None for part in ("train", "test"))
+    if train and test and train != task.train_samples:
+        rows_here = f"{train:,.0f} training, {test:,.0f} test"
         print(
             f"Rows: {rows_here}; the paper {task.train_samples:,} and {task.test_samples:,}: "
             "the accuracies do not compare with the paper's."
