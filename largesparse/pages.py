@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import ParameterError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -103,6 +105,27 @@ def svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r"\s*\n\s*", " ", text)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make the folder of a page or of figures, where there is none yet.
+
+    Raises
+    ------
+    ParameterError
+        Where it cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".written").touch()
+        (folder / ".written").unlink()
+    except OSError as error:
+        raise ParameterError(
+            f"The folder {str(path)!r} cannot be written to ({error.strerror or error}). "
+            "Name another one."
+        ) from error
+    return folder
 
 
 def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) -> list[Path]:

@@ -44,7 +44,7 @@ from largesparse.config import REGROWTH
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.memory import choose_plan
 from largesparse.optimizer import SCHEDULES
-from largesparse.pages import save_figures
+from largesparse.pages import make_folder, save_figures
 from largesparse.records import check_output
 from largesparse.reproduction import extremes, paper
 from largesparse.reproduction.figures import FIGURES, draw
@@ -307,8 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in options.figure:
             for dataset in options.dataset:
                 figure = draw(number, dataset, protocol, runs)
-                Path(options.plots).mkdir(parents=True, exist_ok=True)
-                (path,) = save_figures({dataset: figure}, options.plots, f"figure-{number}")
+                folder = make_folder(options.plots)
+                (path,) = save_figures({dataset: figure}, folder, f"figure-{number}")
                 print(path)
     if options.extremes is not None:
         run_extremes(options.extremes or [paper.EXTREMES[0].neurons], options)

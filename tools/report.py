@@ -100,7 +100,7 @@ def make_report(options: argparse.Namespace) -> Path:
             drawn[f"history-{name}"] = figures[f"history-{name}"] = figure
         sections += [pages.paragraph("", heading="The benchmark suite"), pages.plots(drawn)]
         sections += [benchmarks_section(table)]
-    options.out.mkdir(parents=True, exist_ok=True)
+    pages.make_folder(options.out)
     pages.save_figures(figures, options.out, "report")
     path: Path = options.out / "index.html"
     path.write_text(pages.page("largesparse: benchmark report", sections), encoding="utf-8")

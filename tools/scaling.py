@@ -161,6 +161,7 @@ def runs_like(records: pd.DataFrame, command: Sequence[str], ranks: int) -> list
 def climb(options: argparse.Namespace) -> None:
     """Run the sizes, the smallest first, until the time is over."""
     check_output(options.out)
+    pages.make_folder(options.plots)  # before what would be drawn takes hours
     end = time.monotonic() + 60 * options.minutes
     wanted = Length(options.samples, options.epochs)
     costs: list[Costs] = []
@@ -253,11 +254,11 @@ def draw(options: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in [header, *rows]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    folder = Path(options.plots)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = pages.make_folder(options.plots)
     figures = scaling_figures(table)
     pages.save_figures(figures, folder, "scaling")
-    (folder / "index.html").write_text(make_page(records, header, rows, figures))
+    page = make_page(records, header, rows, figures)
+    (folder / "index.html").write_text(page, encoding="utf-8")
     print(f"plots in {folder}/, all of them and the table in {folder / 'index.html'}")
 
 
