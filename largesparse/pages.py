@@ -14,7 +14,7 @@ from .errors import ParameterError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUMBER = re.compile(r"[-−+]?[\d.,]+( |$)|-$")  # also with a unit behind it
+NUMBER = re.compile(r"[-−+]?[\d.,]+(e[-+]?\d+)?( |$)|-$")  # also with a unit behind it
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 0 1rem 2rem;
