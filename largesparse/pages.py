@@ -27,11 +27,10 @@ svg { width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.2rem 0.5rem; text-align: right; border-bottom: 1px solid #ddd;
   white-space: nowrap; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
-  white-space: normal; }
-th.text, td.text { text-align: left; }
-@media (max-width: 40rem) { th, td { padding: 0.2rem 0.3rem; }
-  th:first-child, td:first-child { max-width: 9.5rem; } }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+.name, .text { text-align: left; }
+@media (max-width: 40rem) { th, td { padding: 0.2rem 0.3rem; } td.name, td.text {
+  white-space: normal; } td.name { min-width: 8.5rem; } td.text { min-width: 4rem; } }
 code { overflow-wrap: anywhere; }
 """
 
@@ -61,7 +60,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of plain texts; it scrolls by itself where the page is narrower.
 
     Columns without any text are left out. Numbers stand to the right, other texts to the left. The
-    first column stays in view; its names break after dots and underscores where there is no room.
+    first column stays in view; on narrow screens its names break after dots and underscores.
     """
     kept = [k for k in range(len(header)) if any(row[k] for row in rows)]
     words = {k for k in kept if not all(NUMBER.match(row[k]) for row in rows if row[k])}
@@ -70,7 +69,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         text = html.escape(text)
         if k == 0 and k in words:
             text = re.sub(r"(?<=[._])", "<wbr>", text)
-        start = f'{tag} class="text"' if k > 0 and k in words else tag
+        kind = "name" if k == 0 else "text"
+        start = f'{tag} class="{kind}"' if k in words else tag
         return f"<{start}>{text}</{tag}>"
 
     def line(tag: str, cells: Sequence[str]) -> str:

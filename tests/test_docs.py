@@ -49,9 +49,8 @@ def test_an_equation_is_in_the_page_once(tmp_path):
 def table_of(page: str, heading: str) -> dict[str, str]:
     """Return the first table under a heading of a page: its first column and its second."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
-    rows = [line.strip("| ").split(" | ") for line in text.partition("\n|")[2].splitlines()]
-    first = next(k for k, row in enumerate(rows) if len(row) < 2)
-    return dict(row[:2] for row in rows[2:first])
+    table = re.search(r"(\|.*\n)+", text)[0].splitlines()[2:]
+    return dict([cell.strip() for cell in line.split("|")[1:3]] for line in table)
 
 
 def test_the_docs_have_the_code_s_constants():
@@ -95,9 +94,9 @@ def test_the_sample_of_inspect_is_what_it_prints(tmp_path, capsys):
         """What stands before the values, and the titles of columns."""
         lines = text.splitlines()
         return [
-            re.sub(" +", " ", line) if "neurons  " in line else line[:22].strip()
+            re.sub(" +", " ", line) if line.startswith("  layer") else line[:22].strip()
             for line in lines
-            if not line.startswith("  ") or "neurons  " in line
+            if not line.startswith("  ") or line.startswith("  layer")
         ]
 
     assert names(sample) == names(capsys.readouterr().out)

@@ -146,13 +146,12 @@ def test_a_value_and_its_unit_stand_beside_the_name(report, asv, runs, tmp_path)
     report.main([str(runs), "--asv", str(asv), "--out", str(tmp_path)])
     page = (tmp_path / "index.html").read_text()
     runs_table, _, suite = map(cells_of, page.split("<table>")[1:])
-    assert suite[0][:5] == ["figure", "value", "unit", "low", "high"]
-    assert suite[0][5:] == ["neurons", "backend", "threads", "commit", "machine"]
+    assert suite[0] == ["figure", "value", "unit", "settings", "low", "high", "commit", "machine"]
     assert [row[0] for row in suite[1:]] == [TRACK, TIME, TIME, TIME]
-    assert [row[1:3] + row[5:8] for row in suite[2:]] == [
-        ["2", "s", "10,000", "fused", "1"],
-        ["1", "s", "10,000", "mkl", "1"],
-        ["5", "s", "100,000", "fused", "1"],
+    assert [row[1:4] for row in suite[2:]] == [
+        ["2", "s", "10k neurons, fused, 1 thread"],
+        ["1", "s", "10k neurons, mkl, 1 thread"],
+        ["5", "s", "100k neurons, fused, 1 thread"],
     ]
     assert runs_table[0][:3] == ["neurons", "init s", "epoch s"]
     assert "epsilon" not in runs_table[0]  # no run says it

@@ -362,7 +362,7 @@ def test_the_page_needs_nothing_else(scaling, recorded, tmp_path, capsys):
 
 def test_a_table_is_escaped_and_scrolls():
     text = pages.table(["a", "b"], [["<1>", "2"]])
-    assert "<td>&lt;1&gt;</td><td>2</td>" in text
+    assert '<td class="name">&lt;1&gt;</td><td>2</td>' in text
     assert text.startswith('<div class="wide">')
 
 

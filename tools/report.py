@@ -32,6 +32,7 @@ from largesparse.measurements import COUNTS, SETTINGS, read_measurements
 from largesparse.memory import GIB
 from largesparse.plots import scaling_figures, scaling_table
 from largesparse.records import read_records
+from largesparse.series import told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,8 +138,11 @@ def benchmarks_section(table: pd.DataFrame) -> str:
     """Return a table of asv's newest results, with the interval that asv gives."""
     settings = [*SETTINGS, *COUNTS]
     rows = newest_results(table).sort_values(["figure", *settings, "machine"])
-    kept = ["figure", "value", "unit", "low", "high", *settings, "commit", "machine"]
-    return frame(rows[kept])
+    rows["settings"] = [
+        ", ".join(told(*pair) for pair in zip(settings, row, strict=True) if pair[1] == pair[1])
+        for row in rows[settings].to_numpy(object)
+    ]
+    return frame(rows[["figure", "value", "unit", "settings", "low", "high", "commit", "machine"]])
 
 
 def frame(table: pd.DataFrame) -> str:
