@@ -120,9 +120,9 @@ def _ranks(rows: pd.DataFrame) -> Figure | None:
             chosen = chosen.assign(algorithm="wasap")
         for algorithm, runs in chosen.groupby("algorithm"):
             for machine, part in split(runs, ("machine",)):
-                label = ", ".join(filter(None, (algorithm, what, machine)))
+                label = ", ".join(filter(None, (str(algorithm), what, machine)))
                 speeds = {ranks - 1: value for ranks, value in _by(part, "ranks").items()}
-                lines.append(Line(label, speeds, algorithm, style))
+                lines.append(Line(label, speeds, str(algorithm), style))
     return _speedup("training: strong and weak scaling", "workers", lines)
 
 
@@ -140,8 +140,10 @@ def _speedup(title: str, unit: str, lines: list[Line]) -> Figure | None:
     for number, (label, speeds, colour, style) in enumerate(lines):
         points = sorted(speeds)
         values = [speeds[n] / speeds[points[0]] for n in points]
-        look = {"color": colour_of(colour), "linestyle": style, "marker": marker_of(number)}
-        axes.plot(points, values, label=label, **look)
+        marker = marker_of(number)
+        axes.plot(
+            points, values, color=colour_of(colour), linestyle=style, marker=marker, label=label
+        )
     counts = sorted(set().union(*(line.speeds for line in lines)))
     axes.plot(counts, [count / counts[0] for count in counts], "k--", linewidth=1, label="linear")
     axes.set(title=title, xlabel=unit, ylabel=f"speed, {counts[0]} is 1")
@@ -173,8 +175,9 @@ def _roofline(rows: pd.DataFrame) -> Figure | None:
         points = points.drop_duplicates("neurons", keep="last").sort_values("neurons")
         for number, row in enumerate(points.to_dict("records")):
             label = ", ".join(filter(None, (f"{short(row['neurons'])} neurons", place)))
-            look = {"color": colour_of("fused"), "marker": marker_of(number), "linestyle": ""}
-            axes.plot(row["value"] / row["value_bytes"], row["value"], **look, label=label)
+            point = [row["value"] / row["value_bytes"]], [row["value"]]
+            colour, marker = colour_of("fused"), marker_of(number)
+            axes.plot(*point, color=colour, marker=marker, linestyle="", label=label)
     axes.legend(fontsize="small")
     return figure
 
@@ -188,9 +191,9 @@ def _memory(rows: pd.DataFrame) -> Figure | None:
     for what, found in chosen.items():
         for number, (place, line) in enumerate(split(found, PLACE)):
             line = line.sort_values("neurons")
-            look = {"color": colour_of(what), "marker": marker_of(number)}
             label = ", ".join(filter(None, (what, place)))
-            axes.plot(line["neurons"], line["value"] / GIB, **look, label=label)
+            points = line["neurons"], line["value"] / GIB
+            axes.plot(*points, color=colour_of(what), marker=marker_of(number), label=label)
     axes.legend(fontsize="small")
     return figure
 

@@ -18,8 +18,10 @@ from .records import read_records
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS = ("neurons", "features", "layers", "epsilon", "batch_size", "chunk_bytes", "backend")
-SETTINGS += ("algorithm", "activation_dtype")
+SETTINGS = (
+    *("neurons", "features", "layers", "epsilon", "batch_size", "chunk_bytes", "backend"),
+    *("algorithm", "activation_dtype"),
+)
 COUNTS = ("threads", "ranks", "processes")
 COLUMNS = (
     "source",

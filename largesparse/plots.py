@@ -30,8 +30,10 @@ PHASES = {  # column -> title
     "inference_s": f"inference of {TEST_SAMPLES} samples",
     "evolution_s": "evolution",
 }
-SETTINGS = ("features", "layers", "epsilon", "batch_size", "backend", "algorithm", "ranks")
-SETTINGS += ("threads", "activation_dtype", "commit", "cpu")
+SETTINGS = (
+    *("features", "layers", "epsilon", "batch_size", "backend", "algorithm", "ranks", "threads"),
+    *("activation_dtype", "commit", "cpu"),
+)
 COLUMNS = ("series", "neurons", "connections", *PHASES, "cost_s", "planned_bytes", "peak_bytes")
 
 

@@ -7,7 +7,7 @@ differ in their markers.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .memory import BFLOAT16_WIDE
@@ -141,11 +141,10 @@ def short(value: Any) -> str:
 
 def split(rows: pd.DataFrame, names: Iterable[str]) -> list[tuple[str, pd.DataFrame]]:
     """Return rows in groups that agree in all of `names`, each with what tells it from the rest."""
-    varied: Sequence[str] = [name for name in names if rows[name].nunique(dropna=False) > 1]
+    varied = [name for name in names if rows[name].nunique(dropna=False) > 1]
     if not varied:
         return [("", rows)]
-    groups = rows.groupby(varied, dropna=False)
     return [
         (", ".join(told(*pair) for pair in zip(varied, chosen, strict=True)), group)
-        for chosen, group in groups
+        for chosen, group in rows.groupby(varied, dropna=False)
     ]

@@ -49,7 +49,7 @@ def test_an_equation_is_in_the_page_once(tmp_path):
 def table_of(page: str, heading: str) -> dict[str, str]:
     """Return the first table under a heading of a page: its first column and its second."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
-    table = re.search(r"(\|.*\n)+", text)[0].splitlines()[2:]
+    table = re.search(r"^(\|.*\n)+", text, re.MULTILINE)[0].splitlines()[2:]
     return dict([cell.strip() for cell in line.split("|")[1:3]] for line in table)
 
 

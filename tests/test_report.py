@@ -228,6 +228,8 @@ def test_mistakes_are_told(report, asv, tmp_path, monkeypatch, capsys):
 
     assert TIME in run("--asv", str(asv), "--history", "nothing", "--out", str(tmp_path / "x"))
     assert "asv run" in run("--asv", str(tmp_path / "none"))
+    (tmp_path / "file").touch()
+    assert "cannot be written" in run("--asv", str(asv), "--out", str(tmp_path / "file"))
     monkeypatch.setitem(sys.modules, "asv.results", None)
     assert "largesparse[bench]" in run("--asv", str(asv))
 

@@ -72,7 +72,7 @@ def extremes_table(
             line.append(_median(None if run is None else run[name]))
             reported = None if theirs is None else getattr(theirs, name)
             line.append(_cell(reported, "{:,.0f}"))
-        line.append(_cell(run and run["peak_rss_bytes"], "{:.2f}", 1 / GIB))
+        line.append(_cell(run["peak_rss_bytes"] if run else None, "{:.2f}", 1 / GIB))
         lines.append(line)
     return head, lines
 

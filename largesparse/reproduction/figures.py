@@ -142,8 +142,9 @@ def _curve(axes: Axes, row: Row, curves: Sequence[Sequence[Any]], label: str = "
     values = np.array(curves, dtype=np.float64)  # None becomes NaN
     measured = ~np.isnan(values).any(axis=0)
     epochs, values = np.flatnonzero(measured), values[:, measured]
-    look = {"color": _colour(row), "linestyle": "--" if row.name.endswith(PRUNED) else "-"}
-    (line,) = axes.plot(epochs, values.mean(axis=0), **look, label=label or row.name)
+    style, label = "--" if row.name.endswith(PRUNED) else "-", label or row.name
+    mean = values.mean(axis=0)
+    (line,) = axes.plot(epochs, mean, color=_colour(row), linestyle=style, label=label)
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
