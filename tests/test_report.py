@@ -142,6 +142,13 @@ def test_the_page_and_its_plots(report, asv, runs, tmp_path, capsys):
     assert len(rows) == 2  # one rank and three
 
 
+@pytest.fixture
+def without_pngs(report, monkeypatch):
+    """They take most of the time of a report."""
+    monkeypatch.setattr(report.pages, "save_figures", lambda *_: [])
+
+
+@pytest.mark.usefixtures("without_pngs")
 def test_a_value_and_its_unit_stand_beside_the_name(report, asv, runs, tmp_path):
     report.main([str(runs), "--asv", str(asv), "--out", str(tmp_path)])
     page = (tmp_path / "index.html").read_text()
@@ -164,6 +171,7 @@ def cells_of(table):
     return [[cell.replace("<wbr>", "") for cell in row] for row in cells]
 
 
+@pytest.mark.usefixtures("without_pngs")
 def test_a_part_of_the_suite_is_reported(report, asv, tmp_path, capsys):
     for path in asv.glob("box/*-env.json"):
         result = json.loads(path.read_text())
@@ -202,6 +210,7 @@ def test_results_of_a_benchmark_that_took_other_parameters_are_left_out(asv):
     assert set(read_measurements(asv=asv)["figure"]) == {TRACK}
 
 
+@pytest.mark.usefixtures("without_pngs")
 def test_records_that_hardly_say_anything_are_reported(report, runs, tmp_path):
     lacking = tmp_path / "lacking.jsonl"
     row = {"kind": "bigmodel", "neurons": 1000, "connections": 5, "init_s": 1.0}
