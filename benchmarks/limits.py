@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from timeit import timeit
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from largesparse import limits
 from largesparse.backends import get_backend
+from largesparse.backends.base import PREFETCH_BYTES
 from largesparse.threads import kernel_threads
 
 from .common import BATCH_SIZE, SOME, THREADS, make_network, warm_up
@@ -20,8 +22,10 @@ REPEATS = 3
 class Product:
     """The forward product of the layer between the first two hidden layers, backend fused.
 
-    Its limit is the time to read the rows of the input that it gathers, in the same order and
-    without any arithmetic.
+    Its limit is the time to read the rows of the input that it gathers from memory, in the same
+    order and without any arithmetic. Rows that lie in a cache bound nothing: at 10,000 neurons
+    the product was measured between 0.5 and 1.5 times as fast as the reading alone. So no share is
+    told there.
     """
 
     params = (SOME,)
@@ -59,11 +63,12 @@ class Product:
         forward()
         with kernel_threads(THREADS):
             rounds = [(timeit(forward, number=1), timeit(gather, number=1)) for _ in range(REPEATS)]
+        far = X.nbytes > PREFETCH_BYTES  # as the backend sees it
         product, limit = map(statistics.median, zip(*rounds, strict=True))
         return {
             "gigaflops": 2 * layer.nnz * BATCH_SIZE / product / 1e9,
             "gigabytes": 4 * (layer.nnz + layer.n_out) * BATCH_SIZE / product / 1e9,
-            "share_of_the_limit": 100 * limit / product,
+            "share_of_the_limit": 100 * limit / product if far else math.nan,
         }
 
 

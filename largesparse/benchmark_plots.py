@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, NamedTuple
 
+from .measurements import COUNTS, SETTINGS
 from .memory import GIB
 from .plots import TRAIN_SAMPLES, log_axes, new_figure
+from .series import colour_of, marker_of, short, split
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +26,16 @@ BANDWIDTH = "limits.Machine.track_bandwidth"
 ARITHMETIC = "limits.Machine.track_arithmetic"
 MEMORY = {"making a network": "initialization.Size.track_peak_bytes"}
 MEMORY |= {"a process that trains": "step.Rate.track_peak_bytes"}
+PLACE = ("machine", "threads")  # where a figure was measured
+
+
+class Line(NamedTuple):
+    """Speeds by the number of threads, processes or workers, and how they are drawn."""
+
+    label: str
+    speeds: dict[int, float]
+    colour: str
+    style: str = "-"
 
 
 def benchmark_figures(table: pd.DataFrame) -> dict[str, Figure]:
@@ -60,21 +73,20 @@ def newest_results(table: pd.DataFrame) -> pd.DataFrame:
 def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
     """Return the values over commits of the figures whose name has `pattern`, in its middle value.
 
-    Each line is a figure with its settings, divided by its first value: below 1 is less.
+    Each line is a figure with its settings on a machine, divided by its first value: below 1 is
+    less.
     """
     rows = table[(table["source"] == "asv") & table["figure"].str.contains(re.escape(pattern))]
     if rows.empty:
         return None
     figure, (axes,) = new_figure()
-    settings = [name for name in ("neurons", "backend", "threads") if rows[name].notna().any()]
-    lines = rows.groupby(["machine", "figure", *settings], dropna=False)
     commits = list(rows.sort_values("date")["commit"].drop_duplicates())
-    for (_, _, *chosen), line in lines:
+    for number, (label, line) in enumerate(split(rows, ("figure", *SETTINGS, *COUNTS, "machine"))):
         line = line.drop_duplicates("commit", keep="last").sort_values("date")
         places = [commits.index(commit) for commit in line["commit"]]
-        pairs = zip(settings, chosen, strict=True)
-        told = (f"{name} {_short(value)}" for name, value in pairs if value == value)  # not NaN
-        axes.plot(places, line["value"] / line["value"].iloc[0], "o-", label=", ".join(told))
+        values = line["value"] / line["value"].iloc[0]
+        colour, marker = colour_of(line["backend"].iloc[0]), marker_of(number)
+        axes.plot(places, values, color=colour, marker=marker, label=label or pattern)
     axes.set(title=f"{pattern}, over commits", ylabel="of the first commit's value")
     axes.set_xticks(range(len(commits)), [commit[:8] for commit in commits], rotation=60)
     axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
@@ -83,39 +95,57 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
 
 
 def _strong(rows: pd.DataFrame, figure: str, of: str, title: str) -> Figure | None:
-    """Return speed-up over threads or processes."""
-    chosen = rows[rows["figure"] == figure]
-    points = {int(row[of]): 1 / row["value"] for _, row in chosen.iterrows()}
-    return _speedup(title, of, {"measured": points}) if len(points) > 1 else None
+    """Return speed-up over threads or processes, from times with the backend fused."""
+    lines = [
+        Line(label or "fused", {n: 1 / value for n, value in _by(part, of).items()}, "fused")
+        for label, part in split(rows[rows["figure"] == figure], ("machine",))
+    ]
+    return _speedup(title, of, lines)
 
 
 def _weak(rows: pd.DataFrame) -> Figure | None:
-    chosen = rows[rows["figure"] == WEAK_THREADS]
-    points = {int(row["threads"]): row["value"] for _, row in chosen.iterrows()}
-    title = "a step, 128 samples a thread: weak scaling"
-    return _speedup(title, "threads", {"measured": points}) if len(points) > 1 else None
+    lines = [
+        Line(label or "fused", _by(part, "threads"), "fused")
+        for label, part in split(rows[rows["figure"] == WEAK_THREADS], ("machine",))
+    ]
+    return _speedup("a step, 128 samples a thread: weak scaling", "threads", lines)
 
 
 def _ranks(rows: pd.DataFrame) -> Figure | None:
     """Return speed-up over workers, of the same rows and of the same rows a worker."""
-    lines: dict[str, dict[int, float]] = {}
-    for name, told in ((RANKS, "same rows"), (WEAK_RANKS, "same rows a worker")):
-        for _, row in rows[rows["figure"] == name].iterrows():
-            algorithm = row["algorithm"] if name == RANKS else "wasap"
-            line = lines.setdefault(f"{algorithm}, {told}", {})
-            line[int(row["ranks"]) - 1] = row["value"]
-    lines = {label: points for label, points in lines.items() if len(points) > 1}
-    return _speedup("training: strong and weak scaling", "workers", lines) if lines else None
+    lines = []
+    for figure, what, style in ((RANKS, "same rows", "-"), (WEAK_RANKS, "same rows a worker", ":")):
+        chosen = rows[rows["figure"] == figure]
+        if figure == WEAK_RANKS:
+            chosen = chosen.assign(algorithm="wasap")
+        for algorithm, runs in chosen.groupby("algorithm"):
+            for machine, part in split(runs, ("machine",)):
+                label = ", ".join(filter(None, (str(algorithm), what, machine)))
+                speeds = {ranks - 1: value for ranks, value in _by(part, "ranks").items()}
+                lines.append(Line(label, speeds, str(algorithm), style))
+    return _speedup("training: strong and weak scaling", "workers", lines)
 
 
-def _speedup(title: str, unit: str, lines: dict[str, dict[int, float]]) -> Figure:
+def _by(rows: pd.DataFrame, count: str) -> dict[int, float]:
+    """Return values by a count that they were measured with."""
+    return {int(n): value for n, value in zip(rows[count], rows["value"], strict=True)}
+
+
+def _speedup(title: str, unit: str, lines: list[Line]) -> Figure | None:
     """Return speeds against counts, of each line divided by that of its smallest count."""
+    lines = [line for line in lines if len(line.speeds) > 1]
+    if not lines:
+        return None
     figure, (axes,) = new_figure()
-    for label, speeds in lines.items():
+    for number, (label, speeds, colour, style) in enumerate(lines):
         points = sorted(speeds)
-        axes.plot(points, [speeds[n] / speeds[points[0]] for n in points], "o-", label=label)
-    counts = sorted(set().union(*lines.values()))
-    axes.plot(counts, [count / counts[0] for count in counts], "k:", label="linear")
+        values = [speeds[n] / speeds[points[0]] for n in points]
+        marker = marker_of(number)
+        axes.plot(
+            points, values, color=colour_of(colour), linestyle=style, marker=marker, label=label
+        )
+    counts = sorted(set().union(*(line.speeds for line in lines)))
+    axes.plot(counts, [count / counts[0] for count in counts], "k--", linewidth=1, label="linear")
     axes.set(title=title, xlabel=unit, ylabel=f"speed, {counts[0]} is 1")
     axes.set_xticks(counts)
     axes.set_ylim(bottom=0)
@@ -124,38 +154,52 @@ def _speedup(title: str, unit: str, lines: dict[str, dict[int, float]]) -> Figur
 
 
 def _roofline(rows: pd.DataFrame) -> Figure | None:
-    values = {
-        name: rows[rows["figure"] == name].drop_duplicates("neurons", keep="last")
-        for name in (PRODUCT, TRAFFIC, BANDWIDTH, ARITHMETIC)
-    }
-    if any(found.empty for found in values.values()):
+    """Return the forward product, with the backend fused, under what each machine does at best."""
+    names = (PRODUCT, TRAFFIC, BANDWIDTH, ARITHMETIC)
+    limits = rows[rows["figure"].isin(names)]
+    parts = [
+        (place, {name: part[part["figure"] == name] for name in names})
+        for place, part in split(limits, PLACE)
+    ]
+    parts = [(place, values) for place, values in parts if all(map(len, values.values()))]
+    if not parts:
         return None
-    bandwidth, peak = (values[name]["value"].iloc[-1] for name in (BANDWIDTH, ARITHMETIC))
     figure, axes = log_axes("forward product, roofline", "operations a byte", "GFLOP/s")
-    ridge = peak / bandwidth
-    axes.plot([0.1, ridge, 10 * ridge], [0.1 * bandwidth, peak, peak], "k-", label="the machine")
-    points = values[PRODUCT].merge(values[TRAFFIC], on="neurons", suffixes=("", "_bytes"))
-    for _, row in points.iterrows():
-        label = f"{_short(row['neurons'])} neurons"
-        axes.plot(row["value"] / row["value_bytes"], row["value"], "o", label=label)
+    axes.xaxis.set_major_formatter("{x:g}")
+    for (place, values), style in zip(parts, cycle(("-", "--", "-.", ":")), strict=False):
+        bandwidth, peak = (values[name]["value"].iloc[-1] for name in (BANDWIDTH, ARITHMETIC))
+        ridge = peak / bandwidth
+        roof = [0.1 * bandwidth, peak, peak]
+        axes.plot([0.1, ridge, 10 * ridge], roof, "k", linestyle=style, label=place or "machine")
+        points = values[PRODUCT].merge(values[TRAFFIC], on="neurons", suffixes=("", "_bytes"))
+        points = points.drop_duplicates("neurons", keep="last").sort_values("neurons")
+        for number, row in enumerate(points.to_dict("records")):
+            label = ", ".join(filter(None, (f"{short(row['neurons'])} neurons", place)))
+            point = [row["value"] / row["value_bytes"]], [row["value"]]
+            colour, marker = colour_of("fused"), marker_of(number)
+            axes.plot(*point, color=colour, marker=marker, linestyle="", label=label)
     axes.legend(fontsize="small")
     return figure
 
 
 def _memory(rows: pd.DataFrame) -> Figure | None:
-    lines = {label: rows[rows["figure"] == name] for label, name in MEMORY.items()}
-    if all(line.empty for line in lines.values()):
+    chosen = {label: rows[rows["figure"] == name] for label, name in MEMORY.items()}
+    chosen = {label: found for label, found in chosen.items() if len(found)}
+    if not chosen:
         return None
     figure, axes = log_axes("memory at its peak", "neurons", "GiB")
-    for label, line in lines.items():
-        line = line.sort_values("neurons")
-        axes.plot(line["neurons"], line["value"] / GIB, "o-", label=label)
+    for what, found in chosen.items():
+        for number, (place, line) in enumerate(split(found, PLACE)):
+            line = line.sort_values("neurons")
+            label = ", ".join(filter(None, (what, place)))
+            points = line["neurons"], line["value"] / GIB
+            axes.plot(*points, color=colour_of(what), marker=marker_of(number), label=label)
     axes.legend(fontsize="small")
     return figure
 
 
 def strong_scaling(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return runs of one size by one rank and by several, with samples a second of each.
+    """Return runs that differ in nothing but how they are spread, with samples a second of each.
 
     Parameters
     ----------
@@ -165,20 +209,14 @@ def strong_scaling(runs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `neurons`, `backend`, `ranks`, `samples_per_s` of the newest run of each, where a size
-        has several numbers of ranks.
+        `neurons`, `samples_per_s`, `ranks`, `threads`, `algorithm`, then the other settings, of
+        the newest run of each, where there are runs by several numbers of ranks.
     """
     rows = runs[(runs["source"] == "bigmodel") & (runs["figure"] == "epoch_s")].sort_values("date")
-    rows = rows.drop_duplicates(["neurons", "backend", "ranks"], keep="last")
-    several = rows.groupby(["neurons", "backend"])["ranks"].transform("nunique") > 1
+    spread = ["ranks", "threads", "algorithm"]
+    alike = [name for name in (*SETTINGS, "machine") if name not in spread]
+    rows = rows.drop_duplicates([*alike, *spread], keep="last")
+    several = rows.groupby(alike, dropna=False)["ranks"].transform("nunique") > 1
     found = rows[several].assign(samples_per_s=TRAIN_SAMPLES / rows[several]["value"])
-    return found[["neurons", "backend", "ranks", "samples_per_s"]].reset_index(drop=True)
-
-
-def _short(value: object) -> str:
-    if not isinstance(value, (int, float)):
-        return str(value)
-    for unit, size in (("M", 10**6), ("k", 10**3)):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+    names = ["neurons", "samples_per_s", *spread, *(name for name in alike if name != "neurons")]
+    return found[names].sort_values([*alike, "ranks"], ignore_index=True)

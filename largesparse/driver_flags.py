@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from .backends import BACKENDS
 from .config import COVERAGE
 from .parallel.transfer import CHUNK_BYTES
-from .presets import HYPERPARAMETERS
+from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
 from .sizes import parse_size
 from .workspace import ACTIVATION_DTYPES
 
@@ -51,7 +51,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     """Add the flags about the data set."""
     group = parser.add_argument_group("data: make_classification with two classes")
     group.add_argument(
-        "--features", type=parse_size, default=65536, metavar="N", help="default %(default)s"
+        "--features", type=parse_size, default=FEATURES, metavar="N", help="default %(default)s"
     )
     group.add_argument(
         "--samples",
@@ -78,7 +78,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--batch-size",
         type=parse_size,
-        default=128,
+        default=BATCH_SIZE,
         metavar="N",
         help="samples per update (default %(default)s, as in the paper; with few rows and wide "
         "layers 32 learns far more an epoch, which takes longer)",

@@ -53,19 +53,19 @@ FIELDS = {  # of a run record -> of `Costs`
 
 
 def measured_costs(record: Mapping[str, Any]) -> Costs:
-    """Return the costs that a run record tells; the guess where it does not."""
+    """Return the costs that a run record tells (see `records.record_rows`), or else the guess."""
 
     def cost(name: str, per: float) -> float:
         values = record[name] if isinstance(record[name], list) else [record[name]]
-        found = [value for value in values if value is not None and value == value]
-        return statistics.median(found) / per if found else getattr(GUESS, FIELDS[name])
+        found = [value for value in values if value is not None]
+        return statistics.median(found) / per if found and per else getattr(GUESS, FIELDS[name])
 
     n = int(record["connections"])
     return Costs(
         n,
         cost("init_s", n),
-        cost("epoch_s", n * record["train_samples"]),
-        cost("inference_s", n * record["test_samples"]),
+        cost("epoch_s", n * (record["train_samples"] or 0)),
+        cost("inference_s", n * (record["test_samples"] or 0)),
         cost("evolution_s", n),
     )
 

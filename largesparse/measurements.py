@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from .records import read_records
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS = ("neurons", "epsilon", "batch_size", "chunk_bytes", "backend", "algorithm")
+SETTINGS = (
+    *("neurons", "features", "layers", "epsilon", "batch_size", "chunk_bytes", "backend"),
+    *("algorithm", "activation_dtype"),
+)
 COUNTS = ("threads", "ranks", "processes")
 COLUMNS = (
     "source",
@@ -34,6 +38,10 @@ COLUMNS = (
     "machine",
 )
 THREADS = "NUMBA_NUM_THREADS"  # which asv.conf.json pins
+# What a file that is damaged, or is not asv's, may raise while it is read.
+NOT_ASV = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
+
+logger = logging.getLogger(__name__)
 
 
 def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd.DataFrame:
@@ -59,7 +67,8 @@ def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd
     Raises
     ------
     DataError
-        Where a file or folder cannot be read, or has no result.
+        Where a file or folder cannot be read, or has no result. A file of asv's that is damaged
+        is skipped and logged.
     """
     import pandas as pd
 
@@ -69,7 +78,8 @@ def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd
     if not rows:
         raise DataError("There are no results: run `asv run`, or a driver with --out.")
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table["date"] = pd.to_datetime(table["date"], utc=True)
+    dates = [pd.to_datetime(date, utc=True, errors="coerce") for date in table["date"]]
+    table["date"] = pd.to_datetime(dates, utc=True)
     return table
 
 
@@ -77,50 +87,60 @@ def _asv_rows(folder: Path) -> Iterator[dict[str, Any]]:
     if not folder.is_dir():
         raise DataError(f"There is no folder {str(folder)!r} of asv's results: run `asv run`.")
     try:
-        from asv.results import iter_results
+        from asv.results import Results, iter_results_paths
+        from asv.util import UserError
     except ImportError as error:
         raise LargeSparseError(
             "asv's results are read with asv: pip install 'largesparse[bench]'."
         ) from error
+    path = folder / "benchmarks.json"
     try:
-        described = json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(folder / 'benchmarks.json')!r} cannot be read: {error}") from error
-    for result in iter_results(str(folder)):
-        common = {
-            "source": "asv",
-            "commit": result.commit_hash,
-            "date": result.date * 10**6,  # milliseconds since 1970 -> nanoseconds
-            "machine": result.params.get("machine"),
-        }
-        pinned = result.env_vars.get(THREADS)
-        for name in result.get_all_result_keys():
-            benchmark = described.get(name)
-            if benchmark is None:  # it is not in the suite any more
+        described = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}. Run `asv run` again.") from error
+    for root, name, machine in iter_results_paths(str(folder)):
+        file = str(Path(root) / name)
+        try:
+            yield from list(_rows_of(Results.load(file, machine_name=machine), described))
+        except (OSError, UserError, *NOT_ASV) as error:
+            logger.warning("%s: not a result of asv, skipped (%s)", file, error)
+
+
+def _rows_of(result: Any, described: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return the rows of a file of asv's: an environment's results at a commit."""
+    common = {
+        "source": "asv",
+        "commit": result.commit_hash,
+        "date": int(result.date) * 10**6,  # milliseconds since 1970 -> nanoseconds
+        "machine": result.params.get("machine"),
+    }
+    pinned = result.env_vars.get(THREADS)
+    for name in result.get_all_result_keys():
+        benchmark, params = described.get(name), result.get_result_params(name) or []
+        if benchmark is None or len(params) != len(benchmark["param_names"]):
+            continue  # it is not in the suite any more, or took other parameters then
+        values = result.get_result_value(name, params)
+        stats = result.get_result_stats(name, params)
+        for k, chosen in enumerate(itertools.product(*params)):
+            if not _is_number(values[k]):
                 continue
-            params = result.get_result_params(name)
-            values = result.get_result_value(name, params)
-            stats = result.get_result_stats(name, params)
-            for k, chosen in enumerate(itertools.product(*params)):
-                if not _is_number(values[k]):
-                    continue
-                settings = dict(
-                    zip(benchmark["param_names"], map(ast.literal_eval, chosen), strict=True)
-                )
-                if pinned and "ranks" not in settings and "processes" not in settings:
-                    settings.setdefault("threads", int(pinned))
-                interval = (stats[k] if stats else None) or {}
-                yield (
-                    common
-                    | settings
-                    | {
-                        "figure": name,
-                        "value": values[k],
-                        "low": _finite(interval.get("ci_99_a")),  # infinite of a single repeat
-                        "high": _finite(interval.get("ci_99_b")),
-                        "unit": "s" if benchmark["unit"] == "seconds" else benchmark["unit"],
-                    }
-                )
+            settings = dict(
+                zip(benchmark["param_names"], map(ast.literal_eval, chosen), strict=True)
+            )
+            if pinned and "ranks" not in settings and "processes" not in settings:
+                settings.setdefault("threads", int(pinned))
+            interval = (stats[k] if stats else None) or {}
+            yield (
+                common
+                | settings
+                | {
+                    "figure": name,
+                    "value": values[k],
+                    "low": _finite(interval.get("ci_99_a")),  # infinite of a single repeat
+                    "high": _finite(interval.get("ci_99_b")),
+                    "unit": "s" if benchmark["unit"] == "seconds" else benchmark["unit"],
+                }
+            )
 
 
 def _run_rows(records: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import ParameterError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NUMBER = re.compile(r"[-−+]?[\d.,]+(e[-+]?\d+)?( |$)|-$")  # also with a unit behind it
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 0 1rem 2rem;
@@ -22,9 +25,12 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
 svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
+th, td { padding: 0.2rem 0.5rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+.name, .text { text-align: left; }
+@media (max-width: 40rem) { th, td { padding: 0.2rem 0.3rem; } td.name, td.text {
+  white-space: normal; } td.name { min-width: 8.5rem; } td.text { min-width: 4rem; } }
 code { overflow-wrap: anywhere; }
 """
 
@@ -51,12 +57,27 @@ def code(lines: Sequence[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts; it scrolls by itself where the page is narrower."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
+    """Return a table of plain texts; it scrolls by itself where the page is narrower.
+
+    Columns without any text are left out. Numbers stand to the right, other texts to the left. The
+    first column stays in view; on narrow screens its names break after dots and underscores.
+    """
+    kept = [k for k in range(len(header)) if any(row[k] for row in rows)]
+    words = {k for k in kept if not all(NUMBER.match(row[k]) for row in rows if row[k])}
+
+    def cell(tag: str, k: int, text: str) -> str:
+        text = html.escape(text)
+        if k == 0 and k in words:
+            text = re.sub(r"(?<=[._])", "<wbr>", text)
+        kind = "name" if k == 0 else "text"
+        start = f'{tag} class="{kind}"' if k in words else tag
+        return f"<{start}>{text}</{tag}>"
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(cell(tag, k, cells[k]) for k in kept) + "</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table>\n{line("th", header)}\n{body}\n</table></div>'
 
 
 def plots(figures: dict[str, Figure]) -> str:
@@ -84,6 +105,27 @@ def svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r"\s*\n\s*", " ", text)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make the folder of a page or of figures, where there is none yet.
+
+    Raises
+    ------
+    ParameterError
+        Where it cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".written").touch()
+        (folder / ".written").unlink()
+    except OSError as error:
+        raise ParameterError(
+            f"The folder {str(path)!r} cannot be written to ({error.strerror or error}). "
+            "Name another one."
+        ) from error
+    return folder
 
 
 def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) -> list[Path]:

@@ -6,6 +6,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
+FEATURES, BATCH_SIZE = 65_536, 128  # of section 2.4
+
 
 @dataclass(frozen=True)
 class Table4Row:

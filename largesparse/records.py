@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import psutil
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 3  # goes up whenever there are other fields; those that an older record lacks are null
+SCHEMA = 4  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
@@ -94,9 +95,12 @@ class RunRecord:
     )
     distributions: dict[str, Any] | None = None  # see reproduction.distributions
     energy_j: float | None = None  # of the machine's processors, while it trained
+    features: int | None = None
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))
+TYPES = get_type_hints(RunRecord)
+LARGEST = 2**63  # beyond which a number of a record is damage: tables hold int64
 
 
 def new_record(kind: str, **values: Any) -> RunRecord:
@@ -188,7 +192,8 @@ def read_records(*paths: str | Path) -> pd.DataFrame:
     """Return the records of all files as one table with a row per record.
 
     Columns are the fields of `RunRecord` in their order, then fields that only a newer version
-    knows. A line that is no record is skipped and logged.
+    knows. What a record lacks is null. A line that is no record, or has a value of another type
+    than the field's, is skipped and logged.
 
     Raises
     ------
@@ -200,6 +205,15 @@ def read_records(*paths: str | Path) -> pd.DataFrame:
     rows = [row for path in paths for row in _read_lines(Path(path))]
     newer = dict.fromkeys(name for row in rows for name in row if name not in FIELDS)
     return pd.DataFrame(rows, columns=[*FIELDS, *newer])
+
+
+def record_rows(records: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table of records, in which what is null is None.
+
+    In the table itself it may be NaN, which is true, compares with nothing and is no integer.
+    """
+    rows = records.astype(object).to_dict("records")
+    return [{str(name): _none_if_nan(value) for name, value in row.items()} for row in rows]
 
 
 def peak_rss_bytes() -> int:
@@ -271,14 +285,43 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line, parse_constant=lambda name: None, parse_float=_parse_float)
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
+        if not isinstance(row, dict):
             logger.warning("%s, line %d: not a record, skipped", path, number)
+        elif damaged := [name for name in FIELDS if not _is_of(row.get(name), TYPES[name])]:
+            logger.warning("%s, line %d: damaged in %r, skipped", path, number, damaged[0])
+        else:
+            rows.append(row)
     return rows
+
+
+def _parse_float(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Say whether a value of JSON is of the type that a field is declared with, or null."""
+    inner = get_args(hint)
+    if value is None or hint is Any:
+        return True
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, one) for one in inner)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_is_of(entry, inner[0]) for entry in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_is_of(one, inner[1]) for one in value.values())
+    if hint in (int, float):
+        if type(value) not in (int, float) or abs(value) >= LARGEST:
+            return False
+        return hint is float or value == int(value)
+    return isinstance(value, hint)
+
+
+def _none_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -74,7 +74,9 @@ def test_a_benchmark_runs_and_can_be_set_up_again(monkeypatch, kind, method, par
         result = getattr(benchmark, method)(*parameters)
         call(benchmark, "teardown", *parameters)
     if method.startswith("track_"):
-        assert result > 0
+        # of 10,000 neurons the rows lie in a cache, and memory is no limit
+        cached = method == "track_share_of_the_limit" and parameters[-1] == 10_000
+        assert np.isnan(result) if cached else result > 0
         assert getattr(benchmark, method).unit in UNITS
 
 

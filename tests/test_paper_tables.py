@@ -22,8 +22,23 @@ from largesparse.reproduction.distributions import neuron_distributions
 from largesparse.reproduction.figures import FIGURES, draw
 from largesparse.reproduction.run import run_training
 from largesparse.reproduction.scores import TestScores
-from largesparse.reproduction.tables import Runs, keras_rows, markdown, pruning_table, results_table
-from largesparse.reproduction.trainings import OPEN, Protocol, Training, pruning_schedule, rows_of
+from largesparse.reproduction.tables import (
+    NOT_MEASURED,
+    Runs,
+    keras_rows,
+    markdown,
+    pruning_table,
+    results_table,
+)
+from largesparse.reproduction.trainings import (
+    OPEN,
+    PRUNED,
+    Protocol,
+    Training,
+    pruning_schedule,
+    rows_of,
+)
+from largesparse.series import colour_of
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 SMALL = paper.Task((12, 20, 15, 20, 3), 5, 0.05, 16, "he_uniform", 0.5, 96, 40, 0.5)
@@ -382,6 +397,9 @@ def test_figures_have_the_curves(recorded, number):
     runs = recorded(*((one, {}) for row in rows for one in row.trainings))
     figure = draw(number, "madelon", protocol, runs)
     lines = figure.axes[0].get_lines()
+    names = [row.name for row in rows]  # one activation, one colour, in whatever figure
+    colours = {line.get_label(): line.get_color() for line in lines if line.get_label() in names}
+    assert all(colours[name] == colour_of(name.removesuffix(PRUNED)) for name in colours)
     if number in (9, 12):
         assert len(figure.axes) == 3 * 2  # layers, and ReLU and All-ReLU without pruning
         (drawn,) = figure.axes[0].patches
@@ -395,6 +413,26 @@ def test_figures_have_the_curves(recorded, number):
         np.testing.assert_allclose(lines[0].get_ydata(), np.linspace(0.5, 0.7, 4))
     elif number == 4:
         assert lines[0].get_xydata().tolist() == [[1, 1]]
+
+
+LACKING = ["accuracy", "nnz", "loss", "test_loss", "train_accuracy", "gradient_flow", "train_s"]
+LACKING += ["distributions", "cpu_s", "ranks", "pruned", "peak_rss_bytes", "train_samples"]
+
+
+@pytest.mark.parametrize("field", LACKING)
+def test_a_record_that_lacks_a_field_is_tabled(recorded, field):
+    row = rows_of(2, "madelon", Protocol(epochs=4))[0]
+    (one,) = row.trainings
+    runs = recorded((one, {field: None}))
+    _, (line,) = results_table([row], runs)
+    needed = field in ("accuracy", "nnz")
+    assert (line[2] == NOT_MEASURED) == needed
+    pruning_table(row, runs)
+    for number in (4, 5, 6, 7, 9):
+        try:
+            draw(number, "madelon", Protocol(epochs=4), runs)
+        except DataError:
+            assert needed or field in FIGURES[number][2]
 
 
 def test_a_figure_without_data_says_what_to_run():

@@ -20,7 +20,7 @@ FIELDS = """
     test_samples seed init_s epoch_s inference_s evolution_s loss accuracy planned_bytes
     peak_rss_bytes node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage
     active_neurons activation_dtype dataset settings nnz train_s train_accuracy test_loss
-    selected_accuracy gradient_flow pruned distributions energy_j
+    selected_accuracy gradient_flow pruned distributions energy_j features
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -136,6 +136,29 @@ def test_records_of_an_older_schema_lack_what_came_later(tmp_path):
     assert table["neurons"].tolist()[0] == 5
     assert table["active_neurons"].isna()[0]
     assert table["active_neurons"][1] == [4, None, 3]
+
+
+DAMAGED = ['"ranks": "three"', '"epoch_s": 5.0', '"epoch_s": ["a"]', '"neurons": 1.5', '"cpu": 7']
+DAMAGED += ['"neurons": true', f'"connections": {10**30}', '"loss": ' + 100_000 * "["]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=lambda text: text[:15])
+def test_a_line_with_a_value_of_another_type_is_skipped(tmp_path, caplog, damaged):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(f'{{"kind": "a", {damaged}}}\n{{"kind": "b", "init_s": 1e400}}\n')
+    with caplog.at_level(logging.WARNING):
+        (row,) = records.record_rows(records.read_records(path))
+    assert row["kind"] == "b" and row["init_s"] is None
+    assert "line 1" in caplog.text
+
+
+def test_what_a_record_lacks_is_none_in_its_row(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    records.append_record(path, records.new_record("a", ranks=3))
+    path.write_text(path.read_text() + '{"kind": "b"}\n')
+    whole, part = records.record_rows(records.read_records(path))
+    assert (whole["ranks"], part["ranks"]) == (3, None)
+    assert set(part) == set(FIELDS) and set(part.values()) == {"b", None}
 
 
 def test_an_empty_file_gives_a_table_without_rows(tmp_path):

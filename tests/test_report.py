@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from largesparse import records
-from largesparse.benchmark_plots import benchmark_figures
+from largesparse.benchmark_plots import benchmark_figures, history_figure, strong_scaling
 from largesparse.cli import run_command
 from largesparse.errors import DataError
-from largesparse.measurements import read_measurements
+from largesparse.measurements import COUNTS, SETTINGS, read_measurements
+from largesparse.series import colour_of
 
 ROOT = Path(__file__).parent.parent
 TIME, TRACK = "step.Step.time_step", "limits.Machine.track_bandwidth"
@@ -137,8 +138,89 @@ def test_the_page_and_its_plots(report, asv, runs, tmp_path, capsys):
     links = set(re.findall(r"https?://[^\"<\s]*", page))
     assert links <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     assert "<script" not in page and "bbbbbbbb" in page
-    rows = re.findall(r"<td>2,000</td><td>4,000</td>", page)
+    rows = re.findall(r"<tr><td>2,000</td><td>1</td><td>50</td>", page)  # init and epoch
     assert len(rows) == 2  # one rank and three
+
+
+@pytest.fixture
+def without_pngs(report, monkeypatch):
+    """They take most of the time of a report."""
+    monkeypatch.setattr(report.pages, "save_figures", lambda *_: [])
+
+
+@pytest.mark.usefixtures("without_pngs")
+def test_a_value_and_its_unit_stand_beside_the_name(report, asv, runs, tmp_path):
+    report.main([str(runs), "--asv", str(asv), "--out", str(tmp_path)])
+    page = (tmp_path / "index.html").read_text()
+    runs_table, _, suite = map(cells_of, page.split("<table>")[1:])
+    assert suite[0] == ["figure", "value", "unit", "settings", "low", "high", "commit", "machine"]
+    assert [row[0] for row in suite[1:]] == [TRACK, TIME, TIME, TIME]
+    assert [row[1:4] for row in suite[2:]] == [
+        ["2", "s", "10k neurons, fused, 1 thread"],
+        ["1", "s", "10k neurons, mkl, 1 thread"],
+        ["5", "s", "100k neurons, fused, 1 thread"],
+    ]
+    assert runs_table[0][:3] == ["neurons", "init s", "epoch s"]
+    assert "epsilon" not in runs_table[0]  # no run says it
+    assert runs_table[1][runs_table[0].index("peak GiB")] == "0.931"
+
+
+def cells_of(table):
+    lines = re.findall("<tr>.*", table)
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", line) for line in lines]
+    return [[cell.replace("<wbr>", "") for cell in row] for row in cells]
+
+
+@pytest.mark.usefixtures("without_pngs")
+def test_a_part_of_the_suite_is_reported(report, asv, tmp_path, capsys):
+    for path in asv.glob("box/*-env.json"):
+        result = json.loads(path.read_text())
+        del result["results"][TIME]
+        path.write_text(json.dumps(result))
+    assert run_command(lambda: report.main(["--asv", str(asv), "--out", str(tmp_path)])) == 0
+    assert "limits.<wbr>Machine" in (tmp_path / "index.html").read_text()
+    argv = ["--asv", str(asv), "--out", str(tmp_path), "--history", TIME]
+    assert run_command(lambda: report.main(argv)) == 2  # asked for, and not there
+    assert TRACK in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda result: "{",
+        lambda result: "[]",
+        lambda result: json.dumps(result | {"results": {TIME: [[1.0], [["9"], [7]]]}}),
+        lambda result: json.dumps(result | {"date": "yesterday"}),
+        lambda result: json.dumps(result | {"env_vars": {"NUMBA_NUM_THREADS": "many"}}),
+        lambda result: json.dumps({"version": 2}),
+    ],
+)
+def test_a_damaged_result_of_asv_is_skipped(asv, caplog, damage):
+    first, _ = sorted(asv.glob("box/*-env.json"))
+    first.write_text(damage(json.loads(first.read_text())))
+    table = read_measurements(asv=asv)
+    assert set(table["commit"]) == {"b" * 40}
+    assert first.name in caplog.text
+
+
+def test_results_of_a_benchmark_that_took_other_parameters_are_left_out(asv):
+    described = json.loads((asv / "benchmarks.json").read_text())
+    described[TIME]["param_names"].append("new")
+    (asv / "benchmarks.json").write_text(json.dumps(described))
+    assert set(read_measurements(asv=asv)["figure"]) == {TRACK}
+
+
+@pytest.mark.usefixtures("without_pngs")
+def test_records_that_hardly_say_anything_are_reported(report, runs, tmp_path):
+    lacking = tmp_path / "lacking.jsonl"
+    row = {"kind": "bigmodel", "neurons": 1000, "connections": 5, "init_s": 1.0}
+    lacking.write_text(json.dumps(row) + "\n{}\n")
+    for files in ([lacking], [lacking, runs]):
+        out = tmp_path / str(len(files))
+        report.main([*map(str, files), "--no-asv", "--out", str(out)])
+        page = (out / "index.html").read_text()
+        assert "unknown backend" in page
+        assert not re.search(r">(nan|NaN|NaT|None)<", page)
 
 
 def test_parts_that_are_missing_are_left_out(report, asv, runs, tmp_path):
@@ -155,6 +237,8 @@ def test_mistakes_are_told(report, asv, tmp_path, monkeypatch, capsys):
 
     assert TIME in run("--asv", str(asv), "--history", "nothing", "--out", str(tmp_path / "x"))
     assert "asv run" in run("--asv", str(tmp_path / "none"))
+    (tmp_path / "file").touch()
+    assert "cannot be written" in run("--asv", str(asv), "--out", str(tmp_path / "file"))
     monkeypatch.setitem(sys.modules, "asv.results", None)
     assert "largesparse[bench]" in run("--asv", str(asv))
 
@@ -183,10 +267,40 @@ def test_strong_and_weak_scaling_are_drawn_beside_linear():
         name: {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
         for name, figure in figures.items()
     }
-    assert found["threads"] == {"measured": [1.0, 1.6], "linear": [1.0, 2.0]}
-    assert found["weak"] == {"measured": [1.0, 1.8], "linear": [1.0, 2.0]}
+    assert found["threads"] == {"fused": [1.0, 1.6], "linear": [1.0, 2.0]}
+    assert found["weak"] == {"fused": [1.0, 1.8], "linear": [1.0, 2.0]}
     assert found["ranks"] == {
         "wassp, same rows": [1.0, 1.5],
         "wasap, same rows a worker": [1.0, 1.95],
         "linear": [1.0, 2.0],
     }
+    colours = {line.get_label(): line.get_color() for line in figures["ranks"].axes[0].lines}
+    assert colours["wasap, same rows a worker"] == colour_of("wasap")
+    assert colours["wassp, same rows"] == colour_of("wassp")
+
+
+def test_what_differs_is_a_line_of_its_own():
+    told = {"source": "asv", "figure": "step.Density.time_step", "date": pd.Timestamp("2026-01-01")}
+    empty = dict.fromkeys((*SETTINGS, *COUNTS)) | {"machine": "box"}
+    rows = [
+        told | empty | {"epsilon": epsilon, "commit": commit, "value": value, "threads": 1}
+        for epsilon in (1, 20)
+        for commit, value in (("a" * 40, 2.0), ("b" * 40, 2.0 * epsilon))
+    ]
+    rows += [row | {"machine": "other"} for row in rows if row["epsilon"] == 1]
+    lines = history_figure(pd.DataFrame(rows), "Density").axes[0].lines
+    assert [(line.get_label(), list(line.get_ydata())) for line in lines] == [
+        ("ε 1, on box", [1, 1]),
+        ("ε 1, on other", [1, 1]),
+        ("ε 20, on box", [1, 20]),
+    ]
+
+
+def test_strong_scaling_compares_runs_that_differ_in_their_ranks_alone(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    same = {"neurons": 2000, "connections": 9, "train_samples": 700, "epoch_s": [1.0]}
+    for ranks, features in ((1, 64), (3, 64), (1, 128), (1, 256), (3, 512)):
+        changes = {"ranks": ranks, "features": features}
+        records.append_record(path, records.new_record("bigmodel", **same, **changes))
+    found = strong_scaling(read_measurements(path))
+    assert found[["features", "ranks"]].to_numpy().tolist() == [[64, 1], [64, 3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largesparse import pages, read_records
+from largesparse import pages, read_records, records
 from largesparse.cluster import Cluster, least_layers, plan_cluster
 from largesparse.errors import DataError, ParameterError
 from largesparse.ladder import (
@@ -27,10 +28,12 @@ from largesparse.ladder import (
     measured_costs,
     predicted_seconds,
 )
+from largesparse.measurements import read_measurements
 from largesparse.memory import GIB
-from largesparse.plots import PAPER, paper_table, scaling_figures, scaling_table
+from largesparse.plots import paper_table, run_table, scaling_figures, scaling_table
 from largesparse.presets import TABLE_4
 from largesparse.records import append_record, new_record
+from largesparse.series import PAPER
 from largesparse.topology import MAX_CONNECTIONS
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -241,6 +244,59 @@ def test_a_table_has_the_newest_run_of_every_size(recorded):
     assert table["peak_bytes"].tolist() == [2 * GIB, 2 * GIB, 9 * GIB]
 
 
+CHANGES = {
+    "features": {"features": 4096},
+    "epsilon": {"epsilon": 3.0},
+    "layers": {"layers": 4},
+    "batch": {"batch_size": 32},
+    "dtype": {"activation_dtype": "bfloat16"},
+    "threads": {"threads": 1},
+    "processor": {"cpu": "another"},
+    "command": {"command": "bigmodel.py --neurons 1000 --features 4096"},
+    "resumed": {"command": "bigmodel.py --resume run"},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_runs_that_differ_do_not_share_a_line(recorded, changes):
+    other = record_of(1000, **changes)
+    found = scaling_table(read_records(recorded(record_of(1000), record_of(3000), other)))
+    assert sorted(found["series"].value_counts()) == [1, 2]
+    assert all(name.startswith("fused") for name in found["series"])
+
+
+def test_the_sizes_of_table_4_share_a_line(recorded):
+    runs = [
+        record_of(
+            row.neurons,
+            layers=row.hidden_layers,
+            epsilon=row.epsilon,
+            activation_dtype="bfloat16",
+            features=65_536,
+        )
+        for row in TABLE_4
+    ]
+    assert set(scaling_table(read_records(recorded(*runs)))["series"]) == {"fused"}
+
+
+@pytest.mark.parametrize("field", records.FIELDS)
+def test_a_record_that_lacks_a_field_is_tabled_beside_the_others(scaling, tmp_path, field):
+    whole = dataclasses.asdict(record_of(3000))
+    lacking = {name: value for name, value in whole.items() if name != field}
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (whole, lacking | {"seed": 1})))
+    found = read_records(path)
+    needed = field in ("kind", "neurons", "connections")
+    assert len(run_table(found)) == (1 if needed else 2)
+    _, rows = scaling.table_rows(scaling_table(found))
+    assert len(rows) > len(TABLE_4) and not any("nan" in cell for row in rows for cell in row)
+    figures = read_measurements(path)["figure"]
+    assert figures.value_counts()["peak_bytes"] == 2 - (needed or field == "peak_rss_bytes")
+    runs = scaling.runs_like(found, ["bigmodel.py", "--neurons=3000"], 1)
+    assert len(runs) == (1 if field in ("kind", "command", "connections") else 2)
+    assert all(measured_costs(run).training > 0 for run in runs)
+
+
 def test_without_runs_there_is_nothing_to_plot():
     with pytest.raises(DataError, match="no records of bigmodel"):
         scaling_table(read_records())
@@ -262,6 +318,14 @@ def test_the_plots_have_the_points(recorded):
     pytest.importorskip("matplotlib")
     table = scaling_table(read_records(recorded(record_of(1000), record_of(3000))))
     figures = scaling_figures(table)
+    backends = [record_of(1000, backend=name) for name in ("mkl", "fused")]
+    both = scaling_figures(scaling_table(read_records(recorded(*backends))))
+    colours = {
+        (line.get_label().removesuffix(", planned"), line.get_color())
+        for figure in (*figures.values(), *both.values())
+        for line in figure.axes[0].get_lines()
+    }
+    assert len(colours) == len({name for name, _ in colours}) == 3  # the paper's too
     assert list(figures) == ["init", "epoch", "inference", "evolution", "memory", "cost"]
     epoch = lines_of(figures["epoch"])
     assert epoch[PAPER] == [[row.neurons, 60 * row.epoch_min] for row in TABLE_4]
@@ -298,7 +362,7 @@ def test_the_page_needs_nothing_else(scaling, recorded, tmp_path, capsys):
 
 def test_a_table_is_escaped_and_scrolls():
     text = pages.table(["a", "b"], [["<1>", "2"]])
-    assert "<td>&lt;1&gt;</td><td>2</td>" in text
+    assert '<td class="name">&lt;1&gt;</td><td>2</td>' in text
     assert text.startswith('<div class="wide">')
 
 

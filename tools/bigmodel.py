@@ -184,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bigmodel",
         neurons=network.neurons,
         layers=len(network.layers) - 1,
+        features=config.layer_sizes[0],
         epsilon=config.epsilon,
         parameters=network.parameters,
         connections=network.connections,

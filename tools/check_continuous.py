@@ -119,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(scratch) / "clone"
         commits = plant(folder, options.slow_down)
         machine = [sys.executable, "-m", "asv", "machine", "--yes"]
-        subprocess.run(machine, cwd=folder, capture_output=True, check=True)
+        done = subprocess.run(machine, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().rpartition("\n")[2]
+            raise LargeSparseError(f"asv cannot be run ({last}): pip install 'largesparse[bench]'.")
         names = [name for _ in range(options.times) for name in ("slower", "unchanged")]
         for name in tqdm(names, desc="comparisons", disable=None):
             found = compare(folder, commits["newest"], commits[name], options.bench)

@@ -28,7 +28,7 @@ from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import parse_size, run_command
 from largesparse.environment import find_mpiexec
-from largesparse.errors import ParameterError
+from largesparse.errors import LargeSparseError, ParameterError
 from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.segments import Arena, Segment
 from largesparse.parallel.shared import (
@@ -108,7 +108,8 @@ def start(ranks: int, options: argparse.Namespace, **settings: Any) -> dict[str,
         for name, value in merged.items():
             if value is not None:
                 command += ["--" + name.replace("_", "-"), str(value)]
-        subprocess.run(command, check=True)
+        if code := subprocess.run(command, check=False).returncode:
+            raise LargeSparseError(f"The training by {ranks} ranks failed with {code}: see above.")
         found: dict[str, Any] = json.loads(Path(out).read_text(encoding="utf-8"))
     return found
 

@@ -44,7 +44,7 @@ from largesparse.config import REGROWTH
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.memory import choose_plan
 from largesparse.optimizer import SCHEDULES
-from largesparse.pages import save_figures
+from largesparse.pages import make_folder, save_figures
 from largesparse.records import check_output
 from largesparse.reproduction import extremes, paper
 from largesparse.reproduction.figures import FIGURES, draw
@@ -240,8 +240,9 @@ def show(table: int, dataset: str, rows: list[Row], runs: Runs) -> None:
     done = [run for row in rows for run in runs.of(row)]
     epochs = rows[0].trainings[0].training.epochs if rows else 0
     print(f"\nTable {table}, {dataset}, {'-'.join(map(str, task.layer_sizes))}: {epochs} epochs")
-    if done and done[0]["train_samples"] != task.train_samples:
-        rows_here = f"{done[0]['train_samples']:,.0f} training, {done[0]['test_samples']:,.0f} test"
+    train, test = (done[0][f"{part}_samples"] if done else None for part in ("train", "test"))
+    if train and test and train != task.train_samples:
+        rows_here = f"{train:,.0f} training, {test:,.0f} test"
         print(
             f"Rows: {rows_here}; the paper {task.train_samples:,} and {task.test_samples:,}: "
             "the accuracies do not compare with the paper's."
@@ -306,8 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in options.figure:
             for dataset in options.dataset:
                 figure = draw(number, dataset, protocol, runs)
-                Path(options.plots).mkdir(parents=True, exist_ok=True)
-                (path,) = save_figures({dataset: figure}, options.plots, f"figure-{number}")
+                folder = make_folder(options.plots)
+                (path,) = save_figures({dataset: figure}, folder, f"figure-{number}")
                 print(path)
     if options.extremes is not None:
         run_extremes(options.extremes or [paper.EXTREMES[0].neurons], options)

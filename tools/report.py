@@ -29,13 +29,18 @@ from largesparse.benchmark_plots import (
 from largesparse.cli import run_command
 from largesparse.errors import ParameterError
 from largesparse.measurements import COUNTS, SETTINGS, read_measurements
+from largesparse.memory import GIB
 from largesparse.plots import scaling_figures, scaling_table
 from largesparse.records import read_records
+from largesparse.series import told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ASV_RESULTS = Path(".asv/results")
+HISTORY = "step.Step.time_step"
+UNITS = {"init_s": "init s", "epoch_s": "epoch s", "inference_s": "inference s"}
+UNITS |= {"evolution_s": "evolution s", "peak_bytes": "peak GiB"}  # of runs, as they are told
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,9 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--history",
         nargs="*",
-        default=["step.Step.time_step"],
         metavar="NAME",
-        help="figures to draw over commits, by a part of their names (default %(default)s)",
+        help="figures to draw over commits, by a part of their names (default "
+        f"{HISTORY}, where it was measured)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("report"), help="folder to write to (default %(default)s)"
@@ -85,8 +90,10 @@ def make_report(options: argparse.Namespace) -> Path:
     if (table["source"] == "asv").any():
         drawn = benchmark_figures(table)
         figures |= drawn
-        for name in options.history:
+        for name in [HISTORY] if options.history is None else options.history:
             if (figure := history_figure(table, name)) is None:
+                if options.history is None:
+                    continue  # only a part of the suite was run
                 raise ParameterError(
                     f"No figure of asv has {name!r} in its name. There are: "
                     + ", ".join(sorted(set(table[table["source"] == "asv"]["figure"])))
@@ -94,7 +101,7 @@ def make_report(options: argparse.Namespace) -> Path:
             drawn[f"history-{name}"] = figures[f"history-{name}"] = figure
         sections += [pages.paragraph("", heading="The benchmark suite"), pages.plots(drawn)]
         sections += [benchmarks_section(table)]
-    options.out.mkdir(parents=True, exist_ok=True)
+    pages.make_folder(options.out)
     pages.save_figures(figures, options.out, "report")
     path: Path = options.out / "index.html"
     path.write_text(pages.page("largesparse: benchmark report", sections), encoding="utf-8")
@@ -104,42 +111,54 @@ def make_report(options: argparse.Namespace) -> Path:
 def machine_section(table: pd.DataFrame) -> str:
     """Return where, when and with what the figures were measured."""
     versions = ", ".join(f"{name} {found}" for name, found in info.versions().items() if found)
-    machines = ", ".join(map(str, table["machine"].dropna().unique()))
-    dates = table["date"]
-    lines = [
-        f"Machines: {machines}. Commits from {dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}.",
-        f"The page was made with {versions}, on {info.cpu_model()}.",
-    ]
+    machines = ", ".join(map(str, table["machine"].dropna().unique())) or "unknown"
+    lines = [f"Machines: {machines}."]
+    if len(dates := table["date"].dropna()):
+        # asv dates a result by its commit, a run by its end
+        lines.append(f"Dates from {dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}.")
+    lines.append(f"The page was made with {versions}, on {info.cpu_model()}.")
     return pages.paragraph(" ".join(lines))
 
 
 def runs_section(table: pd.DataFrame) -> str:
-    """Return a table of the runs of bigmodel, a line a run."""
-    runs = table[table["source"] == "bigmodel"]
-    keys = ["date", "neurons", "connections", "epsilon", "batch_size", "backend", "ranks"]
-    values = runs.groupby([*keys, "threads", "figure"], dropna=False)["value"].last()
-    return frame(values.unstack("figure").reset_index())
+    """Return a table of the runs of bigmodel, a line a run, the smallest network first."""
+    runs = table[table["source"] == "bigmodel"].copy()
+    runs["value"] = runs["value"].where(runs["figure"] != "peak_bytes", runs["value"] / GIB)
+    runs["figure"] = runs["figure"].map(UNITS)
+    settings = [name for name in (*SETTINGS, *COUNTS) if name != "neurons"]
+    keys = ["neurons", "connections", *settings, "date", "commit", "machine"]
+    values = runs.groupby([*keys, "figure"], dropna=False)["value"].last()
+    wide = values.unstack("figure").reset_index()
+    measured = [name for name in UNITS.values() if name in wide]
+    told = ["neurons", *measured, "connections", *settings, "date", "commit", "machine"]
+    return frame(wide[told].sort_values(keys))
 
 
 def benchmarks_section(table: pd.DataFrame) -> str:
     """Return a table of asv's newest results, with the interval that asv gives."""
-    rows = newest_results(table).dropna(axis="columns", how="all").sort_values("figure")
-    kept = ["figure", *SETTINGS, *COUNTS, "value", "low", "high", "unit", "commit", "machine"]
-    rows = rows[[name for name in kept if name in rows]]
-    return frame(rows.assign(commit=rows["commit"].str[:8]))
+    settings = [*SETTINGS, *COUNTS]
+    rows = newest_results(table).sort_values(["figure", *settings, "machine"])
+    rows["settings"] = [
+        ", ".join(told(*pair) for pair in zip(settings, row, strict=True) if pair[1] == pair[1])
+        for row in rows[settings].to_numpy(object)
+    ]
+    return frame(rows[["figure", "value", "unit", "settings", "low", "high", "commit", "machine"]])
 
 
 def frame(table: pd.DataFrame) -> str:
     """Return a table for readers: three digits, and nothing where there is nothing."""
-    return pages.table(list(table), [[text(cell) for cell in row] for row in table.to_numpy()])
+    if "commit" in table:
+        table = table.assign(commit=table["commit"].map(lambda name: name[:8], na_action="ignore"))
+    head = [name.replace("_", " ") for name in table]
+    return pages.table(head, [[text(cell) for cell in row] for row in table.to_numpy(object)])
 
 
 def text(cell: object) -> str:
     """Return a cell of a table: numbers in three digits, large whole ones with commas."""
-    if isinstance(cell, pd.Timestamp):
-        return f"{cell:%Y-%m-%d %H:%M}"
     if cell is None or cell != cell:
         return ""
+    if isinstance(cell, pd.Timestamp):
+        return f"{cell:%Y-%m-%d %H:%M}"
     if isinstance(cell, (int, float)):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
     return str(cell)

@@ -46,7 +46,8 @@ from largesparse.ladder import (
 )
 from largesparse.memory import GIB
 from largesparse.plots import PHASES, paper_table, scaling_figures, scaling_table
-from largesparse.records import check_output, read_records
+from largesparse.records import check_output, read_records, record_rows
+from largesparse.series import split_command
 from largesparse.sizes import parse_size
 from largesparse.threads import available_threads
 
@@ -149,17 +150,18 @@ def settings_of(command: Sequence[str]) -> list[str]:
 def runs_like(records: pd.DataFrame, command: Sequence[str], ranks: int) -> list[dict[str, Any]]:
     """Return the records whose settings are a command's, the oldest first."""
     wanted = settings_of(command)
-    rows = records[records["kind"] == "bigmodel"].to_dict("records")
+    rows = record_rows(records[(records["kind"] == "bigmodel") & records["connections"].notna()])
     return [
         row
         for row in rows
-        if (row["ranks"] or 1) == ranks and settings_of(shlex.split(row["command"])) == wanted
+        if (row["ranks"] or 1) == ranks and settings_of(split_command(row["command"])) == wanted
     ]
 
 
 def climb(options: argparse.Namespace) -> None:
     """Run the sizes, the smallest first, until the time is over."""
     check_output(options.out)
+    pages.make_folder(options.plots)  # before what would be drawn takes hours
     end = time.monotonic() + 60 * options.minutes
     wanted = Length(options.samples, options.epochs)
     costs: list[Costs] = []
@@ -238,9 +240,9 @@ def table_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for row in both.to_dict("records"):
         cells = [row["series"], f"{row['neurons']:,}", f"{row['connections']:,}"]
         cells += [_seconds(row[name]) for name in PHASES]
-        cells.append(f"{1e9 * row['cost_s']:.2f}")
+        cells.append("-" if math.isnan(row["cost_s"]) else f"{1e9 * row['cost_s']:.2f}")
         cells += [_gib(row[name]) for name in ("planned_bytes", "peak_bytes")]
-        rows.append([*cells, f"{row['samples']:,} samples"])
+        rows.append([*cells, _rows(row["samples"])])
     return header, rows
 
 
@@ -252,11 +254,11 @@ def draw(options: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in [header, *rows]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    folder = Path(options.plots)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = pages.make_folder(options.plots)
     figures = scaling_figures(table)
     pages.save_figures(figures, folder, "scaling")
-    (folder / "index.html").write_text(make_page(records, header, rows, figures))
+    page = make_page(records, header, rows, figures)
+    (folder / "index.html").write_text(page, encoding="utf-8")
     print(f"plots in {folder}/, all of them and the table in {folder / 'index.html'}")
 
 
@@ -267,8 +269,8 @@ def make_page(
     figures: Mapping[str, Any],
 ) -> str:
     """Return the page of the plots and the table."""
-    processors = ", ".join(sorted({cpu for cpu in records["cpu"] if cpu}))
-    commands = sorted({_short(command) for command in records["command"]})
+    processors = ", ".join(sorted(set(records["cpu"].dropna()))) or "an unknown processor"
+    commands = sorted({_short(words) for words in map(split_command, records["command"]) if words})
     about = (
         "An epoch's time is given for 7000 samples and inference's for 3000, as the paper's are; "
         "the last column says on how many samples of an epoch it was measured. The paper's "
@@ -295,15 +297,15 @@ def show_cluster(options: argparse.Namespace) -> None:
         costs = GUESS
         print(f"costs: guesses, since {options.out} has no runs")
     else:
-        run = runs.sort_values("connections").to_dict("records")[-1]
+        run = record_rows(runs.sort_values("connections"))[-1]
         costs = measured_costs(run)
-        cores = min(available_threads(), int(run["threads"] or 1) * max(1, run["ranks"] or 1))
+        cores = min(available_threads(), int((run["threads"] or 1) * (run["ranks"] or 1)))
         one_core = {
             name: cores * getattr(costs, name)
             for name in ("init", "training", "inference", "evolution")
         }
         costs = costs._replace(**one_core)
-        print(f"costs: of the run with {run['connections']:,} connections, {cores} cores")
+        print(f"costs: of the run with {run['connections']:,.0f} connections, {cores} cores")
     print(f"training: {1e9 * costs.training:.2f} ns a connection, sample and core")
     cluster = Cluster(
         options.nodes,
@@ -341,13 +343,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _short(command: str) -> str:
-    words = shlex.split(command)
+def _short(words: Sequence[str]) -> str:
     return shlex.join(["python", f"tools/{Path(words[0]).name}", *words[1:]])
 
 
 def _seconds(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def _rows(samples: float | None) -> str:
+    return "-" if samples is None or math.isnan(samples) else f"{samples:,.0f} samples"
 
 
 def _gib(value: float | None) -> str:

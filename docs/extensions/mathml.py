@@ -1,5 +1,6 @@
 """Equations as MathML, which browsers draw themselves: no script, no font, no network."""
 
+from docutils.nodes import SkipNode
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
@@ -8,13 +9,14 @@ logger = logging.getLogger(__name__)
 
 
 def convert(translator, node, as_block):
-    """Write an equation into the page."""
+    """Write an equation into the page, as MathML or, with a warning, as it stands in the source."""
     try:
         equation = tex2mathml(node.astext(), as_block=as_block)
     except MathError as error:
         logger.warning("%s In: %s", error, node.astext(), location=node)
         return
     translator.body.append(f'<div class="math">{equation}</div>' if as_block else equation)
+    raise SkipNode  # or the source of the equation would follow as text
 
 
 def visit_inline(translator, node):

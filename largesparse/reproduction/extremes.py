@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..memory import GIB
+from ..records import record_rows
+from ..series import split_command
 from . import paper
 from .tables import NOT_MEASURED, NOTHING
 
@@ -40,10 +41,10 @@ def flags_of(neurons: int, epochs: int, backend: str) -> list[str]:
 def find_run(records: pd.DataFrame, flags: Sequence[str]) -> dict[str, Any] | None:
     """Return the newest record of bigmodel with these flags, or None."""
     found = None
-    for row in records[records["kind"] == "bigmodel"].to_dict("records"):
-        used = [word for word in shlex.split(row["command"]) if word.startswith("--")]
+    for row in record_rows(records[records["kind"] == "bigmodel"]):
+        used = [word for word in split_command(row["command"]) if word.startswith("--")]
         if [word for word in used if not word.startswith("--out=")] == list(flags):
-            found = {str(name): value for name, value in row.items()}
+            found = row
     return found
 
 
@@ -66,14 +67,18 @@ def extremes_table(
         if run is None:
             line += [NOT_MEASURED, NOTHING]
         else:
-            line += [f"{run['connections']:,.0f}", f"{run['init_s']:.1f}"]
+            line += [_cell(run["connections"], "{:,.0f}"), _cell(run["init_s"], "{:.1f}")]
         for name in ("epoch_s", "inference_s", "evolution_s"):
             line.append(_median(None if run is None else run[name]))
             reported = None if theirs is None else getattr(theirs, name)
-            line.append(NOTHING if reported is None else f"{reported:,.0f}")
-        line.append(NOTHING if run is None else f"{run['peak_rss_bytes'] / GIB:.2f}")
+            line.append(_cell(reported, "{:,.0f}"))
+        line.append(_cell(run["peak_rss_bytes"] if run else None, "{:.2f}", 1 / GIB))
         lines.append(line)
     return head, lines
+
+
+def _cell(value: float | None, show: str, scale: float = 1) -> str:
+    return NOTHING if value is None else show.format(scale * value)
 
 
 def _median(values: Sequence[float | None] | None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError
 from ..plots import new_figure
+from ..series import COLOURS, colour_of
 from .tables import Run, Runs, diverged, last
 from .trainings import PRUNED, Protocol, Row, rows_of
 
@@ -38,10 +40,13 @@ def draw(number: int, dataset: str, protocol: Protocol, runs: Runs) -> Figure:
     DataError
         Where none of its trainings has been run.
     """
-    table, names, make = FIGURES[number]
+    table, names, fields, make = FIGURES[number]
     rows = rows_of(table, dataset, protocol, only=names)
-    whole = [(row, [run for run in runs.of(row) if not diverged(run)]) for row in rows]
-    found = [(row, those) for row, those in whole if those]
+    found = []
+    for row in rows:
+        runs_of_row = [run for run in runs.of(row) if not diverged(run)]
+        if whole := [run for run in runs_of_row if all(run[name] for name in fields)]:
+            found.append((row, whole))
     if not found:
         raise DataError(
             f"Figure {number} has no data: no training of {dataset} with these settings is in the "
@@ -62,7 +67,8 @@ def size_and_loss(found: Found) -> Figure:
         for row, those in found:
             x = np.mean([run["nnz"][-1] for run in those]) / size
             y = np.mean([run[name][-1] for run in those]) / loss
-            one.plot([x], [y], "s" if row.name.endswith(PRUNED) else "o", label=row.name)
+            marker = "s" if row.name.endswith(PRUNED) else "o"
+            one.plot([x], [y], marker, color=_colour(row), label=row.name)
         one.set(title=title, xlabel="relative size (connections)", ylabel="relative loss")
         one.legend(fontsize="small")
     return figure
@@ -114,7 +120,8 @@ def histograms(found: Found, name: str, label: str) -> Figure:
     for column, (row, those) in enumerate(found):
         for layer, histogram in enumerate(those[0]["distributions"][name]):
             one = axes[layer * len(found) + column]
-            one.stairs(histogram["counts"], histogram["edges"], fill=True)
+            shape = histogram["counts"], histogram["edges"]
+            one.stairs(*shape, fill=True, color=_colour(row))
             one.set(title=f"{row.name}, hidden layer {layer + 1}", xlabel=label, ylabel="neurons")
     return figure
 
@@ -135,19 +142,29 @@ def _curve(axes: Axes, row: Row, curves: Sequence[Sequence[Any]], label: str = "
     values = np.array(curves, dtype=np.float64)  # None becomes NaN
     measured = ~np.isnan(values).any(axis=0)
     epochs, values = np.flatnonzero(measured), values[:, measured]
-    (line,) = axes.plot(epochs, values.mean(axis=0), label=label or row.name)
+    style, label = "--" if row.name.endswith(PRUNED) else "-", label or row.name
+    mean = values.mean(axis=0)
+    (line,) = axes.plot(epochs, mean, color=_colour(row), linestyle=style, label=label)
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
-# number -> table, the rows drawn (None: all), and what draws them
-FIGURES: dict[int, tuple[int, Sequence[str] | None, Callable[[Found], Figure]]] = {
-    4: (2, BOTH, size_and_loss),
-    5: (2, SPARSE, gradient_flow),
-    6: (2, BOTH, learning_curves),
-    7: (2, BOTH, errors),
-    9: (2, SPARSE, lambda found: histograms(found, "activation", "mean activation")),
-    12: (2, SPARSE, lambda found: histograms(found, "pre_activation", "mean weighted sum")),
-    19: (5, None, slopes),
+def _colour(row: Row) -> str | None:
+    """Return the colour of a row's activation or algorithm; None, the next, for other rows."""
+    name = row.name.removesuffix(PRUNED)
+    return colour_of(name) if name in COLOURS else None
+
+
+ACTIVATIONS = partial(histograms, name="activation", label="mean activation")
+WEIGHTED_SUMS = partial(histograms, name="pre_activation", label="mean weighted sum")
+# number -> table, the rows drawn (None: all), the fields of a record it takes, and what draws them
+FIGURES: dict[int, tuple[int, Sequence[str] | None, Sequence[str], Callable[[Found], Figure]]] = {
+    4: (2, BOTH, ("loss", "test_loss"), size_and_loss),
+    5: (2, SPARSE, ("gradient_flow",), gradient_flow),
+    6: (2, BOTH, ("train_accuracy",), learning_curves),
+    7: (2, BOTH, ("loss", "test_loss"), errors),
+    9: (2, SPARSE, ("distributions",), ACTIVATIONS),
+    12: (2, SPARSE, ("distributions",), WEIGHTED_SUMS),
+    19: (5, None, (), slopes),
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..memory import GIB
+from ..records import record_rows
 from . import paper
 from .run import KIND
 from .trainings import Row, Training, key_of
@@ -26,14 +27,14 @@ class Runs:
     Parameters
     ----------
     records : DataFrame
-        From `records.read_records`.
+        From `records.read_records`. A record without settings, accuracies or connections is none.
     """
 
     def __init__(self, records: pd.DataFrame) -> None:
-        kept = records[(records["kind"] == KIND) & records["settings"].notna()]
         self._by_key: dict[str, Run] = {
-            key_of(record["settings"]): {str(name): value for name, value in record.items()}
-            for record in kept.to_dict("records")
+            key_of(record["settings"]): record
+            for record in record_rows(records[records["kind"] == KIND])
+            if record["settings"] and record["accuracy"] and any(record["nnz"] or ())
         }
 
     def __contains__(self, training: Training) -> bool:
@@ -81,7 +82,7 @@ def _left(found: paper.Result) -> float | None:
 def _scaled(name: str, scale: float) -> Callable[[Run], float | None]:
     def get(run: Run) -> float | None:
         value = run[name]
-        return None if value is None or value != value else scale * value
+        return None if value is None else scale * value
 
     return get
 
@@ -102,7 +103,7 @@ COLUMNS = (
     Column("paper left %", None, _left, "{:.1f}"),
     Column("minutes", _scaled("train_s", 1 / 60), None, "{:.3g}"),
     Column("paper minutes", None, lambda found: found.minutes, "{:.4g}"),
-    Column("CPU s", lambda run: sum(run["cpu_s"]), None, "{:.0f}"),
+    Column("CPU s", lambda run: sum(run["cpu_s"]) if run["cpu_s"] else None, None, "{:.0f}"),
     Column("energy kJ", _scaled("energy_j", 1e-3), None, "{:.3g}"),
     Column("GiB", _memory, None),
     Column(
@@ -144,8 +145,8 @@ def pruning_table(row: Row, runs: Runs) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of Table 6: networks that are pruned once, after their training."""
     head = ["percentile", "seeds", "accuracy %", "lost", "connections", "left %"]
     head += ["paper %", "lost", "connections", "left %"]
-    found = [run["pruned"] for run in runs.of(row) if isinstance(run["pruned"], list)]
     reported = paper.TABLE_6[row.trainings[0].dataset]
+    found = [run["pruned"] for run in runs.of(row) if len(run["pruned"] or ()) == len(reported)]
     lines = []
     for k, percentile in enumerate(reported):
         line = [str(percentile), str(len(found)), NOT_MEASURED, NOTHING, NOTHING, NOTHING]

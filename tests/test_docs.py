@@ -1,0 +1,119 @@
+"""What the documentation says and how it is built."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, save_model
+from largesparse.backends.base import PREFETCH_AHEAD, PREFETCH_BYTES
+from largesparse.cli import main
+from largesparse.estimator_defaults import (
+    EPOCH_CELLS,
+    EPOCH_ROWS,
+    FEWEST_EPOCHS,
+    MOST_CONNECTIONS,
+    MOST_EPOCHS,
+    RATES,
+    STOPPING_ROWS,
+    auto_epsilon,
+)
+from largesparse.memory import HEADROOM
+
+ROOT = Path(__file__).parent.parent
+CONF = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "docs" / "extensions")!r})
+extensions = ["myst_parser", "mathml"]
+html_math_renderer = "mathml"
+myst_enable_extensions = ["dollarmath"]
+"""
+
+
+def test_an_equation_is_in_the_page_once(tmp_path):
+    pytest.importorskip("myst_parser")
+    (tmp_path / "conf.py").write_text(CONF, encoding="utf-8")
+    (tmp_path / "index.md").write_text("# T\n\nInline $n_{\\text{in}}$.\n\n$$\n\\frac{a}{b}\n$$\n")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", str(tmp_path), str(tmp_path / "built")]
+    subprocess.run(command, check=True, timeout=300)
+    page = (tmp_path / "built" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<math") == page.count("<msub>") + page.count("<mfrac>") == 2
+    assert not re.search(r"\\[a-z]+", page)
+
+
+def table_of(page: str, heading: str) -> dict[str, str]:
+    """Return the first table under a heading of a page: its first column and its second."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    table = re.search(r"^(\|.*\n)+", text, re.MULTILINE)[0].splitlines()[2:]
+    return dict([cell.strip() for cell in line.split("|")[1:3]] for line in table)
+
+
+def test_the_docs_have_the_code_s_constants():
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    prefetching = re.search(r"\*\*Prefetching\*\*.* (\d+) connections ahead.* (\d+) MiB", text)
+    assert int(prefetching[1]) == PREFETCH_AHEAD
+    assert int(prefetching[2]) * 2**20 == PREFETCH_BYTES
+    assert f"{100 * HEADROOM:g} % of the memory available" in text
+    pruning = table_of("how-it-works.md", "Importance pruning")
+    for name in ("pruning_start", "pruning_every", "pruning_percentile"):
+        assert pruning[f"`{name}`"].strip("`") == str(getattr(TrainingConfig(), name))
+
+
+def test_the_docs_have_the_estimators_defaults():
+    told = table_of("choosing.md", "What the estimators take")
+    model = SparseMLPClassifier()
+    sizes, epsilon = told["`hidden_layer_sizes`, `epsilon`"].split("; ", 1)
+    assert sizes == "-".join(map(str, model.hidden_layer_sizes))
+    assert float(re.search(r"ε (\d+)", epsilon)[1]) == auto_epsilon((30, 400, 400, 2))
+    assert f"{MOST_CONNECTIONS:,} connections" in epsilon
+    assert f"{auto_epsilon((88_119, 400, 400, 2)):.1f} at 88,119 features" in epsilon
+    assert told["`activation`, `alpha`"] == f"`{model.activation}`, {model.alpha:g}"
+    fractions = told["`zeta`, `dropout`, `weight_decay`"].split(", ")
+    assert [float(text) for text in fractions] == [model.zeta, model.dropout, model.weight_decay]
+    rate, rates = told["`learning_rate`"], RATES["softmax_cross_entropy"]
+    assert f"`width` {rates['width']:g}" in rate and f"`paper` {rates['paper']:g}" in rate
+    assert f"from {FEWEST_EPOCHS} to {MOST_EPOCHS}" in told["`max_epochs`"]
+    assert f"{EPOCH_ROWS:,} rows and {EPOCH_CELLS:,} cells" in told["`max_epochs`"]
+    assert f"above {STOPPING_ROWS:,} rows" in told["`early_stopping`"]
+
+
+def test_the_sample_of_inspect_is_what_it_prints(tmp_path, capsys):
+    network = SparseMLP(NetworkConfig((30, 8, 8, 2), epsilon=2))
+    network.classes = np.array(["benign", "malignant"])
+    save_model(network, tmp_path / "model")
+    assert main(["inspect", str(tmp_path / "model"), "--features", "3"]) == 0
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    sample = page.partition("largesparse inspect tumours --features 3\n")[2].partition("```")[0]
+
+    def names(text: str) -> list[str]:
+        """What stands before the values, and the titles of columns."""
+        lines = text.splitlines()
+        return [
+            re.sub(" +", " ", line) if line.startswith("  layer") else line[:22].strip()
+            for line in lines
+            if not line.startswith("  ") or line.startswith("  layer")
+        ]
+
+    assert names(sample) == names(capsys.readouterr().out)
+
+
+def test_the_number_of_test_processes_is_told():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tested = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    most = re.search(r"return min\((\d+), available_threads\(\) \+ 1\)", tested)[1]
+    assert f"by one process more than cores, at most {most};" in text
+
+
+def test_the_50m_figures_of_the_readme_are_those_of_the_ladder():
+    ladder = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    row = re.search(r"\| 50M \|.*", ladder)[0].split(" | ")
+    init, epoch, _, evolution = (cell.split(" / ")[1] for cell in row[2:6])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith("| 50M neurons"))
+    assert f"{float(init.split()[0]):.0f} s to initialise, {epoch} an epoch" in line
+    assert f"{evolution} to evolve" in line
