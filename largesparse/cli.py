@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from . import __version__
 from .errors import LargeSparseError
+from .launching import check_alone
 from .model_commands import add_evaluate, add_inspect, add_predict
 from .sizes import SizeError, parse_size
 from .stopping import Interrupted
@@ -36,7 +37,8 @@ def run_command(function: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return code
     except LargeSparseError as error:
-        print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not error.is_told_elsewhere:
+            print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"largesparse: error: out of memory: {error}", file=sys.stderr)
@@ -54,8 +56,15 @@ def run_command(function: Callable[[], int | None]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process, and return its exit code."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and not words[0].startswith("-") and words[0] != "info":  # of use on every node
+        check_alone(f"largesparse {words[0]}")
     arguments = make_parser().parse_args(argv)
-    return run_command(lambda: arguments.run(arguments))
+    return int(arguments.run(arguments))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,16 @@ The command line turns each of them into one sentence on standard error and exit
 
 
 class LargeSparseError(Exception):
-    """Base of every error that the library raises on purpose."""
+    """Base of every error that the library raises on purpose.
+
+    Attributes
+    ----------
+    is_told_elsewhere : bool
+        Of an error that all ranks of a parallel run raise: whether this rank leaves it to rank 0
+        to tell it.
+    """
+
+    is_told_elsewhere = False
 
 
 class ParameterError(LargeSparseError, ValueError):

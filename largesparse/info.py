@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 
 from . import __version__
+from .control_groups import cpu_quota, group_free_memory, group_memory_limit
 from .environment import ADDRESS, BACKEND, BENCH_MAX, CACHE, DATA
 from .threading_layers import threading_layer
-from .threads import cpu_quota, usable_cores
+from .threads import usable_cores
 
 PACKAGES = (
     "numpy",
@@ -84,7 +85,8 @@ def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
         "memory": {
             "total_bytes": psutil.virtual_memory().total,
             "available_bytes": psutil.virtual_memory().available,
-            "cgroup_limit_bytes": _probe(cgroup_memory_limit),
+            "cgroup_limit_bytes": _probe(group_memory_limit),
+            "cgroup_free_bytes": _probe(group_free_memory),
         },
         "versions": versions(),
         "backend": _probe(_backend),
@@ -146,29 +148,6 @@ def commit() -> str | None:
     return None
 
 
-def cgroup_memory_limit() -> int | None:
-    """Return the smallest memory limit of this process's control groups in bytes, None if none.
-
-    Control groups limit containers and batch jobs; the total memory does not show it.
-    """
-    limits = []
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, name = Path("/sys/fs/cgroup"), "memory.max"
-        elif controllers == "memory":
-            base, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        for folder in (group, *group.parents):
-            text = _read(folder / name).strip()
-            if text.isdigit():
-                limits.append(int(text))
-    # Version 1 says "no limit" by a number near 2**63.
-    return min((limit for limit in limits if limit < 2**60), default=None)
-
-
 def mpi_library(timeout: float = 20.0) -> str | None:
     """Return the first line of the MPI library's version, or what is missing.
 
@@ -212,7 +191,8 @@ def format_listing(info: dict[str, Any]) -> str:
             (
                 "memory",
                 f"{_gib(memory['total_bytes'])}, {_gib(memory['available_bytes'])} available, "
-                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}",
+                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}"
+                + _free_of(memory["cgroup_free_bytes"]),
             ),
         ],
         [(name, _shown(info["versions"][name])) for name in PACKAGES],
@@ -294,13 +274,6 @@ def _output(*command: str) -> str | None:
     return run.stdout.strip() or None if run.returncode == 0 else None
 
 
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else ""
@@ -314,6 +287,10 @@ def _shown(value: Any, absent: str = "not installed") -> str:
 
 def _quota_of(cores: float | None) -> str:
     return "" if cores is None else f" (control groups leave the time of {cores:g})"
+
+
+def _free_of(n_bytes: int | str | None) -> str:
+    return "" if n_bytes is None else f" ({_gib(n_bytes)} free)"
 
 
 def _gib(n_bytes: int | str | None) -> str:

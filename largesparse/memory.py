@@ -29,8 +29,8 @@ import psutil
 from .activations import TRAINED
 from .backends import get_backend
 from .config import NetworkConfig
+from .control_groups import free_memory
 from .errors import MemoryPlanError
-from .info import cgroup_memory_limit
 from .workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
 
 GIB = 2**30
@@ -197,10 +197,7 @@ def activation_bytes(
 
 def available_memory() -> int:
     """Return the bytes that this process may still take."""
-    available: int = psutil.virtual_memory().available
-    limit = cgroup_memory_limit()
-    if limit is not None:
-        available = min(available, limit - psutil.Process().memory_info().rss)
+    available = free_memory()
     try:
         import resource
 

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
+from .environment import SHARED_FOLDER
 from .errors import MemoryPlanError
-
-SHARED_FOLDER = Path("/dev/shm")  # memory that has file names, on Linux
 
 
 class SharedArray(NamedTuple):
@@ -37,40 +36,46 @@ class SharedArray(NamedTuple):
 
 
 class SharedFiles:
-    """A folder of arrays in shared memory, or on the disk where that is too small."""
+    """Files of arrays in shared memory, or among the temporary files where that is too small."""
 
     def __init__(self) -> None:
-        self.folder: Path | None = None
+        self._folders: dict[Path, Path] = {}  # by the place that they lie in
         self._count = 0
 
     def share(self, array: NDArray[Any]) -> SharedArray:
         if (mapped := find_mapped(array)) is not None:
             return mapped
         self._count += 1
-        path = self._folder_for(array.nbytes) / str(self._count)
-        np.ascontiguousarray(array).tofile(path)
-        return SharedArray(str(path), array.dtype.str, array.shape)
-
-    def _folder_for(self, size: int) -> Path:
-        """Return the folder, made at the first call where there is most likely to be room."""
-        places = [SHARED_FOLDER] if os.access(SHARED_FOLDER, os.W_OK) else []
-        places.append(Path(tempfile.gettempdir()))
-        if self.folder is not None:
-            places = [self.folder]
-        for place in places:
+        full = []
+        for place in _places():
             free = shutil.disk_usage(place).free
-            if free > size + size // 8 + 2**20:
-                if self.folder is None:
-                    self.folder = Path(tempfile.mkdtemp(prefix="largesparse-", dir=place))
-                return self.folder
+            if free > array.nbytes + array.nbytes // 8 + 2**20:
+                path = self._folder_in(place) / str(self._count)
+                try:
+                    np.ascontiguousarray(array).tofile(path)
+                    return SharedArray(str(path), array.dtype.str, array.shape)
+                except OSError:  # another process was faster
+                    path.unlink(missing_ok=True)
+            full.append(f"{place} has {free} bytes free")
         raise MemoryPlanError(
-            f"Worker processes need {size} bytes more of shared memory than {places[-1]} has. "
-            "Use processes=1, or set TMPDIR to a folder with more room."
+            f"Worker processes need {array.nbytes} bytes more in files that they share, and "
+            f"{', '.join(full)}. Use processes=1, or set TMPDIR to a folder with more room."
         )
 
+    def _folder_in(self, place: Path) -> Path:
+        if place not in self._folders:
+            self._folders[place] = Path(tempfile.mkdtemp(prefix="largesparse-", dir=place))
+        return self._folders[place]
+
     def delete(self) -> None:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in self._folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _places() -> list[Path]:
+    """Return the folders for shared files, that in memory first."""
+    places = [SHARED_FOLDER] if os.access(SHARED_FOLDER, os.W_OK) else []
+    return [*places, Path(tempfile.gettempdir())]
 
 
 def find_mapped(array: NDArray[Any]) -> SharedArray | None:

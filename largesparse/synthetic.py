@@ -94,7 +94,7 @@ def make_large_classification(
         "random_state": random_state,
     }
     parameters = _checked(parameters)
-    cache = environment.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = environment.cache_folder() if cache_dir is None else environment.expand_user(cache_dir)
     digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
     folder = cache / f"classification-{n_samples}x{n_features}-{digest}"
     for _ in range(3):  # once in general; again if what is there is damaged

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .control_groups import own_groups, read_numbers
+from .control_groups import cpu_quota
 from .errors import check_range
 
 # Each limits the threads of a process; batch systems and joblib's workers set the first.
@@ -30,21 +30,6 @@ def core_numbers() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))  # not Linux
-
-
-def cpu_quota() -> float | None:
-    """Return the cores' worth of time that control groups leave this process, None if all."""
-    quotas = []
-    for folder in own_groups("cpu"):
-        numbers = read_numbers(folder / "cpu.max")  # version 2: "max 100000" or "50000 100000"
-        if not numbers:
-            numbers = [
-                *read_numbers(folder / "cpu.cfs_quota_us"),
-                *read_numbers(folder / "cpu.cfs_period_us"),
-            ]
-        if len(numbers) == 2 and numbers[0] > 0 and numbers[1] > 0:
-            quotas.append(numbers[0] / numbers[1])
-    return min(quotas, default=None)
 
 
 def available_threads() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+
+from largesparse.environment import find_mpiexec
 
 MARKER = "LARGESPARSE_TEST_RUN"  # set in the environment of every process of a run
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,8 +126,7 @@ class MpiRun:
 
 def mpiexec() -> str:
     """Return the path of mpiexec; the test is skipped where there is none, or no mpi4py."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    found = find_mpiexec()
     if found is None or find_spec("mpi4py") is None:
         pytest.skip("needs mpi4py and mpiexec: pip install 'largesparse[mpi]'")
     return found

@@ -149,7 +149,7 @@ def test_what_is_broken_is_told_in_one_line(monkeypatch):
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr(info, "_numba_threads", broken)
-    monkeypatch.setattr(info, "cgroup_memory_limit", broken)
+    monkeypatch.setattr(info, "group_memory_limit", broken)
     found = info.collect()
     assert found["numba_threads"] == "failed: RuntimeError: lines"
     assert "cgroup limit failed: RuntimeError: lines" in info.format_listing(found)

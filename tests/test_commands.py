@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -192,6 +193,12 @@ def test_bad_tables_are_told(folder, tmp_path, capsys, content, message):
 
 def test_a_missing_model_is_told(tmp_path, capsys):
     assert_one_sentence(["inspect", str(tmp_path / "none")], "no model", capsys)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows makes up homes of users")
+def test_a_home_that_is_not_there_is_told(tmp_path, capsys):
+    command = ["train", "--data", "~no-such-user/table.csv", "--out", str(tmp_path / "model")]
+    assert_one_sentence(command, "'~no-such-user/table.csv' begins with a home", capsys)
 
 
 def assert_one_sentence(command, message, capsys):

@@ -25,12 +25,16 @@ print(hits)
 """
 
 
-def start(cache: Path) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
-    environment |= {"LARGESPARSE_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+PLACES = ("NUMBA_CACHE_DIR", "LARGESPARSE_CACHE", "XDG_CACHE_HOME", "HOME")
+
+
+def start(cache: Path | None = None, before: str = "", **variables: str) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key not in PLACES}
+    if cache is not None:
+        environment["LARGESPARSE_CACHE"] = str(cache)
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        env=environment,
+        [sys.executable, "-c", before + PROGRAM],
+        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -54,11 +58,86 @@ def test_processes_that_start_together_compile_once(tmp_path):
     assert sum(errors.count("Compiling the kernels") for _, errors in results) == 1
 
 
+def test_a_damaged_cache_is_compiled_again(tmp_path):
+    def hits() -> str:
+        output, errors = (process := start(tmp_path)).communicate(timeout=300)
+        assert process.returncode == 0 and "Traceback" not in errors, errors
+        return output.strip()
+
+    def cut(data: bytes) -> bytes:
+        return data[: len(data) // 2]
+
+    assert hits() == "0"
+    for name, damage in [("nbi", cut), ("nbc", cut), ("nbi", len), ("nbc", len)]:
+        (file,) = tmp_path.rglob(f"pattern_kernels.reorder-*.{name}")
+        file.write_bytes(bytes(damage(file.read_bytes())))  # cut, or as many zeros
+        assert hits() == "0", (name, damage)
+    assert hits() == "1"
+
+
+# Where the kernels are kept
+
+
+HOMELESS = """
+import pwd
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
+"""
+
+
+def kept_in_temporary_files(folder: Path, before: str = "", **variables: str) -> list[str]:
+    """Start twice without a usable cache folder; return the hits, and check what is told."""
+    found = []
+    for _ in range(2):
+        process = start(before=before, TMPDIR=str(folder), **variables)
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0 and "Traceback" not in errors, errors
+        assert "because of this:" in errors
+        found.append(output.strip())
+    return found
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_user_without_a_home_has_a_cache(tmp_path):
+    process = start(before=HOMELESS, TMPDIR=str(tmp_path))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    (folder,) = tmp_path.glob("largesparse-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.rglob("pattern_kernels.reorder-*.nbc"))
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_a_cache_that_cannot_be_written(tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")
-    process = start(file)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    for place in ("HOME", "XDG_CACHE_HOME", "LARGESPARSE_CACHE"):
+        (folder := tmp_path / place).mkdir()
+        assert kept_in_temporary_files(folder, **{place: str(file)}) == ["0", "1"]
     assert file.read_text() == "not a folder"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_temporary_folder_that_others_can_write_into_is_not_used(tmp_path):
+    """What lies there is code."""
+    (folder := tmp_path / f"largesparse-{os.getuid()}").mkdir()
+    folder.chmod(0o777)
+    (tmp_path / "file").touch()
+    assert kept_in_temporary_files(tmp_path, HOME=str(tmp_path / "file")) == ["0", "0"]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_compiler_that_is_turned_off_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n" + "1,0\n2,1\n" * 20)
+    files = ["--data", "x.csv", "--target", "b", "--out", "model"]
+    done = subprocess.run(
+        [sys.executable, "-m", "largesparse", "train", *files],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "NUMBA_DISABLE_JIT" in done.stderr

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -419,6 +420,27 @@ def test_arrays_go_to_the_disk_where_shared_memory_is_too_small(places, monkeypa
     with pytest.raises(MemoryPlanError, match="8000 bytes") as caught:
         files.share(np.arange(1000.0))
     assert "processes=1" in str(caught.value)
+    assert places() == []
+
+
+def test_each_array_goes_where_there_is_room_for_it(places, monkeypatch):
+    """The first may fit into what shared memory there is, and the second not."""
+    usage = sharing.shutil.disk_usage(places.shared)
+    free = {places.shared: 2 * 2**20, places.temporary: 2**30}
+    monkeypatch.setattr(
+        sharing.shutil, "disk_usage", lambda place: usage._replace(free=free[place])
+    )
+    files = sharing.SharedFiles()
+    small, large = np.arange(1000.0), np.arange(2.0**17)
+    shared = [files.share(array) for array in (small, large, small)]
+    folders = [Path(each.path).parents[1] for each in shared]
+    assert folders == [places.shared, places.temporary, places.shared]
+    for each, array in zip(shared, (small, large, small), strict=True):
+        np.testing.assert_array_equal(each.open(), array)
+    free[places.temporary] = 2**20
+    with pytest.raises(MemoryPlanError, match=f"{places.temporary} has {2**20} bytes free"):
+        files.share(large)
+    files.delete()
     assert places() == []
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, control_groups
 from largesparse import memory as memory_module
 from largesparse.cli import parse_size
+from largesparse.control_groups import free_memory, group_free_memory, group_memory_limit
 from largesparse.errors import MemoryPlanError
 from largesparse.memory import (
     HEADROOM,
@@ -28,6 +29,9 @@ from largesparse.memory import (
 from largesparse.memory import (
     settings as settings_of,
 )
+from largesparse.parallel.nodes import Nodes
+from largesparse.parallel.plan import memory_of_ranks
+from largesparse.parallel.ranks import Alone
 from largesparse.presets import hidden_sizes
 from largesparse.workspace import Workspace
 
@@ -321,12 +325,79 @@ def test_available_memory_is_below_that_of_the_machine():
     assert 0 < available_memory() <= psutil.virtual_memory().total
 
 
-def test_a_limit_of_the_container_counts(monkeypatch):
-    used = psutil.Process().memory_info().rss
-    monkeypatch.setattr(memory_module, "cgroup_memory_limit", lambda: used + 2**30)
-    assert 0 < available_memory() <= 1.1 * 2**30
-    monkeypatch.setattr(memory_module, "cgroup_memory_limit", lambda: used // 2)
-    assert available_memory() == 0
+def make_group(folder, version, limit, used, cached=0):
+    """Write the files of a control group as the kernel does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max",)}[version]
+    names = (*names, "memory.current")[:2]
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    of_children = "total_" if version == 1 else ""
+    lines = [f"{of_children}inactive_file {cached}", f"{of_children}active_file {cached}", "anon 7"]
+    (folder / "memory.stat").write_text("\n".join(lines) + "\n")
+
+
+UNLIMITED = {1: 2**63 - 4096, 2: "max"}
+
+
+@pytest.fixture(params=[1, 2])
+def groups(request, tmp_path, monkeypatch):
+    """The version of control groups, and the folder of those of this process: /job/step."""
+    version, mounts = request.param, tmp_path / "cgroup"
+    line = {1: "9:cpu:/else\n4:memory:/job/step\n", 2: "0::/job/step\n"}[version]
+    (tmp_path / "membership").write_text(line)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(control_groups, "MOUNTS", mounts)
+    return version, mounts / "memory" if version == 1 else mounts
+
+
+def test_what_others_in_the_group_use_is_not_free(groups):
+    version, base = groups
+    make_group(base / "job" / "step", version, 2**30, int(0.68 * 2**30))
+    assert group_memory_limit() == 2**30
+    assert group_free_memory() == pytest.approx(0.32 * 2**30, abs=1)
+    assert available_memory() <= free_memory() == group_free_memory()
+
+
+def test_the_page_cache_is_free(groups):
+    version, base = groups
+    make_group(base / "job" / "step", version, 2**30, 2**30 - 5, cached=2**28)
+    assert group_free_memory() == 2**29 + 5
+    make_group(base / "job" / "step", version, 2**30, 2**20, cached=2**28)
+    assert group_free_memory() == 2**30
+
+
+def test_a_group_s_ancestors_bound_it(groups):
+    version, base = groups
+    make_group(base / "job" / "step", version, UNLIMITED[version], 2**20)
+    assert group_memory_limit() is group_free_memory() is None
+    assert free_memory() > 0
+    make_group(base / "job", version, 2**30, 2**30 - 2**27)
+    make_group(base, version, 2**31, 2**20)
+    assert (group_memory_limit(), group_free_memory()) == (2**30, 2**27)
+    make_group(base, version, 2**31, 2**31 - 2**20)
+    assert group_free_memory() == 2**20
+    make_group(base / "job", version, 2**30, 2**30 + 4096)  # as it is while the kernel reclaims
+    assert group_free_memory() == available_memory() == 0
+
+
+def test_a_container_s_own_group_is_the_base(groups):
+    """The path of the membership is the host's, which the container does not see."""
+    version, base = groups
+    make_group(base, version, 2**30, 2**28)
+    assert group_free_memory() == 2**30 - 2**28
+
+
+def test_a_plan_does_not_count_on_what_others_use(groups):
+    version, base = groups
+    sizes = NetworkConfig((1000, 1_000_000, 2), epsilon=1)
+    make_group(base / "job" / "step", version, 8 * 2**30, 2**20)
+    choose_plan(sizes, 32)
+    make_group(base / "job" / "step", version, 8 * 2**30, 8 * 2**30 - 2**28)
+    with pytest.raises(MemoryPlanError, match=r"0\.2 GiB available"):
+        choose_plan(sizes, 32)
+    ranks = memory_of_ranks(Alone(), Nodes.of(Alone()))
+    assert 2**28 < ranks < 2**28 + psutil.Process().memory_info().rss
 
 
 def test_what_is_available_is_asked_for_when_it_is_not_given(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import parallel_cases
 import pytest
-from mpi_runs import Result, run_mpi
+from mpi_runs import Result, mpi_run, run_mpi
 from parallel_cases import (
     ASYNCHRONOUS,
     BOTH_PHASES,
@@ -343,8 +345,8 @@ def attempt(name, case=Case(), config=None, **given):
         train_wasap(**options | (case.given() if comm.rank == 0 else {}) | given)
     except LargeSparseError as error:
         told = f"{type(error).__name__}: {error}"
-    except SystemExit as leaving:
-        told = f"left with {leaving.code}"
+    except TypeError as error:
+        told = f"TypeError: {error}"
     with open(f"{sys.argv[2]}/{comm.rank}", "a", encoding="utf-8") as file:
         file.write(f"{name} | {told}\\n")
     barrier(comm)
@@ -359,6 +361,9 @@ attempt("no phase one", phase_one_epochs=0)
 attempt("slots", slots=0)
 attempt("power", staleness_power=-1.0 if comm.rank == 3 else 0.0)
 attempt("checkpoint", resume="nowhere")
+attempt("no config", config=5 if comm.rank == 1 else None)
+attempt("augment", augment=(lambda rows, numbers, epoch: rows) if comm.rank == 2 else None)
+attempt("own error", test=5)
 attempt("data", X=[[1.0, 2.0]])
 attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
 slow = {"batch_size": 5, "learning_rate": 1e-4}
@@ -392,15 +397,18 @@ def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
         "slots": ("ParameterError", "'slots'", "0"),
         "power": ("ParameterError", "Rank 3", "'staleness_power'", "-1"),
         "checkpoint": ("CheckpointError", "nowhere"),
+        "no config": ("ParameterError", "Rank 1", "'config'", "TrainingConfig", "int"),
+        "augment": ("ParallelError", "augmented", "rank 2 has True"),
+        "own error": ("TypeError", "int"),
         "data": ("DataError", "2", "8"),
         "rows": ("ParameterError", "3 workers", "2 training rows", "at most 3 ranks"),
     }.items(),
 )
-def test_bad_input_is_told_once_by_rank_0(attempts, name, parts):
+def test_bad_input_is_an_error_that_all_ranks_raise(attempts, name, parts):
     told, err = attempts
     first, *others = told[name]
     assert all(part in first for part in parts), first
-    assert others == ["left with 2"] * 3
+    assert others == [first] * 3
     assert "Traceback" not in err
 
 
@@ -421,4 +429,95 @@ def test_an_error_that_is_not_caught_is_one_message():
     """
     result = run_mpi(script, 3, arguments=(str(Path(__file__).parent),))
     assert result.status != 0
-    assert result.err.count("'slots'") == 1, result
+    assert result.err.count("'slots'") == result.err.count("Traceback") == 1, result
+
+
+CAUGHT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from parallel_cases import Case
+from mpi4py import MPI
+from largesparse.errors import LargeSparseError
+from largesparse.parallel import leaving, train_wasap
+
+comm, catches = MPI.COMM_WORLD, sys.argv[2]
+leaving.HEAD_START = leaving.UNHEEDED = 1
+case = Case(training={"validation_fraction": 0.1})
+try:
+    given = case.given() if comm.rank == 0 else {}
+    train_wasap(case.make_network(), case.make_config(), progress=False, **given)
+except LargeSparseError:
+    if catches == "rank 0" and comm.rank > 0:
+        raise
+if catches == "all, and rank 0 waits":
+    if comm.rank > 0:
+        sys.exit()
+    print("waits", flush=True)
+comm.Barrier()
+"""
+
+
+def test_an_error_that_a_script_catches_leaves_the_ranks_together():
+    tests = str(Path(__file__).parent)
+    assert run_mpi(CAUGHT, 3, arguments=(tests, "all"), timeout=30) == (0, "", "")
+
+
+def test_an_error_that_rank_0_alone_catches_ends_the_job():
+    result = run_mpi(CAUGHT, 3, arguments=(str(Path(__file__).parent), "rank 0"), timeout=30)
+    assert result.status != 0
+    assert result.messages and all("'validation_fraction'" in each for each in result.messages)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_rank_that_waits_in_mpi_for_ranks_that_are_gone(number):
+    arguments = (str(Path(__file__).parent), "all, and rank 0 waits")
+    with mpi_run(CAUGHT, 3, arguments=arguments) as run:
+        run.wait_for("waits")
+        time.sleep(0.5)
+        run.send(number)
+        result = run.finish(20)
+    assert result.status != 0
+    assert result.messages == ["largesparse: interrupted"]
+    assert "Traceback" not in result.err
+
+
+def test_a_signal_to_a_forked_child_of_rank_0_is_not_the_job_s():
+    script = """
+        import os, signal, time
+        from largesparse.parallel import leaving
+        from largesparse.parallel.ranks import get_communicator
+        leaving.UNHEEDED = 0.2
+        if get_communicator().rank == 0:
+            if (child := os.fork()) == 0:
+                try:
+                    time.sleep(100)
+                finally:
+                    os._exit(0)
+            time.sleep(0.5)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitpid(child, 0) == (child, 0)
+            time.sleep(1)
+            print("fine")
+    """
+    result = run_mpi(script, 2)
+    assert (result.status, result.out) == (0, "fine\n"), result.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_rank_that_waits_at_its_end(number):
+    script = """
+        import time
+        from largesparse.parallel.ranks import get_communicator
+        comm = get_communicator()
+        if comm.rank > 0:
+            time.sleep(100)
+        print("waits", flush=True)
+    """
+    with mpi_run(script, 3) as run:
+        run.wait_for("waits")
+        time.sleep(0.5)
+        run.send(number)
+        result = run.finish(20)
+    assert result.status != 0
+    assert result.messages == ["largesparse: interrupted"]
+    assert "Traceback" not in result.err

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mpi_runs import mpiexec
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_model, save_model
 from largesparse.checkpoint import load_checkpoint
@@ -144,6 +146,84 @@ def test_a_control_group_s_limit_bounds_the_plan(neurons, status, limited_group,
     else:
         (line,) = [each for each in result.stderr.splitlines() if "error:" in each]
         assert "GiB" in line and "neurons would fit" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+def test_what_a_sibling_uses_is_not_free(limited_group):
+    """A process of 300 MiB and this library, in a group of a GiB."""
+    move = limited_group(2**30)
+    ask = """if True:
+        import subprocess, sys
+        occupy = "data = bytearray(300 * 2**20); print(flush=True); input()"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        sibling = subprocess.Popen([sys.executable, "-c", occupy], **pipes)
+        sibling.stdout.readline()
+        from largesparse.memory import available_memory
+        print(available_memory())
+        sibling.communicate(b"\\n")
+    """
+    script = f"{move} && exec {sys.executable} -c '{ask}'"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = int(done.stdout)
+    assert 400 * 2**20 < found < 725 * 2**20, done
+
+
+def in_small_shared_memory(size: str, program: str, *command: str, **variables: str) -> Any:
+    """Run a Python program where /dev/shm has a size of its own, or none at all ("0")."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if size == "0":
+        mount = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && "
+        mount += "mknod -m 666 /dev/urandom c 1 9"
+    isolated = ["unshare", "--mount", "bash", "-c"]
+    try:
+        subprocess.run([*isolated, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user cannot mount another /dev/shm")
+    return subprocess.run(
+        [*isolated, f'{mount} && exec "$@"', "bash", *command, sys.executable, program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("size", ["0", "8m"])
+def test_processes_predict_where_shared_memory_is_small(size, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("""
+import numpy as np
+from largesparse import NetworkConfig, Predictor, SparseMLP, predict
+
+if __name__ == "__main__":
+    network = SparseMLP(NetworkConfig((2000, 50, 2), epsilon=5), progress=False)
+    X = np.random.default_rng(0).standard_normal((2000, 2000), dtype=np.float32)  # 16 MB
+    with Predictor(network, processes=2, threads=1, backend="scipy") as predictor:
+        assert (predictor.predict(X) == predict(network, X, threads=1, backend="scipy")).all()
+""")
+    done = in_small_shared_memory(size, str(program), TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("largesparse-*"))
+
+
+def test_ranks_start_where_ucx_ends_in_a_segmentation_fault(tmp_path):
+    """Eight ranks in 32 MiB: MPICH goes without UCX, which needs more."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+from largesparse.parallel.ranks import get_communicator, gather
+if (found := gather(get_communicator(), 1)) is not None:
+    print(sum(found))
+""")
+    done = in_small_shared_memory("32m", str(program), mpiexec(), "-n", "8")
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited")

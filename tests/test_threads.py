@@ -10,8 +10,9 @@ import textwrap
 import pytest
 
 from largesparse import control_groups, threads
+from largesparse.control_groups import cpu_quota
 from largesparse.parallel.nodes import Host, Nodes
-from largesparse.threads import available_threads, core_numbers, cpu_quota, usable_cores
+from largesparse.threads import available_threads, core_numbers, usable_cores
 
 SCRIPT = """
     import multiprocessing, sys, threading

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from largesparse.environment import find_mpiexec
 from largesparse.errors import ParameterError, WorkerError
 from largesparse.parallel.transfer import check_chunk_bytes, start_receive, start_send
 
@@ -139,7 +140,7 @@ JOBS = [
 
 # Of this interpreter's environment first.
 PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-MPIEXEC = shutil.which("mpiexec", path=PATH)
+MPIEXEC = find_mpiexec()
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 needs_mpi = pytest.mark.skipif(

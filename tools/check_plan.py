@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from largesparse import make_large_classification
 from largesparse.backends import get_backend
 from largesparse.cli import run_command
 from largesparse.errors import LargeSparseError, ParameterError
+from largesparse.launching import start_ranks
 from largesparse.memory import GIB
 from largesparse.sizes import parse_size
 from largesparse.warming import warm_up
@@ -55,9 +55,8 @@ class Case(NamedTuple):
 
     def command(self, neurons: str, more: Sequence[str]) -> list[str]:
         """Return the command line."""
-        start = ["mpiexec", "-n", str(self.ranks)] if self.ranks > 1 else []
         run = [sys.executable, str(BIGMODEL), f"--neurons={neurons}"]
-        return [*start, *run, *more, *self.flags]
+        return [*start_ranks(self.ranks), *run, *more, *self.flags]
 
 
 CASES = (
@@ -292,8 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not sys.platform.startswith("linux"):
         raise LargeSparseError("check_plan reads /proc, which only Linux has.")
-    if any(case.ranks > 1 for case in cases) and not shutil.which("mpiexec"):
-        raise LargeSparseError("There is no mpiexec: pip install 'largesparse[mpi]'.")
+    for ranks in {case.ranks for case in cases}:
+        start_ranks(ranks)  # before minutes of runs: is there an mpiexec?
     for flags in {case.flags[0] for case in cases}:
         warm_up(get_backend(flags.partition("=")[2]).name)
     make_large_classification(options.samples, options.features)

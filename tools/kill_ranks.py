@@ -40,8 +40,8 @@ from announcing import announce_phases
 
 from largesparse.checkpoint import has_checkpoint, load_checkpoint
 from largesparse.cli import parse_size, run_command
-from largesparse.environment import find_mpiexec
 from largesparse.errors import CheckpointError, LargeSparseError, check_range
+from largesparse.launching import start_ranks
 
 TRAINING = ["--neurons=20k", "--features=400", "--samples=1500", "--epochs=4", "--batch-size=32"]
 TRAINING += ["--phase-one-epochs=2", "--learning-rate=0.1", "--backend=scipy"]
@@ -239,12 +239,9 @@ def start(
     blow: Blow | None = None,
 ) -> Run:
     """Start a job once, kill what is to be killed, and wait for the end of all its processes."""
-    mpiexec = find_mpiexec()
-    if mpiexec is None:
-        raise LargeSparseError("There is no mpiexec: pip install 'largesparse[mpi]'.")
     log, errors = folder.with_suffix(".events"), folder.with_suffix(".err")
     log.write_text("")
-    command = [mpiexec, "-n", str(ranks), sys.executable, __file__, "--announce", str(log)]
+    command = [*start_ranks(ranks), sys.executable, __file__, "--announce", str(log)]
     command += [] if resume else [*flags, f"--algorithm={algorithm}"]
     command += ["--resume" if resume else "--checkpoint", str(folder), "--out", str(out_of(folder))]
     struck: float | None = None

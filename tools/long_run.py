@@ -35,9 +35,9 @@ from tqdm import tqdm
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
-from largesparse.environment import find_mpiexec
-from largesparse.errors import LargeSparseError, check_range
+from largesparse.errors import check_range
 from largesparse.history import EpochRecord
+from largesparse.launching import start_ranks
 
 BIGMODEL = Path(__file__).with_name("bigmodel.py")
 JOB = ["--neurons=2k", "--features=64", "--samples=200", "--epochs=2", "--phase-one-epochs=1"]
@@ -146,14 +146,11 @@ def is_of_a_job(process: psutil.Process) -> bool:
 
 def start_jobs(count: int) -> list[str]:
     """Start short jobs of three ranks one after the other; return what is wrong."""
-    mpiexec = find_mpiexec()
-    if mpiexec is None:
-        raise LargeSparseError("There is no mpiexec: pip install 'largesparse[mpi]'.")
     before = left_behind()
     wrong, seconds = [], []
     for number in tqdm(range(count), desc="jobs", disable=None):
         start = time.perf_counter()
-        command = [mpiexec, "-n", "3", sys.executable, str(BIGMODEL), *JOB]
+        command = [*start_ranks(3), sys.executable, str(BIGMODEL), *JOB]
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": JOB_SECONDS}
         with tempfile.TemporaryDirectory() as folder:
             result = subprocess.run(

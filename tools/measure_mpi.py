@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import psutil
 from numpy.typing import NDArray
 
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import DataError, MemoryPlanError, ParameterError
+from largesparse.memory import available_memory
 from largesparse.parallel.transfer import (
     CHUNK_BYTES,
     check_chunk_bytes,
@@ -100,7 +100,7 @@ def print_speeds(size: int, seconds: dict[str, list[float]]) -> None:
 def big(comm: Comm, options: argparse.Namespace) -> None:
     """Send a large array from rank 0 to rank 1, and compare checksums of its blocks."""
     count = round(options.gigabytes * GB / 4)
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if comm.bcast(2 * 4 * count > 0.9 * available):  # so that both end
         raise MemoryPlanError(
             f"Two arrays of {options.gigabytes} GB do not fit into the {available / GB:.1f} GB "

@@ -27,8 +27,8 @@ from typing import Any
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import parse_size, run_command
-from largesparse.environment import find_mpiexec
-from largesparse.errors import LargeSparseError, ParameterError
+from largesparse.errors import LargeSparseError
+from largesparse.launching import start_ranks
 from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.segments import Arena, Segment
 from largesparse.parallel.shared import (
@@ -98,13 +98,10 @@ def train(options: argparse.Namespace) -> None:
 
 def start(ranks: int, options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """Run `train` on so many ranks, and return what it wrote."""
-    mpiexec = find_mpiexec()
-    if mpiexec is None:
-        raise ParameterError("mpiexec was not found: pip install 'largesparse[mpi]'.")
     merged = {"seed": options.seed, "backend": options.backend, **settings}
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "found.json")
-        command = [mpiexec, "-n", str(ranks), sys.executable, __file__, "train", "--out", out]
+        command = [*start_ranks(ranks), sys.executable, __file__, "train", "--out", out]
         for name, value in merged.items():
             if value is not None:
                 command += ["--" + name.replace("_", "-"), str(value)]

@@ -44,6 +44,7 @@ from largesparse.ladder import (
     measured_costs,
     predicted_seconds,
 )
+from largesparse.launching import start_ranks
 from largesparse.memory import GIB
 from largesparse.plots import PHASES, paper_table, scaling_figures, scaling_table
 from largesparse.records import check_output, read_records, record_rows
@@ -125,7 +126,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def command_of(options: argparse.Namespace, neurons: int, length: Length) -> list[str]:
     """Return the command of a size."""
-    start = ["mpiexec", "-n", str(options.ranks)] if options.ranks > 1 else []
     flags = {
         "neurons": neurons,
         "samples": length.samples,
@@ -137,7 +137,7 @@ def command_of(options: argparse.Namespace, neurons: int, length: Length) -> lis
     if options.layers:
         flags["layers"] = options.layers
     given = [f"--{name}={value}" for name, value in flags.items()]
-    return [*start, sys.executable, str(BIGMODEL), *given, *options.rest]
+    return [*start_ranks(options.ranks), sys.executable, str(BIGMODEL), *given, *options.rest]
 
 
 def settings_of(command: Sequence[str]) -> list[str]:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-from ..environment import cache_folder
+from ..environment import cache_folder, launched_ranks, temporary_cache_folder
+from ..errors import BackendError, ParameterError
 from ..threading_layers import threading_layer
 
-threading_layer()  # chosen before the first kernel lets numba start its threads
-
 logger = logging.getLogger(__name__)
+
+if numba.config.DISABLE_JIT:
+    raise BackendError(
+        "The kernels need numba's compiler, which NUMBA_DISABLE_JIT turns off. Unset it."
+    )
+threading_layer()  # chosen before the first kernel lets numba start its threads
 
 # Reductions may be reordered and fused, so that they vectorise; NaN and infinity keep their
 # meaning (no `nnan`, no `ninf`), so that a diverging run is seen.
@@ -30,24 +37,77 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function at its first call and caches it on disk.
 
     The cache lies in `LARGESPARSE_CACHE`, so that an installation folder that is read-only does
-    not matter; `NUMBA_CACHE_DIR` has precedence. Where no folder can be written, every process
-    compiles.
+    not matter; `NUMBA_CACHE_DIR` has precedence. Where that folder cannot be written, the cache is
+    among the temporary files, and where that fails too, every process compiles.
     """
 
     def compile_(function: Callable[..., Any]) -> Any:
         previous = numba.config.CACHE_DIR
-        if not os.environ.get("NUMBA_CACHE_DIR"):
-            numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _source_digest())
+        named = os.environ.get("NUMBA_CACHE_DIR")
+        folder = named or _kernel_folder()
         try:
-            dispatcher = _jit(function, parallel=parallel, cache=True)
+            numba.config.CACHE_DIR = named or str(folder)
+            dispatcher = _jit(function, parallel=parallel, cache=folder is not None)
         except (RuntimeError, OSError):  # numba found no folder that can be written
             dispatcher = _jit(function, parallel=parallel, cache=False)
         finally:
             numba.config.CACHE_DIR = previous
+        _survive_damage(dispatcher._cache)
         _compile_once(dispatcher)
         return dispatcher
 
     return compile_
+
+
+@functools.cache
+def _kernel_folder() -> Path | None:
+    """Return the first folder for compiled kernels that can be written, None if there is none."""
+    reason = ""
+    for find in (cache_folder, temporary_cache_folder):
+        try:
+            folder = find() / "kernels" / _source_digest()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except (OSError, ParameterError) as error:
+            reason = reason or str(error)
+            continue
+        if reason:
+            _tell(f"Compiled kernels are kept in {folder}, because of this: {reason}")
+        return folder
+    _tell(f"Every process compiles its kernels, for up to a minute, because of this: {reason}")
+    return None
+
+
+def _tell(text: str) -> None:
+    """Warn once a run: worker processes and further ranks meet the same."""
+    if multiprocessing.parent_process() is None and launched_ranks()[0] == 0:
+        logger.warning(text)
+
+
+def _survive_damage(cache: Any) -> None:
+    """Compile again where a file of the cache is damaged, as by a full disk or a crash.
+
+    What cannot be saved is compiled all the same.
+    """
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        try:
+            return load(signature, context)
+        except Exception as error:  # pickle raises anything on damaged bytes
+            logger.debug("A compiled kernel in %s is damaged: %r", cache.cache_path, error)
+            with suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_overload(signature: Any, compiled: Any) -> None:
+        try:
+            save(signature, compiled)
+        except Exception as error:  # as above: the index is read before
+            logger.debug("A compiled kernel cannot be kept in %s: %r", cache.cache_path, error)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def connect_all(comm: Any) -> dict[int, Peer]:
     Raises
     ------
     ParallelError
-        On rank 0, if a rank cannot reach it; the others raise `SystemExit`.
+        If a rank cannot reach rank 0.
     """
     here = Host.here()
     hosts = gather(comm, here)

@@ -305,7 +305,7 @@ def connect(comm: Any) -> Hub | Line:
     Raises
     ------
     ParallelError
-        On rank 0, if a rank cannot reach it; the others raise `SystemExit`.
+        If a rank cannot reach rank 0.
     """
     if comm.size == 1:
         return Hub({})

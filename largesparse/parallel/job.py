@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import check_folder, load_checkpoint, save_checkpoint
 from ..config import TrainingConfig
-from ..errors import LargeSparseError, ParameterError
+from ..errors import ParameterError
 from ..history import History
 from ..network import SparseMLP
 from ..records import peak_rss_bytes
@@ -31,7 +31,7 @@ from .nodes import Nodes
 from .options import ParallelOptions, phase_one_length
 from .phase_two import average, train_replicas
 from .plan import check_memory, slots_of_nodes
-from .ranks import agree, get_communicator, raise_together
+from .ranks import agree, get_communicator, together
 from .report import ParallelReport
 from .segments import forget_names
 from .server import Server
@@ -106,24 +106,25 @@ def train(
 ) -> History:
     """Train by all ranks, or in this process where it is alone; every rank calls it."""
     comm = get_communicator(comm)
-    trainer, data, checked, error = None, None, None, None
-    try:
-        if comm.size > 1:
-            check_locks()
-        phase_one_epochs = phase_one_length(given.config.epochs, phase_one_epochs)
-        checked = ParallelOptions(phase_one_epochs=phase_one_epochs, **options)
-        if comm.rank == 0 and comm.size > 1:
-            trainer, data = given.prepare()
-            trainer = _with_fitting_batches(trainer, data, comm.size - 1)
-    except LargeSparseError as wrong:
-        if comm.size == 1:
-            raise
-        error = wrong
     if comm.size == 1:
+        _check(given, options, phase_one_epochs)
         return _train_alone(given, augment, callbacks, progress)
-    raise_together(comm, error)
-    assert checked is not None
-    agree(comm, {"the training configuration": given.config, "the parallel options": checked})
+
+    def prepare() -> tuple[ParallelOptions, Trainer | None, TrainingData | None]:
+        check_locks()
+        checked = _check(given, options, phase_one_epochs)
+        if comm.rank > 0:
+            return checked, None, None
+        trainer, data = given.prepare()
+        return checked, _with_fitting_batches(trainer, data, comm.size - 1), data
+
+    checked, trainer, data = together(comm, prepare)
+    facts = {
+        "the training configuration": given.config,
+        "the parallel options": checked,
+        "whether rows are augmented": augment is not None,
+    }
+    agree(comm, facts)
     nodes = Nodes.of(comm, checked.ranks_per_node)
     check_memory(comm, nodes, checked, trainer, data)
     channel = connect(comm)
@@ -146,6 +147,17 @@ def train(
         else:
             history = Worker(comm, channel, representatives, augment).run()
     return history
+
+
+def _check(given: Given, options: dict[str, Any], phase_one_epochs: int | None) -> ParallelOptions:
+    """Return the options, where they and the configuration can be used."""
+    if not isinstance(given.config, TrainingConfig):
+        raise ParameterError(
+            "The 'config' parameter of parallel training must be a TrainingConfig. Got "
+            f"{type(given.config).__name__} instead."
+        )
+    length = phase_one_length(given.config.epochs, phase_one_epochs)
+    return ParallelOptions(phase_one_epochs=length, **options)
 
 
 def _train_alone(

@@ -2,26 +2,36 @@
 
 MPI ends when every rank has come to its end, and the ranks that come first spin until then. So
 before that each rank sleeps until all have come. A rank that ends by an error, or is interrupted,
-does not wait; it ends the job.
+does not wait; it ends the job. A signal ends it too while rank 0 waits in MPI for ranks that are
+not to come, where Python's handlers of signals do not run.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import logging
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from types import FrameType
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol
 
-from ..environment import launched_ranks
+from ..environment import forget_left_over_variables, launched_ranks
+from ..launching import HEAD_START, spare_shared_memory
 from ..stopping import StopRequest
 from .collectives import barrier
 from .segments import forget_names
 
 FAILED = 1  # exit status of a job that a rank ended
+UNHEEDED = 30.0  # seconds after which a signal ends the job whatever the main thread does
+
+logger = logging.getLogger(__name__)
 
 
 class Closing(Protocol):
@@ -41,6 +51,7 @@ class _Job:
     interrupted = False
     request: StopRequest | None = None  # that notes signals, in place of an interruption
     process = 0  # a forked child has no part in all this
+    heeded = 0.0  # when the main thread last came to a signal
 
 
 def end_together(comm: Any) -> None:
@@ -55,6 +66,15 @@ def end_together(comm: Any) -> None:
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt if comm.rank == 0 else signal.SIG_IGN)
+        if comm.rank == 0 and os.name == "posix":
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            # A forked child's signals are not the job's.
+            os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+            threading.Thread(target=_end_unheeded, args=(reader,), daemon=True).start()
+    if comm.rank > 0:
+        sys.excepthook = functools.partial(_tell_own, sys.excepthook)
 
 
 def watch_script() -> None:
@@ -62,9 +82,17 @@ def watch_script() -> None:
 
     Otherwise the other ranks would wait for a rank that is not to come.
     """
+    left_over = forget_left_over_variables()
+    if left_over and multiprocessing.parent_process() is None:
+        logger.warning(
+            "This is no rank of an MPI job, though %s are set, as a job leaves them to what it "
+            "has started: going on as one process.",
+            ", ".join(left_over),
+        )
     if launched_ranks()[1] == 1:
         return
     with contextlib.suppress(ImportError, RuntimeError):  # `get_communicator` says what is wrong
+        spare_shared_memory()
         from mpi4py import MPI
 
         end_together(MPI.COMM_WORLD)
@@ -119,6 +147,7 @@ def noting(wanted: bool) -> Iterator[StopRequest]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _Job.status = 128 + number
+    _Job.heeded = time.monotonic()
     try:
         if _Job.request is None:
             raise KeyboardInterrupt
@@ -126,6 +155,29 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     except KeyboardInterrupt:
         _Job.interrupted = True
         raise
+
+
+def _end_unheeded(reader: int) -> None:
+    """End the job by a signal that the main thread has not come to."""
+    while number := os.read(reader, 1)[0]:
+        came = time.monotonic() - 1
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        time.sleep(UNHEEDED)
+        if _Job.heeded < came:
+            _Job.status = 128 + number
+            end_job("largesparse: interrupted\n")
+
+
+def _tell_own(
+    tell: Callable[..., Any],
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+) -> None:
+    """Write the traceback of an error that nobody has caught, unless rank 0 does."""
+    if not getattr(error, "is_told_elsewhere", False):
+        tell(kind, error, trace)
 
 
 def _leave() -> None:
@@ -137,12 +189,14 @@ def _leave() -> None:
     uncaught = getattr(sys, "last_value", None)  # the interpreter has written its traceback
     if _Job.interrupted or uncaught is not None:
         rank, kind = _Job.comm.rank, type(uncaught).__name__
+        if getattr(uncaught, "is_told_elsewhere", False):
+            time.sleep(HEAD_START)  # rank 0 tells it and ends the job, unless it has caught it
         end_job(f"largesparse: error: Rank {rank}: {kind}: {uncaught}\n" if rank else "")
-    if _Job.channel is None:
-        barrier(_Job.comm)
-        return
     try:
-        _Job.channel.close()
+        if _Job.channel is None:
+            barrier(_Job.comm)
+        else:
+            _Job.channel.close()
     except KeyboardInterrupt:
         end_job("largesparse: interrupted\n")
     except Exception as error:

@@ -11,8 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..control_groups import cpu_quota
 from ..errors import check_range
-from ..threads import core_numbers, cpu_quota
+from ..threads import core_numbers
 from .collectives import barrier, broadcast, gather
 
 

@@ -14,11 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from ..config import NetworkConfig
+from ..control_groups import free_memory
 from ..errors import MemoryPlanError
-from ..info import cgroup_memory_limit
 from ..memory import (
     EVOLUTION,
     GIB,
@@ -312,9 +310,7 @@ def memory_of_ranks(comm: Any, nodes: Nodes) -> int:
     if held is None:
         return 0
     ranks = (rank for node in nodes.beside(0) for rank in nodes.ranks(node))
-    available = int(psutil.virtual_memory().available) + sum(held[rank] for rank in ranks)
-    limit = cgroup_memory_limit()
-    return available if limit is None else min(available, limit)
+    return free_memory() + sum(held[rank] for rank in ranks)
 
 
 def check_memory(

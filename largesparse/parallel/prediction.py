@@ -81,9 +81,9 @@ def predict_proba(
     Raises
     ------
     LargeSparseError
-        On rank 0, where something given cannot be used: `DataError` for X, `ParameterError` for
-        the rest and where the network predicts numbers. The other ranks leave by SystemExit.
-        Where a rank fails later, the whole job ends with one message.
+        On all ranks, where something given cannot be used: `DataError` for X, `ParameterError`
+        for the rest and where the network predicts numbers. Where nobody catches it, rank 0 tells
+        it. Where a rank fails later, the whole job ends with one message.
     """
     options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
     found = _predict(network, X, comm, options, needs_classes=True)

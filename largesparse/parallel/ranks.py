@@ -1,22 +1,23 @@
 """The ranks of a run: how they are found, and what they must agree on before it begins.
 
-Until the ranks are connected (see `control`), an error is told by rank 0 alone. The other ranks
-leave without a word.
+Until the ranks are connected (see `control`), an error of any rank is raised by all, so that a
+script that catches it goes on with all of them. Where nobody catches it, rank 0 alone tells it.
 """
 
 from __future__ import annotations
 
+import pickle
 import platform
 import sys
-import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy
 
 from .. import __version__
 from ..environment import launched_ranks
 from ..errors import LargeSparseError, ParallelError
+from ..launching import raise_at_first
 from .collectives import barrier, broadcast, gather, wait
 from .leaving import end_together
 from .nodes import Host, Nodes
@@ -35,9 +36,7 @@ __all__ = [
     "wait",
 ]
 
-QUIET = 2  # exit status of a rank that leaves an error to rank 0
 Result = TypeVar("Result")
-HEAD_START = 3.0  # seconds in which rank 0 can tell an error before a silent rank ends the job
 
 
 class Alone:
@@ -60,25 +59,23 @@ def get_communicator(comm: Any = None) -> Any:
     ------
     ParallelError
         If a launcher has started several ranks, but there is no mpi4py, or its MPI library is
-        not the launcher's, so that every rank is alone. Rank 0 raises it.
+        not the launcher's, so that every rank is alone. Rank 0 raises it: see `raise_at_first`.
     """
-    rank, size = launched_ranks()
+    _, size = launched_ranks()
     if comm is None:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # no package, or no MPI library for it
             if size == 1:
                 return Alone()
-            _tell_at_first(
-                rank,
+            raise_at_first(
                 f"{size} ranks were started, but mpi4py cannot be imported by {sys.executable}: "
                 f"{error}. Install it together with an MPI: pip install 'largesparse[mpi]'.",
             )
         comm = MPI.COMM_WORLD
         if comm.size == 1 and size > 1:
             library = MPI.Get_library_version().split("\n")[0].strip()
-            _tell_at_first(
-                rank,
+            raise_at_first(
                 f"The launcher has started {size} ranks, but each thinks it is alone: mpi4py uses "
                 f"another MPI library ({library}) than the launcher belongs to. "
                 "Start the job with the mpiexec that belongs to that library: with "
@@ -89,26 +86,25 @@ def get_communicator(comm: Any = None) -> Any:
 
 
 def raise_together(comm: Any, error: Exception | None) -> None:
-    """Raise on all ranks if any rank passes an error; every rank calls it.
+    """Raise the same error on all ranks if any rank passes one; every rank calls it.
 
-    Rank 0 raises the error of the lowest rank that has one, with that rank's number: an error of
-    the library keeps its class, others become a `ParallelError`. Other ranks raise `SystemExit`.
+    It is the error of the lowest rank that has one, with that rank's number unless it is 0. Other
+    ranks than 0 raise it with `is_told_elsewhere` set: see `LargeSparseError`.
     """
-    told = None if error is None else _portable(error)
-    everyone = gather(comm, told)
-    failed = broadcast(comm, None if everyone is None else any(everyone))
-    if not failed:
+    everyone = gather(comm, None if error is None else _portable(error, comm.rank))
+    first = None if everyone is None else next(filter(None, everyone), None)
+    first = broadcast(comm, first)
+    if first is None:
         return
-    if everyone is None:
-        raise SystemExit(QUIET)
-    if error is not None:
+    if comm.rank == 0 and error is not None:
         raise error
-    rank, (kind, text) = next((rank, told) for rank, told in enumerate(everyone) if told)
-    raise kind(f"Rank {rank}: {text}")
+    same = pickle.loads(first)
+    same.is_told_elsewhere = comm.rank > 0
+    raise same from error
 
 
 def together(comm: Any, function: Callable[[], Result]) -> Result:
-    """Return what `function()` returns here; if it raises on any rank, all ranks stop as above."""
+    """Return what `function()` returns here; if it raises on any rank, all ranks raise as above."""
     result, error = None, None
     try:
         result = function()
@@ -131,7 +127,7 @@ def agree(comm: Any, facts: Mapping[str, Any]) -> None:
     Raises
     ------
     ParallelError
-        On rank 0: the item, two ranks and their values. Other ranks raise `SystemExit`.
+        The item, two ranks and their values.
     """
     versions = {
         "version of largesparse": __version__,
@@ -156,16 +152,18 @@ def _first_difference(everyone: list[dict[str, str]]) -> ParallelError | None:
     return None
 
 
-def _portable(error: Exception) -> tuple[type[LargeSparseError], str]:
-    """Return the class and the text with which rank 0 raises another rank's error."""
+def _portable(error: Exception, rank: int) -> bytes:
+    """Return what the other ranks raise, pickled: an error of the same class where that can be."""
+    text = str(error) if isinstance(error, LargeSparseError) else f"{type(error).__name__}: {error}"
+    text = f"Rank {rank}: {text}" if rank > 0 else text
+    same = error
     if isinstance(error, LargeSparseError):
-        return type(error), str(error)
-    return ParallelError, f"{type(error).__name__}: {error}"
-
-
-def _tell_at_first(rank: int, message: str) -> NoReturn:
-    """Raise on the launcher's rank 0; where the ranks cannot talk, the others let it go first."""
-    if rank == 0:
-        raise ParallelError(message)
-    time.sleep(HEAD_START)
-    raise SystemExit(QUIET)
+        same = type(error)(text)
+    elif rank > 0:
+        same = ParallelError(text)
+    try:
+        data = pickle.dumps(same)
+        pickle.loads(data)
+    except Exception:  # whatever somebody's own class of errors may raise
+        data = pickle.dumps(ParallelError(text))
+    return data

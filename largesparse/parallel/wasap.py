@@ -90,8 +90,8 @@ def train_wasap(
     Raises
     ------
     LargeSparseError
-        On rank 0, where something given cannot be used; the other ranks leave by SystemExit.
-        Where a rank fails later, the whole job ends with one message.
+        On all ranks, where something given to any of them cannot be used. Where nobody catches
+        it, rank 0 tells it. Where a rank fails later, the whole job ends with one message.
     """
     options: dict[str, Any] = {
         "algorithm": "wasap",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..environment import find_mpiexec
 from ..errors import LargeSparseError, ParameterError
+from ..launching import start_ranks
 from .trainings import Training
 
 CHILD = "largesparse.reproduction.child"
@@ -94,8 +95,7 @@ class Children:
             "out": self.out,
             "alone": alone,
         }
-        start = [str(find_mpiexec()), "-n", str(training.ranks)] if training.ranks > 1 else []
-        command = [*start, sys.executable, "-m", CHILD, json.dumps(order)]
+        command = [*start_ranks(training.ranks), sys.executable, "-m", CHILD, json.dumps(order)]
         started, reached = time.monotonic(), []
         with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
             child = self._start(command, cast("TextIO", errors))

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from largesparse.errors import MemoryPlanError
+from largesparse.memory import available_memory
 from largesparse.records import peak_rss_bytes, start_peak_rss
 
 from . import Maker
@@ -61,7 +62,7 @@ def run_alone(function: Callable[..., Any], *arguments: Any, seconds: float | No
 
 def _report(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Send what a function returns, or why it does not."""
-    free = psutil.virtual_memory().available
+    free = available_memory()
     try:
         import resource
 

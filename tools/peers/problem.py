@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from largesparse.errors import MemoryPlanError
+from largesparse.memory import available_memory
 from largesparse.network import NetworkConfig
 
 SEED = 0
@@ -111,7 +111,7 @@ class Contestant(ABC):
 
 def check_dense(cells: int) -> None:
     """Raise `MemoryPlanError` where arrays of so many floats, and a copy or two, do not fit."""
-    if 3 * 4 * cells > psutil.virtual_memory().available:
+    if 3 * 4 * cells > available_memory():
         raise MemoryPlanError(f"{cells:,} dense numbers do not fit in memory")
 
 

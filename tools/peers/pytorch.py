@@ -7,10 +7,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from largesparse.errors import MemoryPlanError
+from largesparse.memory import available_memory
 
 from .problem import (
     ALPHA,
@@ -47,7 +47,7 @@ class TorchMLP(Contestant):
             if k > 0:
                 self.model.append(torch.nn.LeakyReLU(ALPHA if k % 2 == 0 else -ALPHA))
                 self.model.append(torch.nn.Dropout(DROPOUT))
-            if self.dense_bytes * sizes[k] * sizes[k + 1] > psutil.virtual_memory().available:
+            if self.dense_bytes * sizes[k] * sizes[k + 1] > available_memory():
                 raise MemoryPlanError(f"layer {k + 2} as a dense matrix does not fit in memory")
             self.model.append(self.make_layer(sizes[k], sizes[k + 1], density))
         self.loss = torch.nn.CrossEntropyLoss()
