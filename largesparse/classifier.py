@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from .errors import ParameterError
 from .estimator_base import BaseSparseMLP
-from .preprocessing import check_X, encode_labels
+from .preprocessing import check_X, encode_labels, refuse_masked
 
 
 class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
@@ -278,6 +278,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         """Return the logarithms of `predict_proba`."""
         with np.errstate(divide="ignore"):  # a probability that is 0 in float32
             return np.log(self.predict_proba(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of `predict(X)`."""
+        refuse_masked(y=y, sample_weight=sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     def _weights(self, sample_weight: Any, X: Any, y: NDArray) -> NDArray[np.float64] | None:
         """Return the product of the weights of rows and of their classes."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import environment
-from .archives import csr_from_archive, flatten_rows, read_archive
+from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
 from .errors import DataError, ParameterError, check_range
 from .geo import read_series_matrix
 from .openml import fetch
@@ -79,6 +79,7 @@ def load_dataset(
         `n_train`, `n_test` : int, for "higgs": the numbers of rows (105000 and 50000).
         `class_field` : str, for "leukemia" and series matrices: see `geo.read_series_matrix`.
         `target` : str or int, for tables with columns: the column of the labels.
+        `header`, `zero_based` : bool, for text and svmlight: see `tables.read_table`.
         `version` : int, for OpenML: by default the oldest that is active.
         With the first two only the publisher's files are read, not an archive.
 
@@ -145,7 +146,8 @@ def _load_file(path: Path, split: tuple[float, int], options: dict[str, Any]) ->
         return _split(name, path, series.X, series.labels, *split)
     kind = table_format(path)
     if kind in ("csv", "parquet", "svmlight"):
-        _check_options(str(path), options, *(() if kind == "svmlight" else ("target",)))
+        known = {"csv": ("target", "header"), "parquet": ("target",), "svmlight": ("zero_based",)}
+        _check_options(str(path), options, *known[kind])
         table = read_table(path, **options)
         if table.y is None:
             raise DataError(f"{path} needs the column of the labels: pass target=NAME.")
@@ -178,7 +180,7 @@ def _load_archive(path: Path, name: str, test_fraction: float, seed: int) -> Dat
         return _dataset(name, path, *parts)
     if {"X", "y"} <= arrays.keys():
         X = arrays["X"]
-    elif {"indptr", "indices", "shape", "y"} <= arrays.keys():
+    elif holds_sparse(arrays) and "y" in arrays:
         X = csr_from_archive(arrays, path)
     else:
         raise DataError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import DataError, ParameterError
 from .sizes import parse_size
-from .train_command import some_of
+from .train_command import add_file_options, file_options, some_of
 
 if TYPE_CHECKING:
     from .network import SparseMLP
@@ -61,6 +61,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a model or checkpoint")
     add("--data", required=True, metavar="FILE", help="a table: CSV, parquet, svmlight, npz")
+    add_file_options(parser)
     add("--processes", type=parse_size, default=1, help="worker processes (%(default)s)")
     add("--threads", type=parse_size, help="threads of each (all cores)")
     add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
@@ -68,12 +69,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
 
 def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | None) -> Any:
     """Read a table as a model takes it."""
-    from .tables import align_columns, read_table
+    from .tables import read_table_for
 
-    table = read_table(arguments.data, target, columns=network.feature_names)
-    if network.feature_names is not None:
-        table = align_columns(table, network.feature_names)
-    return table
+    return read_table_for(network, arguments.data, target, **file_options(arguments))
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -125,16 +123,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from .checkpoint import load_model
     from .inference import predict
-    from .preprocessing import check_targets, encode_labels
+    from .labels import class_indices
+    from .preprocessing import check_targets
 
     network = load_model(arguments.model)
     table = _read_for(network, arguments, arguments.target)
     if table.y is None:
         raise DataError(f"{arguments.data} has no known values. Name their column by --target.")
     if network.classes is not None:
-        encode_labels(table.y, network.classes)  # a class that the model does not know is an error
+        truth = network.classes[class_indices(table.y, network.classes)]
         found = predict(network, table.X, **_options(arguments))
-        truth = table.y.astype(network.classes.dtype)
         report = metrics.classification_report
         if arguments.json:
             result = report(truth, found, output_dict=True, zero_division=0)

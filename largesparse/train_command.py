@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from .errors import DataError, ParameterError, check_range
 from .learning_curve import plot_curve, text_curve
 from .sizes import parse_size
+
+if TYPE_CHECKING:
+    from .tables import FileLayout
 
 
 class Samples(NamedTuple):
@@ -23,6 +26,7 @@ class Samples(NamedTuple):
     X_test: Any
     y_test: NDArray[Any] | None
     feature_names: list[str] | None
+    layout: FileLayout | None = None
 
 
 def add_train(subparsers: Any) -> None:
@@ -38,6 +42,7 @@ def add_train(subparsers: Any) -> None:
     add = parser.add_argument
     add("--data", required=True, metavar="FILE|NAME", help="a table, or a data set's name")
     add("--target", help="the column to predict (tables with columns)")
+    add_file_options(parser)
     add("--out", required=True, metavar="MODEL", help="folder that receives the model")
     add("--task", choices=("auto", "classification", "regression"), default="auto",
         help="auto: regression where the target is numbers that are not all whole")  # fmt: skip
@@ -62,6 +67,24 @@ def add_train(subparsers: Any) -> None:
     parser.set_defaults(run=_train)
 
 
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a file does not say itself."""
+    add = parser.add_argument
+    add("--header", choices=("yes", "no"),
+        help="whether the first line of CSV names the columns (found by its text)")  # fmt: skip
+    add("--index-base", type=int, choices=(0, 1),
+        help="first index of svmlight (0 if there is one, else 1; or as trained)")  # fmt: skip
+
+
+def file_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said by `add_file_options`, for `read_table`."""
+    header, base = arguments.header, arguments.index_base
+    return {
+        "header": None if header is None else header == "yes",
+        "zero_based": None if base is None else base == 0,
+    }
+
+
 def _number_or_auto(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
@@ -80,6 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
     estimator.fit(samples.X, samples.y)
     seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names
+    estimator.network_.file_layout = samples.layout
     estimator.save(arguments.out)
 
     network = estimator.network_
@@ -146,28 +170,29 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
     if table_format(path) is None and not path.is_file():
         data = load_dataset(arguments.data, seed=arguments.seed)
         return Samples(data.X_train, data.y_train, data.X_test, data.y_test, None)
-    table = read_table(path, arguments.target)
+    options = file_options(arguments)
+    table = read_table(path, arguments.target, **options)
     if table.y is None:
         raise DataError(
             f"{path} has no values to predict. Name their column by --target"
             + (f"; its columns are {some_of(table.feature_names)}." if table.feature_names else ".")
         )
     if table_format(path) == "npz" and "x_test" in read_archive(path):
-        test = read_table(path, arguments.target, part="test")
-        return Samples(table.X, table.y, test.X, test.y, table.feature_names)
+        test = read_table(path, arguments.target, part="test", **options)
+        return Samples(table.X, table.y, test.X, test.y, table.feature_names, table.layout)
     if arguments.test_fraction == 0:
-        return Samples(table.X, table.y, None, None, table.feature_names)
-    options = {"test_size": arguments.test_fraction, "random_state": arguments.seed}
+        return Samples(table.X, table.y, None, None, table.feature_names, table.layout)
+    split = {"test_size": arguments.test_fraction, "random_state": arguments.seed}
     _, counts = np.unique(table.y, return_counts=True)
     held_out = int(np.ceil(arguments.test_fraction * len(table.y)))
     few = len(counts) > min(held_out, len(table.y) - held_out) or counts.min() < 2
     try:
         X, X_test, y, y_test = train_test_split(
-            table.X, table.y, stratify=None if few else table.y, **options
+            table.X, table.y, stratify=None if few else table.y, **split
         )
     except ValueError as error:
         raise ParameterError(f"--test-fraction {arguments.test_fraction}: {error}") from error
-    return Samples(X, y, X_test, y_test, table.feature_names)
+    return Samples(X, y, X_test, y_test, table.feature_names, table.layout)
 
 
 def some_of(names: list[str], count: int = 8) -> str:

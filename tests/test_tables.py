@@ -73,7 +73,8 @@ def test_csv_in_chunks_of_any_size(tmp_path_factory, values, chunk_bytes):
         (["1", "2.5"], np.array([1, 2.5])),
         (["1", "a"], np.array(["1", "a"])),
         (["True", "False"], np.array(["True", "False"])),
-        (["-1", " +1"], np.array([-1, 1])),
+        (["-1", " 1"], np.array([-1, 1])),
+        (["-1", "+1"], np.array(["-1", "+1"])),
     ],
 )
 def test_labels_stay_what_they_are_across_chunks(tmp_path, monkeypatch, labels, expected):
