@@ -78,8 +78,11 @@ def has_names(
         if not any(numbers) or (target in first and not is_number(str(target))):
             return True
         columns = [[row[k] for row in following if k < len(row)] for k in np.flatnonzero(text)]
-        if any(column and all(map(is_number, column)) for column in columns):
-            return True
+        whole = all(_is_whole(field) for field in first if is_number(field))
+        # Names with decimals are rare: where no target shows that the file is known, it is asked.
+        if whole or target is not None:
+            if any(column and all(map(is_number, column)) for column in columns):
+                return True
         number = first[numbers.index(True)]
         raise DataError(
             f"{path}: the first line looks like data ({number!r} in it is a number), but not all "
