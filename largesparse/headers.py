@@ -80,9 +80,9 @@ def has_names(
         columns = [[row[k] for row in following if k < len(row)] for k in np.flatnonzero(text)]
         whole = all(_is_whole(field) for field in first if is_number(field))
         # Names with decimals are rare: where no target shows that the file is known, it is asked.
-        if whole or target is not None:
-            if any(column and all(map(is_number, column)) for column in columns):
-                return True
+        above_numbers = any(column and all(map(is_number, column)) for column in columns)
+        if above_numbers and (whole or target is not None):
+            return True
         number = first[numbers.index(True)]
         raise DataError(
             f"{path}: the first line looks like data ({number!r} in it is a number), but not all "

@@ -137,6 +137,88 @@ def test_a_column_may_have_a_number_for_a_name(tmp_path, capsys):
     assert load_model(tmp_path / "model").classes.tolist() == ["high", "low", "middle"]
 
 
+def spectra(path, names, labels, n=160):
+    """Write a table of two features that say the label, and return it."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, len(labels), n)
+    table = pd.DataFrame(rng.normal(size=(n, 3)), columns=names)
+    table[names[0]] += 4 * (kind == 1)
+    table[names[2]] += 4 * (kind == 2)
+    table["label"] = np.array(labels)[kind]
+    table.to_csv(path, index=False)
+    return table
+
+
+def test_a_header_of_numbers_is_a_header_when_predicting_too(tmp_path, capsys):
+    data, model = str(tmp_path / "spectra.csv"), str(tmp_path / "model")
+    table = spectra(data, ["400.5", "401", "402"], ["a", "b"])
+    train = ["train", "--data", data, "--target", "label", "--out", model, *QUICK]
+    assert main(train) == 0
+    expected = inference.predict(load_model(model), table, backend="scipy")
+    assert (expected == table["label"]).mean() > 0.9
+    table[["401", "402", "400.5"]].to_csv(tmp_path / "new.csv", index=False)
+    found = tmp_path / "found.csv"
+    command = ["predict", model, "--data", str(tmp_path / "new.csv"), "--out", str(found)]
+    assert main([*command, "--backend", "scipy"]) == 0
+    assert pd.read_csv(found)["prediction"].tolist() == expected.tolist()
+    table[["400.5", "401", "402"]].to_csv(tmp_path / "new.csv", index=False, header=False)
+    assert_one_sentence(command, "none of the column names.*--header no", capsys)
+    assert main([*command, "--header", "no", "--backend", "scipy"]) == 0
+    assert pd.read_csv(found)["prediction"].tolist() == expected.tolist()
+
+
+def test_a_model_of_a_file_without_names_reads_such_files(tmp_path, capsys):
+    data, model = str(tmp_path / "spectra.csv"), str(tmp_path / "model")
+    table = spectra(data, list("pqr"), ["7", "8"])
+    table.to_csv(data, index=False, header=False)
+    train = ["train", "--data", data, "--target", "-1", "--out", model, *QUICK]
+    assert main(train) == 0
+    rows = np.vstack([[1, 2, 3], table[list("pqr")]])  # a first line like a header
+    pd.DataFrame(rows).to_csv(tmp_path / "new.csv", index=False, header=False)
+    capsys.readouterr()
+    command = ["predict", model, "--data", str(tmp_path / "new.csv"), "--backend", "scipy"]
+    assert main(command) == 0
+    expected = inference.predict(load_model(model), rows, backend="scipy")
+    assert capsys.readouterr().out.split()[1:] == [str(label) for label in expected]
+    assert_one_sentence(["predict", model, "--data", data], "4 columns.*3 features", capsys)
+
+
+@pytest.mark.parametrize("labels", [["007", "7", "07"], ["NA", "None", "null"], ["1.0", "3.0"]])
+def test_predictions_print_labels_as_they_stand(tmp_path, capsys, labels):
+    data, model = str(tmp_path / "spectra.csv"), str(tmp_path / "model")
+    table = spectra(data, list("pqr"), labels)
+    options = ["--task", "classification", "--out", model, *QUICK]
+    assert main(["train", "--data", data, "--target", "label", *options]) == 0
+    capsys.readouterr()
+    assert main(["predict", model, "--data", data, "--backend", "scipy"]) == 0
+    found = capsys.readouterr().out.split()[1:]
+    assert (np.array(found) == table["label"]).mean() > 0.9
+    options = ["--target", "label", "--backend", "scipy", "--json"]
+    assert main(["evaluate", model, "--data", data, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["accuracy"] == pytest.approx((np.array(found) == table["label"]).mean())
+    assert report.keys() > set(labels)
+    table[table["label"] == labels[1]].to_csv(data, index=False)  # "7" alone reads as a number
+    assert main(["evaluate", model, "--data", data, *options]) == 0
+    assert json.loads(capsys.readouterr().out)[labels[1]]["recall"] > 0.8
+
+
+def test_svmlight_without_the_first_and_last_features(tmp_path, capsys):
+    table = spectra(tmp_path / "spectra.csv", list("pqr"), ["1", "2"])
+    lines = [f"{y} 0:{p} 1:{q} 2:{r}\n" for p, q, r, y in table.itertuples(index=False)]
+    (tmp_path / "own.svm").write_text("".join(lines))
+    model = str(tmp_path / "model")
+    assert main(["train", "--data", str(tmp_path / "own.svm"), "--out", model, *QUICK]) == 0
+    (tmp_path / "new.svm").write_text("1 1:0.5\n1 1:-2\n")
+    capsys.readouterr()
+    options = ["--data", str(tmp_path / "new.svm"), "--backend", "scipy", "--proba"]
+    assert main(["predict", model, *options]) == 0
+    shares = [line.split(",")[1:] for line in capsys.readouterr().out.split("\n")[1:-1]]
+    rows = np.array([[0, 0.5, 0], [0, -2, 0]])
+    expected = inference.predict_proba(load_model(model), rows, backend="scipy")
+    np.testing.assert_allclose(np.array(shares, float), expected, atol=1e-6)
+
+
 def test_an_archives_own_test_part_is_held_out(tmp_path, capsys):
     X = frame()[list("abcde")].to_numpy(dtype=np.float32)
     y = (X[:, 0] > 5000).astype(int)
