@@ -20,6 +20,7 @@ MISSING = frozenset({"", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "?"
 
 SAMPLED_ROWS = 20  # that the first line is compared with
 LONG_ORDER = 6  # so many numbers in order are by chance once in 360
+USUAL = 0.25  # share of the rows from which on an order like the first line's is the data's own
 OUTLIERS = 0.75  # share of the columns in which a header of numbers lies far from the data
 SAY_WHICH = (
     "Say which it is: header=True or header=False (--header yes or --header no on the command line)"
@@ -130,7 +131,7 @@ def _may_be_names(first: list[str], following: Sequence[list[str]]) -> bool:
     line = np.array(first, dtype=np.float64)
     data = np.array(rows, dtype=np.float64).reshape(len(rows), len(first))
     for test in (_is_even, _is_long_order):
-        if test(line) and not any(map(test, data)):
+        if test(line) and (not rows or np.mean([test(row) for row in data]) < USUAL):
             return True
     if not rows:
         return False

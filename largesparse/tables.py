@@ -88,8 +88,8 @@ def read_table(
     ----------
     path : path
     target : str or int, optional
-        The column of the labels: its name, or its position where -1 is the last; a name wins.
-        Without it no column is split off; svmlight files and archives give their own y all the
+        The column of the labels: its name, or its position, where -1 is the last. A string is a
+        position only where the columns have no names. Without it no column is split off; svmlight files and archives give their own y all the
         same. For an archive, the name of the array.
     columns : sequence of str, optional
         The features that are wanted, in this order, as a fitted model has them. The other

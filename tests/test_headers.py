@@ -114,7 +114,9 @@ def test_a_name_wins_over_a_position(tmp_path):
     path = write(tmp_path / "own.csv", "1,2,3,4", rows)
     table = read_table(path, "1", header=True)
     assert (table.target, table.y.tolist()) == ("1", [1, 25])
-    assert read_table(path, "0", header=True).y.tolist() == [1, 25]  # no name: a position
+    with pytest.raises(DataError, match="no column '0'"):
+        read_table(path, "0", header=True)
+    assert read_table(path, 0, header=True).y.tolist() == [1, 25]
     with pytest.raises(DataError, match="a column named '1', which is not the one at position 1"):
         read_table(path, 1, header=True)
     assert read_table(path, -1, header=True).y.tolist() == [16, 64]
@@ -270,6 +272,6 @@ def test_a_model_reads_files_as_it_was_trained_on_them(tmp_path, trained):
     assert len(read_table_for(other, path, header=True).X) == 3
     with pytest.raises(DataError, match="3 columns, but the model was trained on 4"):
         read_table_for(other, write(tmp_path / "own.csv", "7,2,3", rows[:, :3]))
-    path = write(tmp_path / "own.csv", "d,b,y,a,c", [[4, 2, "x", 1, 3]])
-    assert read_table_for(network, path).X.tolist() == [[1, 2, 3, 4]]
-    assert align_columns(read_table(path, "y"), list("abcd")).X.tolist() == [[1, 2, 3, 4]]
+    path = write(tmp_path / "own.csv", "d,b,y,a,c", [[4, 2, "x", 1, 3]] * 2)
+    assert read_table_for(network, path).X.tolist() == [[1, 2, 3, 4]] * 2
+    assert align_columns(read_table(path, "y"), list("abcd")).X.tolist() == [[1, 2, 3, 4]] * 2
