@@ -60,7 +60,7 @@ def read_csv(
         names = rows[0] if named else None
         columns = _choose_columns(path, len(rows[0]), names, target, wanted)
         parts = _collect(columns, partial(_numbers_and_text, columns, rows[0], separator), dtype)
-        if parts.y is None:
+        if parts.y is None or parts.y.dtype.kind == "f":  # none, or a feature too and read as one
             return parts
         return parts._replace(y=labels_of_text(parts.y, partial(_refuse_label, columns)))
     except DataError:

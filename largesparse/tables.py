@@ -89,8 +89,8 @@ def read_table(
     path : path
     target : str or int, optional
         The column of the labels: its name, or its position, where -1 is the last. A string is a
-        position only where the columns have no names. Without it no column is split off; svmlight files and archives give their own y all the
-        same. For an archive, the name of the array.
+        position only where the columns have no names. Without it no column is split off; svmlight
+        files and archives give their own y all the same. For an archive, the name of the array.
     columns : sequence of str, optional
         The features that are wanted, in this order, as a fitted model has them. The other
         columns may be anything. Where a file that is not text has no names their number must agree.
@@ -117,7 +117,7 @@ def read_table(
         line may hold names or data; or if there is one row only beside a target. Rows in messages
         count from 1, without the header.
     ParameterError
-        If `part` is another word.
+        If `part` is another word, or `header` or `zero_based` is passed for another format.
     """
     path = Path(path).expanduser()
     if part not in ("train", "test"):
@@ -130,6 +130,12 @@ def read_table(
             f"{path} has a suffix that no reader knows. Known are {', '.join(SUFFIXES)}, of which "
             "text may also end in .gz; rename or convert the file."
         )
+    for name, value, owner in (("header", header, "csv"), ("zero_based", zero_based, "svmlight")):
+        if value is not None and kind != owner:
+            raise ParameterError(
+                f"The {name!r} parameter of read_table is for {owner} files, and {path} is "
+                f"{kind}. Leave it out."
+            )
     if not path.is_file():
         raise DataError(f"There is no file {path}. Check the path.")
     if not path.stat().st_size:
@@ -173,21 +179,22 @@ def read_table_for(
     DataError
         As `read_table` does, or if it is not certain which column is which feature.
     """
-    trained = network.file_layout or FileLayout()
-    if header is None and trained.header is False:
+    kind, trained = table_format(Path(path)), network.file_layout or FileLayout()
+    if header is None and kind == "csv" and trained.header is False:
         header = False
+    if zero_based is None and kind == "svmlight":
+        zero_based = trained.zero_based
     table = read_table(
         path,
         target,
         columns=network.feature_names,
         part=part,
         header=header,
-        zero_based=trained.zero_based if zero_based is None else zero_based,
+        zero_based=zero_based,
         dtype=np.float64 if needs_float64(network.preprocessing) else None,
     )
     n_features = network.config.layer_sizes[0]
-    known = zero_based is not None or trained.zero_based is not None
-    if table.layout.zero_based is False and not known and table.X.shape[1] < n_features:
+    if zero_based is None and table.layout.zero_based is False and table.X.shape[1] < n_features:
         raise DataError(
             f"{path} has {table.X.shape[1]} features if its indices begin at 1, fewer than the "
             f"{n_features} of the model, so they may begin at 0. Say which: zero_based=True or "

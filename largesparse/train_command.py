@@ -168,6 +168,11 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
 
     path = Path(arguments.data).expanduser()
     if table_format(path) is None and not path.is_file():
+        if arguments.header is not None or arguments.index_base is not None:
+            raise ParameterError(
+                f"--header and --index-base are for files, and {arguments.data} is a data set. "
+                "Leave them out."
+            )
         data = load_dataset(arguments.data, seed=arguments.seed)
         return Samples(data.X_train, data.y_train, data.X_test, data.y_test, None)
     options = file_options(arguments)
