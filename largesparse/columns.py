@@ -121,6 +121,8 @@ def read_parquet(path: Path, target: str | int | None, wanted: Sequence[str] | N
             frame = file.schema_arrow.empty_table().to_pandas()  # without pandas' index columns
             names = [str(name) for name in frame.columns]
             columns = _choose_columns(path, len(names), names, target, wanted)
+            if columns.target is not None:
+                _check_type(path, columns, file.schema_arrow.field(names[columns.target]).type)
             size = max(1, CHUNK_BYTES // (8 * len(names)))
             with np.errstate(over="ignore"):  # infinities are refused
                 return _from_chunks(path, _frames(path, file, size, columns), columns)
@@ -262,6 +264,8 @@ def _from_chunks(path: Path, chunks: Iterable[DataFrame], columns: _Columns) -> 
 
 def _numbers_if_all(labels: NDArray) -> NDArray:
     """Return labels read as text as integers or floats if all are such."""
+    if labels.dtype.kind == "f":  # a feature too, and read as one
+        return labels
     for dtype in (np.int64, np.float64):
         try:
             return labels.astype(dtype)
@@ -273,18 +277,37 @@ def _numbers_if_all(labels: NDArray) -> NDArray:
 def _frames(path: Path, file: Any, size: int, columns: _Columns) -> Iterator[DataFrame]:
     """Read chunks; columns become positions and features that are no numbers are refused."""
     from pandas.api.types import is_numeric_dtype
+    from pyarrow.types import is_decimal
 
     assert columns.names is not None
     read = [*columns.features, *([] if columns.target is None else [columns.target])]
     for batch in file.iter_batches(size, columns=[columns.names[i] for i in read]):
         frame = batch.to_pandas()
         frame.columns = [columns.names.index(str(name)) for name in frame.columns]
+        target = columns.target
+        if target is not None and is_decimal(batch.schema.field(columns.names[target]).type):
+            frame[target] = frame[target].astype(float)
         for position in columns.features:
             if not is_numeric_dtype(frame[position].dtype):
                 present = frame[position].dropna()
                 value = present.iloc[0] if len(present) else None
                 _refuse_column(path, columns, position, value, 1)
         yield frame
+
+
+def _check_type(path: Path, columns: _Columns, kind: Any) -> None:
+    """Raise a DataError unless the target of a parquet file is text, numbers or booleans."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    known = (
+        *(types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null),
+        *(types.is_string, types.is_large_string, types.is_string_view),
+    )
+    if not any(is_known(kind) for is_known in known):
+        remedy = "Convert it to text or numbers first, for instance dates to days"
+        _refuse(path, columns, columns.target or 0, f"values of the type {kind}", 1, remedy)
 
 
 def _refuse_text(path: Path, chunks: Iterable[DataFrame], columns: _Columns) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .archives import csr_from_archive, flatten_rows, read_archive
+from .archives import array_names, csr_from_archive, flatten_rows, read_archive
 from .columns import positions_of, read_csv, read_parquet
 from .errors import DataError, ParameterError
+from .targets import check_values
 
 if TYPE_CHECKING:
     import os
@@ -49,7 +50,7 @@ def read_table(
     target: str | int | None = None,
     *,
     columns: Sequence[str] | None = None,
-    part: str = "train",
+    part: str | None = None,
 ) -> Table:
     """Read the samples of a file, whose format follows from its suffix.
 
@@ -69,12 +70,12 @@ def read_table(
     target : str or int, optional
         The column of the labels: its name, or its position where -1 is the last. Without it no
         column is split off; svmlight files and archives give their own y all the same. For an
-        archive, the name of the array.
+        archive, the name of the array, without `_train` and `_test` where it has two parts.
     columns : sequence of str, optional
         The features that are wanted, in this order, as a fitted model has them. The other
         columns may be anything. Where the file has no names their number must agree.
-    part : "train" or "test"
-        Which part of an archive that has two.
+    part : "train" or "test", optional
+        Which part of an archive that has two (see `parts_of`), by default the former.
 
     Returns
     -------
@@ -87,10 +88,10 @@ def read_table(
         numeric, or has a missing or infinite value; if names are doubled or missing; or if there
         is one row only beside a target. Rows in messages count from 1, without the header.
     ParameterError
-        If `part` is another word.
+        If `part` is another word, or is given and the file has no parts.
     """
     path = Path(path).expanduser()
-    if part not in ("train", "test"):
+    if part not in (None, "train", "test"):
         raise ParameterError(
             f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."
         )
@@ -112,13 +113,30 @@ def read_table(
         table = _read_svmlight(path, target)
     else:
         table = _read_npz(path, target, part)
+    if part is not None and (kind != "npz" or not parts_of(path)):
+        raise ParameterError(
+            f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
+            "parts. Leave the part out."
+        )
     if columns is not None:
         table = align_columns(table, columns)
+    if table.y is not None and table.X.shape[0]:
+        owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
+        table = table._replace(y=check_values(table.y, owner))
     if not table.X.shape[0]:
         raise DataError(f"{path} has no rows of data. Get or write it again.")
     if target is not None and table.X.shape[0] == 1:
         raise DataError(f"{path} has one row only. Training and testing need more samples.")
     return table
+
+
+def parts_of(path: Path) -> list[str]:
+    """Return which of the parts "train" and "test" of an archive have features.
+
+    There are none in an archive with `X` or CSR arrays, and in any other file.
+    """
+    names = array_names(path) if table_format(path) == "npz" else set()
+    return [] if "X" in names else [part for part in ("train", "test") if f"x_{part}" in names]
 
 
 def table_format(path: Path) -> str | None:
@@ -191,25 +209,24 @@ def _read_svmlight(path: Path, target: str | int | None) -> Table:
     return Table(csr_array(X), y.astype(np.int64) if whole else y, None, None)
 
 
-def _read_npz(path: Path, target: str | int | None, part: str) -> Table:
+def _read_npz(path: Path, target: str | int | None, part: str | None) -> Table:
     arrays = read_archive(path)
     X: NDArray | csr_array
-    label = "y"
+    label = "y" if target is None else str(target)
     if "X" in arrays:
         X = arrays["X"]
-    elif "x_train" in arrays:
+    elif "x_train" in arrays or "x_test" in arrays:
+        part = part or "train"
         if f"x_{part}" not in arrays:
-            raise DataError(f"{path} has no array 'x_{part}'. Pass the other part.")
-        X, label = arrays[f"x_{part}"], f"y_{part}"
+            raise DataError(f"{path} has no array 'x_{part}'. Choose the other part.")
+        X, label = arrays[f"x_{part}"], f"{label}_{part}"
     elif {"indptr", "indices", "shape"} <= arrays.keys():
         X = csr_from_archive(arrays, path)
     else:
         raise DataError(
             f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; a table needs X, or "
-            "x_train, or indptr, indices and shape."
+            "x_train or x_test, or indptr, indices and shape."
         )
-    if target is not None and target != "y":
-        label = str(target)
     y = arrays.get(label)
     if y is None and target is not None:
         raise DataError(
