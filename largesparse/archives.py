@@ -50,6 +50,15 @@ def read_archive(path: Path) -> dict[str, NDArray]:
         ) from error
 
 
+def array_names(path: Path) -> set[str]:
+    """Return the names of the arrays of an archive, none where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return set()
+
+
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
     """Verify that no member can be as large as its header says by a lie of the header.
 

@@ -7,6 +7,7 @@ arguments that returns the exit code; `COMMANDS` lists them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from collections.abc import Callable, Sequence
 from . import __version__
 from .errors import LargeSparseError
 from .model_commands import add_evaluate, add_inspect, add_predict
-from .sizes import SizeError, parse_size
+from .output import print_anything
+from .sizes import SizeError, parse_size, parse_sizes
 from .stopping import Interrupted
 from .train_command import add_train
 
@@ -27,13 +29,15 @@ def run_command(function: Callable[[], int | None]) -> int:
     Returns
     -------
     int
-        What `function` returned (None is 0); 2 after a `LargeSparseError`, which is printed as
-        one line on standard error; 130 after Ctrl-C; 141 where the reader of the output has gone,
-        both as shells report it.
+        What `function` returned (None is 0); 2 after a `LargeSparseError` or an error of the
+        operating system's, which is printed as one line on standard error; 130 after Ctrl-C; 141
+        where the reader of the output has gone, both as shells report it.
     """
+    print_anything()
     try:
         code = function() or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it is closed
+            sys.stdout.flush()
         return code
     except LargeSparseError as error:
         print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -47,13 +51,26 @@ def run_command(function: Callable[[], int | None]) -> int:
         print("largesparse: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at exit; let it succeed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
         return 141
+    except OSError as error:  # a file's or a folder's, which its reader did not foresee
+        print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):  # it was standard output that failed: a full disk
+            _silence_output()
+        return 2
+
+
+def _silence_output() -> None:
+    """Let the interpreter succeed, which flushes standard output once more at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a test's, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process, and return its exit code."""
+    print_anything()  # the help has Greek letters
     arguments = make_parser().parse_args(argv)
     return run_command(lambda: arguments.run(arguments))
 
@@ -100,6 +117,7 @@ def _add_tune(subparsers) -> None:
     add = parser.add_argument
     add(
         "--layers",
+        type=parse_sizes,
         default="784,1000,1000,1000,10",
         help="sizes from features to classes (%(default)s)",
     )
@@ -117,7 +135,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from .threads import resolve_threads
     from .tune import compare_backends
 
-    sizes = tuple(parse_size(size) for size in arguments.layers.split(","))
+    sizes = arguments.layers
     network = NetworkConfig(sizes, epsilon=arguments.epsilon)
     threads = resolve_threads(arguments.threads, "tune")
     table = compare_backends(

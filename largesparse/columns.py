@@ -154,6 +154,8 @@ def read_parquet(
             frame = file.schema_arrow.empty_table().to_pandas()  # without pandas' index columns
             names = [str(name) for name in frame.columns]
             columns = _choose_columns(path, len(names), names, target, wanted)
+            if columns.target is not None:
+                _check_type(columns, file.schema_arrow.field(names[columns.target]).type)
             size = max(1, CHUNK_BYTES // (8 * len(names)))
             return _collect(columns, partial(_frames, file, size, columns), dtype)
     except DataError:
@@ -283,6 +285,7 @@ def _label_array(labels: Series) -> NDArray:
 def _frames(file: Any, size: int, columns: _Columns) -> Iterator[DataFrame]:
     """Read chunks; columns become positions and features that are no numbers are refused."""
     from pandas.api.types import is_numeric_dtype
+    from pyarrow.types import is_decimal
 
     assert columns.names is not None
     where = {name: position for position, name in enumerate(columns.names)}
@@ -290,12 +293,30 @@ def _frames(file: Any, size: int, columns: _Columns) -> Iterator[DataFrame]:
     for batch in file.iter_batches(size, columns=[columns.names[i] for i in read]):
         frame = batch.to_pandas()
         frame.columns = [where[str(name)] for name in frame.columns]
+        target = columns.target
+        if target is not None and is_decimal(batch.schema.field(columns.names[target]).type):
+            frame[target] = frame[target].astype(float)
         for position in columns.features:
             if not is_numeric_dtype(frame[position].dtype):
                 present = frame[position].dropna()
                 value = present.iloc[0] if len(present) else None
                 _refuse_word(columns, position, value, 0)
         yield frame
+
+
+def _check_type(columns: _Columns, kind: Any) -> None:
+    """Raise a DataError unless the target of a parquet file is text, numbers or booleans."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    known = (
+        *(types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null),
+        *(types.is_string, types.is_large_string, types.is_string_view),
+    )
+    if not any(is_known(kind) for is_known in known):
+        remedy = "Convert it to text or numbers first, for instance dates to days"
+        _refuse(columns, columns.target or 0, f"values of the type {kind}", 0, remedy)
 
 
 def _refuse_text(columns: _Columns, separator: str, n_rows: int) -> None:

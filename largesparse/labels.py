@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .headers import MISSING
-from .preprocessing import encode_labels
 
 PADDED = re.compile(r"[+-]?0\d|.*_")  # float() reads these, but they are codes, not numbers
 
@@ -70,19 +69,3 @@ def _parse(texts: NDArray[np.str_], refuse: Refuse, rows: NDArray[np.int64]) -> 
     if (numbers != np.trunc(numbers)).any() or (numbers.astype(np.str_) == texts).all():
         return numbers
     return texts
-
-
-def class_indices(labels: NDArray, classes: NDArray) -> NDArray[np.int32]:
-    """Return the positions of labels, as a file has them, among a model's classes.
-
-    Where one of the two is text and the other numbers, as when only some files hold a label that is
-    no number, they are compared as text.
-
-    Raises
-    ------
-    DataError
-        If a label is not among the classes.
-    """
-    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):
-        labels, classes = labels.astype(np.str_), classes.astype(np.str_)
-    return encode_labels(labels, classes)[0]

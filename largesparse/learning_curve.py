@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import ParameterError
+from .output import check_writable
 
 if TYPE_CHECKING:
     from .history import History
@@ -28,14 +30,31 @@ def text_curve(losses: list[float]) -> str:
     return f"loss {losses[0]:.4g} {bars} {losses[-1]:.4g}"
 
 
-def plot_curve(history: History, path: str) -> None:
-    """Draw loss and scores by epoch into a picture."""
+def check_picture(path: str) -> None:
+    """Verify, before work starts, that a picture can be drawn into a file.
+
+    Raises
+    ------
+    ParameterError
+        Where matplotlib or the folder is not there, or the suffix is not one of a picture.
+    """
     try:
-        from matplotlib.figure import Figure
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise ParameterError(
-            "--plot needs matplotlib: pip install 'largesparse[plot]'. The model is saved."
+            "--plot needs matplotlib: pip install 'largesparse[plot]', or leave it out."
         ) from error
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise ParameterError(
+            f"--plot {path}: the suffix is none of a picture. Known are {', '.join(sorted(kinds))}."
+        )
+    check_writable(path, "--plot")
+
+
+def plot_curve(history: History, path: str) -> None:
+    """Draw loss and scores by epoch into a picture."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     loss, score = figure.subplots(1, 2)

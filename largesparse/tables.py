@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
+from .archives import array_names, csr_from_archive, flatten_rows, holds_sparse, read_archive
 from .columns import read_csv, read_parquet
 from .errors import DataError, ParameterError
 from .frames import first_doubled, positions_of
 from .precision import narrowest, needs_float64
+from .targets import check_values
 
 if TYPE_CHECKING:
     import os
@@ -67,7 +68,7 @@ def read_table(
     target: str | int | None = None,
     *,
     columns: Sequence[str] | None = None,
-    part: str = "train",
+    part: str | None = None,
     header: bool | None = None,
     zero_based: bool | None = None,
     dtype: type | None = None,
@@ -90,12 +91,13 @@ def read_table(
     target : str or int, optional
         The column of the labels: its name, or its position, where -1 is the last. A string is a
         position only where the columns have no names. Without it no column is split off; svmlight
-        files and archives give their own y all the same. For an archive, the name of the array.
+        files and archives give their own y all the same. For an archive, the name of the array,
+        without `_train` and `_test` where it has two parts.
     columns : sequence of str, optional
         The features that are wanted, in this order, as a fitted model has them. The other
         columns may be anything. Where a file that is not text has no names their number must agree.
-    part : "train" or "test"
-        Which part of an archive that has two.
+    part : "train" or "test", optional
+        Which part of an archive that has two (see `parts_of`), by default the former.
     header : bool, optional
         Whether the first line of text holds the names of the columns. By default it does where it
         holds text, the wanted columns, or 0, 1, 2, ..., and does not where it is other numbers; a
@@ -117,10 +119,10 @@ def read_table(
         line may hold names or data; or if there is one row only beside a target. Rows in messages
         count from 1, without the header.
     ParameterError
-        If `part` is another word, or `header` or `zero_based` is passed for another format.
+        If `part` is another word, or it, `header` or `zero_based` is given and the file has none.
     """
     path = Path(path).expanduser()
-    if part not in ("train", "test"):
+    if part not in (None, "train", "test"):
         raise ParameterError(
             f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."
         )
@@ -151,8 +153,16 @@ def read_table(
         table = _read_npz(path, target, part)
     if kind in ("svmlight", "npz"):
         table = table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
+    if part is not None and (kind != "npz" or not parts_of(path)):
+        raise ParameterError(
+            f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
+            "parts. Leave the part out."
+        )
     if columns is not None:
         table = align_columns(table, columns)
+    if table.y is not None and table.X.shape[0]:
+        owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
+        table = table._replace(y=check_values(table.y, owner))
     if not table.X.shape[0]:
         raise DataError(f"{path} has no rows of data. Get or write it again.")
     if target is not None and table.X.shape[0] == 1:
@@ -165,7 +175,7 @@ def read_table_for(
     path: str | os.PathLike[str],
     target: str | int | None = None,
     *,
-    part: str = "train",
+    part: str | None = None,
     header: bool | None = None,
     zero_based: bool | None = None,
 ) -> Table:
@@ -201,6 +211,15 @@ def read_table_for(
             "zero_based=False (--index-base 0 or --index-base 1 on the command line)."
         )
     return align_columns(table, network.feature_names, n_features)
+
+
+def parts_of(path: Path) -> list[str]:
+    """Return which of the parts "train" and "test" of an archive have features.
+
+    There are none in an archive with `X` or CSR arrays, and in any other file.
+    """
+    names = array_names(path) if table_format(path) == "npz" else set()
+    return [] if "X" in names else [part for part in ("train", "test") if f"x_{part}" in names]
 
 
 def table_format(path: Path) -> str | None:
@@ -287,25 +306,24 @@ def _read_svmlight(path: Path, target: str | int | None, zero_based: bool | None
     return Table(X, y, None, None, FileLayout(zero_based=zero_based))
 
 
-def _read_npz(path: Path, target: str | int | None, part: str) -> Table:
+def _read_npz(path: Path, target: str | int | None, part: str | None) -> Table:
     arrays = read_archive(path)
     X: NDArray | csr_array
-    label = "y"
+    label = "y" if target is None else str(target)
     if "X" in arrays:
         X = arrays["X"]
-    elif "x_train" in arrays:
+    elif "x_train" in arrays or "x_test" in arrays:
+        part = part or "train"
         if f"x_{part}" not in arrays:
-            raise DataError(f"{path} has no array 'x_{part}'. Pass the other part.")
-        X, label = arrays[f"x_{part}"], f"y_{part}"
+            raise DataError(f"{path} has no array 'x_{part}'. Choose the other part.")
+        X, label = arrays[f"x_{part}"], f"{label}_{part}"
     elif holds_sparse(arrays):
         X = csr_from_archive(arrays, path)
     else:
         raise DataError(
             f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; a table needs X, or "
-            "x_train, or indptr, indices and shape."
+            "x_train or x_test, or indptr, indices and shape."
         )
-    if target is not None and target != "y":
-        label = str(target)
     y = arrays.get(label)
     if y is None and target is not None:
         raise DataError(

@@ -9,8 +9,8 @@ import pytest
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, predict, predict_proba
 from largesparse.errors import DataError
 from largesparse.frames import align_frame
-from largesparse.labels import class_indices
 from largesparse.tables import FileLayout, align_columns, read_table, read_table_for
+from largesparse.targets import match_labels
 
 
 def write(path, first, rows, end="\n"):
@@ -204,11 +204,10 @@ def test_labels_of_parquet_keep_their_type(tmp_path, monkeypatch, values, dtype)
 
 def test_labels_are_found_among_classes_of_another_type():
     words, numbers = np.array(["1", "2", "a"]), np.array([1, 2])
-    assert class_indices(np.array([2, 1]), words).tolist() == [1, 0]
-    assert class_indices(np.array(["2", "1"]), numbers).tolist() == [1, 0]
-    assert class_indices(np.array([2.0, 1.0]), numbers).tolist() == [1, 0]
+    assert match_labels(np.array([2, 1]), words).tolist() == ["2", "1"]
+    assert match_labels(np.array(["2", "1"]), numbers).tolist() == [2, 1]
     with pytest.raises(DataError, match="not among the 2 known classes: '01'"):
-        class_indices(np.array(["01", "1"]), numbers)
+        match_labels(np.array(["01", "1"]), numbers)
 
 
 # Columns of data frames
