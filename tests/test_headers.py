@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, predict, predict_proba
-from largesparse.errors import DataError
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    checkpoint,
+    compact,
+    load_model,
+    predict,
+    predict_proba,
+    save_model,
+)
+from largesparse.errors import CheckpointError, DataError
 from largesparse.frames import align_frame
 from largesparse.tables import FileLayout, align_columns, read_table, read_table_for
 from largesparse.targets import match_labels
@@ -274,3 +287,29 @@ def test_a_model_reads_files_as_it_was_trained_on_them(tmp_path, trained):
     path = write(tmp_path / "own.csv", "d,b,y,a,c", [[4, 2, "x", 1, 3]] * 2)
     assert read_table_for(network, path).X.tolist() == [[1, 2, 3, 4]] * 2
     assert align_columns(read_table(path, "y"), list("abcd")).X.tolist() == [[1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("layout", [FileLayout(header=False), FileLayout(zero_based=True), None])
+def test_models_keep_how_their_file_was_read(tmp_path, layout):
+    network = SparseMLP(NetworkConfig((4, 4, 2), seed=0), progress=False)
+    network.file_layout = layout
+    save_model(compact(network), tmp_path / "model")
+    assert load_model(tmp_path / "model").file_layout == layout
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"file_layout": {"header": 3}}, {"file_layout": {"a": None}}]
+)
+def test_models_that_do_not_say_how_their_file_was_read(tmp_path, change):
+    network = SparseMLP(NetworkConfig((4, 4, 2), seed=0), progress=False)
+    save_model(network, tmp_path / "model")
+    path = tmp_path / "model" / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["file_layout"], manifest["sha256"]  # as earlier releases wrote it
+    manifest |= change
+    path.write_text(json.dumps(manifest | {"sha256": checkpoint._checksum(manifest)}))
+    if change:
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_model(tmp_path / "model")
+    else:
+        assert load_model(tmp_path / "model").file_layout is None
