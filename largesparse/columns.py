@@ -77,7 +77,11 @@ def _numbers_and_text(columns: _Columns, first: list[str], separator: str) -> It
 
     every, features = range(len(first)), set(columns.features)
     dtypes = {i: np.float64 if i in features else str for i in every}
-    dialect = {"sep": separator, "header": None if columns.names is None else 0}
+    dialect = {
+        "sep": separator,
+        "header": None if columns.names is None else 0,
+        "na_filter": False,  # "NA" is a label; in a feature it is refused as no number
+    }
     n_rows = 0
     try:
         for chunk in csv_chunks(columns.path, every, dtypes, dialect):
@@ -120,7 +124,6 @@ def csv_chunks(
         names=every,
         dtype=dtype,
         encoding="utf-8-sig",
-        na_filter=False,  # "NA" is a label; what is no number is refused in a feature
         skipinitialspace=True,
         chunksize=max(1, CHUNK_BYTES // (value_bytes * len(every))),
         **dialect,
