@@ -89,8 +89,9 @@ def _train(arguments: argparse.Namespace) -> int:
     print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
     started = time.perf_counter()
     with warnings.catch_warnings():
-        # scikit-learn's, of many classes: who says --task classification has chosen them
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        # Of many classes: who says --task classification has chosen them.
+        many = "The number of unique classes|y has .* different whole numbers"
+        warnings.filterwarnings("ignore", many, UserWarning)
         estimator.fit(samples.X, samples.y)
     seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
+from largesparse import SparseMLPClassifier
 from largesparse.errors import DataError, ParameterError
 from largesparse.samples import hold_out, read_samples
 from largesparse.targets import check_values, choose_task, match_labels
@@ -97,6 +98,26 @@ def test_labels_of_another_kind_compare_as_text():
     assert match_labels(np.array(["2", "1"]), numbers).tolist() == [2, 1]
     with pytest.raises(DataError, match="known classes: 'x'"):
         match_labels(words, numbers)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.repeat(1900 + np.arange(30), 2), "y has 30 different whole numbers, 1900 to 1929"),
+        (np.repeat(np.arange(30), 2), None),
+        (np.repeat(1900 + np.arange(20), 2), None),
+        (np.repeat([f"t{k}" for k in range(30)], 2), None),
+    ],
+)
+def test_a_classifier_warns_of_quantities(y, message):
+    X = np.arange(len(y), dtype=float)[:, None]
+    classifier = SparseMLPClassifier((4,), max_epochs=1, backend="scipy", n_jobs=1)
+    if message is None:
+        classifier.fit(X, y)
+        return
+    with pytest.warns(UserWarning, match=f"{message}.*SparseMLPRegressor") as caught:
+        classifier.fit(X, y)
+    assert caught[0].filename == __file__
 
 
 # Rows that are held out
