@@ -117,6 +117,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     """Refuse what no training can have before the data is read."""
     from .backends import get_backend
     from .config import NetworkConfig, TrainingConfig
+    from .memory import choose_plan
     from .threads import resolve_threads
 
     given = {
@@ -126,7 +127,10 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *arguments.hidden, 2)
-    NetworkConfig(sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha)
+    network = NetworkConfig(
+        sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
+    )
+    choose_plan(network, 1)  # hidden layers that fit in no case
     TrainingConfig(**given)
     if "alpha" in alpha and arguments.activation in ("relu", "linear"):
         raise ParameterError(

@@ -115,9 +115,8 @@ def test_a_classifier_warns_of_quantities(y, message):
     if message is None:
         classifier.fit(X, y)
         return
-    with pytest.warns(UserWarning, match=f"{message}.*SparseMLPRegressor") as caught:
+    with pytest.warns(UserWarning, match=f"{message}.*SparseMLPRegressor"):
         classifier.fit(X, y)
-    assert caught[0].filename == __file__
 
 
 # Rows that are held out
