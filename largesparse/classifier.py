@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from .errors import ParameterError
 from .estimator_base import BaseSparseMLP
 from .preprocessing import check_X, encode_labels, refuse_masked
+from .targets import warn_of_quantities
 
 
 class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
@@ -194,7 +195,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         ----------
         X : (n_samples, n_features) dense or sparse
         y : (n_samples,)
-            Class labels: integers, strings or booleans.
+            Class labels: integers, strings or booleans. Many integers that do not number the
+            classes get a warning.
         sample_weight : (n_samples,), optional
             At least 0; only ratios matter.
 
@@ -207,6 +209,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         """
         going_on = self.warm_start and self._has_network()
         X, y = self._check_data(X, y, reset=not going_on)
+        warn_of_quantities(y)
         check_classification_targets(y)
         weights = self._weights(sample_weight, X, y)
         if going_on:

@@ -132,15 +132,16 @@ def _add_tune(subparsers) -> None:
 def _tune(arguments: argparse.Namespace) -> int:
     from .config import NetworkConfig
     from .limits import arithmetic_peak, sequential_bandwidth
+    from .memory import choose_plan
     from .threads import resolve_threads
     from .tune import compare_backends
 
     sizes = arguments.layers
     network = NetworkConfig(sizes, epsilon=arguments.epsilon)
     threads = resolve_threads(arguments.threads, "tune")
-    table = compare_backends(
-        network, batch_size=arguments.batch_size, threads=threads, repeats=arguments.repeats
-    )
+    size = arguments.batch_size
+    choose_plan(network, size, micro_batch=size, keep_every=1)
+    table = compare_backends(network, batch_size=size, threads=threads, repeats=arguments.repeats)
     if arguments.json:
         print(table.to_json(orient="records"))
         return 0

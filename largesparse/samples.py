@@ -106,12 +106,12 @@ def read_samples(
 
 
 def _read(source: str, target: str | None, header: bool | None, zero_based: bool | None) -> Rows:
-    from .datasets import read_source
+    from .datasets import NAMES, OPENML, read_source
     from .tables import parts_of, read_table, table_format
 
     path = Path(source).expanduser()
     if table_format(path) is None and not path.is_file():
-        if target is not None:
+        if target is not None and (source in NAMES or source.startswith(OPENML)):
             raise ParameterError(
                 f"--target {target}: the data set {source!r} has labels of its own. Leave the "
                 "flag out."

@@ -6,6 +6,7 @@ classes; else the user is asked, because a wrong guess trains for nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -132,6 +133,25 @@ def choose_task(y: NDArray, asked: str, name: str) -> str:
     if asked == "auto":
         _check_looks_like_classes(y, name)
     return "classification"
+
+
+def warn_of_quantities(y: NDArray) -> None:
+    """Warn where labels that a classifier is given look like quantities.
+
+    They are more than `FEW_CLASSES` whole numbers, and do not run from 0 or 1 without a gap.
+    scikit-learn itself warns where there are more labels than half the rows.
+    """
+    if y.dtype.kind not in "iuf" or not y.size or not (y == np.trunc(y)).all():
+        return
+    values = np.unique(y)
+    first, last = values[0].item(), values[-1].item()
+    if len(values) > FEW_CLASSES and not (first in (0, 1) and last - first + 1 == len(values)):
+        warnings.warn(
+            f"y has {len(values)} different whole numbers, {first} to {last}, and each becomes a "
+            "class. If they are quantities use SparseMLPRegressor.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _is_fraction(y: NDArray) -> NDArray[np.bool_]:

@@ -109,8 +109,9 @@ def _train(arguments: argparse.Namespace) -> int:
     print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
     started = time.perf_counter()
     with warnings.catch_warnings():
-        # scikit-learn's, of many classes: who says --task classification has chosen them
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        # Of many classes: who says --task classification has chosen them.
+        many = "The number of unique classes|y has .* different whole numbers"
+        warnings.filterwarnings("ignore", many, UserWarning)
         estimator.fit(samples.X, samples.y)
     seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names
@@ -137,6 +138,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     """Refuse what no training can have before the data is read."""
     from .backends import get_backend
     from .config import NetworkConfig, TrainingConfig
+    from .memory import choose_plan
     from .threads import resolve_threads
 
     given = {
@@ -146,7 +148,10 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *arguments.hidden, 2)
-    NetworkConfig(sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha)
+    network = NetworkConfig(
+        sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
+    )
+    choose_plan(network, 1)  # hidden layers that fit in no case
     TrainingConfig(**given)
     if "alpha" in alpha and arguments.activation in ("relu", "linear"):
         raise ParameterError(
