@@ -111,12 +111,13 @@ def _read(source: str, target: str | None, header: bool | None, zero_based: bool
 
     path = Path(source).expanduser()
     if table_format(path) is None and not path.is_file():
-        if target is not None and (source in NAMES or source.startswith(OPENML)):
+        named = source in NAMES or source.startswith(OPENML)
+        if target is not None and named:
             raise ParameterError(
                 f"--target {target}: the data set {source!r} has labels of its own. Leave the "
                 "flag out."
             )
-        if header is not None or zero_based is not None:
+        if named and (header is not None or zero_based is not None):
             raise ParameterError(
                 f"--header and --index-base are for files, and {source!r} is a data set. Leave "
                 "them out."
