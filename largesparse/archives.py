@@ -21,7 +21,9 @@ HEADERS: dict[int, Callable[..., Any]] = {
     1: npy.read_array_header_1_0,
     2: npy.read_array_header_2_0,
 }
-DEFLATED = 1032  # the most bytes that a byte of a compressed file can stand for
+# The most bytes that a byte of a compressed file, or rows that a value of a sparse array, can stand
+# for.
+DEFLATED = 1032
 
 
 def read_archive(path: Path) -> dict[str, NDArray]:
@@ -114,6 +116,8 @@ def csr_from_archive(arrays: dict[str, NDArray], path: Path) -> csr_array:
             X = sp.dia_array((arrays["data"], arrays["offsets"]), shape=shape)
         else:
             raise ValueError(f"its format is {kind!r}, and csr, csc, bsr, coo and dia are known")
+        if X.shape[0] > DEFLATED * (X.data.size + 1):  # a lie would take its memory, too
+            raise ValueError(f"its shape says {X.shape[0]} rows for {X.data.size} values")
         csr = sp.csr_array(X)
         csr.check_format(full_check=True)
         return csr

@@ -359,7 +359,13 @@ def test_archives_of_save_npz(tmp_path, kind, make):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": b"lil"}, {"indices": [0, 9]}, {"format": b"coo"}, {"format": b"dia"}],
+    [
+        {"format": b"lil"},
+        {"indices": [0, 9]},
+        {"format": b"coo"},
+        {"format": b"dia"},
+        {"shape": [2**40, 2]},
+    ],
 )
 def test_damaged_archives_of_save_npz_are_refused(tmp_path, change):
     arrays = {"indptr": [0, 1, 2], "indices": [0, 1], "data": [1.0, 2.0], "shape": [2, 2]}
