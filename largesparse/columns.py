@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import DataError
 from .frames import SHOWN, first_doubled, positions_of
-from .headers import has_names, is_missing, open_text, read_first_rows
+from .headers import has_names, is_missing, is_number, open_text, read_first_rows
 from .labels import labels_of_text
 from .precision import Rounding, float32_prints_the_same
 
@@ -329,27 +329,23 @@ def _refuse_text(columns: _Columns, separator: str, n_rows: int) -> None:
         start = n_rows + (columns.names is not None)
         for number, row in enumerate(itertools.islice(rows, start, None), n_rows):
             fields = [row[i] if i < len(row) else "" for i in columns.features]
-            if all(map(_is_plain, fields)):
+            if _are_finite(fields):
                 continue
-            k = next(k for k, field in enumerate(fields) if not _is_plain(field))
+            k = next(k for k, field in enumerate(fields) if not _are_finite([field]))
             if is_missing(fields[k]):
                 _refuse_number(columns, columns.features[k], np.nan, number)
-            if _is_float(fields[k]):
+            if is_number(fields[k]) or fields[k].strip(" +-").lower() in ("inf", "infinity"):
                 _refuse_number(columns, columns.features[k], np.inf, number)
             _refuse_word(columns, columns.features[k], fields[k], number)
 
 
-def _is_float(field: str) -> bool:
+def _are_finite(fields: list[str]) -> bool:
+    """Return whether all fields are finite numbers; of a wide table there are very many."""
     try:
-        float(field)
+        numbers = np.fromiter(map(float, fields), np.float64, len(fields))
     except ValueError:
         return False
-    return "_" not in field
-
-
-def _is_plain(field: str) -> bool:
-    """Return whether a field is a finite number."""
-    return _is_float(field) and -np.inf < float(field) < np.inf
+    return bool(np.isfinite(numbers).all()) and "_" not in "".join(fields)
 
 
 def _refuse_number(columns: _Columns, position: int, value: float, row: int) -> NoReturn:

@@ -141,6 +141,8 @@ def test_one_row_can_be_predicted_but_not_trained_on(tmp_path):
         ("1,2\n1,x\n", None, "column '1' has 'x'"),
         ("a,b,a\n1,2,3\n1,2,3\n", "b", "two columns named 'a'"),
         ("a,b\n1,2\n1,1_1\n", "a", "column 'b' has '1_1', which is not a number, in row 2"),
+        ("a,b\n1,2\n1,inflated\n", "a", "column 'b' has 'inflated', which is not a number"),
+        ("a,b\n1,2\n1,1e999\n", "a", "column 'b' has a value that is infinite in float32 in row 2"),
         (",a\n0,2\n1,2\n", "a", "column 1 has no name.*index=False"),
         ("5.1,iris\n0,2\n1,2\n", None, "first line looks like data .'5.1'"),
         ("a\n0\n1\n", "a", "no column of features"),
