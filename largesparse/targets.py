@@ -20,10 +20,11 @@ FEW_CLASSES = 20  # distinct whole numbers that need no look at what they are
 ROWS_PER_CLASS = 10  # that each of more whole numbers has, where they number classes
 # The rule as --help tells it.
 RULE = (
-    "auto: regression where the target has fractions, classification where it is text or whole "
-    f"numbers of which there are at most {FEW_CLASSES}, or that run from 0 or 1 without a gap "
-    f"and stand in {ROWS_PER_CLASS} rows or more each. Any other whole numbers, and more than "
-    "two labels of which there are more than half as many as rows, are refused until you choose"
+    "auto: regression where the target has fractions; classification where it is text, where it "
+    f"has at most {FEW_CLASSES} different whole numbers, or where these run from 0 or 1 without a "
+    f"gap and stand in {ROWS_PER_CLASS} rows or more each. What may be meant otherwise is refused "
+    "until you choose: other whole numbers, and more than two labels that are more than half as "
+    "many as the rows"
 )
 
 
