@@ -180,4 +180,11 @@ def match_labels(labels: NDArray, classes: NDArray) -> NDArray:
         return labels
     if classes.dtype.kind == "U":
         return labels.astype(str)
-    return classes[encode_labels(labels, classes.astype(str))[0]]
+    names = classes.astype(str)
+    unknown = np.setdiff1d(labels, names)
+    if len(unknown):
+        raise DataError(
+            f"y holds the text {str(unknown[0])!r:.50}, which is not among the {len(classes)} "
+            "known classes: they are numbers. Remove such rows, or train with labels like theirs."
+        )
+    return classes[encode_labels(labels, names)[0]]
