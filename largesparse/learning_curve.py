@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ParameterError
-from .output import check_writable
+from .records import check_output
 
 if TYPE_CHECKING:
     from .history import History
@@ -30,26 +30,20 @@ def text_curve(losses: list[float]) -> str:
     return f"loss {losses[0]:.4g} {bars} {losses[-1]:.4g}"
 
 
-def check_picture(path: str) -> None:
-    """Verify, before work starts, that a picture can be drawn into a file.
-
-    Raises
-    ------
-    ParameterError
-        Where matplotlib or the folder is not there, or the suffix is not one of a picture.
-    """
+def check_plot(path: str) -> None:
+    """Raise a ParameterError, before any work, unless `plot_curve` can write to a path."""
     try:
-        from matplotlib.backend_bases import FigureCanvasBase
+        from matplotlib.figure import Figure
     except ImportError as error:
+        raise ParameterError("--plot needs matplotlib: pip install 'largesparse[plot]'.") from error
+    formats = Figure().canvas.get_supported_filetypes()
+    suffix = Path(path).suffix[1:].lower()
+    if suffix and suffix not in formats:
         raise ParameterError(
-            "--plot needs matplotlib: pip install 'largesparse[plot]', or leave it out."
-        ) from error
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if Path(path).suffix[1:].lower() not in kinds:
-        raise ParameterError(
-            f"--plot {path}: the suffix is none of a picture. Known are {', '.join(sorted(kinds))}."
+            f"--plot {path}: there is no picture format {suffix!r}. Known are "
+            f"{', '.join(sorted(formats))}."
         )
-    check_writable(path, "--plot")
+    check_output(path)
 
 
 def plot_curve(history: History, path: str) -> None:

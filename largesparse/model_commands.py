@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import DataError, ParameterError
-from .output import check_printable, check_writable
+from .output import check_printable
 from .samples import some_of
 from .sizes import parse_size
 from .targets import match_labels
@@ -132,6 +132,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> None:
     """Verify, before work starts, that predictions can be written."""
+    from .records import check_output
+
     classes = [] if network.classes is None else list(map(str, network.classes.tolist()))
     if not arguments.out:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -139,8 +141,7 @@ def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> None:
         check_printable(classes, encoding, "The encoding of the standard output", remedy)
         return
     check_printable(classes, "utf-8", "The encoding of a CSV file", "Train with other labels.")
-    check_writable(arguments.out, "--out")
-    data, out = Path(arguments.data).expanduser(), Path(arguments.out)
+    data, out = Path(arguments.data).expanduser(), check_output(arguments.out)
     if data.exists() and out.exists() and out.samefile(data):
         raise ParameterError(f"--out {out} is the file of --data. Name another.")
 

@@ -1,15 +1,10 @@
-"""Output of the commands: characters that cannot be printed, and files that cannot be written.
-
-Standard output that is redirected on Windows, for one, cannot hold every character.
-"""
+"""Printing to a standard output that cannot hold every character, as redirected on Windows."""
 
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 from io import TextIOWrapper
-from pathlib import Path
 
 from .errors import ParameterError
 
@@ -53,15 +48,3 @@ def check_printable(texts: list[str], encoding: str, where: str, remedy: str) ->
             raise ParameterError(
                 f"{where} is {encoding}, which cannot hold the text {text!a:.50}. {remedy}"
             ) from error
-
-
-def check_writable(path: str, flag: str) -> None:
-    """Raise a ParameterError where a file cannot be written, before work starts."""
-    place = Path(path)
-    folder = place.resolve().parent
-    if not folder.is_dir():
-        raise ParameterError(f"{flag} {path}: there is no such folder. Make it first.")
-    if place.is_dir():
-        raise ParameterError(f"{flag} {path} is a folder. Name a file.")
-    if not os.access(place if place.exists() else folder, os.W_OK):
-        raise ParameterError(f"{flag} {path} cannot be written. Change its permissions.")

@@ -160,7 +160,7 @@ def _check_test(
         elif y_test.dtype.kind == "U":
             raise DataError(f"y holds text such as {str(y_test.flat[0])!r:.50}, not numbers.")
     except DataError as error:
-        raise DataError(f"In the test part {error}") from error
+        raise DataError(f"In the rows to test on: {error}") from error
     return X_test, y_test
 
 

@@ -20,10 +20,11 @@ FEW_CLASSES = 20  # distinct whole numbers that need no look at what they are
 ROWS_PER_CLASS = 10  # that each of more whole numbers has, where they number classes
 # The rule as --help tells it.
 RULE = (
-    "auto: regression where the target has fractions, classification where it is text or whole "
-    f"numbers of which there are at most {FEW_CLASSES}, or that run from 0 or 1 without a gap "
-    f"and stand in {ROWS_PER_CLASS} rows or more each. Any other whole numbers, and more than "
-    "two labels of which there are more than half as many as rows, are refused until you choose"
+    "auto: regression where the target has fractions; classification where it is text, where it "
+    f"has at most {FEW_CLASSES} different whole numbers, or where these run from 0 or 1 without a "
+    f"gap and stand in {ROWS_PER_CLASS} rows or more each. What may be meant otherwise is refused "
+    "until you choose: other whole numbers, and more than two labels that are more than half as "
+    "many as the rows"
 )
 
 
@@ -195,4 +196,11 @@ def match_labels(labels: NDArray, classes: NDArray) -> NDArray:
         return labels
     if classes.dtype.kind == "U":
         return labels.astype(str)
-    return classes[encode_labels(labels, classes.astype(str))[0]]
+    names = classes.astype(str)
+    unknown = np.setdiff1d(labels, names)
+    if len(unknown):
+        raise DataError(
+            f"y holds the text {str(unknown[0])!r:.50}, which is not among the {len(classes)} "
+            "known classes: they are numbers. Remove such rows, or train with labels like theirs."
+        )
+    return classes[encode_labels(labels, names)[0]]

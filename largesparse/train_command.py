@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from .errors import ParameterError, check_range
-from .learning_curve import check_picture, plot_curve, text_curve
+from .learning_curve import check_plot, plot_curve, text_curve
 from .sizes import parse_size, parse_sizes
 from .targets import RULE, TASKS
 
@@ -93,7 +93,7 @@ def _train(arguments: argparse.Namespace) -> int:
     _check_hyperparameters(arguments)
     check_folder(arguments.out)
     if arguments.plot:
-        check_picture(arguments.plot)
+        check_plot(arguments.plot)
     samples = read_samples(
         arguments.data,
         target=arguments.target,

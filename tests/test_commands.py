@@ -393,8 +393,8 @@ def test_a_curve_is_drawn(folder, tmp_path):
         (["--target", "level", "--hidden", "0"], "--hidden: A size"),
         (["--target", "level", "--hidden", "2e9,2e9"], "4000000000 neurons .* need about"),
         (["--target", "level", "--alpha", "0.5", "--activation", "relu"], "no slope"),
-        (["--target", "level", "--plot", "no/such/folder.png"], "no such folder"),
-        (["--target", "level", "--plot", "curve.xyz"], "none of a picture"),
+        (["--target", "level", "--plot", "no/such/folder.png"], "does not exist"),
+        (["--target", "level", "--plot", "curve.xyz"], "no picture format"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, tmp_path, capsys, change, message):

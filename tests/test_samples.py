@@ -96,7 +96,7 @@ def test_labels_of_another_kind_compare_as_text():
     words, numbers = np.array(["1", "2", "x"]), np.array([1, 2])
     assert match_labels(np.array([2, 1]), words).tolist() == ["2", "1"]
     assert match_labels(np.array(["2", "1"]), numbers).tolist() == [2, 1]
-    with pytest.raises(DataError, match="known classes: 'x'"):
+    with pytest.raises(DataError, match=r"the text 'x'.* 2 known classes: they are numbers"):
         match_labels(words, numbers)
 
 
@@ -186,11 +186,17 @@ X, Y = RNG.random((40, 3)).astype(np.float32), np.arange(40) % 2
         ({"X": X[:, :0], "y": Y}, r"X has 0 feature\(s\)"),
         ({"X": X, "y": np.zeros(40, int)}, "one class only"),
         ({"X": X, "y": np.where(Y, np.nan, 0.5)}, "the target has nan in row 2"),
-        ({"x_test": X[:, :2], "y_test": Y}, "In the test part X has 2 features"),
-        ({"x_test": np.full_like(X, np.nan), "y_test": Y}, "In the test part X contains NaN"),
-        ({"x_test": X, "y_test": Y + 7}, "In the test part y holds labels .*: 7, 8"),
-        ({"x_test": X, "y_test": np.array(["a", "b"])[Y]}, "In the test part .*'a', 'b'"),
-        ({"x_test": X, "y_test": np.eye(2)[Y]}, "In the test part y has the shape"),
+        ({"x_test": X[:, :2], "y_test": Y}, "to test on: X has 2 features"),
+        (
+            {"x_test": np.full_like(X, np.nan), "y_test": Y},
+            "to test on: X contains NaN",
+        ),
+        ({"x_test": X, "y_test": Y + 7}, "to test on: y holds labels .*: 7, 8"),
+        (
+            {"x_test": X, "y_test": np.array(["a", "b"])[Y]},
+            "to test on: .*the text 'a'",
+        ),
+        ({"x_test": X, "y_test": np.eye(2)[Y]}, "to test on: y has the shape"),
         ({"x_test": X}, "x_test but no y_test"),
     ],
 )
