@@ -126,7 +126,7 @@ def _read(source: str, target: str | None, header: bool | None, zero_based: bool
         owner = f"{source}: the target"
         test = (rest[0], check_values(rest[1], owner)) if rest else None
         return Rows(X, check_values(y, owner), test, None, owner)
-    options = {"header": header, "zero_based": zero_based}
+    options: dict[str, Any] = {"header": header, "zero_based": zero_based}
     table = read_table(path, target, **options)
     if table.y is None:
         raise DataError(
