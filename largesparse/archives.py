@@ -1,4 +1,4 @@
-"""NumPy archives (.npz) of arrays, read without pickle, and the CSR arrays in them."""
+"""NumPy archives (.npz) of arrays, read without pickle, and the sparse arrays in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ HEADERS: dict[int, Callable[..., Any]] = {
     1: npy.read_array_header_1_0,
     2: npy.read_array_header_2_0,
 }
-DEFLATED = 1032  # the most bytes that a byte of a compressed file can stand for
+# The most bytes that a byte of a compressed file, or rows that a value of a sparse array, can stand
+# for.
+DEFLATED = 1032
 
 
 def read_archive(path: Path) -> dict[str, NDArray]:
@@ -50,6 +52,15 @@ def read_archive(path: Path) -> dict[str, NDArray]:
         ) from error
 
 
+def array_names(path: Path) -> set[str]:
+    """Return the names of the arrays of an archive, none where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return set()
+
+
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
     """Verify that no member can be as large as its header says by a lie of the header.
 
@@ -71,27 +82,49 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
             raise ValueError(f"{info.filename} has {info.file_size} bytes, not {expected}")
 
 
+def holds_sparse(arrays: dict[str, NDArray]) -> bool:
+    """Return whether an archive is one of `scipy.sparse.save_npz`, or has CSR arrays."""
+    return {"format", "shape"} <= arrays.keys() or {"indptr", "indices", "shape"} <= arrays.keys()
+
+
 def csr_from_archive(arrays: dict[str, NDArray], path: Path) -> csr_array:
-    """Make a CSR array of `indptr, indices, shape` and, if it is there, `data` (else ones).
+    """Make a CSR array of what `scipy.sparse.save_npz` wrote, in any format.
+
+    Without `format` the arrays are `indptr, indices, shape` of a CSR array, and if it is there
+    `data` (else ones).
 
     Raises
     ------
     DataError
         If the arrays do not fit together.
     """
-    from scipy.sparse import csr_array
+    import scipy.sparse as sp
 
-    indices = arrays["indices"]
-    data = arrays.get("data")
-    if data is None:
-        data = np.ones(indices.shape, np.float32)
+    kind = str(arrays["format"].astype(np.str_)) if "format" in arrays else "csr"
     try:
         shape = tuple(arrays["shape"].tolist())
-        X = csr_array((data, indices, arrays["indptr"]), shape=shape)
-        X.check_format(full_check=True)
-        return X
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} does not hold a valid CSR array: {error}.") from error
+        if kind in ("csr", "csc", "bsr"):
+            indices, data = arrays["indices"], arrays.get("data")
+            if data is None:
+                data = np.ones(indices.shape, np.float32)
+            make = {"csr": sp.csr_array, "csc": sp.csc_array, "bsr": sp.bsr_array}[kind]
+            X = make((data, indices, arrays["indptr"]), shape=shape)
+            X.check_format(full_check=True)  # conversions trust indices
+        elif kind == "coo":
+            X = sp.coo_array((arrays["data"], (arrays["row"], arrays["col"])), shape=shape)
+        elif kind == "dia":
+            X = sp.dia_array((arrays["data"], arrays["offsets"]), shape=shape)
+        else:
+            raise ValueError(f"its format is {kind!r}, and csr, csc, bsr, coo and dia are known")
+        if X.shape[0] > DEFLATED * (X.data.size + 1):  # a lie would take its memory, too
+            raise ValueError(f"its shape says {X.shape[0]} rows for {X.data.size} values")
+        csr = sp.csr_array(X)
+        csr.check_format(full_check=True)
+        return csr
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise DataError(
+            f"{path} does not hold a valid {kind.upper():.9} array: {error}."
+        ) from error
 
 
 def flatten_rows(X: NDArray | csr_array) -> NDArray | csr_array:

@@ -35,6 +35,7 @@ from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arra
 from .network import SparseMLP
 from .preprocessing import Standardizer
 from .storage import Storage, StoredLayer
+from .tables import FileLayout
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -223,6 +224,7 @@ def _write(
             "preprocessing": None if network.preprocessing is None else "standardize",
             "classes": None if network.classes is None else _describe(network.classes),
             "feature_names": network.feature_names,
+            "file_layout": None if network.file_layout is None else network.file_layout._asdict(),
             **manifest,
             "files": files,
         }
@@ -353,6 +355,7 @@ def _read_network(
             scaling = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
             network.target_mean, network.target_scale = scaling
         network.feature_names = _read_names(manifest, config.layer_sizes[0])
+        network.file_layout = _read_layout(manifest)
     return network
 
 
@@ -373,6 +376,15 @@ def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
     if not plain or len(names) != n_features:
         raise ValueError("the names of the features do not fit the inputs")
     return names
+
+
+def _read_layout(manifest: dict[str, Any]) -> FileLayout | None:
+    layout = manifest.get("file_layout")  # models of earlier releases have none
+    if layout is None:
+        return None
+    if not all(value is None or isinstance(value, bool) for value in layout.values()):
+        raise ValueError("what it says of the file it was trained on is not known")
+    return FileLayout(**layout)
 
 
 def _read_layers(

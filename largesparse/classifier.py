@@ -12,7 +12,8 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from .errors import ParameterError
 from .estimator_base import BaseSparseMLP
-from .preprocessing import check_X, encode_labels
+from .preprocessing import check_X, encode_labels, refuse_masked
+from .targets import warn_of_quantities
 
 
 class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
@@ -194,7 +195,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         ----------
         X : (n_samples, n_features) dense or sparse
         y : (n_samples,)
-            Class labels: integers, strings or booleans.
+            Class labels: integers, strings or booleans. Many integers that do not number the
+            classes get a warning.
         sample_weight : (n_samples,), optional
             At least 0; only ratios matter.
 
@@ -207,6 +209,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         """
         going_on = self.warm_start and self._has_network()
         X, y = self._check_data(X, y, reset=not going_on)
+        warn_of_quantities(y)
         check_classification_targets(y)
         weights = self._weights(sample_weight, X, y)
         if going_on:
@@ -278,6 +281,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         """Return the logarithms of `predict_proba`."""
         with np.errstate(divide="ignore"):  # a probability that is 0 in float32
             return np.log(self.predict_proba(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of `predict(X)`."""
+        refuse_masked(y=y, sample_weight=sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     def _weights(self, sample_weight: Any, X: Any, y: NDArray) -> NDArray[np.float64] | None:
         """Return the product of the weights of rows and of their classes."""

@@ -7,6 +7,7 @@ arguments that returns the exit code; `COMMANDS` lists them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from . import __version__
 from .errors import LargeSparseError
 from .launching import check_alone
 from .model_commands import add_evaluate, add_inspect, add_predict
-from .sizes import SizeError, parse_size
+from .output import print_anything
+from .sizes import SizeError, parse_size, parse_sizes
 from .stopping import Interrupted
 from .train_command import add_train
 
@@ -28,13 +30,15 @@ def run_command(function: Callable[[], int | None]) -> int:
     Returns
     -------
     int
-        What `function` returned (None is 0); 2 after a `LargeSparseError`, which is printed as
-        one line on standard error; 130 after Ctrl-C; 141 where the reader of the output has gone,
-        both as shells report it.
+        What `function` returned (None is 0); 2 after a `LargeSparseError` or an error of the
+        operating system's, which is printed as one line on standard error; 130 after Ctrl-C; 141
+        where the reader of the output has gone, both as shells report it.
     """
+    print_anything()
     try:
         code = function() or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it is closed
+            sys.stdout.flush()
         return code
     except LargeSparseError as error:
         if not error.is_told_elsewhere:
@@ -49,13 +53,26 @@ def run_command(function: Callable[[], int | None]) -> int:
         print("largesparse: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at exit; let it succeed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
         return 141
+    except OSError as error:  # a file's or a folder's, which its reader did not foresee
+        print(f"largesparse: error: {' '.join(str(error).split())}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):  # it was standard output that failed: a full disk
+            _silence_output()
+        return 2
+
+
+def _silence_output() -> None:
+    """Let the interpreter succeed, which flushes standard output once more at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a test's, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process, and return its exit code."""
+    print_anything()  # the help has Greek letters
     return run_command(lambda: _run(argv))
 
 
@@ -109,6 +126,7 @@ def _add_tune(subparsers) -> None:
     add = parser.add_argument
     add(
         "--layers",
+        type=parse_sizes,
         default="784,1000,1000,1000,10",
         help="sizes from features to classes (%(default)s)",
     )
@@ -123,15 +141,16 @@ def _add_tune(subparsers) -> None:
 def _tune(arguments: argparse.Namespace) -> int:
     from .config import NetworkConfig
     from .limits import arithmetic_peak, sequential_bandwidth
+    from .memory import choose_plan
     from .threads import resolve_threads
     from .tune import compare_backends
 
-    sizes = tuple(parse_size(size) for size in arguments.layers.split(","))
+    sizes = arguments.layers
     network = NetworkConfig(sizes, epsilon=arguments.epsilon)
     threads = resolve_threads(arguments.threads, "tune")
-    table = compare_backends(
-        network, batch_size=arguments.batch_size, threads=threads, repeats=arguments.repeats
-    )
+    size = arguments.batch_size
+    choose_plan(network, size, micro_batch=size, keep_every=1)
+    table = compare_backends(network, batch_size=size, threads=threads, repeats=arguments.repeats)
     if arguments.json:
         print(table.to_json(orient="records"))
         return 0

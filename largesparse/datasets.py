@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import environment
-from .archives import csr_from_archive, flatten_rows, read_archive
+from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
 from .errors import DataError, ParameterError, check_range
 from .geo import read_series_matrix
 from .openml import fetch
@@ -46,6 +46,14 @@ class Dataset(NamedTuple):
     name: str
 
 
+class Source(NamedTuple):
+    """A data set as it comes: X, y, or X_train, y_train, X_test, y_test, not checked."""
+
+    name: str
+    place: Path | str  # what messages call it
+    arrays: tuple[Any, ...]
+
+
 def load_dataset(
     name_or_path: str | os.PathLike[str],
     *,
@@ -79,6 +87,7 @@ def load_dataset(
         `n_train`, `n_test` : int, for "higgs": the numbers of rows (105000 and 50000).
         `class_field` : str, for "leukemia" and series matrices: see `geo.read_series_matrix`.
         `target` : str or int, for tables with columns: the column of the labels.
+        `header`, `zero_based` : bool, for text and svmlight: see `tables.read_table`.
         `version` : int, for OpenML: by default the oldest that is active.
         With the first two only the publisher's files are read, not an archive.
 
@@ -93,38 +102,49 @@ def load_dataset(
         "test_fraction", test_fraction, "load_dataset", low=0, high=1, low_open=True, high_open=True
     )
     check_range("seed", seed, "load_dataset", low=0, high=2**32 - 1, integer=True)
-    split = (test_fraction, seed)
+    source = read_source(name_or_path, folder=folder, **options)
+    if len(source.arrays) == 2:
+        return _split(source, test_fraction, seed)
+    return _dataset(source)
+
+
+def read_source(
+    name_or_path: str | os.PathLike[str],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Source:
+    """Read a data set as it comes, with the labels of its source; see `load_dataset`.
+
+    Raises
+    ------
+    DataError, ParameterError
+        As `load_dataset` does, which checks the arrays.
+    """
     if name_or_path in NAMES:
-        return _load_named(str(name_or_path), folder, split, options)
+        return _named(str(name_or_path), folder, options)
     if isinstance(name_or_path, str) and name_or_path.startswith(OPENML):
         _check_options(name_or_path, options, "version")
         X, y = fetch(name_or_path.removeprefix(OPENML), **options)
-        return _split(name_or_path, name_or_path, X, y, *split)
+        return Source(name_or_path, name_or_path, (X, y))
     path = environment.expand_user(name_or_path)
     if path.is_file():
-        return _load_file(path, split, options)
+        return _file(path, options)
     raise DataError(
         f"{str(name_or_path)!r} is neither a file nor the name of a data set ({', '.join(NAMES)})."
     )
 
 
-def _load_named(
-    name: str,
-    folder: str | os.PathLike[str] | None,
-    split: tuple[float, int],
-    options: dict[str, Any],
-) -> Dataset:
+def _named(name: str, folder: str | os.PathLike[str] | None, options: dict[str, Any]) -> Source:
     publisher = PUBLISHERS.get(name)
     _check_options(name, options, *(publisher.options if publisher else ()))
     for place in _folders(folder):
         path = place / f"{name}.npz"
         if path.is_file() and not options:
-            return _load_archive(path, name, *split)
+            return _archive(path, name)
         if publisher and (files := find_files(name, place)):
-            arrays = publisher.read(files, **options)
-            if len(arrays) == 2:
-                return _split(name, files[0], *arrays, *split)
-            return _dataset(name, files[0].parent, *arrays)
+            arrays = tuple(map(flatten_rows, publisher.read(files, **options)))
+            return Source(name, files[0] if len(arrays) == 2 else files[0].parent, arrays)
     searched = ", ".join(str(place) for place in _folders(folder))
     own = ", ".join(names[0] for names in publisher.files) if publisher else ""
     wanted = f"no {name}.npz" if not options else f"no {own} (which {next(iter(options))} needs)"
@@ -135,23 +155,24 @@ def _load_named(
     )
 
 
-def _load_file(path: Path, split: tuple[float, int], options: dict[str, Any]) -> Dataset:
+def _file(path: Path, options: dict[str, Any]) -> Source:
     from .tables import read_table, table_format
 
     name = path.name.split(".")[0]
     if path.name.endswith(("series_matrix.txt", "series_matrix.txt.gz")):
         _check_options(str(path), options, "class_field")
         series = read_series_matrix(path, **options)
-        return _split(name, path, series.X, series.labels, *split)
+        return Source(name, path, (series.X, series.labels))
     kind = table_format(path)
     if kind in ("csv", "parquet", "svmlight"):
-        _check_options(str(path), options, *(() if kind == "svmlight" else ("target",)))
+        known = {"csv": ("target", "header"), "parquet": ("target",), "svmlight": ("zero_based",)}
+        _check_options(str(path), options, *known[kind])
         table = read_table(path, **options)
         if table.y is None:
             raise DataError(f"{path} needs the column of the labels: pass target=NAME.")
-        return _split(name, path, table.X, table.y, *split)
+        return Source(name, path, (table.X, table.y))
     _check_options(str(path), options)
-    return _load_archive(path, path.stem, *split)
+    return _archive(path, path.stem)
 
 
 def _check_options(source: str, options: dict[str, Any], *known: str) -> None:
@@ -171,53 +192,45 @@ def _folders(folder: str | os.PathLike[str] | None) -> list[Path]:
     return places
 
 
-def _load_archive(path: Path, name: str, test_fraction: float, seed: int) -> Dataset:
+def _archive(path: Path, name: str) -> Source:
     arrays = read_archive(path)
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         parts = (arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-        return _dataset(name, path, *parts)
+        return Source(name, path, tuple(map(flatten_rows, parts)))
     if {"X", "y"} <= arrays.keys():
         X = arrays["X"]
-    elif {"indptr", "indices", "shape", "y"} <= arrays.keys():
+    elif holds_sparse(arrays) and "y" in arrays:
         X = csr_from_archive(arrays, path)
     else:
         raise DataError(
             f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; a data set needs "
             "x_train, y_train, x_test and y_test, or X and y, or indptr, indices, shape and y."
         )
-    return _split(name, path, X, arrays["y"], test_fraction, seed)
+    return Source(name, path, (flatten_rows(X), arrays["y"]))
 
 
-def _split(
-    name: str,
-    path: Path | str,
-    X: NDArray | csr_array,
-    y: NDArray,
-    test_fraction: float,
-    seed: int,
-) -> Dataset:
+def _split(source: Source, test_fraction: float, seed: int) -> Dataset:
     from sklearn.model_selection import train_test_split
 
     try:
-        X, labels = check_X_y(flatten_rows(X), y)
+        X, labels = check_X_y(*source.arrays)
         labels, _ = encode_labels(labels)
         parts = train_test_split(
             X, labels, test_size=test_fraction, stratify=labels, random_state=int(seed)
         )
     except ValueError as error:  # sklearn's as well: a class of one sample cannot be divided
-        raise DataError(f"{path} cannot be used: {error}") from error
+        raise DataError(f"{source.place} cannot be used: {error}") from error
     X_train, X_test, y_train, y_test = parts
-    return Dataset(X_train, y_train, X_test, y_test, name)
+    return Dataset(X_train, y_train, X_test, y_test, source.name)
 
 
-def _dataset(
-    name: str, path: Path, x_train: NDArray, y_train: NDArray, x_test: NDArray, y_test: NDArray
-) -> Dataset:
+def _dataset(source: Source) -> Dataset:
+    x_train, y_train, x_test, y_test = source.arrays
     try:
-        X_train, labels_train = check_X_y(flatten_rows(x_train), y_train)
-        X_test, labels_test = check_X_y(flatten_rows(x_test), y_test, n_features=X_train.shape[1])
+        X_train, labels_train = check_X_y(x_train, y_train)
+        X_test, labels_test = check_X_y(x_test, y_test, n_features=X_train.shape[1])
         labels_train, classes = encode_labels(labels_train)
         labels_test, _ = encode_labels(labels_test, classes)
     except DataError as error:
-        raise DataError(f"{path} cannot be used: {error}") from error
-    return Dataset(X_train, labels_train, X_test, labels_test, name)
+        raise DataError(f"{source.place} cannot be used: {error}") from error
+    return Dataset(X_train, labels_train, X_test, labels_test, source.name)

@@ -34,7 +34,7 @@ from .history import History
 from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
-from .preprocessing import Standardizer, check_X
+from .preprocessing import Standardizer, check_X, refuse_masked
 from .skewness import alpha_from_skewness
 from .training import Trainer
 
@@ -181,6 +181,7 @@ class BaseSparseMLP(BaseEstimator):
 
     def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
         """Return X, dense or CSR, and y as scikit-learn checks them; `fit` checks the numbers."""
+        refuse_masked(X=X, y=y)
         options |= {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}
         X, y = validate_data(self, X, y, reset=reset, **options)
         return X, y
@@ -188,6 +189,7 @@ class BaseSparseMLP(BaseEstimator):
     def _check_weights(self, sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
         if sample_weight is None:
             return None
+        refuse_masked(sample_weight=sample_weight)
         options: dict[str, Any] = {"dtype": np.float64, "ensure_non_negative": True}
         weights: NDArray[np.float64] = _check_sample_weight(sample_weight, X, **options)
         return weights
@@ -392,6 +394,7 @@ class BaseSparseMLP(BaseEstimator):
     def _check_inputs(self, X: Any) -> Any:
         """Return X for prediction."""
         check_is_fitted(self)
+        refuse_masked(X=X)
         options: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
         X = validate_data(self, X, reset=False, ensure_all_finite=False, **options)
         return check_X(X, self.n_features_in_)

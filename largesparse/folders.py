@@ -57,4 +57,4 @@ def put_in_place(source: Path, folder: Path) -> None:
 
 def previous(folder: Path) -> Path:
     """Return where a folder is while another takes its place."""
-    return folder.with_name(f".{folder.name}.previous")
+    return folder.parent / f".{folder.name}.previous"  # of the root, too

@@ -53,7 +53,7 @@ def read_series_matrix(
     ------
     DataError
         If the file is damaged, cut off or of another format, has missing values, or not every
-        sample has that field.
+        sample has that field, with one value.
     """
     path = Path(path)
     opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -114,6 +114,11 @@ def _classes(lines: list[list[str]], n_samples: int, class_field: str, path: Pat
                 field = name.removeprefix("!Sample_")
             known.add(field)
             if field.lower() == class_field.strip().lower() and value:
+                if classes[sample] not in (None, value):
+                    raise DataError(
+                        f"{path} has {field!r} twice for sample {sample + 1}: {classes[sample]!r} "
+                        f"and {value!r}. Remove one, or pass another class_field."
+                    )
                 classes[sample] = value
     found = [value for value in classes if value is not None]
     if not found:

@@ -136,6 +136,7 @@ def compact(network: SparseMLP) -> SparseMLP:
     result.classes = None if network.classes is None else network.classes.copy()
     result.target_mean, result.target_scale = network.target_mean, network.target_scale
     result.feature_names = network.feature_names
+    result.file_layout = network.file_layout
     return result
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .backends import Backend, get_backend
 from .batches import load_batch
 from .errors import ParameterError, WorkerError, check_range
+from .frames import align_frame
 from .layer import Forward, ForwardLayer
 from .losses import LOSSES, softmax
 from .memory import prediction_batch
@@ -87,6 +88,7 @@ class Predictor:
         self._sizes = network.config.layer_sizes
         self._batch_size = check_batch_size(batch_size) or prediction_batch(self._sizes)
         self._outputs = Outputs.of(network)
+        self._feature_names = network.feature_names
         self._workers: list[_Worker] = []
         self._engine: Engine | None = None
         used = get_backend(backend)
@@ -113,10 +115,13 @@ class Predictor:
     def predict(self, X: Any) -> NDArray[Any]:
         """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR.
 
+        Of a data frame the columns are taken that the network was trained on, by their names, where
+        it has names.
+
         Where the loss is the mean squared error, return the predicted numbers, float32
         (n_samples,) or, for several targets, (n_samples, n_targets).
         """
-        return self._outputs.to_predictions(self.compute(check_X(X, self._sizes[0])))
+        return self._outputs.to_predictions(self.compute(self._check(X)))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return class probabilities, float32 (n_samples, n_classes).
@@ -131,7 +136,10 @@ class Predictor:
             Where a worker process failed; the predictor is closed then.
         """
         self._outputs.check_classes()
-        return self.compute(check_X(X, self._sizes[0]))
+        return self.compute(self._check(X))
+
+    def _check(self, X: Any) -> Any:
+        return check_X(align_frame(X, self._feature_names), self._sizes[0])
 
     def compute(self, X: Any) -> NDArray[np.float32]:
         """Return probabilities, or the outputs of a regression, float32 (n_samples, n_outputs).

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .environment import expand_user
 from .errors import DataError, ParameterError
+from .output import check_printable
+from .samples import some_of
 from .sizes import parse_size
-from .train_command import some_of
+from .targets import match_labels
+from .train_command import add_file_options, file_options
 
 if TYPE_CHECKING:
     from .network import SparseMLP
@@ -61,18 +65,29 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a model or checkpoint")
     add("--data", required=True, metavar="FILE", help="a table: CSV, parquet, svmlight, npz")
+    add_file_options(parser)
+    add("--part", choices=("train", "test"),
+        help="of an archive with x_train and x_test (test, where it is there)")  # fmt: skip
     add("--processes", type=parse_size, default=1, help="worker processes (%(default)s)")
     add("--threads", type=parse_size, help="threads of each (all cores)")
     add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
 
 
 def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | None) -> Any:
-    """Read a table as a model takes it."""
-    from .tables import align_columns, read_table
+    """Read a table as a model takes it; of an archive with parts, tell which was taken."""
+    from .tables import parts_of, read_table_for
 
-    table = read_table(arguments.data, target, columns=network.feature_names)
-    if network.feature_names is not None:
-        table = align_columns(table, network.feature_names)
+    parts = parts_of(expand_user(arguments.data))
+    part = arguments.part or (parts[-1] if parts else None)
+    options = file_options(arguments)
+    table = read_table_for(network, arguments.data, target, part=part, **options)
+    if len(parts) == 2:
+        other = parts[parts[0] == part]
+        print(
+            f"largesparse: of {arguments.data} the {part} part is taken, {table.X.shape[0]} rows; "
+            f"--part {other} takes the other",
+            file=sys.stderr,
+        )
     return table
 
 
@@ -81,8 +96,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    import sys
-
     import pandas as pd
 
     from .checkpoint import load_model
@@ -91,8 +104,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     network = load_model(arguments.model)
     if arguments.proba and network.classes is None:
         raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
-    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
-        raise ParameterError(f"--out {arguments.out}: there is no such folder. Make it first.")
+    _check_output(network, arguments)
     table = _read_for(network, arguments, None)
     with Predictor(network, **_options(arguments)) as predictor:
         if network.classes is not None:
@@ -118,6 +130,22 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> None:
+    """Verify, before work starts, that predictions can be written."""
+    from .records import check_output
+
+    classes = [] if network.classes is None else list(map(str, network.classes.tolist()))
+    if not arguments.out:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        remedy = "Pass --out FILE.csv, or set PYTHONIOENCODING=utf-8."
+        check_printable(classes, encoding, "The encoding of the standard output", remedy)
+        return
+    check_printable(classes, "utf-8", "The encoding of a CSV file", "Train with other labels.")
+    data, out = expand_user(arguments.data), check_output(arguments.out)
+    if data.exists() and out.exists() and out.samefile(data):
+        raise ParameterError(f"--out {out} is the file of --data. Name another.")
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     import json
 
@@ -128,13 +156,23 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .preprocessing import check_targets, encode_labels
 
     network = load_model(arguments.model)
+    if arguments.target is not None and arguments.target in (network.feature_names or []):
+        raise ParameterError(
+            f"--target {arguments.target} is one of the features that the model predicts from. "
+            "Name the column that it predicts."
+        )
     table = _read_for(network, arguments, arguments.target)
     if table.y is None:
-        raise DataError(f"{arguments.data} has no known values. Name their column by --target.")
+        raise DataError(
+            f"{arguments.data} has no known values"
+            + (f" in its {arguments.part} part" if arguments.part else "")
+            + ". Name their column by --target."
+        )
     if network.classes is not None:
-        encode_labels(table.y, network.classes)  # a class that the model does not know is an error
+        truth = match_labels(table.y, network.classes)
+        encode_labels(truth, network.classes)  # a class that the model does not know is an error
         found = predict(network, table.X, **_options(arguments))
-        truth = table.y.astype(network.classes.dtype)
+        truth = truth.astype(network.classes.dtype)
         report = metrics.classification_report
         if arguments.json:
             result = report(truth, found, output_dict=True, zero_division=0)
@@ -143,18 +181,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             print(f"accuracy {metrics.accuracy_score(truth, found):.4f} of {len(truth)} rows\n")
             print(report(truth, found, digits=4, zero_division=0))
         return 0
-    truth = check_targets(table.y, network.config.layer_sizes[-1]).squeeze(axis=1)
-    found = predict(network, table.X, **_options(arguments))
+    truth = check_targets(table.y, network.config.layer_sizes[-1])
+    found = predict(network, table.X, **_options(arguments)).reshape(truth.shape)
     scores = {
-        "R²": float(metrics.r2_score(truth, found)),
+        "R²": float(metrics.r2_score(truth, found)) if len(truth) > 1 else None,
         "mean absolute error": float(metrics.mean_absolute_error(truth, found)),
         "root mean squared error": float(metrics.root_mean_squared_error(truth, found)),
         "rows": len(truth),
     }
     if arguments.json:
-        print(json.dumps(scores, indent=2, ensure_ascii=False))
+        print(json.dumps(scores, indent=2))
     else:
-        print("\n".join(f"{name:<25}{value:.6g}" for name, value in scores.items()))
+        for name, value in scores.items():
+            print(f"{name:<25}" + ("one row has none" if value is None else f"{value:.6g}"))
     return 0
 
 
@@ -165,7 +204,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     found = describe(load_model(arguments.model), arguments.features)
     if arguments.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2))
         return 0
     for name, value in found.items():
         if name == "layers":

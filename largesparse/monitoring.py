@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import check_range
+from .frames import align_frame
 from .history import EpochRecord
 from .preprocessing import check_lengths, check_X
 from .training_data import encode
@@ -59,7 +60,7 @@ class GradientFlow:
         if record.epoch % self.every:
             return
         network = trainer.network
-        X = check_X(self.X, network.config.layer_sizes[0])
+        X = check_X(align_frame(self.X, network.feature_names), network.config.layer_sizes[0])
         y = encode(network, self.y)[0]
         check_lengths(X, y)
         with trainer.backend.threads(trainer.threads):

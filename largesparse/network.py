@@ -24,6 +24,7 @@ from .workspace import Gradients, Workspace
 
 if TYPE_CHECKING:
     from .preprocessing import Standardizer
+    from .tables import FileLayout
 
 
 Ahead = Callable[[Forward], None]
@@ -164,6 +165,8 @@ class SparseMLP:
         What predicted numbers are: outputs · target_scale + target_mean.
     feature_names : list of str or None
         Names of the inputs' columns.
+    file_layout : FileLayout or None
+        How the file was read that it was trained on (`tables.FileLayout`).
 
     Examples
     --------
@@ -197,6 +200,7 @@ class SparseMLP:
         self.target_mean: Float32 | None = None
         self.target_scale: Float32 | None = None
         self.feature_names: list[str] | None = None
+        self.file_layout: FileLayout | None = None
         self.storage = storage
 
     @classmethod

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import environment
 from .errors import DataError, check_range
+from .precision import narrowest
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -66,15 +67,15 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
     return bunch.data, bunch.target
 
 
-def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray[np.float32]:
-    """Return an array of Python objects, as sets with categorical features have, as float32."""
-    numbers = np.empty(X.shape, np.float32)
+def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray:
+    """Return an array of Python objects, as sets with categorical features have, as floats."""
+    numbers = np.empty(X.shape, np.float64)
     for column, feature in enumerate(feature_names):
         try:
-            numbers[:, column] = X[:, column].astype(np.float32)
+            numbers[:, column] = X[:, column].astype(np.float64)
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"The feature {feature!r} of OpenML's data set {name!r} is no number: {error}. "
                 "Encode it as numbers and save the table as .csv, or choose another version."
             ) from error
-    return numbers
+    return narrowest(numbers)

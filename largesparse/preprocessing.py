@@ -259,9 +259,19 @@ def _moments(X: NDArray[np.float32] | csr_array) -> tuple[NDArray, NDArray]:
     return mean, squares + zeros * mean**2
 
 
+def refuse_masked(**arrays: Any) -> None:
+    """Raise a DataError if one of the arrays has masked values, which NumPy would take as they are.
+
+    Rows of a list may be masked arrays, too.
+    """
+    for name, values in arrays.items():
+        parts = values if isinstance(values, (list, tuple)) else (values,)
+        if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+            raise DataError(f"{name} has masked values. Fill or remove them first.")
+
+
 def _as_array(values: Any, name: str) -> NDArray:
-    if np.ma.is_masked(values):
-        raise DataError(f"{name} has masked values. Fill or remove them first.")
+    refuse_masked(**{name: values})
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -361,6 +371,13 @@ def _whole_or_string(labels: NDArray) -> NDArray:
         if bad.any():
             row = int(bad.argmax())
             raise DataError(f"y has a label that is NaN or infinite at row {row}. Remove it.")
+        bad = np.abs(labels) > 2.0**53
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(
+                f"y has {labels[row]} at row {row}, beyond the whole numbers that a float tells "
+                "apart. Pass such labels as strings, or as integers."
+            )
         bad = labels != np.trunc(labels)
         if bad.any():
             row = int(bad.argmax())

@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 
 from .errors import DataError
 from .estimator_base import BaseSparseMLP
-from .preprocessing import check_X
+from .preprocessing import check_X, refuse_masked
 
 
 class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
@@ -107,6 +107,11 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         with self._predictor(X.shape[0]) as predictor:
             out = predictor.predict(X)
         return out if out.ndim == 1 else out.astype(np.float64)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of `predict(X)`."""
+        refuse_masked(y=y, sample_weight=sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     def _check_targets(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, NDArray[np.float64]]:
         """Return X, and y as (n_samples, n_outputs)."""

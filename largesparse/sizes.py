@@ -41,3 +41,14 @@ def parse_size(text: str) -> int:
             f"Got {text!r} instead."
         )
     return int(value)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as "400,400" or "2.5k,10", each by `parse_size`.
+
+    Examples
+    --------
+    >>> parse_sizes("2.5k,10")
+    (2500, 10)
+    """
+    return tuple(parse_size(size) for size in text.split(","))

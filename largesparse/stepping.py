@@ -17,6 +17,7 @@ from .losses import LOSSES, ScoreSums
 from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
+from .preprocessing import refuse_masked
 from .threads import resolve_threads
 from .whole_step import WholeStep
 from .workspace import Workspace, aligned_zeros, check_activation_dtype
@@ -123,6 +124,7 @@ class Stepper:
         NumericalError
             Where the loss is not finite. The weights are those before the step.
         """
+        refuse_masked(X=X, y=y, sample_weight=sample_weight)
         rows = np.arange(len(y)) if rows is None else rows
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
@@ -238,6 +240,7 @@ class Stepper:
         sample_weight: NDArray[np.float32] | None = None,
     ) -> tuple[float, float]:
         """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout."""
+        refuse_masked(X=X, y=y, sample_weight=sample_weight)
         rows = np.arange(len(y)) if rows is None else rows
         loss, sums = self.sum_scores(X, y, rows, sample_weight)
         return loss / max(sums.weight, 1e-300), sums.score()

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any, NamedTuple
+import warnings
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from .errors import ParameterError, check_range
+from .learning_curve import check_plot, plot_curve, text_curve
+from .sizes import parse_size, parse_sizes
+from .targets import RULE, TASKS
 
-from .environment import expand_user
-from .errors import DataError, ParameterError, check_range
-from .learning_curve import plot_curve, text_curve
-from .sizes import parse_size
-
-
-class Samples(NamedTuple):
-    """Rows to train on, and rows to test on (none where X_test is None)."""
-
-    X: Any
-    y: NDArray[Any]
-    X_test: Any
-    y_test: NDArray[Any] | None
-    feature_names: list[str] | None
+if TYPE_CHECKING:
+    from .samples import Samples
 
 
 def add_train(subparsers: Any) -> None:
@@ -38,22 +29,29 @@ def add_train(subparsers: Any) -> None:
     add = parser.add_argument
     add("--data", required=True, metavar="FILE|NAME", help="a table, or a data set's name")
     add("--target", help="the column to predict (tables with columns)")
+    add_file_options(parser)
     add("--out", required=True, metavar="MODEL", help="folder that receives the model")
-    add("--task", choices=("auto", "classification", "regression"), default="auto",
-        help="auto: regression where the target is numbers that are not all whole")  # fmt: skip
-    add("--test-fraction", type=float, default=0.2,
-        help="share held out, where the data has no test part (%(default)s; 0: none)")  # fmt: skip
-    add("--hidden", default="400,400", help="sizes of the hidden layers (%(default)s)")
+    add("--task", choices=TASKS, default="auto", help=RULE)
+    add("--test-fraction", type=float,
+        help="share held out, where the data has no test part (0.2; 0: none); of a class with few "
+        "rows one at least is trained on")  # fmt: skip
+    add(
+        "--hidden",
+        type=parse_sizes,
+        default="400,400",
+        help="sizes of the hidden layers (%(default)s)",
+    )
     add("--epsilon", type=float, default=20.0, help="density control ε (%(default)s)")
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
-    add("--alpha", type=_number_or_auto, help="slope of the negative side, or auto")
+    add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
     add("--zeta", type=float, help="share of the connections that evolution replaces")
     add("--dropout", type=float, help="share of the hidden neurons dropped")
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
     add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
-    add("--balanced", action="store_true", help="weigh classes by one over their frequency")
+    add("--balanced", action="store_true", 
+        help="weigh classes by one over their frequency (classification)")  # fmt: skip
     add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
     add("--threads", type=parse_size, help="threads (all cores)")
     add("--seed", type=int, default=0, help="of everything random (%(default)s)")
@@ -62,24 +60,62 @@ def add_train(subparsers: Any) -> None:
     parser.set_defaults(run=_train)
 
 
-def _number_or_auto(text: str) -> float | str:
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a file does not say itself."""
+    add = parser.add_argument
+    add("--header", choices=("yes", "no"),
+        help="whether the first line of CSV names the columns (found by its text)")  # fmt: skip
+    add("--index-base", type=int, choices=(0, 1),
+        help="first index of svmlight (0 if there is one, else 1; or as trained)")  # fmt: skip
+
+
+def file_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said by `add_file_options`, for `read_table`."""
+    header, base = arguments.header, arguments.index_base
+    return {
+        "header": None if header is None else header == "yes",
+        "zero_based": None if base is None else base == 0,
+    }
+
+
+def number_or_auto(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from .checkpoint import check_folder
+    from .samples import read_samples
 
-    check_range("--test-fraction", arguments.test_fraction, "train", low=0, high=1, high_open=True)
+    fraction = arguments.test_fraction
+    if fraction is not None:
+        check_range("--test-fraction", fraction, "train", low=0, high=1, high_open=True)
+    check_range("--seed", arguments.seed, "train", low=0, high=2**32 - 1, integer=True)
+    _check_hyperparameters(arguments)
     check_folder(arguments.out)
-    samples = _read_samples(arguments)
+    if arguments.plot:
+        check_plot(arguments.plot)
+    samples = read_samples(
+        arguments.data,
+        target=arguments.target,
+        task=arguments.task,
+        test_fraction=fraction,
+        seed=arguments.seed,
+        **file_options(arguments),
+    )
     estimator = _make_estimator(arguments, samples)
-    tested = samples.y_test is not None
+    tested = samples.X_test is not None
     counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
     print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
+    print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
     started = time.perf_counter()
-    estimator.fit(samples.X, samples.y)
+    with warnings.catch_warnings():
+        # Of many classes: who says --task classification has chosen them.
+        many = "The number of unique classes|y has .* different whole numbers"
+        warnings.filterwarnings("ignore", many, UserWarning)
+        estimator.fit(samples.X, samples.y)
     seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names
+    estimator.network_.file_layout = samples.layout
     estimator.save(arguments.out)
 
     network = estimator.network_
@@ -87,11 +123,9 @@ def _train(arguments: argparse.Namespace) -> int:
     share = network.connections / dense
     print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}")
     print(f"{estimator.n_iter_} epochs in {seconds:.1f} s")
-    name = "accuracy" if hasattr(estimator, "classes_") else "R²"
-    print(f"{name} on the rows trained on: {estimator.score(samples.X, samples.y):.4f}")
+    print_score("on the rows trained on:", estimator, samples.X, samples.y)
     if tested:
-        score = estimator.score(samples.X_test, samples.y_test)
-        print(f"{name} on the rows held out:    {score:.4f}")
+        print_score("on the rows held out:   ", estimator, samples.X_test, samples.y_test)
     print(text_curve(estimator.loss_curve_))
     if arguments.plot:
         plot_curve(estimator.history_, arguments.plot)
@@ -100,17 +134,61 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_hyperparameters(arguments: argparse.Namespace) -> None:
+    """Refuse what no training can have before the data is read."""
+    from .backends import get_backend
+    from .config import NetworkConfig, TrainingConfig
+    from .memory import choose_plan
+    from .threads import resolve_threads
+
+    given = {
+        name: getattr(arguments, name)
+        for name in ("alpha", "zeta", "dropout", "learning_rate")
+        if getattr(arguments, name) not in (None, "auto")
+    }
+    alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
+    sizes = (1, *arguments.hidden, 2)
+    network = NetworkConfig(
+        sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
+    )
+    choose_plan(network, 1)  # hidden layers that fit in no case
+    TrainingConfig(**given)
+    if "alpha" in alpha and arguments.activation in ("relu", "linear"):
+        raise ParameterError(
+            f"--alpha: the activation {arguments.activation} has no slope to set. Leave it out."
+        )
+    resolve_threads(arguments.threads, "train")
+    get_backend(arguments.backend)
+
+
+def print_score(rows: str, estimator: Any, X: Any, y: Any) -> None:
+    name = "accuracy" if hasattr(estimator, "classes_") else "R²"
+    known = name == "accuracy" or len(y) > 1
+    print(f"{name} {rows} " + (f"{estimator.score(X, y):.4f}" if known else "one row has none"))
+
+
+def describe_task(samples: Samples, asked: str) -> str:
+    """Return what is made of the target, and how to choose otherwise."""
+    import numpy as np
+
+    if samples.task == "regression":
+        return f"{samples.target} is predicted as numbers (regression)"
+    n_classes = len(np.unique(samples.y))
+    other = ""
+    if asked == "auto" and samples.y.dtype.kind in "iuf" and n_classes > 2:
+        other = "; --task regression predicts the numbers"
+    return f"{samples.target} has {n_classes} classes (classification{other})"
+
+
 def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
-
-    from sklearn.utils.multiclass import type_of_target
-
     from .classifier import SparseMLPClassifier
     from .regressor import SparseMLPRegressor
 
-    task = arguments.task
-    if task == "auto":
-        numbers = type_of_target(samples.y).startswith("continuous")
-        task = "regression" if numbers else "classification"
+    if arguments.balanced and samples.task == "regression":
+        raise ParameterError(
+            f"--balanced weighs classes, and {samples.target} is predicted as numbers. Leave it "
+            "out, or say --task classification."
+        )
     given = {
         "alpha": arguments.alpha,
         "zeta": arguments.zeta,
@@ -121,7 +199,7 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     options |= {
-        "hidden_layer_sizes": tuple(parse_size(size) for size in arguments.hidden.split(",")),
+        "hidden_layer_sizes": arguments.hidden,
         "epsilon": arguments.epsilon,
         "activation": arguments.activation,
         "backend": arguments.backend,
@@ -129,46 +207,6 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
         "random_state": arguments.seed,
         "verbose": not arguments.quiet,
     }
-    if task == "regression":
+    if samples.task == "regression":
         return SparseMLPRegressor(**options)
     return SparseMLPClassifier(**options, class_weight="balanced" if arguments.balanced else None)
-
-
-def _read_samples(arguments: argparse.Namespace) -> Samples:
-    """Read a table or a data set, and hold rows out where it has no test part."""
-    from sklearn.model_selection import train_test_split
-
-    from .archives import read_archive
-    from .datasets import load_dataset
-    from .tables import read_table, table_format
-
-    path = expand_user(arguments.data)
-    if table_format(path) is None and not path.is_file():
-        data = load_dataset(arguments.data, seed=arguments.seed)
-        return Samples(data.X_train, data.y_train, data.X_test, data.y_test, None)
-    table = read_table(path, arguments.target)
-    if table.y is None:
-        raise DataError(
-            f"{path} has no values to predict. Name their column by --target"
-            + (f"; its columns are {some_of(table.feature_names)}." if table.feature_names else ".")
-        )
-    if table_format(path) == "npz" and "x_test" in read_archive(path):
-        test = read_table(path, arguments.target, part="test")
-        return Samples(table.X, table.y, test.X, test.y, table.feature_names)
-    if arguments.test_fraction == 0:
-        return Samples(table.X, table.y, None, None, table.feature_names)
-    options = {"test_size": arguments.test_fraction, "random_state": arguments.seed}
-    _, counts = np.unique(table.y, return_counts=True)
-    held_out = int(np.ceil(arguments.test_fraction * len(table.y)))
-    few = len(counts) > min(held_out, len(table.y) - held_out) or counts.min() < 2
-    try:
-        X, X_test, y, y_test = train_test_split(
-            table.X, table.y, stratify=None if few else table.y, **options
-        )
-    except ValueError as error:
-        raise ParameterError(f"--test-fraction {arguments.test_fraction}: {error}") from error
-    return Samples(X, y, X_test, y_test, table.feature_names)
-
-
-def some_of(names: list[str], count: int = 8) -> str:
-    return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")

@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 from .batches import dense_rows
 from .config import TrainingConfig
 from .errors import DataError, ParameterError
+from .frames import align_frame, column_names
 from .losses import LOSSES
 from .network import SparseMLP
-from .preprocessing import Standardizer, check_lengths, check_targets, check_X, encode_labels
+from .preprocessing import (
+    Standardizer,
+    check_lengths,
+    check_targets,
+    check_X,
+    encode_labels,
+    refuse_masked,
+)
 from .randomness import stream
 
 Rows = NDArray[np.int64]
@@ -44,7 +52,7 @@ def prepare(
     sample_weight: Any = None,
     test: tuple[Any, Any] | None = None,
 ) -> TrainingData:
-    """Check and split data; give the network its classes and its standardisation.
+    """Check and split data; give the network its classes, features' names and standardisation.
 
     Parameters are those of `Trainer.fit`.
 
@@ -54,7 +62,8 @@ def prepare(
         Where the data cannot be used.
     """
     n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
-    X = check_X(X, n_features)
+    names = network.feature_names or column_names(X)
+    X = check_X(align_frame(X, names), n_features)
     encoded, classes = encode(network, y)
     check_lengths(X, encoded)
     if classes is not None and len(classes) != n_outputs:
@@ -73,12 +82,13 @@ def prepare(
     if test is not None:
         if len(test) != 2:
             raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
-        test = check_X(test[0], n_features), encode(network, test[1], classes)[0]
+        X_test = check_X(align_frame(test[0], names), n_features)
+        test = X_test, encode(network, test[1], classes)[0]
         check_lengths(*test)
     weights = (
         None if sample_weight is None else _check_weights(sample_weight, train_rows, len(encoded))
     )
-    network.classes = classes
+    network.classes, network.feature_names = classes, names
     if config.standardize and network.preprocessing is None:
         network.preprocessing = Standardizer.fit(X, train_rows)
     loss_rows = order[n_validation:][:LOSS_ROWS]
@@ -98,6 +108,7 @@ def _check_weights(
     sample_weight: Any, train_rows: NDArray[np.int64], n_samples: int
 ) -> NDArray[np.float32]:
     """Return weights with mean 1 over the training rows."""
+    refuse_masked(sample_weight=sample_weight)
     weights = np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (n_samples,):
         raise DataError(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .backends import BACKENDS
 from .config import NetworkConfig, TrainingConfig
-from .errors import BackendError, LargeSparseError
+from .errors import BackendError, LargeSparseError, WorkerError
 from .threading_layers import VARIABLE, threading_layer
 
 THREADING_LAYERS = ("tbb", "omp", "workqueue")  # numba's
@@ -47,6 +48,8 @@ def compare_backends(
     ------
     LargeSparseError
         Where nothing works.
+    WorkerError, MemoryError
+        Where a process died, or the shapes do not fit in the memory.
     """
     context = multiprocessing.get_context("spawn")
     settings = (network, batch_size, threads, tuple(backends))
@@ -57,15 +60,18 @@ def compare_backends(
     try:
         for layer in layers:
             os.environ[VARIABLE] = layer
-            pool = ProcessPoolExecutor(1, context, _prepare, settings)
-            if pool.submit(_works).result():
-                pools[layer] = pool
-            else:
-                pool.shutdown()
+            pool = pools[layer] = ProcessPoolExecutor(1, context)
+            if not pool.submit(_prepare, *settings).result():
+                pools.pop(layer).shutdown()
         for _ in tqdm(range(repeats), desc="repeats", leave=False, disable=hide):
             for layer, pool in pools.items():
                 for backend, milliseconds in pool.submit(_measure).result().items():
                     times.setdefault((backend, layer), []).append(milliseconds)
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "A process that measures a backend died; out of memory is the usual cause. Make the "
+            "layers or the batch smaller."
+        ) from error
     finally:
         for pool in pools.values():
             pool.shutdown()
@@ -92,13 +98,13 @@ _steps: dict[str, Any] = {}  # in a worker process: backend -> a function that m
 
 def _prepare(
     network: NetworkConfig, batch_size: int, threads: int, backends: Sequence[str]
-) -> None:
-    """Make a trainer for every backend that can be loaded, and a step with each."""
+) -> bool:
+    """Make a trainer for every backend that can be loaded, and a step with each; are there any?"""
     from .network import SparseMLP
     from .training import Trainer
 
     if threading_layer().name != os.environ[VARIABLE]:
-        return  # it is not there, and another was taken
+        return False  # it is not there, and another was taken
     rng = np.random.default_rng(0)
     n_features, *_, n_classes = network.layer_sizes
     X = rng.standard_normal((batch_size, n_features), dtype=np.float32)
@@ -111,9 +117,6 @@ def _prepare(
         except BackendError:
             continue
         _steps[backend] = lambda trainer=trainer: trainer.step(X, y)
-
-
-def _works() -> bool:
     return bool(_steps)
 
 

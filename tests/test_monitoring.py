@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from dense_reference import dense_gradients, pattern
 
@@ -45,6 +46,17 @@ def test_gradient_flow_is_that_of_dense_backpropagation(recipe):
     l1 = np.mean([np.abs(g).sum() for g in kept])
     np.testing.assert_allclose(last["effective_gradient_flow_l1"], l1, rtol=1e-3)
     assert last["gradient_flow"] > sum(norm**2 for norm in norms) * 0.999
+
+
+def test_gradient_flow_finds_the_columns_of_a_frame():
+    trainer, X, _ = fit(lambda X, y: [])
+    trainer.network.feature_names = list("abcdefghi")
+    y = np.where(X[:, 0] > 0, "yes", "no")
+    shuffled = pd.DataFrame(X, columns=list("abcdefghi"))[list("ihgfedcba")]
+    flows = [GradientFlow(inputs, y) for inputs in (X, shuffled)]
+    for flow in flows:
+        flow(trainer, trainer.history.epochs[-1])
+    pd.testing.assert_frame_equal(*(flow.to_frame() for flow in flows))
 
 
 def test_gradient_flow_is_the_first_order_decrease_of_the_loss():

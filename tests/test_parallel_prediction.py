@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -217,6 +218,14 @@ def test_one_rank_predicts_as_one_process(tmp_path):
     np.testing.assert_array_equal(parallel.predict(network, X, **OPTIONS), expected)
     expected = largesparse.predict_proba(network, X, **OPTIONS)
     np.testing.assert_array_equal(parallel.predict_proba(network, X, **OPTIONS), expected)
+
+
+def test_one_rank_finds_the_columns_of_a_frame(tmp_path):
+    network, X = case("labels", tmp_path)
+    expected = parallel.predict_proba(network, X, **OPTIONS)
+    network.feature_names = [f"x{k}" for k in range(X.shape[1])]
+    frame = pd.DataFrame(X, columns=network.feature_names)[network.feature_names[::-1]]
+    np.testing.assert_array_equal(parallel.predict_proba(network, frame, **OPTIONS), expected)
 
 
 def test_errors_of_one_rank(tmp_path):

@@ -314,6 +314,20 @@ def test_fields_that_stand_in_different_lines(tmp_path):
         read_series_matrix(tmp_path / "own_series_matrix.txt", "age")
 
 
+@pytest.mark.parametrize("second", ["CLL", "MDS"])
+def test_a_field_that_a_sample_has_twice(tmp_path, second):
+    text = series_matrix(MATRIX[:2], ["CLL", "MDS"]).replace(
+        '"tissue: bone marrow"', f'"Leukemia class: {second}"', 1
+    )
+    write(tmp_path / "own_series_matrix.txt", text)
+    if second == "CLL":
+        series = read_series_matrix(tmp_path / "own_series_matrix.txt")
+        assert series.labels.tolist() == ["CLL", "MDS"]
+        return
+    with pytest.raises(DataError, match="'leukemia class' twice for sample 1: 'MDS' and 'CLL'"):
+        read_series_matrix(tmp_path / "own_series_matrix.txt")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import dump_svmlight_file
 
+from largesparse import NetworkConfig, SparseMLP, Standardizer, load_dataset
 from largesparse import columns as columned
 from largesparse.errors import DataError, ParameterError
-from largesparse.tables import Table, align_columns, read_table, table_format
+from largesparse.tables import (
+    FileLayout,
+    Table,
+    align_columns,
+    read_table,
+    read_table_for,
+    table_format,
+)
 
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32)
 
@@ -73,7 +81,8 @@ def test_csv_in_chunks_of_any_size(tmp_path_factory, values, chunk_bytes):
         (["1", "2.5"], np.array([1, 2.5])),
         (["1", "a"], np.array(["1", "a"])),
         (["True", "False"], np.array(["True", "False"])),
-        (["-1", " +1"], np.array([-1, 1])),
+        (["-1", " 1"], np.array([-1, 1])),
+        (["-1", "+1"], np.array(["-1", "+1"])),
     ],
 )
 def test_labels_stay_what_they_are_across_chunks(tmp_path, monkeypatch, labels, expected):
@@ -131,6 +140,9 @@ def test_one_row_can_be_predicted_but_not_trained_on(tmp_path):
         ("a,b\n1,1e39\n1,2\n", "a", "column 'b' has a value that is infinite in float32 in row 1"),
         ("1,2\n1,x\n", None, "column '1' has 'x'"),
         ("a,b,a\n1,2,3\n1,2,3\n", "b", "two columns named 'a'"),
+        ("a,b\n1,2\n1,1_1\n", "a", "column 'b' has '1_1', which is not a number, in row 2"),
+        ("a,b\n1,2\n1,inflated\n", "a", "column 'b' has 'inflated', which is not a number"),
+        ("a,b\n1,2\n1,1e999\n", "a", "column 'b' has a value that is infinite in float32 in row 2"),
         (",a\n0,2\n1,2\n", "a", "column 1 has no name.*index=False"),
         ("5.1,iris\n0,2\n1,2\n", None, "first line looks like data .'5.1'"),
         ("a\n0\n1\n", "a", "no column of features"),
@@ -249,6 +261,41 @@ def test_unusable_svmlight_is_refused(tmp_path, text):
         read_table(write(tmp_path / "own.svm", text))
 
 
+def svmlight(path, rows, base):
+    """Write dense rows, without their zeros."""
+    lines = ["1" + "".join(f" {k + base}:{x:g}" for k, x in enumerate(row) if x) for row in rows]
+    return write(path, "\n".join(lines))
+
+
+def test_svmlight_indices_begin_where_they_began_in_training(tmp_path):
+    network = SparseMLP(NetworkConfig((4, 3, 2), seed=0), progress=False)
+    lacking = [[0, 2, 3, 0], [0, 0, 5, 0]]  # the first and the last feature
+    for base in (0, 1):
+        whole = read_table(svmlight(tmp_path / "own.svm", np.eye(4) + 1, base))
+        assert whole.layout == FileLayout(zero_based=base == 0)
+        network.file_layout = whole.layout
+        path = svmlight(tmp_path / "own.svm", lacking, base)
+        np.testing.assert_array_equal(read_table_for(network, path).X.toarray(), lacking)
+    with pytest.raises(DataError, match="has the index 0, but indices are to begin at 1"):
+        read_table_for(network, svmlight(tmp_path / "own.svm", np.eye(4), 0))
+    with pytest.raises(DataError, match="5 columns, but the model was trained on 4"):
+        read_table_for(network, svmlight(tmp_path / "own.svm", np.eye(5), 1))
+
+
+def test_svmlight_indices_are_not_guessed_for_a_model_that_does_not_know(tmp_path):
+    network = SparseMLP(NetworkConfig((4, 3, 2), seed=0), progress=False)
+    lacking = [[0, 2, 3, 0], [0, 0, 5, 0]]
+    path = svmlight(tmp_path / "own.svm", lacking, 0)
+    with pytest.raises(DataError, match=r"may begin at 0.*zero_based=True.*--index-base 0"):
+        read_table_for(network, path)
+    np.testing.assert_array_equal(
+        read_table_for(network, path, zero_based=True).X.toarray(), lacking
+    )
+    for base in (0, 1):  # which it is can be told
+        path = svmlight(tmp_path / "own.svm", np.eye(4), base)
+        np.testing.assert_array_equal(read_table_for(network, path).X.toarray(), np.eye(4))
+
+
 # Archives
 
 
@@ -284,6 +331,7 @@ def test_archives(tmp_path):
         ({"X": np.array([["a"]])}, None, "must be numbers"),
         ({"X": np.ones((2, 2)), "y": [1]}, None, "2 samples but y"),
         ({"X": np.ones((2, 2)), "feature_names": ["a"]}, None, "1 feature_names for 2"),
+        ({"X": np.ones((2, 2)), "feature_names": ["a", "a"]}, None, "two features named 'a'"),
         ({"X": np.ones((0, 2))}, None, "no rows"),
         ({"indptr": [0, 1], "indices": [0, 1], "shape": [2, 3]}, None, "valid CSR"),
     ],
@@ -292,6 +340,40 @@ def test_unusable_archives_are_refused(tmp_path, arrays, target, message):
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_table(tmp_path / "own.npz", target)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "bsr", "coo", "dia"])
+@pytest.mark.parametrize("make", [sp.random_array, sp.random])
+def test_archives_of_save_npz(tmp_path, kind, make):
+    X = make(
+        *([(6, 6)] if make is sp.random_array else [6, 6]), density=0.4, format="csr", rng=0
+    ).asformat(kind)
+    sp.save_npz(tmp_path / "own.npz", X)
+    table = read_table(tmp_path / "own.npz")
+    assert isinstance(table.X, sp.csr_array)
+    np.testing.assert_array_equal(table.X.toarray(), X.toarray().astype(np.float32))
+    with np.load(tmp_path / "own.npz") as archive:
+        np.savez(tmp_path / "labelled.npz", **archive, y=np.arange(6) % 2)
+    data = load_dataset(tmp_path / "labelled.npz")
+    both = np.vstack([data.X_train.toarray(), data.X_test.toarray()])
+    np.testing.assert_array_equal(np.sort(both, axis=0), np.sort(X.toarray(), axis=0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": b"lil"},
+        {"indices": [0, 9]},
+        {"format": b"coo"},
+        {"format": b"dia"},
+        {"shape": [2**40, 2]},
+    ],
+)
+def test_damaged_archives_of_save_npz_are_refused(tmp_path, change):
+    arrays = {"indptr": [0, 1, 2], "indices": [0, 1], "data": [1.0, 2.0], "shape": [2, 2]}
+    np.savez(tmp_path / "own.npz", **({"format": b"csc"} | arrays | change))
+    with pytest.raises(DataError, match=r"does not hold a valid [A-Z]{3} array"):
+        read_table(tmp_path / "own.npz")
 
 
 def test_an_archive_without_the_part_asked_for(tmp_path):
@@ -339,3 +421,71 @@ def test_without_names_the_number_of_columns_counts():
     np.testing.assert_array_equal(wide.toarray(), np.pad(X, ((0, 0), (0, 2))))
     with pytest.raises(DataError, match="3 columns"):
         align_columns(table._replace(X=sp.csr_array(X)), None, 2)
+
+
+# Precision
+
+
+def save_as(kind, path, X):
+    """Write numbers as a file of some kind, and return its path."""
+    path = path.with_suffix(f".{kind}")
+    frame = pd.DataFrame(X, columns=[f"x{k}" for k in range(X.shape[1])])
+    if kind == "csv":
+        frame.to_csv(path, index=False)
+    elif kind == "parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    elif kind == "npz":
+        np.savez(path, X=X)
+    else:
+        dump_svmlight_file(X, np.zeros(len(X)), str(path))
+    return path
+
+
+KINDS = ["csv", "parquet", "npz", "svm"]
+
+
+def dense(X):
+    return X if isinstance(X, np.ndarray) else X.toarray()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_rows", [1, 30])
+def test_what_float32_would_lose_stays_float64(tmp_path, monkeypatch, kind, n_rows):
+    monkeypatch.setattr(columned, "CHUNK_BYTES", 100)
+    rng = np.random.default_rng(0)
+    X = rng.uniform(1, 2, (n_rows, 3))
+    X[:, 1] = (1.7e9 + 100 * X[:, 1]).round(3)  # seconds
+    table = read_table(save_as(kind, tmp_path / "own", X))
+    assert table.X.dtype == np.float64
+    np.testing.assert_allclose(dense(table.X), X, rtol=1e-15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.random.default_rng(0).normal(size=30),
+        300 + np.random.default_rng(0).normal(size=30),
+        np.full(30, 0.1),
+        np.arange(30) + 2e6,
+        np.linspace(20.01, 20.02, 30).round(4),
+        1e-3 * np.arange(1, 31),
+    ],
+)
+def test_what_float32_keeps_is_float32(tmp_path, kind, column):
+    X = np.stack([column, np.ones(30)], axis=1)
+    table = read_table(save_as(kind, tmp_path / "own", X))
+    assert table.X.dtype == np.float32
+    np.testing.assert_array_equal(dense(table.X), X.astype(np.float32))
+
+
+def test_rows_to_predict_are_read_as_finely_as_those_of_the_training(tmp_path):
+    network = SparseMLP(NetworkConfig((2, 3, 2), seed=0), progress=False)
+    X = np.array([[1.0, 0.0], [2.0, 1.7e9 + 1], [3.0, 1.7e9 + 2]])  # 0 hides how close these are
+    path = save_as("csv", tmp_path / "own", X)
+    assert read_table_for(network, path).X.dtype == np.float32
+    network.preprocessing = Standardizer(
+        np.array([2, 1.7e9], np.float32), np.array([1, 0.1], np.float32)
+    )
+    np.testing.assert_array_equal(read_table_for(network, path).X, X)

@@ -50,7 +50,10 @@ def test_a_threading_layer_that_is_not_there_is_left_out():
         tune.compare_backends(network, batch_size=8, threads=1, layers=["nonsense"], repeats=1)
 
 
-@pytest.mark.parametrize("bad", [["--layers", "20"], ["--epsilon", "-1"], ["--threads", "5000"]])
+BAD = [["--layers", "20"], ["--epsilon", "-1"], ["--threads", "5000"], ["--batch-size", "1e15"]]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_bad_shapes_are_refused(bad, capsys):
     assert cli.main([*SMALL, *bad]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -74,3 +77,14 @@ def test_gathering_reads_and_writes_what_the_product_does(ahead):
             np.testing.assert_array_equal(out[j], X[topology.indices_by_output[stop - 1]])
     limits.gather(*arrays, X, ahead)
     assert limits.best_distance(*arrays, X, out) in limits.DISTANCES
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_told(monkeypatch):
+    monkeypatch.setattr(tune, "_prepare", die)
+    network = NetworkConfig((20, 30, 3), epsilon=3)
+    with pytest.raises(LargeSparseError, match="out of memory is the usual cause"):
+        tune.compare_backends(network, batch_size=8, threads=1, layers=["workqueue"], repeats=1)

@@ -283,6 +283,13 @@ def make_csr(folder: Path) -> Path:
     return folder / "sparse.npz"
 
 
+def make_csc(folder: Path) -> Path:
+    from scipy.sparse import csc_array, save_npz
+
+    save_npz(folder / "columns.npz", csc_array(np.eye(5, 7, dtype=np.float32)))
+    return folder / "columns.npz"
+
+
 def make_svmlight(folder: Path) -> Path:
     from sklearn.datasets import dump_svmlight_file
 
@@ -338,6 +345,7 @@ KINDS = {
     "parquet": Kind(make_parquet, change_bytes, labelled),
     "npz": Kind(make_npz, change_archive, lambda path: read_table(path).X),
     "csr": Kind(make_csr, change_archive, lambda path: checked(read_table(path).X)),
+    "csc": Kind(make_csc, change_archive, lambda path: checked(read_table(path).X)),
     "svmlight": Kind(make_svmlight, change_bytes, lambda path: checked(read_table(path).X)),
     "idx": Kind(make_idx, change_bytes, read_idx),
     "series": Kind(make_series, change_gzip, lambda path: read_series_matrix(path).X),

@@ -19,6 +19,7 @@ from scipy.sparse import issparse
 from .. import inference
 from ..backends import get_backend
 from ..errors import ParameterError, check_range
+from ..frames import align_frame
 from ..inference import Engine, Outputs, Predictor, batches, check_batch_size
 from ..memory import prediction_batch
 from ..network import SparseMLP
@@ -153,7 +154,8 @@ def _predict(
         outputs = Outputs.of(network)
         if needs_classes:
             outputs.check_classes()
-        return check_X(X, network.config.layer_sizes[0]), outputs
+        aligned = align_frame(X, network.feature_names)
+        return check_X(aligned, network.config.layer_sizes[0]), outputs
 
     prepared = together(comm, prepare)
     if comm.size == 1:
