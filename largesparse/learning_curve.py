@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ParameterError
+from .folders import expand
+from .records import check_output
 
 if TYPE_CHECKING:
     from .history import History
@@ -28,14 +30,25 @@ def text_curve(losses: list[float]) -> str:
     return f"loss {losses[0]:.4g} {bars} {losses[-1]:.4g}"
 
 
-def plot_curve(history: History, path: str) -> None:
-    """Draw loss and scores by epoch into a picture."""
+def check_plot(path: str) -> None:
+    """Raise a ParameterError, before any work, unless `plot_curve` can write to a path."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
+        raise ParameterError("--plot needs matplotlib: pip install 'largesparse[plot]'.") from error
+    formats = Figure().canvas.get_supported_filetypes()
+    suffix = expand(path).suffix[1:].lower()
+    if suffix and suffix not in formats:
         raise ParameterError(
-            "--plot needs matplotlib: pip install 'largesparse[plot]'. The model is saved."
-        ) from error
+            f"--plot {path}: there is no picture format {suffix!r}. Known are "
+            f"{', '.join(sorted(formats))}."
+        )
+    check_output(path)
+
+
+def plot_curve(history: History, path: str) -> None:
+    """Draw loss and scores by epoch into a picture."""
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     loss, score = figure.subplots(1, 2)
@@ -48,6 +61,6 @@ def plot_curve(history: History, path: str) -> None:
     score.set(xlabel="epoch", title="accuracy, or R² of a regression")
     score.legend()
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(expand(path), dpi=150)
     except (OSError, ValueError) as error:
         raise ParameterError(f"--plot {path}: {error}. The model is saved.") from error

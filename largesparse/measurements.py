@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, LargeSparseError
+from .folders import expand
 from .plots import PHASES, run_table
 from .records import read_records
 
@@ -63,7 +64,7 @@ def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd
     """
     import pandas as pd
 
-    rows = list(_asv_rows(Path(asv))) if asv is not None else []
+    rows = list(_asv_rows(expand(asv))) if asv is not None else []
     if records:
         rows += _run_rows(read_records(*records))
     if not rows:

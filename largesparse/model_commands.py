@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,12 +86,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     from .checkpoint import load_model
     from .inference import Predictor
+    from .records import check_output
 
     network = load_model(arguments.model)
     if arguments.proba and network.classes is None:
         raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
-    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
-        raise ParameterError(f"--out {arguments.out}: there is no such folder. Make it first.")
+    out = None if not arguments.out else check_output(arguments.out)
     table = _read_for(network, arguments, None)
     with Predictor(network, **_options(arguments)) as predictor:
         if network.classes is not None:
@@ -108,7 +107,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             else:
                 columns = {f"prediction {k}": column for k, column in enumerate(found.T)}
     try:
-        pd.DataFrame(columns).to_csv(arguments.out or sys.stdout, index=False)
+        pd.DataFrame(columns).to_csv(out or sys.stdout, index=False)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise

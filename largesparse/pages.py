@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .folders import expand
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -90,6 +92,6 @@ def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) ->
     """Write every figure as PNG, `prefix`-name.png; return the paths."""
     paths = []
     for name, figure in figures.items():
-        paths.append(Path(folder) / f"{prefix}-{name}.png")
+        paths.append(expand(folder) / f"{prefix}-{name}.png")
         figure.savefig(paths[-1], dpi=160)
     return paths

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .archives import csr_from_archive, flatten_rows, read_archive
 from .columns import positions_of, read_csv, read_parquet
 from .errors import DataError, ParameterError
+from .folders import expand
 
 if TYPE_CHECKING:
     import os
@@ -89,7 +90,7 @@ def read_table(
     ParameterError
         If `part` is another word.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if part not in ("train", "test"):
         raise ParameterError(
             f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."

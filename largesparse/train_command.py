@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, ParameterError, check_range
-from .learning_curve import plot_curve, text_curve
+from .errors import CheckpointError, DataError, ParameterError, check_range
+from .folders import expand
+from .learning_curve import check_plot, plot_curve, text_curve
 from .sizes import parse_size
 
 
@@ -67,12 +67,15 @@ def _number_or_auto(text: str) -> float | str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from .checkpoint import check_folder
+    from .saving import check_model_folder
 
     check_range("--test-fraction", arguments.test_fraction, "train", low=0, high=1, high_open=True)
-    check_folder(arguments.out)
+    check_model_folder(arguments.out)
+    if arguments.plot:
+        check_plot(arguments.plot)
     samples = _read_samples(arguments)
     estimator = _make_estimator(arguments, samples)
+    _check_held_out(samples, estimator)
     tested = samples.y_test is not None
     counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
     print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
@@ -80,7 +83,7 @@ def _train(arguments: argparse.Namespace) -> int:
     estimator.fit(samples.X, samples.y)
     seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names
-    estimator.save(arguments.out)
+    place, failure = _save(estimator, arguments.out)
 
     network = estimator.network_
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
@@ -96,8 +99,44 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         plot_curve(estimator.history_, arguments.plot)
         print(f"learning curve: {arguments.plot}")
-    print(f"saved: {arguments.out}")
+    print(f"saved: {place}")
+    if failure is not None:
+        raise failure
     return 0
+
+
+def _save(estimator: Any, out: str) -> tuple[Any, CheckpointError | None]:
+    """Save a model; where that fails, elsewhere. Return where, and the error that told."""
+    from .saving import save_elsewhere
+
+    try:
+        estimator.save(out)
+    except CheckpointError as error:
+        place = save_elsewhere(estimator.save, out)
+        if place is None:
+            raise
+        return place, CheckpointError(f"{error} The model is in {place}.")
+    return out, None
+
+
+def _check_held_out(samples: Samples, estimator: Any) -> None:
+    """Verify, before training, that the rows held out can be predicted and compared."""
+    from .preprocessing import check_labels, check_lengths, check_targets, check_X
+    from .regressor import SparseMLPRegressor
+
+    if samples.y_test is None:
+        return
+    try:
+        check_X(samples.X_test, samples.X.shape[1])
+        if isinstance(estimator, SparseMLPRegressor):
+            check_targets(samples.y_test, 1)
+        else:
+            kinds = [check_labels(y).dtype.kind in "US" for y in (samples.y, samples.y_test)]
+            if kinds[0] != kinds[1]:
+                raise DataError("labels are text in one part and numbers in the other.")
+        check_lengths(samples.X_test, samples.y_test)
+    except DataError as error:
+        raise DataError(f"In the rows to test on: {error}") from error
 
 
 def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
@@ -142,7 +181,7 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
     from .datasets import load_dataset
     from .tables import read_table, table_format
 
-    path = Path(arguments.data).expanduser()
+    path = expand(arguments.data)
     if table_format(path) is None and not path.is_file():
         data = load_dataset(arguments.data, seed=arguments.seed)
         return Samples(data.X_train, data.y_train, data.X_test, data.y_test, None)

@@ -42,6 +42,7 @@ from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import run_command
 from largesparse.config import REGROWTH
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.folders import expand
 from largesparse.memory import choose_plan
 from largesparse.optimizer import SCHEDULES
 from largesparse.pages import save_figures
@@ -182,7 +183,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
 
 def read(path: str) -> pd.DataFrame:
     """Return the records of a file, which need not exist."""
-    return read_records(path) if Path(path).exists() else read_records()
+    return read_records(path) if expand(path).exists() else read_records()
 
 
 def fits(name: str, training: Training) -> bool:
@@ -306,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in options.figure:
             for dataset in options.dataset:
                 figure = draw(number, dataset, protocol, runs)
-                Path(options.plots).mkdir(parents=True, exist_ok=True)
+                expand(options.plots).mkdir(parents=True, exist_ok=True)
                 (path,) = save_figures({dataset: figure}, options.plots, f"figure-{number}")
                 print(path)
     if options.extremes is not None:

@@ -28,6 +28,7 @@ from largesparse.benchmark_plots import (
 )
 from largesparse.cli import run_command
 from largesparse.errors import ParameterError
+from largesparse.folders import expand
 from largesparse.measurements import COUNTS, SETTINGS, read_measurements
 from largesparse.plots import scaling_figures, scaling_table
 from largesparse.records import read_records
@@ -56,7 +57,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="figures to draw over commits, by a part of their names (default %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder to write to (default %(default)s)"
+        "--out",
+        type=expand,
+        default=Path("report"),
+        help="folder to write to (default %(default)s)",
     )
     return parser
 
