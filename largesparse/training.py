@@ -26,7 +26,7 @@ from .network import SparseMLP
 from .randomness import stream
 from .reachability import active_neurons
 from .saving import check_training, save_elsewhere
-from .stepping import Stepper
+from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
 from .workspace import Workspace
@@ -84,6 +84,7 @@ class Trainer(Stepper):
         self._saved_step = -1  # of the last checkpoint of this process
         self._is_unsaved = False  # whether the last one failed
 
+    @one_thread_at_a_time
     def evolve(
         self, data: TrainingData | None = None, *, keep_maps: bool = True
     ) -> list[NDArray[np.int32]]:
@@ -112,6 +113,7 @@ class Trainer(Stepper):
             layers = self.network.layers[:-1]
             return evolve_layers(layers, zeta, rng_of, walk, keep_maps=keep_maps)
 
+    @one_thread_at_a_time
     def prune(self) -> list[NDArray[np.int32]]:
         """Prune neurons by importance, as configured; return the slot maps of all layers."""
         with self.backend.threads(self.threads):
