@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -94,7 +95,8 @@ class Predictor:
         self._outputs = Outputs.of(network)
         self._workers: list[_Worker] = []
         self._engine: Engine | None = None
-        self._lock = threading.RLock()  # of the workers' connections
+        # of the workers' connections; without them a predictor can be pickled
+        self._lock: Any = threading.RLock() if processes > 1 else nullcontext()
         self._owner = os.getpid()
         used = get_backend(backend)
         activation = network.config.activation
@@ -154,7 +156,7 @@ class Predictor:
             for start, stop in parts:
                 out[start:stop] = engine.outputs(X, start, stop)
             return out
-        if self._owner != os.getpid():
+        if self._workers and self._owner != os.getpid():
             raise ParameterError(
                 "The worker processes of a predictor belong to the process that made it, and this "
                 "one is a fork of it: make a new one here."
@@ -195,7 +197,8 @@ class Predictor:
 
     def close(self) -> None:
         """End the worker processes."""
-        if self._owner != os.getpid():  # a fork: they are its parent's
+        self._engine = None
+        if self._owner != os.getpid():  # a fork: the workers are its parent's
             return
         with self._lock:
             for worker in self._workers:
@@ -203,7 +206,6 @@ class Predictor:
             for worker in self._workers:
                 worker.end()
             self._workers = []
-            self._engine = None
 
     def __enter__(self) -> Predictor:
         return self

@@ -82,6 +82,13 @@ class Stepper:
         self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled step has the addresses of this stepper's arrays.
+        return vars(self) | {"_compiled_step": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_lock": threading.RLock()})
+
     @property
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""

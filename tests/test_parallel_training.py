@@ -327,7 +327,7 @@ BAD_INPUT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from parallel_cases import Case
-from largesparse import load_checkpoint, save_model
+from largesparse import Trainer, load_checkpoint, save_checkpoint, save_model
 from largesparse.errors import LargeSparseError
 from largesparse.parallel import train_wasap
 from largesparse.parallel.ranks import barrier, get_communicator
@@ -360,6 +360,9 @@ attempt("slots", slots=0)
 attempt("power", staleness_power=-1.0 if comm.rank == 3 else 0.0)
 attempt("checkpoint", resume="nowhere")
 attempt("data", X=[[1.0, 2.0]])
+if comm.rank == 0:
+    save_checkpoint(Trainer(Case().make_network(), Case().make_config()), f"{sys.argv[2]}/taken")
+attempt("taken", checkpoint=f"{sys.argv[2]}/taken")
 attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
 slow = {"batch_size": 5, "learning_rate": 1e-4}
 attempt("batches", Case(targets=True, rows=7, training=slow), test=None)
@@ -392,6 +395,7 @@ def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
         "slots": ("ParameterError", "'slots'", "0"),
         "power": ("ParameterError", "Rank 3", "'staleness_power'", "-1"),
         "checkpoint": ("CheckpointError", "nowhere"),
+        "taken": ("CheckpointError", "another training", "--resume"),
         "data": ("DataError", "2", "8"),
         "rows": ("ParameterError", "3 workers", "2 training rows", "at most 3 ranks"),
     }.items(),

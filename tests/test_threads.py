@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import multiprocessing
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -89,6 +91,30 @@ def test_a_trainer_that_evaluates(network):
     if network.config.loss == "mean_squared_error":
         targets = [np.eye(3, dtype=np.float32)[labels] for labels in LABELS]
     assert_same_from_two_threads(lambda k: trainer.evaluate(PARTS[k], targets[k]), [0, 1])
+
+
+def test_a_copy_of_a_trainer_trains_its_own_network(network):
+    """Whose steps are compiled calls, with tables of addresses."""
+    targets = LABELS[0]
+    if network.config.loss == "mean_squared_error":
+        targets = np.eye(3, dtype=np.float32)[targets]
+    trainer = Trainer(
+        copy.deepcopy(network), TrainingConfig(batch_size=8, threads=1, backend="fused")
+    )
+    trainer.step(PARTS[0][:8], targets[:8])
+    again = copy.deepcopy(trainer)
+    before = trainer.network.layers[0].values.copy()
+    again.step(PARTS[0][8:16], targets[8:16])
+    np.testing.assert_array_equal(trainer.network.layers[0].values, before)
+    trainer.step(PARTS[0][8:16], targets[8:16])
+    for one, other in zip(trainer.network.layers, again.network.layers, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_a_predictor_in_this_process_can_be_pickled(network):
+    predictor = Predictor(network, threads=1, backend="scipy")
+    again = pickle.loads(pickle.dumps(predictor))
+    np.testing.assert_array_equal(again.predict(PARTS[0]), predictor.predict(PARTS[0]))
 
 
 @pytest.mark.parametrize("make", [SparseMLPClassifier, SparseMLPRegressor])
