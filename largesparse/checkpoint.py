@@ -7,8 +7,8 @@
     FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
 
-A folder is written beside its place and renamed into it, so that a crash leaves the old one or
-the new one. Layers are written and read one at a time. Nothing is pickled.
+A crash leaves the old files or the new ones: see `folders`. Layers are written and read one at a
+time. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,22 +26,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import NetworkConfig, TrainingConfig
+from .environment import expand_user
 from .errors import CheckpointError
-from .folders import make_beside, previous, put_in_place, remove_abandoned, umask
+from .folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
 from .history import EpochPart, History
 from .layer import SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
 from .preprocessing import Standardizer
+from .saving import check_notes
 from .storage import Storage, StoredLayer
 from .tables import FileLayout
 
 if TYPE_CHECKING:
     from .training import Trainer
 
-FORMAT = "largesparse"
 VERSION = 1
-MANIFEST = "manifest.json"
 PREPROCESSING = "preprocessing.safetensors"
 TARGETS = "targets.safetensors"
 
@@ -78,6 +77,7 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
     CheckpointError
         Where the folder cannot be written; one that was there before is intact then.
     """
+    check_notes(trainer.notes)
     config = trainer.config.as_dict()
     config["micro_batch"] = trainer.micro_batch
     manifest = {
@@ -95,19 +95,6 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
     }
     best = trainer.best.layers if trainer.best is not None else None
     _write(folder, trainer.network, manifest, velocities=True, best=best)
-
-
-def check_folder(folder: str | Path) -> None:
-    """Verify, before work starts, that a checkpoint can be written to a folder.
-
-    Raises
-    ------
-    CheckpointError
-        Where it cannot.
-    """
-    folder = Path(folder).resolve()
-    shutil.rmtree(_beside(folder))
-    remove_abandoned(folder)
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -163,7 +150,7 @@ def load_checkpoint(
         trainer.rows = training["rows"] if training["rows"] is None else int(training["rows"])
         trainer.parallel = training.get("parallel")
         trainer.notes = dict(training.get("notes") or {})
-        trainer.folder = folder
+        trainer.folder = folder.parent if folder.name == COMPLETE else folder
         if "best-layer-01.safetensors" in manifest["files"]:
             from .early_stopping import Snapshot
 
@@ -201,9 +188,8 @@ def _write(
     velocities: bool = False,
     best: Sequence[SparseLayer] | None = None,
 ) -> None:
-    folder = Path(folder).resolve()
-    beside = _beside(folder)
-    try:
+    folder = expand_user(folder).resolve()
+    with _writing(folder), replacing(folder) as beside:
         files = {}
         for prefix, layers in (("", network.layers), ("best-", best or [])):
             for k, layer in enumerate(layers):
@@ -233,11 +219,15 @@ def _write(
             json.dump(complete, stream, indent=1, default=dataclasses.asdict)
             stream.flush()
             os.fsync(stream.fileno())
-        put_in_place(beside, folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the system says into a `CheckpointError` that names the folder."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _describe(classes: NDArray[Any]) -> dict[str, Any]:
@@ -252,19 +242,6 @@ def _checksum(manifest: dict[str, Any]) -> str:
     for part in json.JSONEncoder(sort_keys=True, default=dataclasses.asdict).iterencode(manifest):
         digest.update(part.encode())
     return digest.hexdigest()
-
-
-def _beside(folder: Path) -> Path:
-    """Make and return an empty folder beside the one named, which must be a checkpoint or free."""
-    try:
-        if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-            raise CheckpointError(
-                f"{folder} exists and is not a checkpoint; it would be replaced. "
-                "Name another folder, or remove it."
-            )
-        return make_beside(folder)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
@@ -285,17 +262,13 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
 
 def has_checkpoint(folder: str | Path) -> bool:
     """Return whether there is a checkpoint or a model at a path."""
-    return _find(Path(folder).resolve()) is not None
-
-
-def _find(folder: Path) -> Path | None:
-    candidates = (folder, previous(folder))
-    return next((place for place in candidates if (place / MANIFEST).is_file()), None)
+    return find(expand_user(folder).resolve()) is not None
 
 
 def _existing(folder: str | Path) -> Path:
-    folder = Path(folder).resolve()
-    found = _find(folder)
+    folder = expand_user(folder).resolve()
+    with _reading(folder):
+        found = find(folder)
     if found is None:
         message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
         raise CheckpointError(message)
@@ -408,7 +381,7 @@ def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = folder / name
+    path = locate(folder, name)
     expected = manifest["files"][name]
     if path.stat().st_size != expected["bytes"]:
         raise ValueError(f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import environment
 from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
+from .environment import expand_user
 from .errors import DataError, ParameterError, check_range
 from .geo import read_series_matrix
 from .openml import fetch
@@ -127,7 +128,7 @@ def read_source(
         _check_options(name_or_path, options, "version")
         X, y = fetch(name_or_path.removeprefix(OPENML), **options)
         return Source(name_or_path, name_or_path, (X, y))
-    path = environment.expand_user(name_or_path)
+    path = expand_user(name_or_path)
     if path.is_file():
         return _file(path, options)
     raise DataError(
@@ -185,10 +186,10 @@ def _check_options(source: str, options: dict[str, Any], *known: str) -> None:
 
 def _folders(folder: str | os.PathLike[str] | None) -> list[Path]:
     if folder is not None:
-        return [environment.expand_user(folder)]
+        return [expand_user(folder)]
     places = [Path("data"), Path("..", "shared", "data")]
     if named := os.environ.get(environment.DATA):
-        places.insert(0, environment.expand_user(named))
+        places.insert(0, expand_user(named))
     return places
 
 

@@ -157,7 +157,7 @@ def add_run_flags(parser: ArgumentParser) -> None:
         "--checkpoint",
         metavar="DIR",
         help="write a checkpoint after every epoch, and where SIGTERM or Ctrl-C stops the run "
-        "(default with --resume: the folder that is resumed)",
+        "(default with --resume: the folder that is resumed); one of another run is not replaced",
     )
     group.add_argument(
         "--resume",

@@ -41,16 +41,18 @@ def cache_folder() -> Path:
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
-    """Return a path with `~` replaced by a home.
+    """Return a path whose `~` is a home; a name that only begins so stays as it is.
 
     Raises
     ------
     ParameterError
-        Where there is no such user, or the user has no home.
+        Where the user has no home.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
+        if Path(path).parts[0] != "~":
+            return Path(path)
         raise ParameterError(
             f"The path {str(path)!r} begins with a home that cannot be found. Give it from the "
             "root on."

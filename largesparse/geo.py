@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .environment import expand_user
 from .errors import DataError
 
 CHARACTERISTICS = "!Sample_characteristics_ch1"
@@ -55,7 +56,7 @@ def read_series_matrix(
         If the file is damaged, cut off or of another format, has missing values, or not every
         sample has that field, with one value.
     """
-    path = Path(path)
+    path = expand_user(path)
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:

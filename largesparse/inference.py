@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -48,6 +51,9 @@ def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
 
 class Predictor:
     """Predicts by batches, with the same result for any number of processes and threads.
+
+    Several Python threads may use it at once. Without worker processes each of them has buffers
+    of its own while it predicts; with worker processes they wait for each other.
 
     Parameters
     ----------
@@ -91,6 +97,9 @@ class Predictor:
         self._feature_names = network.feature_names
         self._workers: list[_Worker] = []
         self._engine: Engine | None = None
+        # of the workers' connections; without them a predictor can be pickled
+        self._lock: Any = threading.RLock() if processes > 1 else nullcontext()
+        self._owner = os.getpid()
         used = get_backend(backend)
         activation = network.config.activation
         check_activation_dtype(activation_dtype, used, activation, "prediction")
@@ -151,17 +160,23 @@ class Predictor:
         """
         out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
         parts = list(batches(0, X.shape[0], self._batch_size))
-        if self._engine is not None:
+        if (engine := self._engine) is not None:
             for start, stop in parts:
-                out[start:stop] = self._engine.outputs(X, start, stop)
-        elif self._workers:
+                out[start:stop] = engine.outputs(X, start, stop)
+            return out
+        if self._workers and self._owner != os.getpid():
+            raise ParameterError(
+                "The worker processes of a predictor belong to the process that made it, and this "
+                "one is a fork of it: make a new one here."
+            )
+        with self._lock:
+            if not self._workers:
+                raise ParameterError("The predictor is closed: make a new one.")
             try:
                 self._distribute(X, parts, out)
             except BaseException:
                 self.close()
                 raise
-        else:
-            raise ParameterError("The predictor is closed: make a new one.")
         return out
 
     def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
@@ -190,12 +205,15 @@ class Predictor:
 
     def close(self) -> None:
         """End the worker processes."""
-        for worker in self._workers:
-            worker.connection.close()
-        for worker in self._workers:
-            worker.end()
-        self._workers = []
         self._engine = None
+        if self._owner != os.getpid():  # a fork: the workers are its parent's
+            return
+        with self._lock:
+            for worker in self._workers:
+                worker.connection.close()
+            for worker in self._workers:
+                worker.end()
+            self._workers = []
 
     def __enter__(self) -> Predictor:
         return self
@@ -281,7 +299,11 @@ def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 class Engine:
-    """Computes the probabilities (or numbers) of a range of rows, in one process."""
+    """Computes the probabilities (or numbers) of a range of rows, in one process.
+
+    Threads that call it at once get a workspace each, so that none waits for another and a fork
+    of the process meets no lock that is held; one thread alone has one workspace.
+    """
 
     def __init__(
         self,
@@ -299,17 +321,29 @@ class Engine:
         self.preprocessing = preprocessing
         self.threads = threads
         self.backend: Backend = get_backend(backend)
-        self.workspace = Workspace(
-            layers, batch_size, training=False, activation_dtype=activation_dtype
+        self.activation_dtype = activation_dtype
+        self._idle = [self._new_workspace()]  # pop and append are atomic
+
+    def _new_workspace(self) -> Workspace:
+        return Workspace(
+            self.layers, self.batch_size, training=False, activation_dtype=self.activation_dtype
         )
 
     def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
         """Return those of rows [start, stop), at most a batch: float32 (rows, n_outputs)."""
         rows = np.arange(start, stop)
-        with self.backend.threads(self.threads):
-            load_batch(X, rows, self.preprocessing, out=self.workspace.inputs(stop - start))
-            logits = forward(self.layers, self.workspace, stop - start, self.backend)
-        return softmax(logits).T if self.is_classification else logits.T
+        try:
+            workspace = self._idle.pop()
+        except IndexError:
+            workspace = self._new_workspace()
+        try:
+            with self.backend.threads(self.threads):
+                load_batch(X, rows, self.preprocessing, out=workspace.inputs(stop - start))
+                logits = forward(self.layers, workspace, stop - start, self.backend)
+            return softmax(logits).T if self.is_classification else logits.T.copy()
+        finally:
+            if len(self._idle) < available_threads():  # more would not compute at once
+                self._idle.append(workspace)
 
 
 class _Worker:

@@ -30,6 +30,7 @@ from .activations import TRAINED
 from .backends import get_backend
 from .config import NetworkConfig
 from .control_groups import free_memory
+from .environment import expand_user
 from .errors import MemoryPlanError
 from .workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
 
@@ -245,7 +246,7 @@ def choose_plan(
         Where no micro-batch fits; the message says what would.
     """
     stored = storage is not None
-    disk = 0 if storage is None else shutil.disk_usage(storage).free
+    disk = 0 if storage is None else shutil.disk_usage(expand_user(storage)).free
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
     first = None

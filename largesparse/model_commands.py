@@ -17,6 +17,8 @@ from .targets import match_labels
 from .train_command import add_file_options, file_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .network import SparseMLP
 
 
@@ -104,7 +106,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     network = load_model(arguments.model)
     if arguments.proba and network.classes is None:
         raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
-    _check_output(network, arguments)
+    out = _check_output(network, arguments)
     table = _read_for(network, arguments, None)
     with Predictor(network, **_options(arguments)) as predictor:
         if network.classes is not None:
@@ -120,7 +122,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             else:
                 columns = {f"prediction {k}": column for k, column in enumerate(found.T)}
     try:
-        pd.DataFrame(columns).to_csv(arguments.out or sys.stdout, index=False)
+        pd.DataFrame(columns).to_csv(out or sys.stdout, index=False)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -130,8 +132,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> None:
-    """Verify, before work starts, that predictions can be written."""
+def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> Path | None:
+    """Verify, before work starts, that predictions can be written; return where."""
     from .records import check_output
 
     classes = [] if network.classes is None else list(map(str, network.classes.tolist()))
@@ -139,11 +141,12 @@ def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> None:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         remedy = "Pass --out FILE.csv, or set PYTHONIOENCODING=utf-8."
         check_printable(classes, encoding, "The encoding of the standard output", remedy)
-        return
+        return None
     check_printable(classes, "utf-8", "The encoding of a CSV file", "Train with other labels.")
     data, out = expand_user(arguments.data), check_output(arguments.out)
     if data.exists() and out.exists() and out.samefile(data):
         raise ParameterError(f"--out {out} is the file of --data. Name another.")
+    return out
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -138,6 +138,17 @@ def check_targets(y: Any, n_targets: int) -> NDArray[np.float32]:
     return exact.astype(np.float32)
 
 
+def check_labels(y: Any) -> NDArray[Any]:
+    """Return class labels (n_samples,) as booleans, integers, whole floats or strings.
+
+    Raises
+    ------
+    DataError
+        If y is empty, one-hot, continuous or has a missing label.
+    """
+    return _whole_or_string(_label_vector(y))
+
+
 def encode_labels(
     y: Any, classes: ArrayLike | None = None
 ) -> tuple[NDArray[np.int32], NDArray[Any]]:
@@ -164,7 +175,7 @@ def encode_labels(
         If y is empty, one-hot, continuous or has a missing label; if it holds one class only
         while `classes` is not given; or if a label is not among `classes`.
     """
-    labels = _whole_or_string(_label_vector(y))
+    labels = check_labels(y)
     if classes is None:
         known, indices = np.unique(labels, return_inverse=True)
         if len(known) == 1:

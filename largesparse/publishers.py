@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .environment import expand_user
 from .errors import DataError, check_range
 from .geo import read_leukemia
 
@@ -61,7 +62,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray:
         header says.
     """
     try:
-        content = Path(path).read_bytes()
+        content = expand_user(path).read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:

@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import psutil
 
 from . import info
+from .environment import expand_user
 from .errors import DataError, LargeSparseError, ParameterError
 
 if TYPE_CHECKING:
@@ -137,14 +139,14 @@ def new_record(kind: str, **values: Any) -> RunRecord:
 def check_output(path: str | Path) -> Path:
     """Make sure, before any work starts, that records can be appended to `path`.
 
-    A file that does not exist yet is not left behind.
+    A file that does not exist yet is not made.
 
     Raises
     ------
     ParameterError
         If `path` is a folder, its folder does not exist, or it cannot be written.
     """
-    path = Path(path)
+    path = expand_user(path)
     if path.is_dir():
         raise ParameterError(f"The output {str(path)!r} is a folder. Name a file in it.")
     if not path.parent.is_dir():
@@ -153,12 +155,10 @@ def check_output(path: str | Path) -> Path:
             f"Create it first: mkdir -p {shlex.quote(str(path.parent))}"
         )
     try:
-        try:
-            path.open("xb").close()
-        except FileExistsError:
+        if path.exists():
             path.open("ab+").close()
-        else:
-            path.unlink()
+        else:  # another process may make it meanwhile, so it is not made and removed
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ParameterError(
             f"The output {str(path)!r} cannot be written ({_reason(error)}). "
@@ -180,7 +180,7 @@ def append_record(path: str | Path, record: RunRecord) -> None:
     values = {name: getattr(record, name) for name in FIELDS}
     line = json.dumps(_plain(values), allow_nan=False)
     try:
-        _append_line(Path(path), line.encode())
+        _append_line(expand_user(path), line.encode())
     except OSError as error:
         logger.error("The record that could not be written: %s", line)
         raise LargeSparseError(
@@ -202,7 +202,7 @@ def read_records(*paths: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for path in paths for row in _read_lines(Path(path))]
+    rows = [row for path in paths for row in _read_lines(expand_user(path))]
     newer = dict.fromkeys(name for row in rows for name in row if name not in FIELDS)
     return pd.DataFrame(rows, columns=[*FIELDS, *newer])
 

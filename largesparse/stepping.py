@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +25,27 @@ from .threads import resolve_threads
 from .whole_step import WholeStep
 from .workspace import Workspace, aligned_zeros, check_activation_dtype
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 CHECKED_ROWS = 4096  # of activations at a time, so that looking for overflows takes no memory
 
 
+def one_thread_at_a_time(method: Method) -> Method:
+    """Let a method of a stepper wait until no other thread uses the stepper's buffers.
+
+    They are as large as the memory plan allows, so there is one set of them, and a lock.
+    """
+
+    @functools.wraps(method)
+    def wait_and_call(self: Stepper, *arguments: Any, **options: Any) -> Any:
+        with self._lock:
+            return method(self, *arguments, **options)
+
+    return wait_and_call  # type: ignore[return-value]
+
+
 class Stepper:
-    """Updates a network by mini-batches.
+    """Updates a network by mini-batches. Threads may share it: they wait for each other.
 
     Parameters
     ----------
@@ -61,7 +80,15 @@ class Stepper:
         self._loss = LOSSES[network.config.loss].function
         self._rates = self.config.rates()
         self._workspace = workspace
+        self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled step has the addresses of this stepper's arrays.
+        return vars(self) | {"_compiled_step": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_lock": threading.RLock()})
 
     @property
     def workspace(self) -> Workspace:
@@ -96,6 +123,7 @@ class Stepper:
         possible = possible and self.workspace.activation_dtype == "float32"
         return possible and len(rows) <= self.workspace.micro_batch
 
+    @one_thread_at_a_time
     def step(
         self,
         X: Any,
@@ -137,6 +165,7 @@ class Stepper:
         self.step_count += 1
         return loss
 
+    @one_thread_at_a_time
     def gradient(
         self,
         X: Any,
@@ -245,6 +274,7 @@ class Stepper:
         loss, sums = self.sum_scores(X, y, rows, sample_weight)
         return loss / max(sums.weight, 1e-300), sums.score()
 
+    @one_thread_at_a_time
     def sum_scores(
         self,
         X: Any,

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from . import environment
 from .datasets import Dataset
+from .environment import expand_user
 from .errors import DataError, ParameterError, check_range
 from .threads import available_threads
 
@@ -34,6 +35,8 @@ BUFFER_BYTES = 2**28  # of blocks in the making at once
 PIECE_BYTES = 2**16  # of a piece that a fingerprint reads
 ABANDONED_SECONDS = 86400  # the age at which an unfinished folder counts as left by a killed run
 TEMPORARY = ".tmp-"  # in the name of an unfinished folder
+ARRAYS = ("X_train.npy", "y_train.npy", "X_test.npy", "y_test.npy")
+MANIFEST = "manifest.json"
 OWNER = "make_large_classification"
 
 logger = logging.getLogger(__name__)
@@ -94,7 +97,7 @@ def make_large_classification(
         "random_state": random_state,
     }
     parameters = _checked(parameters)
-    cache = environment.cache_folder() if cache_dir is None else environment.expand_user(cache_dir)
+    cache = environment.cache_folder() if cache_dir is None else expand_user(cache_dir)
     digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
     folder = cache / f"classification-{n_samples}x{n_features}-{digest}"
     for _ in range(3):  # once in general; again if what is there is damaged
@@ -238,11 +241,11 @@ def _write_task(folder: Path, parameters: dict[str, Any], progress: bool | None)
 
 def _open(folder: Path, parameters: dict[str, Any]) -> Dataset:
     """Map the data in `folder`; ValueError if it is not what was written there."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     if manifest["parameters"] != parameters:
         raise ValueError("the manifest is of other data")
     arrays = []
-    for name in ("X_train.npy", "y_train.npy", "X_test.npy", "y_test.npy"):
+    for name in ARRAYS:
         if _fingerprint(folder / name) != manifest["files"][name]:
             raise ValueError(f"{name} has changed")
         arrays.append(np.load(folder / name, mmap_mode="r" if name.startswith("X") else None))
@@ -275,11 +278,12 @@ def _generate(folder: Path, parameters: dict[str, Any], progress: bool | None) -
         free = shutil.disk_usage(cache).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"only {free:,} bytes are free")
-        temporary = _beside(folder)
+        temporary = _name_beside(folder)
+        temporary.mkdir()
         _write_task(temporary, parameters, progress)
         files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
         manifest = {"format": FORMAT, "parameters": parameters, "files": files}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         try:
@@ -302,10 +306,14 @@ def _generate(folder: Path, parameters: dict[str, Any], progress: bool | None) -
 def _discard(folder: Path) -> None:
     """Remove `folder` in one step: no other process sees half of it."""
     try:
-        aside = _beside(folder)
-        with contextlib.suppress(FileNotFoundError):  # another process removed it
-            folder.rename(aside / folder.name)
+        others = {path.name for path in folder.iterdir()} - {*ARRAYS, MANIFEST}
+        if others:
+            raise OSError(f"it has {min(others)}, which was not written there")
+        aside = _name_beside(folder)
+        folder.rename(aside)
         shutil.rmtree(aside)
+    except FileNotFoundError:  # another process removed it
+        return
     except OSError as error:
         raise DataError(
             f"The damaged data in {folder} cannot be removed: {error.strerror or error}. "
@@ -313,19 +321,19 @@ def _discard(folder: Path) -> None:
         ) from error
 
 
-def _beside(folder: Path) -> Path:
-    """Make an empty folder on the same disk, under a name that no one else uses."""
-    path = folder.with_name(f"{folder.name}{TEMPORARY}{secrets.token_hex(8)}")
-    path.mkdir()
-    return path
+def _name_beside(folder: Path) -> Path:
+    """Return a path on the same disk with a name that no one else uses."""
+    return folder.with_name(f"{folder.name}{TEMPORARY}{secrets.token_hex(8)}")
 
 
 def _remove_abandoned(cache: Path) -> None:
     """Remove what runs that were killed long ago have left."""
     for path in cache.glob(f"classification-*{TEMPORARY}*"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # another's, or somebody has put something there
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+                for name in (*ARRAYS, MANIFEST):
+                    (path / name).unlink(missing_ok=True)
+                path.rmdir()
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from .errors import ParameterError, check_range
+from .errors import CheckpointError, ParameterError, check_range
 from .learning_curve import check_plot, plot_curve, text_curve
 from .sizes import parse_size, parse_sizes
 from .targets import RULE, TASKS
@@ -83,15 +83,15 @@ def number_or_auto(text: str) -> float | str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from .checkpoint import check_folder
     from .samples import read_samples
+    from .saving import check_model_folder
 
     fraction = arguments.test_fraction
     if fraction is not None:
         check_range("--test-fraction", fraction, "train", low=0, high=1, high_open=True)
     check_range("--seed", arguments.seed, "train", low=0, high=2**32 - 1, integer=True)
     _check_hyperparameters(arguments)
-    check_folder(arguments.out)
+    check_model_folder(arguments.out)
     if arguments.plot:
         check_plot(arguments.plot)
     samples = read_samples(
@@ -116,7 +116,7 @@ def _train(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names
     estimator.network_.file_layout = samples.layout
-    estimator.save(arguments.out)
+    place, failure = _save(estimator, arguments.out)
 
     network = estimator.network_
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
@@ -130,7 +130,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         plot_curve(estimator.history_, arguments.plot)
         print(f"learning curve: {arguments.plot}")
-    print(f"saved: {arguments.out}")
+    print(f"saved: {place}")
+    if failure is not None:
+        raise failure
     return 0
 
 
@@ -178,6 +180,20 @@ def describe_task(samples: Samples, asked: str) -> str:
     if asked == "auto" and samples.y.dtype.kind in "iuf" and n_classes > 2:
         other = "; --task regression predicts the numbers"
     return f"{samples.target} has {n_classes} classes (classification{other})"
+
+
+def _save(estimator: Any, out: str) -> tuple[Any, CheckpointError | None]:
+    """Save a model; where that fails, elsewhere. Return where, and the error that told."""
+    from .saving import save_elsewhere
+
+    try:
+        estimator.save(out)
+    except CheckpointError as error:
+        place = save_elsewhere(estimator.save, out)
+        if place is None:
+            raise
+        return place, CheckpointError(f"{error} The model is in {place}.")
+    return out, None
 
 
 def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:

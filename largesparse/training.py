@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .checkpoint import check_folder, save_checkpoint
+from .checkpoint import save_checkpoint
 from .config import TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
+from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError
 from .growth import Walk, evolve_layers
 from .history import EpochPart, EpochRecord, History
@@ -24,7 +25,8 @@ from .layer import SparseLayer
 from .network import SparseMLP
 from .randomness import stream
 from .reachability import active_neurons
-from .stepping import Stepper
+from .saving import check_training, save_elsewhere
+from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
 from .workspace import Workspace
@@ -57,7 +59,7 @@ class Trainer(Stepper):
     best : Snapshot or None
         Weights of the epoch with the best validation accuracy, where there is a validation part.
     folder : Path or None
-        The checkpoint that it was read from.
+        The checkpoint that it was read from or saved to.
     parallel : dict or None
         What a parallel training needs beside, to go on from a checkpoint.
     notes : dict
@@ -80,7 +82,9 @@ class Trainer(Stepper):
         self.parallel: dict[str, Any] | None = None
         self.notes: dict[str, Any] = {}
         self._saved_step = -1  # of the last checkpoint of this process
+        self._is_unsaved = False  # whether the last one failed
 
+    @one_thread_at_a_time
     def evolve(
         self, data: TrainingData | None = None, *, keep_maps: bool = True
     ) -> list[NDArray[np.int32]]:
@@ -109,6 +113,7 @@ class Trainer(Stepper):
             layers = self.network.layers[:-1]
             return evolve_layers(layers, zeta, rng_of, walk, keep_maps=keep_maps)
 
+    @one_thread_at_a_time
     def prune(self) -> list[NDArray[np.int32]]:
         """Prune neurons by importance, as configured; return the slot maps of all layers."""
         with self.backend.threads(self.threads):
@@ -144,8 +149,10 @@ class Trainer(Stepper):
             Each is called as callback(trainer, record) after every epoch; one that returns True
             ends the training.
         checkpoint : path, optional
-            Folder that receives a checkpoint after every epoch. SIGTERM and Ctrl-C then end the
-            training after the present mini-batch, with a checkpoint that goes on from there.
+            Folder that receives a checkpoint after every epoch. It may have one already only
+            where this training goes on from it; what else is in it stays. SIGTERM and Ctrl-C
+            then end the training after the present mini-batch, with a checkpoint that goes on
+            from there.
         progress : bool, optional
             Whether to show a progress bar; by default where standard error is a terminal.
 
@@ -153,13 +160,16 @@ class Trainer(Stepper):
         ------
         DataError, ParameterError
             Where the data cannot be used.
+        CheckpointError
+            Before training, where the checkpoints cannot be written, or would replace another
+            training's.
         NumericalError
             Where the loss is not finite.
         SystemExit, KeyboardInterrupt
             After SIGTERM (with status 143) and Ctrl-C.
         """
         if checkpoint is not None:
-            check_folder(checkpoint)
+            check_training(self, checkpoint)
         data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
         self.check_rows(data)
         self.parallel = None
@@ -177,6 +187,8 @@ class Trainer(Stepper):
             except Stop:
                 assert checkpoint is not None
                 stopped(request, self.save_stopped(checkpoint, len(data.train_rows)))
+        if checkpoint is not None:
+            self.rescue(checkpoint)
         if stopping and stopping.best is not None:
             stopping.best.restore_(self.network)
         return self.history
@@ -300,9 +312,21 @@ class Trainer(Stepper):
             save_checkpoint(self, folder)
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
+            self._is_unsaved = True
             return False
-        self._saved_step = self.step_count
+        self._saved_step, self._is_unsaved = self.step_count, False
+        self.folder = expand_user(folder).resolve()
         return True
+
+    def rescue(self, folder: str | Path) -> Path | None:
+        """Save a training that ends now elsewhere, if its last checkpoint failed; return where."""
+        if not self._is_unsaved:
+            return None
+        self._is_unsaved = False
+        place = save_elsewhere(lambda place: save_checkpoint(self, place), folder)
+        if place is not None:
+            logger.error("The training is %s", saved_in(place))
+        return place
 
     def save_stopped(self, folder: str | Path, rows: int) -> str:
         """Save a training that is stopped now, and return what there is to say of it."""
@@ -313,6 +337,8 @@ class Trainer(Stepper):
         complete = self.part is None and self._saved_step == self.step_count
         if complete or self.save(folder):
             return f"{place}; {saved_in(folder)}"
+        if (other := self.rescue(folder)) is not None:
+            return f"{place}; {saved_in(other)}"
         return f"{place}, and not saved."
 
     def evolve_if_due(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,7 @@ def test_presets_follow_the_nearest_row(run, neurons, layers, epsilon):
 
 
 def config_of(run, *arguments):
+    shutil.rmtree("run", ignore_errors=True)
     code, _, err = run("--epochs", 1, "--checkpoint", "run", "--out", "r.jsonl", *arguments)
     assert code == 0, err
     manifest = json.loads(Path("run/manifest.json").read_text())
@@ -409,6 +411,15 @@ def test_other_mistakes_are_told_before_the_work(run, monkeypatch, bigmodel, arg
     Path("file").write_text("x")
     monkeypatch.setattr(bigmodel, "make_large_classification", lambda *a, **k: pytest.fail("ran"))
     assert_refused(run("--out", "r.jsonl", *arguments), arguments[-1])
+
+
+def test_another_run_s_checkpoint_is_not_replaced(run, monkeypatch, bigmodel):
+    assert run("--epochs", 2, "--checkpoint", "run", "--out", "r.jsonl")[0] == 0
+    before = Path("run/manifest.json").read_bytes()
+    monkeypatch.setattr(bigmodel, "make_large_classification", lambda *a, **k: pytest.fail("ran"))
+    result = run("--seed", 5, "--checkpoint", "run", "--out", "r.jsonl")
+    assert_refused(result, "after epoch 2", "--resume", "name another folder")
+    assert Path("run/manifest.json").read_bytes() == before
 
 
 def test_checkpoints_that_cannot_be_written_are_refused_before_training(run):

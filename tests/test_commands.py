@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from largesparse import active_neurons, inference
-from largesparse.checkpoint import load_model
+from largesparse import NetworkConfig, SparseMLP, Trainer, active_neurons, inference
+from largesparse.checkpoint import load_model, save_checkpoint
 from largesparse.cli import main
 from largesparse.learning_curve import text_curve
 
@@ -438,6 +438,77 @@ def test_bad_tables_are_told(folder, tmp_path, capsys, content, message):
     (tmp_path / "bad.csv").write_text(content)
     command = ["predict", str(folder / "model"), "--data", str(tmp_path / "bad.csv")]
     assert_one_sentence(command, message, capsys)
+
+
+def archive(path, **changes):
+    X = frame()[list("abcde")].to_numpy(dtype=np.float32)
+    y = (X[:, 0] > 5000).astype(int)
+    parts = {"x_train": X[:200], "y_train": y[:200], "x_test": X[200:], "y_test": y[200:]}
+    np.savez(path, **parts | changes)
+    return ["train", "--data", str(path), *QUICK]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_test": np.zeros((40, 4), np.float32)}, "rows to test on: .*4"),
+        ({"x_test": np.full((40, 5), np.nan)}, "rows to test on: .*NaN"),
+        ({"y_test": np.array(["a", "b"] * 20)}, "rows to test on: .*text"),
+        ({"y_test": np.zeros(39, int)}, "rows to test on: .*39|y_test"),
+    ],
+)
+def test_rows_that_cannot_be_tested_on_are_told_before_training(
+    tmp_path, capsys, monkeypatch, changes, message
+):
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    command = archive(tmp_path / "data.npz", **changes)
+    assert_one_sentence([*command, "--out", str(tmp_path / "model")], message, capsys)
+
+
+def test_places_that_cannot_be_written_are_told_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained"))
+    command = archive(tmp_path / "data.npz")
+    (tmp_path / "file").write_text("x")
+    trained = Trainer(SparseMLP(NetworkConfig((5, 4, 2)), progress=False))
+    save_checkpoint(trained, tmp_path / "run")
+    for out, message in (
+        ("file", "not a folder"),
+        ("file/model", "Not a directory|cannot find"),
+        ("run", "checkpoint of a training .after epoch 0."),
+    ):
+        assert_one_sentence([*command, "--out", str(tmp_path / out)], message, capsys)
+    pytest.importorskip("matplotlib")
+    for plot, message in (("no/curve.png", "does not exist"), ("curve.docx", "no picture format")):
+        options = ["--out", str(tmp_path / "model"), "--plot", str(tmp_path / plot)]
+        assert_one_sentence([*command, *options], message, capsys)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_working_directory_can_be_the_model(tmp_path, monkeypatch):
+    command = archive(tmp_path / "data.npz")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        assert main([*command, "--out", "."]) == 0
+        assert load_model(tmp_path / "here").neurons == 30
+
+
+def test_a_model_that_cannot_be_saved_at_the_end_is_saved_beside(tmp_path, monkeypatch, capsys):
+    command = archive(tmp_path / "data.npz")
+    fit = Trainer.fit
+
+    def fit_and_be_in_the_way(*arguments, **options):
+        (tmp_path / "model").write_text("precious")
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(Trainer, "fit", fit_and_be_in_the_way)
+    assert main([*command, "--out", str(tmp_path / "model")]) == 2
+    (place,) = tmp_path.glob("model-*")
+    shown = capsys.readouterr()
+    assert f"saved: {place}" in shown.out and "held out:" in shown.out
+    assert f"The model is in {place}." in shown.err and "Traceback" not in shown.err
+    assert load_model(place).neurons == 30
+    assert (tmp_path / "model").read_text() == "precious"
 
 
 def test_a_missing_model_is_told(tmp_path, capsys):

@@ -329,7 +329,7 @@ BAD_INPUT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from parallel_cases import Case
-from largesparse import load_checkpoint, save_model
+from largesparse import Trainer, load_checkpoint, save_checkpoint, save_model
 from largesparse.errors import LargeSparseError
 from largesparse.parallel import train_wasap
 from largesparse.parallel.ranks import barrier, get_communicator
@@ -365,6 +365,9 @@ attempt("no config", config=5 if comm.rank == 1 else None)
 attempt("augment", augment=(lambda rows, numbers, epoch: rows) if comm.rank == 2 else None)
 attempt("own error", test=5)
 attempt("data", X=[[1.0, 2.0]])
+if comm.rank == 0:
+    save_checkpoint(Trainer(Case().make_network(), Case().make_config()), f"{sys.argv[2]}/taken")
+attempt("taken", checkpoint=f"{sys.argv[2]}/taken")
 attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
 slow = {"batch_size": 5, "learning_rate": 1e-4}
 attempt("batches", Case(targets=True, rows=7, training=slow), test=None)
@@ -400,6 +403,7 @@ def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
         "no config": ("ParameterError", "Rank 1", "'config'", "TrainingConfig", "int"),
         "augment": ("ParallelError", "augmented", "rank 2 has True"),
         "own error": ("TypeError", "int"),
+        "taken": ("CheckpointError", "another training", "--resume"),
         "data": ("DataError", "2", "8"),
         "rows": ("ParameterError", "3 workers", "2 training rows", "at most 3 ranks"),
     }.items(),

@@ -213,7 +213,7 @@ def test_handlers_are_put_back_and_others_left_alone(tmp_path):
     seen, mine = [], lambda *_: seen.append("mine")
     before = signal.signal(signal.SIGTERM, mine)
     try:
-        fit(make_trainer(), tmp_path / "run", [(1, signal.SIGTERM)])
+        fit(make_trainer(), tmp_path / "first", [(1, signal.SIGTERM)])
         assert signal.getsignal(signal.SIGTERM) == mine
     finally:
         signal.signal(signal.SIGTERM, before)

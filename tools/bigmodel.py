@@ -46,7 +46,6 @@ from largesparse import (
     make_large_classification,
 )
 from largesparse.backends import get_backend
-from largesparse.checkpoint import check_folder
 from largesparse.cli import run_command
 from largesparse.comparison import (
     compare_with_table_4,
@@ -90,6 +89,7 @@ from largesparse.records import (
     peak_rss_bytes,
 )
 from largesparse.resuming import flags_of, parse_resumable
+from largesparse.saving import check_checkpoint_folder
 from largesparse.storage import Storage
 from largesparse.threads import resolve_threads
 from largesparse.warming import warm_up
@@ -330,7 +330,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     if not options.plan:
         check_output(options.out)
         if options.checkpoint:
-            check_folder(options.checkpoint)
+            nbytes = int(12 * config.expected_connections())
+            check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
         get_backend(options.backend)
         if isinstance(plan, ParallelPlan):
             check_disk(plan)

@@ -47,7 +47,6 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +60,7 @@ from tqdm import tqdm
 
 from largesparse import info
 from largesparse.cli import parse_size, run_command
+from largesparse.environment import expand_user
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.recipes import RECIPES
 from largesparse.records import check_output, new_record
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["problems"].append({"name": name, **asdict(problem), "results": rows})
     report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]
     if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1))
+        expand_user(options.json).write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from largesparse import read_records
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import run_command
 from largesparse.config import REGROWTH
+from largesparse.environment import expand_user
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.memory import choose_plan
 from largesparse.optimizer import SCHEDULES
@@ -182,7 +183,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
 
 def read(path: str) -> pd.DataFrame:
     """Return the records of a file, which need not exist."""
-    return read_records(path) if Path(path).exists() else read_records()
+    return read_records(path) if expand_user(path).exists() else read_records()
 
 
 def fits(name: str, training: Training) -> bool:

@@ -27,6 +27,7 @@ from largesparse.benchmark_plots import (
     strong_scaling,
 )
 from largesparse.cli import run_command
+from largesparse.environment import expand_user
 from largesparse.errors import ParameterError
 from largesparse.measurements import COUNTS, SETTINGS, read_measurements
 from largesparse.memory import GIB
@@ -61,7 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
         f"{HISTORY}, where it was measured)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder to write to (default %(default)s)"
+        "--out",
+        type=expand_user,
+        default=Path("report"),
+        help="folder to write to (default %(default)s)",
     )
     return parser
 

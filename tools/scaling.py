@@ -32,6 +32,7 @@ import pandas as pd
 from largesparse import pages
 from largesparse.cli import run_command
 from largesparse.cluster import Cluster, plan_cluster
+from largesparse.environment import expand_user
 from largesparse.errors import DataError, LargeSparseError
 from largesparse.ladder import (
     GUESS,
@@ -226,7 +227,7 @@ def plan(command: Sequence[str]) -> int | str:
 
 
 def _records(path: str) -> pd.DataFrame:
-    return read_records(path) if Path(path).exists() else read_records()
+    return read_records(path) if expand_user(path).exists() else read_records()
 
 
 def table_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

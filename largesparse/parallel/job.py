@@ -11,12 +11,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..checkpoint import check_folder, load_checkpoint, save_checkpoint
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import TrainingConfig
+from ..environment import expand_user
 from ..errors import ParameterError
 from ..history import History
 from ..network import SparseMLP
 from ..records import peak_rss_bytes
+from ..saving import check_training
 from ..stopping import Stop, saved_in, sentence
 from ..training import Callback, Trainer
 from ..training_data import Augment, TrainingData, prepare
@@ -57,9 +59,9 @@ class Given:
 
     def prepare(self) -> tuple[Trainer, TrainingData]:
         """Return the trainer that rank 0 begins with, and the data, checked."""
-        if self.checkpoint is not None:
-            check_folder(self.checkpoint)
         trainer = self.trainer()
+        if self.checkpoint is not None:
+            check_training(trainer, self.checkpoint)
         fraction = trainer.config.validation_fraction
         if fraction > 0:
             raise ParameterError(
@@ -71,7 +73,7 @@ class Given:
             trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
         )
         trainer.check_rows(data)
-        place = None if self.checkpoint is None else Path(self.checkpoint).resolve()
+        place = None if self.checkpoint is None else expand_user(self.checkpoint).resolve()
         if trainer.folder is not None and place not in (None, trainer.folder):
             save_checkpoint(trainer, place)  # those of the replicas go into it
         return trainer, data
@@ -261,6 +263,8 @@ def _serve(
             with bar:
                 _both_phases(server, workers, representatives)
             request.check()
+            if checkpoint is not None:
+                trainer.rescue(checkpoint)
         except Stop:
             leaving.end_job(sentence(request, _save_stopped(server)))
     links.finish()
