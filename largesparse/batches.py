@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
+from .errors import DataError
+
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
 if TYPE_CHECKING:
@@ -30,22 +32,66 @@ def load_batch(
     rows : int64 (batch,)
     preprocessing : Standardizer or None
     out : float32 (n_features, batch)
+
+    Raises
+    ------
+    DataError
+        Where X is of another kind or shape, or a row is not in it.
     """
     from .backends import kernels
 
+    X, rows = _checked(X, rows, *out.shape)
     if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
         X = X[rows].astype(np.float32)
         rows = np.arange(len(rows))
     if issparse(X):
         _load_sparse(X, rows, preprocessing, out)
         return
-    values = np.asarray(X).view()
+    values = X.view()
     values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
     plain = values.dtype == np.float32 and values.flags.c_contiguous
     load = kernels.load_float32 if plain else kernels.load_dense
     load(values, rows, out)
     if preprocessing is not None:
         preprocessing.apply_(out)
+
+
+def _checked(
+    X: Any, rows: NDArray[Any], n_features: int, batch: int
+) -> tuple[Any, NDArray[np.int64]]:
+    """Return X and the rows as the kernels take them, which read where they are told to."""
+    if issparse(X):
+        if X.format != "csr":
+            raise DataError(f"X must be an array or CSR, not {X.format.upper()}. Pass X.tocsr().")
+    else:
+        X = np.asarray(X)
+    if X.ndim != 2 or X.shape[1] != n_features:
+        raise DataError(
+            f"X must have shape (n_samples, {n_features}), as the network has {n_features} inputs. "
+            f"Got {X.shape} instead. Pass the columns that the model was trained on."
+        )
+    if X.dtype.kind not in "biuf":
+        raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
+    rows = checked_rows(rows, X.shape[0])
+    if rows.shape != (batch,):
+        raise DataError(f"'rows' must have shape ({batch},), one a sample. Got {rows.shape}.")
+    return X, rows
+
+
+def checked_rows(rows: Any, n_samples: int) -> NDArray[np.int64]:
+    """Return the numbers of rows as contiguous int64, if all of them exist."""
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu":
+        raise DataError(
+            f"'rows' must hold the numbers of rows, integers, not {rows.dtype}. "
+            "Of a mask pass numpy.flatnonzero(mask)."
+        )
+    rows = np.ascontiguousarray(rows, np.int64)
+    # As unsigned numbers, negative ones are the largest.
+    if rows.size and np.maximum.reduce(rows.view(np.uint64), axis=None) >= n_samples:
+        wrong = rows[(rows < 0) | (rows >= n_samples)][0]
+        raise DataError(f"'rows' must be in the range [0, {n_samples - 1}] here. Got {wrong}.")
+    return rows
 
 
 def _load_sparse(
@@ -56,6 +102,11 @@ def _load_sparse(
 ) -> None:
     from .backends import kernels
 
+    if not kernels.has_columns(X.indptr, X.indices, rows, len(out)):
+        raise DataError(
+            f"X is not a valid CSR array of {len(out)} columns: it has indices beyond them, or "
+            "pointers beyond its indices. Make it anew from its dense form or its coordinates."
+        )
     if preprocessing is None:
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
     else:
