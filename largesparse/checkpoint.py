@@ -30,18 +30,21 @@ from .config import NetworkConfig, TrainingConfig
 from .errors import CheckpointError
 from .folders import make_beside, previous, put_in_place, remove_abandoned, umask
 from .history import EpochPart, History
-from .layer import SparseLayer
+from .layer import LayerWeights, SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
 from .preprocessing import Standardizer
+from .resumed_settings import resumed_config, watch_anew
 from .storage import Storage, StoredLayer
 
 if TYPE_CHECKING:
+    from .early_stopping import Snapshot
     from .training import Trainer
 
 FORMAT = "largesparse"
 VERSION = 1
 MANIFEST = "manifest.json"
+BEST = "best-"  # of the files of the weights with the best validation score
 PREPROCESSING = "preprocessing.safetensors"
 TARGETS = "targets.safetensors"
 
@@ -77,8 +80,8 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
     CheckpointError
         Where the folder cannot be written; one that was there before is intact then.
     """
-    config = trainer.config.as_dict()
-    config["micro_batch"] = trainer.micro_batch
+    config, best = trainer.config.as_dict(), trainer.best
+    config |= {"micro_batch": trainer.micro_batch, "backend": trainer.backend.name}
     manifest = {
         "kind": "checkpoint",
         "training": {
@@ -90,10 +93,12 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
             "rows": trainer.rows,
             "parallel": trainer.parallel,
             "notes": trainer.notes,
+            "best": None if best is None else {"epoch": best.epoch, "score": best.score},
+            "patience_since": trainer.patience_since,
         },
     }
-    best = trainer.best.layers if trainer.best is not None else None
-    _write(folder, trainer.network, manifest, velocities=True, best=best)
+    layers = None if best is None else best.layers
+    _write(folder, trainer.network, manifest, velocities=True, best=layers)
 
 
 def check_folder(folder: str | Path) -> None:
@@ -112,19 +117,25 @@ def check_folder(folder: str | Path) -> None:
 def load_model(folder: str | Path) -> SparseMLP:
     """Read the network of a saved model or of a checkpoint.
 
+    Of a training with a validation part it has the weights of the best epoch so far, as after
+    `Trainer.fit`.
+
     Raises
     ------
     CheckpointError
         Where the folder is missing, damaged or of another version of the format.
     """
     folder = _existing(folder)
-    return _read_network(folder, _read_manifest(folder))
+    manifest = _read_manifest(folder)
+    return _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
 
 
 def load_checkpoint(
     folder: str | Path, *, storage: Storage | None = None, **changes: Any
 ) -> Trainer:
     """Read a checkpoint, and return a trainer whose `fit` goes on from there.
+
+    The network of a training that is over has the weights that `fit` left it with.
 
     Parameters
     ----------
@@ -134,8 +145,12 @@ def load_checkpoint(
     **changes
         Fields of the training's configuration to replace, for instance `threads`. With the same
         data, and nothing but `threads` changed, the training goes on to the same bits as if it
-        had not been interrupted. More `epochs` prolong a training; a schedule that depends on
-        its length (cosine) then goes on along the curve of the longer one.
+        had not been interrupted. The backend is the one that it had, whatever LARGESPARSE_BACKEND
+        is now; under another one that is named, or where it cannot be used here, a warning is
+        logged. A micro-batch that was the whole mini-batch stays the whole one. More `epochs`
+        prolong a training; a schedule that depends on its length (cosine) then goes on along the
+        curve of the longer one. A `patience` that is added counts from here, and so do the scores
+        of another validation part: those of rows that have been trained on already are too good.
 
     Raises
     ------
@@ -149,10 +164,13 @@ def load_checkpoint(
     training = _training_of(folder, manifest)
     network = _read_network(folder, manifest, storage)
     with _reading(folder):
-        config = TrainingConfig(**training["config"])
-        trainer = None if changes else Trainer(network, config)
-    if trainer is None:  # a mistake in the changes is not the folder's
-        trainer = Trainer(network, dataclasses.replace(config, **changes))
+        before = TrainingConfig(**training["config"])
+    config = resumed_config(before, changes, folder)
+    if changes:  # a mistake in them is not the folder's
+        trainer = Trainer(network, config)
+    else:
+        with _reading(folder):
+            trainer = Trainer(network, config)
     with _reading(folder):
         trainer.epoch = int(training["epoch"])
         part = training.get("part")
@@ -163,11 +181,30 @@ def load_checkpoint(
         trainer.parallel = training.get("parallel")
         trainer.notes = dict(training.get("notes") or {})
         trainer.folder = folder
-        if "best-layer-01.safetensors" in manifest["files"]:
-            from .early_stopping import Snapshot
-
-            trainer.best = Snapshot(_read_layers(folder, manifest, trainer.network.config, "best-"))
+        trainer.patience_since = int(training.get("patience_since", 0))
+        if _has_best(manifest):
+            trainer.best = _read_best(folder, manifest, trainer)
+    watch_anew(trainer, before)
+    if trainer.is_over:
+        trainer.restore_best()
     return trainer
+
+
+def _has_best(manifest: dict[str, Any]) -> bool:
+    return f"{BEST}layer-01.safetensors" in manifest["files"]
+
+
+def _read_best(folder: Path, manifest: dict[str, Any], trainer: Trainer) -> Snapshot:
+    from .early_stopping import Snapshot, best_epoch
+
+    network = trainer.network
+    layers = _read_layers(folder, manifest, network.config, BEST, network.storage)
+    best = manifest["training"].get("best")
+    if best is None:  # older checkpoints leave it to the history
+        record = best_epoch(trainer.history)
+        best = {"epoch": record.epoch, "score": record.validation_accuracy}
+    weights = [layer.weights() for layer in layers]
+    return Snapshot(weights, int(best["epoch"]), float(best["score"]))
 
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
@@ -184,6 +221,14 @@ def read_notes(folder: str | Path) -> dict[str, Any]:
         return dict(training.get("notes") or {})
 
 
+def read_history(folder: str | Path) -> tuple[History, bool]:
+    """Return a checkpoint's history, and whether it ends with a whole epoch: see `read_notes`."""
+    folder = _existing(folder)
+    training = _training_of(folder, _read_manifest(folder))
+    with _reading(folder):
+        return History.from_list(training["history"]), training.get("part") is None
+
+
 def _training_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     training = manifest.get("training")
     if training is None:
@@ -198,13 +243,15 @@ def _write(
     manifest: dict[str, Any],
     *,
     velocities: bool = False,
-    best: Sequence[SparseLayer] | None = None,
+    best: Sequence[LayerWeights] | None = None,
 ) -> None:
     folder = Path(folder).resolve()
     beside = _beside(folder)
     try:
         files = {}
-        for prefix, layers in (("", network.layers), ("best-", best or [])):
+        parts: Sequence[tuple[str, Sequence[SparseLayer | LayerWeights]]]
+        parts = ("", network.layers), (BEST, best or [])
+        for prefix, layers in parts:
             for k, layer in enumerate(layers):
                 name = f"{prefix}layer-{k + 1:02d}.safetensors"
                 arrays = layer_arrays(layer, velocities and not prefix)
@@ -329,11 +376,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_network(
-    folder: Path, manifest: dict[str, Any], storage: Storage | None = None
+    folder: Path, manifest: dict[str, Any], storage: Storage | None = None, prefix: str = ""
 ) -> SparseMLP:
     with _reading(folder):
         config = NetworkConfig(**manifest["network"])
-        layers = _read_layers(folder, manifest, config, storage=storage)
+        layers = _read_layers(folder, manifest, config, prefix, storage)
         network = SparseMLP.from_layers(config, layers, storage)
         classes = manifest["classes"]
         if classes is not None:
