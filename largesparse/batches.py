@@ -59,7 +59,7 @@ def load_batch(
 def _checked(
     X: Any, rows: NDArray[Any], n_features: int, batch: int
 ) -> tuple[Any, NDArray[np.int64]]:
-    """Return X and the rows as the kernels take them, which read where they are told to."""
+    """Return X and the rows as kernels take them, which read wherever these point."""
     if issparse(X):
         if X.format != "csr":
             raise DataError(f"X must be an array or CSR, not {X.format.upper()}. Pass X.tocsr().")
@@ -72,23 +72,23 @@ def _checked(
         )
     if X.dtype.kind not in "biuf":
         raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
-    rows = checked_rows(rows, X.shape[0])
-    if rows.shape != (batch,):
-        raise DataError(f"'rows' must have shape ({batch},), one a sample. Got {rows.shape}.")
-    return X, rows
+    return X, _checked_rows(rows, X.shape[0], batch)
 
 
-def checked_rows(rows: Any, n_samples: int) -> NDArray[np.int64]:
-    """Return the numbers of rows as contiguous int64, if all of them exist."""
+def _checked_rows(rows: Any, n_samples: int, batch: int) -> NDArray[np.int64]:
+    """Return the numbers of rows as contiguous int64 (batch,), if all of them exist."""
+    from .backends.kernels import are_below
+
     rows = np.asarray(rows)
     if rows.dtype.kind not in "iu":
         raise DataError(
             f"'rows' must hold the numbers of rows, integers, not {rows.dtype}. "
             "Of a mask pass numpy.flatnonzero(mask)."
         )
+    if rows.shape != (batch,):
+        raise DataError(f"'rows' must have shape ({batch},), one a sample. Got {rows.shape}.")
     rows = np.ascontiguousarray(rows, np.int64)
-    # As unsigned numbers, negative ones are the largest.
-    if rows.size and np.maximum.reduce(rows.view(np.uint64), axis=None) >= n_samples:
+    if not are_below(rows, n_samples):
         wrong = rows[(rows < 0) | (rows >= n_samples)][0]
         raise DataError(f"'rows' must be in the range [0, {n_samples - 1}] here. Got {wrong}.")
     return rows

@@ -165,12 +165,9 @@ def load_checkpoint(
     network = _read_network(folder, manifest, storage)
     with _reading(folder):
         before = TrainingConfig(**training["config"])
-    config = resumed_config(before, changes, folder)
-    if changes:  # a mistake in them is not the folder's
-        trainer = Trainer(network, config)
-    else:
-        with _reading(folder):
-            trainer = Trainer(network, config)
+        trainer = None if changes else Trainer(network, resumed_config(before, {}, folder))
+    if trainer is None:  # a mistake in the changes is not the folder's
+        trainer = Trainer(network, resumed_config(before, changes, folder))
     with _reading(folder):
         trainer.epoch = int(training["epoch"])
         part = training.get("part")

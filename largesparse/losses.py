@@ -93,24 +93,24 @@ def mean_squared_error(
 def check_labels(labels: Any, n_classes: int, batch: int) -> NDArray[np.int32]:
     """Return labels as int32 (batch,), if all of them are class indices.
 
-    Kernels write to where a label points, so each mini-batch's are looked at.
+    Kernels write to where a label points, so those of every mini-batch are looked at.
     """
+    from .backends.kernels import are_below
+
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub" or labels.shape != (batch,):
         raise DataError(
             f"y must be class indices, integers of shape ({batch},) in a mini-batch of {batch} "
             f"rows. Got {labels.dtype} {labels.shape} instead. See `encode_labels`."
         )
-    # As unsigned numbers, negative ones are the largest.
-    prepared = labels.dtype == np.int32
-    unsigned = labels.view(np.uint32) if prepared else labels.astype(np.int64).view(np.uint64)
-    if batch and np.maximum.reduce(unsigned) >= n_classes:
-        wrong = labels[unsigned >= n_classes][0]
+    exact = labels if labels.dtype == np.int32 else labels.astype(np.int64)
+    if not are_below(exact, n_classes):
+        wrong = labels[(exact < 0) | (exact >= n_classes)][0]
         raise DataError(
             f"y must be class indices in the range [0, {n_classes - 1}], as the network has "
             f"{n_classes} outputs. Got {wrong}. See `encode_labels`."
         )
-    return labels if prepared else labels.astype(np.int32)
+    return exact.astype(np.int32, copy=False)
 
 
 def check_numbers(targets: Any, n_targets: int, batch: int) -> Float32:

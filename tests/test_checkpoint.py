@@ -436,10 +436,13 @@ def unsteady(**changes):
     return make_trainer(**options | changes)
 
 
-@pytest.mark.parametrize("patience", [None, 2])
-def test_the_folder_of_a_training_that_is_over_has_the_best_weights(patience, tmp_path):
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 6), (2, 12)])
+def test_the_folder_of_a_training_that_is_over_has_the_best_weights(patience, epochs, tmp_path):
     X, y = task()
-    folder, trainer = tmp_path / "run", unsteady(patience=patience, epochs=12)
+    folder, trainer = (
+        tmp_path / "run",
+        unsteady(patience=patience, learning_rate=0.2, epochs=epochs),
+    )
     trainer.fit(X, y, checkpoint=folder, progress=False)
     assert trainer.best.epoch < trainer.epoch
     assert same(state(trainer.network), state(load_model(folder)))

@@ -103,12 +103,12 @@ def test_early_stopping_keeps_the_best_weights_with_their_topology_in_files(tmp_
     config = TrainingConfig(
         epochs=10,
         batch_size=20,
-        learning_rate=0.3,
+        learning_rate=0.05,
         validation_fraction=0.3,
         pruning_start=6,
         pruning_every=1,
         pruning_percentile=20,
-        seed=1,
+        seed=2,
         backend="scipy",
         threads=1,
     )

@@ -337,6 +337,15 @@ def momentum_update_reorder(values, velocity, gradient, rate, momentum, decay, p
 
 
 @kernel(parallel=False)
+def are_below(values, limit):
+    """Return whether all values are in the range 0 <= value < limit."""
+    inside = True
+    for value in values:
+        inside &= 0 <= value < limit
+    return inside
+
+
+@kernel(parallel=False)
 def has_columns(indptr, indices, rows, n_columns):
     """Return whether these rows of a CSR pattern lie within it, and within so many columns."""
     inside = True
