@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +40,23 @@ def load_batch(
     """
     from .backends import kernels
 
-    X, rows = _checked(X, rows, *out.shape)
+    sparse = issparse(X)
+    if not sparse:
+        X = np.asarray(X)
+    if X.ndim != 2 or X.shape[1] != out.shape[0] or (sparse and X.format != "csr"):
+        _refuse(X, out.shape[0])
+    if type(rows) is not np.ndarray or rows.dtype != np.int64 or rows.shape != out.shape[1:]:
+        rows = _as_rows(rows, out.shape[1])
+    rows = np.ascontiguousarray(rows)
+    if not kernels.are_below(rows, X.shape[0]):  # they point to what is read
+        wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
+        raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
     if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
+        if X.dtype.kind not in "biuf":
+            raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
         X = X[rows].astype(np.float32)
         rows = np.arange(len(rows))
-    if issparse(X):
+    if sparse:
         _load_sparse(X, rows, preprocessing, out)
         return
     values = X.view()
@@ -56,29 +68,18 @@ def load_batch(
         preprocessing.apply_(out)
 
 
-def _checked(
-    X: Any, rows: NDArray[Any], n_features: int, batch: int
-) -> tuple[Any, NDArray[np.int64]]:
-    """Return X and the rows as kernels take them, which read wherever these point."""
-    if issparse(X):
-        if X.format != "csr":
-            raise DataError(f"X must be an array or CSR, not {X.format.upper()}. Pass X.tocsr().")
-    else:
-        X = np.asarray(X)
-    if X.ndim != 2 or X.shape[1] != n_features:
-        raise DataError(
-            f"X must have shape (n_samples, {n_features}), as the network has {n_features} inputs. "
-            f"Got {X.shape} instead. Pass the columns that the model was trained on."
-        )
-    if X.dtype.kind not in "biuf":
-        raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
-    return X, _checked_rows(rows, X.shape[0], batch)
+def _refuse(X: Any, n_features: int) -> NoReturn:
+    """Say why X is not a data set of a network with so many inputs."""
+    if X.ndim == 2 and X.shape[1] == n_features:
+        raise DataError(f"X must be an array or CSR, not {X.format.upper()}. Pass X.tocsr().")
+    raise DataError(
+        f"X must have shape (n_samples, {n_features}), as the network has {n_features} inputs. "
+        f"Got {X.shape} instead. Pass the columns that the model was trained on."
+    )
 
 
-def _checked_rows(rows: Any, n_samples: int, batch: int) -> NDArray[np.int64]:
-    """Return the numbers of rows as contiguous int64 (batch,), if all of them exist."""
-    from .backends.kernels import are_below
-
+def _as_rows(rows: Any, batch: int) -> NDArray[np.int64]:
+    """Return the numbers of rows as int64 (batch,)."""
     rows = np.asarray(rows)
     if rows.dtype.kind not in "iu":
         raise DataError(
@@ -87,11 +88,7 @@ def _checked_rows(rows: Any, n_samples: int, batch: int) -> NDArray[np.int64]:
         )
     if rows.shape != (batch,):
         raise DataError(f"'rows' must have shape ({batch},), one a sample. Got {rows.shape}.")
-    rows = np.ascontiguousarray(rows, np.int64)
-    if not are_below(rows, n_samples):
-        wrong = rows[(rows < 0) | (rows >= n_samples)][0]
-        raise DataError(f"'rows' must be in the range [0, {n_samples - 1}] here. Got {wrong}.")
-    return rows
+    return rows.astype(np.int64)
 
 
 def _load_sparse(

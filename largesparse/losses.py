@@ -95,7 +95,7 @@ def check_labels(labels: Any, n_classes: int, batch: int) -> NDArray[np.int32]:
 
     Kernels write to where a label points, so those of every mini-batch are looked at.
     """
-    from .backends.kernels import are_below
+    from .backends import kernels
 
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub" or labels.shape != (batch,):
@@ -104,7 +104,7 @@ def check_labels(labels: Any, n_classes: int, batch: int) -> NDArray[np.int32]:
             f"rows. Got {labels.dtype} {labels.shape} instead. See `encode_labels`."
         )
     exact = labels if labels.dtype == np.int32 else labels.astype(np.int64)
-    if not are_below(exact, n_classes):
+    if not kernels.are_below(exact, n_classes):
         wrong = labels[(exact < 0) | (exact >= n_classes)][0]
         raise DataError(
             f"y must be class indices in the range [0, {n_classes - 1}], as the network has "
