@@ -192,13 +192,13 @@ def _has_best(manifest: dict[str, Any]) -> bool:
 
 
 def _read_best(folder: Path, manifest: dict[str, Any], trainer: Trainer) -> Snapshot:
-    from .early_stopping import Snapshot, best_epoch
+    from .early_stopping import Snapshot, best_record
 
     network = trainer.network
     layers = _read_layers(folder, manifest, network.config, BEST, network.storage)
     best = manifest["training"].get("best")
     if best is None:  # older checkpoints leave it to the history
-        record = best_epoch(trainer.history)
+        record = best_record(trainer.history)
         best = {"epoch": record.epoch, "score": record.validation_accuracy}
     weights = [layer.weights() for layer in layers]
     return Snapshot(weights, int(best["epoch"]), float(best["score"]))

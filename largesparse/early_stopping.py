@@ -59,7 +59,7 @@ class EarlyStopping:
         return self.patience is not None and epoch - max(best, self.since) >= self.patience
 
 
-def best_epoch(history: History) -> EpochRecord:
+def best_record(history: History) -> EpochRecord:
     """Return the first record of the best validation score."""
     scored = [record for record in history.epochs[1:] if record.validation_accuracy is not None]
     return max(scored, key=lambda record: record.validation_accuracy or 0.0)

@@ -16,7 +16,7 @@ from .topology import Topology
 Arrays = dict[str, NDArray[Any]]
 
 
-def layer_arrays(layer: SparseLayer | LayerWeights, velocities: bool = True) -> Arrays:
+def layer_arrays(layer: SparseLayer | LayerWeights, velocities: bool) -> Arrays:
     """Return what a file has of a layer, or of its weights, which have no velocities."""
     arrays: Arrays = {
         "indptr": layer.topology.indptr,

@@ -31,7 +31,8 @@ def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path
         The checkpoint, for the message.
     """
     now = dataclasses.replace(before, **changes)
-    if "micro_batch" not in changes and before.micro_batch == before.batch_size:
+    whole = before.micro_batch == before.batch_size
+    if whole and "batch_size" in changes and "micro_batch" not in changes:
         now = dataclasses.replace(now, micro_batch=None)  # the whole mini-batch, as before
     if before.backend is None:  # of older checkpoints: not known
         return now

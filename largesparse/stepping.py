@@ -249,7 +249,9 @@ class Stepper:
         """
         y, rows = _checked(X, y, rows, sample_weight)
         loss, sums = self.sum_scores(X, y, rows, sample_weight)
-        return loss / max(sums.weight, 1e-300), sums.score()
+        if sums.weight == 0:
+            raise DataError("sample_weight is 0 for all rows to evaluate. Give some a weight.")
+        return loss / sums.weight, sums.score()
 
     def sum_scores(
         self,

@@ -146,6 +146,11 @@ def test_rows_and_labels_of_other_integer_types_are_the_same(micro_batch):
     assert losses == [losses[0]] * 4
 
 
+def test_rows_of_which_none_counts_have_no_score():
+    with pytest.raises(DataError, match="0 for all rows"):
+        make_trainer().evaluate(X, y, sample_weight=np.zeros(8))
+
+
 def test_more_rows_than_a_mini_batch_are_one_larger_mini_batch():
     X, y = data_of(40)
     one, two = make_trainer(), make_trainer(batch_size=40, micro_batch=4)
