@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
+
+from .errors import DataError
 
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
@@ -30,22 +32,63 @@ def load_batch(
     rows : int64 (batch,)
     preprocessing : Standardizer or None
     out : float32 (n_features, batch)
+
+    Raises
+    ------
+    DataError
+        Where X is of another kind or shape, or a row is not in it.
     """
     from .backends import kernels
 
+    sparse = issparse(X)
+    if not sparse:
+        X = np.asarray(X)
+    if X.ndim != 2 or X.shape[1] != out.shape[0] or (sparse and X.format != "csr"):
+        _refuse(X, out.shape[0])
+    if type(rows) is not np.ndarray or rows.dtype != np.int64 or rows.shape != out.shape[1:]:
+        rows = _as_rows(rows, out.shape[1])
+    rows = np.ascontiguousarray(rows)
+    if not kernels.are_below(rows, X.shape[0]):  # they point to what is read
+        wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
+        raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
     if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
+        if X.dtype.kind not in "biuf":
+            raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
         X = X[rows].astype(np.float32)
         rows = np.arange(len(rows))
-    if issparse(X):
+    if sparse:
         _load_sparse(X, rows, preprocessing, out)
         return
-    values = np.asarray(X).view()
+    values = X.view()
     values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
     plain = values.dtype == np.float32 and values.flags.c_contiguous
     load = kernels.load_float32 if plain else kernels.load_dense
     load(values, rows, out)
     if preprocessing is not None:
         preprocessing.apply_(out)
+
+
+def _refuse(X: Any, n_features: int) -> NoReturn:
+    """Say why X is not a data set of a network with so many inputs."""
+    if X.ndim == 2 and X.shape[1] == n_features:
+        raise DataError(f"X must be an array or CSR, not {X.format.upper()}. Pass X.tocsr().")
+    raise DataError(
+        f"X must have shape (n_samples, {n_features}), as the network has {n_features} inputs. "
+        f"Got {X.shape} instead. Pass the columns that the model was trained on."
+    )
+
+
+def _as_rows(rows: Any, batch: int) -> NDArray[np.int64]:
+    """Return the numbers of rows as int64 (batch,)."""
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu":
+        raise DataError(
+            f"'rows' must hold the numbers of rows, integers, not {rows.dtype}. "
+            "Of a mask pass numpy.flatnonzero(mask)."
+        )
+    if rows.shape != (batch,):
+        raise DataError(f"'rows' must have shape ({batch},), one a sample. Got {rows.shape}.")
+    return rows.astype(np.int64)
 
 
 def _load_sparse(
@@ -56,6 +99,11 @@ def _load_sparse(
 ) -> None:
     from .backends import kernels
 
+    if not kernels.has_columns(X.indptr, X.indices, rows, len(out)):
+        raise DataError(
+            f"X is not a valid CSR array of {len(out)} columns: it has indices beyond them, or "
+            "pointers beyond its indices. Make it anew from its dense form or its coordinates."
+        )
     if preprocessing is None:
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
     else:

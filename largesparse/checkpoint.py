@@ -30,18 +30,21 @@ from .environment import expand_user
 from .errors import CheckpointError
 from .folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
 from .history import EpochPart, History
-from .layer import SparseLayer
+from .layer import LayerWeights, SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
 from .preprocessing import Standardizer
+from .resumed_settings import resumed_config
 from .saving import check_notes
 from .storage import Storage, StoredLayer
 from .tables import FileLayout
 
 if TYPE_CHECKING:
+    from .early_stopping import Snapshot
     from .training import Trainer
 
 VERSION = 1
+BEST = "best-"  # of the files of the weights with the best validation score
 PREPROCESSING = "preprocessing.safetensors"
 TARGETS = "targets.safetensors"
 
@@ -78,8 +81,8 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
         Where the folder cannot be written; one that was there before is intact then.
     """
     check_notes(trainer.notes)
-    config = trainer.config.as_dict()
-    config["micro_batch"] = trainer.micro_batch
+    config, best = trainer.config.as_dict(), trainer.best
+    config |= {"micro_batch": trainer.micro_batch, "backend": trainer.backend.name}
     manifest = {
         "kind": "checkpoint",
         "training": {
@@ -91,14 +94,19 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
             "rows": trainer.rows,
             "parallel": trainer.parallel,
             "notes": trainer.notes,
+            "best": None if best is None else {"epoch": best.epoch, "score": best.score},
+            "patience_since": trainer.patience_since,
         },
     }
-    best = trainer.best.layers if trainer.best is not None else None
-    _write(folder, trainer.network, manifest, velocities=True, best=best)
+    layers = None if best is None else best.layers
+    _write(folder, trainer.network, manifest, velocities=True, best=layers)
 
 
 def load_model(folder: str | Path) -> SparseMLP:
     """Read the network of a saved model or of a checkpoint.
+
+    Of a training with a validation part it has the weights of the best epoch so far, as after
+    `Trainer.fit`.
 
     Raises
     ------
@@ -106,13 +114,16 @@ def load_model(folder: str | Path) -> SparseMLP:
         Where the folder is missing, damaged or of another version of the format.
     """
     folder = _existing(folder)
-    return _read_network(folder, _read_manifest(folder))
+    manifest = _read_manifest(folder)
+    return _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
 
 
 def load_checkpoint(
     folder: str | Path, *, storage: Storage | None = None, **changes: Any
 ) -> Trainer:
     """Read a checkpoint, and return a trainer whose `fit` goes on from there.
+
+    The network of a training that is over has the weights that `fit` left it with.
 
     Parameters
     ----------
@@ -122,8 +133,12 @@ def load_checkpoint(
     **changes
         Fields of the training's configuration to replace, for instance `threads`. With the same
         data, and nothing but `threads` changed, the training goes on to the same bits as if it
-        had not been interrupted. More `epochs` prolong a training; a schedule that depends on
-        its length (cosine) then goes on along the curve of the longer one.
+        had not been interrupted. The backend is the one that it had, whatever LARGESPARSE_BACKEND
+        is now; under another one that is named, or where it cannot be used here, a warning is
+        logged. A micro-batch that was the whole mini-batch stays the whole one. More `epochs`
+        prolong a training; a schedule that depends on its length (cosine) then goes on along the
+        curve of the longer one. A `patience` that is added counts from here, and so do the scores
+        of another validation part: those of rows that have been trained on already are too good.
 
     Raises
     ------
@@ -137,10 +152,10 @@ def load_checkpoint(
     training = _training_of(folder, manifest)
     network = _read_network(folder, manifest, storage)
     with _reading(folder):
-        config = TrainingConfig(**training["config"])
-        trainer = None if changes else Trainer(network, config)
+        before = TrainingConfig(**training["config"])
+        trainer = None if changes else Trainer(network, resumed_config(before, {}, folder))
     if trainer is None:  # a mistake in the changes is not the folder's
-        trainer = Trainer(network, dataclasses.replace(config, **changes))
+        trainer = Trainer(network, resumed_config(before, changes, folder))
     with _reading(folder):
         trainer.epoch = int(training["epoch"])
         part = training.get("part")
@@ -151,11 +166,27 @@ def load_checkpoint(
         trainer.parallel = training.get("parallel")
         trainer.notes = dict(training.get("notes") or {})
         trainer.folder = folder.parent if folder.name == COMPLETE else folder
-        if "best-layer-01.safetensors" in manifest["files"]:
-            from .early_stopping import Snapshot
-
-            trainer.best = Snapshot(_read_layers(folder, manifest, trainer.network.config, "best-"))
+        trainer.patience_since = int(training.get("patience_since", 0))
+        if _has_best(manifest):
+            trainer.best = _read_best(folder, manifest, trainer)
     return trainer
+
+
+def _has_best(manifest: dict[str, Any]) -> bool:
+    return f"{BEST}layer-01.safetensors" in manifest["files"]
+
+
+def _read_best(folder: Path, manifest: dict[str, Any], trainer: Trainer) -> Snapshot:
+    from .early_stopping import Snapshot, best_record
+
+    network = trainer.network
+    layers = _read_layers(folder, manifest, network.config, BEST, network.storage)
+    best = manifest["training"].get("best")
+    if best is None:  # older checkpoints leave it to the history
+        record = best_record(trainer.history)
+        best = {"epoch": record.epoch, "score": record.validation_accuracy}
+    weights = [layer.weights() for layer in layers]
+    return Snapshot(weights, int(best["epoch"]), float(best["score"]))
 
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
@@ -172,6 +203,14 @@ def read_notes(folder: str | Path) -> dict[str, Any]:
         return dict(training.get("notes") or {})
 
 
+def read_history(folder: str | Path) -> tuple[History, bool]:
+    """Return a checkpoint's history, and whether it ends with a whole epoch: see `read_notes`."""
+    folder = _existing(folder)
+    training = _training_of(folder, _read_manifest(folder))
+    with _reading(folder):
+        return History.from_list(training["history"]), training.get("part") is None
+
+
 def _training_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     training = manifest.get("training")
     if training is None:
@@ -186,12 +225,14 @@ def _write(
     manifest: dict[str, Any],
     *,
     velocities: bool = False,
-    best: Sequence[SparseLayer] | None = None,
+    best: Sequence[LayerWeights] | None = None,
 ) -> None:
     folder = expand_user(folder).resolve()
     with _writing(folder), replacing(folder) as beside:
         files = {}
-        for prefix, layers in (("", network.layers), ("best-", best or [])):
+        parts: Sequence[tuple[str, Sequence[SparseLayer | LayerWeights]]]
+        parts = ("", network.layers), (BEST, best or [])
+        for prefix, layers in parts:
             for k, layer in enumerate(layers):
                 name = f"{prefix}layer-{k + 1:02d}.safetensors"
                 arrays = layer_arrays(layer, velocities and not prefix)
@@ -304,11 +345,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_network(
-    folder: Path, manifest: dict[str, Any], storage: Storage | None = None
+    folder: Path, manifest: dict[str, Any], storage: Storage | None = None, prefix: str = ""
 ) -> SparseMLP:
     with _reading(folder):
         config = NetworkConfig(**manifest["network"])
-        layers = _read_layers(folder, manifest, config, storage=storage)
+        layers = _read_layers(folder, manifest, config, prefix, storage)
         network = SparseMLP.from_layers(config, layers, storage)
         classes = manifest["classes"]
         if classes is not None:

@@ -182,6 +182,11 @@ class TrainingConfig:
         self.optimizer()
         self.rates()
 
+    @property
+    def candidates_per_connection(self) -> float:
+        """Cells that evolution looks at for every connection; 0 where it grows at random."""
+        return self.zeta * self.growth_candidates if self.growth == "gradient" else 0.0
+
     def optimizer(self, factor: float = 1.0) -> MomentumSGD:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""
         optimizer = MomentumSGD(self.momentum, self.weight_decay)

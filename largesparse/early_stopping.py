@@ -2,71 +2,64 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .history import EpochRecord, History
-from .layer import SparseLayer
-from .network import SparseMLP, layer_settings
+from .layer import LayerWeights
+from .network import SparseMLP
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The layers of a network as they were after an epoch, without velocities."""
+    """The weights of a network after an epoch, which further training does not change."""
 
-    layers: list[SparseLayer]
+    layers: list[LayerWeights]
+    epoch: int
+    score: float  # on the validation part
 
     @classmethod
-    def of(cls, network: SparseMLP) -> Snapshot:
-        """Copy the weights; topologies are never changed in place, and are shared."""
-        layers = []
-        for k, layer in enumerate(network.layers):
-            weights = layer.values.copy(), layer.bias.copy()
-            settings = layer_settings(network.config, k) | {"dead": layer.dead}
-            if layer.srelu is not None:
-                settings["srelu"] = layer.srelu.copy()
-            layers.append(SparseLayer(layer.number, layer.topology, *weights, **settings))
-        return cls(layers)
+    def of(cls, network: SparseMLP, epoch: int, score: float) -> Snapshot:
+        """Copy the weights."""
+        return cls([layer.snapshot() for layer in network.layers], epoch, score)
 
     def restore_(self, network: SparseMLP) -> None:
-        """Give the network the weights of the snapshot, with zero velocities."""
-        network.layers[:] = self.layers
+        """Give the network a copy of the weights, with zero velocities."""
+        for layer, weights in zip(network.layers, self.layers, strict=True):
+            layer.restore_(weights)
 
 
 class EarlyStopping:
-    """Keeps the weights of the best validation accuracy, and says when to stop.
+    """Keeps the weights of the best validation score, and says when to stop.
 
     Parameters
     ----------
     patience : int or None
         Epochs without an improvement before stopping; None never stops.
+    best : Snapshot, optional
+        Of the epochs so far.
+    since : int
+        Epoch from which the patience counts, where the best one was not later.
     """
 
-    def __init__(self, patience: int | None) -> None:
+    def __init__(self, patience: int | None, best: Snapshot | None = None, since: int = 0) -> None:
         self.patience = patience
-        self.best: Snapshot | None = None
-        self._best_accuracy = -math.inf
-        self._best_epoch = 0
-
-    def resume(self, history: History, best: Snapshot) -> None:
-        """Go on after the epochs of a history."""
         self.best = best
-        for record in history.epochs[1:]:
-            self._improves(record)
+        self.since = since
 
     def update(self, network: SparseMLP, record: EpochRecord) -> bool:
         """Look at an epoch; return whether to stop."""
-        if self._improves(record):
-            self.best = Snapshot.of(network)
+        score = record.validation_accuracy
+        if score is not None and (self.best is None or score > self.best.score):
+            self.best = Snapshot.of(network, record.epoch, score)
         return self.is_over(record.epoch)
 
     def is_over(self, epoch: int) -> bool:
         """Return whether the patience is exhausted after an epoch."""
-        return self.patience is not None and epoch - self._best_epoch >= self.patience
+        best = 0 if self.best is None else self.best.epoch
+        return self.patience is not None and epoch - max(best, self.since) >= self.patience
 
-    def _improves(self, record: EpochRecord) -> bool:
-        accuracy = record.validation_accuracy
-        if accuracy is None or accuracy <= self._best_accuracy:
-            return False
-        self._best_accuracy, self._best_epoch = accuracy, record.epoch
-        return True
+
+def best_record(history: History) -> EpochRecord:
+    """Return the first record of the best validation score."""
+    scored = [record for record in history.epochs[1:] if record.validation_accuracy is not None]
+    return max(scored, key=lambda record: record.validation_accuracy or 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,16 @@ class ForwardLayer:
     bias: Float32
     slope: float
     srelu: Float32 | None = None
+
+
+class LayerWeights(NamedTuple):
+    """Topology and weights of a layer at some time; see `SparseLayer` for the fields."""
+
+    topology: Topology
+    values: Float32
+    bias: Float32
+    dead: NDArray[np.bool_] | None
+    srelu: Float32 | None
 
 
 class SparseLayer:
@@ -172,6 +182,25 @@ class SparseLayer:
         names = ["slope", "rate_scale", "regrowth", "centered", "dead", "srelu", "srelu_trained"]
         names += ["velocity", "bias_velocity", "srelu_velocity"]
         return {name: getattr(self, name) for name in names}
+
+    def weights(self) -> LayerWeights:
+        """Return the present topology and weights; the arrays are the layer's own."""
+        return LayerWeights(self.topology, self.values, self.bias, self.dead, self.srelu)
+
+    def snapshot(self) -> LayerWeights:
+        """Return a copy of the weights. The topology is not changed in place, and is shared."""
+        srelu = None if self.srelu is None else self.srelu.copy()
+        now = self.weights()
+        return now._replace(values=now.values.copy(), bias=now.bias.copy(), srelu=srelu)
+
+    def restore_(self, weights: LayerWeights) -> None:
+        """Go back to a copy of weights, with zero velocities."""
+        values = weights.values.copy()
+        self.replace(weights.topology, values, np.zeros_like(values))
+        self.bias[...], self.bias_velocity[...] = weights.bias, 0
+        self.dead = weights.dead
+        if self.srelu is not None and self.srelu_velocity is not None:
+            self.srelu[...], self.srelu_velocity[...] = weights.srelu, 0
 
     def refresh(self) -> None:
         """Renew the copy of the weights in output order, after `values` changed."""

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import NetworkConfig
-from .layer import SparseLayer
+from .layer import LayerWeights, SparseLayer
 from .network import layer_settings
 from .topology import Topology
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
-    """Return what a file has of a layer."""
+def layer_arrays(layer: SparseLayer | LayerWeights, velocities: bool) -> Arrays:
+    """Return what a file has of a layer, or of its weights, which have no velocities."""
     arrays: Arrays = {
         "indptr": layer.topology.indptr,
         "indices": layer.topology.indices,
@@ -28,7 +28,7 @@ def layer_arrays(layer: SparseLayer, velocities: bool) -> Arrays:
         arrays["dead"] = layer.dead
     if layer.srelu is not None:
         arrays["srelu"] = layer.srelu
-    if velocities:
+    if velocities and isinstance(layer, SparseLayer):
         arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
         if layer.srelu_velocity is not None:
             arrays["srelu_velocity"] = layer.srelu_velocity

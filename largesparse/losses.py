@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import DataError
+
 Float32 = NDArray[np.float32]
 
 NO_LABELS = np.empty(0, dtype=np.int32)
@@ -48,13 +50,17 @@ def softmax_cross_entropy(
         Sum over the batch.
     delta : float32 (n_classes, batch)
         Gradient with respect to the logits.
+
+    Raises
+    ------
+    DataError
+        Where a label is no class index, or lengths differ; so in all losses.
     """
     from .backends import kernels
 
+    labels, weights = check_labels(labels, *logits.shape), check_weights(weights, logits.shape[1])
     delta = np.empty_like(logits)
     total = total or logits.shape[1]
-    weights = NO_WEIGHTS if weights is None else weights
-    labels = labels.astype(np.int32, copy=False)
     loss = kernels.softmax_cross_entropy(logits, labels, weights, total, delta)
     return loss, delta
 
@@ -78,24 +84,75 @@ def mean_squared_error(
     """
     from .backends import kernels
 
+    targets, weights = check_numbers(targets, *outputs.shape), check_weights(weights, len(targets))
     delta = np.empty_like(outputs)
     total = total or outputs.shape[1]
-    weights = NO_WEIGHTS if weights is None else weights
     return kernels.mean_squared_error(outputs, targets, weights, total, delta), delta
+
+
+def check_labels(labels: Any, n_classes: int, batch: int) -> NDArray[np.int32]:
+    """Return labels as int32 (batch,), if all of them are class indices.
+
+    Kernels write to where a label points, so those of every mini-batch are looked at.
+    """
+    from .backends import kernels
+
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub" or labels.shape != (batch,):
+        raise DataError(
+            f"y must be class indices, integers of shape ({batch},) in a mini-batch of {batch} "
+            f"rows. Got {labels.dtype} {labels.shape} instead. See `encode_labels`."
+        )
+    exact = labels if labels.dtype == np.int32 else labels.astype(np.int64)
+    if not kernels.are_below(exact, n_classes):
+        wrong = labels[(exact < 0) | (exact >= n_classes)][0]
+        raise DataError(
+            f"y must be class indices in the range [0, {n_classes - 1}], as the network has "
+            f"{n_classes} outputs. Got {wrong}. See `encode_labels`."
+        )
+    return exact.astype(np.int32, copy=False)
+
+
+def check_numbers(targets: Any, n_targets: int, batch: int) -> Float32:
+    """Return the targets of a regression as float32 (batch, n_targets)."""
+    targets = np.asarray(targets)
+    if targets.dtype.kind not in "biuf" or targets.shape != (batch, n_targets):
+        raise DataError(
+            f"y must be numbers of shape ({batch}, {n_targets}) in a mini-batch of {batch} rows, "
+            f"as the network has {n_targets} outputs. Got {targets.dtype} {targets.shape} instead."
+        )
+    return np.ascontiguousarray(targets, dtype=np.float32)
+
+
+def check_weights(weights: Any, batch: int) -> Float32:
+    """Return the weights of a mini-batch's samples as float32 (batch,); none for None."""
+    if weights is None:
+        return NO_WEIGHTS
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "biuf" or weights.shape != (batch,):
+        raise DataError(
+            f"sample_weight must be numbers of shape ({batch},) in a mini-batch of {batch} rows. "
+            f"Got {weights.dtype} {weights.shape} instead."
+        )
+    weights = np.ascontiguousarray(weights, dtype=np.float32)
+    if batch and not np.minimum.reduce(weights) >= 0:
+        raise DataError(f"sample_weight must be 0 or more. Got {weights[~(weights >= 0)][0]}.")
+    return weights
 
 
 class Loss(NamedTuple):
     """What a network is trained for."""
 
     function: Callable[..., tuple[float, Float32]]  # of outputs, y, total, weights
+    check_y: Callable[[Any, int, int], NDArray[Any]]  # of y, outputs, rows
     is_classification: bool
     least_outputs: int
     outputs_are: str  # what the last entry of layer_sizes counts
 
 
 LOSSES = {
-    "softmax_cross_entropy": Loss(softmax_cross_entropy, True, 2, "classes"),
-    "mean_squared_error": Loss(mean_squared_error, False, 1, "targets"),
+    "softmax_cross_entropy": Loss(softmax_cross_entropy, check_labels, True, 2, "classes"),
+    "mean_squared_error": Loss(mean_squared_error, check_numbers, False, 1, "targets"),
 }
 
 

@@ -45,6 +45,7 @@ USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all a
 USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beats a further slot
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the layer
+CANDIDATE = 33  # bytes that growth by the gradient takes for every cell that it looks at
 INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the layer
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 

@@ -188,6 +188,13 @@ def append_record(path: str | Path, record: RunRecord) -> None:
         ) from error
 
 
+def has_record(path: str | Path, **values: Any) -> bool:
+    """Return whether a record in a file has these values of fields."""
+    if not Path(path).is_file():
+        return False
+    return any(values.items() <= row.items() for row in _read_lines(Path(path)))
+
+
 def read_records(*paths: str | Path) -> pd.DataFrame:
     """Return the records of all files as one table with a row per record.
 

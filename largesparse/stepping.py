@@ -15,8 +15,8 @@ from .activations import TRAINED
 from .backends import get_backend
 from .batches import load_batch
 from .config import TrainingConfig
-from .errors import NumericalError
-from .losses import LOSSES, ScoreSums
+from .errors import DataError, NumericalError
+from .losses import LOSSES, ScoreSums, check_weights
 from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
@@ -77,7 +77,7 @@ class Stepper:
         self.threads = resolve_threads(self.config.threads, "a training")
         self.epoch = 0
         self.step_count = 0
-        self._loss = LOSSES[network.config.loss].function
+        self._loss = LOSSES[network.config.loss]
         self._rates = self.config.rates()
         self._workspace = workspace
         self._lock = threading.RLock()
@@ -141,7 +141,8 @@ class Stepper:
         y : int32 (n_samples,) or float32 (n_samples, n_targets)
             Class indices, or targets where the loss is the mean squared error.
         rows : int64 (batch,), optional
-            The rows of the mini-batch; all of X by default.
+            The rows of the mini-batch; all of X by default. More than `config.batch_size` are one
+            larger mini-batch.
         progress : float, optional
             Epochs trained so far, for the schedule; by default the epochs completed.
         sample_weight : float32 (n_samples,), optional
@@ -149,11 +150,13 @@ class Stepper:
 
         Raises
         ------
+        DataError
+            Where X, y, rows or weights do not fit the network or each other.
         NumericalError
-            Where the loss is not finite. The weights are those before the step.
+            Where the loss is not finite. The weights are those before the step, with both.
         """
         refuse_masked(X=X, y=y, sample_weight=sample_weight)
-        rows = np.arange(len(y)) if rows is None else rows
+        y, rows = _checked(X, y, rows, sample_weight)
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
         with self.backend.threads(self.threads):
@@ -197,6 +200,7 @@ class Stepper:
         loss : float
             Mean over the rows, with dropout.
         """
+        y, rows = _checked(X, y, rows, sample_weight)
         if self._is_whole(rows) and not plain and visit is None and joined is None:
             return self._whole_step(X, y, rows, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
@@ -210,7 +214,7 @@ class Stepper:
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
             weights = None if sample_weight is None else sample_weight[part]
-            loss, delta = self._loss(logits, y[part], joined or len(rows), weights)
+            loss, delta = self._loss.function(logits, y[part], joined or len(rows), weights)
             self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
             total += loss
             options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
@@ -235,8 +239,10 @@ class Stepper:
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
-        weights = None if sample_weight is None else sample_weight[rows]
-        loss = step.run(y[rows], weights, dropout, optimizer, rate) / len(rows)
+        n_outputs = self.network.layers[-1].n_out
+        labels = self._loss.check_y(y[rows], n_outputs, len(rows))
+        weights = check_weights(None if sample_weight is None else sample_weight[rows], len(rows))
+        loss = step.run(labels, weights, dropout, optimizer, rate) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
         return loss
 
@@ -268,11 +274,16 @@ class Stepper:
         rows: NDArray[np.int64] | None = None,
         sample_weight: NDArray[np.float32] | None = None,
     ) -> tuple[float, float]:
-        """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout."""
+        """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout.
+
+        Parameters are those of `step`, and so is the DataError.
+        """
         refuse_masked(X=X, y=y, sample_weight=sample_weight)
-        rows = np.arange(len(y)) if rows is None else rows
+        y, rows = _checked(X, y, rows, sample_weight)
         loss, sums = self.sum_scores(X, y, rows, sample_weight)
-        return loss / max(sums.weight, 1e-300), sums.score()
+        if sums.weight == 0:
+            raise DataError("sample_weight is 0 for all rows to evaluate. Give some a weight.")
+        return loss / sums.weight, sums.score()
 
     @one_thread_at_a_time
     def sum_scores(
@@ -283,6 +294,7 @@ class Stepper:
         sample_weight: NDArray[np.float32] | None = None,
     ) -> tuple[float, ScoreSums]:
         """Return the loss summed over rows of a data set, and the sums behind their score."""
+        y, rows = _checked(X, y, rows, sample_weight)
         loss, sums = 0.0, ScoreSums()
         with self.backend.threads(self.threads):
             for start in range(0, len(rows), self.workspace.micro_batch):
@@ -291,9 +303,29 @@ class Stepper:
                 load_batch(X, part, self.network.preprocessing, out=inputs)
                 outputs = self.network.forward(self.workspace, len(part), self.backend)
                 weights = None if sample_weight is None else sample_weight[part]
-                loss += self._loss(outputs, y[part], None, weights)[0]
+                loss += self._loss.function(outputs, y[part], None, weights)[0]
                 sums.add(outputs, y[part], weights)
         return loss, sums
+
+
+def _checked(
+    X: Any, y: Any, rows: NDArray[np.int64] | None, sample_weight: Any
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return y, and the rows of a mini-batch (by default all), where X, y and weights fit.
+
+    `load_batch` and the losses look at the values of these rows.
+    """
+    y = np.asarray(y)
+    counts = {"X": np.shape(X)[:1], "y": y.shape[:1]}
+    if sample_weight is not None:
+        counts["sample_weight"] = np.shape(sample_weight)[:1]
+    if len(set(counts.values())) > 1 or not counts["y"]:
+        found = ", ".join(f"{name} {count[0] if count else 0}" for name, count in counts.items())
+        raise DataError(f"X, y and sample_weight must have as many samples. Got {found}.")
+    rows = np.arange(len(y)) if rows is None else rows
+    if not len(rows):
+        raise DataError("A mini-batch needs at least 1 row. Got 0.")
+    return y, rows
 
 
 def _are_finite(activations: NDArray[Any]) -> bool:

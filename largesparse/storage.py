@@ -13,13 +13,14 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .environment import expand_user
 from .errors import MemoryPlanError, ParameterError
-from .layer import Float32, Forward, SparseLayer
+from .layer import Float32, Forward, LayerWeights, SparseLayer
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Storage:
     Attributes
     ----------
     nbytes : int
-        Bytes of all arrays so far.
+        Bytes of all arrays that are in use; a file goes with its array.
 
     Raises
     ------
@@ -52,8 +53,12 @@ class Storage:
                 "The 'storage' parameter must be a folder that can be written. Got "
                 f"{str(folder)!r} instead."
             )
-        self.nbytes = 0
-        self._maps: dict[int, mmap.mmap] = {}  # by the address
+        self._maps: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(map(len, self._maps.values()))
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         """Return an array of zeros in a file of its own.
@@ -83,7 +88,6 @@ class Storage:
                 f"bytes of this network: {error}. Take a folder on a disk with more room, or fewer "
                 "neurons."
             ) from error
-        self.nbytes += size
         array = np.frombuffer(mapped, dtype).reshape(shape)
         self._maps[array.ctypes.data] = mapped
         return array
@@ -120,7 +124,7 @@ class Storage:
 
 
 class StoredLayer(SparseLayer):
-    """A layer whose arrays lie in files; it never has more connections than at first.
+    """A layer whose arrays lie in files, which have room for the connections that it had at first.
 
     Parameters
     ----------
@@ -130,9 +134,9 @@ class StoredLayer(SparseLayer):
     """
 
     def __init__(self, layer: SparseLayer, storage: Storage) -> None:
-        copy = storage.copy
+        self._storage, copy = storage, storage.copy
         topology = layer.topology
-        self._patterns = [copy(getattr(topology, name)) for name in Topology.__slots__[2:]]
+        self._patterns = _copies(topology, storage)
         self._values, self._velocity = copy(layer.values), copy(layer.velocity)
         self._by_output = copy(layer.values_by_output)
         settings = layer.settings() | {
@@ -145,6 +149,11 @@ class StoredLayer(SparseLayer):
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the files."""
+        if len(values) > len(self._values):  # weights from before a pruning
+            self._patterns = _copies(topology, self._storage)
+            self._values, self._velocity, self._by_output = map(
+                self._storage.copy, (values, velocity, values)
+            )
         parts = []
         for room, name in zip(self._patterns, Topology.__slots__[2:], strict=True):
             parts.append(_fill(room, getattr(topology, name)))
@@ -153,6 +162,18 @@ class StoredLayer(SparseLayer):
         self.velocity = _fill(self._velocity, velocity)
         self.values_by_output = self._by_output[: len(values)]
         self.refresh()
+
+    def snapshot(self) -> LayerWeights:
+        """Return a copy of topology, which `replace` changes in place, and weights, in files."""
+        copy, topology = self._storage.copy, _copies(self.topology, self._storage)
+        srelu = None if self.srelu is None else copy(self.srelu)
+        pattern = Topology(self.n_in, self.n_out, *topology)
+        return LayerWeights(pattern, copy(self.values), copy(self.bias), self.dead, srelu)
+
+
+def _copies(topology: Topology, storage: Storage) -> list[NDArray[Any]]:
+    """Return copies of a topology's arrays in files."""
+    return [storage.copy(getattr(topology, name)) for name in Topology.__slots__[2:]]
 
 
 def _fill(room: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:

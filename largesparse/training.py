@@ -57,7 +57,9 @@ class Trainer(Stepper):
     rows : int or None
         Rows of the data set, the validation part included.
     best : Snapshot or None
-        Weights of the epoch with the best validation accuracy, where there is a validation part.
+        Weights of the epoch with the best validation score, where there is a validation part.
+    patience_since : int
+        Epoch from which the patience counts at the earliest: that at which it was set.
     folder : Path or None
         The checkpoint that it was read from or saved to.
     parallel : dict or None
@@ -78,6 +80,7 @@ class Trainer(Stepper):
         self.history = History()
         self.rows: int | None = None
         self.best: Snapshot | None = None
+        self.patience_since = 0
         self.folder: Path | None = None
         self.parallel: dict[str, Any] | None = None
         self.notes: dict[str, Any] = {}
@@ -133,6 +136,9 @@ class Trainer(Stepper):
     ) -> History:
         """Train until `config.epochs` epochs are complete, and return the history.
 
+        Where there is a validation part, the network then has the weights of the best epoch, with
+        zero velocities. They go on from there if `fit` is called again.
+
         Parameters
         ----------
         X : (n_samples, n_features) dense or CSR
@@ -173,9 +179,7 @@ class Trainer(Stepper):
         data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
         self.check_rows(data)
         self.parallel = None
-        stopping = EarlyStopping(self.config.patience) if len(data.validation_rows) else None
-        if stopping and self.best is not None:
-            stopping.resume(self.history, self.best)
+        stopping = self.early_stopping()
         hide = None if progress is None else not progress
         total = self.config.epochs * len(data.train_rows)
         done = self.epoch * len(data.train_rows) + (self.part.samples if self.part else 0)
@@ -189,9 +193,26 @@ class Trainer(Stepper):
                 stopped(request, self.save_stopped(checkpoint, len(data.train_rows)))
         if checkpoint is not None:
             self.rescue(checkpoint)
-        if stopping and stopping.best is not None:
-            stopping.best.restore_(self.network)
+        self.restore_best()
         return self.history
+
+    def early_stopping(self) -> EarlyStopping | None:
+        """Return what watches the validation part, as it is after the epochs so far."""
+        if self.config.validation_fraction == 0:
+            return None
+        return EarlyStopping(self.config.patience, self.best, self.patience_since)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `fit` would train no more."""
+        stopping = self.early_stopping()
+        stops = stopping is not None and stopping.is_over(self.epoch)
+        return self.part is None and (stops or self.epoch >= self.config.epochs)
+
+    def restore_best(self) -> None:
+        """Give the network the weights of the best epoch, where one has been watched."""
+        if self.best is not None:
+            self.best.restore_(self.network)
 
     def _run(
         self,
@@ -206,9 +227,9 @@ class Trainer(Stepper):
         """Train and record epoch after epoch, to the end or until something stops it."""
         if not self.history.epochs:
             self._record(data, request)
-        elif self.part is None and self.epoch < self.config.epochs:
+        elif self.part is None and not self.is_over:
             self.evolve_if_due(data, keep_maps=False)  # the last epoch before it was prolonged
-        stop = stopping is not None and stopping.is_over(self.epoch)
+        stop = self.is_over
         while self.epoch < self.config.epochs and not stop:
             done = self.part.samples if self.part else 0
             batches = epoch_batches(data.train_rows, self.config, self.epoch, done)
@@ -294,12 +315,14 @@ class Trainer(Stepper):
 
     def _measure(self, data: TrainingData) -> dict[str, float]:
         """Return loss and scores of the present weights, by their names in a record."""
+        measured_epoch = self.epoch + (self.part is not None)
         loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
-        self.check_finite(loss, self.step_count, self.epoch + (self.part is not None))
+        self.check_finite(loss, self.step_count, measured_epoch)
         measured = {"loss": loss, "train_accuracy": accuracy}
         if len(data.validation_rows):
             watched = data.X, data.y, data.validation_rows, data.weights
-            measured["validation_accuracy"] = self.evaluate(*watched)[1]
+            loss, measured["validation_accuracy"] = self.evaluate(*watched)
+            self.check_finite(loss, self.step_count, measured_epoch)
         if data.test is not None:
             started = time.perf_counter()
             measured["test_accuracy"] = self.evaluate(*data.test)[1]

@@ -88,10 +88,17 @@ def prepare(
     weights = (
         None if sample_weight is None else _check_weights(sample_weight, train_rows, len(encoded))
     )
+    if n_validation:
+        _check_watched(
+            encoded[validation_rows], None if weights is None else weights[validation_rows]
+        )
     network.classes, network.feature_names = classes, names
     if config.standardize and network.preprocessing is None:
         network.preprocessing = Standardizer.fit(X, train_rows)
-    loss_rows = order[n_validation:][:LOSS_ROWS]
+    counted = order[n_validation:]
+    if weights is not None:
+        counted = counted[weights[counted] > 0]
+    loss_rows = counted[:LOSS_ROWS]
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
 
 
@@ -124,6 +131,22 @@ def _check_weights(
         raise DataError("sample_weight is 0 for all training rows. Give some a positive weight.")
     scaled: NDArray[np.float32] = (weights / mean).astype(np.float32)
     return scaled
+
+
+def _check_watched(y: NDArray[Any], weights: NDArray[np.float32] | None) -> None:
+    """Refuse a validation part whose score does not tell one epoch from another."""
+    counted = y if weights is None else y[weights > 0]
+    remedy = "Set more rows aside, or none ('validation_fraction' 0, early_stopping=False)."
+    if len(counted) < 2:
+        raise ParameterError(
+            "The 'validation_fraction' parameter of a training must leave at least 2 rows with a "
+            f"weight above 0 to watch. It leaves {len(counted)} of {len(y)}. {remedy}"
+        )
+    if y.ndim == 2 and (counted == counted[0]).all():
+        raise ParameterError(
+            f"All {len(counted)} rows that 'validation_fraction' sets aside have the same targets, "
+            f"so that R² says nothing of the weights. {remedy}"
+        )
 
 
 def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Dropout, prefetch_distance
-from .losses import NO_LABELS, NO_TARGETS, NO_WEIGHTS
+from .losses import NO_LABELS, NO_TARGETS
 from .network import SparseMLP
 from .optimizer import MomentumSGD
 from .workspace import Workspace
@@ -86,7 +86,7 @@ class WholeStep:
     def run(
         self,
         y: NDArray[Any],
-        weights: NDArray[np.float32] | None,
+        weights: NDArray[np.float32],
         dropout: Dropout,
         optimizer: MomentumSGD | None = None,
         learning_rate: float = 0.0,
@@ -96,8 +96,9 @@ class WholeStep:
         Parameters
         ----------
         y : int32 (batch,) or float32 (batch, n_targets)
-        weights : float32 (batch,) or None
-            Of the samples in the loss.
+            Checked: see `losses.check_labels`.
+        weights : float32 (batch,)
+            Of the samples in the loss; without any, all count 1.
         dropout : Dropout
         optimizer : MomentumSGD, optional
             Without one, only the gradient is computed, into the workspace.
@@ -110,7 +111,7 @@ class WholeStep:
             self.inputs,
             y if y.ndim == 1 else NO_LABELS,
             y if y.ndim == 2 else NO_TARGETS,
-            NO_WEIGHTS if weights is None else weights,
+            weights,
             self._delta,
             self._workspace.input_sums,
             learning_rate,

@@ -254,4 +254,10 @@ def _words(batch: int) -> int:
 
 def _columns(buffer: NDArray[Any], rows: int, batch: int) -> NDArray[Any]:
     """Return the start of a flat buffer as a contiguous (rows, batch) array."""
+    if rows * batch > len(buffer):
+        raise ParameterError(
+            f"A batch of {batch} samples does not fit the workspace, which has room for "
+            f"{len(buffer) // max(1, rows)}. Split it, or make a workspace with a larger "
+            "'micro_batch'."
+        )
     return buffer[: rows * batch].reshape(rows, batch)

@@ -325,6 +325,31 @@ def test_a_resumed_run_can_be_longer(run):
     assert load_checkpoint("run").epoch == 3
 
 
+def test_a_run_that_is_complete_is_not_recorded_again(run):
+    common = ["--resume", "run", "--out", "r.jsonl"]
+    assert run("--epochs", 2, "--checkpoint", "run", "--out", "r.jsonl")[0] == 0
+    code, text, err = run(*common)
+    assert (code, err) == (0, "") and text.count("\n") == 1
+    assert "trained its 2 epochs, and the record is in r.jsonl" in text and "More --epochs" in text
+    record = record_of("r.jsonl")  # the only one
+    Path("r.jsonl").unlink()  # as where it was ended right before its record
+    assert run(*common)[0] == 0
+    again = record_of("r.jsonl")
+    assert (again["loss"], again["epoch_s"]) == (record["loss"], record["epoch_s"])
+    assert run(*common, "--epochs", 3)[0] == 0
+    assert len(Path("r.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_resumed_run_keeps_its_backend(run, bigmodel, monkeypatch, caplog):
+    assert run("--epochs", 1, "--checkpoint", "run", "--out", "a")[0] == 0  # with scipy
+    monkeypatch.setenv(environment.BACKEND, "fused")
+    assert bigmodel.main(["--resume=run", "--epochs=2", "--out=b"]) == 0
+    assert record_of("b")["backend"] == "scipy" and not caplog.records
+    assert bigmodel.main(["--resume=run", "--epochs=3", "--backend=fused", "--out=c"]) == 0
+    assert record_of("c")["backend"] == "fused"
+    assert "'scipy' and goes on with 'fused'" in caplog.text
+
+
 def test_what_cannot_be_resumed_is_refused(run):
     assert run("--epochs", 1, "--checkpoint", "run", "--out", "r.jsonl")[0] == 0
     assert_refused(run("--resume", "nowhere"), "nowhere", "no manifest.json")
@@ -332,7 +357,8 @@ def test_what_cannot_be_resumed_is_refused(run):
     data = bytearray(Path("run/layer-02.safetensors").read_bytes())
     data[-1] ^= 1
     Path("run/layer-02.safetensors").write_bytes(data)
-    assert_refused(run("--resume", "run"), "layer-02.safetensors", "damaged")
+    longer = run("--resume", "run", "--epochs", 2)
+    assert_refused(longer, "layer-02.safetensors", "damaged")
     assert left() == ["r.jsonl", "run"]
 
 

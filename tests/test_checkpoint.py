@@ -27,16 +27,18 @@ from largesparse import (
     SparseMLP,
     Trainer,
     TrainingConfig,
+    backends,
     layer_files,
     load_checkpoint,
     load_model,
     predict,
     predict_proba,
+    resumed_settings,
     save_checkpoint,
     save_model,
 )
 from largesparse import checkpoint as checkpoint_module
-from largesparse.errors import CheckpointError, LargeSparseError, ParameterError
+from largesparse.errors import BackendError, CheckpointError, LargeSparseError, ParameterError
 
 NAMES = np.array(["Ångström", "bee", "c d"])
 
@@ -426,6 +428,111 @@ def test_a_longer_training_is_the_same_without_evolution_after_the_last_epoch(tm
     again = load_checkpoint(tmp_path / "run", epochs=4)
     again.fit(X, y, progress=False)
     assert same(state(long.network), state(again.network))
+
+
+def unsteady(**changes):
+    """A training whose best epoch is not its last one."""
+    options = {"validation_fraction": 0.3, "learning_rate": 0.3, "epochs": 6}
+    return make_trainer(**options | changes)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 6), (2, 12)])
+def test_the_folder_of_a_training_that_is_over_has_the_best_weights(patience, epochs, tmp_path):
+    X, y = task()
+    folder, trainer = (
+        tmp_path / "run",
+        unsteady(patience=patience, learning_rate=0.2, epochs=epochs),
+    )
+    trainer.fit(X, y, checkpoint=folder, progress=False)
+    assert trainer.best.epoch < trainer.epoch
+    assert same(state(trainer.network), state(load_model(folder)))
+    assert same(state(trainer.network), state(load_checkpoint(folder).network))
+    before = json.loads((folder / "manifest.json").read_text())["training"]
+    assert before["best"] == {"epoch": trainer.best.epoch, "score": trainer.best.score}
+
+
+def test_a_training_that_is_prolonged_goes_on_from_its_last_weights(tmp_path):
+    X, y = task()
+    long, short = unsteady(epochs=9), unsteady()
+    long.fit(X, y, progress=False)
+    short.fit(X, y, checkpoint=tmp_path / "run", progress=False)
+    again = load_checkpoint(tmp_path / "run", epochs=9)
+    again.fit(X, y, progress=False)
+    assert same(state(long.network), state(again.network))
+    assert measured(long.history) == measured(again.history)
+
+
+@pytest.mark.parametrize("before", [0.0, 0.3, 0.2])
+def test_a_patience_that_is_added_counts_from_the_resume(before, tmp_path):
+    X, y = task()
+    constant = {"learning_rate": 0.0, "weight_decay": 0.0, "zeta": 0.0}  # no epoch is better
+    first = make_trainer(epochs=5, validation_fraction=before, **constant)
+    first.fit(X, y, checkpoint=tmp_path / "run", progress=False)
+    changes = {"validation_fraction": 0.3, "patience": 2, "epochs": 20}
+    again = load_checkpoint(tmp_path / "run", **changes)
+    again.fit(
+        X, y, checkpoint=tmp_path / "run", callbacks=[lambda *_: True], progress=False
+    )  # is saved, and counts on
+    again = load_checkpoint(tmp_path / "run")
+    assert (again.epoch, again.patience_since) == (6, 5)
+    again.fit(X, y, progress=False)
+    assert again.epoch == (7 if before == 0.3 else 8)  # the best one is 1, or the first that counts
+    assert again.best.epoch == (1 if before == 0.3 else 6)
+
+
+def test_early_stopping_of_an_older_checkpoint_goes_on(tmp_path):
+    X, y = task()
+    trainer = unsteady(epochs=12, patience=4)
+    stop = lambda trainer, record: record.epoch == 4  # noqa: E731
+    trainer.fit(X, y, checkpoint=tmp_path / "run", callbacks=[stop], progress=False)
+
+    def age(manifest):
+        del manifest["training"]["best"], manifest["training"]["patience_since"]
+        manifest["training"]["config"]["backend"] = None
+
+    whole = unsteady(epochs=12, patience=4)
+    whole.fit(X, y, progress=False)
+    edit_manifest(tmp_path / "run", age)
+    again = load_checkpoint(tmp_path / "run", backend="scipy")
+    assert (again.best.epoch, again.best.score) == (trainer.best.epoch, trainer.best.score)
+    again.fit(X, y, progress=False)
+    assert same(state(whole.network), state(again.network))
+
+
+def test_the_backend_of_a_checkpoint_is_kept_and_a_change_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LARGESPARSE_BACKEND", "scipy")
+    save_checkpoint(make_trainer(backend=None), tmp_path / "run")
+    monkeypatch.setenv("LARGESPARSE_BACKEND", "fused")
+    assert load_checkpoint(tmp_path / "run").backend.name == "scipy"
+    assert not caplog.records
+    assert load_checkpoint(tmp_path / "run", backend="fused").backend.name == "fused"
+    assert load_checkpoint(tmp_path / "run", backend=None).backend.name == "fused"
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2 and all("'scipy' and goes on with 'fused'" in text for text in texts)
+
+    def get_backend(name=None):
+        if name == "scipy":
+            raise BackendError("There is no scipy here.")
+        return backends.get_backend(name)
+
+    caplog.clear()
+    monkeypatch.setattr(resumed_settings, "get_backend", get_backend)
+    assert load_checkpoint(tmp_path / "run").backend.name == "fused"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("There is no scipy here. The training in ")
+    with pytest.raises(BackendError, match="no scipy"):
+        load_checkpoint(tmp_path / "run", backend="scipy")
+
+
+def test_a_whole_mini_batch_stays_whole_where_its_size_is_changed(tmp_path):
+    save_checkpoint(make_trainer(), tmp_path / "whole")
+    save_checkpoint(make_trainer(micro_batch=8), tmp_path / "parts")
+    for batch_size in (16, 48):
+        changed = load_checkpoint(tmp_path / "whole", batch_size=batch_size)
+        assert (changed.config.batch_size, changed.micro_batch) == (batch_size, batch_size)
+        assert load_checkpoint(tmp_path / "parts", batch_size=batch_size).micro_batch == 8
+    changed = load_checkpoint(tmp_path / "whole", batch_size=48, micro_batch=16)
+    assert changed.micro_batch == 16
 
 
 def test_a_training_by_single_steps_can_be_saved(tmp_path):

@@ -6,25 +6,30 @@ import itertools
 import re
 from collections import namedtuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi_runs import run_mpi
 
-from largesparse import NetworkConfig
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.cli import parse_size
 from largesparse.errors import MemoryPlanError
 from largesparse.memory import HEADROOM, Setting, expected_connections
 from largesparse.parallel import plan as plan_module
 from largesparse.parallel.nodes import Nodes
+from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.plan import (
     ParallelPlan,
     choose_parallel_plan,
     plan_parallel,
     slots_of_nodes,
 )
+from largesparse.parallel.ranks import Alone
 from largesparse.parallel.shared import Shape
 from largesparse.presets import hidden_sizes
+from largesparse.training_data import prepare
+from largesparse.workspace import Workspace
 
 Disk = namedtuple("Disk", "free")
 MILLION = NetworkConfig((2048, 500_000, 500_000, 2), epsilon=10.0)
@@ -77,6 +82,34 @@ def test_simulated_nodes_have_a_topology_each_and_other_machines_do_not_count():
     weights = 8 * sum(expected_connections(MILLION))
     joined = plan_of(MILLION, 64, Nodes([0, 0, 1, 1], [1, 1], ["one"] * 2), algorithm="allreduce")
     assert joined.model - two.model == pytest.approx(weights, rel=0.1)
+
+
+def test_growth_by_the_gradient_takes_a_workspace_on_rank_0(monkeypatch):
+    network = SparseMLP(NetworkConfig((50, 300, 300, 2), epsilon=8), progress=False)
+    X, y = np.ones((64, 50), np.float32), np.arange(64) % 2
+    taken = []
+
+    def allocate(shape, dtype=np.float32):
+        taken.append(np.zeros(shape, dtype).nbytes)
+        return np.zeros(shape, dtype)
+
+    Workspace(network.layers, 32, allocate=allocate)
+    by_output = 4 * network.connections  # what evolution on rank 0 makes of the weights
+    nodes, options = machine(3), ParallelOptions("wasap", phase_one_epochs=2)
+    plans = {}
+    for growth in ("random", "gradient"):
+        trainer = Trainer(network, TrainingConfig(epochs=3, batch_size=32, growth=growth))
+        data = prepare(network, trainer.config, X, y)
+        monkeypatch.setattr(
+            plan_module, "check_fits", lambda plan, *_, g=growth: plans.update({g: plan})
+        )
+        plan_module.check_memory(Alone(), nodes, options, trainer, data)
+    random, gradient = plans["random"], plans["gradient"]
+    assert random.growth == 0 and "growth" not in str(random)
+    assert sum(taken) + by_output <= gradient.growth <= 1.3 * (sum(taken) + by_output)
+    assert gradient.required - random.required == gradient.growth + gradient.server - random.server
+    assert gradient.server > random.server
+    assert "gradient growth" in str(gradient)
 
 
 def test_trained_replicas_wait_on_the_disk_where_they_would_take_too_much():

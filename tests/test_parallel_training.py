@@ -265,6 +265,9 @@ def test_replicas_go_on_from_their_own_checkpoints(jobs, replicas_twin):
     folder = jobs.folder_of("mended")
     assert {epoch for epoch, _ in read_notes(folder)} == {3}
     assert_average(jobs.network("mended"), replicas_twin)
+    epochs = jobs.told("mended")["epochs"]
+    assert [record["epoch"] for record in epochs] == list(range(5))
+    assert None not in [record["running_loss"] for record in epochs[1:]]
     assert not list((jobs.folder / "broken-checkpoint").glob("replica-*"))
 
 

@@ -17,12 +17,23 @@ from hypothesis import strategies as st
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
 from largesparse.backends import get_backend
 from largesparse.evolution import evolve
+from largesparse.history import EpochRecord
 from largesparse.memory import Setting
 from largesparse.parallel import ParallelOptions
 from largesparse.parallel.deal import Batch, Deal
 from largesparse.parallel.dispatch import Dispatcher
 from largesparse.parallel.job import node_bytes
-from largesparse.parallel.messages import Lease, Leased, Report, SendGradient
+from largesparse.parallel.messages import (
+    Lease,
+    Leased,
+    Progress,
+    ReplicaTrained,
+    Report,
+    SendGradient,
+    TrainReplica,
+)
+from largesparse.parallel.phase_two import train_replicas
+from largesparse.parallel.replicas import train_replica
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
 from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
@@ -621,6 +632,54 @@ def test_the_report_counts_staleness():
     for staleness in (0, 2, 2, 4):
         report.count(staleness)
     assert report.staleness_record() == {"mean": 2.0, "max": 4, "histogram": [1, 0, 2, 0, 1]}
+
+
+def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
+    """Three replicas of 2 epochs, two at a time; the first two had trained one of them."""
+    config = TrainingConfig(epochs=4, batch_size=8, backend="scipy", threads=1)
+    trainer, rows = Trainer(small_network(), config), 50
+    trainer.epoch = 2
+    tasks, todo = [], []
+
+    class Links:
+        def begin_replica(self, worker, task):
+            tasks.append(task)
+            for epoch in (3, 4):
+                resumed = epoch == 3 and task.replica < 2
+                record = EpochRecord(epoch, None, None, running_loss=task.replica, epoch_s=7.0)
+                todo.append(Progress(task.replica, record, resumed))
+            todo.append(ReplicaTrained(worker, task, "", []))
+
+        def next(self):
+            return todo.pop(0)
+
+    bar = SimpleNamespace(n=100, set_postfix=lambda **_: None)
+    bar.update = lambda count: setattr(bar, "n", bar.n + count)
+    server = SimpleNamespace(
+        trainer=trainer,
+        links=Links(),
+        make_dispatcher=lambda ahead: Dispatcher([0, 0, 0], [2], ahead=ahead),
+        data=SimpleNamespace(train_rows=np.arange(rows)),
+        report=SimpleNamespace(phase_two_s=0.0),
+        request=SimpleNamespace(check=lambda: None),
+        checkpoint=None,
+        bar=bar,
+    )
+    train_replicas(server, 3)
+    assert [task.replica for task in tasks] == [0, 1, 2]
+    assert bar.n == 4 * rows
+    third, fourth = trainer.history
+    assert (third.epoch, fourth.epoch, third.running_loss, fourth.running_loss) == (3, 4, 1, 1)
+    assert third.epoch_s == pytest.approx((2 * 7 / 2 + server.report.phase_two_s) / 2)
+
+
+def test_a_replica_tells_of_the_epochs_that_its_checkpoint_has():
+    trainer = Trainer(small_network(), TrainingConfig(epochs=4, backend="scipy", threads=1))
+    trainer.epoch = 4  # all of them
+    trainer.history.epochs += [EpochRecord(epoch, None, None) for epoch in (2, 3, 4)]
+    task = TrainReplica(0, 0, 3, 2, 10, None, False, None)
+    told = list(train_replica(trainer, task, None, None, None))
+    assert [record.epoch for record in told] == [3, 4]
 
 
 def test_replicas_that_are_not_trained_at_once_do_not_add_up():

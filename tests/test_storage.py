@@ -15,6 +15,7 @@ from largesparse import (
     Trainer,
     TrainingConfig,
     load_checkpoint,
+    load_model,
     prune_neurons,
 )
 from largesparse.errors import MemoryPlanError, ParameterError
@@ -95,6 +96,45 @@ def test_a_checkpoint_goes_on_in_files(tmp_path):
     again.fit(*data_of(), progress=False)
     assert all(isinstance(layer, StoredLayer) for layer in again.network.layers)
     assert_equal(again.network, plain.network)
+
+
+def test_early_stopping_keeps_the_best_weights_with_their_topology_in_files(tmp_path):
+    """The layers' own topology changes in place then, and loses connections by pruning."""
+    config = TrainingConfig(
+        epochs=10,
+        batch_size=20,
+        learning_rate=0.05,
+        validation_fraction=0.3,
+        pruning_start=6,
+        pruning_every=1,
+        pruning_percentile=20,
+        seed=2,
+        backend="scipy",
+        threads=1,
+    )
+    trainers = [Trainer(network_of(s), config) for s in (None, Storage(tmp_path))]
+    for trainer, name in zip(trainers, ("plain", "stored"), strict=True):
+        trainer.fit(*data_of(), checkpoint=tmp_path / name, progress=False)
+    plain, stored = trainers
+    assert 1 < plain.best.epoch == stored.best.epoch < 6 and plain.history.epochs[-1].nnz != [
+        len(layer.values) for layer in plain.best.layers
+    ]
+    assert_equal(plain.network, stored.network)
+    assert all(isinstance(layer, StoredLayer) for layer in stored.network.layers)
+    assert_equal(load_model(tmp_path / "stored"), plain.network)
+    storage = Storage(tmp_path)
+    again = load_checkpoint(tmp_path / "stored", storage=storage)  # with room for fewer connections
+    assert_equal(again.network, plain.network)
+    assert all(weights.values.ctypes.data in storage._maps for weights in again.best.layers)
+
+
+def test_a_file_goes_with_its_array(tmp_path):
+    storage = Storage(tmp_path)
+    kept, gone = storage.zeros(3), storage.zeros(1000)
+    assert storage.nbytes == 4012
+    del gone
+    gc.collect()
+    assert storage.nbytes == 12 == kept.nbytes
 
 
 def test_the_next_layer_is_expected(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 import warnings
@@ -30,6 +31,7 @@ from largesparse.errors import (
     NumericalError,
     ParameterError,
 )
+from largesparse.training_data import prepare
 from largesparse.warming import warm_up
 
 
@@ -559,6 +561,73 @@ def test_the_best_weights_come_back_with_their_topology():
         (layer.values_by_output, layer.indices_by_output, layer.indptr_by_output), (24, 10)
     )
     np.testing.assert_array_equal(again.toarray(), by_output.toarray().T)
+
+
+def test_a_second_fit_leaves_the_best_weights_alone():
+    X, y = task(150, seed=2)
+    options = {"learning_rate": 0.3, "validation_fraction": 0.3, "network": {"activation": "relu"}}
+    trainer = make_trainer(epochs=15, **options)
+    trainer.fit(X, y, progress=False, callbacks=[lambda trainer, record: record.epoch == 8])
+    assert trainer.best.epoch < 8
+    best = trainer.best = dataclasses.replace(trainer.best, score=2.0)  # nothing is better
+    kept, found = [layer.values.copy() for layer in best.layers], state(trainer.network)
+    history = trainer.fit(X, y, progress=False)
+    assert len(history) == 16 and trainer.best is best
+    assert same(kept, [layer.values for layer in best.layers])
+    assert same(found, state(trainer.network))
+
+
+def test_a_score_that_says_nothing_is_refused():
+    X, y = task(20)
+    trainer = make_trainer(epochs=2, batch_size=4, validation_fraction=0.05)
+    with pytest.raises(ParameterError, match=r"'validation_fraction'.* at least 2 rows.* 1 of 1"):
+        trainer.fit(X, y, progress=False)
+    trainer = make_trainer(epochs=2, batch_size=4, validation_fraction=0.2)
+    watched = prepare(trainer.network, trainer.config, X, y).validation_rows
+    weights = np.ones(20)
+    weights[watched[1:]] = 0
+    with pytest.raises(ParameterError, match=r"weight above 0 to watch\. It leaves 1 of 4"):
+        trainer.fit(X, y, sample_weight=weights, progress=False)
+    weights[watched[:2]] = 1
+    trainer.fit(X, y, sample_weight=weights, progress=False)
+
+
+def test_targets_of_which_all_that_are_watched_are_the_same_are_refused():
+    X, y = task(20)
+    network = {"loss": "mean_squared_error"}
+    trainer = make_trainer(
+        (10, 24, 1), epochs=2, batch_size=4, validation_fraction=0.2, network=network
+    )
+    rows = prepare(trainer.network, trainer.config, X, y).validation_rows
+    targets = np.arange(20.0)
+    targets[rows] = 3
+    with pytest.raises(ParameterError, match=r"All 4 rows .* the same targets"):
+        trainer.fit(X, targets, progress=False)
+
+
+def test_a_validation_part_that_overflows_is_told():
+    X, y = task(20)
+    trainer = make_trainer(
+        (10, 24, 1),
+        epochs=2,
+        batch_size=4,
+        validation_fraction=0.2,
+        standardize=False,
+        network={"loss": "mean_squared_error"},
+    )
+    rows = prepare(trainer.network, trainer.config, X, y).validation_rows
+    X[rows] = 1e38
+    with pytest.raises(NumericalError, match="The loss became"):
+        trainer.fit(X, np.arange(20.0), progress=False)
+
+
+def test_the_loss_is_over_rows_that_count(monkeypatch):
+    X, y = task(40)
+    weights = np.r_[np.zeros(30), np.ones(10)]
+    monkeypatch.setattr("largesparse.training_data.LOSS_ROWS", 5)
+    trainer = make_trainer()
+    data = prepare(trainer.network, make_trainer(batch_size=4).config, X, y, sample_weight=weights)
+    assert len(data.loss_rows) == 5 and min(data.loss_rows) >= 30
 
 
 # Equal results

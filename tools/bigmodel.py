@@ -46,6 +46,7 @@ from largesparse import (
     make_large_classification,
 )
 from largesparse.backends import get_backend
+from largesparse.checkpoint import read_history
 from largesparse.cli import run_command
 from largesparse.comparison import (
     compare_with_table_4,
@@ -85,6 +86,7 @@ from largesparse.records import (
     RunRecord,
     append_record,
     check_output,
+    has_record,
     new_record,
     peak_rss_bytes,
 )
@@ -219,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
-    """Return the options, or the exit code where argparse has already said what there is to say."""
+    """Return the options, or the exit code where all has been said that there is to say."""
     try:
         options = parse_resumable(make_parser(), argv, required="neurons")
     except SystemExit as end:
@@ -238,7 +240,21 @@ def parse(argv: Sequence[str] | None, ranks: int) -> argparse.Namespace | int:
         )
     if options.storage is not None:
         Storage(options.storage)  # checks the folder
+    if options.resume and not options.plan and is_done(options):
+        print(
+            f"{options.resume} has trained its {options.epochs} epochs, and the record is in "
+            f"{options.out}: there is nothing to go on with. More --epochs prolong the run."
+        )
+        return 0
     return options
+
+
+def is_done(options: argparse.Namespace) -> bool:
+    """Return whether the run to resume is complete and recorded: no two have the same times."""
+    history, whole = read_history(options.resume)
+    if not whole or len(history) <= options.epochs:
+        return False
+    return has_record(options.out, loss=history["loss"], epoch_s=history["epoch_s"][1:])
 
 
 def parallel_options(options: argparse.Namespace) -> ParallelOptions:
@@ -379,6 +395,7 @@ def initialise(job: Job) -> Trainer:
             )
     names = ("micro_batch", "activation_dtype")
     used = {name: getattr(trainer.setting, name) for name in names}
+    used["backend"] = trainer.backend.name
     trainer.notes[make_parser().prog] = flags_of(options) | used
     return trainer
 

@@ -341,3 +341,25 @@ def momentum_update_reorder(values, velocity, gradient, rate, momentum, decay, p
         stop = min(n, start + BLOCK)
         update_range(w, v, g, start, stop, rate, momentum, decay)
         reorder_range(values, start, stop, places, out)
+
+
+@kernel(parallel=False)
+def are_below(values, limit):
+    """Return whether all values are in the range 0 <= value < limit."""
+    inside = True
+    for value in values:
+        inside &= 0 <= value < limit
+    return inside
+
+
+@kernel(parallel=False)
+def has_columns(indptr, indices, rows, n_columns):
+    """Return whether these rows of a CSR pattern lie within it, and within so many columns."""
+    inside = True
+    for b in range(len(rows)):
+        start, stop = np.int64(indptr[rows[b]]), np.int64(indptr[rows[b] + 1])
+        if start < 0 or stop > len(indices):
+            return False
+        for k in range(start, stop):
+            inside &= 0 <= indices[k] < n_columns
+    return inside

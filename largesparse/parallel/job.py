@@ -238,10 +238,8 @@ def _serve(
         options.algorithm, comm.size, len(nodes), counts, threads, options.phase_one_epochs
     )
     hide = None if progress is None else not progress
-    rows = len(data.train_rows)
     bar = tqdm(
-        total=config.epochs * rows,
-        initial=trainer.epoch * rows + (trainer.part.samples if trainer.part else 0),
+        total=config.epochs * len(data.train_rows),
         unit=" samples",
         disable=hide,
         desc=f"training by {workers} workers",
@@ -289,7 +287,7 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     if trainer.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
         replicas = int(state.get("replicas", workers))
     deal = _deal(server, workers)
-    server.links.topology.samples = deal.samples_applied
+    server.links.topology.samples = server.bar.n = server.bar.initial = deal.samples_applied
     started = time.perf_counter()
     if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:  # stopped before its evaluation
         server.finish_epoch(deal)

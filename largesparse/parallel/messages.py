@@ -201,6 +201,7 @@ class Progress:
 
     replica: int
     record: EpochRecord
+    resumed: bool  # it is of the checkpoint that the replica went on from
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..memory import available_memory
 from ..topology import Topology
 from . import messages
 from .averaging import LayerArrays, average_layers
-from .replicas import StoredReplica, layer_arrays
+from .replicas import StoredReplica, layer_arrays, share_of_replica
 from .segments import Segment
 from .server import Server
 
@@ -35,7 +35,10 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     connections = trainer.network.connections
     one = result_bytes(connections, trainer.network.config)
     on_disk = replicas * one > RESULTS_SHARE * available_memory()
-    rows = len(server.data.train_rows) // replicas
+    rows, batch_size = server.data.train_rows, trainer.config.batch_size
+    shares = [share_of_replica(rows, batch_size, r, replicas) for r in range(replicas)]
+    samples = [sum(map(len, share)) for share in shares]
+    resumed_s = 0.0  # of epochs that replicas had trained before, summed over these
     todo = deque(range(replicas))
     trained: dict[int, messages.ReplicaTrained] = {}
     records: dict[int, list[EpochRecord]] = {}
@@ -59,14 +62,18 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
         if isinstance(message, messages.Progress):
             record = message.record
             records.setdefault(record.epoch, []).append(record)
-            server.bar.update(rows)
+            resumed_s += (record.epoch_s or 0.0) if message.resumed else 0.0
+            server.bar.update(samples[message.replica])
             server.bar.set_postfix(replica=message.replica + 1, loss=f"{record.running_loss:.4f}")
         elif isinstance(message, messages.ReplicaTrained):
             trained[message.task.replica] = message
             dispatcher.end(message.worker, message.task.slot)
     server.report.phase_two_s = time.perf_counter() - started
-    for epoch in range(trainer.epoch + 1, trainer.config.epochs + 1):
-        trainer.history.epochs.append(_summary(epoch, records.get(epoch, []), server))
+    seconds = server.report.phase_two_s + resumed_s / min(dispatcher.slots, replicas)
+    epochs = range(trainer.epoch + 1, trainer.config.epochs + 1)
+    for epoch in epochs:
+        found = records.get(epoch, [])
+        trainer.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
     trainer.epoch = trainer.config.epochs
     return [trained[replica] for replica in range(replicas)]
 
@@ -76,9 +83,8 @@ def result_bytes(connections: int, config: NetworkConfig) -> int:
     return 8 * connections + 4 * sum(config.layer_sizes[:-1]) + 5 * sum(config.layer_sizes[1:])
 
 
-def _summary(epoch: int, found: list[EpochRecord], server: Server) -> EpochRecord:
+def _summary(epoch: int, found: list[EpochRecord], seconds: float) -> EpochRecord:
     """Return the record of an epoch of phase two: the model of it does not exist yet."""
-    epochs = server.trainer.config.epochs - server.trainer.epoch
     losses = [r.running_loss for r in found if r.running_loss is not None]
     evolutions = [r.evolution_s for r in found if r.evolution_s is not None]
     return EpochRecord(
@@ -86,7 +92,7 @@ def _summary(epoch: int, found: list[EpochRecord], server: Server) -> EpochRecor
         None,
         None,
         running_loss=statistics.mean(losses) if losses else None,
-        epoch_s=server.report.phase_two_s / epochs,
+        epoch_s=seconds,
         evolution_s=statistics.mean(evolutions) if evolutions else None,
     )
 

@@ -18,6 +18,7 @@ from ..config import NetworkConfig
 from ..control_groups import free_memory
 from ..errors import MemoryPlanError
 from ..memory import (
+    CANDIDATE,
     EVOLUTION,
     GIB,
     HEADROOM,
@@ -58,6 +59,7 @@ class ParallelPlan:
     replicas: int  # beside these in phase two: the replicas that are trained at a time
     results: int  # trained replicas that wait in memory
     base: int
+    growth: int = 0  # what rank 0 computes a gradient in, where connections grow by it
     data: int = 0  # that is not memory-mapped
     mapped: int = 0  # counted in the peak, but the system can evict it
     on_disk: int = 0  # trained replicas that wait in files
@@ -68,7 +70,8 @@ class ParallelPlan:
     def required(self) -> int:
         """The bytes that must fit."""
         beside = max(self.server, self.replicas + self.results)
-        return self.base + self.data + self.model + sum(self.slots) * self.slot + beside
+        lasting = self.base + self.growth + self.data + self.model
+        return lasting + sum(self.slots) * self.slot + beside
 
     @property
     def micro_batch(self) -> int:
@@ -97,6 +100,8 @@ class ParallelPlan:
             ("peak", self.total),
             ("on disk: trained replicas", self.on_disk),
         ]
+        if self.growth:
+            rows.insert(5, ("gradient growth: what rank 0 computes its gradient in", self.growth))
         lines = [f"  {name:<62}{size / GIB:>9.3f} GiB" for name, size in rows]
         return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
@@ -132,6 +137,7 @@ def plan_parallel(
     algorithm: str = "wasap",
     replicas: int = 0,
     evolving: bool = True,
+    candidates: float = 0.0,
     data: int = 0,
     mapped: int = 0,
     available: int | None = None,
@@ -151,6 +157,8 @@ def plan_parallel(
         Of phase two; 0 where there is none.
     evolving : bool
         Whether the replicas evolve: those of a phase two of one epoch do not.
+    candidates : float
+        Cells that growth by the gradient looks at for every connection; 0 where it is random.
     data, mapped : int
         Bytes of the data in rank 0's memory, and in memory-mapped files.
     available : int, optional
@@ -168,7 +176,7 @@ def plan_parallel(
     connections, sizes = sum(shape.room), shape.config.layer_sizes
     neurons = sum(sizes[1:])
     values = 4 * (connections + neurons)  # of one float32 array of each kind
-    passing = EVOLUTION * max(shape.room) + 8 * 2 * max(sizes)
+    passing = int(max(EVOLUTION, CANDIDATE * candidates) * max(shape.room)) + 8 * 2 * max(sizes)
     # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
     server = passing + 2 * values + (0 if algorithm == "wasap" else values)
     server += 2 * values if len(nodes) > 1 else 0
@@ -197,6 +205,7 @@ def plan_parallel(
         max(at_a_time * private, averaging if replicas else 0),
         0 if on_disk else results,
         base,
+        slot if candidates else 0,
         data,
         mapped,
         results if on_disk else 0,
@@ -338,6 +347,7 @@ def check_memory(
             algorithm=options.algorithm,
             replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
             evolving=trainer.config.epochs - options.phase_one_epochs > 1,
+            candidates=trainer.config.candidates_per_connection,
             data=sum(array.nbytes for array in arrays if find_mapped(array) is None),
             mapped=sum(array.nbytes for array in arrays if find_mapped(array) is not None),
             available=available,

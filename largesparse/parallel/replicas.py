@@ -103,8 +103,12 @@ def train_replica(
     order: Callable[[int], Rows],
     augment: Augment | None,
 ) -> Iterator[EpochRecord]:
-    """Train a replica to the end, by its share of every epoch's order; yield a record an epoch."""
+    """Train a replica to the end, by its share of every epoch's order; yield a record an epoch.
+
+    The first records are those of epochs that its checkpoint has.
+    """
     config = trainer.config
+    yield from (record for record in trainer.history if record.epoch > task.epoch)
     with tqdm(disable=True) as bar:
         while trainer.epoch < config.epochs:
             share = order(trainer.epoch), config.batch_size, task.replica, task.replicas

@@ -286,8 +286,9 @@ class Worker:
         )
         network = trainer.network
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
+        begun = trainer.epoch
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
-            self._line.send(messages.Progress(task.replica, record))
+            self._line.send(messages.Progress(task.replica, record, record.epoch <= begun))
         self._note_memory()
         self._leave_slot()
         stored = StoredReplica.store(network, on_disk=task.on_disk)
