@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .backends import Backend, get_backend
 from .batches import load_batch
-from .errors import ParameterError, WorkerError, check_range
+from .errors import NumericalError, ParameterError, WorkerError, check_range
 from .layer import Forward, ForwardLayer
 from .losses import LOSSES, softmax
 from .memory import prediction_batch
@@ -113,8 +113,9 @@ class Predictor:
     def predict(self, X: Any) -> NDArray[Any]:
         """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR.
 
-        Where the loss is the mean squared error, return the predicted numbers, float32
-        (n_samples,) or, for several targets, (n_samples, n_targets).
+        Where the loss is the mean squared error, return the predicted numbers, (n_samples,) or,
+        for several targets, (n_samples, n_targets): float64 where the network has the mean and
+        the scale of its targets, else float32. For errors see `predict_proba`.
         """
         return self._outputs.to_predictions(self.compute(check_X(X, self._sizes[0])))
 
@@ -127,6 +128,8 @@ class Predictor:
             Where the network predicts numbers.
         DataError
             Where X cannot be used.
+        NumericalError
+            Where what the network computes is not finite.
         WorkerError
             Where a worker process failed; the predictor is closed then.
         """
@@ -154,7 +157,7 @@ class Predictor:
                 raise
         else:
             raise ParameterError("The predictor is closed: make a new one.")
-        return out
+        return check_outputs(out)
 
     def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
         files = SharedFiles()
@@ -215,15 +218,28 @@ class Outputs(NamedTuple):
             raise ParameterError("A network for regression has no classes: use predict.")
 
     def to_predictions(self, out: NDArray[np.float32]) -> NDArray[Any]:
-        """Return labels, or numbers; `out`, float32 (n_samples, n_outputs), may be changed."""
+        """Return labels, or numbers, of outputs, float32 (n_samples, n_outputs)."""
         if self.is_classification:
             best = out.argmax(axis=1)
             return best if self.classes is None else self.classes[best]
+        found: NDArray[np.floating] = out
         if self.target_scale is not None:
-            out *= self.target_scale
+            found = found * np.asarray(self.target_scale, dtype=np.float64)
         if self.target_mean is not None:
-            out += self.target_mean
-        return out[:, 0] if out.shape[1] == 1 else out
+            found = found + np.asarray(self.target_mean, dtype=np.float64)
+        return found[:, 0] if found.shape[1] == 1 else found
+
+
+def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return outputs (n_samples, n_outputs) if they are finite, or raise a NumericalError."""
+    if not np.isfinite(out.sum(dtype=np.float64)):
+        row = int(np.argmin(np.isfinite(out).all(axis=1)))
+        raise NumericalError(
+            f"What the network computes for row {row} is not finite: either its weights are not, "
+            "after a training that diverged, or the row is far from what it was trained on. Train "
+            "it again with a lower learning rate, or check the row for extreme values."
+        )
+    return out
 
 
 class ForwardLayout(NamedTuple):

@@ -173,6 +173,14 @@ class SparseLayer:
         names += ["velocity", "bias_velocity", "srelu_velocity"]
         return {name: getattr(self, name) for name in names}
 
+    def copy(self) -> SparseLayer:
+        """Return a layer with weights and velocities of its own; the topology is shared."""
+        names = ("velocity", "bias_velocity", "srelu", "srelu_velocity")
+        arrays = {name: getattr(self, name) for name in names}
+        owned = {name: array if array is None else array.copy() for name, array in arrays.items()}
+        weights = self.values.copy(), self.bias.copy()
+        return SparseLayer(self.number, self.topology, *weights, **(self.settings() | owned))
+
     def refresh(self) -> None:
         """Renew the copy of the weights in output order, after `values` changed."""
         from .backends.pattern_kernels import reorder

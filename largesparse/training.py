@@ -62,6 +62,9 @@ class Trainer(Stepper):
         What a parallel training needs beside, to go on from a checkpoint.
     notes : dict
         What the program that trains wants to find in its checkpoints again, as JSON can hold it.
+    epochs_before : int
+        Epochs that other trainers have trained the network for: what is drawn for an epoch is by
+        its number among all, and so not drawn twice.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Trainer(Stepper):
         self.folder: Path | None = None
         self.parallel: dict[str, Any] | None = None
         self.notes: dict[str, Any] = {}
+        self.epochs_before = 0
         self._saved_step = -1  # of the last checkpoint of this process
 
     def evolve(
@@ -97,13 +101,13 @@ class Trainer(Stepper):
             if data is None:
                 raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
-            rng = stream(config.seed, "growth", self.epoch)
+            rng = stream(config.seed, "growth", self.epochs_before + self.epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
             run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
             walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
 
         def rng_of(layer: SparseLayer) -> np.random.Generator:
-            return stream(config.seed, "evolution", self.epoch, layer.number)
+            return stream(config.seed, "evolution", self.epochs_before + self.epoch, layer.number)
 
         with self.backend.threads(self.threads):
             layers = self.network.layers[:-1]
@@ -199,7 +203,8 @@ class Trainer(Stepper):
         stop = stopping is not None and stopping.is_over(self.epoch)
         while self.epoch < self.config.epochs and not stop:
             done = self.part.samples if self.part else 0
-            batches = epoch_batches(data.train_rows, self.config, self.epoch, done)
+            number = self.epochs_before + self.epoch
+            batches = epoch_batches(data.train_rows, self.config, number, done)
             self.run_epoch(data, batches, bar, augment, request)
             record = self._record(data, request)
             bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
@@ -247,7 +252,8 @@ class Trainer(Stepper):
         rows = part.samples + sum(map(len, batches))
         started = time.perf_counter() - part.seconds
         for batch in batches:
-            X, y, weights, chosen = augmented(data, batch, self.epoch, augment)
+            epoch = self.epochs_before + self.epoch
+            X, y, weights, chosen = augmented(data, batch, epoch, augment)
             progress = self.epoch + part.samples / rows
             loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
             part.loss += len(batch) * loss

@@ -14,11 +14,18 @@ from .config import TrainingConfig
 from .errors import DataError, ParameterError
 from .losses import LOSSES
 from .network import SparseMLP
-from .preprocessing import Standardizer, check_lengths, check_targets, check_X, encode_labels
+from .preprocessing import (
+    Standardizer,
+    check_lengths,
+    check_targets,
+    check_X,
+    encode_labels,
+    narrow_targets,
+)
 from .randomness import stream
 
 Rows = NDArray[np.int64]
-Augment = Callable[[NDArray[np.float32], Rows, int], NDArray[np.float32]]
+Augment = Callable[[NDArray[np.floating], Rows, int], NDArray[np.floating]]
 
 LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
 
@@ -46,7 +53,8 @@ def prepare(
 ) -> TrainingData:
     """Check and split data; give the network its classes and its standardisation.
 
-    Parameters are those of `Trainer.fit`.
+    Parameters are those of `Trainer.fit`. Rows of weight 0 are in no part of the result's rows:
+    the training is the same as if they were not there.
 
     Raises
     ------
@@ -62,9 +70,16 @@ def prepare(
             f"The labels have {len(classes)} classes, and the network has {n_outputs} "
             "outputs. Make the last entry of 'layer_sizes' the number of classes."
         )
-    order = stream(config.seed, "split").permutation(len(encoded))
-    n_validation = math.ceil(config.validation_fraction * len(encoded))
+    relative = None if sample_weight is None else relative_weights(sample_weight, len(encoded))
+    counted = len(encoded) if relative is None else np.flatnonzero(relative)
+    order = stream(config.seed, "split").permutation(counted)
+    n_validation = math.ceil(config.validation_fraction * len(order))
     validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
+    if not len(train_rows):
+        raise ParameterError(
+            "The 'validation_fraction' parameter of a training must leave rows to train on. Got "
+            f"{config.validation_fraction} of {len(order)} rows instead."
+        )
     if config.batch_size > len(train_rows):
         raise ParameterError(
             f"The 'batch_size' parameter of a training must be at most the number of "
@@ -75,12 +90,12 @@ def prepare(
             raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
         test = check_X(test[0], n_features), encode(network, test[1], classes)[0]
         check_lengths(*test)
-    weights = (
-        None if sample_weight is None else _check_weights(sample_weight, train_rows, len(encoded))
-    )
+    weights = None
+    if relative is not None:
+        weights = (relative / relative[train_rows].mean()).astype(np.float32)
     network.classes = classes
     if config.standardize and network.preprocessing is None:
-        network.preprocessing = Standardizer.fit(X, train_rows)
+        network.preprocessing = Standardizer.fit(X, train_rows, relative)
     loss_rows = order[n_validation:][:LOSS_ROWS]
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
 
@@ -91,13 +106,17 @@ def encode(
     """Return y as the network's loss takes it, and its classes (None for numbers)."""
     if LOSSES[network.config.loss].is_classification:
         return encode_labels(y, network.classes if classes is None else classes)
-    return check_targets(y, network.config.layer_sizes[-1]), None
+    return narrow_targets(check_targets(y, network.config.layer_sizes[-1])), None
 
 
-def _check_weights(
-    sample_weight: Any, train_rows: NDArray[np.int64], n_samples: int
-) -> NDArray[np.float32]:
-    """Return weights with mean 1 over the training rows."""
+def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
+    """Return the weights of samples, relative to the largest; 0 where float32 has no such number.
+
+    Raises
+    ------
+    DataError
+        Where they are not one finite number a sample, 0 or more, or are 0 everywhere.
+    """
     weights = np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (n_samples,):
         raise DataError(
@@ -108,11 +127,11 @@ def _check_weights(
     if bad.any():
         row = int(bad.argmax())
         raise DataError(f"sample_weight must be 0 or more, but row {row} has {weights[row]}.")
-    mean = weights[train_rows].mean()
-    if mean == 0:
-        raise DataError("sample_weight is 0 for all training rows. Give some a positive weight.")
-    scaled: NDArray[np.float32] = (weights / mean).astype(np.float32)
-    return scaled
+    if not weights.any():
+        raise DataError("sample_weight is 0 for all rows. Give some a positive weight.")
+    relative: NDArray[np.float64] = weights / weights.max()
+    relative[relative < np.finfo(np.float32).tiny] = 0
+    return relative
 
 
 def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:

@@ -185,12 +185,31 @@ class Backend(ABC):
 
         kernels.sum_rows(X, out, accumulate)
 
+    def sum_inputs(
+        self, X: Float32, weights: Float32 | None, *, out: Float32, accumulate: bool
+    ) -> None:
+        """Sum the rows of X (n, batch), its samples weighted, for `center_gradient`.
+
+        Parameters
+        ----------
+        X : float32 (n, batch)
+        weights : float32 (batch,) or None
+            None is 1 for every sample.
+        out : float32 (n + 1,)
+            Receives the sums, and behind them that of the weights.
+        accumulate : bool
+            Whether to add to what `out` holds.
+        """
+        from . import kernels
+
+        weights = np.empty(0, np.float32) if weights is None else weights
+        kernels.sum_inputs(X, weights, out, accumulate)
+
     def center_gradient(
         self,
         indptr: Int32,
         indices: Int32,
         input_sums: Float32,
-        rows: int,
         *,
         rate_scale: float,
         bias_gradient: Float32,
@@ -198,18 +217,16 @@ class Backend(ABC):
     ) -> None:
         """Precondition a layer's gradients as if its inputs had a mean of zero, in place.
 
-        With the mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of the
-        bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step along
-        them changes b by c's step less that of Wᵀm.
+        With the weighted mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of
+        the bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step
+        along them changes b by c's step less that of Wᵀm.
 
         Parameters
         ----------
         indptr, indices
             The connections in input order.
-        input_sums : float32 (n_in,)
-            Sums of the inputs over the mini-batch.
-        rows : int
-            Samples of the mini-batch.
+        input_sums : float32 (n_in + 1,)
+            Sums of the inputs over the mini-batch, and of the weights: see `sum_inputs`.
         rate_scale : float
             Factor of the learning rate of the weights, beside that of the bias.
         bias_gradient : float32 (n_out,)
@@ -217,9 +234,7 @@ class Backend(ABC):
         """
         from . import kernels
 
-        kernels.center_gradient(
-            indptr, indices, input_sums, rows, rate_scale, bias_gradient, gradient
-        )
+        kernels.center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, gradient)
 
     def backward(
         self,
