@@ -37,7 +37,7 @@ from .history import History
 from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
-from .preprocessing import LARGEST, Standardizer, check_X
+from .preprocessing import LARGEST, Standardizer, check_X, refuse_rounding
 from .skewness import alpha_from_skewness
 from .training import Trainer
 from .training_data import relative_weights
@@ -438,6 +438,8 @@ class BaseSparseMLP(BaseEstimator):
         trainer.step_count = self.n_steps_
         if self.standardize and self.network_.preprocessing is None:
             self.network_.preprocessing = Standardizer.fit(X, counted, sample_weight)
+        if self.network_.preprocessing is None:
+            refuse_rounding(X, counted)
         size = self._auto("batch_size", auto_batch_size(n_rows))
         order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
         total = 0.0

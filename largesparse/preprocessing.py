@@ -297,7 +297,7 @@ def moments(
     row_bytes = 8 * n_columns if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
     count, mean, squares = 0.0, np.zeros(n_columns), np.zeros(n_columns)
     # Merging a block costs O(n_columns), so a block of a very wide X holds at least as much.
-    for block in _row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 8 * n_columns)):
+    for block in _row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 64 * n_columns)):
         part = X[block] if rows is None else X[chosen[block]]
         part_weights = np.ones(part.shape[0]) if weights is None else weights[chosen[block]]
         part_weights = part_weights.astype(np.float64)
@@ -314,6 +314,29 @@ def moments(
     deviation = np.sqrt(squares / max(count, 1e-300))
     deviation[deviation <= ROUNDING * np.abs(mean)] = 0
     return mean, deviation
+
+
+def refuse_rounding(X: NDArray | csr_array, rows: NDArray[np.integer]) -> None:
+    """Refuse an X whose rows float32 cannot tell apart, where it is not standardised first.
+
+    Raises
+    ------
+    DataError
+        Where a column differs by little, compared with its size, and is not exact in float32.
+    """
+    if X.dtype.str[1:] in EXACT:
+        return
+    mean, deviation = moments(X, rows)
+    steps = np.finfo(np.float32).eps * np.abs(mean)
+    for column in np.flatnonzero((deviation > 0) & (deviation < STEPS / 4 * steps)):
+        values = X[:, [column]]
+        if abs(values - values.astype(np.float32)).max() > 0:
+            raise DataError(
+                f"X has values in column {column} that differ by too little "
+                f"({deviation[column]:.3g}), compared with their size ({abs(mean[column]):.3g}), "
+                "to be told apart in float32, which training is in. Set standardize=True, or "
+                "subtract their mean first."
+            )
 
 
 def _row_blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:

@@ -138,7 +138,8 @@ class Trainer(Stepper):
         y : (n_samples,) or (n_samples, n_targets)
             Class labels, or numbers where the loss is the mean squared error.
         sample_weight : (n_samples,), optional
-            What each sample counts in the loss, 0 or more; scaled to mean 1.
+            What each sample counts in the loss and in the standardisation, 0 or more; scaled to
+            mean 1. Rows of weight 0 are as if they were not there.
         test : (X, y), optional
             Rows whose score is recorded after every epoch.
         augment : callable, optional

@@ -21,6 +21,7 @@ from .preprocessing import (
     check_X,
     encode_labels,
     narrow_targets,
+    refuse_rounding,
 )
 from .randomness import stream
 
@@ -75,10 +76,11 @@ def prepare(
     order = stream(config.seed, "split").permutation(counted)
     n_validation = math.ceil(config.validation_fraction * len(order))
     validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
-    if not len(train_rows):
+    if config.batch_size > len(train_rows) and n_validation:
         raise ParameterError(
-            "The 'validation_fraction' parameter of a training must leave rows to train on. Got "
-            f"{config.validation_fraction} of {len(order)} rows instead."
+            f"The 'validation_fraction' parameter of a training, {config.validation_fraction}, "
+            f"leaves {len(train_rows)} of {len(order)} rows to train on, and 'batch_size' is "
+            f"{config.batch_size}. Lower one of them."
         )
     if config.batch_size > len(train_rows):
         raise ParameterError(
@@ -96,6 +98,8 @@ def prepare(
     network.classes = classes
     if config.standardize and network.preprocessing is None:
         network.preprocessing = Standardizer.fit(X, train_rows, relative)
+    if network.preprocessing is None:
+        refuse_rounding(X, train_rows)
     loss_rows = order[n_validation:][:LOSS_ROWS]
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
 

@@ -101,7 +101,9 @@ def test_a_fit_from_the_start_that_fails_keeps_the_model_before(table):
 def test_outputs_that_are_not_finite_are_refused(loss, n_out, processes):
     network = SparseMLP(NetworkConfig((5, 10, n_out), epsilon=20, loss=loss), progress=False)
     X = np.ones((30, 5), dtype=np.float32)
-    X[17] = 1e38  # the sums overflow
+    X[17] = 1e38
+    for layer in network.layers:
+        layer.values_by_output *= 100  # the sums of row 17 overflow
     with Predictor(network, processes=processes, threads=1, backend="fused") as predictor:
         predictor.predict(X[:17])
         with pytest.raises(NumericalError, match="row 17 is not finite"):

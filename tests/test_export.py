@@ -74,7 +74,7 @@ def read_with_numpy(path):
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    types = {"F32": np.float32, "I32": np.int32, "BOOL": np.bool_}
+    types = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "BOOL": np.bool_}
     return {
         name: np.frombuffer(
             data[8 + length :][slice(*entry["data_offsets"])], types[entry["dtype"]]

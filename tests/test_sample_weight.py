@@ -141,14 +141,14 @@ def test_weights_that_are_all_zero_are_refused(table, kind, call):
     X, y, _ = table
     first = {"classes": [0, 1]} if (kind, call) == (classifier, "partial_fit") else {}
     model = kind()
-    with pytest.raises(ValueError, match="sample_weight|[Ss]ample weights"):
+    with pytest.raises(ValueError, match=r"sample_weight|[Ss]ample weights"):
         getattr(model, call)(X, y, sample_weight=np.zeros(300), **first)
     assert not hasattr(model, "network_")
 
 
 def test_a_weight_that_float32_has_not_is_refused_where_it_multiplies_the_gradient(table):
-    X, y, weights = table
-    with pytest.raises(DataError, match="sample_weight has 1e\\+300.*Divide"):
+    X, y, _ = table
+    with pytest.raises(DataError, match=r"sample_weight has 1e\+300.*Divide"):
         classifier().partial_fit(X, y, classes=[0, 1], sample_weight=np.full(300, 1e300))
 
 
