@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 from .errors import DataError
 from .layer import SparseLayer
 from .network import SparseMLP
+
+with warnings.catch_warnings():  # the first such tensor of a process tells that they are new
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
 
 
 class Layer(torch.nn.Module):
