@@ -54,8 +54,8 @@ class Gradients:
     srelu_gradients : list of float32 (4, n_out)
         Of the activations whose shape is trained; (4, 0) for the others.
     input_sums : float32 (n_in of the output layer + 1,)
-        Sums of the output layer's inputs over the mini-batch, and of the samples' weights; empty
-        if it is not centred.
+        Sums of the output layer's inputs over the mini-batch, and behind them of its samples;
+        empty if it is not centred.
     """
 
     def __init__(

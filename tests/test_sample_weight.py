@@ -116,25 +116,6 @@ def test_a_step_does_not_see_rows_of_weight_zero(table, recipe, micro_batch, bac
         np.testing.assert_allclose(one.bias, two.bias, rtol=1e-5, atol=1e-7)
 
 
-def test_weights_are_as_repeated_rows_in_the_gradient():
-    """A weight of 2 is a row that is in the mini-batch twice, in recipe width too."""
-    rng = np.random.default_rng(0)
-    X, y = rng.standard_normal((8, 6), dtype=np.float32), rng.integers(0, 3, 8).astype(np.int32)
-    counts = np.array([1, 2, 1, 3, 0, 1, 2, 2])
-    twice = np.repeat(np.arange(8), counts)
-    for backend in ("fused", "scipy"):
-        gradients = []
-        for rows, weights in ((np.arange(8), np.float32(counts)), (twice, None)):
-            network = SparseMLP(NetworkConfig((6, 20, 3), epsilon=20, recipe="width"))
-            config = TrainingConfig(batch_size=12, micro_batch=5, dropout=0.0, backend=backend)
-            trainer = Trainer(network, config)
-            trainer.gradient(X, y, rows, weights)
-            workspace, scale = trainer.workspace, len(rows) / 12
-            gradients.append([scale * g for g in workspace.gradients])
-        for one, two in zip(*gradients, strict=True):
-            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.parametrize("kind", [classifier, regressor])
 @pytest.mark.parametrize("call", ["fit", "partial_fit"])
 def test_weights_that_are_all_zero_are_refused(table, kind, call):

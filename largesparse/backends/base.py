@@ -188,15 +188,16 @@ class Backend(ABC):
     def sum_inputs(
         self, X: Float32, weights: Float32 | None, *, out: Float32, accumulate: bool
     ) -> None:
-        """Sum the rows of X (n, batch), its samples weighted, for `center_gradient`.
+        """Sum the rows of X (n, batch) for `center_gradient`, without samples of weight 0.
 
         Parameters
         ----------
         X : float32 (n, batch)
         weights : float32 (batch,) or None
-            None is 1 for every sample.
+            A sample counts its weight, but at most 1: where a few samples have much of the weight,
+            their mean is not one to centre by. None is 1 for every sample.
         out : float32 (n + 1,)
-            Receives the sums, and behind them that of the weights.
+            Receives the sums, and behind them how much all samples count.
         accumulate : bool
             Whether to add to what `out` holds.
         """
@@ -217,16 +218,16 @@ class Backend(ABC):
     ) -> None:
         """Precondition a layer's gradients as if its inputs had a mean of zero, in place.
 
-        With the weighted mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of
-        the bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step
-        along them changes b by c's step less that of Wᵀm.
+        With the mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of the
+        bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step along
+        them changes b by c's step less that of Wᵀm.
 
         Parameters
         ----------
         indptr, indices
             The connections in input order.
         input_sums : float32 (n_in + 1,)
-            Sums of the inputs over the mini-batch, and of the weights: see `sum_inputs`.
+            Sums of the inputs over the mini-batch, and of its samples: see `sum_inputs`.
         rate_scale : float
             Factor of the learning rate of the weights, beside that of the bias.
         bias_gradient : float32 (n_out,)

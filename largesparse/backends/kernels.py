@@ -244,24 +244,25 @@ def sum_rows(X, out, accumulate):
 
 @kernel()
 def sum_inputs(X, weights, out, accumulate):
-    """`sum_rows` with samples that are weighted, and the sum of the weights behind the sums.
+    """`sum_rows` with samples of a weight up to 1, and the sum of these weights behind the sums.
 
     Parameters
     ----------
     X : float32 or bfloat16 (n, batch)
     weights : float32 (batch,)
-        Without any, all samples count 1.
+        Those above 1 count 1: the mean would be that of a few samples. Without any, all count 1.
     out : float32 (n + 1,)
     accumulate : bool
     """
     n, batch = X.shape
+    one = np.float32(1)
     weighted = len(weights) > 0
     for i in prange(n):
         row = X[i]
         total = np.float32(0)
         if weighted:
             for b in range(batch):
-                total += weights[b] * as_float(row[b])
+                total += min(weights[b], one) * as_float(row[b])
         else:
             for b in range(batch):
                 total += as_float(row[b])
@@ -270,7 +271,7 @@ def sum_inputs(X, weights, out, accumulate):
     if weighted:
         count = np.float32(0)
         for b in range(batch):
-            count += weights[b]
+            count += min(weights[b], one)
     out[n] = out[n] + count if accumulate else count
 
 
