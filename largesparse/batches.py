@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from .errors import DataError
+from .preprocessing import EXACT
 
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
@@ -31,6 +32,7 @@ def load_batch(
         May be a memory map; only the rows asked for are read.
     rows : int64 (batch,)
     preprocessing : Standardizer or None
+        Applied in float64 where the values of X may not be those of float32.
     out : float32 (n_features, batch)
 
     Raises
@@ -51,16 +53,20 @@ def load_batch(
     if not kernels.are_below(rows, X.shape[0]):  # they point to what is read
         wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
         raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
+    wide = preprocessing is not None and preprocessing.is_wide(X.dtype)
     if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
         if X.dtype.kind not in "biuf":
             raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
-        X = X[rows].astype(np.float32)
+        X = X[rows].astype(np.float64 if wide else np.float32)
         rows = np.arange(len(rows))
     if sparse:
-        _load_sparse(X, rows, preprocessing, out)
+        _load_sparse(X, rows, preprocessing, out, wide)
         return
     values = X.view()
     values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
+    if preprocessing is not None and wide:
+        kernels.load_centred(values, rows, preprocessing.mean, preprocessing.scale, out)
+        return
     plain = values.dtype == np.float32 and values.flags.c_contiguous
     load = kernels.load_float32 if plain else kernels.load_dense
     load(values, rows, out)
@@ -96,6 +102,7 @@ def _load_sparse(
     rows: NDArray[np.int64],
     preprocessing: Standardizer | None,
     out: NDArray[np.float32],
+    wide: bool,
 ) -> None:
     from .backends import kernels
 
@@ -106,13 +113,16 @@ def _load_sparse(
         )
     if preprocessing is None:
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
-    else:
-        mean, scale = preprocessing.mean, preprocessing.scale
-        kernels.load_standardised(X.indptr, X.indices, X.data, rows, mean, scale, out)
+        return
+    mean, scale = preprocessing.mean, preprocessing.scale
+    if not wide and preprocessing.narrow is not None:
+        mean, scale = preprocessing.narrow
+    kernels.load_standardised(X.indptr, X.indices, X.data, rows, mean, scale, out)
 
 
-def dense_rows(X: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return rows of a data set as float32 (batch, n_features)."""
+def dense_rows(X: Any, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Return rows of a data set as (batch, n_features), float64 where float32 may lose values."""
     part = X[rows]
-    dense: NDArray[np.float32] = np.asarray(part.todense() if issparse(part) else part, np.float32)
+    dtype = np.float32 if part.dtype.str[1:] in EXACT else np.float64
+    dense: NDArray[np.floating] = np.asarray(part.todense() if issparse(part) else part, dtype)
     return dense

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from .early_stopping import Snapshot
     from .training import Trainer
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # the first has what inputs and targets are scaled by in float32
 BEST = "best-"  # of the files of the weights with the best validation score
 PREPROCESSING = "preprocessing.safetensors"
 TARGETS = "targets.safetensors"
@@ -61,15 +62,24 @@ DAMAGE = (
 )
 
 
-def save_model(network: SparseMLP, folder: str | Path) -> None:
+def save_model(
+    network: SparseMLP, folder: str | Path, *, estimator: dict[str, Any] | None = None
+) -> None:
     """Write a network, without velocities, to a folder.
+
+    Parameters
+    ----------
+    network : SparseMLP
+    folder : path
+    estimator : dict, optional
+        What the estimator that it belongs to wants to find again, as JSON can hold it.
 
     Raises
     ------
     CheckpointError
         Where the folder cannot be written; one that was there before is intact then.
     """
-    _write(folder, network, {"kind": "model"})
+    _write(folder, network, {"kind": "model", "estimator": estimator})
 
 
 def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
@@ -211,6 +221,18 @@ def read_history(folder: str | Path) -> tuple[History, bool]:
         return History.from_list(training["history"]), training.get("part") is None
 
 
+def read_estimator(folder: str | Path) -> dict[str, Any] | None:
+    """Return what `save_model` was given of the estimator, without reading the network.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_model`.
+    """
+    found: dict[str, Any] | None = _read_manifest(_existing(folder)).get("estimator")
+    return found
+
+
 def _training_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     training = manifest.get("training")
     if training is None:
@@ -241,7 +263,8 @@ def _write(
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
             files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
         if network.target_mean is not None and network.target_scale is not None:
-            arrays = {"mean": network.target_mean, "scale": network.target_scale}
+            pair = {"mean": network.target_mean, "scale": network.target_scale}
+            arrays = {name: array.astype(np.float64) for name, array in pair.items()}
             files[TARGETS] = _write_arrays(beside / TARGETS, arrays)
         complete = {
             "format": FORMAT,
@@ -333,10 +356,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"{MANIFEST} does not describe a model")
-        if manifest.get("version") != VERSION:
+        if manifest.get("version") not in READABLE:
             raise CheckpointError(
                 f"{folder} has version {manifest.get('version')} of the format; this release "
-                f"reads version {VERSION}."
+                f"reads versions {' and '.join(map(str, READABLE))}."
             )
         if manifest.pop("sha256", None) != _checksum(manifest):
             raise ValueError(f"{MANIFEST} has another checksum than when it was written")
@@ -366,8 +389,8 @@ def _read_network(
             scaling = _read_scaling(folder, manifest, PREPROCESSING, config.layer_sizes[0])
             network.preprocessing = Standardizer(*scaling)
         if TARGETS in manifest["files"]:
-            scaling = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
-            network.target_mean, network.target_scale = scaling
+            targets = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
+            network.target_mean, network.target_scale = targets
         network.feature_names = _read_names(manifest, config.layer_sizes[0])
         network.file_layout = _read_layout(manifest)
     return network
@@ -375,10 +398,12 @@ def _read_network(
 
 def _read_scaling(
     folder: Path, manifest: dict[str, Any], name: str, length: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and scale, float32 (length,)."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and scale, float64 (length,)."""
     arrays = _read_arrays(folder, manifest, name)
-    mean, scale = (expect(arrays, key, np.float32, length) for key in ("mean", "scale"))
+    dtype = np.float32 if manifest["version"] == 1 else np.float64
+    pair = (expect(arrays, key, dtype, length) for key in ("mean", "scale"))
+    mean, scale = (array.astype(np.float64) for array in pair)
     return mean, scale
 
 

@@ -7,12 +7,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 
-from .errors import ParameterError
-from .estimator_base import BaseSparseMLP
-from .preprocessing import check_X, encode_labels, refuse_masked
+from .errors import ParameterError, check_range
+from .estimator_base import BaseSparseMLP, Weights, count_rows, undone_on_error
+from .preprocessing import LARGEST, check_X, encode_labels, refuse_masked
 from .targets import warn_of_quantities
 
 
@@ -105,9 +104,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     learning_rate_, alpha_ : float
         The learning rate and the slope that were used.
     n_iter_ : int
-        Epochs trained.
+        Epochs of the last call of `fit` or `partial_fit`.
     n_steps_ : int
-        Updates made.
+        Updates made; with `warm_start` in all calls.
 
     Examples
     --------
@@ -188,6 +187,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         )
         self.class_weight = class_weight
 
+    @undone_on_error
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on a table.
 
@@ -198,30 +198,31 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             Class labels: integers, strings or booleans. Many integers that do not number the
             classes get a warning.
         sample_weight : (n_samples,), optional
-            At least 0; only ratios matter.
+            At least 0; only ratios matter. Rows of weight 0 are as if they were not there.
 
         Raises
         ------
         DataError, ParameterError
             Both are ValueErrors.
         NumericalError
-            Where the loss is not finite.
+            Where the loss is not finite. As after any error, the estimator is as before the call.
         """
         going_on = self.warm_start and self._has_network()
         X, y = self._check_data(X, y, reset=not going_on)
         warn_of_quantities(y)
         check_classification_targets(y)
-        weights = self._weights(sample_weight, X, y)
+        weights = self._weights(sample_weight, X, y, ratios=True)
         if going_on:
             self._check_same_network()
         else:
             check_X(X)
             self.classes_ = encode_labels(y)[1]
-            self._make_network(len(self.classes_), X.shape[0], X)
+            self._make_network(len(self.classes_), count_rows(X, weights), X, weights)
             self.network_.classes = self.classes_
         self._train(X, y, weights)
         return self
 
+    @undone_on_error
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Make one pass over some rows, at a constant learning rate and without evolution.
 
@@ -233,7 +234,12 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         classes : (n_classes,)
             All labels that may come; needed in the first call.
         sample_weight : (n_samples,), optional
-            The gradient of every row is multiplied by its weight.
+            The gradient of every row is multiplied by its weight; rows of weight 0 are left out.
+
+        Raises
+        ------
+        DataError, ParameterError, NumericalError
+            As `fit` does.
         """
         first = not self._has_network()
         if first and classes is None:
@@ -249,7 +255,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
                 f"The 'class_weight' parameter {self.class_weight!r} needs all rows at once and "
                 "cannot be used with partial_fit. Pass a dictionary of weights."
             )
-        weights = self._weights(sample_weight, X, y)
+        weights = self._weights(sample_weight, X, y, ratios=False)
         known = encode_labels(classes)[1] if classes is not None else self.classes_
         if not first and not np.array_equal(known, self.classes_):
             raise ParameterError(
@@ -259,7 +265,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         labels = encode_labels(y, known)[0]
         if first:
             self.classes_ = known
-            self._make_network(len(known), None, X)
+            self._make_network(len(known), None, X, weights)
             self.network_.classes = known
         else:
             self._check_same_network()
@@ -287,13 +293,31 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         refuse_masked(y=y, sample_weight=sample_weight)
         return float(super().score(X, y, sample_weight))
 
-    def _weights(self, sample_weight: Any, X: Any, y: NDArray) -> NDArray[np.float64] | None:
+    def _weights(self, sample_weight: Any, X: Any, y: NDArray, *, ratios: bool) -> Weights | None:
         """Return the product of the weights of rows and of their classes."""
-        weights = self._check_weights(sample_weight, X)
+        weights = self._check_weights(sample_weight, X, ratios=ratios)
         if self.class_weight is None:
             return weights
-        of_class: NDArray[np.float64] = compute_sample_weight(self.class_weight, y)
+        of_class = self._class_weights(y, weights)
         return of_class if weights is None else weights * of_class
+
+    def _class_weights(self, y: NDArray, weights: Weights | None) -> Weights:
+        """Return the weight of every row's class."""
+        given, name = self.class_weight, "class_weight"
+        classes, indices = np.unique(y, return_inverse=True)
+        if isinstance(given, dict):
+            for value in given.values():
+                check_range(name, value, type(self).__name__, low=0, high=LARGEST)
+            factors = [given.get(label, 1.0) for label in classes.tolist()]
+            return np.array(factors, dtype=np.float64)[indices]
+        if not isinstance(given, str) or given != "balanced":
+            raise ParameterError(
+                f"The {name!r} parameter of {type(self).__name__} must be a dictionary of label to "
+                f"weight, 'balanced' or None. Got {given!r} instead."
+            )
+        counts = np.bincount(indices, weights)
+        counts[counts == 0] = 1  # rows of weight 0 alone
+        return (counts.sum() / (len(counts) * counts))[indices]
 
     def _take_targets(self) -> None:
         network = self.network_

@@ -34,11 +34,11 @@ class MemoryPlanError(LargeSparseError, MemoryError):
 
 
 class BackendError(LargeSparseError, ImportError):
-    """A sparse backend was asked for that cannot be used here."""
+    """A sparse backend, or another library, was asked for that cannot be used here."""
 
 
 class NumericalError(LargeSparseError, ArithmeticError):
-    """Training produced a loss that is not finite."""
+    """A network computed numbers that are not finite: a loss, or what it predicts."""
 
 
 class ParallelError(LargeSparseError, RuntimeError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import numbers
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,9 +16,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from .checkpoint import load_model, save_model
+from .checkpoint import load_model, read_estimator, save_model
 from .config import NetworkConfig, TrainingConfig
-from .errors import NumericalError, ParameterError, check_range
+from .errors import DataError, NumericalError, ParameterError, check_range
 from .estimator_defaults import (
     LARGEST_BATCH,
     OWNER,
@@ -30,13 +32,15 @@ from .estimator_defaults import (
     resolve_jobs,
     stops_early,
 )
+from .estimator_files import PROGRESS, describe, parameters_of
 from .history import History
 from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
-from .preprocessing import Standardizer, check_X, refuse_masked
+from .preprocessing import LARGEST, Standardizer, check_X, refuse_masked, refuse_rounding
 from .skewness import alpha_from_skewness
 from .training import Trainer
+from .training_data import relative_weights
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,33 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe", "regrowth")
+
+Weights = NDArray[np.float64]
+
+
+def undone_on_error(train: Callable[..., Any]) -> Any:
+    """Let `fit` or `partial_fit` leave an estimator as it was before, where it raises an error.
+
+    A network that it goes on with is copied before: its weights may not be numbers any more.
+    """
+
+    @functools.wraps(train)
+    def careful(self: BaseSparseMLP, *arguments: Any, **options: Any) -> Any:
+        before = vars(self).copy()
+        network = before.get("network_")
+        parts: dict[str, Any] = {}
+        if network is not None and (self.warm_start or train.__name__ == "partial_fit"):
+            parts = vars(network) | {"layers": [layer.copy() for layer in network.layers]}
+        try:
+            return train(self, *arguments, **options)
+        except Exception:
+            vars(self).clear()
+            vars(self).update(before)
+            if network is not None:
+                vars(network).update(parts)
+            raise
+
+    return careful
 
 
 class BaseSparseMLP(BaseEstimator):
@@ -117,23 +148,25 @@ class BaseSparseMLP(BaseEstimator):
         self.verbose = verbose
 
     def save(self, folder: str | Path) -> None:
-        """Write the fitted model to a folder, without pickles; see `load`.
-
-        What it was trained with is not kept, apart from what the network is.
+        """Write the fitted model and the estimator's parameters to a folder, without pickles.
 
         Raises
         ------
         CheckpointError
             Where the folder cannot be written.
+        ParameterError
+            Where a parameter is of a kind that JSON cannot hold.
         """
         check_is_fitted(self)
-        save_model(self.network_, folder)
+        save_model(self.network_, folder, estimator=describe(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Return a fitted estimator from a folder that `save` or `save_model` wrote.
 
-        Parameters that concern training only have their defaults.
+        Its parameters are those of the one that was saved, and training can go on with it. Where
+        `save_model` or an earlier release wrote the folder, the parameters that concern training
+        have their defaults.
 
         Raises
         ------
@@ -149,12 +182,11 @@ class BaseSparseMLP(BaseEstimator):
                 f"The model at {folder} was trained with the loss {config.loss!r}, and "
                 f"{cls.__name__} takes {cls._loss!r}. Load it with the other estimator."
             )
+        saved = read_estimator(folder)
         options = {name: getattr(config, name) for name in NETWORK_PARAMETERS}
-        estimator = cls(
-            hidden_layer_sizes=config.layer_sizes[1:-1],
-            standardize=network.preprocessing is not None,
-            **options,
-        )
+        options["hidden_layer_sizes"] = config.layer_sizes[1:-1]
+        options["standardize"] = network.preprocessing is not None
+        estimator = cls(**(parameters_of(saved) if saved else options))
         estimator.network_ = network
         estimator.alpha_ = config.alpha
         estimator.n_features_in_ = config.layer_sizes[0]
@@ -162,6 +194,8 @@ class BaseSparseMLP(BaseEstimator):
             estimator.feature_names_in_ = np.array(network.feature_names, dtype=object)
         estimator._seed = config.seed
         estimator._forget_training()
+        if saved:
+            vars(estimator).update({name: saved["progress"][name] for name in PROGRESS})
         estimator._take_targets()
         return estimator
 
@@ -186,13 +220,15 @@ class BaseSparseMLP(BaseEstimator):
         X, y = validate_data(self, X, y, reset=reset, **options)
         return X, y
 
-    def _check_weights(self, sample_weight: Any, X: Any) -> NDArray[np.float64] | None:
+    def _check_weights(self, sample_weight: Any, X: Any, *, ratios: bool) -> Weights | None:
+        """Return the weights of rows; if only their `ratios` matter, relative to the largest."""
         if sample_weight is None:
             return None
         refuse_masked(sample_weight=sample_weight)
         options: dict[str, Any] = {"dtype": np.float64, "ensure_non_negative": True}
-        weights: NDArray[np.float64] = _check_sample_weight(sample_weight, X, **options)
-        return weights
+        weights: Weights = _check_sample_weight(sample_weight, X, **options)
+        relative = relative_weights(weights, X.shape[0])
+        return relative if ratios else weights
 
     def _has_network(self) -> bool:
         return hasattr(self, "network_")
@@ -201,6 +237,8 @@ class BaseSparseMLP(BaseEstimator):
         """Set the attributes that tell the course of trainings to those of none."""
         self.history_ = History()
         self.learning_rate_: float | None = None
+        self._fit_rate: float | None = None  # what "auto" was, perhaps lowered, in `fit`
+        self._epochs = 0  # of all calls of `fit` that went on with the network
         self.n_iter_ = 0
         self.n_steps_ = 0
         self.loss_curve_: list[float] = []
@@ -208,9 +246,23 @@ class BaseSparseMLP(BaseEstimator):
         self.best_validation_score_: float | None = None
         self._trainer: Trainer | None = None
 
-    def _make_network(self, n_outputs: int, n_rows: int | None, X: Any) -> None:
-        """Set `network_` to a new one, which has not been trained."""
-        self.alpha_ = alpha_from_skewness(X) if self._is_auto("alpha") else self.alpha
+    def _make_network(
+        self, n_outputs: int, n_rows: int | None, X: Any, weights: Weights | None
+    ) -> None:
+        """Set `network_` to a new one, which has not been trained.
+
+        Parameters
+        ----------
+        n_outputs : int
+        n_rows : int or None
+            Of a weight above 0, where these are all rows that it will be trained on.
+        X, weights
+            What it is trained on first.
+        """
+        self.alpha_ = self.alpha
+        if self._is_auto("alpha"):
+            everyone = weights is None or weights.all()
+            self.alpha_ = alpha_from_skewness(X if everyone else X[np.flatnonzero(weights)])
         random = check_random_state(self.random_state)
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()
@@ -232,7 +284,12 @@ class BaseSparseMLP(BaseEstimator):
     def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
         hidden = self.hidden_layer_sizes
         if isinstance(hidden, numbers.Integral):
-            hidden = (int(hidden),)
+            hidden = (hidden,)  # type: ignore[assignment]
+        if not isinstance(hidden, tuple | list | np.ndarray):
+            raise ParameterError(
+                f"The 'hidden_layer_sizes' parameter of {OWNER} must be a tuple of integers, the "
+                f"neurons of every hidden layer. Got {hidden!r} instead."
+            )
         for size in hidden:
             check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
         sizes = (self.n_features_in_, *hidden, n_outputs)
@@ -269,7 +326,7 @@ class BaseSparseMLP(BaseEstimator):
 
     def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
         """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
-        fraction, factor = 0.0, 1.0
+        fraction = 0.0
         if epochs is None:
             if stops_early(self.early_stopping, n_rows):
                 check_range(
@@ -287,12 +344,11 @@ class BaseSparseMLP(BaseEstimator):
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
-            factor = PARTIAL_FACTOR
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
         return TrainingConfig(
             epochs=chosen,
             batch_size=min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
-            learning_rate=self._rate(factor, n_rows),
+            learning_rate=self._rate(n_rows, partial=epochs is not None),
             schedule=schedule,
             warmup_epochs=warmup,
             momentum=self.momentum,
@@ -316,11 +372,12 @@ class BaseSparseMLP(BaseEstimator):
         value = getattr(self, name)
         return isinstance(value, str) and value == "auto"
 
-    def _rate(self, factor: float, n_rows: int) -> float:
+    def _rate(self, n_rows: int, *, partial: bool) -> float:
         if not self._is_auto("learning_rate"):
             return self.learning_rate  # type: ignore[return-value]  # TrainingConfig checks it
-        if self.learning_rate_ is not None:
-            return self.learning_rate_
+        if not partial and self._fit_rate is not None:
+            return self._fit_rate
+        factor = PARTIAL_FACTOR if partial else 1.0
         return factor * auto_rate(self.network_.config, n_rows)
 
     def _auto(self, name: str, chosen: int) -> int:
@@ -330,14 +387,14 @@ class BaseSparseMLP(BaseEstimator):
         value = getattr(self, name)
         return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
 
-    def _train(self, X: Any, y: NDArray, sample_weight: NDArray[np.float64] | None) -> None:
+    def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
         """Train the network by `Trainer.fit`, and tell the course of it."""
-        config = self._training_config(X.shape[0])
+        config = self._training_config(count_rows(X, sample_weight))
         progress = None if self.verbose else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         for retry in range(retries + 1):
             trainer = Trainer(self.network_, config)
-            trainer.step_count = self.n_steps_
+            trainer.step_count, trainer.epochs_before = self.n_steps_, self._epochs
             try:
                 history = trainer.fit(X, y, sample_weight=sample_weight, progress=progress)
                 break
@@ -350,8 +407,11 @@ class BaseSparseMLP(BaseEstimator):
                 logger.warning("%s Starting again with %g.", error, config.learning_rate)
                 self._start_again()
         self.learning_rate_ = config.learning_rate
+        if self._is_auto("learning_rate"):
+            self._fit_rate = config.learning_rate
         self.n_steps_ = trainer.step_count
-        self.n_iter_ += trainer.epoch
+        self.n_iter_ = trainer.epoch
+        self._epochs += trainer.epoch
         self.history_ = history
         self.loss_curve_ = self.loss_curve_ + history["loss"][1:]
         if trainer.config.validation_fraction:
@@ -361,25 +421,35 @@ class BaseSparseMLP(BaseEstimator):
         else:
             self.validation_scores_ = self.best_validation_score_ = None
 
-    def _train_once(self, X: Any, y: NDArray, sample_weight: NDArray[np.float64] | None) -> None:
+    def _train_once(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
         """Make one pass over the rows, by mini-batches, without evolution."""
-        weights = None if sample_weight is None else sample_weight.astype(np.float32)
+        counted, weights = np.arange(X.shape[0]), None
+        if sample_weight is not None:
+            if sample_weight.max() > LARGEST:
+                raise DataError(
+                    f"sample_weight has {sample_weight.max():.3g}, too large: in partial_fit "
+                    "a weight multiplies the gradient. Divide the weights by their mean."
+                )
+            weights = sample_weight.astype(np.float32)
+            counted = np.flatnonzero(weights)
         config = self._training_config(LARGEST_BATCH * STEPS_PER_EPOCH, epochs=1)
         if self._trainer is None or self._trainer.config != config:
             self._trainer = Trainer(self.network_, config)
-        trainer, n_rows = self._trainer, X.shape[0]
+        trainer, n_rows = self._trainer, len(counted)
         self.learning_rate_ = config.learning_rate
         trainer.step_count = self.n_steps_
         if self.standardize and self.network_.preprocessing is None:
-            self.network_.preprocessing = Standardizer.fit(X)
+            self.network_.preprocessing = Standardizer.fit(X, counted, sample_weight)
+        if self.network_.preprocessing is None:
+            refuse_rounding(X, counted)
         size = self._auto("batch_size", auto_batch_size(n_rows))
-        order = np.random.default_rng((self._seed, self.n_steps_)).permutation(n_rows)
+        order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
         total = 0.0
         for start in range(0, n_rows, size):
             rows = order[start : start + size]
             total += len(rows) * trainer.step(X, y, rows, sample_weight=weights)
         self.n_steps_ = trainer.step_count
-        self.n_iter_ += 1
+        self.n_iter_ = 1
         self.loss_curve_ = [*self.loss_curve_, total / n_rows]
 
     def _predictor(self, n_rows: int) -> Predictor:
@@ -398,3 +468,8 @@ class BaseSparseMLP(BaseEstimator):
         options: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
         X = validate_data(self, X, reset=False, ensure_all_finite=False, **options)
         return check_X(X, self.n_features_in_)
+
+
+def count_rows(X: Any, weights: Weights | None) -> int:
+    """Return the number of rows that are trained on: those of a weight above 0."""
+    return X.shape[0] if weights is None else int(np.count_nonzero(weights))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .backends import Backend, get_backend
 from .batches import load_batch
-from .errors import ParameterError, WorkerError, check_range
+from .errors import NumericalError, ParameterError, WorkerError, check_range
 from .frames import align_frame
 from .layer import Forward, ForwardLayer
 from .losses import LOSSES, softmax
@@ -127,8 +127,9 @@ class Predictor:
         Of a data frame the columns are taken that the network was trained on, by their names, where
         it has names.
 
-        Where the loss is the mean squared error, return the predicted numbers, float32
-        (n_samples,) or, for several targets, (n_samples, n_targets).
+        Where the loss is the mean squared error, return the predicted numbers, (n_samples,) or,
+        for several targets, (n_samples, n_targets): float64 where the network has the mean and
+        the scale of its targets, else float32. For errors see `predict_proba`.
         """
         return self._outputs.to_predictions(self.compute(self._check(X)))
 
@@ -141,6 +142,8 @@ class Predictor:
             Where the network predicts numbers.
         DataError
             Where X cannot be used.
+        NumericalError
+            Where what the network computes is not finite.
         WorkerError
             Where a worker process failed; the predictor is closed then.
         """
@@ -163,7 +166,7 @@ class Predictor:
         if (engine := self._engine) is not None:
             for start, stop in parts:
                 out[start:stop] = engine.outputs(X, start, stop)
-            return out
+            return check_outputs(out)
         if self._workers and self._owner != os.getpid():
             raise ParameterError(
                 "The worker processes of a predictor belong to the process that made it, and this "
@@ -177,7 +180,7 @@ class Predictor:
             except BaseException:
                 self.close()
                 raise
-        return out
+        return check_outputs(out)
 
     def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
         files = SharedFiles()
@@ -241,15 +244,28 @@ class Outputs(NamedTuple):
             raise ParameterError("A network for regression has no classes: use predict.")
 
     def to_predictions(self, out: NDArray[np.float32]) -> NDArray[Any]:
-        """Return labels, or numbers; `out`, float32 (n_samples, n_outputs), may be changed."""
+        """Return labels, or numbers, of outputs, float32 (n_samples, n_outputs)."""
         if self.is_classification:
             best = out.argmax(axis=1)
             return best if self.classes is None else self.classes[best]
+        found: NDArray[np.floating] = out
         if self.target_scale is not None:
-            out *= self.target_scale
+            found = found * np.asarray(self.target_scale, dtype=np.float64)
         if self.target_mean is not None:
-            out += self.target_mean
-        return out[:, 0] if out.shape[1] == 1 else out
+            found = found + np.asarray(self.target_mean, dtype=np.float64)
+        return found[:, 0] if found.shape[1] == 1 else found
+
+
+def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return outputs (n_samples, n_outputs) if they are finite, or raise a NumericalError."""
+    if not np.isfinite(out.sum(dtype=np.float64)):
+        row = int(np.argmin(np.isfinite(out).all(axis=1)))
+        raise NumericalError(
+            f"What the network computes for row {row} is not finite: either its weights are not, "
+            "after a training that diverged, or the row is far from what it was trained on. Train "
+            "it again with a lower learning rate, or check the row for extreme values."
+        )
+    return out
 
 
 class ForwardLayout(NamedTuple):

@@ -202,6 +202,14 @@ class SparseLayer:
         if self.srelu is not None and self.srelu_velocity is not None:
             self.srelu[...], self.srelu_velocity[...] = weights.srelu, 0
 
+    def copy(self) -> SparseLayer:
+        """Return a layer with weights and velocities of its own; the topology is shared."""
+        names = ("velocity", "bias_velocity", "srelu", "srelu_velocity")
+        arrays = {name: getattr(self, name) for name in names}
+        owned = {name: array if array is None else array.copy() for name, array in arrays.items()}
+        weights = self.values.copy(), self.bias.copy()
+        return SparseLayer(self.number, self.topology, *weights, **(self.settings() | owned))
+
     def refresh(self) -> None:
         """Renew the copy of the weights in output order, after `values` changed."""
         from .backends.pattern_kernels import reorder

@@ -83,6 +83,6 @@ def expect(arrays: Arrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
     array = arrays[name]
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
-    if dtype == np.float32 and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name} has a value that is not finite")
     return array

@@ -18,8 +18,9 @@ NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
 
 def softmax(logits: Float32) -> Float32:
-    """Return the softmax over the classes of logits (n_classes, batch)."""
-    shifted = logits - logits.max(axis=0)
+    """Return the softmax over the classes of logits (n_classes, batch); NaN of infinite ones."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(axis=0)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=0)
     return shifted

@@ -161,8 +161,8 @@ class SparseMLP:
         Applied to every batch of inputs.
     classes : ndarray or None
         Labels of the classes, in the order of the outputs.
-    target_mean, target_scale : float32 (n_targets,) or None
-        What predicted numbers are: outputs · target_scale + target_mean.
+    target_mean, target_scale : float64 (n_targets,) or None
+        What predicted numbers are: outputs · target_scale + target_mean, in float64.
     feature_names : list of str or None
         Names of the inputs' columns.
     file_layout : FileLayout or None
@@ -197,8 +197,8 @@ class SparseMLP:
         self.layers: list[SparseLayer] = []
         self.preprocessing: Standardizer | None = None
         self.classes: NDArray[Any] | None = None
-        self.target_mean: Float32 | None = None
-        self.target_scale: Float32 | None = None
+        self.target_mean: NDArray[np.float64] | None = None
+        self.target_scale: NDArray[np.float64] | None = None
         self.feature_names: list[str] | None = None
         self.file_layout: FileLayout | None = None
         self.storage = storage
@@ -261,6 +261,7 @@ class SparseMLP:
         dropout: Dropout = NO_DROPOUT,
         accumulate: bool = False,
         visit: Visit | None = None,
+        weights: Float32 | None = None,
     ) -> None:
         """Compute all gradients into the workspace, after `forward` with `training=True`.
 
@@ -277,13 +278,15 @@ class SparseMLP:
         visit : callable, optional
             Called as visit(k, X, delta) with a layer's inputs and dL/dz, from the last layer to
             the first, when the layer is not needed any more: it may change the connections.
+        weights : float32 (batch,), optional
+            Of the samples in the loss.
         """
         batch = delta.shape[1]
         backend.sum_rows(delta, out=workspace.bias_gradients[-1], accumulate=accumulate)
         if self.layers[-1].centered:
             last = len(self.layers) - 1
             X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
-            backend.sum_rows(X, out=workspace.input_sums, accumulate=accumulate)
+            backend.sum_inputs(X, weights, out=workspace.input_sums, accumulate=accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
             self._recompute(k - 1, workspace, batch, backend, dropout)
@@ -344,7 +347,7 @@ class SparseMLP:
             ahead = None if self.storage is None else self.storage.before_forward
             _forward(*layers, workspace, batch, backend, True, dropout, ahead)
 
-    def finish_gradient(self, workspace: Gradients, rows: int, backend: Backend) -> None:
+    def finish_gradient(self, workspace: Gradients, backend: Backend) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
 
         Activations with a mean above zero make the direction in which an output moves for all
@@ -356,8 +359,7 @@ class SparseMLP:
         ----------
         workspace : Workspace
             After `backward` of all micro-batches.
-        rows : int
-            Samples of the mini-batch.
+        backend : Backend
         """
         layer = self.layers[-1]
         if layer.centered:
@@ -365,7 +367,6 @@ class SparseMLP:
                 layer.topology.indptr,
                 layer.topology.indices,
                 workspace.input_sums,
-                rows,
                 rate_scale=layer.rate_scale,
                 bias_gradient=workspace.bias_gradients[-1],
                 gradient=workspace.gradients[-1],

@@ -67,8 +67,8 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
     return bunch.data, bunch.target
 
 
-def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray:
-    """Return an array of Python objects, as sets with categorical features have, as floats."""
+def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray[np.float64]:
+    """Return an array of Python objects, as sets with categorical features have, as float64."""
     numbers = np.empty(X.shape, np.float64)
     for column, feature in enumerate(feature_names):
         try:

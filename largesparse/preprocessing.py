@@ -9,6 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 2**20  # of X per block: its float64 temporaries stay in the cache
 LARGEST = float(np.finfo(np.float32).max) / 2  # so that x - mean cannot overflow float32
+LARGEST_TARGET = float(np.finfo(np.float64).max) / 4  # so that y - mean cannot overflow float64
+ROUNDING = 1e-13  # deviations below this share of the mean are what sums in float64 leave behind
+EXACT = {"b1", "u1", "u2", "i1", "i2", "f2", "f4"}  # dtypes whose values float32 has all of
+STEPS = 2**10  # of float32 that the values of a target must span
 
 
 def check_X(X: Any, n_features: int | None = None) -> NDArray | csr_array:
@@ -102,8 +107,8 @@ def check_lengths(X: NDArray | csr_array, y: NDArray) -> None:
         )
 
 
-def check_targets(y: Any, n_targets: int) -> NDArray[np.float32]:
-    """Return the targets of a regression as float32 (n_samples, n_targets).
+def check_targets(y: Any, n_targets: int) -> NDArray[np.float64]:
+    """Return the targets of a regression as float64 (n_samples, n_targets).
 
     Parameters
     ----------
@@ -112,7 +117,7 @@ def check_targets(y: Any, n_targets: int) -> NDArray[np.float32]:
     Raises
     ------
     DataError
-        If y is empty, not numeric, not finite in float32, or of another shape.
+        If y is empty, not numeric, not finite, or of another shape.
     """
     if y is None:
         raise DataError("A regressor requires y to be passed, but the target y is None.")
@@ -128,14 +133,44 @@ def check_targets(y: Any, n_targets: int) -> NDArray[np.float32]:
         exact = targets.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise DataError(f"y must hold numbers: {error}. Encode them first.") from error
-    bad = ~(np.abs(exact) <= LARGEST)
+    bad = ~(np.abs(exact) <= LARGEST_TARGET)
     if bad.any():
         row, column = np.unravel_index(bad.argmax(), bad.shape)
         raise DataError(
             f"y contains {exact[row, column]} at row {row}: NaN, infinity or too large for "
-            "float32. Remove or rescale it first."
+            "float64. Remove or rescale it first."
         )
-    return exact.astype(np.float32)
+    return exact
+
+
+def narrow_targets(targets: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return targets as float32, which training is in.
+
+    Raises
+    ------
+    DataError
+        If one is too large for float32, or if a column differs by too little for it.
+    """
+    remedy = (
+        "Shift and scale the targets to about mean 0 and deviation 1, as SparseMLPRegressor does, "
+        "and set the network's target_mean and target_scale to what was taken out."
+    )
+    bad = np.abs(targets) > LARGEST
+    if bad.any():
+        row, column = np.unravel_index(bad.argmax(), bad.shape)
+        raise DataError(
+            f"y contains {targets[row, column]:.6g} at row {row}, too large for float32, which "
+            f"training is in. {remedy}"
+        )
+    narrow = targets.astype(np.float32)
+    spans = np.ptp(targets, axis=0)
+    steps = np.finfo(np.float32).eps * np.abs(targets).max(axis=0)
+    if np.any((spans > 0) & (spans < STEPS * steps) & (narrow != targets).any(axis=0)):
+        raise DataError(
+            "y has a column whose values differ by too little, compared with their size, to be "
+            f"told apart in float32, which training is in. {remedy}"
+        )
+    return narrow
 
 
 def check_labels(y: Any) -> NDArray[Any]:
@@ -203,51 +238,116 @@ def encode_labels(
 class Standardizer:
     """Shift and scale of every feature: the standardised value is (x - mean) * scale.
 
-    mean (n_features,), scale (n_features,), both float32.
+    mean (n_features,), scale (n_features,), both float64. Values that float32 does not hold are
+    standardised in float64, and rounded then.
     """
 
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "scale"):  # float32 in models of earlier releases
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
 
     @classmethod
-    def fit(cls, X: NDArray | csr_array, rows: NDArray[np.integer] | None = None) -> Standardizer:
+    def fit(
+        cls,
+        X: NDArray | csr_array,
+        rows: NDArray[np.integer] | None = None,
+        weights: NDArray[np.floating] | None = None,
+    ) -> Standardizer:
         """Take mean and 1 / standard deviation (divisor n) of the features of X.
 
-        The statistics are those of X rounded to float32, which is what training sees, and are
-        accumulated in float64 over blocks of rows (Chan, Golub and LeVeque 1983). A constant
-        feature gets scale 1, and so does one whose deviation has no inverse in float32.
-
-        Parameters
-        ----------
-        X : array or CSR array of shape (n_samples, n_features)
-            As `check_X` returns it.
-        rows : integer array, optional
-            The rows that count, by default all.
+        A constant feature gets scale 1. For the parameters see `moments`.
         """
-        n_features = X.shape[1]
-        chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
-        row_bytes = 4 * n_features if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
-        count, mean, squares = 0, np.zeros(n_features), np.zeros(n_features)
-        # Merging a block costs O(n_features), so a block of a very wide X holds at least as much.
-        for block in _row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 8 * n_features)):
-            part = X[block] if rows is None else X[chosen[block]]
-            added = part.shape[0]
-            part_mean, part_squares = _moments(part.astype(np.float32, copy=False))
-            part_mean -= mean
-            count += added
-            mean += part_mean * (added / count)
-            squares += part_squares
-            squares += part_mean**2 * (added * (count - added) / count)
-        deviation = np.sqrt(squares / count)
-        # A constant feature has deviation 0 exactly: float64 sums equal float32 values without
-        # rounding (up to 2**29 of them).
-        deviation[deviation < 1 / LARGEST] = 1
-        return cls(mean.astype(np.float32), (1 / deviation).astype(np.float32))
+        mean, deviation = moments(X, rows, weights)
+        deviation[deviation < np.finfo(np.float64).tiny] = 1
+        return cls(mean, 1 / deviation)
+
+    @cached_property
+    def narrow(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and scale in float32, where it has a number for every scale."""
+        if self.scale.max(initial=0) > LARGEST:
+            return None
+        return self.mean.astype(np.float32), self.scale.astype(np.float32)
+
+    def is_wide(self, dtype: np.dtype[Any]) -> bool:
+        """Return whether values of a dtype are to be standardised in float64."""
+        return dtype.str[1:] not in EXACT or self.narrow is None
 
     def apply_(self, block: NDArray[np.float32]) -> None:
         """Standardise `block`, feature-major float32 of shape (n_features, batch), in place."""
-        block -= self.mean[:, None]
-        block *= self.scale[:, None]
+        mean, scale = self.narrow or (self.mean, self.scale)
+        np.subtract(block, mean[:, None], out=block, casting="same_kind")
+        np.multiply(block, scale[:, None], out=block, casting="same_kind")
+
+
+def moments(
+    X: NDArray | csr_array,
+    rows: NDArray[np.integer] | None = None,
+    weights: NDArray[np.floating] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation (divisor n) of the columns of X, float64 (n_columns,).
+
+    They are accumulated in float64 over blocks of rows (Chan, Golub and LeVeque 1983), less the
+    first row, so that a constant column has the deviation 0 exactly.
+
+    Parameters
+    ----------
+    X : array or CSR array of shape (n_samples, n_columns)
+        As `check_X` returns it.
+    rows : integer array, optional
+        The rows that count, by default all.
+    weights : (n_samples,), optional
+        What each row counts, 0 or more and of a finite sum; by default 1.
+    """
+    n_columns = X.shape[1]
+    chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
+    first = X[chosen[:1]]
+    shift = (first if isinstance(X, np.ndarray) else first.toarray())[0].astype(np.float64)
+    row_bytes = 8 * n_columns if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
+    count, mean, squares = 0.0, np.zeros(n_columns), np.zeros(n_columns)
+    # Merging a block costs O(n_columns), so a block of a very wide X holds at least as much.
+    for block in _row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 64 * n_columns)):
+        part = X[block] if rows is None else X[chosen[block]]
+        part_weights = np.ones(part.shape[0]) if weights is None else weights[chosen[block]]
+        part_weights = part_weights.astype(np.float64)
+        added = float(part_weights.sum())
+        if added == 0:
+            continue
+        part_mean, part_squares = _block_moments(part, shift, part_weights, added)
+        part_mean -= mean
+        count += added
+        mean += part_mean * (added / count)
+        squares += part_squares
+        squares += part_mean**2 * (added * (count - added) / count)
+    mean += shift
+    deviation = np.sqrt(squares / max(count, 1e-300))
+    deviation[deviation <= ROUNDING * np.abs(mean)] = 0
+    return mean, deviation
+
+
+def refuse_rounding(X: NDArray | csr_array, rows: NDArray[np.integer]) -> None:
+    """Refuse an X whose rows float32 cannot tell apart, where it is not standardised first.
+
+    Raises
+    ------
+    DataError
+        Where a column differs by little, compared with its size, and is not exact in float32.
+    """
+    if X.dtype.str[1:] in EXACT:
+        return
+    mean, deviation = moments(X, rows)
+    steps = np.finfo(np.float32).eps * np.abs(mean)
+    for column in np.flatnonzero((deviation > 0) & (deviation < STEPS / 4 * steps)):
+        values = X[:, [column]]
+        if abs(values - values.astype(np.float32)).max() > 0:
+            raise DataError(
+                f"X has values in column {column} that differ by too little "
+                f"({deviation[column]:.3g}), compared with their size ({abs(mean[column]):.3g}), "
+                "to be told apart in float32, which training is in. Set standardize=True, or "
+                "subtract their mean first."
+            )
 
 
 def _row_blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:
@@ -256,18 +356,33 @@ def _row_blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice
         yield slice(start, min(start + step, n_rows))
 
 
-def _moments(X: NDArray[np.float32] | csr_array) -> tuple[NDArray, NDArray]:
-    """Mean and sum of squared deviations of every column, in float64."""
+def _block_moments(
+    X: NDArray | csr_array,
+    shift: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    total: float,
+) -> tuple[NDArray, NDArray]:
+    """Return mean and sum of squared deviations of every column of X - shift, rows weighted.
+
+    `total` is the sum of the weights.
+    """
     if isinstance(X, np.ndarray):
-        mean = X.mean(axis=0, dtype=np.float64)
-        centred = X - mean
-        return mean, np.einsum("ij,ij->j", centred, centred)
-    n_rows, n_columns = X.shape
-    mean = np.bincount(X.indices, weights=X.data, minlength=n_columns) / n_rows
-    centred = X.data - mean[X.indices]
-    zeros = n_rows - np.bincount(X.indices, minlength=n_columns)
-    squares = np.bincount(X.indices, weights=centred**2, minlength=n_columns)
-    return mean, squares + zeros * mean**2
+        centred = X - shift
+        mean = np.einsum("i,ij->j", weights, centred) / total
+        centred -= mean
+        np.square(centred, out=centred)
+        return mean, np.einsum("i,ij->j", weights, centred)
+    n_columns = len(shift)
+    each = np.repeat(weights, np.diff(X.indptr))  # of the stored values
+    values = X.data - shift[X.indices]
+    stored = np.bincount(X.indices, weights=each, minlength=n_columns)
+    full = np.bincount(X.indices, minlength=n_columns) == X.shape[0]
+    zeros = np.where(full, 0, np.maximum(total - stored, 0))
+    sums = np.bincount(X.indices, weights=each * values, minlength=n_columns)
+    mean = (sums - zeros * shift) / total
+    values -= mean[X.indices]
+    squares = np.bincount(X.indices, weights=each * values**2, minlength=n_columns)
+    return mean, squares + zeros * (shift + mean) ** 2
 
 
 def refuse_masked(**arrays: Any) -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
 from .errors import DataError
-from .estimator_base import BaseSparseMLP
-from .preprocessing import check_X, refuse_masked
+from .estimator_base import BaseSparseMLP, Weights, count_rows, undone_on_error
+from .preprocessing import LARGEST, check_targets, check_X, moments, refuse_masked
 
 
 class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
@@ -53,6 +53,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         tags.target_tags.multi_output = True
         return tags
 
+    @undone_on_error
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on a table.
 
@@ -61,7 +62,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         X : (n_samples, n_features) dense or sparse
         y : (n_samples,) or (n_samples, n_outputs)
         sample_weight : (n_samples,), optional
-            At least 0; only ratios matter.
+            At least 0; only ratios matter. Rows of weight 0 are as if they were not there.
 
         Raises
         ------
@@ -70,15 +71,16 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         """
         going_on = self.warm_start and self._has_network()
         X, targets = self._check_targets(X, y, reset=not going_on)
-        weights = self._check_weights(sample_weight, X)
+        weights = self._check_weights(sample_weight, X, ratios=True)
         if going_on:
             self._check_same_network()
         else:
             check_X(X)
-            self._scale_targets(targets, weights, X.shape[0], X)
-        self._train(X, self._scaled(targets), weights)
+            self._scale_targets(targets, weights, count_rows(X, weights), X)
+        self._train(X, self._scaled(targets, weights), weights)
         return self
 
+    @undone_on_error
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Make one pass over some rows, at a constant learning rate and without evolution.
 
@@ -88,25 +90,24 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         ----------
         X, y : as in `fit`
         sample_weight : (n_samples,), optional
-            The gradient of every row is multiplied by its weight.
+            The gradient of every row is multiplied by its weight; rows of weight 0 are left out.
         """
         first = not self._has_network()
         X, targets = self._check_targets(X, y, reset=first)
         X = check_X(X)
-        weights = self._check_weights(sample_weight, X)
+        weights = self._check_weights(sample_weight, X, ratios=False)
         if first:
             self._scale_targets(targets, weights, None, X)
         else:
             self._check_same_network()
-        self._train_once(X, self._scaled(targets), weights)
+        self._train_once(X, self._scaled(targets, weights), weights)
         return self
 
     def predict(self, X: Any) -> NDArray[np.floating]:
-        """Return float32 (n_samples,); of several targets float64 (n_samples, n_outputs_)."""
+        """Return float64 (n_samples,); of several targets (n_samples, n_outputs_)."""
         X = self._check_inputs(X)
         with self._predictor(X.shape[0]) as predictor:
-            out = predictor.predict(X)
-        return out if out.ndim == 1 else out.astype(np.float64)
+            return predictor.predict(X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² of `predict(X)`."""
@@ -116,35 +117,45 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
     def _check_targets(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, NDArray[np.float64]]:
         """Return X, and y as (n_samples, n_outputs)."""
         X, y = self._check_data(X, y, reset=reset, multi_output=True, y_numeric=True)
-        targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        targets = np.asarray(y).reshape(len(y), -1)
         if not reset and targets.shape[1] != self.n_outputs_:
             raise DataError(
                 f"y has {targets.shape[1]} targets a row, but SparseMLPRegressor is expecting "
                 f"{self.n_outputs_}. Pass the targets that the model was trained on."
             )
-        return X, targets
+        return X, check_targets(targets, targets.shape[1])
 
     def _scale_targets(
-        self, targets: NDArray, weights: NDArray | None, n_rows: int | None, X: Any
+        self, targets: NDArray[np.float64], weights: Weights | None, n_rows: int | None, X: Any
     ) -> None:
         """Make the network, for targets of this mean and scale."""
-        if weights is not None and not weights.any():
-            weights = None  # training refuses them, and says why
-        mean = np.average(targets, axis=0, weights=weights)
-        scale = np.sqrt(np.average((targets - mean) ** 2, axis=0, weights=weights))
-        scale[scale <= 1e-7 * np.abs(mean)] = 1  # constant, but for rounding
+        rows = np.arange(len(targets)) if weights is None else np.flatnonzero(weights)
+        unit = np.abs(targets[rows]).max(axis=0)  # so that squares are in range
+        unit[unit == 0] = 1
+        mean, deviation = moments(targets / unit, rows, weights)
         self.n_outputs_ = targets.shape[1]
-        self._make_network(self.n_outputs_, n_rows, X)
-        self.network_.target_mean = mean.astype(np.float32)
-        self.network_.target_scale = scale.astype(np.float32)
+        self._make_network(self.n_outputs_, n_rows, X, weights)
+        self.network_.target_mean = mean * unit
+        self.network_.target_scale = np.where(deviation > 0, deviation * unit, 1.0)
         self._take_targets()
 
-    def _scaled(self, targets: NDArray[np.float64]) -> NDArray[np.float32]:
-        return ((targets - self.y_mean_) / self.y_scale_).astype(np.float32)
+    def _scaled(self, targets: NDArray[np.float64], weights: Weights | None) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            scaled = (targets - self.y_mean_) / self.y_scale_
+        if weights is not None:
+            scaled[weights == 0] = 0
+        bad = ~(np.abs(scaled) <= LARGEST)
+        if bad.any():
+            row, column = np.unravel_index(bad.argmax(), bad.shape)
+            raise DataError(
+                f"y contains {targets[row, column]} at row {row}, too far from the targets that "
+                "the model was trained on first. Remove or rescale it."
+            )
+        return scaled.astype(np.float32)
 
     def _take_targets(self) -> None:
         network = self.network_
         self.n_outputs_ = network.config.layer_sizes[-1]
         mean, scale = network.target_mean, network.target_scale
-        self.y_mean_ = np.zeros(self.n_outputs_) if mean is None else mean.astype(np.float64)
-        self.y_scale_ = np.ones(self.n_outputs_) if scale is None else scale.astype(np.float64)
+        self.y_mean_ = np.zeros(self.n_outputs_) if mean is None else mean
+        self.y_scale_ = np.ones(self.n_outputs_) if scale is None else scale

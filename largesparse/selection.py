@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.feature_selection import SelectorMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _num_features, check_is_fitted
 
 from .errors import ParameterError, check_range
 from .evolution import mark_smallest
@@ -111,10 +111,11 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
             self.feature_names_in_ = names
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        if X.shape[1] != self.n_features_in_:
+        n_features = _num_features(X)
+        if n_features != self.n_features_in_:
             raise ParameterError(
                 f"The 'estimator' parameter of {OWNER} must be fitted to data like X, which has "
-                f"{X.shape[1]} features. Got one for {self.n_features_in_} instead."
+                f"{n_features} features. Got one for {self.n_features_in_} instead."
             )
         return self
 

@@ -218,9 +218,10 @@ class Stepper:
             self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
             total += loss
             options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
-            self.network.backward(workspace, delta, backend, visit=visit, **options)
+            options |= {"visit": visit, "weights": weights}
+            self.network.backward(workspace, delta, backend, **options)
         if not plain and joined is None:
-            self.network.finish_gradient(workspace, len(rows), backend)
+            self.network.finish_gradient(workspace, backend)
         return total / len(rows)
 
     def _whole_step(

@@ -66,6 +66,9 @@ class Trainer(Stepper):
         What a parallel training needs beside, to go on from a checkpoint.
     notes : dict
         What the program that trains wants to find in its checkpoints again, as JSON can hold it.
+    epochs_before : int
+        Epochs that other trainers have trained the network for: what is drawn for an epoch is by
+        its number among all, and so not drawn twice.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Trainer(Stepper):
         self.folder: Path | None = None
         self.parallel: dict[str, Any] | None = None
         self.notes: dict[str, Any] = {}
+        self.epochs_before = 0
         self._saved_step = -1  # of the last checkpoint of this process
         self._is_unsaved = False  # whether the last one failed
 
@@ -104,13 +108,13 @@ class Trainer(Stepper):
             if data is None:
                 raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
-            rng = stream(config.seed, "growth", self.epoch)
+            rng = stream(config.seed, "growth", self.epochs_before + self.epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
             run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
             walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
 
         def rng_of(layer: SparseLayer) -> np.random.Generator:
-            return stream(config.seed, "evolution", self.epoch, layer.number)
+            return stream(config.seed, "evolution", self.epochs_before + self.epoch, layer.number)
 
         with self.backend.threads(self.threads):
             layers = self.network.layers[:-1]
@@ -145,7 +149,8 @@ class Trainer(Stepper):
         y : (n_samples,) or (n_samples, n_targets)
             Class labels, or numbers where the loss is the mean squared error.
         sample_weight : (n_samples,), optional
-            What each sample counts in the loss, 0 or more; scaled to mean 1.
+            What each sample counts in the loss and in the standardisation, 0 or more; scaled to
+            mean 1. Rows of weight 0 are as if they were not there.
         test : (X, y), optional
             Rows whose score is recorded after every epoch.
         augment : callable, optional
@@ -232,7 +237,8 @@ class Trainer(Stepper):
         stop = self.is_over
         while self.epoch < self.config.epochs and not stop:
             done = self.part.samples if self.part else 0
-            batches = epoch_batches(data.train_rows, self.config, self.epoch, done)
+            number = self.epochs_before + self.epoch
+            batches = epoch_batches(data.train_rows, self.config, number, done)
             self.run_epoch(data, batches, bar, augment, request)
             record = self._record(data, request)
             bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
@@ -280,7 +286,8 @@ class Trainer(Stepper):
         rows = part.samples + sum(map(len, batches))
         started = time.perf_counter() - part.seconds
         for batch in batches:
-            X, y, weights, chosen = augmented(data, batch, self.epoch, augment)
+            epoch = self.epochs_before + self.epoch
+            X, y, weights, chosen = augmented(data, batch, epoch, augment)
             progress = self.epoch + part.samples / rows
             loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
             part.loss += len(batch) * loss

@@ -21,12 +21,14 @@ from .preprocessing import (
     check_targets,
     check_X,
     encode_labels,
+    narrow_targets,
     refuse_masked,
+    refuse_rounding,
 )
 from .randomness import stream
 
 Rows = NDArray[np.int64]
-Augment = Callable[[NDArray[np.float32], Rows, int], NDArray[np.float32]]
+Augment = Callable[[NDArray[np.floating], Rows, int], NDArray[np.floating]]
 
 LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
 
@@ -54,7 +56,8 @@ def prepare(
 ) -> TrainingData:
     """Check and split data; give the network its classes, features' names and standardisation.
 
-    Parameters are those of `Trainer.fit`.
+    Parameters are those of `Trainer.fit`. Rows of weight 0 are in no part of the result's rows:
+    the training is the same as if they were not there.
 
     Raises
     ------
@@ -71,9 +74,17 @@ def prepare(
             f"The labels have {len(classes)} classes, and the network has {n_outputs} "
             "outputs. Make the last entry of 'layer_sizes' the number of classes."
         )
-    order = stream(config.seed, "split").permutation(len(encoded))
-    n_validation = math.ceil(config.validation_fraction * len(encoded))
+    relative = None if sample_weight is None else relative_weights(sample_weight, len(encoded))
+    counted = len(encoded) if relative is None else np.flatnonzero(relative)
+    order = stream(config.seed, "split").permutation(counted)
+    n_validation = math.ceil(config.validation_fraction * len(order))
     validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
+    if config.batch_size > len(train_rows) and n_validation:
+        raise ParameterError(
+            f"The 'validation_fraction' parameter of a training, {config.validation_fraction}, "
+            f"leaves {len(train_rows)} of {len(order)} rows to train on, and 'batch_size' is "
+            f"{config.batch_size}. Lower one of them."
+        )
     if config.batch_size > len(train_rows):
         raise ParameterError(
             f"The 'batch_size' parameter of a training must be at most the number of "
@@ -85,20 +96,19 @@ def prepare(
         X_test = check_X(align_frame(test[0], names), n_features)
         test = X_test, encode(network, test[1], classes)[0]
         check_lengths(*test)
-    weights = (
-        None if sample_weight is None else _check_weights(sample_weight, train_rows, len(encoded))
-    )
     if n_validation:
         _check_watched(
-            encoded[validation_rows], None if weights is None else weights[validation_rows]
+            encoded[validation_rows], None if relative is None else relative[validation_rows]
         )
+    weights = None
+    if relative is not None:
+        weights = (relative / relative[train_rows].mean()).astype(np.float32)
     network.classes, network.feature_names = classes, names
     if config.standardize and network.preprocessing is None:
-        network.preprocessing = Standardizer.fit(X, train_rows)
-    counted = order[n_validation:]
-    if weights is not None:
-        counted = counted[weights[counted] > 0]
-    loss_rows = counted[:LOSS_ROWS]
+        network.preprocessing = Standardizer.fit(X, train_rows, relative)
+    if network.preprocessing is None:
+        refuse_rounding(X, train_rows)
+    loss_rows = order[n_validation:][:LOSS_ROWS]
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
 
 
@@ -108,13 +118,17 @@ def encode(
     """Return y as the network's loss takes it, and its classes (None for numbers)."""
     if LOSSES[network.config.loss].is_classification:
         return encode_labels(y, network.classes if classes is None else classes)
-    return check_targets(y, network.config.layer_sizes[-1]), None
+    return narrow_targets(check_targets(y, network.config.layer_sizes[-1])), None
 
 
-def _check_weights(
-    sample_weight: Any, train_rows: NDArray[np.int64], n_samples: int
-) -> NDArray[np.float32]:
-    """Return weights with mean 1 over the training rows."""
+def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
+    """Return the weights of samples, relative to the largest; 0 where float32 has no such number.
+
+    Raises
+    ------
+    DataError
+        Where they are not one finite number a sample, 0 or more, or are 0 everywhere.
+    """
     refuse_masked(sample_weight=sample_weight)
     weights = np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (n_samples,):
@@ -126,11 +140,11 @@ def _check_weights(
     if bad.any():
         row = int(bad.argmax())
         raise DataError(f"sample_weight must be 0 or more, but row {row} has {weights[row]}.")
-    mean = weights[train_rows].mean()
-    if mean == 0:
-        raise DataError("sample_weight is 0 for all training rows. Give some a positive weight.")
-    scaled: NDArray[np.float32] = (weights / mean).astype(np.float32)
-    return scaled
+    if not weights.any():
+        raise DataError("sample_weight is 0 for all rows. Give some a positive weight.")
+    relative: NDArray[np.float64] = weights / weights.max()
+    relative[relative < np.finfo(np.float32).tiny] = 0
+    return relative
 
 
 def _check_watched(y: NDArray[Any], weights: NDArray[np.float32] | None) -> None:

@@ -53,8 +53,9 @@ class Gradients:
     bias_gradients : list of float32 (n_out,)
     srelu_gradients : list of float32 (4, n_out)
         Of the activations whose shape is trained; (4, 0) for the others.
-    input_sums : float32 (n_in of the output layer,)
-        Sums of the output layer's inputs over the mini-batch; empty if it is not centred.
+    input_sums : float32 (n_in of the output layer + 1,)
+        Sums of the output layer's inputs over the mini-batch, and behind them of its samples;
+        empty if it is not centred.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Gradients:
         self.bias_gradients: list[Float32] = [allocate(layer.n_out) for layer in layers]
         shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
         self.srelu_gradients: list[Float32] = [allocate((4, size)) for size in shaped]
-        self.input_sums: Float32 = allocate(layers[-1].n_in if layers[-1].centered else 0)
+        self.input_sums: Float32 = allocate(layers[-1].n_in + 1 if layers[-1].centered else 0)
 
     def fit(self, connections: Sequence[int]) -> None:
         """Make the gradients so long for every layer; those that are already, are kept."""

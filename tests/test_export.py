@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, inference
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Standardizer,
+    Trainer,
+    TrainingConfig,
+    inference,
+)
 from largesparse.checkpoint import save_model
+from largesparse.errors import BackendError, DataError
 from largesparse.export import to_scipy, to_torch
 
 
@@ -68,13 +78,57 @@ def test_a_torch_module_predicts_numbers():
     np.testing.assert_allclose(found, inference.predict(network, X), rtol=1e-4, atol=1e-5)
 
 
+def test_a_torch_module_is_copied_and_saved(tmp_path):
+    torch = pytest.importorskip("torch")
+    network, X = trained("srelu")
+    module = to_torch(network)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(X)).numpy()
+        torch.save(module, tmp_path / "module.pt")
+        torch.save(module.state_dict(), tmp_path / "arrays.pt")
+        other = to_torch(trained("srelu")[0])
+        other.layers[0].values[:] = 0
+        other.load_state_dict(torch.load(tmp_path / "arrays.pt"))
+        loaded = torch.load(tmp_path / "module.pt", weights_only=False)
+        for again in (copy.deepcopy(module), loaded, other):
+            np.testing.assert_array_equal(again(torch.from_numpy(X)).numpy(), expected)
+
+
+def test_a_torch_module_takes_moved_rows():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((90, 12))
+    network, _ = trained(loss="mean_squared_error")
+    network.preprocessing = Standardizer.fit(X + 1e8)
+    network.target_mean = np.array([1e9])
+    with torch.no_grad():
+        found = to_torch(network)(torch.from_numpy(X + 1e8)).numpy()[:, 0]
+    expected = inference.predict(network, X + 1e8)
+    np.testing.assert_allclose(found - 1e9, expected - 1e9, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12,), (5, 11), (2, 3, 12)])
+def test_inputs_of_another_shape_are_refused_by_a_torch_module(shape):
+    torch = pytest.importorskip("torch")
+    network, _ = trained()
+    with pytest.raises(DataError, match=r"shape \(batch, 12\).*Got"):
+        to_torch(network)(torch.ones(shape))
+
+
+def test_without_torch_one_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "largesparse.torch_module", raising=False)
+    with pytest.raises(BackendError, match="needs PyTorch, which is not installed"):
+        to_torch(trained()[0])
+
+
 def read_with_numpy(path):
     """Read a safetensors file as docs/checkpoint-format.md says."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    types = {"F32": np.float32, "I32": np.int32, "BOOL": np.bool_}
+    types = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "BOOL": np.bool_}
     return {
         name: np.frombuffer(
             data[8 + length :][slice(*entry["data_offsets"])], types[entry["dtype"]]

@@ -146,7 +146,7 @@ def test_samples_without_weight_do_not_count():
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [([1.0] * 399, "shape"), ([-1.0] + [1] * 399, "row 0"), ([0.0] * 400, "all training rows")],
+    [([1.0] * 399, "shape"), ([-1.0] + [1] * 399, "row 0"), ([0.0] * 400, "for all rows")],
 )
 def test_bad_weights_are_told(weights, message):
     X, y = regression()

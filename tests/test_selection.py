@@ -125,6 +125,18 @@ def test_the_default_and_a_sparse_classifier(task):
     assert selector.fit_transform(*task).shape == (400, 5)
 
 
+def test_a_list_is_a_table(task, fitted):
+    X, y = task
+    rows = X.tolist()
+    selector = SparseFeatureSelector(SmallClassifier(), n_features_to_select=3)
+    small = selector.fit(rows, y.tolist()).transform(rows)
+    np.testing.assert_array_equal(small, X[:, [3, 11, 17]])
+    prefit = SparseFeatureSelector(fitted, n_features_to_select=3, prefit=True).fit(rows)
+    assert prefit.get_support(indices=True).tolist() == [3, 11, 17]
+    with pytest.raises(ParameterError, match="has 5 features"):
+        prefit.fit([row[:5] for row in rows])
+
+
 # α from skewness
 
 

@@ -185,12 +185,32 @@ class Backend(ABC):
 
         kernels.sum_rows(X, out, accumulate)
 
+    def sum_inputs(
+        self, X: Float32, weights: Float32 | None, *, out: Float32, accumulate: bool
+    ) -> None:
+        """Sum the rows of X (n, batch) for `center_gradient`, without samples of weight 0.
+
+        Parameters
+        ----------
+        X : float32 (n, batch)
+        weights : float32 (batch,) or None
+            A sample counts its weight, but at most 1: where a few samples have much of the weight,
+            their mean is not one to centre by. None is 1 for every sample.
+        out : float32 (n + 1,)
+            Receives the sums, and behind them how much all samples count.
+        accumulate : bool
+            Whether to add to what `out` holds.
+        """
+        from . import kernels
+
+        weights = np.empty(0, np.float32) if weights is None else weights
+        kernels.sum_inputs(X, weights, out, accumulate)
+
     def center_gradient(
         self,
         indptr: Int32,
         indices: Int32,
         input_sums: Float32,
-        rows: int,
         *,
         rate_scale: float,
         bias_gradient: Float32,
@@ -206,10 +226,8 @@ class Backend(ABC):
         ----------
         indptr, indices
             The connections in input order.
-        input_sums : float32 (n_in,)
-            Sums of the inputs over the mini-batch.
-        rows : int
-            Samples of the mini-batch.
+        input_sums : float32 (n_in + 1,)
+            Sums of the inputs over the mini-batch, and of its samples: see `sum_inputs`.
         rate_scale : float
             Factor of the learning rate of the weights, beside that of the bias.
         bias_gradient : float32 (n_out,)
@@ -217,9 +235,7 @@ class Backend(ABC):
         """
         from . import kernels
 
-        kernels.center_gradient(
-            indptr, indices, input_sums, rows, rate_scale, bias_gradient, gradient
-        )
+        kernels.center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, gradient)
 
     def backward(
         self,

@@ -66,6 +66,23 @@ def load_float32(X, rows, out):
                 to[f, b] = row[f]
 
 
+@kernel()
+def load_centred(X, rows, mean, scale, out):
+    """out[f, b] = (X[rows[b], f] - mean[f]) * scale[f], computed in float64: see `load_dense`.
+
+    What distinguishes the rows of X may be lost where it is rounded to float32 first.
+    """
+    n_features, batch = out.shape
+    tile = 16  # features of a row that are read together: two cache lines
+    for t in prange((n_features + tile - 1) // tile):
+        part = slice(t * tile, min(n_features, (t + 1) * tile))
+        to, centre, factor = out[part], mean[part], scale[part]
+        for b in range(batch):
+            row = X[np.uint64(rows[b]), part]
+            for f in range(len(row)):
+                to[f, b] = (np.float64(row[f]) - centre[f]) * factor[f]
+
+
 @kernel(parallel=False)
 def load_sparse(indptr, indices, values, rows, out):
     """out[f, b] = X[rows[b], f] for X in CSR; `out` is zero everywhere else."""
@@ -77,13 +94,13 @@ def load_sparse(indptr, indices, values, rows, out):
 
 @kernel(parallel=False)
 def load_standardised(indptr, indices, values, rows, mean, scale, out):
-    """out[f, b] = (X[rows[b], f] - mean[f]) * scale[f] for X in CSR, in one pass."""
+    """out[f, b] = (X[rows[b], f] - mean[f]) * scale[f] for X in CSR, in the dtype of mean."""
     for f in range(len(mean)):
         out[f, :] = -mean[f] * scale[f]
     for b in range(len(rows)):
         for k in range(indptr[rows[b]], indptr[rows[b] + 1]):
             f = indices[k]
-            out[f, b] = (np.float32(values[k]) - mean[f]) * scale[f]
+            out[f, b] = (mean.dtype.type(values[k]) - mean[f]) * scale[f]
 
 
 @kernel()
@@ -233,11 +250,45 @@ def sum_rows(X, out, accumulate):
 
 
 @kernel()
-def center_gradient(indptr, indices, input_sums, rows, rate_scale, bias_gradient, out):
+def sum_inputs(X, weights, out, accumulate):
+    """`sum_rows` with samples of a weight up to 1, and the sum of these weights behind the sums.
+
+    Parameters
+    ----------
+    X : float32 or bfloat16 (n, batch)
+    weights : float32 (batch,)
+        Those above 1 count 1: the mean would be that of a few samples. Without any, all count 1.
+    out : float32 (n + 1,)
+    accumulate : bool
+    """
+    n, batch = X.shape
+    one = np.float32(1)
+    weighted = len(weights) > 0
+    for i in prange(n):
+        row = X[i]
+        total = np.float32(0)
+        if weighted:
+            for b in range(batch):
+                total += min(weights[b], one) * as_float(row[b])
+        else:
+            for b in range(batch):
+                total += as_float(row[b])
+        out[i] = out[i] + total if accumulate else total
+    count = np.float32(batch)
+    if weighted:
+        count = np.float32(0)
+        for b in range(batch):
+            count += min(weights[b], one)
+    out[n] = out[n] + count if accumulate else count
+
+
+@kernel()
+def center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, out):
     """Precondition a layer's gradients as if its inputs had a mean of zero: see `Backend`."""
     n = len(indptr) - 1
     n_out = len(bias_gradient)
-    share = np.float32(1 / rows)
+    count = input_sums[n]  # samples, or their weights
+    share = np.float32(1 / count if count > 0 else 0)
     blocks = (n + BLOCK - 1) // BLOCK
     shifts = np.zeros((blocks, n_out), dtype=np.float64)
     for block in prange(blocks):

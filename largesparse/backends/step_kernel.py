@@ -24,6 +24,7 @@ from .kernels import (
     momentum_update_reorder,
     sddmm,
     softmax_cross_entropy,
+    sum_inputs,
     sum_rows,
 )
 from .loops import divide_evenly, divide_loop
@@ -124,12 +125,11 @@ def backward_and_update(table, k, X, D, keep_share, out_delta, rate, momentum, d
 
 @kernel(parallel=False)
 def backward_centered_and_update(
-    table, k, X, D, keep_share, out_delta, input_sums, rate, momentum, decay, updates
+    table, k, X, D, weights, keep_share, out_delta, input_sums, rate, momentum, decay, updates
 ):
     """`backward_and_update` of a layer whose gradient is centred (see `center_gradient`)."""
     layer = table[k]
     below = table[max(k - 1, 0)]
-    batch = X.shape[1]
     indptr = carray(ints(layer.indptr), (layer.n_in + 1,))
     indices = carray(ints(layer.indices), (layer.nnz,))
     values = carray(floats(layer.values), (layer.nnz,))
@@ -146,17 +146,15 @@ def backward_centered_and_update(
             D,
             below.slope,
             keep_share,
-            carray(words(below.state), (below.n_out, 2, (batch + 31) // 32)),
+            carray(words(below.state), (below.n_out, 2, (X.shape[1] + 31) // 32)),
             layer.backward_ahead,
             False,
             gradient,
             out_delta,
             carray(floats(below.bias_gradient), (below.n_out,)),
         )
-    sum_rows(X, input_sums, False)
-    center_gradient(
-        indptr, indices, input_sums, batch, layer.rate_scale, own_bias_gradient, gradient
-    )
+    sum_inputs(X, weights, input_sums, False)
+    center_gradient(indptr, indices, input_sums, layer.rate_scale, own_bias_gradient, gradient)
     if updates:
         momentum_update_reorder(
             values,
@@ -200,7 +198,7 @@ def train_step(
         Of the samples in the loss; without any, all count 1.
     delta : float32 (n_classes, batch)
         Receives the gradient with respect to the outputs.
-    input_sums : float32 (n_in of the output layer,)
+    input_sums : float32 (n_in of the output layer + 1,)
         Room, where the output layer is centred.
     learning_rate : float
     momentum, decay : float32
@@ -261,7 +259,18 @@ def train_step(
         rate = np.float32(learning_rate * layer.rate_scale)
         if layer.centered:
             backward_centered_and_update(
-                table, k, X, D, keep_share, out_delta, input_sums, rate, momentum, decay, updates
+                table,
+                k,
+                X,
+                D,
+                weights,
+                keep_share,
+                out_delta,
+                input_sums,
+                rate,
+                momentum,
+                decay,
+                updates,
             )
         else:
             backward_and_update(

@@ -54,7 +54,6 @@ class Representative:
         self,
         network: SparseMLP,
         gradients: Sequence[Gradients],
-        rows: int,
         optimizer: MomentumSGD,
         rate: float,
         backend: Backend,
@@ -68,8 +67,6 @@ class Representative:
             The node's weights, in input order.
         gradients : sequence of Gradients
             Of this node, in a fixed order; there may be none.
-        rows : int
-            Samples of the joined mini-batch, of all nodes.
         optimizer : MomentumSGD
         rate : float
         backend : Backend
@@ -87,7 +84,7 @@ class Representative:
         for array in arrays:
             self._add_over_nodes(array.reshape(-1))
         with self._weights.writing(), backend.threads(threads):
-            network.finish_gradient(total, rows, backend)
+            network.finish_gradient(total, backend)
             network.update_(total, optimizer, rate, backend, both_orders=False)
             self._topology.version += 1
 

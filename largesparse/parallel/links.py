@@ -319,17 +319,16 @@ class Links:
         backend : Backend
         threads : int
         """
-        rows = sum(push.task.batch.stop - push.task.batch.start for push in pushes)
         slots: list[list[int]] = [[] for _ in self._counts]
         for push in pushes:
             slots[self._nodes.node[push.worker]].append(push.task.slot)
         leaders = [self._nodes.leader(node) for node in range(1, len(self._nodes))]
         for node, leader in enumerate(leaders, start=1):
-            self._hub.send(leader, messages.Reduce(slots[node], rows, optimizer, rate))
+            self._hub.send(leader, messages.Reduce(slots[node], optimizer, rate))
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
             workspace.fit(self.topology.connections)
-        representative.update(self.network, own, rows, optimizer, rate, backend, threads)
+        representative.update(self.network, own, optimizer, rate, backend, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
         self._answers(leaders)
 

@@ -96,7 +96,6 @@ class Reduce:
     """To the first rank of another node: sum gradients over all nodes, and update."""
 
     slots: list[int]
-    rows: int
     optimizer: MomentumSGD
     rate: float
 

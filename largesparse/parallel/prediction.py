@@ -20,7 +20,7 @@ from .. import inference
 from ..backends import get_backend
 from ..errors import ParameterError, check_range
 from ..frames import align_frame
-from ..inference import Engine, Outputs, Predictor, batches, check_batch_size
+from ..inference import Engine, Outputs, Predictor, batches, check_batch_size, check_outputs
 from ..memory import prediction_batch
 from ..network import SparseMLP
 from ..preprocessing import check_X
@@ -84,7 +84,8 @@ def predict_proba(
     LargeSparseError
         On all ranks, where something given cannot be used: `DataError` for X, `ParameterError`
         for the rest and where the network predicts numbers. Where nobody catches it, rank 0 tells
-        it. Where a rank fails later, the whole job ends with one message.
+        it. `NumericalError` on rank 0 where what it computes is not finite. Where a rank fails
+        later, the whole job ends with one message.
     """
     options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
     found = _predict(network, X, comm, options, needs_classes=True)
@@ -104,8 +105,8 @@ def predict(
 ) -> NDArray[Any] | None:
     """Return class labels (n_samples,), or predicted numbers, computed by all ranks.
 
-    The numbers are float32 (n_samples,) or, for several targets, (n_samples, n_targets). Ranks
-    other than 0 return None. For parameters and errors see `predict_proba`.
+    The numbers are as `Predictor.predict` returns them. Ranks other than 0 return None. For
+    parameters and errors see `predict_proba`.
     """
     options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
     found = _predict(network, X, comm, options, needs_classes=False)
@@ -170,13 +171,15 @@ def _predict(
     agree(comm, {"the options of prediction": options})
     nodes = Nodes.of(comm, options.ranks_per_node)
     channel = connect(comm)
+    out = None
     with guard(comm):
         if isinstance(channel, Line):
             _Follower(comm, channel, options.chunk_bytes).run()
-            return None
-        assert network is not None and prepared is not None
-        X, outputs = prepared
-        return _Leader(comm, channel, nodes, network, X, options).run(), outputs
+        else:
+            assert network is not None and prepared is not None
+            out = _Leader(comm, channel, nodes, network, prepared[0], options).run()
+    together(comm, lambda: None if out is None else check_outputs(out))
+    return None if out is None or prepared is None else (out, prepared[1])
 
 
 class _Leader:

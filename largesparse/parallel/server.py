@@ -214,7 +214,7 @@ class Server:
             self._sum_gradients(parts, total, deal)
             trainer = self.trainer
             with trainer.backend.threads(self._threads):
-                trainer.network.finish_gradient(total, samples(parts), trainer.backend)
+                trainer.network.finish_gradient(total, trainer.backend)
             self._update(total, parts)
             trainer.step_count += 1
             self.report.count(0)

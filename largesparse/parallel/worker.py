@@ -243,7 +243,6 @@ class Worker:
         self._representative.update(
             show_weights(self._topology, self._weights),
             gradients,
-            message.rows,
             message.optimizer,
             message.rate,
             stepper.backend,
