@@ -188,9 +188,9 @@ def check_fork() -> None:
 
 def _after_fork() -> None:
     global _forked
-    parallel = sys.modules.get("numba.np.ufunc.parallel")
-    started = parallel is not None and parallel._is_initialized
-    _forked = sys.platform == "linux" and started and parallel.threading_layer() == "omp"
+    parallel: Any = sys.modules.get("numba.np.ufunc.parallel")
+    if sys.platform == "linux" and parallel is not None and parallel._is_initialized:
+        _forked = parallel.threading_layer() == "omp"
 
 
 if hasattr(os, "register_at_fork"):

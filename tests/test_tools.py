@@ -185,3 +185,20 @@ def test_the_width_ladder_has_a_line_a_size(capsys):
     assert connections == pytest.approx(0.01 * dense, rel=0.05)
     step, rate = float(rows[0][3]), float(rows[0][4])
     assert rate == pytest.approx(connections * 100 / step / 1000, rel=0.05)
+
+
+def test_threading_layers_are_compared_idle_and_busy(capsys):
+    tool = load("measure_threading")
+    tool.main(["--net=madelon", "--layers=default,1", "--rounds=1", "--seconds=0.01", "--busy=1"])
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert "median ms" in header and "of 1" in header
+    assert [row.split()[:2] for row in rows] == [
+        ["0", "default"],
+        ["0", "1"],
+        ["1", "default"],
+        ["1", "1"],
+    ]
+    assert all(float(row.split()[2]) > 0 for row in rows)
+    with pytest.raises(SystemExit, match="2"):
+        tool.main(["--layers=default,nonsense"])
+    assert "'nonsense'" in capsys.readouterr().err

@@ -63,12 +63,10 @@ def problem(net: str, threads: int) -> Problem:
 class Contestant:
     """A process that trains when it is asked to, and tells how long its steps took."""
 
-    def __init__(self, name: str, net: str, backend: str, threads: int, tree: str | None) -> None:
+    def __init__(self, name: str, net: str, backend: str, threads: int) -> None:
         self.name = name
         command = [sys.executable, __file__, "--serve", net, backend, str(threads)]
         environment = {**os.environ, **ENVIRONMENTS[name]}
-        if tree is not None:
-            environment["PYTHONPATH"] = tree
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -154,7 +152,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
     parser.add_argument("--busy", type=int, default=usable_cores(), help="busy neighbours")
-    parser.add_argument("--tree", help="another checkout, to measure its package")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
@@ -164,9 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in names if name not in ENVIRONMENTS]:
         parser.error(f"--layers: {unknown[0]!r} is none of {', '.join(ENVIRONMENTS)}")
     contestants = [
-        Contestant(
-            name, options.net, options.backend, 1 if name == "1" else options.threads, options.tree
-        )
+        Contestant(name, options.net, options.backend, 1 if name == "1" else options.threads)
         for name in names
     ]
     try:

@@ -88,12 +88,12 @@ class Nodes:
         for number, host, mine in zip(node, hosts, cores, strict=True):
             usable[number] |= {(host.machine, core) for core in mine}
         users = Counter(core for mine in usable for core in mine)
-        shares = [sum(Fraction(1, users[core]) for core in mine) for mine in usable]
+        shares = [sum((Fraction(1, users[core]) for core in mine), Fraction(0)) for mine in usable]
         limits: dict[str, int] = {}  # cores' worth of time that control groups leave of a machine
         for host, quota in zip(hosts, quotas, strict=False):
             if quota is not None:
                 limits[host.machine] = max(math.ceil(quota), limits.get(host.machine, 0))
-        totals: Counter[str] = Counter()
+        totals: dict[str, Fraction] = dict.fromkeys(machines, Fraction(0))
         for machine, share in zip(machines, shares, strict=True):
             totals[machine] += share
         for k, machine in enumerate(machines):
