@@ -35,7 +35,7 @@ def test_a_record_has_the_fields_of_the_interface_in_order(tmp_path):
     records.append_record(path, records.new_record("test"))
     (row,) = read_json(path)
     assert list(row) == FIELDS
-    assert row["schema"] == 3
+    assert row["schema"] == 4
     assert row["kind"] == "test"
 
 
