@@ -219,7 +219,7 @@ def test_labels_are_found_among_classes_of_another_type():
     words, numbers = np.array(["1", "2", "a"]), np.array([1, 2])
     assert match_labels(np.array([2, 1]), words).tolist() == ["2", "1"]
     assert match_labels(np.array(["2", "1"]), numbers).tolist() == [2, 1]
-    with pytest.raises(DataError, match="not among the 2 known classes: '01'"):
+    with pytest.raises(DataError, match="'01', which is not among the 2 known classes"):
         match_labels(np.array(["01", "1"]), numbers)
 
 
