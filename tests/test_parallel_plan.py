@@ -97,6 +97,7 @@ def test_growth_by_the_gradient_takes_a_workspace_on_rank_0(monkeypatch):
     by_output = 4 * network.connections  # what evolution on rank 0 makes of the weights
     nodes, options = machine(3), ParallelOptions("wasap", phase_one_epochs=2)
     plans = {}
+    monkeypatch.setattr(plan_module, "memory_of_ranks", lambda *_: LOTS)
     for growth in ("random", "gradient"):
         trainer = Trainer(network, TrainingConfig(epochs=3, batch_size=32, growth=growth))
         data = prepare(network, trainer.config, X, y)
