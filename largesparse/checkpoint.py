@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import NetworkConfig, TrainingConfig
+from .environment import expand_user
 from .errors import CheckpointError
-from .folders import COMPLETE, FORMAT, MANIFEST, expand, find, locate, replacing, umask
+from .folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
 from .history import EpochPart, History
 from .layer import SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
@@ -186,7 +187,7 @@ def _write(
     velocities: bool = False,
     best: Sequence[SparseLayer] | None = None,
 ) -> None:
-    folder = expand(folder).resolve()
+    folder = expand_user(folder).resolve()
     with _writing(folder), replacing(folder) as beside:
         files = {}
         for prefix, layers in (("", network.layers), ("best-", best or [])):
@@ -259,11 +260,11 @@ def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
 
 def has_checkpoint(folder: str | Path) -> bool:
     """Return whether there is a checkpoint or a model at a path."""
-    return find(expand(folder).resolve()) is not None
+    return find(expand_user(folder).resolve()) is not None
 
 
 def _existing(folder: str | Path) -> Path:
-    folder = expand(folder).resolve()
+    folder = expand_user(folder).resolve()
     with _reading(folder):
         found = find(folder)
     if found is None:

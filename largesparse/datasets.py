@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from . import environment
 from .archives import csr_from_archive, flatten_rows, read_archive
 from .errors import DataError, ParameterError, check_range
-from .folders import expand
 from .geo import read_series_matrix
 from .openml import fetch
 from .preprocessing import check_X_y, encode_labels
@@ -101,7 +100,7 @@ def load_dataset(
         _check_options(name_or_path, options, "version")
         X, y = fetch(name_or_path.removeprefix(OPENML), **options)
         return _split(name_or_path, name_or_path, X, y, *split)
-    path = expand(name_or_path)
+    path = environment.expand_user(name_or_path)
     if path.is_file():
         return _load_file(path, split, options)
     raise DataError(
@@ -165,10 +164,10 @@ def _check_options(source: str, options: dict[str, Any], *known: str) -> None:
 
 def _folders(folder: str | os.PathLike[str] | None) -> list[Path]:
     if folder is not None:
-        return [expand(folder)]
+        return [environment.expand_user(folder)]
     places = [Path("data"), Path("..", "shared", "data")]
     if named := os.environ.get(environment.DATA):
-        places.insert(0, expand(named))
+        places.insert(0, environment.expand_user(named))
     return places
 
 

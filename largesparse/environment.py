@@ -7,6 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from .errors import ParameterError
+
 BACKEND = "LARGESPARSE_BACKEND"  # the sparse backend
 DATA = "LARGESPARSE_DATA"  # the folder in which data sets lie
 CACHE = "LARGESPARSE_CACHE"  # the folder for generated data and compiled kernels
@@ -20,8 +22,25 @@ def cache_folder() -> Path:
     It is `LARGESPARSE_CACHE`, else `$XDG_CACHE_HOME/largesparse`, else `~/.cache/largesparse`.
     """
     if named := os.environ.get(CACHE):
-        return Path(named).expanduser()
+        return expand_user(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "largesparse"
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` replaced by a home.
+
+    Raises
+    ------
+    ParameterError
+        Where there is no such user, or the user has no home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ParameterError(
+            f"The path {str(path)!r} begins with a home that cannot be found. Give it from the "
+            "root on."
+        ) from error
 
 
 def launched_ranks() -> tuple[int, int]:

@@ -34,14 +34,6 @@ WRITTEN = re.compile(r"((best-)?layer-\d+|preprocessing|targets)\.safetensors")
 IGNORED = ("lost+found",)  # beside hidden files: a folder with no more than these is empty
 
 
-def expand(path: str | os.PathLike[str]) -> Path:
-    """Return a path whose `~` is a home folder; a name that only begins so stays as it is."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # no such user, or no home folder
-        return Path(path)
-
-
 def read_manifest(place: Path) -> dict[str, Any] | None:
     """Return the manifest of this format in a folder, of any version, or None."""
     try:
@@ -53,7 +45,7 @@ def read_manifest(place: Path) -> dict[str, Any] | None:
 
 def find(folder: Path) -> Path | None:
     """Return where the model or checkpoint of a folder is read, or None where there is none."""
-    earlier = folder.with_name(f".{folder.name}.previous")  # by crashes of releases up to 0.1
+    earlier = folder.parent / f".{folder.name}.previous"  # by crashes of releases up to 0.1
     for place in (folder / COMPLETE, folder, earlier):
         if (place / MANIFEST).is_file():
             return place

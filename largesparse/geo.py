@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .environment import expand_user
 from .errors import DataError
-from .folders import expand
 
 CHARACTERISTICS = "!Sample_characteristics_ch1"
 BEGIN, END = "!series_matrix_table_begin", "!series_matrix_table_end"
@@ -56,7 +56,7 @@ def read_series_matrix(
         If the file is damaged, cut off or of another format, has missing values, or not every
         sample has that field.
     """
-    path = expand(path)
+    path = expand_user(path)
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .environment import expand_user
 from .errors import ParameterError
-from .folders import expand
 from .records import check_output
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check_plot(path: str) -> None:
     except ImportError as error:
         raise ParameterError("--plot needs matplotlib: pip install 'largesparse[plot]'.") from error
     formats = Figure().canvas.get_supported_filetypes()
-    suffix = expand(path).suffix[1:].lower()
+    suffix = expand_user(path).suffix[1:].lower()
     if suffix and suffix not in formats:
         raise ParameterError(
             f"--plot {path}: there is no picture format {suffix!r}. Known are "
@@ -61,6 +61,6 @@ def plot_curve(history: History, path: str) -> None:
     score.set(xlabel="epoch", title="accuracy, or R² of a regression")
     score.legend()
     try:
-        figure.savefig(expand(path), dpi=150)
+        figure.savefig(expand_user(path), dpi=150)
     except (OSError, ValueError) as error:
         raise ParameterError(f"--plot {path}: {error}. The model is saved.") from error

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .environment import expand_user
 from .errors import DataError, LargeSparseError
-from .folders import expand
 from .plots import PHASES, run_table
 from .records import read_records
 
@@ -64,7 +64,7 @@ def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd
     """
     import pandas as pd
 
-    rows = list(_asv_rows(expand(asv))) if asv is not None else []
+    rows = list(_asv_rows(expand_user(asv))) if asv is not None else []
     if records:
         rows += _run_rows(read_records(*records))
     if not rows:

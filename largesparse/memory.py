@@ -29,8 +29,8 @@ import psutil
 from .activations import TRAINED
 from .backends import get_backend
 from .config import NetworkConfig
+from .environment import expand_user
 from .errors import MemoryPlanError
-from .folders import expand
 from .info import cgroup_memory_limit
 from .workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
 
@@ -249,7 +249,7 @@ def choose_plan(
         Where no micro-batch fits; the message says what would.
     """
     stored = storage is not None
-    disk = 0 if storage is None else shutil.disk_usage(expand(storage)).free
+    disk = 0 if storage is None else shutil.disk_usage(expand_user(storage)).free
     available = available_memory() if available is None else available
     budget = int(HEADROOM * available)
     first = None

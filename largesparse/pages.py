@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .folders import expand
+from .environment import expand_user
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,6 +92,6 @@ def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) ->
     """Write every figure as PNG, `prefix`-name.png; return the paths."""
     paths = []
     for name, figure in figures.items():
-        paths.append(expand(folder) / f"{prefix}-{name}.png")
+        paths.append(expand_user(folder) / f"{prefix}-{name}.png")
         figure.savefig(paths[-1], dpi=160)
     return paths

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .environment import expand_user
 from .errors import DataError, check_range
-from .folders import expand
 from .geo import read_leukemia
 
 IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -62,7 +62,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray:
         header says.
     """
     try:
-        content = expand(path).read_bytes()
+        content = expand_user(path).read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from . import info
+from .environment import expand_user
 from .errors import DataError, LargeSparseError, ParameterError
-from .folders import expand
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,7 +142,7 @@ def check_output(path: str | Path) -> Path:
     ParameterError
         If `path` is a folder, its folder does not exist, or it cannot be written.
     """
-    path = expand(path)
+    path = expand_user(path)
     if path.is_dir():
         raise ParameterError(f"The output {str(path)!r} is a folder. Name a file in it.")
     if not path.parent.is_dir():
@@ -176,7 +176,7 @@ def append_record(path: str | Path, record: RunRecord) -> None:
     values = {name: getattr(record, name) for name in FIELDS}
     line = json.dumps(_plain(values), allow_nan=False)
     try:
-        _append_line(expand(path), line.encode())
+        _append_line(expand_user(path), line.encode())
     except OSError as error:
         logger.error("The record that could not be written: %s", line)
         raise LargeSparseError(
@@ -197,7 +197,7 @@ def read_records(*paths: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for path in paths for row in _read_lines(expand(path))]
+    rows = [row for path in paths for row in _read_lines(expand_user(path))]
     newer = dict.fromkeys(name for row in rows for name in row if name not in FIELDS)
     return pd.DataFrame(rows, columns=[*FIELDS, *newer])
 

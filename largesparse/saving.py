@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .environment import expand_user
 from .errors import CheckpointError
-from .folders import expand, find, read_manifest, try_writing
+from .folders import find, read_manifest, try_writing
 from .layer_files import layer_arrays
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def check_model_folder(folder: str | Path) -> None:
     CheckpointError
         Where it cannot be written, or has the checkpoint of a training.
     """
-    folder = expand(folder).resolve()
+    folder = expand_user(folder).resolve()
     if epoch := _epoch(find(folder)):
         raise CheckpointError(
             f"{folder} has the checkpoint of a training ({epoch}), which the model would replace. "
@@ -54,9 +55,9 @@ def check_checkpoint_folder(
     CheckpointError
         Where it cannot be written, or has a model or the checkpoint of another training.
     """
-    folder = expand(folder).resolve()
+    folder = expand_user(folder).resolve()
     found = find(folder)
-    own = () if going_on is None else (expand(going_on).resolve(),)
+    own = () if going_on is None else (expand_user(going_on).resolve(),)
     if found is not None and read_manifest(found) and not {folder, found} & {*own}:
         epoch = _epoch(found)
         raise CheckpointError(
@@ -117,7 +118,7 @@ def save_elsewhere(save: Callable[[Path], None], folder: str | Path) -> Path | N
     path or None
         Where it has been saved, if anywhere.
     """
-    folder = expand(folder).resolve()
+    folder = expand_user(folder).resolve()
     for parent in (folder.parent, None):  # None: the folder of temporary files
         try:
             place = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=parent))

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .environment import expand_user
 from .errors import MemoryPlanError, ParameterError
-from .folders import expand
 from .layer import Float32, Forward, SparseLayer
 from .topology import Topology
 
@@ -46,7 +46,7 @@ class Storage:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = expand(folder)
+        self.folder = expand_user(folder)
         if not self.folder.is_dir() or not os.access(self.folder, os.W_OK):
             raise ParameterError(
                 "The 'storage' parameter must be a folder that can be written. Got "

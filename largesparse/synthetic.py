@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from . import environment
 from .datasets import Dataset
 from .errors import DataError, ParameterError, check_range
-from .folders import expand
 
 FORMAT = 1  # of the cached files; part of their folder's name
 BLOCK_BYTES = 2**24  # of noise per random stream: changing it changes the data, so raise FORMAT
@@ -96,7 +95,7 @@ def make_large_classification(
         "random_state": random_state,
     }
     parameters = _checked(parameters)
-    cache = environment.cache_folder() if cache_dir is None else expand(cache_dir)
+    cache = environment.cache_folder() if cache_dir is None else environment.expand_user(cache_dir)
     digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
     folder = cache / f"classification-{n_samples}x{n_features}-{digest}"
     for _ in range(3):  # once in general; again if what is there is damaged

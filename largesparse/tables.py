@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .archives import csr_from_archive, flatten_rows, read_archive
 from .columns import positions_of, read_csv, read_parquet
+from .environment import expand_user
 from .errors import DataError, ParameterError
-from .folders import expand
 
 if TYPE_CHECKING:
     import os
@@ -90,7 +90,7 @@ def read_table(
     ParameterError
         If `part` is another word.
     """
-    path = expand(path)
+    path = expand_user(path)
     if part not in ("train", "test"):
         raise ParameterError(
             f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError, check_range
-from .folders import expand
 from .learning_curve import check_plot, plot_curve, text_curve
 from .sizes import parse_size
 
@@ -181,7 +181,7 @@ def _read_samples(arguments: argparse.Namespace) -> Samples:
     from .datasets import load_dataset
     from .tables import read_table, table_format
 
-    path = expand(arguments.data)
+    path = expand_user(arguments.data)
     if table_format(path) is None and not path.is_file():
         data = load_dataset(arguments.data, seed=arguments.seed)
         return Samples(data.X_train, data.y_train, data.X_test, data.y_test, None)

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from .checkpoint import save_checkpoint
 from .config import TrainingConfig
 from .early_stopping import EarlyStopping, Snapshot
+from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError
-from .folders import expand
 from .growth import Walk, evolve_layers
 from .history import EpochPart, EpochRecord, History
 from .importance import prune_neurons
@@ -308,7 +308,7 @@ class Trainer(Stepper):
 
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""
-        place = expand(folder).resolve()
+        place = expand_user(folder).resolve()
         try:
             if place != self.folder:  # another training may have begun there since this one did
                 check_checkpoint_folder(place, going_on=self.folder)

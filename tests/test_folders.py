@@ -26,8 +26,8 @@ from largesparse import (
     save_model,
 )
 from largesparse import checkpoint as checkpoint_module
-from largesparse.errors import CheckpointError
-from largesparse.folders import COMPLETE, WRITING, expand
+from largesparse.errors import CheckpointError, ParameterError
+from largesparse.folders import COMPLETE, WRITING
 
 X = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
 Y = np.arange(40) % 2
@@ -382,7 +382,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     fit(again, "~/run")
     assert load_checkpoint(tmp_path / "run").epoch == 3
     assert os.listdir(tmp_path / "work") == []
-    assert expand("~no such user/x") == Path("~no such user/x")
+    with pytest.raises(ParameterError, match="a home that cannot be found"):
+        save_model(network(1), "~no such user/x")
 
 
 # A failure at the end

@@ -60,8 +60,8 @@ from tqdm import tqdm
 
 from largesparse import info
 from largesparse.cli import parse_size, run_command
+from largesparse.environment import expand_user
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
-from largesparse.folders import expand
 from largesparse.recipes import RECIPES
 from largesparse.records import check_output, new_record
 
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["problems"].append({"name": name, **asdict(problem), "results": rows})
     report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]
     if options.json:
-        expand(options.json).write_text(json.dumps(report, indent=1))
+        expand_user(options.json).write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ from largesparse import read_records
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.cli import run_command
 from largesparse.config import REGROWTH
+from largesparse.environment import expand_user
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
-from largesparse.folders import expand
 from largesparse.memory import choose_plan
 from largesparse.optimizer import SCHEDULES
 from largesparse.pages import save_figures
@@ -183,7 +183,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
 
 def read(path: str) -> pd.DataFrame:
     """Return the records of a file, which need not exist."""
-    return read_records(path) if expand(path).exists() else read_records()
+    return read_records(path) if expand_user(path).exists() else read_records()
 
 
 def fits(name: str, training: Training) -> bool:
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in options.figure:
             for dataset in options.dataset:
                 figure = draw(number, dataset, protocol, runs)
-                expand(options.plots).mkdir(parents=True, exist_ok=True)
+                expand_user(options.plots).mkdir(parents=True, exist_ok=True)
                 (path,) = save_figures({dataset: figure}, options.plots, f"figure-{number}")
                 print(path)
     if options.extremes is not None:

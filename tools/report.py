@@ -27,8 +27,8 @@ from largesparse.benchmark_plots import (
     strong_scaling,
 )
 from largesparse.cli import run_command
+from largesparse.environment import expand_user
 from largesparse.errors import ParameterError
-from largesparse.folders import expand
 from largesparse.measurements import COUNTS, SETTINGS, read_measurements
 from largesparse.plots import scaling_figures, scaling_table
 from largesparse.records import read_records
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=expand,
+        type=expand_user,
         default=Path("report"),
         help="folder to write to (default %(default)s)",
     )

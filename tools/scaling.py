@@ -32,8 +32,8 @@ import pandas as pd
 from largesparse import pages
 from largesparse.cli import run_command
 from largesparse.cluster import Cluster, plan_cluster
+from largesparse.environment import expand_user
 from largesparse.errors import DataError, LargeSparseError
-from largesparse.folders import expand
 from largesparse.ladder import (
     GUESS,
     RUNGS,
@@ -225,7 +225,7 @@ def plan(command: Sequence[str]) -> int | str:
 
 
 def _records(path: str) -> pd.DataFrame:
-    return read_records(path) if expand(path).exists() else read_records()
+    return read_records(path) if expand_user(path).exists() else read_records()
 
 
 def table_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -253,7 +253,7 @@ def draw(options: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in [header, *rows]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    folder = expand(options.plots)
+    folder = expand_user(options.plots)
     folder.mkdir(parents=True, exist_ok=True)
     figures = scaling_figures(table)
     pages.save_figures(figures, folder, "scaling")

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import TrainingConfig
+from ..environment import expand_user
 from ..errors import LargeSparseError, ParameterError
-from ..folders import expand
 from ..history import History
 from ..network import SparseMLP
 from ..records import peak_rss_bytes
@@ -73,7 +73,7 @@ class Given:
             trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
         )
         trainer.check_rows(data)
-        place = None if self.checkpoint is None else expand(self.checkpoint).resolve()
+        place = None if self.checkpoint is None else expand_user(self.checkpoint).resolve()
         if trainer.folder is not None and place not in (None, trainer.folder):
             save_checkpoint(trainer, place)  # those of the replicas go into it
             trainer.folder = place

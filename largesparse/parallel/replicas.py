@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import NetworkConfig, TrainingConfig
+from ..environment import expand_user
 from ..errors import CheckpointError
-from ..folders import expand
 from ..history import EpochRecord, History
 from ..layer import SparseLayer
 from ..network import SparseMLP, layer_settings
@@ -122,7 +122,7 @@ def train_replica(
 
 def _folder(task: TrainReplica) -> Path:
     assert task.checkpoint is not None
-    return expand(task.checkpoint) / f"replica-{task.replica + 1:03d}"
+    return expand_user(task.checkpoint) / f"replica-{task.replica + 1:03d}"
 
 
 class StoredReplica:
