@@ -45,7 +45,7 @@ def read_manifest(place: Path) -> dict[str, Any] | None:
 
 def find(folder: Path) -> Path | None:
     """Return where the model or checkpoint of a folder is read, or None where there is none."""
-    earlier = folder.with_name(f".{folder.name}.previous")  # by crashes of releases up to 0.1
+    earlier = folder.parent / f".{folder.name}.previous"  # by crashes of releases up to 0.1
     for place in (folder / COMPLETE, folder, earlier):
         if (place / MANIFEST).is_file():
             return place

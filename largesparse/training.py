@@ -25,7 +25,7 @@ from .layer import SparseLayer
 from .network import SparseMLP
 from .randomness import stream
 from .reachability import active_neurons
-from .saving import check_training, save_elsewhere
+from .saving import check_checkpoint_folder, check_training, save_elsewhere
 from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
@@ -338,8 +338,11 @@ class Trainer(Stepper):
 
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""
+        place = expand_user(folder).resolve()
         try:
-            save_checkpoint(self, folder)
+            if place != self.folder:  # another training may have begun there since this one did
+                check_checkpoint_folder(place, going_on=self.folder)
+            save_checkpoint(self, place)
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
             self._is_unsaved = True

@@ -210,7 +210,11 @@ ASYNCHRONOUS = (
     }
 )
 
-FEWER = {"replicas-fewer": REPLICAS["replicas-one-node"]}  # by two workers
+FEWER = {  # by two workers
+    "replicas-fewer": dataclasses.replace(
+        REPLICAS["replicas-one-node"], checkpoint="replicas-fewer-checkpoint"
+    )
+}
 CASES = (
     SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | FEWER | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
 )

@@ -282,6 +282,16 @@ def test_a_training_that_goes_on_replaces_its_own_checkpoint(tmp_path, crashed):
         fit(load_checkpoint(folder, epochs=4), tmp_path / "other")
 
 
+def test_two_trainings_that_begin_at_once_do_not_replace_each_other_s(tmp_path, caplog):
+    folder, other = tmp_path / "run", make_trainer(seed=1, epochs=1)
+    trainer = make_trainer()
+    fit(trainer, folder, augment=lambda X, *_: (other.epoch or fit(other, folder), X)[1])
+    assert "another training" in caplog.text
+    assert load_checkpoint(folder).epoch == 1
+    (beside,) = tmp_path.glob("run-*")
+    assert load_checkpoint(beside).epoch == trainer.epoch == 2
+
+
 # Before the training
 
 

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,21 @@ def test_an_output_that_can_be_written_leaves_nothing_behind(tmp_path):
     path = tmp_path / "runs.jsonl"
     assert records.check_output(path) == path
     assert not path.exists()
+
+
+def test_a_record_another_process_appends_meanwhile_is_kept(tmp_path, monkeypatch):
+    """Neither is the output made and removed, nor one that is there."""
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("removed"))
+    records.check_output(tmp_path / "runs.jsonl")
+
+
+def test_an_output_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    records.check_output("~/runs.jsonl")
+    records.append_record("~/runs.jsonl", records.RunRecord(kind="test"))
+    assert list(records.read_records("~/runs.jsonl")["kind"]) == ["test"]
+    assert (tmp_path / "runs.jsonl").exists()
 
 
 def test_an_existing_output_is_left_as_it_is(tmp_path):

@@ -389,6 +389,16 @@ def test_a_map_survives_the_removal_of_its_folder(cache):
     np.testing.assert_array_equal(data.X_train, before)
 
 
+def test_a_file_of_the_user_in_damaged_data_is_not_removed(cache):
+    make_large_classification(**SMALL)
+    folder = generated_folder(cache)
+    truncate(folder / "X_test.npy")
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(DataError, match=r"it has notes\.txt"):
+        make_large_classification(**SMALL)
+    assert (folder / "notes.txt").read_text() == "precious"
+
+
 def test_unfinished_folders_of_killed_runs_are_removed_in_time(cache):
     make_large_classification(**SMALL)
     name = generated_folder(cache).name

@@ -76,6 +76,7 @@ class Given:
         place = None if self.checkpoint is None else expand_user(self.checkpoint).resolve()
         if trainer.folder is not None and place not in (None, trainer.folder):
             save_checkpoint(trainer, place)  # those of the replicas go into it
+            trainer.folder = place
         return trainer, data
 
     def trainer(self) -> Trainer:
