@@ -86,23 +86,6 @@ def _user() -> str:
     return str(os.getuid()) if hasattr(os, "getuid") else "cache"
 
 
-def expand_user(path: str | os.PathLike[str]) -> Path:
-    """Return a path with `~` replaced by a home.
-
-    Raises
-    ------
-    ParameterError
-        Where there is no such user, or the user has no home.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ParameterError(
-            f"The path {str(path)!r} begins with a home that cannot be found. Give it from the "
-            "root on."
-        ) from error
-
-
 def launched_ranks() -> tuple[int, int]:
     """Return (rank, number of ranks) as the MPI launcher tells it, without loading MPI.
 
