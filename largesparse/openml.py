@@ -67,12 +67,12 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
     return bunch.data, bunch.target
 
 
-def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray[np.float64]:
-    """Return an array of Python objects, as sets with categorical features have, as float64."""
-    numbers = np.empty(X.shape, np.float64)
+def _numbers(X: NDArray, feature_names: list[str], name: str) -> NDArray[np.float32]:
+    """Return an array of Python objects, as sets with categorical features have, as float32."""
+    numbers = np.empty(X.shape, np.float32)
     for column, feature in enumerate(feature_names):
         try:
-            numbers[:, column] = X[:, column].astype(np.float64)
+            numbers[:, column] = X[:, column].astype(np.float32)
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"The feature {feature!r} of OpenML's data set {name!r} is no number: {error}. "
