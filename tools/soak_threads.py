@@ -103,14 +103,16 @@ def run(part: str, backend: str, options: Any) -> Outcome:
                 command, stdout=stdout, stderr=stderr, start_new_session=hasattr(os, "setsid")
             )
         size, last = 0, time.monotonic()
-        while child.poll() is None:
-            time.sleep(0.05)
-            if done.stat().st_size != size:
-                size, last = done.stat().st_size, time.monotonic()
-            if time.monotonic() - last > (options.timeout if size else 10 * options.timeout):
-                break  # before the first round kernels may be compiled
-        is_hanging = child.poll() is None
-        end_all(child)
+        try:
+            while child.poll() is None:
+                time.sleep(0.05)
+                if done.stat().st_size != size:
+                    size, last = done.stat().st_size, time.monotonic()
+                if time.monotonic() - last > (options.timeout if size else 10 * options.timeout):
+                    break  # before the first round kernels may be compiled
+            is_hanging = child.poll() is None
+        finally:
+            end_all(child)
         lines = done.read_text().split()
         told = errors.read_text(errors="replace").strip().splitlines()
     status = child.returncode
@@ -230,4 +232,5 @@ PARTS: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # having ended what was started
     sys.exit(main())
