@@ -114,6 +114,8 @@ def _load_sparse(
     if preprocessing is None:
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
         return
+    mean: NDArray[np.floating]
+    scale: NDArray[np.floating]
     mean, scale = preprocessing.mean, preprocessing.scale
     if not wide and preprocessing.narrow is not None:
         mean, scale = preprocessing.narrow

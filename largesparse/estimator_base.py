@@ -69,8 +69,8 @@ def undone_on_error(train: Callable[..., Any]) -> Any:
         try:
             return train(self, *arguments, **options)
         except Exception:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             if network is not None:
                 vars(network).update(parts)
             raise
@@ -195,7 +195,7 @@ class BaseSparseMLP(BaseEstimator):
         estimator._seed = config.seed
         estimator._forget_training()
         if saved:
-            vars(estimator).update({name: saved["progress"][name] for name in PROGRESS})
+            estimator.__dict__.update({name: saved["progress"][name] for name in PROGRESS})
         estimator._take_targets()
         return estimator
 
@@ -261,8 +261,9 @@ class BaseSparseMLP(BaseEstimator):
         """
         self.alpha_ = self.alpha
         if self._is_auto("alpha"):
-            everyone = weights is None or weights.all()
-            self.alpha_ = alpha_from_skewness(X if everyone else X[np.flatnonzero(weights)])
+            if weights is not None and not weights.all():
+                X = X[np.flatnonzero(weights)]
+            self.alpha_ = alpha_from_skewness(X)
         random = check_random_state(self.random_state)
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()

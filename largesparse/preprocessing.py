@@ -303,7 +303,7 @@ def moments(
     """
     n_columns = X.shape[1]
     chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
-    first = X[chosen[:1]]
+    first: Any = X[chosen[:1]]
     shift = (first if isinstance(X, np.ndarray) else first.toarray())[0].astype(np.float64)
     row_bytes = 8 * n_columns if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
     count, mean, squares = 0.0, np.zeros(n_columns), np.zeros(n_columns)
