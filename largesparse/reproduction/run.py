@@ -27,13 +27,13 @@ from ..warming import warm_up
 from .distributions import neuron_distributions
 from .paper import TABLE_6
 from .scores import ScoringTrainer
+from .settings import IMAGES
 from .trainings import Training
 
 KIND = "paper_tables"
 PERCENTILES = tuple(next(iter(TABLE_6.values())))[1:]
 MEASUREMENTS = 100  # of the gradient flow in a training, at most
 ROWS = 1000  # that the gradient flow and the neurons' distributions are taken over
-IMAGES = {3072: (32, 32, 3), 784: (28, 28, 1)}  # features -> shape
 
 Report = Callable[[int, float | None], None]  # epoch, test accuracy
 
@@ -73,10 +73,11 @@ def run_training(training: Training, report: Report) -> RunRecord | None:
         return run_scikit_learn(training, load(training), report)
     if training.ranks > 1:
         return _run_parallel(training, report)
-    return _run_sequential(training, load(training), report)
+    return run_sequential(training, load(training), report)
 
 
-def _run_sequential(training: Training, data: Dataset, report: Report) -> RunRecord:
+def run_sequential(training: Training, data: Dataset, report: Report) -> RunRecord:
+    """Run a training in this process on rows that are given; return its record."""
     config = training.training
     warm_up(config.backend)
     started = time.perf_counter()
