@@ -31,6 +31,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from largesparse import read_records
+from largesparse.backends import BACKENDS
 from largesparse.cli import run_command
 from largesparse.datasets import Dataset
 from largesparse.errors import ParameterError
@@ -68,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         flag, default = "--" + name.replace("_", "-"), getattr(Rule(), name)
         of_rule.add_argument(flag, type=float, nargs="+", metavar="X", help=f"default {default:g}")
     of_rule.add_argument("--augment", nargs="+", choices=("yes", "no"), help="default yes")
+    add("--backend", choices=BACKENDS, default=Protocol().backend, help="default %(default)s")
     add("--out", default="choice.jsonl", metavar="FILE", help="default %(default)s")
     return parser
 
@@ -108,7 +110,8 @@ def trainings(options: argparse.Namespace, rows: int) -> Iterator[tuple[str, int
     for name, settings in candidates(options).items():
         chosen = settings(options.dataset, rows, options.epochs)
         seeds = tuple(range(options.seeds))
-        protocol = Protocol(epochs=options.epochs, seeds=seeds, **dataclasses.asdict(chosen))
+        shared = {"epochs": options.epochs, "seeds": seeds, "backend": options.backend}
+        protocol = Protocol(**shared, **dataclasses.asdict(chosen))
         (row,) = rows_of(2, options.dataset, protocol, only=["all_relu"])
         for fold, training in enumerate(row.trainings):
             yield name, fold, training
@@ -141,7 +144,8 @@ def read_known(path: str) -> dict[tuple[str, str, int], dict[str, Any]]:
 def show(rows: dict[str, dict[str, float]]) -> None:
     """Print the table."""
     table = pd.DataFrame.from_dict(rows, orient="index")
-    print(table.round({"best %": 2, "last %": 2, "loss": 4, "training loss": 4, "CPU s": 0}))
+    digits = {"best %": 2, "last %": 2, "loss": 4, "training loss": 4, "CPU s": 0}
+    print(table.round(digits).to_string())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

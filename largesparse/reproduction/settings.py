@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..errors import check_range
 from . import paper
 
 PUBLISHED_DECAY = 2e-4  # λ of Mocanu et al. (2018), whose configuration the paper says it follows
@@ -57,6 +58,12 @@ class Rule:
     warmup: float = 0.02  # share of the epochs over which η rises, where it falls later
     dropout: float = paper.DROPOUT
     augment: bool = True  # images
+
+    def __post_init__(self) -> None:
+        owner = "the rule"
+        check_range("prior", self.prior, owner, low=0)
+        check_range("annealed_rows", self.annealed_rows, owner, low=0, low_open=True)
+        check_range("warmup", self.warmup, owner, low=0, high=1)
 
     def __call__(self, dataset: str, rows: int, epochs: int) -> Settings:
         """Return the settings of a data set."""
