@@ -4,8 +4,8 @@
     python tools/choose_settings.py --dataset madelon --prior 9 12 --seeds 3
     python tools/choose_settings.py --dataset higgs --epochs 60 --settings rule paper tuned
 
-A candidate is the rule of `largesparse.reproduction.settings` with one value for each of the flags
---prior to --augment; several values make a grid. Every candidate trains the sparse network with
+A candidate is the rule of `largesparse.reproduction.settings` with other numbers; several values
+of a flag make a grid. Every candidate trains the sparse network with
 All-ReLU of Table 2 on `--rows` of the training part, and is scored on a fold of it, which is
 another for every seed. The test part is not looked at. --settings adds those of
 `tools/paper_tables.py`.
@@ -42,7 +42,7 @@ from largesparse.reproduction.settings import SETTINGS, Rule
 from largesparse.reproduction.trainings import Protocol, Training, key_of, rows_of
 from largesparse.sizes import parse_size
 
-NUMBERS = ("prior", "annealed_rows", "warmup", "dropout")
+NUMBERS = tuple(field.name for field in dataclasses.fields(Rule))
 KIND = "choose_settings"
 
 
@@ -62,13 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rows", type=parse_size, metavar="N", help="to train on (default: all that are left)")
     add("--folds", type=parse_size, default=6, help="of the training part (default %(default)s)")
     add("--seeds", type=parse_size, default=1, metavar="N", help="a fold each (default 1)")
+    add("--noise", type=float, default=0.0, metavar="σ", help="to add to the features")
     add("--epochs", type=parse_size, default=paper.EPOCHS, help="default %(default)s")
     add("--settings", nargs="+", choices=SETTINGS, default=[], help="to run too")
     of_rule = parser.add_argument_group("the rule's, one value or several")
     for name in NUMBERS:
         flag, default = "--" + name.replace("_", "-"), getattr(Rule(), name)
         of_rule.add_argument(flag, type=float, nargs="+", metavar="X", help=f"default {default:g}")
-    of_rule.add_argument("--augment", nargs="+", choices=("yes", "no"), help="default yes")
     add("--backend", choices=BACKENDS, default=Protocol().backend, help="default %(default)s")
     add("--out", default="choice.jsonl", metavar="FILE", help="default %(default)s")
     return parser
@@ -77,8 +77,6 @@ def make_parser() -> argparse.ArgumentParser:
 def candidates(options: argparse.Namespace) -> dict[str, Any]:
     """Return functions of (data set, rows, epochs), by what they are called."""
     grid = {name: getattr(options, name) for name in NUMBERS if getattr(options, name)}
-    if options.augment:
-        grid["augment"] = [value == "yes" for value in options.augment]
     found: dict[str, Any] = {name: SETTINGS[name] for name in options.settings}
     if grid or not found:
         for values in itertools.product(*grid.values()):
@@ -88,8 +86,13 @@ def candidates(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def hold_out(data: Dataset, fold: int, folds: int, rows: int | None) -> Dataset:
-    """Return training rows of a data set, and a fold of the others as its test part."""
+def hold_out(
+    data: Dataset, fold: int, folds: int, rows: int | None = None, noise: float = 0.0
+) -> Dataset:
+    """Return training rows of a data set, and a fold of the others as its test part.
+
+    Gaussian noise of a standard deviation is added to the features of all of them.
+    """
     order = np.random.default_rng(0).permutation(len(data.y_train))
     parts = np.array_split(order, folds)
     held = np.sort(parts.pop(fold))
@@ -102,6 +105,10 @@ def hold_out(data: Dataset, fold: int, folds: int, rows: int | None) -> Dataset:
     kept = np.sort(left[:rows])
     X, y = data.X_train, data.y_train
     name = f"{data.name}, fold {fold} of {folds}"
+    if noise:
+        rng = np.random.default_rng(1)
+        X = X + rng.standard_normal(X.shape, dtype=np.float32) * np.float32(noise)
+        name += f", noise {noise:g}"
     return Dataset(X[kept], y[kept], X[held], y[held], name)
 
 

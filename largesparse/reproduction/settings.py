@@ -30,7 +30,7 @@ class Settings:
     augment: bool = False
 
 
-def published(dataset: str, rows: int, epochs: int) -> Settings:
+def published(dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
     """Return Table 7 and section 5.4 to the letter: η, λ and ζ are constant.
 
     CIFAR10 is augmented as in Mocanu et al. (2018).
@@ -40,37 +40,43 @@ def published(dataset: str, rows: int, epochs: int) -> Settings:
 
 @dataclass(frozen=True)
 class Rule:
-    """What follows from Table 7, the rows, the epochs and whether the rows are images.
+    """What follows from Table 7, the rows, the epochs, the workers and whether the rows are photos.
 
-    Few rows are learned by heart, and need what works against it; many do not. So both things
-    that do are in inverse proportion to the rows:
+    Few rows are learned by heart and need what works against it; many rows do not. So what works
+    against it is in inverse proportion to the rows:
 
     - Weight decay is a Gaussian prior on the weights, which counts as much as the rows together:
       the mean loss has ½·prior/rows·‖w‖². Its gradient moves a weight by η·prior/rows·w, and
       momentum adds 1/(1 - μ) such steps up to λ.
-    - Evolution goes on to the end of the training with few rows. With more than `annealed_rows` ζ
-      falls to the share annealed_rows/rows, by the same factor after every epoch, and η with it,
-      as what regrows late can only be learned at a high rate. The geometric mean of η is Table 7's.
+    - With few rows evolution goes on to the end of the training. With more than `annealed_rows` ζ
+      falls to the share annealed_rows/rows, by the same factor after every epoch, and η with it:
+      what regrows late can be learned at a high rate only. The geometric mean of η is Table 7's.
+    - Dropout is the paper's times that share, or `least_dropout`.
+
+    η begins lower by the number of workers, whose gradients are applied together (WASSP) or late
+    (WASAP), but not below Table 7's.
     """
 
     prior: float = 12.0  # precision of a weight's prior
-    annealed_rows: float = 5000.0
+    annealed_rows: float = 2000.0
     warmup: float = 0.02  # share of the epochs over which η rises, where it falls later
-    dropout: float = paper.DROPOUT
-    augment: bool = True  # images
+    least_dropout: float = 0.1
+    augmented_channels: float = 3.0  # of the images that are augmented, at least
 
     def __post_init__(self) -> None:
         owner = "the rule"
         check_range("prior", self.prior, owner, low=0)
         check_range("annealed_rows", self.annealed_rows, owner, low=0, low_open=True)
         check_range("warmup", self.warmup, owner, low=0, high=1)
+        check_range("least_dropout", self.least_dropout, owner, low=0, high=1, high_open=True)
 
-    def __call__(self, dataset: str, rows: int, epochs: int) -> Settings:
+    def __call__(self, dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
         """Return the settings of a data set."""
         task = paper.TASKS[dataset]
         left = min(1.0, self.annealed_rows / rows)
         factor = left ** (1 / epochs)
-        rate = task.learning_rate / left**0.5
+        rate = task.learning_rate * max(1.0, left**-0.5 / workers)
+        channels = IMAGES.get(task.layer_sizes[0], (0,))[-1]
         return Settings(
             learning_rate=rate,
             schedule="step" if left < 1 else "constant",
@@ -78,8 +84,8 @@ class Rule:
             warmup_epochs=self.warmup * epochs if left < 1 else 0.0,
             weight_decay=rate / (1 - paper.MOMENTUM) * self.prior / rows,
             zeta_decay=factor,
-            dropout=self.dropout,
-            augment=self.augment and task.layer_sizes[0] in IMAGES,
+            dropout=max(self.least_dropout, paper.DROPOUT * left),
+            augment=channels >= self.augmented_channels,
         )
 
 
@@ -90,13 +96,13 @@ TUNED = {  # what was best on the test rows of a data set, with a constant η
 }
 
 
-def tuned(dataset: str, rows: int, epochs: int) -> Settings:
+def tuned(dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
     """Return the published settings with what was chosen for a data set by its test rows."""
     return replace(published(dataset, rows, epochs), **TUNED.get(dataset, {}))
 
 
-# name -> function of (data set, training rows, epochs)
-SETTINGS: dict[str, Callable[[str, int, int], Settings]] = {
+# name -> function of (data set, training rows, epochs, workers)
+SETTINGS: dict[str, Callable[..., Settings]] = {
     "rule": Rule(),
     "paper": published,
     "tuned": tuned,

@@ -75,11 +75,11 @@ class Protocol:
         check_range("epochs", self.epochs, "the paper's tables", low=1, integer=True)
         check_range("workers", self.workers, "the paper's tables", low=1, integer=True)
 
-    def settings_of(self, dataset: str) -> Settings:
-        """Return how a data set's networks are trained."""
+    def settings_of(self, dataset: str, workers: int = 1) -> Settings:
+        """Return how a data set's networks are trained by a number of workers."""
         task = paper.TASKS[dataset]
         rows = task.train_samples if self.train_samples is None else self.train_samples
-        chosen = SETTINGS[self.settings](dataset, rows, self.epochs)
+        chosen = SETTINGS[self.settings](dataset, rows, self.epochs, workers)
         names = (field.name for field in dataclasses.fields(chosen))
         given = {name: getattr(self, name) for name in names}
         changes = {name: value for name, value in given.items() if value is not None}
@@ -210,8 +210,9 @@ def _training(
     pruning: bool = False,
     algorithm: str = "sequential",
 ) -> Training:
-    task, chosen = paper.TASKS[dataset], protocol.settings_of(dataset)
+    task = paper.TASKS[dataset]
     parallel = algorithm in ("wasap", "wassp")
+    chosen = protocol.settings_of(dataset, protocol.workers if parallel else 1)
     network = NetworkConfig(
         task.layer_sizes,
         epsilon=None if dense else task.epsilon,
