@@ -143,7 +143,7 @@ def read_known(path: str) -> dict[tuple[str, str, int], dict[str, Any]]:
         return {}
     records = read_records(path)
     return {
-        (key_of(one["settings"]), one["dataset"], int(one["train_samples"])): one
+        (key_of(one["settings"]), one["dataset"], int(one["train_samples"])): dict(one)
         for one in records[records["kind"] == KIND].to_dict("records")
     }
 

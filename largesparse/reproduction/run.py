@@ -215,9 +215,7 @@ def augmenter(training: Training) -> ImageAugmenter | None:
     return ImageAugmenter(IMAGES[features], seed=training.training.seed)
 
 
-def prepare_augmentation(
-    training: Training, network: SparseMLP, X: NDArray[Any]
-) -> ImageAugmenter | None:
+def prepare_augmentation(training: Training, network: SparseMLP, X: Any) -> ImageAugmenter | None:
     """Return what changes the images, and standardise the network's inputs as the changed are.
 
     The border of FashionMNIST's images is nearly always 0: an image that is shifted there would be

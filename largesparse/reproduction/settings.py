@@ -51,24 +51,25 @@ class Rule:
     - With few rows evolution goes on to the end of the training. With more than `annealed_rows` ζ
       falls to the share annealed_rows/rows, by the same factor after every epoch, and η with it:
       what regrows late can be learned at a high rate only. The geometric mean of η is Table 7's.
-    - Dropout is the paper's times that share, or `least_dropout`.
+    - Photos are augmented, and no augmented row is seen twice: they have less dropout.
 
     η begins lower by the number of workers, whose gradients are applied together (WASSP) or late
     (WASAP), but not below Table 7's.
     """
 
-    prior: float = 12.0  # precision of a weight's prior
+    prior: float = 8.0  # precision of a weight's prior
     annealed_rows: float = 2000.0
     warmup: float = 0.02  # share of the epochs over which η rises, where it falls later
-    least_dropout: float = 0.1
     augmented_channels: float = 3.0  # of the images that are augmented, at least
+    augmented_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         owner = "the rule"
         check_range("prior", self.prior, owner, low=0)
         check_range("annealed_rows", self.annealed_rows, owner, low=0, low_open=True)
         check_range("warmup", self.warmup, owner, low=0, high=1)
-        check_range("least_dropout", self.least_dropout, owner, low=0, high=1, high_open=True)
+        dropout = self.augmented_dropout
+        check_range("augmented_dropout", dropout, owner, low=0, high=1, high_open=True)
 
     def __call__(self, dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
         """Return the settings of a data set."""
@@ -76,7 +77,7 @@ class Rule:
         left = min(1.0, self.annealed_rows / rows)
         factor = left ** (1 / epochs)
         rate = task.learning_rate * max(1.0, left**-0.5 / workers)
-        channels = IMAGES.get(task.layer_sizes[0], (0,))[-1]
+        augment = IMAGES.get(task.layer_sizes[0], (0,))[-1] >= self.augmented_channels
         return Settings(
             learning_rate=rate,
             schedule="step" if left < 1 else "constant",
@@ -84,8 +85,8 @@ class Rule:
             warmup_epochs=self.warmup * epochs if left < 1 else 0.0,
             weight_decay=rate / (1 - paper.MOMENTUM) * self.prior / rows,
             zeta_decay=factor,
-            dropout=max(self.least_dropout, paper.DROPOUT * left),
-            augment=channels >= self.augmented_channels,
+            dropout=self.augmented_dropout if augment else paper.DROPOUT,
+            augment=augment,
         )
 
 

@@ -252,7 +252,7 @@ def _training(
     )
 
 
-def step_schedule(chosen: Settings) -> dict[str, float]:
+def step_schedule(chosen: Settings) -> dict[str, Any]:
     """Return that η falls after every epoch, as `TrainingConfig` has it."""
     return {"decay_every": 1.0, "decay_factor": chosen.decay_factor}
 
