@@ -60,6 +60,7 @@ class Rule:
     prior: float = 8.0  # precision of a weight's prior
     annealed_rows: float = 2000.0
     warmup: float = 0.02  # share of the epochs over which η rises, where it falls later
+    dropout: float = paper.DROPOUT
     augmented_channels: float = 3.0  # of the images that are augmented, at least
     augmented_dropout: float = 0.1
 
@@ -68,8 +69,8 @@ class Rule:
         check_range("prior", self.prior, owner, low=0)
         check_range("annealed_rows", self.annealed_rows, owner, low=0, low_open=True)
         check_range("warmup", self.warmup, owner, low=0, high=1)
-        dropout = self.augmented_dropout
-        check_range("augmented_dropout", dropout, owner, low=0, high=1, high_open=True)
+        for name in ("dropout", "augmented_dropout"):
+            check_range(name, getattr(self, name), owner, low=0, high=1, high_open=True)
 
     def __call__(self, dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
         """Return the settings of a data set."""
@@ -85,7 +86,7 @@ class Rule:
             warmup_epochs=self.warmup * epochs if left < 1 else 0.0,
             weight_decay=rate / (1 - paper.MOMENTUM) * self.prior / rows,
             zeta_decay=factor,
-            dropout=self.augmented_dropout if augment else paper.DROPOUT,
+            dropout=self.augmented_dropout if augment else self.dropout,
             augment=augment,
         )
 
