@@ -36,7 +36,7 @@ SRELU_ALPHA = 0.2  # the left slope that SReLU's begin with (Jin et al., 2016)
 # Connections left are neurons left to this power, as shares. It was measured for the percentile to
 # leave the paper's share of the connections; no accuracy was looked at.
 EXPONENT = 1.26
-EXPONENTS = {"madelon": 1.0}
+EXPONENTS = {"higgs": 1.27, "madelon": 1.0}
 START_SHARE, EVERY_SHARE = paper.PRUNING_START / paper.EPOCHS, 0.1  # of the epochs
 
 
