@@ -92,7 +92,8 @@ class Rule:
         )
 
 
-TUNED: dict[str, dict[str, Any]] = {  # what was best on the test rows of a data set, with a constant η
+# What was best on the test rows of a data set, with a constant η.
+TUNED: dict[str, dict[str, Any]] = {
     "fashion_mnist": {"weight_decay": 2e-5, "zeta_decay": 0.995},
     "higgs": {"weight_decay": 1e-5},
     "madelon": {"weight_decay": 6e-4},
