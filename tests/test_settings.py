@@ -126,6 +126,10 @@ def test_flags_change_the_settings_one_by_one():
     assert used.training.learning_rate == 0.01
     fewer_rows = training_of("madelon", train_samples=1000)
     assert fewer_rows.training.weight_decay == pytest.approx(8e-4)
+    with pytest.raises(ParameterError, match=r"'decay_factor' .* add --schedule step"):
+        training_of("madelon", settings="paper", decay_factor=0.99)
+    stepped = training_of("madelon", settings="paper", schedule="step", decay_factor=0.5)
+    assert [stepped.training.rates().factor(epoch) for epoch in (0, 1, 2.5)] == [1, 0.5, 0.25]
     assert Protocol().settings == "rule"
     with pytest.raises(ParameterError, match=f"must be one of {re.escape(str(sorted(SETTINGS)))}"):
         Protocol(settings="best")

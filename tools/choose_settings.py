@@ -5,10 +5,9 @@
     python tools/choose_settings.py --dataset higgs --epochs 60 --settings rule paper tuned
 
 A candidate is the rule of `largesparse.reproduction.settings` with other numbers; several values
-of a flag make a grid. Every candidate trains the sparse network with
-All-ReLU of Table 2 on `--rows` of the training part, and is scored on a fold of it, which is
-another for every seed. The test part is not looked at. --settings adds those of
-`tools/paper_tables.py`.
+of a flag make a grid. Every candidate trains the sparse network with All-ReLU of Table 2 on
+`--rows` of the training part, and is scored on a fold of it, which is another for every seed. The
+test part is not looked at. --settings adds those of `tools/paper_tables.py`.
 
 Records are appended to --out, and a training that is there is not run again. "best" is the best
 validation accuracy over the epochs, "last" and the losses are those of the last epoch. Trainings
@@ -62,7 +61,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--rows", type=parse_size, metavar="N", help="to train on (default: all that are left)")
     add("--folds", type=parse_size, default=6, help="of the training part (default %(default)s)")
     add("--seeds", type=parse_size, default=1, metavar="N", help="a fold each (default 1)")
-    add("--noise", type=float, default=0.0, metavar="σ", help="to add to the features")
     add("--epochs", type=parse_size, default=paper.EPOCHS, help="default %(default)s")
     add("--settings", nargs="+", choices=SETTINGS, default=[], help="to run too")
     of_rule = parser.add_argument_group("the rule's, one value or several")
@@ -86,13 +84,8 @@ def candidates(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def hold_out(
-    data: Dataset, fold: int, folds: int, rows: int | None = None, noise: float = 0.0
-) -> Dataset:
-    """Return training rows of a data set, and a fold of the others as its test part.
-
-    Gaussian noise of a standard deviation is added to the features of all of them.
-    """
+def hold_out(data: Dataset, fold: int, folds: int, rows: int | None) -> Dataset:
+    """Return training rows of a data set, and a fold of the others as its test part."""
     order = np.random.default_rng(0).permutation(len(data.y_train))
     parts = np.array_split(order, folds)
     held = np.sort(parts.pop(fold))
@@ -105,10 +98,6 @@ def hold_out(
     kept = np.sort(left[:rows])
     X, y = data.X_train, data.y_train
     name = f"{data.name}, fold {fold} of {folds}"
-    if noise:
-        rng = np.random.default_rng(1)
-        X = X + rng.standard_normal(X.shape, dtype=np.float32) * np.float32(noise)
-        name += f", noise {noise:g}"
     return Dataset(X[kept], y[kept], X[held], y[held], name)
 
 

@@ -9,8 +9,9 @@
 
 Table 2 is SET-MLP with ReLU, All-ReLU and SReLU, with and without Importance Pruning, and dense
 baselines; 3 sequential, synchronous and asynchronous training (by mpiexec, which this starts); 5
-the slopes of All-ReLU; 6 pruning after the training. The settings are the paper's (Tables 1 and 7,
-section 5.4), so that the defaults take hours to days: see --plan first, and take fewer --epochs.
+the slopes of All-ReLU; 6 pruning after the training. The networks are the paper's (Tables 1 and 7),
+how they are trained is one rule for all data sets, or with --settings paper the paper's settings
+to the letter. 500 epochs take hours to days: see --plan first, and take fewer --epochs.
 
 Every training is a process of its own with one thread, and appends a run record to the output file.
 One that is there with the same settings is not run again, so a command that was stopped goes on

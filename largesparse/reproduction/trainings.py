@@ -83,7 +83,13 @@ class Protocol:
         names = (field.name for field in dataclasses.fields(chosen))
         given = {name: getattr(self, name) for name in names}
         changes = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(chosen, **changes)
+        chosen = dataclasses.replace(chosen, **changes)
+        if self.decay_factor not in (None, 1.0) and chosen.schedule != "step":
+            raise ParameterError(
+                "The 'decay_factor' of the paper's tables belongs to the schedule 'step'. "
+                f"Got it with {chosen.schedule!r}: add --schedule step, or leave it out."
+            )
+        return chosen
 
 
 @dataclass(frozen=True)
