@@ -120,6 +120,12 @@ def test_workers_begin_at_a_lower_rate():
     assert Rule()("madelon", 2000, 500, 5) == Rule()("madelon", 2000, 500)
 
 
+def test_scikit_learn_s_network_has_table_7_s_rate():
+    (row,) = rows_of(2, "fashion_mnist", Protocol(), only=["mlp_classifier"])
+    config = row.trainings[0].training
+    assert (config.learning_rate, config.schedule) == (0.01, "constant")
+
+
 def test_flags_change_the_settings_one_by_one():
     used = training_of("madelon", weight_decay=0.0, schedule="cosine", augment=True)
     assert (used.training.weight_decay, used.training.schedule, used.augment) == (0, "cosine", True)

@@ -218,6 +218,8 @@ def _training(
 ) -> Training:
     task = paper.TASKS[dataset]
     parallel = algorithm in ("wasap", "wassp")
+    if algorithm == "mlp_classifier":  # its η is constant
+        protocol = dataclasses.replace(protocol, settings="paper")
     chosen = protocol.settings_of(dataset, protocol.workers if parallel else 1)
     network = NetworkConfig(
         task.layer_sizes,
