@@ -1,7 +1,7 @@
 """Compare settings on rows held out from the training part of a data set: how the rule was chosen.
 
     python tools/choose_settings.py --dataset fashionmnist --rows 20k --epochs 50 --prior 0 4 12
-    python tools/choose_settings.py --dataset madelon --prior 9 12 --seeds 3
+    python tools/choose_settings.py --dataset madelon --folds 5 --prior 8 12 --seeds 3
     python tools/choose_settings.py --dataset higgs --epochs 60 --settings rule paper tuned
 
 A candidate is the rule of `largesparse.reproduction.settings` with other numbers; several values

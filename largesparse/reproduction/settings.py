@@ -52,7 +52,7 @@ class Rule:
     - With few rows evolution goes on to the end of the training. With more than `annealed_rows` ζ
       falls to the share annealed_rows/rows, by the same factor after every epoch, and η with it:
       what regrows late can be learned at a high rate only. The geometric mean of η is Table 7's.
-    - Photos are augmented, and no augmented row is seen twice: they have less dropout.
+    - Photos are augmented, and no augmented row is seen twice: both the prior and dropout are less.
 
     η begins lower by the number of workers, whose gradients are applied together (WASSP) or late
     (WASAP), but not below Table 7's.
@@ -63,11 +63,13 @@ class Rule:
     warmup: float = 0.02  # share of the epochs over which η rises, where it falls later
     dropout: float = paper.DROPOUT
     augmented_channels: float = 3.0  # of the images that are augmented, at least
+    augmented_prior: float = 3.0
     augmented_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         owner = "the rule"
-        check_range("prior", self.prior, owner, low=0)
+        for name in ("prior", "augmented_prior"):
+            check_range(name, getattr(self, name), owner, low=0)
         check_range("annealed_rows", self.annealed_rows, owner, low=0, low_open=True)
         check_range("warmup", self.warmup, owner, low=0, high=1)
         for name in ("dropout", "augmented_dropout"):
@@ -80,12 +82,13 @@ class Rule:
         factor = left ** (1 / epochs)
         rate = task.learning_rate * max(1.0, left**-0.5 / workers)
         augment = IMAGES.get(task.layer_sizes[0], (0,))[-1] >= self.augmented_channels
+        prior = self.augmented_prior if augment else self.prior
         return Settings(
             learning_rate=rate,
             schedule="step" if left < 1 else "constant",
             decay_factor=factor,
             warmup_epochs=self.warmup * epochs if left < 1 else 0.0,
-            weight_decay=rate / (1 - paper.MOMENTUM) * self.prior / rows,
+            weight_decay=rate / (1 - paper.MOMENTUM) * prior / rows,
             zeta_decay=factor,
             dropout=self.augmented_dropout if augment else self.dropout,
             augment=augment,
