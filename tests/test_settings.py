@@ -109,21 +109,15 @@ def test_fewer_rows_are_regularised_more():
     assert math.isclose(rule("higgs", 4000, 200).zeta_decay ** 200, 0.5)
 
 
-def test_workers_begin_at_a_lower_rate():
-    """WASSP multiplies η by the workers itself."""
-    (row,) = rows_of(3, "cifar10", Protocol(), only=["wassp"])
+@pytest.mark.parametrize(
+    ("table", "name"), [(2, "dense_all_relu"), (2, "mlp_classifier"), (3, "wassp"), (3, "wasap")]
+)
+def test_dense_networks_and_several_workers_keep_table_7_s_rate(table, name):
+    (row,) = rows_of(table, "cifar10", Protocol(), only=[name])
     config = row.trainings[0].training
-    assert config.learning_rate == pytest.approx(0.01)  # 0.05 / 5
+    assert (config.learning_rate, config.schedule, config.warmup_epochs) == (0.01, "constant", 0)
     assert config.weight_decay == pytest.approx(6e-6)
-    assert Rule()("cifar10", 50_000, 500, 2).learning_rate == pytest.approx(0.025)
-    assert Rule()("cifar10", 50_000, 500, 9).learning_rate == 0.01  # Table 7's
-    assert Rule()("madelon", 2000, 500, 5) == Rule()("madelon", 2000, 500)
-
-
-def test_scikit_learn_s_network_has_table_7_s_rate():
-    (row,) = rows_of(2, "fashion_mnist", Protocol(), only=["mlp_classifier"])
-    config = row.trainings[0].training
-    assert (config.learning_rate, config.schedule) == (0.01, "constant")
+    assert (config.zeta_decay, config.dropout) == (1, 0.1)
 
 
 def test_flags_change_the_settings_one_by_one():

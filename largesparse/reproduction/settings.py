@@ -31,7 +31,7 @@ class Settings:
     augment: bool = False
 
 
-def published(dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
+def published(dataset: str, rows: int, epochs: int, annealed: bool = True) -> Settings:
     """Return Table 7 and section 5.4 to the letter: η, λ and ζ are constant.
 
     CIFAR10 is augmented as in Mocanu et al. (2018).
@@ -41,7 +41,7 @@ def published(dataset: str, rows: int, epochs: int, workers: int = 1) -> Setting
 
 @dataclass(frozen=True)
 class Rule:
-    """What follows from Table 7, the rows, the epochs, the workers and whether the rows are photos.
+    """What follows from Table 7, the rows, the epochs and whether the rows are photos.
 
     Few rows are learned by heart and need what works against it; many rows do not. So what works
     against it is in inverse proportion to the rows:
@@ -54,8 +54,8 @@ class Rule:
       what regrows late can be learned at a high rate only. The geometric mean of η is Table 7's.
     - Photos are augmented, and no augmented row is seen twice: both the prior and dropout are less.
 
-    η begins lower by the number of workers, whose gradients are applied together (WASSP) or late
-    (WASAP), but not below Table 7's.
+    A dense network diverges at such an η, and several workers learn less with one that falls: where
+    `annealed` is false, η and ζ stay as they are with few rows.
     """
 
     prior: float = 8.0  # precision of a weight's prior
@@ -75,12 +75,12 @@ class Rule:
         for name in ("dropout", "augmented_dropout"):
             check_range(name, getattr(self, name), owner, low=0, high=1, high_open=True)
 
-    def __call__(self, dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
+    def __call__(self, dataset: str, rows: int, epochs: int, annealed: bool = True) -> Settings:
         """Return the settings of a data set."""
         task = paper.TASKS[dataset]
-        left = min(1.0, self.annealed_rows / rows)
+        left = min(1.0, self.annealed_rows / rows) if annealed else 1.0
         factor = left ** (1 / epochs)
-        rate = task.learning_rate * max(1.0, left**-0.5 / workers)
+        rate = task.learning_rate / left**0.5
         augment = IMAGES.get(task.layer_sizes[0], (0,))[-1] >= self.augmented_channels
         prior = self.augmented_prior if augment else self.prior
         return Settings(
@@ -103,12 +103,12 @@ TUNED: dict[str, dict[str, Any]] = {
 }
 
 
-def tuned(dataset: str, rows: int, epochs: int, workers: int = 1) -> Settings:
+def tuned(dataset: str, rows: int, epochs: int, annealed: bool = True) -> Settings:
     """Return the published settings with what was chosen for a data set by its test rows."""
     return replace(published(dataset, rows, epochs), **TUNED.get(dataset, {}))
 
 
-# name -> function of (data set, training rows, epochs, workers)
+# name -> function of (data set, training rows, epochs, annealed)
 SETTINGS: dict[str, Callable[..., Settings]] = {
     "rule": Rule(),
     "paper": published,

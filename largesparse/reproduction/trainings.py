@@ -75,11 +75,11 @@ class Protocol:
         check_range("epochs", self.epochs, "the paper's tables", low=1, integer=True)
         check_range("workers", self.workers, "the paper's tables", low=1, integer=True)
 
-    def settings_of(self, dataset: str, workers: int = 1) -> Settings:
-        """Return how a data set's networks are trained by a number of workers."""
+    def settings_of(self, dataset: str, annealed: bool = True) -> Settings:
+        """Return how networks are trained, annealed (sparse ones, by one worker) or not."""
         task = paper.TASKS[dataset]
         rows = task.train_samples if self.train_samples is None else self.train_samples
-        chosen = SETTINGS[self.settings](dataset, rows, self.epochs, workers)
+        chosen = SETTINGS[self.settings](dataset, rows, self.epochs, annealed)
         names = (field.name for field in dataclasses.fields(chosen))
         given = {name: getattr(self, name) for name in names}
         changes = {name: value for name, value in given.items() if value is not None}
@@ -218,9 +218,7 @@ def _training(
 ) -> Training:
     task = paper.TASKS[dataset]
     parallel = algorithm in ("wasap", "wassp")
-    if algorithm == "mlp_classifier":  # its η is constant
-        protocol = dataclasses.replace(protocol, settings="paper")
-    chosen = protocol.settings_of(dataset, protocol.workers if parallel else 1)
+    chosen = protocol.settings_of(dataset, annealed=not (dense or parallel))
     network = NetworkConfig(
         task.layer_sizes,
         epsilon=None if dense else task.epsilon,
