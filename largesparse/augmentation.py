@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .errors import DataError, ParameterError, check_range
 from .randomness import seed_sequence
 
-BLOCK_BYTES = 2**23  # of an image block: temporaries are a few times this, whatever the batch
+BLOCK_BYTES = 2**19  # of an image block: its temporaries, a few times this, stay in the cache
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the increment of SplitMix64
 DRAWS = 4  # numbers an image: vertical and horizontal shift, flip, angle
 
@@ -143,14 +143,14 @@ class ImageAugmenter:
             x = np.where(mirrored[:, None, None], width - 1 - x, x)
         y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
 
-        images, changed = self._planes(batch), self._planes(out)
+        images = np.ascontiguousarray(self._planes(batch).swapaxes(0, 1))
+        changed = self._planes(out).swapaxes(0, 1)
         if not self.rotation:
             changed[...] = _at(images, y, x)
             return
         top, left = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
         bottom, beside = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-        below = (y - top).astype(np.float32)[:, None]
-        aside = (x - left).astype(np.float32)[:, None]
+        below, aside = (y - top).astype(np.float32), (x - left).astype(np.float32)
         upper = _at(images, top, left) * (1 - aside) + _at(images, top, beside) * aside
         lower = _at(images, bottom, left) * (1 - aside) + _at(images, bottom, beside) * aside
         changed[...] = upper * (1 - below) + lower * below
@@ -164,8 +164,11 @@ class ImageAugmenter:
 
 
 def _at(images: NDArray, y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray:
-    """Return the pixels at (y, x), each (batch, height, width) or broadcasting to it."""
-    n_images, channels = images.shape[:2]
-    image = np.arange(n_images)[:, None, None, None]
-    channel = np.arange(channels)[None, :, None, None]
-    return images[image, channel, y[:, None], x[:, None]]
+    """Return the pixels at (y, x), each (batch, height, width) or broadcasting to it.
+
+    `images` and the result are (channels, batch, height, width), the images contiguous: one flat
+    index serves all channels.
+    """
+    channels, n_images, height, width = images.shape
+    first = np.arange(n_images)[:, None, None] * (height * width)
+    return images.reshape(channels, -1).take(first + y * width + x, axis=1, mode="clip")

@@ -34,7 +34,7 @@ from .layer import LayerWeights, SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
 from .preprocessing import Standardizer
-from .resumed_settings import resumed_config
+from .resumed_settings import resumed_config, watch_anew
 from .saving import check_notes
 from .storage import Storage, StoredLayer
 from .tables import FileLayout
@@ -179,6 +179,9 @@ def load_checkpoint(
         trainer.patience_since = int(training.get("patience_since", 0))
         if _has_best(manifest):
             trainer.best = _read_best(folder, manifest, trainer)
+    watch_anew(trainer, before)
+    if trainer.is_over:
+        trainer.restore_best()
     return trainer
 
 

@@ -97,9 +97,7 @@ def prepare(
         test = X_test, encode(network, test[1], classes)[0]
         check_lengths(*test)
     if n_validation:
-        _check_watched(
-            encoded[validation_rows], None if relative is None else relative[validation_rows]
-        )
+        _check_watched(encoded[validation_rows])
     weights = None
     if relative is not None:
         weights = (relative / relative[train_rows].mean()).astype(np.float32)
@@ -147,18 +145,17 @@ def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
     return relative
 
 
-def _check_watched(y: NDArray[Any], weights: NDArray[np.float32] | None) -> None:
+def _check_watched(y: NDArray[Any]) -> None:
     """Refuse a validation part whose score does not tell one epoch from another."""
-    counted = y if weights is None else y[weights > 0]
     remedy = "Set more rows aside, or none ('validation_fraction' 0, early_stopping=False)."
-    if len(counted) < 2:
+    if len(y) < 2:
         raise ParameterError(
             "The 'validation_fraction' parameter of a training must leave at least 2 rows with a "
-            f"weight above 0 to watch. It leaves {len(counted)} of {len(y)}. {remedy}"
+            f"weight above 0 to watch. It leaves {len(y)}. {remedy}"
         )
-    if y.ndim == 2 and (counted == counted[0]).all():
+    if y.ndim == 2 and (y == y[0]).all():
         raise ParameterError(
-            f"All {len(counted)} rows that 'validation_fraction' sets aside have the same targets, "
+            f"All {len(y)} rows that 'validation_fraction' sets aside have the same targets, "
             f"so that R² says nothing of the weights. {remedy}"
         )
 

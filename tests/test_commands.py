@@ -518,7 +518,7 @@ def test_a_missing_model_is_told(tmp_path, capsys):
 @pytest.mark.skipif(os.name != "posix", reason="Windows makes up homes of users")
 def test_a_home_that_is_not_there_is_told(tmp_path, capsys):
     command = ["train", "--data", "~no-such-user/table.csv", "--out", str(tmp_path / "model")]
-    assert_one_sentence(command, "'~no-such-user/table.csv' begins with a home", capsys)
+    assert_one_sentence(command, "no file ~no-such-user/table.csv", capsys)
 
 
 def assert_one_sentence(command, message, capsys):

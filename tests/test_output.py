@@ -77,7 +77,7 @@ def test_commands_print_in_ascii(model):
     refused = run("predict", "model", "--data", "data.csv", folder=model, capture_output=True)
     assert refused.returncode == 2
     assert "is ascii, which cannot hold the text '\\u03b1'. Pass --out" in refused.stderr
-    out = ["--data", "data.csv", "--out", "out.csv", "--threads", "1"]
+    out = ["--data", "data.csv", "--header", "no", "--out", "out.csv", "--threads", "1"]
     assert run("predict", "model", *out, folder=model, capture_output=True).returncode == 0
     assert set((model / "out.csv").read_text("utf-8").splitlines()[1:]) <= {"α", "β", "γ"}
 

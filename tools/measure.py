@@ -162,11 +162,12 @@ def compaction(options: argparse.Namespace) -> None:
     forward: dict[str, list[float]] = {key: [] for key in networks}
     backend = get_backend(options.backend)
     predictors, workspaces = {}, {}
+    shown = np.arange(batch_size) % len(data.X_test)
     for key, network in networks.items():
         predictors[key] = Predictor(network, threads=options.threads, backend=options.backend)
         workspaces[key] = Workspace(network.layers, batch_size, training=False)
         inputs = workspaces[key].inputs(batch_size)
-        load_batch(data.X_test, np.arange(batch_size), network.preprocessing, out=inputs)
+        load_batch(data.X_test, shown, network.preprocessing, out=inputs)
     for _ in range(options.repeats):
         for key, network in networks.items():
             started = time.perf_counter()

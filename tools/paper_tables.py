@@ -9,8 +9,9 @@
 
 Table 2 is SET-MLP with ReLU, All-ReLU and SReLU, with and without Importance Pruning, and dense
 baselines; 3 sequential, synchronous and asynchronous training (by mpiexec, which this starts); 5
-the slopes of All-ReLU; 6 pruning after the training. The settings are the paper's (Tables 1 and 7,
-section 5.4), so that the defaults take hours to days: see --plan first, and take fewer --epochs.
+the slopes of All-ReLU; 6 pruning after the training. The networks are the paper's (Tables 1 and 7),
+how they are trained is one rule for all data sets, or with --settings paper the paper's settings
+to the letter. 500 epochs take hours to days: see --plan first, and take fewer --epochs.
 
 Every training is a process of its own with one thread, and appends a run record to the output file.
 One that is there with the same settings is not run again, so a command that was stopped goes on
@@ -51,6 +52,7 @@ from largesparse.reproduction import extremes, paper
 from largesparse.reproduction.figures import FIGURES, draw
 from largesparse.reproduction.jobs import Children
 from largesparse.reproduction.run import load
+from largesparse.reproduction.settings import SETTINGS
 from largesparse.reproduction.tables import (
     Runs,
     keras_rows,
@@ -65,16 +67,6 @@ from largesparse.warming import warm_up
 
 BIGMODEL = Path(__file__).with_name("bigmodel.py")
 NAMES = tuple(dict.fromkeys(name for names in ROWS.values() for name in names))
-
-
-def parse_dataset(text: str) -> str:
-    """Return the name of a data set, however it is written: fashionmnist, FashionMNIST."""
-    known = {name.replace("_", ""): name for name in paper.TASKS}
-    found = known.get(text.lower().replace("_", "").replace("-", ""))
-    if found is None:
-        names = ", ".join(paper.TASKS)
-        raise argparse.ArgumentTypeError(f"{text!r} is no data set of the paper: {names}")
-    return found
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--dataset",
-        type=parse_dataset,
+        type=paper.parse_dataset,
         nargs="+",
         default=[],
         metavar="NAME",
@@ -144,24 +136,33 @@ def add_protocol_flags(group: Any) -> None:
     add("--seeds", type=parse_size, default=1, metavar="N", help="default 1; the paper has 5")
     add("--first-seed", type=int, default=0, metavar="S", help="default 0: seeds 0, 1, ...")
     add("--backend", choices=BACKENDS, default=default.backend, help="default %(default)s")
-    add("--learning-rate", type=float, help="default: Table 7's")
-    add("--weight-decay", type=float, help="per step; not in the paper (default: docs)")
-    add("--dropout", type=float, default=default.dropout, help="default %(default)s")
+    add(
+        "--settings",
+        choices=SETTINGS,
+        default=default.settings,
+        help="what the next flags default to: one rule for all data sets (default); the paper's "
+        "Table 7 to the letter; or what was tuned on FashionMNIST, HIGGS and Madelon",
+    )
+    add("--learning-rate", type=float, metavar="η")
+    add("--schedule", choices=SCHEDULES, help="of η and λ")
+    add("--decay-factor", type=float, metavar="FACTOR", help="of both after an epoch; step")
+    add("--warmup-epochs", type=float, metavar="N", help="over which η and λ rise")
+    add("--weight-decay", type=float, metavar="λ", help="of an update")
+    add("--dropout", type=float, metavar="SHARE")
+    add("--zeta-decay", type=float, metavar="FACTOR", help="of ζ, after every epoch")
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="shift, flip and rotate images",
+    )
     add("--zeta", type=float, default=default.zeta, help="default %(default)s")
-    add("--zeta-decay", type=float, help="factor of ζ after an epoch (default: docs)")
     add(
         "--regrowth",
         choices=REGROWTH,
         default=default.regrowth,
         help="values of new connections: from the initial distribution (default) or 0",
     )
-    add("--schedule", choices=SCHEDULES, default=default.schedule, help="default %(default)s")
     add("--validation-fraction", type=float, default=0.0, help="of the training rows (default 0)")
-    add(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        help="shift, flip and rotate images (default: CIFAR10 alone)",
-    )
     add("--pruning-start", type=int, metavar="EPOCH", help="default 0.4 of the epochs: 200 of 500")
     add("--pruning-every", type=int, metavar="EPOCHS", help="default 0.1 of the epochs")
     add(
@@ -176,7 +177,7 @@ def add_protocol_flags(group: Any) -> None:
 
 def protocol_of(options: argparse.Namespace) -> Protocol:
     """Return the settings of the command line."""
-    names = set(Protocol.__dataclass_fields__) - {"seeds"}
+    names = set(Protocol.__dataclass_fields__) - {"seeds", "train_samples"}
     seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
     return Protocol(seeds=seeds, **{name: getattr(options, name) for name in names})
 

@@ -6,6 +6,7 @@ Accuracies are in per cent, times in minutes. A result's variant is a name of
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from typing import NamedTuple
 
 EPOCHS = 500
@@ -216,6 +217,19 @@ EXTREMES = (
     Extreme(10_000_000, 1, 33 * 60 + 18, 12 * 60 + 9, 30),
     Extreme(50_000_000, 1, 75 * 60, None, None),
 )
+
+
+def parse_dataset(text: str) -> str:
+    """Return the name of a data set, however it is written: fashionmnist, FashionMNIST.
+
+    It is an argument's `type`.
+    """
+    known = {name.replace("_", ""): name for name in TASKS}
+    found = known.get(text.lower().replace("_", "").replace("-", ""))
+    if found is None:
+        names = ", ".join(TASKS)
+        raise ArgumentTypeError(f"{text!r} is no data set of the paper: {names}")
+    return found
 
 
 def result(table: tuple[Result, ...], dataset: str, variant: str, pruning: bool) -> Result | None:

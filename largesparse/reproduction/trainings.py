@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..config import NetworkConfig, TrainingConfig
 from ..errors import ParameterError, check_range
 from . import paper
+from .settings import SETTINGS, Settings
 
 PRUNED = "+pruning"
 VARIANTS = {  # of Table 2 -> activation
@@ -32,41 +33,32 @@ ROWS = {  # table -> the names of its rows
 }
 TABLES = (2, 3, 5, 6)
 SRELU_ALPHA = 0.2  # the left slope that SReLU's begin with (Jin et al., 2016)
+# Connections left are neurons left to this power, as shares. It was measured for the percentile to
+# leave the paper's share of the connections; no accuracy was looked at.
+EXPONENT = 1.26
+EXPONENTS = {"higgs": 1.27, "madelon": 1.0}
 START_SHARE, EVERY_SHARE = paper.PRUNING_START / paper.EPOCHS, 0.1  # of the epochs
 
 
 @dataclass(frozen=True)
-class Open:
-    """What the paper leaves open; else λ is that of Mocanu et al. (2018), and ζ constant."""
-
-    weight_decay: float = 2e-4
-    zeta_decay: float = 1.0
-    exponent: float = 1.0  # connections left are neurons left to this power, as shares
-
-
-# the best that was measured (docs/reproduction.md)
-OPEN = {
-    "fashion_mnist": Open(2e-5, 0.995, 1.26),
-    "higgs": Open(1e-5, 1.0, 1.27),
-    "madelon": Open(6e-4),
-}
-
-
-@dataclass(frozen=True)
 class Protocol:
-    """What is the same in all trainings of a table. None is the paper's or the data set's own."""
+    """What is the same in all trainings of a table. None is what `settings` says."""
 
+    settings: str = "rule"  # a key of `settings.SETTINGS`
     epochs: int = paper.EPOCHS
     seeds: tuple[int, ...] = (0,)
+    train_samples: int | None = None  # which the rule's λ follows from; None is Table 1's
     learning_rate: float | None = None
+    schedule: str | None = None
+    decay_factor: float | None = None
+    warmup_epochs: float | None = None
     weight_decay: float | None = None
-    dropout: float = paper.DROPOUT
+    dropout: float | None = None
     zeta: float = paper.ZETA
     zeta_decay: float | None = None
     regrowth: str = "initial"
-    schedule: str = "constant"
+    augment: bool | None = None
     validation_fraction: float = 0.0
-    augment: bool | None = None  # images; None is for CIFAR10 alone
     pruning_start: int | None = None  # None is 0.4 of the epochs, as 200 of 500
     pruning_every: int | None = None  # None is 0.1 of the epochs
     pruning_percentile: float | None = None  # None leaves about the paper's share of connections
@@ -75,8 +67,29 @@ class Protocol:
     backend: str = "fused"
 
     def __post_init__(self) -> None:
+        if self.settings not in SETTINGS:
+            raise ParameterError(
+                f"The 'settings' of the paper's tables must be one of {sorted(SETTINGS)}. "
+                f"Got {self.settings!r} instead."
+            )
         check_range("epochs", self.epochs, "the paper's tables", low=1, integer=True)
         check_range("workers", self.workers, "the paper's tables", low=1, integer=True)
+
+    def settings_of(self, dataset: str, annealed: bool = True) -> Settings:
+        """Return how networks are trained, annealed (sparse ones, by one worker) or not."""
+        task = paper.TASKS[dataset]
+        rows = task.train_samples if self.train_samples is None else self.train_samples
+        chosen = SETTINGS[self.settings](dataset, rows, self.epochs, annealed)
+        names = (field.name for field in dataclasses.fields(chosen))
+        given = {name: getattr(self, name) for name in names}
+        changes = {name: value for name, value in given.items() if value is not None}
+        chosen = dataclasses.replace(chosen, **changes)
+        if self.decay_factor not in (None, 1.0) and chosen.schedule != "step":
+            raise ParameterError(
+                "The 'decay_factor' of the paper's tables belongs to the schedule 'step'. "
+                f"Got it with {chosen.schedule!r}: add --schedule step, or leave it out."
+            )
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -203,8 +216,9 @@ def _training(
     pruning: bool = False,
     algorithm: str = "sequential",
 ) -> Training:
-    task, own = paper.TASKS[dataset], OPEN.get(dataset, Open())
+    task = paper.TASKS[dataset]
     parallel = algorithm in ("wasap", "wassp")
+    chosen = protocol.settings_of(dataset, annealed=not (dense or parallel))
     network = NetworkConfig(
         task.layer_sizes,
         epsilon=None if dense else task.epsilon,
@@ -218,29 +232,35 @@ def _training(
     training = TrainingConfig(
         epochs=protocol.epochs,
         batch_size=task.batch_size,
-        learning_rate=_first(protocol.learning_rate, task.learning_rate),
-        schedule=protocol.schedule,
+        learning_rate=chosen.learning_rate,
+        schedule=chosen.schedule,
+        warmup_epochs=chosen.warmup_epochs,
         momentum=paper.MOMENTUM,
-        weight_decay=_first(protocol.weight_decay, own.weight_decay),
-        dropout=protocol.dropout,
+        weight_decay=chosen.weight_decay,
+        dropout=chosen.dropout,
         zeta=0.0 if dense else protocol.zeta,
-        zeta_decay=_first(protocol.zeta_decay, own.zeta_decay),
+        zeta_decay=chosen.zeta_decay,
         validation_fraction=0.0 if parallel else protocol.validation_fraction,
         seed=seed,
         backend=protocol.backend,
         threads=1,
+        **(step_schedule(chosen) if chosen.schedule == "step" else {}),
         **(pruning_schedule(dataset, protocol) if pruning else {}),
     )
-    augment = dataset == "cifar10" if protocol.augment is None else protocol.augment
     return Training(
         dataset=dataset,
         algorithm=algorithm,
         ranks=1 + protocol.workers if parallel else 1,
         network=network,
         training=training,
-        augment=augment,
+        augment=chosen.augment,
         phase_one_epochs=protocol.phase_one_epochs if parallel else None,
     )
+
+
+def step_schedule(chosen: Settings) -> dict[str, Any]:
+    """Return that η falls after every epoch, as `TrainingConfig` has it."""
+    return {"decay_every": 1.0, "decay_factor": chosen.decay_factor}
 
 
 def pruning_schedule(dataset: str, protocol: Protocol) -> dict[str, Any]:
@@ -265,7 +285,7 @@ def pruning_schedule(dataset: str, protocol: Protocol) -> dict[str, Any]:
             f"{epochs} epochs. Take more --epochs, a smaller --pruning-start or "
             "--pruning-every, or rows without it (--only)."
         )
-    neurons = paper.share_left(dataset) ** (1 / OPEN.get(dataset, Open()).exponent)
+    neurons = paper.share_left(dataset) ** (1 / EXPONENTS.get(dataset, EXPONENT))
     percentile = _first(protocol.pruning_percentile, round(100 * (1 - neurons ** (1 / count)), 1))
     return {"pruning_start": start, "pruning_every": every, "pruning_percentile": percentile}
 
