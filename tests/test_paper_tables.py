@@ -33,6 +33,7 @@ from largesparse.reproduction.tables import (
 from largesparse.reproduction.trainings import (
     EXPONENT,
     EXPONENTS,
+    PRUNED,
     Protocol,
     Training,
     pruning_schedule,

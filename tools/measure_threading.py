@@ -78,6 +78,11 @@ class Contestant:
         steps: list[float] = json.loads(self.process.stdout.readline())
         return steps
 
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
 
 def serve(net: str, backend: str, threads: int) -> None:
     """Train for as many seconds as each line of standard input says."""
@@ -168,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = measure(contestants, options.rounds, options.seconds, options.busy)
     finally:
         for each in contestants:
-            each.process.kill()
+            each.end()
     print(table.round(2).to_string(index=False))
 
 
