@@ -391,6 +391,8 @@ def refuse_masked(**arrays: Any) -> None:
     Rows of a list may be masked arrays, too.
     """
     for name, values in arrays.items():
+        if values is None or type(values) is np.ndarray:  # every mini-batch comes here
+            continue
         parts = values if isinstance(values, (list, tuple)) else (values,)
         if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
             raise DataError(f"{name} has masked values. Fill or remove them first.")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from .control_groups import cpu_quota
 from .errors import check_range
+from .threading_layers import check_fork, threading_layer
 
 # Each limits the threads of a process; batch systems and joblib's workers set the first.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -59,8 +60,6 @@ def kernel_threads(count: int) -> Iterator[None]:
         In a forked process whose kernels cannot run after a fork.
     """
     import numba
-
-    from .threading_layers import check_fork, threading_layer
 
     threading_layer()  # before numba starts its threads
     check_fork()

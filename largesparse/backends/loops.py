@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from .compiling import inline
 
-PIECES = 8  # of a loop for each thread
+PIECES = 4  # of a loop for each thread
 
 INT = ir.IntType(32)
 
@@ -44,7 +44,9 @@ def set_parallel_chunksize(typing, iterations):
 @inline
 def divide_loop(iterations):
     """Let threads take the parallel loop that follows in pieces, until `divide_evenly`."""
-    set_parallel_chunksize(max(1, iterations // (PIECES * get_num_threads())))
+    threads = get_num_threads()
+    if threads > 1:
+        set_parallel_chunksize(max(1, iterations // (PIECES * threads)))
 
 
 @inline
