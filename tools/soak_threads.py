@@ -215,9 +215,11 @@ def trainer(classifier: Any, half: Rows, expected: Rows) -> Iterator[Round]:
 def forked_pool(classifier: Any, half: Rows, expected: Rows) -> Iterator[Round]:
     """A pool of processes that are forks of this one, which has fitted and predicted."""
     context = multiprocessing.get_context("fork")
+    # This tool's handler of SIGTERM, by which a pool ends, would wait for Python's main thread.
+    plainly = {"initializer": signal.signal, "initargs": (signal.SIGTERM, signal.SIG_DFL)}
 
     def one_round() -> int:
-        with context.Pool(2) as pool:
+        with context.Pool(2, **plainly) as pool:
             return count_wrong(pool.map(classifier.predict_proba, half), expected)
 
     yield one_round
