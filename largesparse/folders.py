@@ -130,12 +130,14 @@ def replacing(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _writing(folder: Path) -> Iterator[Path]:
     """Give an empty folder within another; what the block leaves of it is removed."""
-    check_replaceable(folder)
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_new := not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not folder.is_dir():
+        check_replaceable(folder)
     beside = None
     try:
-        with _locked(folder):  # so that nobody takes it for abandoned
+        with _locked(folder):  # no other writer is half-way; none takes `beside` for abandoned
+            check_replaceable(folder)
             _remove_abandoned(folder)
             beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
             beside.chmod(0o777 & ~umask())
