@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+    from .checkpoint import load_model, save_model
     from .classifier import SparseMLPClassifier
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .selection import SparseFeatureSelector, input_strength
     from .skewness import alpha_from_skewness
     from .synthetic import make_large_classification
-    from .training import Trainer
+    from .training import Trainer, load_checkpoint, save_checkpoint
 
 # public name -> module that defines it; imported when it is first used
 _MODULES = {
@@ -51,7 +51,7 @@ _MODULES = {
     "alpha_from_skewness": "skewness",
     "compact": "importance",
     "input_strength": "selection",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "training",
     "load_dataset": "datasets",
     "load_model": "checkpoint",
     "make_large_classification": "synthetic",
@@ -61,7 +61,7 @@ _MODULES = {
     "prune_neurons": "importance",
     "read_measurements": "measurements",
     "read_records": "records",
-    "save_checkpoint": "checkpoint",
+    "save_checkpoint": "training",
     "save_model": "checkpoint",
     "train_wasap": "parallel",
     "train_wassp": "parallel",

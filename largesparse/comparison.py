@@ -40,7 +40,8 @@ def describe_training(trainer: Trainer, *, resumed: bool) -> str:
     )
     if not resumed:
         return text
-    part = "" if trainer.part is None else f", and {trainer.part.samples:,} samples of the next"
+    samples = trainer.state.samples
+    part = f", and {samples:,} samples of the next" if samples else ""
     return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
 
 

@@ -39,6 +39,7 @@ from .memory import prediction_batch
 from .network import SparseMLP
 from .preprocessing import LARGEST, Standardizer, check_X, refuse_masked, refuse_rounding
 from .skewness import alpha_from_skewness
+from .state import TrainingState
 from .training import Trainer
 from .training_data import relative_weights
 
@@ -394,8 +395,8 @@ class BaseSparseMLP(BaseEstimator):
         progress = None if self.verbose else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         for retry in range(retries + 1):
-            trainer = Trainer(self.network_, config)
-            trainer.step_count, trainer.epochs_before = self.n_steps_, self._epochs
+            state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
+            trainer = Trainer(self.network_, config, state=state)
             try:
                 history = trainer.fit(X, y, sample_weight=sample_weight, progress=progress)
                 break
@@ -438,7 +439,7 @@ class BaseSparseMLP(BaseEstimator):
             self._trainer = Trainer(self.network_, config)
         trainer, n_rows = self._trainer, len(counted)
         self.learning_rate_ = config.learning_rate
-        trainer.step_count = self.n_steps_
+        trainer.state.step = self.n_steps_
         if self.standardize and self.network_.preprocessing is None:
             self.network_.preprocessing = Standardizer.fit(X, counted, sample_weight)
         if self.network_.preprocessing is None:

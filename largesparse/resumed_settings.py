@@ -1,18 +1,15 @@
-"""What a training that is resumed takes over of its configuration, and what begins anew."""
+"""What a training that is resumed takes over of its configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .backends import get_backend
 from .config import TrainingConfig
 from .errors import BackendError
-
-if TYPE_CHECKING:
-    from .training import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +51,3 @@ def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path
             before.backend,
         )
     return now
-
-
-def watch_anew(trainer: Trainer, before: TrainingConfig) -> None:
-    """Let early stopping begin where a training is resumed, if it was changed then."""
-    now = trainer.config
-    if (now.validation_fraction, now.seed) != (before.validation_fraction, before.seed):
-        trainer.best = None  # its score is that of other rows
-        trainer.patience_since = trainer.epoch
-    elif before.patience is None and now.patience is not None:
-        trainer.patience_since = trainer.epoch

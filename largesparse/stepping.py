@@ -21,6 +21,7 @@ from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
 from .preprocessing import refuse_masked
+from .state import TrainingState
 from .threads import resolve_threads
 from .whole_step import WholeStep
 from .workspace import Workspace, aligned_zeros, check_activation_dtype
@@ -54,11 +55,8 @@ class Stepper:
     config : TrainingConfig
     workspace : Workspace, optional
         The buffers of a step; by default made when they are first needed.
-
-    Attributes
-    ----------
-    epoch, step_count : int
-        Epochs completed, and updates made.
+    state : TrainingState, optional
+        How far the training is; by default it begins.
     """
 
     def __init__(
@@ -67,6 +65,7 @@ class Stepper:
         config: TrainingConfig | None = None,
         *,
         workspace: Workspace | None = None,
+        state: TrainingState | None = None,
     ) -> None:
         self.network = network
         self.config = config or TrainingConfig()
@@ -75,8 +74,7 @@ class Stepper:
             self.config.activation_dtype, self.backend, network.config.activation, "a training"
         )
         self.threads = resolve_threads(self.config.threads, "a training")
-        self.epoch = 0
-        self.step_count = 0
+        self.state = TrainingState() if state is None else state
         self._loss = LOSSES[network.config.loss]
         self._rates = self.config.rates()
         self._workspace = workspace
@@ -89,6 +87,16 @@ class Stepper:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_lock": threading.RLock()})
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.state.epoch
+
+    @property
+    def step_count(self) -> int:
+        """Updates made."""
+        return self.state.step
 
     @property
     def workspace(self) -> Workspace:
@@ -165,7 +173,7 @@ class Stepper:
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
                 self.network.update_(self.workspace, optimizer, rate, self.backend)
-        self.step_count += 1
+        self.state.step += 1
         return loss
 
     @one_thread_at_a_time

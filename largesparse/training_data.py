@@ -160,12 +160,14 @@ def _check_watched(y: NDArray[Any]) -> None:
         )
 
 
-def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:
-    """Return the rows of every mini-batch of an epoch: `rows` in an order drawn for it.
+def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
+    """Return the rows in the order that is drawn for an epoch."""
+    return rows[stream(seed, "shuffle", epoch).permutation(len(rows))]
 
-    The first `done` samples are left out.
-    """
-    order = rows[stream(config.seed, "shuffle", epoch).permutation(len(rows))]
+
+def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:
+    """Return the rows of every mini-batch of an epoch, but for the first `done` samples."""
+    order = epoch_order(rows, config.seed, epoch)
     return [order[k : k + config.batch_size] for k in range(done, len(rows), config.batch_size)]
 
 

@@ -638,7 +638,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
     """Three replicas of 2 epochs, two at a time; the first two had trained one of them."""
     config = TrainingConfig(epochs=4, batch_size=8, backend="scipy", threads=1)
     trainer, rows = Trainer(small_network(), config), 50
-    trainer.epoch = 2
+    trainer.state.epoch = 2
     tasks, todo = [], []
 
     class Links:
@@ -659,11 +659,13 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
         trainer=trainer,
         links=Links(),
         make_dispatcher=lambda ahead: Dispatcher([0, 0, 0], [2], ahead=ahead),
-        data=SimpleNamespace(train_rows=np.arange(rows)),
         report=SimpleNamespace(phase_two_s=0.0),
-        request=SimpleNamespace(check=lambda: None),
-        checkpoint=None,
-        bar=bar,
+        run=SimpleNamespace(
+            data=SimpleNamespace(train_rows=np.arange(rows)),
+            request=SimpleNamespace(check=lambda: None),
+            checkpoint=None,
+            bar=bar,
+        ),
     )
     train_replicas(server, 3)
     assert [task.replica for task in tasks] == [0, 1, 2]
@@ -675,7 +677,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
 
 def test_a_replica_tells_of_the_epochs_that_its_checkpoint_has():
     trainer = Trainer(small_network(), TrainingConfig(epochs=4, backend="scipy", threads=1))
-    trainer.epoch = 4  # all of them
+    trainer.state.epoch = 4  # all of them
     trainer.history.epochs += [EpochRecord(epoch, None, None) for epoch in (2, 3, 4)]
     task = TrainReplica(0, 0, 3, 2, 10, None, False, None)
     told = list(train_replica(trainer, task, None, None, None))

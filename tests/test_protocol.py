@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from largesparse import TrainingConfig
-from largesparse.history import EpochRecord, History
+from largesparse.history import EpochRecord
 from largesparse.losses import ScoreSums
 from largesparse.parallel import messages, phase_two
 from largesparse.parallel import server as server_module
@@ -24,6 +24,8 @@ from largesparse.parallel.links import Links
 from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.server import Server
+from largesparse.state import TrainingState
+from largesparse.training import Run
 
 
 class Scheduler:
@@ -238,7 +240,7 @@ class ModelTrainer:
             connections=0, layers=[], config=None, classes=None, layer_connections=[]
         )
         self.backend = SimpleNamespace(threads=lambda count: np.errstate())
-        self.history, self.epoch, self.step_count, self.part = History(), 0, 0, None
+        self.state = TrainingState()
 
     def evolve_if_due(self, data):
         return [[]]
@@ -251,10 +253,10 @@ class ModelServer(Server):
 
     def record(self):
         self.evaluate("train", self.evaluated_rows)
-        assert self.links.topology.samples == (self.trainer.epoch + 1) * self.links.rows
-        self.trainer.epoch += 1
-        self.trainer.part = None
-        self.trainer.history.epochs.append(EpochRecord(self.trainer.epoch, None, None))
+        assert self.links.topology.samples == (self.state.epoch + 1) * self.links.rows
+        self.state.epoch += 1
+        self.state.part = None
+        self.state.history.epochs.append(EpochRecord(self.state.epoch, None, None))
 
 
 def train(scheduler, nodes, slots, batches, epochs, replicas):
@@ -264,15 +266,15 @@ def train(scheduler, nodes, slots, batches, epochs, replicas):
     links.rows = batches
     trainer = ModelTrainer(epochs, bool(replicas))
     data = SimpleNamespace(train_rows=np.arange(batches))
+    bar = SimpleNamespace(update=lambda rows: None, set_postfix=lambda **named: None)
+    request = SimpleNamespace(signal=None, check=lambda: None)
     server = ModelServer(
         trainer,
-        data,
+        Run(data, bar, request, checkpoint=None, callbacks=[]),
         links,
         lambda ahead: Dispatcher(nodes, slots, ahead=ahead),
         ParallelOptions("wasap", phase_one_epochs=epochs),
         ParallelReport("wasap", len(nodes), 1, slots, [1], epochs),
-        SimpleNamespace(update=lambda rows: None, set_postfix=lambda **named: None),
-        SimpleNamespace(signal=None, check=lambda: None),
     )
 
     def update(network, gradients, samples, backend, *, limit, **_):

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, inference
-from largesparse.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    inference,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
 from largesparse.memory import plan_training
 from largesparse.network import dropout_key
 

@@ -13,8 +13,15 @@ import numpy as np
 import pytest
 from mpi_runs import mpiexec
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_model, save_model
-from largesparse.checkpoint import load_checkpoint
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    load_checkpoint,
+    load_model,
+    save_model,
+)
 from largesparse.errors import CheckpointError
 from largesparse.records import read_records
 

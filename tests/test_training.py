@@ -569,7 +569,7 @@ def test_a_second_fit_leaves_the_best_weights_alone():
     trainer = make_trainer(epochs=15, **options)
     trainer.fit(X, y, progress=False, callbacks=[lambda trainer, record: record.epoch == 8])
     assert trainer.best.epoch < 8
-    best = trainer.best = dataclasses.replace(trainer.best, score=2.0)  # nothing is better
+    best = trainer.state.best = dataclasses.replace(trainer.best, score=2.0)  # nothing is better
     kept, found = [layer.values.copy() for layer in best.layers], state(trainer.network)
     history = trainer.fit(X, y, progress=False)
     assert len(history) == 16 and trainer.best is best

@@ -56,11 +56,7 @@ class Links:
     shape : Shape
     slots : sequence of int
         The number of slots of every node.
-    chunk_bytes : int
-    keep_snapshots : bool
-        Whether gradients come with the weights that they were computed on.
-    replicated : bool
-        Whether every node has weights of its own, so that gradients stay on their node.
+    options : ParallelOptions
 
     Attributes
     ----------
@@ -82,15 +78,15 @@ class Links:
         network: SparseMLP,
         shape: Shape,
         slots: Sequence[int],
-        chunk_bytes: int,
-        *,
-        keep_snapshots: bool = False,
-        replicated: bool = False,
+        options: ParallelOptions,
     ) -> None:
         self._comm, self._hub, self._nodes = comm, hub, nodes
         self._shape, self._counts = shape, list(slots)
-        self._chunk_bytes, self._keep_snapshots = chunk_bytes, keep_snapshots
-        self._replicated = replicated
+        self._chunk_bytes = options.chunk_bytes
+        # whether gradients come with the weights that they were computed on
+        self._keep_snapshots = options.delay_compensation > 0
+        # whether every node has weights of its own, so that gradients stay on their node
+        self._replicated = options.algorithm == "allreduce"
         self.bytes_moved = 0
         self._segments = [Segment.create(shared_size(SharedTopology, shape))]
         self.topology = SharedTopology(shape, Arena(self._segments[0].buffer))

@@ -30,12 +30,12 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     list
         What was trained, in the order of the replicas.
     """
-    links, trainer = server.links, server.trainer
+    links, trainer, state = server.links, server.trainer, server.trainer.state
     dispatcher = server.make_dispatcher(False)
     connections = trainer.network.connections
     one = result_bytes(connections, trainer.network.config)
     on_disk = replicas * one > RESULTS_SHARE * available_memory()
-    rows, batch_size = server.data.train_rows, trainer.config.batch_size
+    rows, batch_size = server.run.data.train_rows, trainer.config.batch_size
     shares = [share_of_replica(rows, batch_size, r, replicas) for r in range(replicas)]
     samples = [sum(map(len, share)) for share in shares]
     resumed_s = 0.0  # of epochs that replicas had trained before, summed over these
@@ -49,32 +49,34 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
                 slot,
                 todo.popleft(),
                 replicas,
-                trainer.epoch,
-                trainer.step_count,
+                state.epoch,
+                state.step,
                 trainer.network.classes,
                 on_disk,
-                None if server.checkpoint is None else str(server.checkpoint),
+                None if server.run.checkpoint is None else str(server.run.checkpoint),
             )
             dispatcher.begin(worker, slot)
             links.begin_replica(worker, task)
         message = links.next()
-        server.request.check()
+        server.run.request.check()
         if isinstance(message, messages.Progress):
             record = message.record
             records.setdefault(record.epoch, []).append(record)
             resumed_s += (record.epoch_s or 0.0) if message.resumed else 0.0
-            server.bar.update(samples[message.replica])
-            server.bar.set_postfix(replica=message.replica + 1, loss=f"{record.running_loss:.4f}")
+            server.run.bar.update(samples[message.replica])
+            server.run.bar.set_postfix(
+                replica=message.replica + 1, loss=f"{record.running_loss:.4f}"
+            )
         elif isinstance(message, messages.ReplicaTrained):
             trained[message.task.replica] = message
             dispatcher.end(message.worker, message.task.slot)
     server.report.phase_two_s = time.perf_counter() - started
     seconds = server.report.phase_two_s + resumed_s / min(dispatcher.slots, replicas)
-    epochs = range(trainer.epoch + 1, trainer.config.epochs + 1)
+    epochs = range(state.epoch + 1, trainer.config.epochs + 1)
     for epoch in epochs:
         found = records.get(epoch, [])
-        trainer.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
-    trainer.epoch = trainer.config.epochs
+        state.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
+    state.epoch = trainer.config.epochs
     return [trained[replica] for replica in range(replicas)]
 
 

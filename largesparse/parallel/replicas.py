@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import NetworkConfig, TrainingConfig
 from ..environment import expand_user
 from ..errors import CheckpointError
@@ -20,7 +19,8 @@ from ..history import EpochRecord, History
 from ..layer import SparseLayer
 from ..network import SparseMLP, layer_settings
 from ..randomness import seed_sequence
-from ..training import Trainer
+from ..state import TrainingState
+from ..training import Trainer, load_checkpoint, save_checkpoint
 from ..training_data import Augment, Rows, TrainingData
 from ..workspace import Allocate, Workspace
 from .averaging import LayerArrays
@@ -72,10 +72,7 @@ def start_replica(
         with suppress(CheckpointError):
             found = load_checkpoint(_folder(task), threads=config.threads)
             if found.config.seed == own.seed and found.config.epochs == own.epochs:
-                trainer = Trainer(found.network, own, workspace=workspace)
-                trainer.epoch, trainer.step_count = found.epoch, found.step_count
-                trainer.history = found.history
-                return trainer
+                return Trainer(found.network, own, workspace=workspace, state=found.state)
     sizes, connections = network_config.layer_sizes, topology.connections
     parameters = parameter_arrays(network_config, connections, np.empty)
     velocities = parameter_arrays(network_config, connections, np.empty)
@@ -89,11 +86,10 @@ def start_replica(
             settings |= {"srelu": srelu, "srelu_velocity": srelu_velocity}
         settings |= {"velocity": velocity, "bias_velocity": bias_velocity}
         layers.append(SparseLayer(k + 2, topology.topology(k), values, bias, **settings))
-    trainer = Trainer(SparseMLP.from_layers(network_config, layers), own, workspace=workspace)
-    trainer.epoch, trainer.step_count = task.epoch, task.step
-    nothing = EpochRecord(task.epoch, None, None, nnz=connections)
-    trainer.history = History([nothing])
-    return trainer
+    network = SparseMLP.from_layers(network_config, layers)
+    history = History([EpochRecord(task.epoch, None, None, nnz=connections)])
+    state = TrainingState(task.epoch, task.step, history=history)
+    return Trainer(network, own, workspace=workspace, state=state)
 
 
 def train_replica(

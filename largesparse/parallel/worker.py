@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..history import History
-from ..randomness import stream
 from ..records import peak_rss_bytes
 from ..stepping import Stepper
-from ..training_data import Augment, Rows, augmented
+from ..training_data import Augment, Rows, augmented, epoch_order
 from ..warming import warm_up
 from . import messages
 from .allreduce import Representative
@@ -171,7 +170,7 @@ class Worker:
         """Compute the gradient of a mini-batch; return the loss."""
         epoch, start, stop, step = batch
         rows = self._order(epoch)[start:stop]
-        stepper.epoch, stepper.step_count = epoch, step
+        stepper.state.epoch, stepper.state.step = epoch, step
         X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
         return stepper.gradient(X, y, chosen, weights, **joined)
 
@@ -266,9 +265,8 @@ class Worker:
         """Return the training rows in the order of an epoch, as sequential training has it."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            rows = self._data.train_rows
-            shuffled = stream(self._config.seed, "shuffle", epoch).permutation(len(rows))
-            self._orders[epoch] = rows[shuffled]
+            seed = self._config.seed
+            self._orders[epoch] = epoch_order(self._data.train_rows, seed, epoch)
         return self._orders[epoch]
 
     # ----------------------------------------------------------------------- replicas
