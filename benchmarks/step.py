@@ -12,7 +12,11 @@ import scipy.sparse as sp
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
 from largesparse.limits import seconds_of
-from largesparse.records import peak_rss_bytes
+
+try:
+    from largesparse.usage import peak_rss_bytes
+except ImportError:  # older commits
+    from largesparse.records import peak_rss_bytes
 
 from .common import (
     BATCH_SIZE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .checkpoint import load_model, save_model
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
-    from .history import EpochRecord, History
+    from .history import EpochRecord, History, ParallelReport
     from .importance import compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
     from .measurements import read_measurements
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
-    from .parallel import ParallelReport, train_wasap, train_wassp
+    from .parallel import train_wasap, train_wassp
     from .preprocessing import Standardizer
     from .reachability import active_neurons
     from .records import read_records
@@ -38,7 +38,7 @@ _MODULES = {
     "InputDegrees": "monitoring",
     "LargeSparseError": "errors",
     "NetworkConfig": "config",
-    "ParallelReport": "parallel",
+    "ParallelReport": "history",
     "Predictor": "inference",
     "SparseFeatureSelector": "selection",
     "SparseMLP": "network",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
 from largesparse.backends import get_backend
 from largesparse.evolution import evolve
-from largesparse.history import EpochRecord
+from largesparse.history import EpochRecord, ParallelReport
 from largesparse.memory import Setting
 from largesparse.parallel import ParallelOptions
 from largesparse.parallel.deal import Batch, Deal
@@ -34,7 +34,6 @@ from largesparse.parallel.messages import (
 )
 from largesparse.parallel.phase_two import train_replicas
 from largesparse.parallel.replicas import train_replica
-from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
 from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.parallel.shared import (
@@ -46,10 +45,10 @@ from largesparse.parallel.shared import (
 )
 from largesparse.parallel.slots import Slot, slot_sizes
 from largesparse.parallel.updating import Updater
-from largesparse.parallel.usage import pss_bytes
 from largesparse.parallel.worker import Worker
 from largesparse.stepping import Stepper
 from largesparse.training_data import TrainingData
+from largesparse.usage import pss_bytes
 from largesparse.workspace import Gradients
 
 RANGES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from largesparse import TrainingConfig
-from largesparse.history import EpochRecord
+from largesparse.history import EpochRecord, ParallelReport
 from largesparse.losses import ScoreSums
 from largesparse.parallel import messages, phase_two
 from largesparse.parallel import server as server_module
@@ -22,7 +22,6 @@ from largesparse.parallel.deal import Deal
 from largesparse.parallel.dispatch import Dispatcher
 from largesparse.parallel.links import Links
 from largesparse.parallel.options import ParallelOptions
-from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.server import Server
 from largesparse.state import TrainingState
 from largesparse.training import Run

@@ -47,9 +47,9 @@ from largesparse.initializers import uniform
 from largesparse.layer import SparseLayer
 from largesparse.presets import hidden_sizes, nearest_row
 from largesparse.randomness import seed_sequence, stream
-from largesparse.records import peak_rss_bytes, start_peak_rss
 from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
+from largesparse.usage import peak_rss_bytes, start_peak_rss
 from largesparse.warming import warm_up
 from largesparse.workspace import ACTIVATION_DTYPES, Workspace
 

@@ -12,12 +12,12 @@ from typing import Any
 from ..config import TrainingConfig
 from ..environment import expand_user
 from ..errors import ParameterError
-from ..history import History
+from ..history import History, ParallelReport
 from ..network import SparseMLP
-from ..records import peak_rss_bytes
 from ..stopping import Stop, saved_in, sentence
 from ..training import Callback, Run, Trainer, load_checkpoint, sample_bar, save_checkpoint
 from ..training_data import Augment, TrainingData, prepare
+from ..usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
 from .control import Hub, connect
@@ -30,11 +30,9 @@ from .options import ParallelOptions, phase_one_length
 from .phase_two import average, train_replicas
 from .plan import check_memory, slots_of_nodes
 from .ranks import agree, get_communicator, together
-from .report import ParallelReport
 from .segments import forget_names
 from .server import Server
 from .shared import Shape, check_locks, in_both_orders
-from .usage import cpu_seconds, pss_bytes
 from .worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -32,6 +32,7 @@ from ..memory import (
 from ..sharing import find_mapped
 from ..training import Trainer
 from ..training_data import TrainingData
+from ..usage import pss_bytes
 from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions
@@ -40,7 +41,6 @@ from .ranks import gather, together
 from .segments import KEPT, Arena
 from .shared import Shape, SharedTopology, SharedWeights, shared_size
 from .slots import slot_sizes
-from .usage import pss_bytes
 
 FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank
 RANK_BASE = 90 * 2**20  # of every further one, which shares the pages of libraries

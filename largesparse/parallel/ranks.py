@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy
 
-from .. import __version__
+from .._version import __version__
 from ..environment import launched_ranks
 from ..errors import LargeSparseError, ParallelError
 from ..launching import raise_at_first

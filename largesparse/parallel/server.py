@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..history import EpochRecord
+from ..history import EpochRecord, ParallelReport
 from ..losses import ScoreSums
 from ..reachability import active_neurons
 from ..training import Run, Trainer
@@ -21,7 +21,6 @@ from .deal import Batch, Deal, samples
 from .dispatch import Dispatcher
 from .links import Links
 from .options import ParallelOptions
-from .report import ParallelReport
 from .retention import SlotMaps, retain_valid
 from .shared import Arrays
 from .updating import Updater

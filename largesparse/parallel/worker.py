@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..history import History
-from ..records import peak_rss_bytes
 from ..stepping import Stepper
 from ..training_data import Augment, Rows, augmented, epoch_order
+from ..usage import cpu_seconds, own_bytes, peak_rss_bytes, pss_bytes
 from ..warming import warm_up
 from . import messages
 from .allreduce import Representative
@@ -24,7 +24,6 @@ from .shared import SharedTopology, SharedWeights, cut, shared_size, show_weight
 from .slots import Slot, slot_sizes
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .updating import Updater
-from .usage import cpu_seconds, own_bytes, pss_bytes
 
 SERVER = 0
 TAG = 1  # of all messages with arrays: what they are follows from the control messages

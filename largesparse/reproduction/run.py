@@ -20,10 +20,10 @@ from ..monitoring import GradientFlow
 from ..network import SparseMLP
 from ..parallel import train_wasap, train_wassp
 from ..parallel.ranks import get_communicator
-from ..parallel.usage import cpu_seconds
 from ..preprocessing import Standardizer
-from ..records import RunRecord, new_record, peak_rss_bytes
+from ..records import RunRecord, new_record
 from ..training import Trainer
+from ..usage import cpu_seconds, peak_rss_bytes
 from ..warming import warm_up
 from .distributions import neuron_distributions
 from .paper import TABLE_6
