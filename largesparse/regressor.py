@@ -74,8 +74,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         weights = self._check_weights(sample_weight, X, ratios=True)
         if going_on:
             self._check_same_network()
-        else:
-            check_X(X)
+        X = check_X(X)
+        if not going_on:
             self._scale_targets(targets, weights, count_rows(X, weights), X)
         self._train(X, self._scaled(targets, weights), weights)
         return self

@@ -213,10 +213,9 @@ class Trainer(Stepper):
         if checkpoint is not None:
             self.check_saving(checkpoint)
         data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
-        self.check_rows(data)
-        self._train(data, augment, list(callbacks), checkpoint, progress)
-        self.restore_best()
-        return self.history
+        return self.train(
+            data, augment=augment, callbacks=callbacks, checkpoint=checkpoint, progress=progress
+        )
 
     @property
     def is_over(self) -> bool:
@@ -228,27 +227,31 @@ class Trainer(Stepper):
         if self.best is not None:
             self.best.restore_(self.network)
 
-    def _train(
+    def train(
         self,
         data: TrainingData,
-        augment: Augment | None,
-        callbacks: Sequence[Callback],
-        checkpoint: str | Path | None,
-        progress: bool | None,
-    ) -> None:
-        """Train to the end, or until a signal comes; keep a checkpoint of it."""
+        *,
+        augment: Augment | None = None,
+        callbacks: Iterable[Callback] = (),
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> History:
+        """Do what `fit` does, with data from `prepare`."""
+        self.check_rows(data)
         self.state.parallel = None
         rows = len(data.train_rows)
         bar = sample_bar(self, rows, progress, "training")
         with stop_request(checkpoint is not None) as request:
             try:
                 with bar:
-                    self._run(Run(data, bar, request, checkpoint, callbacks), augment)
+                    self._run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
             except Stop:
                 assert checkpoint is not None
                 stopped(request, self.save_stopped(checkpoint, rows))
         if checkpoint is not None:
             self.rescue(checkpoint)
+        self.restore_best()
+        return self.history
 
     def _run(self, run: Run, augment: Augment | None) -> None:
         """Train and record epoch after epoch, to the end or until something stops it."""
