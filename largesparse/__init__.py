@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
     from .parallel import train_wasap, train_wassp
-    from .preprocessing import Standardizer
     from .reachability import active_neurons
     from .records import read_records
     from .regressor import SparseMLPRegressor
     from .selection import SparseFeatureSelector, input_strength
     from .skewness import alpha_from_skewness
+    from .standardizer import Standardizer
     from .synthetic import make_large_classification
     from .training import Trainer, load_checkpoint, save_checkpoint
 
@@ -44,7 +44,7 @@ _MODULES = {
     "SparseMLP": "network",
     "SparseMLPClassifier": "classifier",
     "SparseMLPRegressor": "regressor",
-    "Standardizer": "preprocessing",
+    "Standardizer": "standardizer",
     "Trainer": "training",
     "TrainingConfig": "config",
     "active_neurons": "reachability",

@@ -33,8 +33,8 @@ from .history import History
 from .layer import LayerWeights, SparseLayer
 from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
 from .network import SparseMLP
-from .preprocessing import Standardizer
 from .saving import check_notes
+from .standardizer import Standardizer
 from .state import TrainingState
 from .storage import Storage, StoredLayer
 from .tables import FileLayout

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from .checks import LARGEST, check_X, encode_labels, refuse_masked
 from .errors import ParameterError, check_range
 from .estimator_base import BaseSparseMLP, Weights, count_rows, undone_on_error
-from .preprocessing import LARGEST, check_X, encode_labels, refuse_masked
 from .targets import warn_of_quantities
 
 

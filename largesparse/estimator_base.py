@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .checkpoint import load_model, read_estimator, save_model
+from .checks import LARGEST, refuse_masked
 from .config import NetworkConfig, TrainingConfig
 from .errors import DataError, NumericalError, ParameterError, check_range
 from .estimator_defaults import (
@@ -37,7 +38,6 @@ from .history import History
 from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
-from .preprocessing import LARGEST, refuse_masked
 from .skewness import alpha_from_skewness
 from .state import TrainingState
 from .training import Trainer

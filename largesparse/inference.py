@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from .backends import Backend, get_backend
 from .batches import load_batch
+from .checks import check_X
 from .errors import NumericalError, ParameterError, WorkerError, check_range
 from .frames import align_frame
 from .layer import Forward, ForwardLayer
 from .losses import LOSSES, softmax
 from .memory import prediction_batch
 from .network import SparseMLP, forward
-from .preprocessing import Standardizer, check_X
 from .sharing import SharedFiles, open_data, share_data
+from .standardizer import Standardizer
 from .threads import available_threads, resolve_threads
 from .workspace import Workspace, check_activation_dtype
 

@@ -155,8 +155,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from sklearn import metrics
 
     from .checkpoint import load_model
+    from .checks import check_targets, encode_labels
     from .inference import predict
-    from .preprocessing import check_targets, encode_labels
 
     network = load_model(arguments.model)
     if arguments.target is not None and arguments.target in (network.feature_names or []):

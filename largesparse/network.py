@@ -23,7 +23,7 @@ from .topology import erdos_renyi
 from .workspace import Gradients, Workspace
 
 if TYPE_CHECKING:
-    from .preprocessing import Standardizer
+    from .standardizer import Standardizer
     from .tables import FileLayout
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from .activations import TRAINED
 from .backends import get_backend
 from .batches import load_batch
+from .checks import refuse_masked
 from .config import TrainingConfig
 from .errors import DataError, NumericalError
 from .losses import LOSSES, ScoreSums, check_weights
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
-from .preprocessing import refuse_masked
 from .state import TrainingState
 from .threads import resolve_threads
 from .whole_step import WholeStep

@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import dense_rows
+from .checks import (
+    check_lengths,
+    check_targets,
+    check_X,
+    encode_labels,
+    first_true,
+    narrow_targets,
+    refuse_masked,
+)
 from .config import TrainingConfig
 from .errors import DataError, ParameterError
 from .frames import align_frame, column_names
 from .losses import LOSSES
 from .network import SparseMLP
-from .preprocessing import (
-    Standardizer,
-    check_lengths,
-    check_targets,
-    check_X,
-    encode_labels,
-    narrow_targets,
-    refuse_masked,
-    refuse_rounding,
-)
 from .randomness import stream
+from .standardizer import Standardizer, refuse_rounding
 
 Rows = NDArray[np.int64]
 Augment = Callable[[NDArray[np.floating], Rows, int], NDArray[np.floating]]
@@ -156,10 +156,10 @@ def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
             f"sample_weight must have shape ({n_samples},), one weight a sample. "
             f"Got shape {weights.shape} instead."
         )
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(f"sample_weight must be 0 or more, but row {row} has {weights[row]}.")
+    if (place := first_true(~(np.isfinite(weights) & (weights >= 0)))) is not None:
+        raise DataError(
+            f"sample_weight must be 0 or more, but row {place[0]} has {weights[place]}."
+        )
     if not weights.any():
         raise DataError("sample_weight is 0 for all rows. Give some a positive weight.")
     relative: NDArray[np.float64] = weights / weights.max()

@@ -31,6 +31,7 @@ from largesparse import (
     sharing,
 )
 from largesparse.backends import BACKENDS, get_backend
+from largesparse.checks import check_X
 from largesparse.errors import (
     BackendError,
     DataError,
@@ -38,7 +39,6 @@ from largesparse.errors import (
     ParameterError,
     WorkerError,
 )
-from largesparse.preprocessing import check_X
 
 N = 103  # no multiple of a batch size below
 NAMES = np.array(["ant", "bee", "cow"])

@@ -19,7 +19,7 @@ from largesparse import NetworkConfig, SparseMLP, parallel
 from largesparse.errors import DataError, ParameterError
 from largesparse.parallel.data import whole
 from largesparse.parallel.prediction import rows_of, split_rows
-from largesparse.preprocessing import Standardizer
+from largesparse.standardizer import Standardizer
 
 RANKS, ROWS, FEATURES, BATCH = 3, 103, 15, 10
 NAMES = np.array(["ant", "bee", "cow"])

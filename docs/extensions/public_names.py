@@ -14,7 +14,7 @@ GROUPS = {
     "Networks": ("config", "network"),
     "Training": ("training", "history"),
     "Prediction": ("inference",),
-    "Data": ("tables", "datasets", "synthetic", "preprocessing"),
+    "Data": ("tables", "datasets", "synthetic", "standardizer"),
     "Saved models": ("checkpoint",),
     "Importance pruning and growth": ("importance", "growth"),
     "Parallel training": ("parallel",),

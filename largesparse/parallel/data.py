@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from ..preprocessing import Standardizer
 from ..sharing import SharedArray, find_mapped
+from ..standardizer import Standardizer
 from ..training_data import TrainingData
 from .segments import Arena, Segment, share_arrays
 

@@ -18,12 +18,12 @@ from scipy.sparse import issparse
 
 from .. import inference
 from ..backends import get_backend
+from ..checks import check_X
 from ..errors import ParameterError, check_range
 from ..frames import align_frame
 from ..inference import Engine, Outputs, Predictor, batches, check_batch_size, check_outputs
 from ..memory import prediction_batch
 from ..network import SparseMLP
-from ..preprocessing import check_X
 from ..sharing import SharedArray
 from ..threads import resolve_threads
 from .control import Hub, Line, connect

@@ -17,8 +17,8 @@ from ..monitoring import GradientFlow
 from ..network import SparseMLP
 from ..parallel import train_wasap, train_wassp
 from ..parallel.ranks import get_communicator
-from ..preprocessing import Standardizer
 from ..records import RunRecord
+from ..standardizer import Standardizer
 from ..training import Trainer
 from ..usage import cpu_seconds, peak_rss_bytes
 from ..warming import warm_up
