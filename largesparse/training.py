@@ -54,7 +54,7 @@ class Run:
 
     def call_back(self, trainer: Trainer) -> bool:
         """Call all callbacks with the newest record; return whether one ends the training."""
-        record = trainer.history.epochs[-1]
+        record = trainer.state.history.epochs[-1]
         return any([bool(callback(trainer, record)) for callback in self.callbacks])
 
 
