@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from .reachability import active_neurons
     from .records import read_records
     from .regressor import SparseMLPRegressor
+    from .resumed_settings import load_checkpoint
     from .selection import SparseFeatureSelector, input_strength
     from .skewness import alpha_from_skewness
     from .standardizer import Standardizer
     from .synthetic import make_large_classification
-    from .training import Trainer, load_checkpoint, save_checkpoint
+    from .training import Trainer, save_checkpoint
 
 # public name -> module that defines it; imported when it is first used
 _MODULES = {
@@ -51,7 +52,7 @@ _MODULES = {
     "alpha_from_skewness": "skewness",
     "compact": "importance",
     "input_strength": "selection",
-    "load_checkpoint": "training",
+    "load_checkpoint": "resumed_settings",
     "load_dataset": "datasets",
     "load_model": "checkpoint",
     "make_large_classification": "synthetic",

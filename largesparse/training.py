@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .checkpoint import read_checkpoint, reading, write_checkpoint
+from .checkpoint import write_checkpoint
 from .config import TrainingConfig
 from .early_stopping import Snapshot
 from .environment import expand_user
@@ -28,12 +27,10 @@ from .layer_files import layer_arrays
 from .network import SparseMLP
 from .randomness import stream
 from .reachability import active_neurons
-from .resumed_settings import resumed_config
 from .saving import check_checkpoint_folder, check_notes, save_elsewhere
 from .state import TrainingState
 from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
-from .storage import Storage
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
 from .workspace import Workspace
 
@@ -454,42 +451,3 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
     backend = trainer.backend.name
     config = dataclasses.replace(trainer.config, micro_batch=trainer.micro_batch, backend=backend)
     write_checkpoint(trainer.network, config, trainer.state, folder)
-
-
-def load_checkpoint(
-    folder: str | Path, *, storage: Storage | None = None, **changes: Any
-) -> Trainer:
-    """Read a checkpoint, and return a trainer whose `fit` goes on from there.
-
-    The network of a training that is over has the weights that `fit` left it with.
-
-    Parameters
-    ----------
-    folder : path
-    storage : Storage, optional
-        Receives the layers' arrays, one layer after another; by default they are in memory.
-    **changes
-        Fields of the training's configuration to replace, for instance `threads`. With the same
-        data, and nothing but `threads` changed, the training goes on to the same bits as if it
-        had not been interrupted. The backend is the one that it had, whatever LARGESPARSE_BACKEND
-        is now; under another one that is named, or where it cannot be used here, a warning is
-        logged. A micro-batch that was the whole mini-batch stays the whole one. More `epochs`
-        prolong a training; a schedule that depends on its length (cosine) then goes on along the
-        curve of the longer one. A `patience` that is added counts from here, and so do the scores
-        of another validation part: those of rows that have been trained on already are too good.
-
-    Raises
-    ------
-    CheckpointError
-        Where the folder is missing, damaged, of another version, or a model without a training.
-    """
-    network, before, state = read_checkpoint(folder, storage)
-    assert state.folder is not None
-    # A mistake in the changes is not the folder's.
-    with nullcontext() if changes else reading(state.folder):
-        config = resumed_config(before, changes, state.folder)
-        trainer = Trainer(network, config, state=state)
-    state.watch_anew_(before, config)
-    if trainer.is_over:
-        trainer.restore_best()
-    return trainer

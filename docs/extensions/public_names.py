@@ -15,7 +15,7 @@ GROUPS = {
     "Training": ("training", "history"),
     "Prediction": ("inference",),
     "Data": ("tables", "datasets", "synthetic", "standardizer"),
-    "Saved models": ("checkpoint",),
+    "Saved models": ("checkpoint", "resumed_settings"),
     "Importance pruning and growth": ("importance", "growth"),
     "Parallel training": ("parallel",),
     "Run records": ("records",),

@@ -14,8 +14,9 @@ from ..environment import expand_user
 from ..errors import ParameterError
 from ..history import History, ParallelReport
 from ..network import SparseMLP
+from ..resumed_settings import load_checkpoint
 from ..stopping import Stop, saved_in, sentence
-from ..training import Callback, Run, Trainer, load_checkpoint, sample_bar, save_checkpoint
+from ..training import Callback, Run, Trainer, sample_bar, save_checkpoint
 from ..training_data import Augment, TrainingData, prepare
 from ..usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from . import leaving, messages

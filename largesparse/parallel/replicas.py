@@ -19,8 +19,9 @@ from ..history import EpochRecord, History
 from ..layer import SparseLayer
 from ..network import SparseMLP, layer_settings
 from ..randomness import seed_sequence
+from ..resumed_settings import load_checkpoint
 from ..state import TrainingState
-from ..training import Trainer, load_checkpoint, save_checkpoint
+from ..training import Trainer, save_checkpoint
 from ..training_data import Augment, Rows, TrainingData
 from ..workspace import Allocate, Workspace
 from .averaging import LayerArrays
