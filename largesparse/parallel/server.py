@@ -17,8 +17,7 @@ from ..training import Run, Trainer
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal, samples
-from .dispatch import Dispatcher
+from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .options import ParallelOptions
 from .retention import SlotMaps, retain_valid
