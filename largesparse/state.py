@@ -30,6 +30,8 @@ class TrainingState:
     patience_since: int = 0  # epoch from which the patience counts at the earliest
     epochs_before: int = 0  # by other trainers, so that no epoch's draws are drawn twice; not saved
     folder: Path | None = None  # the checkpoint that it was read from or saved to
+    saved_step: int = -1  # of the last checkpoint that this process has written
+    is_unsaved: bool = False  # whether the last one could not be written
 
     @property
     def samples(self) -> int:

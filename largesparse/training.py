@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .checkpoint import write_checkpoint
-from .config import TrainingConfig
 from .early_stopping import Snapshot
 from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError
@@ -24,15 +23,12 @@ from .history import EpochRecord, History
 from .importance import prune_neurons
 from .layer import SparseLayer
 from .layer_files import layer_arrays
-from .network import SparseMLP
 from .randomness import stream
 from .reachability import active_neurons
 from .saving import check_checkpoint_folder, check_notes, save_elsewhere
-from .state import TrainingState
 from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
-from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +52,7 @@ class Run:
 
 
 def sample_bar(trainer: Trainer, rows: int, progress: bool | None, name: str) -> tqdm:
-    """Return a bar of the samples of all epochs, at those that have been trained on.
-
-    Parameters
-    ----------
-    trainer : Trainer
-    rows : int
-        Training rows.
-    progress : bool or None
-        Whether to show it; None where standard error is a terminal.
-    name : str
-    """
+    """Return a bar of the samples of all epochs, of `rows` each; see `fit` for `progress`."""
     return tqdm(
         total=trainer.config.epochs * rows,
         initial=trainer.epoch * rows + trainer.state.samples,
@@ -89,18 +75,6 @@ class Trainer(Stepper):
     state : TrainingState, optional
         How far the training is; by default it begins.
     """
-
-    def __init__(
-        self,
-        network: SparseMLP,
-        config: TrainingConfig | None = None,
-        *,
-        workspace: Workspace | None = None,
-        state: TrainingState | None = None,
-    ) -> None:
-        super().__init__(network, config, workspace=workspace, state=state)
-        self._saved_step = -1  # of the last checkpoint of this process
-        self._is_unsaved = False  # whether the last one failed
 
     @property
     def history(self) -> History:
@@ -383,17 +357,17 @@ class Trainer(Stepper):
             save_checkpoint(self, place)
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
-            self._is_unsaved = True
+            self.state.is_unsaved = True
             return False
-        self._saved_step, self._is_unsaved = self.step_count, False
+        self.state.saved_step, self.state.is_unsaved = self.step_count, False
         self.state.folder = place
         return True
 
     def rescue(self, folder: str | Path) -> Path | None:
         """Save a training that ends now elsewhere, if its last checkpoint failed; return where."""
-        if not self._is_unsaved:
+        if not self.state.is_unsaved:
             return None
-        self._is_unsaved = False
+        self.state.is_unsaved = False
         place = save_elsewhere(lambda place: save_checkpoint(self, place), folder)
         if place is not None:
             logger.error("The training is %s", saved_in(place))
@@ -404,7 +378,7 @@ class Trainer(Stepper):
         samples, place = self.state.samples, f"after epoch {self.epoch}"
         if samples:
             place = f"in epoch {self.epoch + 1}, after {samples:,} of {rows:,} samples"
-        complete = self.state.part is None and self._saved_step == self.step_count
+        complete = self.state.part is None and self.state.saved_step == self.step_count
         if complete or self.save(folder):
             return f"{place}; {saved_in(folder)}"
         if (other := self.rescue(folder)) is not None:
