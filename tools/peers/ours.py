@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from largesparse import Trainer, TrainingConfig
 from largesparse.inference import predict
 from largesparse.limits import best_distance, gather
 from largesparse.network import SparseMLP
 from largesparse.threads import kernel_threads
-from largesparse.training import Trainer, TrainingConfig
 
 from .problem import DROPOUT, LEARNING_RATE, SGD, ZETA, Batches, Contestant, Problem
 
