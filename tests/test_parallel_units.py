@@ -20,7 +20,8 @@ from largesparse.evolution import evolve
 from largesparse.history import EpochRecord, ParallelReport
 from largesparse.memory import Setting
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.deal import Batch, Deal, Dispatcher
+from largesparse.parallel.deal import Batch, Deal
+from largesparse.parallel.dispatch import Dispatcher
 from largesparse.parallel.job import node_bytes
 from largesparse.parallel.messages import (
     Lease,

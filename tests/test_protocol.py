@@ -18,7 +18,8 @@ from largesparse.history import EpochRecord, ParallelReport
 from largesparse.losses import ScoreSums
 from largesparse.parallel import messages, phase_two
 from largesparse.parallel import server as server_module
-from largesparse.parallel.deal import Deal, Dispatcher
+from largesparse.parallel.deal import Deal
+from largesparse.parallel.dispatch import Dispatcher
 from largesparse.parallel.links import Links
 from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.server import Server

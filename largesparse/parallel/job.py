@@ -22,7 +22,8 @@ from ..usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
 from .control import Hub, connect
-from .deal import Deal, Dispatcher
+from .deal import Deal
+from .dispatch import Dispatcher
 from .guard import guard
 from .links import Links
 from .nodes import Nodes

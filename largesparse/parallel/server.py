@@ -17,7 +17,8 @@ from ..training import Run, Trainer
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal, Dispatcher, samples
+from .deal import Batch, Deal, samples
+from .dispatch import Dispatcher
 from .links import Links
 from .options import ParallelOptions
 from .retention import SlotMaps, retain_valid
