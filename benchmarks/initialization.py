@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from largesparse import SparseMLP
-
-try:
-    from largesparse.usage import peak_rss_bytes, start_peak_rss
-except ImportError:  # older commits
-    from largesparse.records import peak_rss_bytes, start_peak_rss
+from largesparse.records import peak_rss_bytes, start_peak_rss
 
 from .common import SIZES, THREADS, in_fresh_process, make_network, network_config, warm_up
 

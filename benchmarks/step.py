@@ -12,11 +12,7 @@ import scipy.sparse as sp
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
 from largesparse.limits import seconds_of
-
-try:
-    from largesparse.usage import peak_rss_bytes
-except ImportError:  # older commits
-    from largesparse.records import peak_rss_bytes
+from largesparse.records import peak_rss_bytes
 
 from .common import (
     BATCH_SIZE,

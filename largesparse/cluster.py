@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .config import NetworkConfig
 from .errors import ParameterError
 from .ladder import GUESS, Costs
-from .memory import GIB, HEADROOM, expected_connections, itemsize
+from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
 from .parallel.nodes import Nodes
 from .parallel.plan import FIRST_BASE, plan_parallel
 from .parallel.segments import Arena
@@ -25,7 +25,6 @@ from .parallel.slots import slot_sizes
 from .parallel.transfer import CHUNK_BYTES
 from .presets import hidden_sizes
 from .topology import MAX_CONNECTIONS
-from .workspace import Setting
 
 ACTIVATION_DTYPE = "bfloat16"  # as wide layers are trained
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -31,7 +32,7 @@ from .config import NetworkConfig
 from .control_groups import free_memory
 from .environment import expand_user
 from .errors import MemoryPlanError
-from .workspace import ACTIVATION_DTYPES, Setting, activation_buffers, delta_buffers
+from .workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
 
 GIB = 2**30
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
@@ -47,6 +48,21 @@ EVOLUTION = 36  # bytes a connection that evolving a layer takes beside the laye
 CANDIDATE = 33  # bytes that growth by the gradient takes for every cell that it looks at
 INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the layer
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
+
+
+class Setting(NamedTuple):
+    """How the activations of a training are computed and kept."""
+
+    micro_batch: int
+    keep_every: int = 1
+    activation_dtype: str = "float32"
+
+    def __str__(self) -> str:
+        text = str(self.micro_batch)
+        if self.keep_every > 1:
+            ending = {2: "nd", 3: "rd"}.get(self.keep_every, "th")
+            text += f", every {self.keep_every}{ending} layer's"
+        return text if self.activation_dtype == "float32" else f"{text}, {self.activation_dtype}"
 
 
 @dataclass(frozen=True)

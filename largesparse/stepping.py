@@ -18,12 +18,13 @@ from .checks import refuse_masked
 from .config import TrainingConfig
 from .errors import DataError, NumericalError
 from .losses import LOSSES, ScoreSums, check_weights
+from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
 from .state import TrainingState
 from .threads import resolve_threads
 from .whole_step import WholeStep
-from .workspace import Setting, Workspace, aligned_zeros, check_activation_dtype
+from .workspace import Workspace, aligned_zeros, check_activation_dtype
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

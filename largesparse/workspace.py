@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +21,6 @@ CACHE_LINE = 64  # bytes
 # How activations of hidden layers and their gradients are kept; a bfloat16 is the upper half of a
 # float32, which NumPy sees as uint16.
 ACTIVATION_DTYPES: dict[str, type] = {"float32": np.float32, "bfloat16": np.uint16}
-
-
-class Setting(NamedTuple):
-    """How the activations of a training are computed and kept."""
-
-    micro_batch: int
-    keep_every: int = 1
-    activation_dtype: str = "float32"
-
-    def __str__(self) -> str:
-        text = str(self.micro_batch)
-        if self.keep_every > 1:
-            ending = {2: "nd", 3: "rd"}.get(self.keep_every, "th")
-            text += f", every {self.keep_every}{ending} layer's"
-        return text if self.activation_dtype == "float32" else f"{text}, {self.activation_dtype}"
 
 
 class Allocate(Protocol):

@@ -23,6 +23,7 @@ from ..memory import (
     GIB,
     HEADROOM,
     USEFUL_SLOT,
+    Setting,
     expected_connections,
     fitting_neurons,
     plan_training,
@@ -32,7 +33,6 @@ from ..sharing import find_mapped
 from ..training import Trainer
 from ..training_data import TrainingData
 from ..usage import pss_bytes
-from ..workspace import Setting
 from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions

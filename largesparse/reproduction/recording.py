@@ -1,4 +1,4 @@
-"""What the record of a training has, whoever trained it."""
+"""The run record of a training of the tables, of ours and of the dense baseline alike."""
 
 from __future__ import annotations
 
@@ -18,12 +18,6 @@ KIND = "paper_tables"
 ROWS = 1000  # that the gradient flow and the neurons' distributions are taken over
 
 Report = Callable[[int, float | None], None]  # epoch, test accuracy
-
-
-def training_seconds(history: History) -> float:
-    """Return the seconds of training, evolution and pruning, without evaluation."""
-    names = ("epoch_s", "evolution_s", "pruning_s")
-    return sum(seconds or 0.0 for name in names for seconds in history[name])
 
 
 def make_record(
@@ -62,6 +56,12 @@ def make_record(
         settings=training.settings,
         **values,
     )
+
+
+def training_seconds(history: History) -> float:
+    """Return the seconds of training, evolution and pruning, without evaluation."""
+    names = ("epoch_s", "evolution_s", "pruning_s")
+    return sum(seconds or 0.0 for name in names for seconds in history[name])
 
 
 def some_rows(n: int, most: int = ROWS) -> NDArray[np.int64]:

@@ -22,7 +22,6 @@ from ..standardizer import Standardizer
 from ..training import Trainer
 from ..usage import cpu_seconds, peak_rss_bytes
 from ..warming import warm_up
-from .baseline import run_scikit_learn
 from .distributions import neuron_distributions
 from .paper import TABLE_6
 from .recording import Report, make_record, some_rows, training_seconds
@@ -65,6 +64,8 @@ def run_training(training: Training, report: Report) -> RunRecord | None:
         Is told of every epoch that is complete.
     """
     if training.algorithm == "mlp_classifier":
+        from .baseline import run_scikit_learn
+
         return run_scikit_learn(training, load(training), report)
     if training.ranks > 1:
         return _run_parallel(training, report)
