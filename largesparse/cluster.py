@@ -18,7 +18,7 @@ from .errors import ParameterError
 from .ladder import GUESS, Costs
 from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
 from .parallel.nodes import Nodes
-from .parallel.plan import FIRST_BASE, plan_parallel
+from .parallel.plan import FIRST_BASE, Workload, plan_parallel
 from .parallel.segments import Arena
 from .parallel.shared import Shape, SharedTopology, shared_size
 from .parallel.slots import slot_sizes
@@ -203,7 +203,7 @@ def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tu
     setting = Setting(micro_batch, activation_dtype=ACTIVATION_DTYPE)
     shape = Shape(config, expected_connections(config), setting)
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
-    first = plan_parallel(shape, nodes, [1, 1]).required
+    first = plan_parallel(shape, nodes, [1, 1], Workload()).required
     topology = shared_size(SharedTopology, shape)
     slot = sum(slot_sizes(shape, SharedTopology(shape, Arena())))
     return first, FIRST_BASE + topology + slot

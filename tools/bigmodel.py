@@ -69,7 +69,6 @@ from largesparse.parallel import train_wasap, train_wassp
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions, phase_one_length
 from largesparse.parallel.plan import (
-    ParallelPlan,
     check_disk,
     choose_parallel_plan,
     memory_of_ranks,
@@ -110,7 +109,7 @@ class Job(NamedTuple):
     options: argparse.Namespace
     config: NetworkConfig
     training: TrainingConfig
-    plan: MemoryPlan | ParallelPlan
+    plan: MemoryPlan
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -298,7 +297,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
     steps = options.epochs * -(-train_samples // options.batch_size)
-    choose: Callable[..., MemoryPlan | ParallelPlan]
+    choose: Callable[..., MemoryPlan]
     choose = functools.partial(choose_plan, storage=options.storage)
     if ranks > 1:
         spread = parallel_options(options)
@@ -320,7 +319,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         mapped=4 * options.samples * options.features,
     )
     stale = 1
-    if isinstance(plan, ParallelPlan) and options.algorithm == "wasap":
+    if plan.slots and options.algorithm == "wasap":
         stale = sum(slots_of_nodes(nodes, plan.most_slots))
     threads, sizes = options.threads, config.layer_sizes[1:-1]
     training = TrainingConfig(
@@ -349,7 +348,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             nbytes = int(12 * config.expected_connections())
             check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
         get_backend(options.backend)
-        if isinstance(plan, ParallelPlan):
+        if plan.slots:
             check_disk(plan)
     return Job(options, config, training, plan)
 
