@@ -17,13 +17,14 @@ from .batches import load_batch
 from .config import TrainingConfig
 from .errors import DataError, NumericalError
 from .losses import LOSSES, ScoreSums, check_weights
+from .mapped_memory import aligned_zeros
 from .memory import Setting
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
 from .preprocessing import refuse_masked
 from .threads import resolve_threads
 from .whole_step import WholeStep
-from .workspace import Workspace, aligned_zeros, check_activation_dtype
+from .workspace import Workspace, check_activation_dtype
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

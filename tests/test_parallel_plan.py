@@ -204,9 +204,10 @@ def test_a_training_that_does_not_fit_is_refused_before_anything_is_shared():
         import numpy as np
         from largesparse import NetworkConfig, SparseMLP, TrainingConfig
         from largesparse.cli import run_command
-        from largesparse.parallel import job, plan, segments, train_wasap
+        from largesparse import mapped_memory
+        from largesparse.parallel import job, plan, train_wasap
         plan.memory_of_ranks = lambda comm, nodes: 300 * 2**20
-        segments.Segment.create = job.connect = None  # neither is reached
+        mapped_memory.Segment.create = job.connect = None  # neither is reached
         network = SparseMLP(NetworkConfig((4, 8, 2), epsilon=2), progress=False)
         config = TrainingConfig(epochs=1, backend="scipy", batch_size=2)
         X, y = np.ones((9, 4), np.float32), np.arange(9) % 2

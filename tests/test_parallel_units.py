@@ -18,10 +18,10 @@ from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune
 from largesparse.backends import get_backend
 from largesparse.evolution import evolve
 from largesparse.history import EpochRecord
+from largesparse.mapped_memory import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.memory import Setting
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.deal import Batch, Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Batch, Deal, Dispatcher
 from largesparse.parallel.job import node_bytes
 from largesparse.parallel.messages import (
     Lease,
@@ -36,7 +36,6 @@ from largesparse.parallel.phase_two import train_replicas
 from largesparse.parallel.replicas import train_replica
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
-from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -303,7 +302,7 @@ def test_generations_that_nobody_needs_are_forgotten():
 # ------------------------------------------------------------------------------- memory
 OPEN = """
 import json, sys
-from largesparse.parallel.segments import Segment, arrays_of
+from largesparse.mapped_memory import Segment, arrays_of
 path, shapes = json.loads(sys.argv[1])
 first, second = arrays_of(Segment.open(path), [(tuple(shape), kind) for shape, kind in shapes])
 print(first.sum(), second.tolist())

@@ -18,8 +18,7 @@ from largesparse.history import EpochRecord, History
 from largesparse.losses import ScoreSums
 from largesparse.parallel import messages, phase_two
 from largesparse.parallel import server as server_module
-from largesparse.parallel.deal import Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Deal, Dispatcher
 from largesparse.parallel.links import Links
 from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.report import ParallelReport

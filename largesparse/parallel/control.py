@@ -13,8 +13,8 @@ import selectors
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, overload
 
 from ..errors import ParallelError
 from . import leaving
@@ -51,11 +51,10 @@ class _Release:
 
 
 class _Channel:
-    """What both ends have: counters, and the time that was spent waiting.
+    """What both ends have: messages, and the time that was spent waiting for them.
 
     Attributes
     ----------
-    messages_sent, messages_received, bytes_sent, bytes_received : int
     idle_s : float
         Seconds spent waiting in `receive`.
     idle_cpu_s : float
@@ -64,8 +63,6 @@ class _Channel:
 
     def __init__(self, peers: dict[int, Peer]) -> None:
         self._peers = peers
-        self.messages_sent = self.messages_received = 0
-        self.bytes_sent = self.bytes_received = 0
         self.idle_s = self.idle_cpu_s = 0.0
         self._closed = False
 
@@ -75,10 +72,7 @@ class _Channel:
         return sorted(self._peers)
 
     def _send(self, peer: Peer, message: Message) -> None:
-        data = pickle.dumps(message)
-        peer.connection.send_bytes(data)
-        self.messages_sent += 1
-        self.bytes_sent += len(data)
+        peer.connection.send_bytes(pickle.dumps(message))
 
     def _receive(self, peer: Peer) -> Message:
         data = peer.connection.recv_bytes()
@@ -87,8 +81,6 @@ class _Channel:
             error = RankFailed(told.splitlines()[-1].removeprefix("largesparse: error: "))
             error.told = told
             raise error
-        self.messages_received += 1
-        self.bytes_received += len(data)
         return pickle.loads(data)
 
     @contextlib.contextmanager
@@ -128,6 +120,12 @@ class Hub(_Channel):
             while True:  # until the error that it may have told, or the end
                 self._read(peer)
 
+    @overload
+    def receive(self) -> tuple[int, Message]: ...
+
+    @overload
+    def receive(self, timeout: float) -> tuple[int, Message] | None: ...
+
     def receive(self, timeout: float | None = None) -> tuple[int, Message] | None:
         """Wait for a message and return it with the rank that sent it.
 
@@ -152,6 +150,15 @@ class Hub(_Channel):
             if not isinstance(message, _Goodbye):
                 return peer.rank, message
         raise ParallelError("All other ranks have left, while rank 0 waits for a message.")
+
+    def answers(self, ranks: Iterable[int]) -> dict[int, Message]:
+        """Return the next message of each of the ranks; no others are due."""
+        missing = set(ranks)
+        found = {}
+        while missing:
+            rank, found[rank] = self.receive()
+            missing.remove(rank)
+        return found
 
     def tell(self, text: str) -> None:
         """Write the job's last message to standard error; empty where it has been told."""

@@ -16,6 +16,7 @@ from ..config import TrainingConfig
 from ..environment import expand_user
 from ..errors import ParameterError
 from ..history import History
+from ..mapped_memory import forget_names
 from ..network import SparseMLP
 from ..records import peak_rss_bytes
 from ..saving import check_training
@@ -25,8 +26,7 @@ from ..training_data import Augment, TrainingData, prepare
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
 from .control import Hub, connect
-from .deal import Deal
-from .dispatch import Dispatcher
+from .deal import Deal, Dispatcher
 from .guard import guard
 from .links import Links
 from .nodes import Nodes
@@ -35,7 +35,6 @@ from .phase_two import average, train_replicas
 from .plan import check_memory, slots_of_nodes
 from .ranks import agree, get_communicator, together
 from .report import ParallelReport
-from .segments import forget_names
 from .server import Server
 from .shared import Shape, check_locks, in_both_orders
 from .usage import cpu_seconds, pss_bytes
@@ -354,11 +353,7 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
     """Add up what all ranks have used, and let the workers go."""
     for rank in hub.ranks:
         hub.send(rank, messages.Count())
-    found: dict[int, messages.Report] = {}
-    while len(found) < len(hub.ranks):
-        answer = hub.receive()
-        assert answer is not None
-        found[answer[0]] = answer[1]
+    found: dict[int, messages.Report] = hub.answers(hub.ranks)
     own = messages.Report(
         hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
     )

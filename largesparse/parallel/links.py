@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..backends.base import Backend
 from ..config import TrainingConfig
+from ..mapped_memory import Arena, Arrays, Segment, share
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
 from ..training_data import TrainingData
@@ -19,10 +20,9 @@ from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
 from .control import Hub
-from .data import Arrays, share, to_arrays
+from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions
-from .segments import Arena, Segment
 from .shared import (
     ServerLayer,
     Shape,
@@ -35,7 +35,6 @@ from .shared import (
 from .slots import Slot, slot_sizes
 from .transfer import Transfer, start_receive, start_send
 
-TAG = 1
 POLL = 1e-4  # seconds between looks at a transfer while there are no messages
 PAUSE = 0.5  # seconds without messages after which rank 0 looks whether it is to stop
 
@@ -155,7 +154,7 @@ class Links:
             host = messages.Host(self._shape, count, self._replicated, shapes, size)
             self._hub.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
-            hosting.append(self._answers([leader])[leader])
+            hosting.append(self._hub.answers([leader])[leader])
         for rank in range(1, self._comm.size):
             node = self._nodes.node[rank]
             join = messages.Join(
@@ -170,7 +169,7 @@ class Links:
                 self._chunk_bytes,
             )
             self._hub.send(rank, join)
-        self._answers(range(1, self._comm.size))
+        self._hub.answers(range(1, self._comm.size))
         self.send_topology()
 
     def send_topology(self) -> None:
@@ -183,18 +182,7 @@ class Links:
             self._send(leader, topology.arrays())
             if self._replicated:
                 self._send(leader, self.weights.arrays(topology.connections))
-            self._answers([leader])
-
-    def _answers(self, ranks: Iterable[int]) -> dict[int, Any]:
-        """Return the next message of each of the ranks; no others are due."""
-        missing = set(ranks)
-        found = {}
-        while missing:
-            answer = self._hub.receive()
-            assert answer is not None
-            missing.remove(answer[0])
-            found[answer[0]] = answer[1]
-        return found
+            self._hub.answers([leader])
 
     # ------------------------------------------------------------------ tasks
     def can_begin(self, worker: int) -> bool:
@@ -330,7 +318,7 @@ class Links:
             workspace.fit(self.topology.connections)
         representative.update(self.network, own, optimizer, rate, backend, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
-        self._answers(leaders)
+        self._hub.answers(leaders)
 
     @property
     def waiting(self) -> list[messages.Push]:
@@ -366,7 +354,7 @@ class Links:
         self._complete(self._start_send(rank, arrays))
 
     def _start_send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
-        return start_send(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)
+        return start_send(self._comm, arrays, rank, chunk_bytes=self._chunk_bytes)
 
     def _start_receive(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
-        return start_receive(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)
+        return start_receive(self._comm, arrays, rank, chunk_bytes=self._chunk_bytes)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from ..config import TrainingConfig
 from ..history import EpochRecord, History
 from ..losses import ScoreSums
+from ..mapped_memory import SharedArray
 from ..optimizer import MomentumSGD
-from ..sharing import SharedArray
 from .data import Layout
 from .deal import Batch
 from .options import ParallelOptions

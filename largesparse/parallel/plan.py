@@ -17,6 +17,7 @@ from typing import Any
 from ..config import NetworkConfig
 from ..control_groups import free_memory
 from ..errors import MemoryPlanError
+from ..mapped_memory import KEPT, Arena, find_mapped
 from ..memory import (
     CANDIDATE,
     EVOLUTION,
@@ -31,7 +32,6 @@ from ..memory import (
     plan_training,
     settings,
 )
-from ..sharing import find_mapped
 from ..training import Trainer
 from ..training_data import TrainingData
 from .data import to_arrays
@@ -39,7 +39,6 @@ from .nodes import Nodes
 from .options import ParallelOptions
 from .phase_two import RESULTS_SHARE, result_bytes
 from .ranks import gather, together
-from .segments import KEPT, Arena
 from .shared import Shape, SharedTopology, SharedWeights, shared_size
 from .slots import slot_sizes
 from .usage import pss_bytes
@@ -101,30 +100,22 @@ def plan_parallel(
     """
     here = nodes.beside(0)
     counts = tuple(slots[node] for node in here)
-    count = sum(counts)
     topology = shared_size(SharedTopology, shape)
     weights = shared_size(SharedWeights, shape)
     gradient, activations = slot_sizes(shape, SharedTopology(shape, Arena()))
-    connections, sizes = sum(shape.room), shape.config.layer_sizes
-    neurons = sum(sizes[1:])
-    evolution = int(max(EVOLUTION, CANDIDATE * work.candidates) * max(shape.room))
-    evolution += 8 * 2 * max(sizes)
-    values = 4 * (connections + neurons)  # of one float32 array of each kind
+    values = 4 * (sum(shape.room) + sum(shape.config.layer_sizes[1:]))  # of all parameters
     # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
-    passing = evolution + 2 * values + (0 if work.algorithm == "wasap" else values)
-    passing += 2 * values if len(nodes) > 1 else 0
-    # weights and velocities, the weights in the other order, an own topology after an evolution
-    private = 12 * connections + 8 * neurons
-    private += topology + evolution if work.evolving else 0
+    passing = _evolution_bytes(shape, work) + 2 * values
+    passing += (0 if work.algorithm == "wasap" else values) + (2 * values if len(nodes) > 1 else 0)
     ranks = sum(len(nodes.ranks(node)) for node in here)
     base = FIRST_BASE + (ranks - 1) * RANK_BASE
     if activations <= KEPT:  # by ranks that have no slot at the moment
-        base += max(0, ranks - 1 - count) * activations
+        base += max(0, ranks - 1 - sum(counts)) * activations
     plan = MemoryPlan(
         shape.setting,
         len(here) * topology + (len(here) if work.algorithm == "allreduce" else 1) * weights,
-        count * gradient,
-        count * activations,
+        sum(counts) * gradient,
+        sum(counts) * activations,
         passing,
         work.mapped,
         base,
@@ -136,20 +127,30 @@ def plan_parallel(
     )
     if not work.replicas:
         return plan
-    here_trained = -(-work.replicas * count // max(1, sum(slots)))
-    results = here_trained * result_bytes(connections, shape.config)
-    left = (available or 2**62) - plan.base - plan.data - plan.model
-    on_disk = results > RESULTS_SHARE * (left - plan.gradients - plan.activations)
+    here_trained = -(-work.replicas * sum(counts) // max(1, sum(slots)))
+    results = here_trained * result_bytes(sum(shape.room), shape.config)
+    left = (available or 2**62) - plan.required + plan.passing + plan.growth
+    on_disk = results if results > RESULTS_SHARE * left else 0
+    replicas = _replica_bytes(shape, work, sum(counts), len(nodes))
+    return dataclasses.replace(plan, replicas=replicas, results=results - on_disk, on_disk=on_disk)
+
+
+def _evolution_bytes(shape: Shape, work: Workload) -> int:
+    """Return what evolving a layer takes besides the layer."""
+    each = max(EVOLUTION, CANDIDATE * work.candidates)
+    return int(each * max(shape.room)) + 8 * 2 * max(shape.config.layer_sizes)
+
+
+def _replica_bytes(shape: Shape, work: Workload, slots: int, nodes: int) -> int:
+    """Return what the replicas take that are trained at a time, or the averaging of a layer."""
+    passing = _evolution_bytes(shape, work)
+    # weights and velocities, the weights in the other order, an own topology after an evolution
+    private = 12 * sum(shape.room) + 8 * sum(shape.config.layer_sizes[1:])
+    private += shared_size(SharedTopology, shape) + passing if work.evolving else 0
     # the union of the replicas, which is one topology where they have not evolved; layers that
     # other nodes send
-    copies = (work.replicas if work.evolving else 1) + (work.replicas if len(nodes) > 1 else 0)
-    averaging = copies * 8 * max(shape.room) + evolution
-    return dataclasses.replace(
-        plan,
-        replicas=max(min(count, work.replicas) * private, averaging),
-        results=0 if on_disk else results,
-        on_disk=results if on_disk else 0,
-    )
+    copies = (work.replicas if work.evolving else 1) + (work.replicas if nodes > 1 else 0)
+    return max(min(slots, work.replicas) * private, copies * 8 * max(shape.room) + passing)
 
 
 def choose_parallel_plan(

@@ -20,8 +20,7 @@ from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal, samples
-from .dispatch import Dispatcher
+from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .options import ParallelOptions
 from .report import ParallelReport

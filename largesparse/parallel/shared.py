@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from ..config import NetworkConfig
 from ..errors import ParallelError
 from ..layer import Float32, SparseLayer
+from ..mapped_memory import Allocate, Arena, Segment
 from ..memory import Setting
 from ..network import SparseMLP, layer_settings
 from ..topology import Topology
-from ..workspace import Allocate
-from .segments import Arena, Segment
 
 try:
     import fcntl

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..layer import SparseLayer
+from ..mapped_memory import Allocate, Arena
 from ..network import SparseMLP, layer_settings
 from ..topology import Topology
-from ..workspace import Allocate, Workspace
-from .segments import Arena
+from ..workspace import Workspace
 from .shared import (
     Arrays,
     Shape,

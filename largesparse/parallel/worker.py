@@ -9,6 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..history import History
+from ..mapped_memory import (
+    Arena,
+    PrivateMemory,
+    Segment,
+    arrays_of,
+    arrays_size,
+    forget_names,
+    places_in,
+)
 from ..randomness import stream
 from ..records import peak_rss_bytes
 from ..stepping import Stepper
@@ -17,10 +26,9 @@ from ..warming import warm_up
 from . import messages
 from .allreduce import Representative
 from .control import Line
-from .data import from_arrays, places_in
+from .data import from_arrays
 from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
-from .segments import Arena, PrivateMemory, Segment, arrays_of, arrays_size, forget_names
 from .shared import SharedTopology, SharedWeights, cut, shared_size, show_weights
 from .slots import Slot, slot_sizes
 from .transfer import CHUNK_BYTES, start_receive, start_send
@@ -28,7 +36,6 @@ from .updating import Updater
 from .usage import cpu_seconds, own_bytes, pss_bytes
 
 SERVER = 0
-TAG = 1  # of all messages with arrays: what they are follows from the control messages
 
 
 class Worker:
@@ -326,7 +333,7 @@ class Worker:
         )
 
     def _send(self, arrays: list[NDArray]) -> None:
-        start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
+        start_send(self._comm, arrays, SERVER, chunk_bytes=self._chunk_bytes).wait()
 
     def _receive(self, arrays: list[NDArray]) -> None:
-        start_receive(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
+        start_receive(self._comm, arrays, SERVER, chunk_bytes=self._chunk_bytes).wait()
