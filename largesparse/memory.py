@@ -313,8 +313,8 @@ def choose_plan(
     disk = math.inf if storage is None else shutil.disk_usage(expand_user(storage)).free
     budget = Budget(available_memory() if available is None else available, storage, disk)
 
-    def plan(config: NetworkConfig, setting: Setting) -> MemoryPlan:
-        return plan_training(config, *setting, mapped=mapped, stored=stored)
+    def plan(config: NetworkConfig, choice: Setting) -> MemoryPlan:
+        return plan_training(config, *choice, mapped=mapped, stored=stored)
 
     found = settings(config, batch_size, micro_batch, keep_every, activation_dtype)
     return first_fitting(config, budget, found, plan)
