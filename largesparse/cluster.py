@@ -17,7 +17,7 @@ from .config import NetworkConfig
 from .errors import ParameterError
 from .ladder import GUESS, Costs
 from .mapped_memory import Arena
-from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
+from .memory import GIB, HEADROOM, MicroBatching, expected_connections, itemsize
 from .parallel.nodes import Nodes
 from .parallel.plan import FIRST_BASE, Workload, plan_parallel
 from .parallel.shared import Shape, SharedTopology, shared_size
@@ -207,7 +207,7 @@ def _busy_share(steps: int, stages: int) -> float:
 
 def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tuple[int, int]:
     """Return the bytes of the server's node and of another, with a slot each."""
-    setting = Setting(micro_batch, activation_dtype=ACTIVATION_DTYPE)
+    setting = MicroBatching(micro_batch, activation_dtype=ACTIVATION_DTYPE)
     shape = Shape(config, expected_connections(config), setting)
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
     first = plan_parallel(shape, nodes, [1, 1], Workload()).required

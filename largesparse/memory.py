@@ -52,7 +52,7 @@ PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by def
 Choice = TypeVar("Choice")
 
 
-class Setting(NamedTuple):
+class MicroBatching(NamedTuple):
     """How the activations of a training are computed and kept."""
 
     micro_batch: int
@@ -74,7 +74,7 @@ class MemoryPlan:
     Ranks share the machine, and compute in slots (see `parallel.plan`); a process alone has none.
     """
 
-    setting: Setting
+    micro_batching: MicroBatching
     model: int  # weights and velocities; with the topology once for each node
     gradients: int  # of all slots, with the weights that they are computed on
     activations: int  # of all slots
@@ -94,7 +94,7 @@ class MemoryPlan:
     @property
     def micro_batch(self) -> int:
         """Samples computed at once."""
-        return self.setting.micro_batch
+        return self.micro_batching.micro_batch
 
     @property
     def required(self) -> int:
@@ -120,7 +120,7 @@ def _rows(plan: MemoryPlan) -> list[tuple[str, int]]:
     rows = [
         (f"model (weights, velocities, {model})", plan.model),
         ("gradients", plan.gradients),
-        (f"activations of a micro-batch of {plan.setting}", plan.activations),
+        (f"activations of a micro-batch of {plan.micro_batching}", plan.activations),
         ("initialisation or evolution, one layer at a time", plan.passing),
         ("Python and libraries", plan.base),
         ("required", plan.required),
@@ -138,7 +138,7 @@ def _rows_of_ranks(plan: MemoryPlan) -> list[tuple[str, int]]:
     computing = plan.gradients + plan.activations
     rows = [
         (f"topology, weights, velocities, once for {where}", plan.model),
-        (f"{slots}: snapshot, gradient, activations of {plan.setting}", computing),
+        (f"{slots}: snapshot, gradient, activations of {plan.micro_batching}", computing),
         ("phase one: what the server needs beside", plan.passing),
         (f"phase two: {_count(count, 'replica')} at a time", plan.replicas),
         ("phase two: trained replicas in memory", plan.results),
@@ -202,7 +202,7 @@ def plan_training(
         model, gradient = 2 * max(models), max(gradients)
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
-    setting = Setting(micro_batch, keep_every, activation_dtype)
+    setting = MicroBatching(micro_batch, keep_every, activation_dtype)
     return MemoryPlan(setting, *used, on_disk=on_disk)
 
 
@@ -313,10 +313,10 @@ def choose_plan(
     disk = math.inf if storage is None else shutil.disk_usage(expand_user(storage)).free
     budget = Budget(available_memory() if available is None else available, storage, disk)
 
-    def plan(config: NetworkConfig, choice: Setting) -> MemoryPlan:
+    def plan(config: NetworkConfig, choice: MicroBatching) -> MemoryPlan:
         return plan_training(config, *choice, mapped=mapped, stored=stored)
 
-    found = settings(config, batch_size, micro_batch, keep_every, activation_dtype)
+    found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
     return first_fitting(config, budget, found, plan)
 
 
@@ -394,12 +394,12 @@ def _explain(faster: MemoryPlan, chosen: MemoryPlan, budget: Budget) -> str:
     """Return why a faster plan was not chosen."""
     needed, there = float(faster.required), float(budget.usable)
     if chosen.slots:
-        what = f"{_count(sum(chosen.slots), 'slot')} and a micro-batch of {chosen.setting}"
+        what = f"{_count(sum(chosen.slots), 'slot')} and a micro-batch of {chosen.micro_batching}"
         return f"{what}: more do not fit into {there / GIB:.1f} GiB"
     if needed <= there:
         needed, there = faster.on_disk, budget.disk
     return (
-        f"a micro-batch of {faster.setting} would need {needed / GIB:.1f} GiB, and "
+        f"a micro-batch of {faster.micro_batching} would need {needed / GIB:.1f} GiB, and "
         f"{there / GIB:.1f} GiB can be used"
     )
 
@@ -443,13 +443,13 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 
 
-def settings(
+def micro_batchings(
     config: NetworkConfig,
     batch_size: int,
     micro_batch: int | None,
     keep_every: int | None,
     activation_dtype: str = "float32",
-) -> list[Setting]:
+) -> list[MicroBatching]:
     """Return useful settings, the fastest first.
 
     Below a micro-batch of 32, half of it costs more than to compute activations twice.
@@ -466,7 +466,7 @@ def settings(
     large = [size for size in sizes if size > USEFUL]
     found = [(size, kept[0]) for size in large]
     found += [(size, k) for size in sizes if size not in large for k in kept]
-    return [Setting(size, k, activation_dtype) for size, k in found]
+    return [MicroBatching(size, k, activation_dtype) for size, k in found]
 
 
 def micro_batches(config: NetworkConfig, batch_size: int, activation_dtype: str) -> list[int]:

@@ -51,7 +51,7 @@ class Gradients:
         self.srelu_gradients: list[Float32] = [allocate((4, size)) for size in shaped]
         self.input_sums: Float32 = allocate(layers[-1].n_in + 1 if layers[-1].centered else 0)
 
-    def fit(self, connections: Sequence[int]) -> None:
+    def resize_(self, connections: Sequence[int]) -> None:
         """Make the gradients so long for every layer; those that are already, are kept."""
         for k, nnz in enumerate(connections):
             if len(self.room[k]) < nnz:

@@ -15,7 +15,7 @@ from mpi_runs import run_mpi
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.cli import parse_size
 from largesparse.errors import MemoryPlanError
-from largesparse.memory import HEADROOM, MemoryPlan, Setting, expected_connections
+from largesparse.memory import HEADROOM, MemoryPlan, MicroBatching, expected_connections
 from largesparse.parallel import plan as plan_module
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions
@@ -41,7 +41,7 @@ def machine(ranks: int, cores: int = 2) -> Nodes:
 
 
 def plan_of(config: NetworkConfig, micro_batch: int, nodes: Nodes, **options) -> MemoryPlan:
-    shape = Shape(config, expected_connections(config), Setting(micro_batch))
+    shape = Shape(config, expected_connections(config), MicroBatching(micro_batch))
     slots = slots_of_nodes(nodes, options.pop("slots", None))
     available = options.pop("available", None)
     return plan_parallel(shape, nodes, slots, Workload(**options), available)

@@ -325,7 +325,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     training = TrainingConfig(
         epochs=options.epochs,
         batch_size=options.batch_size,
-        **plan.setting._asdict(),
+        **plan.micro_batching._asdict(),
         learning_rate=given(
             options.learning_rate,
             default_learning_rate(options.recipe, sizes, steps, slots=stale),
@@ -393,7 +393,7 @@ def initialise(job: Job) -> Trainer:
                 f"{trainer.network.config}. Repeat the command that wrote it."
             )
     names = ("micro_batch", "activation_dtype")
-    used = {name: getattr(trainer.setting, name) for name in names}
+    used = {name: getattr(trainer.micro_batching, name) for name in names}
     used["backend"] = trainer.backend.name
     trainer.notes[make_parser().prog] = flags_of(options) | used
     return trainer

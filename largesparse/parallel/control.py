@@ -26,7 +26,7 @@ GRACE = 10.0  # seconds that a rank which has failed leaves rank 0 to end the jo
 Message = Any  # a picklable object, a tuple or dict as a rule
 
 
-class HubLost(ParallelError):
+class RootLost(ParallelError):
     """Rank 0 has gone; whoever notices leaves without a word."""
 
 
@@ -93,7 +93,7 @@ class _Channel:
             self.idle_cpu_s += time.process_time() - cpu
 
 
-class Hub(_Channel):
+class RootChannel(_Channel):
     """Rank 0's end: a connection to every other rank."""
 
     def __init__(self, peers: dict[int, Peer]) -> None:
@@ -215,7 +215,7 @@ class Hub(_Channel):
         return message
 
 
-class Line(_Channel):
+class RankChannel(_Channel):
     """Another rank's end: its connection to rank 0."""
 
     def __init__(self, rank: int, peers: dict[int, Peer]) -> None:
@@ -230,20 +230,20 @@ class Line(_Channel):
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended.
         """
         try:
             self._send(self._peer, message)
         except OSError:
-            raise HubLost(f"{self._peer} {KILLED}") from None
+            raise RootLost(f"{self._peer} {KILLED}") from None
 
     def receive(self) -> Message:
         """Wait for a message of rank 0's and return it.
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended.
         ParallelError
             If rank 0 has closed its end.
@@ -260,16 +260,16 @@ class Line(_Channel):
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended.
         """
         if self._end.poll(0):
-            raise HubLost(f"{self._peer} {KILLED}")
+            raise RootLost(f"{self._peer} {KILLED}")
 
     def tell(self, text: str) -> None:
         """Hand rank 0 the job's last message, and give it some seconds to end the job."""
         end = time.monotonic() + GRACE
-        with contextlib.suppress(OSError, HubLost):
+        with contextlib.suppress(OSError, RootLost):
             self._peer.connection.send_bytes(LAST_WORDS + text.encode())
             while self._peer.connection.poll(max(0.0, end - time.monotonic())):
                 self._read()
@@ -279,7 +279,7 @@ class Line(_Channel):
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended without closing its end.
         """
         if self._closed:
@@ -295,10 +295,10 @@ class Line(_Channel):
             with self._idling():
                 return self._receive(self._peer)
         except (EOFError, OSError):
-            raise HubLost(f"{self._peer} {KILLED}") from None
+            raise RootLost(f"{self._peer} {KILLED}") from None
 
 
-def connect(comm: Any) -> Hub | Line:
+def connect(comm: Any) -> RootChannel | RankChannel:
     """Connect every rank to rank 0, and return this rank's end; every rank calls it.
 
     The connections are closed at the end of the process or by the next call, not before: they show
@@ -315,8 +315,8 @@ def connect(comm: Any) -> Hub | Line:
         If a rank cannot reach rank 0.
     """
     if comm.size == 1:
-        return Hub({})
+        return RootChannel({})
     peers = connect_all(comm)
-    channel = Hub(peers) if comm.rank == 0 else Line(comm.rank, peers)
+    channel = RootChannel(peers) if comm.rank == 0 else RankChannel(comm.rank, peers)
     leaving.keep(channel)
     return channel

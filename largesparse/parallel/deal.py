@@ -175,19 +175,21 @@ class Dispatcher:
         The node of every rank; rank 0 does not work.
     slots : sequence of int
         The number of slots of every node.
-    ahead : bool
+    prefetch : bool
         Whether a worker is given its next task before it has done the one before, where its node
         has two slots for every worker.
     """
 
-    def __init__(self, nodes: Sequence[int], slots: Sequence[int], *, ahead: bool = False) -> None:
+    def __init__(
+        self, nodes: Sequence[int], slots: Sequence[int], *, prefetch: bool = False
+    ) -> None:
         self._nodes = list(nodes)
         self._free = [deque(range(count)) for count in slots]
         self._waiting: list[deque[int]] = [deque() for _ in slots]
         for rank in range(1, len(nodes)):
             self._waiting[nodes[rank]].append(rank)
         for waiting, count in zip(self._waiting, slots, strict=True):
-            if ahead and count >= 2 * len(waiting):
+            if prefetch and count >= 2 * len(waiting):
                 waiting.extend(list(waiting))
         self.slots = sum(slots)
         self.workers = len(nodes) - 1

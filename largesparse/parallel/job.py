@@ -25,7 +25,7 @@ from ..training import Callback, Trainer
 from ..training_data import Augment, TrainingData, prepare
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
-from .control import Hub, connect
+from .control import RootChannel, connect
 from .deal import Deal, Dispatcher
 from .guard import guard
 from .links import Links
@@ -132,7 +132,7 @@ def train(
     channel = connect(comm)
     with guard(comm):
         representatives = split_representatives(comm, nodes)
-        if isinstance(channel, Hub):
+        if isinstance(channel, RootChannel):
             assert trainer is not None and data is not None
             history = _serve(
                 comm,
@@ -202,7 +202,7 @@ def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) ->
 
 def _serve(
     comm: Any,
-    hub: Hub,
+    channel: RootChannel,
     representatives: Any,
     nodes: Nodes,
     options: ParallelOptions,
@@ -223,10 +223,10 @@ def _serve(
     trainer.threads = nodes.cores[0]
     links = Links(
         comm,
-        hub,
+        channel,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.setting),
+        Shape.of(trainer.network, trainer.micro_batching),
         counts,
         options.chunk_bytes,
         keep_snapshots=options.delay_compensation > 0,
@@ -249,7 +249,7 @@ def _serve(
             trainer,
             data,
             links,
-            lambda ahead: Dispatcher(nodes.node, counts, ahead=ahead),
+            lambda prefetch: Dispatcher(nodes.node, counts, prefetch=prefetch),
             options,
             report,
             bar,
@@ -269,7 +269,7 @@ def _serve(
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
-    _close(hub, nodes, history, report)
+    _close(channel, nodes, history, report)
     links.close()
     network = trainer.network
     network.layers[:] = [in_both_orders(layer) for layer in network.layers]
@@ -349,15 +349,15 @@ def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
     return sum(each.pss_bytes for each in reports) + sum(beside[:slots])
 
 
-def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
+def _close(channel: RootChannel, nodes: Nodes, history: History, report: ParallelReport) -> None:
     """Add up what all ranks have used, and let the workers go."""
-    for rank in hub.ranks:
-        hub.send(rank, messages.Count())
-    found: dict[int, messages.Report] = hub.answers(hub.ranks)
+    for rank in channel.ranks:
+        channel.send(rank, messages.Count())
+    found: dict[int, messages.Report] = channel.answers(channel.ranks)
     own = messages.Report(
-        hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
+        channel.idle_s, channel.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
     )
-    used = [own, *(found[rank] for rank in hub.ranks)]
+    used = [own, *(found[rank] for rank in channel.ranks)]
     report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]
@@ -366,5 +366,5 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
         node_bytes([used[rank] for rank in nodes.ranks(node)], report.slots[node])
         for node in range(len(nodes))
     )
-    for rank in hub.ranks:
-        hub.send(rank, messages.Finish(history))
+    for rank in channel.ranks:
+        channel.send(rank, messages.Finish(history))

@@ -19,7 +19,7 @@ from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .control import Hub
+from .control import RootChannel
 from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions
@@ -48,7 +48,7 @@ class Links:
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-    hub : Hub
+    channel : RootChannel
     nodes : Nodes
     network : SparseMLP
         Its layers are replaced by shared ones.
@@ -76,7 +76,7 @@ class Links:
     def __init__(
         self,
         comm: Any,
-        hub: Hub,
+        channel: RootChannel,
         nodes: Nodes,
         network: SparseMLP,
         shape: Shape,
@@ -86,7 +86,7 @@ class Links:
         keep_snapshots: bool = False,
         replicated: bool = False,
     ) -> None:
-        self._comm, self._hub, self._nodes = comm, hub, nodes
+        self._comm, self._channel, self._nodes = comm, channel, nodes
         self._shape, self._counts = shape, list(slots)
         self._chunk_bytes, self._keep_snapshots = chunk_bytes, keep_snapshots
         self._replicated = replicated
@@ -140,7 +140,7 @@ class Links:
         places, data_segment = share(arrays)
         self._segments.append(data_segment)
         hosting = [
-            messages.Hosting(
+            messages.NodeSegments(
                 self._segments[0].path,
                 self._segments[1].path,
                 [segment.path for segment in self._slot_segments],
@@ -151,10 +151,10 @@ class Links:
         for node in range(1, len(self._nodes)):
             leader = self._nodes.leader(node)
             count, size = self._counts[node], self._chunk_bytes
-            host = messages.Host(self._shape, count, self._replicated, shapes, size)
-            self._hub.send(leader, host)
+            host = messages.SetUpNode(self._shape, count, self._replicated, shapes, size)
+            self._channel.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
-            hosting.append(self._hub.answers([leader])[leader])
+            hosting.append(self._channel.answers([leader])[leader])
         for rank in range(1, self._comm.size):
             node = self._nodes.node[rank]
             join = messages.Join(
@@ -168,8 +168,8 @@ class Links:
                 options,
                 self._chunk_bytes,
             )
-            self._hub.send(rank, join)
-        self._hub.answers(range(1, self._comm.size))
+            self._channel.send(rank, join)
+        self._channel.answers(range(1, self._comm.size))
         self.send_topology()
 
     def send_topology(self) -> None:
@@ -178,11 +178,11 @@ class Links:
             leader = self._nodes.leader(node)
             topology = self.topology
             message = messages.NewTopology(topology.generation, topology.connections)
-            self._hub.send(leader, message)
+            self._channel.send(leader, message)
             self._send(leader, topology.arrays())
             if self._replicated:
                 self._send(leader, self.weights.arrays(topology.connections))
-            self._hub.answers([leader])
+            self._channel.answers([leader])
 
     # ------------------------------------------------------------------ tasks
     def can_begin(self, worker: int) -> bool:
@@ -196,7 +196,7 @@ class Links:
         elsewhere = node > 0 and not self._replicated
         needed = elsewhere and self._held.get((node, slot)) != (version, generation)
         task = make(messages.Weights(version, generation, needed))
-        self._hub.send(worker, task)
+        self._channel.send(worker, task)
         self.computing += isinstance(task, messages.Compute)
         if needed:
             self._held[node, slot] = version, generation
@@ -209,12 +209,12 @@ class Links:
 
     def lease(self, worker: int, lease: messages.Lease) -> None:
         """Let a worker on this node train on mini-batches."""
-        self._hub.send(worker, lease)
+        self._channel.send(worker, lease)
         self.computing += 1
 
     def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
         """Let a worker train a replica; it gets weights and velocities."""
-        self._hub.send(worker, task)
+        self._channel.send(worker, task)
         if self._nodes.node[worker] > 0 and not self._replicated:
             self._send(worker, self.weights.arrays(self.topology.connections))
 
@@ -248,7 +248,7 @@ class Links:
             return self._inbox_user
         self._start_receiving(wanted)
         busy = self._sending is not None or self._receiving is not None
-        found = self._hub.receive(POLL if busy else PAUSE)
+        found = self._channel.receive(POLL if busy else PAUSE)
         if found is None:
             return None
         _, message = found
@@ -261,7 +261,7 @@ class Links:
             return None
         slot = self.slots[push.task.slot]
         push.gradients = slot.workspace
-        push.gradients.fit(push.connections)
+        push.gradients.resize_(push.connections)
         if self._keep_snapshots:
             push.snapshot = cut(slot.parameters, push.connections)
         return message
@@ -274,9 +274,9 @@ class Links:
         self._offers.remove(push)
         with_snapshot = self._keep_snapshots and push.keeps_snapshot
         task = messages.SendGradient(push.task.slot, push.connections, with_snapshot)
-        self._hub.send(push.worker, task)
+        self._channel.send(push.worker, task)
         push.gradients = self._inbox
-        self._inbox.fit(push.connections)
+        self._inbox.resize_(push.connections)
         arrays = self._inbox.arrays()
         if with_snapshot:
             room = parameter_arrays(self._shape.config, push.connections, np.empty)
@@ -312,13 +312,13 @@ class Links:
             slots[self._nodes.node[push.worker]].append(push.task.slot)
         leaders = [self._nodes.leader(node) for node in range(1, len(self._nodes))]
         for node, leader in enumerate(leaders, start=1):
-            self._hub.send(leader, messages.Reduce(slots[node], optimizer, rate))
+            self._channel.send(leader, messages.Reduce(slots[node], optimizer, rate))
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
-            workspace.fit(self.topology.connections)
+            workspace.resize_(self.topology.connections)
         representative.update(self.network, own, optimizer, rate, backend, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
-        self._hub.answers(leaders)
+        self._channel.answers(leaders)
 
     @property
     def waiting(self) -> list[messages.Push]:
@@ -332,7 +332,7 @@ class Links:
 
     def receive_layer(self, worker: int, arrays: Arrays, message: Any) -> None:
         """Ask a worker on another node for a layer of a replica, and receive it."""
-        self._hub.send(worker, message)
+        self._channel.send(worker, message)
         self._complete(self._start_receive(worker, arrays))
 
     def finish(self) -> None:

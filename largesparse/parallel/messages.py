@@ -18,7 +18,7 @@ from .shared import Shape
 
 # --------------------------------------------------------------------------- to the workers
 @dataclass(frozen=True)
-class Host:
+class SetUpNode:
     """To the first rank of another node: make the node's segments, and receive the data."""
 
     shape: Shape
@@ -144,7 +144,7 @@ class Finish:
 
 # --------------------------------------------------------------------------- to rank 0
 @dataclass(frozen=True)
-class Hosting:
+class NodeSegments:
     """The segments that a node's first rank has made."""
 
     topology: str

@@ -25,12 +25,12 @@ from ..memory import (
     USEFUL_SLOT,
     Budget,
     MemoryPlan,
-    Setting,
+    MicroBatching,
     check_fits,
     expected_connections,
     first_fitting,
+    micro_batchings,
     plan_training,
-    settings,
 )
 from ..training import Trainer
 from ..training_data import TrainingData
@@ -112,7 +112,7 @@ def plan_parallel(
     if activations <= KEPT:  # by ranks that have no slot at the moment
         base += max(0, ranks - 1 - sum(counts)) * activations
     plan = MemoryPlan(
-        shape.setting,
+        shape.micro_batching,
         len(here) * topology + (len(here) if work.algorithm == "allreduce" else 1) * weights,
         sum(counts) * gradient,
         sum(counts) * activations,
@@ -192,7 +192,7 @@ def choose_parallel_plan(
     """
     budget, workload = Budget(available), Workload(**work)
 
-    def plan(config: NetworkConfig, choice: tuple[int, Setting]) -> MemoryPlan:
+    def plan(config: NetworkConfig, choice: tuple[int, MicroBatching]) -> MemoryPlan:
         count, setting = choice
         shape = Shape(config, expected_connections(config), setting)
         counts = slots_of_nodes(nodes, count)
@@ -201,7 +201,7 @@ def choose_parallel_plan(
         passing = max(found.passing, alone.model + alone.passing - found.model)
         return dataclasses.replace(found, passing=passing, most_slots=count)
 
-    found = settings(config, batch_size, micro_batch, keep_every, activation_dtype)
+    found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
     chosen = first_fitting(config, budget, _slots_and(found, nodes, slots), plan)
     return chosen if chosen.note else dataclasses.replace(chosen, most_slots=slots)
 
@@ -257,7 +257,9 @@ def check_memory(
             mapped=mapped,
         )
         slots = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
-        plan = plan_parallel(Shape.of(network, trainer.setting), nodes, slots, work, available)
+        plan = plan_parallel(
+            Shape.of(network, trainer.micro_batching), nodes, slots, work, available
+        )
         check_fits(plan, network.config, available)
         check_disk(plan)
 
@@ -265,8 +267,8 @@ def check_memory(
 
 
 def _slots_and(
-    found: list[Setting], nodes: Nodes, slots: int | None
-) -> Iterator[tuple[int, Setting]]:
+    found: list[MicroBatching], nodes: Nodes, slots: int | None
+) -> Iterator[tuple[int, MicroBatching]]:
     """Yield what to try, the best first: slots of a node, with how activations are kept."""
     most = max(slots_of_nodes(nodes, slots))
     counts = [most] if slots else range(most, 0, -1)

@@ -47,7 +47,7 @@ from ..memory import prediction_batch
 from ..network import SparseMLP
 from ..preprocessing import check_X
 from ..threads import resolve_threads
-from .control import Hub, Line, connect
+from .control import RankChannel, RootChannel, connect
 from .guard import guard
 from .nodes import Nodes
 from .ranks import agree, get_communicator, together
@@ -217,7 +217,7 @@ def _predict(
     channel = connect(comm)
     out = None
     with guard(comm):
-        if isinstance(channel, Line):
+        if isinstance(channel, RankChannel):
             _follow(comm, channel, options.chunk_bytes)
         else:
             assert network is not None and prepared is not None
@@ -233,9 +233,15 @@ class _Leader:
     """
 
     def __init__(
-        self, comm: Any, hub: Hub, nodes: Nodes, network: SparseMLP, X: Any, options: _Options
+        self,
+        comm: Any,
+        channel: RootChannel,
+        nodes: Nodes,
+        network: SparseMLP,
+        X: Any,
+        options: _Options,
     ) -> None:
-        self._comm, self._hub, self._nodes = comm, hub, nodes
+        self._comm, self._channel, self._nodes = comm, channel, nodes
         self._network, self._X = network, X
         self._chunk_bytes = options.chunk_bytes
         self._threads = [
@@ -262,14 +268,14 @@ class _Leader:
         engine = Engine(self._network.layers, self._network.preprocessing, *self._settings(0))
         compute(engine, self._X, own, self._out[own.start : own.stop], self._look)
         for _ in range(len(self._shares) - 1):
-            rank = self._done.popleft() if self._done else self._hub.receive()[0]
+            rank = self._done.popleft() if self._done else self._channel.receive()[0]
             if self._nodes.node[rank] > 0:
                 part = self._shares[rank]
-                self._hub.send(rank, SendOutputs())
+                self._channel.send(rank, SendOutputs())
                 into, size = [self._out[part.start : part.stop]], self._chunk_bytes
                 start_receive(self._comm, into, rank, chunk_bytes=size).wait()
-        for rank in self._hub.ranks:
-            self._hub.send(rank, Finish())
+        for rank in self._channel.ranks:
+            self._channel.send(rank, Finish())
         for segment in self._segments:
             segment.close()
         return self._out
@@ -297,12 +303,12 @@ class _Leader:
             part = self._shares[rank]
             rows = part.start - start, part.stop - start
             task = self._layout, X_shape, places, *rows, self._settings(node), outputs
-            self._hub.send(rank, Share(*task))
+            self._channel.send(rank, Share(*task))
 
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
         """Send arrays to another node; return where its ranks find them."""
         arrays = [np.ascontiguousarray(array) for array in arrays]
-        self._hub.send(leader, TakeArrays([(array.shape, array.dtype.str) for array in arrays]))
+        self._channel.send(leader, TakeArrays([(array.shape, array.dtype.str) for array in arrays]))
         self._answer(leader)
         start_send(self._comm, arrays, leader, chunk_bytes=self._chunk_bytes).wait()
         places: list[SharedArray] = self._answer(leader)
@@ -314,34 +320,34 @@ class _Leader:
 
     def _look(self) -> None:
         """Learn of ranks that are done, or have failed."""
-        while (message := self._hub.receive(timeout=0)) is not None:
+        while (message := self._channel.receive(timeout=0)) is not None:
             self._done.append(message[0])
 
     def _answer(self, leader: int) -> Any:
         """Return the next message of a node's first rank; others may be done meanwhile."""
         while True:
-            rank, message = self._hub.receive()
+            rank, message = self._channel.receive()
             if rank == leader:
                 return message
             self._done.append(rank)
 
 
 # --------------------------------------------------------------------------- other ranks
-def _follow(comm: Any, line: Line, chunk_bytes: int) -> None:
+def _follow(comm: Any, channel: RankChannel, chunk_bytes: int) -> None:
     """Be another rank: do what rank 0 asks for, and sleep between."""
     segments: list[Segment] = []
     out = np.empty((0, 0), np.float32)
-    while not isinstance(message := line.receive(), Finish):
+    while not isinstance(message := channel.receive(), Finish):
         if isinstance(message, TakeArrays):
             segment = Segment.create(arrays_size(message.shapes))
             segments.append(segment)
             arrays = arrays_of(segment, message.shapes)
-            line.send("ready")
+            channel.send("ready")
             start_receive(comm, arrays, SERVER, chunk_bytes=chunk_bytes).wait()
-            line.send(places_in(segment, arrays))
+            channel.send(places_in(segment, arrays))
         elif isinstance(message, Share):
-            out = _compute_share(message, line.check)
-            line.send("done")
+            out = _compute_share(message, channel.check)
+            channel.send("done")
         else:
             start_send(comm, [out], SERVER, chunk_bytes=chunk_bytes).wait()
     for segment in segments:

@@ -248,7 +248,7 @@ class Server:
 
     def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
-        total.fit(self.trainer.network.layer_connections)
+        total.resize_(self.trainer.network.layer_connections)
         joined = samples(parts)
         begun = summed = 0
 

@@ -25,7 +25,7 @@ from ..training_data import Augment, Rows, augmented
 from ..warming import warm_up
 from . import messages
 from .allreduce import Representative
-from .control import Line
+from .control import RankChannel
 from .data import from_arrays
 from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
@@ -44,7 +44,7 @@ class Worker:
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-    line : Line
+    channel : RankChannel
     representatives : mpi4py.MPI.Comm
         Of the first ranks of all nodes.
     augment : callable, optional
@@ -52,12 +52,12 @@ class Worker:
     """
 
     def __init__(
-        self, comm: Any, line: Line, representatives: Any, augment: Augment | None = None
+        self, comm: Any, channel: RankChannel, representatives: Any, augment: Augment | None = None
     ) -> None:
         self._comm = comm
         self._representatives = representatives
         self._representative: Representative | None = None
-        self._line = line
+        self._channel = channel
         self._augment = augment
         self._segments: list[Segment] = []  # that are open
         self._replicas: dict[int, StoredReplica] = {}
@@ -68,7 +68,7 @@ class Worker:
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
         answers: dict[type, Callable[[Any], None]] = {
-            messages.Host: self._host,
+            messages.SetUpNode: self._set_up_node,
             messages.Join: self._join,
             messages.Compute: self._compute,
             messages.Lease: self._train,
@@ -81,7 +81,7 @@ class Worker:
             messages.Count: self._count,
         }
         while True:
-            message = self._line.receive()
+            message = self._channel.receive()
             if isinstance(message, messages.Finish):
                 for segment in self._segments:
                     segment.close()
@@ -89,7 +89,7 @@ class Worker:
             answers[type(message)](message)
 
     # ----------------------------------------------------------------------- joining
-    def _host(self, host: messages.Host) -> None:
+    def _set_up_node(self, host: messages.SetUpNode) -> None:
         """Make the segments of this node, and receive the topology and the data."""
         topology_segment = Segment.create(shared_size(SharedTopology, host.shape))
         topology = SharedTopology(host.shape, Arena(topology_segment.buffer))
@@ -107,7 +107,9 @@ class Worker:
         paths = [slot.path for slot in slots]
         weights_path = None if weights_segment is None else weights_segment.path
         places = places_in(data_segment, data)
-        self._line.send(messages.Hosting(topology_segment.path, weights_path, paths, places))
+        self._channel.send(
+            messages.NodeSegments(topology_segment.path, weights_path, paths, places)
+        )
 
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
@@ -134,7 +136,7 @@ class Worker:
             self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
         warm_up(join.config.backend, threads=join.config.threads or 1)
         forget_names()
-        self._line.send(messages.Done())
+        self._channel.send(messages.Done())
 
     def _open(self, path: str) -> Segment:
         """Map a segment of this node until the training is over."""
@@ -149,7 +151,7 @@ class Worker:
         self._receive(self._topology.arrays())
         if self._weights is not None:
             self._receive(self._weights.arrays(message.connections))
-        self._line.send(messages.Done())
+        self._channel.send(messages.Done())
 
     # ----------------------------------------------------------------------- gradients
     def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Stepper]:
@@ -172,7 +174,7 @@ class Worker:
         with stepper.backend.threads(stepper.threads):
             loss = self._gradient(stepper, task.batch, **joined)
         self._leave_slot()
-        self._line.send(self._push(task, loss, slot))
+        self._channel.send(self._push(task, loss, slot))
 
     def _gradient(self, stepper: Stepper, batch: Batch, **joined: Any) -> float:
         """Compute the gradient of a mini-batch; return the loss."""
@@ -192,7 +194,7 @@ class Worker:
         with stepper.backend.threads(stepper.threads):
             updates, push = self._make_updates(lease)
         self._leave_slot()
-        self._line.send(messages.Leased(self._comm.rank, lease, updates, push))
+        self._channel.send(messages.Leased(self._comm.rank, lease, updates, push))
 
     def _make_updates(
         self, lease: messages.Lease
@@ -225,7 +227,7 @@ class Worker:
 
     def _send_gradient(self, message: messages.SendGradient) -> None:
         slot = self._slots[message.slot]
-        slot.workspace.fit(message.connections)  # neurons may have been pruned since
+        slot.workspace.resize_(message.connections)  # neurons may have been pruned since
         arrays = slot.workspace.arrays()
         if message.with_snapshot:
             arrays += cut(slot.parameters, message.connections)
@@ -245,7 +247,7 @@ class Worker:
         gradients = []
         for slot in message.slots:
             workspace = self._slots[slot].workspace
-            workspace.fit(self._topology.connections)
+            workspace.resize_(self._topology.connections)
             gradients.append(workspace)
         self._representative.update(
             show_weights(self._topology, self._weights),
@@ -255,7 +257,7 @@ class Worker:
             stepper.backend,
             stepper.threads,
         )
-        self._line.send(messages.Done())
+        self._channel.send(messages.Done())
 
     def _evaluate(self, task: messages.Evaluate) -> None:
         _, stepper = self._prepare(task.slot, task.weights)
@@ -267,7 +269,7 @@ class Worker:
             assert data.test is not None
             loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
         self._leave_slot()
-        self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
+        self._channel.send(messages.Evaluated(self._comm.rank, task, loss, sums))
 
     def _order(self, epoch: int) -> Rows:
         """Return the training rows in the order of an epoch, as sequential training has it."""
@@ -294,7 +296,7 @@ class Worker:
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
         begun = trainer.epoch
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
-            self._line.send(messages.Progress(task.replica, record, record.epoch <= begun))
+            self._channel.send(messages.Progress(task.replica, record, record.epoch <= begun))
         self._note_memory()
         self._leave_slot()
         stored = StoredReplica.store(network, on_disk=task.on_disk)
@@ -302,7 +304,7 @@ class Worker:
         self._segments.append(stored.segment)
         connections = network.layer_connections
         trained = messages.ReplicaTrained(self._comm.rank, task, stored.segment.path, connections)
-        self._line.send(trained)
+        self._channel.send(trained)
 
     def _copy_weights(self, arrays: list[NDArray]) -> None:
         assert self._weights is not None
@@ -326,9 +328,9 @@ class Worker:
         self._own_bytes = max(self._own_bytes, own_bytes())
 
     def _count(self, _: messages.Count) -> None:
-        idle = self._line.idle_s, self._line.idle_cpu_s
+        idle = self._channel.idle_s, self._channel.idle_cpu_s
         beside = max(0, self._own_bytes - own_bytes())
-        self._line.send(
+        self._channel.send(
             messages.Report(*idle, cpu_seconds(), pss_bytes(), beside, peak_rss_bytes())
         )
 
