@@ -47,7 +47,8 @@ def test_messages_go_both_ways_in_order_and_ranks_take_turns():
     script = """
         import json, time
         from largesparse.parallel.control import connect
-        from largesparse.parallel.ranks import barrier, get_communicator
+        from largesparse.parallel.collectives import barrier
+        from largesparse.parallel.ranks import get_communicator
         comm = get_communicator()
         channel = connect(comm)
         if comm.rank == 0:
@@ -128,7 +129,8 @@ def test_ranks_may_finish_before_others():
 
 def test_small_objects_reach_every_rank():
     script = """
-        from largesparse.parallel.ranks import broadcast, gather, get_communicator
+        from largesparse.parallel.collectives import broadcast, gather
+        from largesparse.parallel.ranks import get_communicator
         comm = get_communicator()
         assert broadcast(comm, comm.rank, root=2) == 2
         assert broadcast(comm, None if comm.rank else "x" * 100_000) == "x" * 100_000
@@ -372,7 +374,8 @@ def test_another_mpi_library_than_the_launchers_is_told_once():
 
 def test_simulated_nodes():
     script = """
-        from largesparse.parallel.ranks import Nodes, get_communicator
+        from largesparse.parallel.nodes import Nodes
+        from largesparse.parallel.ranks import get_communicator
         from largesparse.threads import available_threads
         comm = get_communicator()
         nodes = Nodes.of(comm)
@@ -396,9 +399,10 @@ def test_machines_are_nodes_and_namespaces_share_the_cores_of_theirs():
 
 
 def test_one_process_needs_no_mpi(monkeypatch):
+    from largesparse.parallel.collectives import broadcast, gather
     from largesparse.parallel.control import connect
     from largesparse.parallel.guard import guard
-    from largesparse.parallel.ranks import agree, broadcast, gather, get_communicator
+    from largesparse.parallel.ranks import agree, get_communicator
 
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     comm = get_communicator()

@@ -66,6 +66,7 @@ from largesparse.errors import ParameterError, check_range
 from largesparse.inference import MAX_PROCESSES
 from largesparse.memory import GIB, MemoryPlan, choose_plan, useful_dtype
 from largesparse.parallel import train_wasap, train_wassp
+from largesparse.parallel.collectives import broadcast
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions, phase_one_length
 from largesparse.parallel.plan import (
@@ -74,7 +75,7 @@ from largesparse.parallel.plan import (
     memory_of_ranks,
     slots_of_nodes,
 )
-from largesparse.parallel.ranks import Alone, broadcast, get_communicator, together
+from largesparse.parallel.ranks import Alone, get_communicator, together
 from largesparse.presets import (
     HYPERPARAMETERS,
     default_learning_rate,

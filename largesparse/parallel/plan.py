@@ -34,11 +34,12 @@ from ..memory import (
 )
 from ..training import Trainer
 from ..training_data import TrainingData
+from .collectives import gather
 from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions
 from .phase_two import RESULTS_SHARE, result_bytes
-from .ranks import gather, together
+from .ranks import together
 from .shared import Shape, SharedTopology, SharedWeights, shared_size
 from .slots import slot_sizes
 from .usage import pss_bytes
