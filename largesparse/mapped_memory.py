@@ -71,14 +71,6 @@ class Arena:
         return np.frombuffer(self._buffer, dtype, count, start).reshape(shape)
 
 
-def arrays_size(shapes: Shapes) -> int:
-    """Return the bytes of a segment with arrays of these shapes and dtypes."""
-    count = Arena()
-    for shape, dtype in shapes:
-        count(shape, dtype)
-    return count.nbytes
-
-
 # --------------------------------------------------------------------------- mapped by the system
 class Segment:
     """A piece of memory that several processes map; `Segment.create` makes it.
@@ -281,11 +273,23 @@ def _address(array: NDArray[Any]) -> int:
     return address
 
 
+def shapes_of(arrays: Sequence[NDArray[Any]]) -> Shapes:
+    """Return what a segment with such arrays is made of."""
+    return [(array.shape, array.dtype.str) for array in arrays]
+
+
+def make_arrays(shapes: Shapes) -> tuple[Segment, Arrays]:
+    """Return a segment, and the arrays of zeros of these shapes and dtypes that it holds."""
+    count = Arena()
+    for shape, dtype in shapes:
+        count(shape, dtype)
+    segment = Segment.create(count.nbytes)
+    return segment, arrays_of(segment, shapes)
+
+
 def share_arrays(arrays: Sequence[NDArray[Any]]) -> tuple[Segment, Arrays]:
     """Return a segment with copies of arrays, and the copies."""
-    shapes = [(array.shape, array.dtype.str) for array in arrays]
-    segment = Segment.create(arrays_size(shapes))
-    copies = arrays_of(segment, shapes)
+    segment, copies = make_arrays(shapes_of(arrays))
     for copy, array in zip(copies, arrays, strict=True):
         copy[...] = array
     return segment, copies

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..backends.base import Backend
 from ..config import TrainingConfig
-from ..mapped_memory import Arena, Arrays, Segment, share
+from ..mapped_memory import Arena, Arrays, Segment, shapes_of, share
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
 from ..training_data import TrainingData
@@ -147,11 +147,10 @@ class Links:
                 places,
             )
         ]
-        shapes = [(array.shape, array.dtype.str) for array in arrays]
         for node in range(1, len(self._nodes)):
             leader = self._nodes.leader(node)
             count, size = self._counts[node], self._chunk_bytes
-            host = messages.SetUpNode(self._shape, count, self._replicated, shapes, size)
+            host = messages.SetUpNode(self._shape, count, self._replicated, shapes_of(arrays), size)
             self._channel.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
             hosting.append(self._channel.answers([leader])[leader])

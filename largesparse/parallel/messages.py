@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..config import TrainingConfig
 from ..history import EpochRecord, History
 from ..losses import ScoreSums
-from ..mapped_memory import SharedArray
+from ..mapped_memory import Shapes, SharedArray
 from ..optimizer import MomentumSGD
 from .data import Layout
 from .deal import Batch
@@ -24,7 +24,7 @@ class SetUpNode:
     shape: Shape
     slots: int
     has_weights: bool  # whether the node has weights of its own
-    shapes: list[tuple[tuple[int, ...], str]]  # of the arrays of the data
+    shapes: Shapes  # of the arrays of the data
     chunk_bytes: int
 
 

@@ -38,9 +38,10 @@ from ..mapped_memory import (
     X_from_arrays,
     X_to_arrays,
     arrays_of,
-    arrays_size,
     forget_names,
+    make_arrays,
     places_in,
+    shapes_of,
     share,
 )
 from ..memory import prediction_batch
@@ -292,10 +293,9 @@ class _Leader:
         outputs = None
         if node == 0:
             places, segment = share(arrays)
-            shapes = [(self._out.shape, self._out.dtype.str)]
-            room = Segment.create(arrays_size(shapes))
+            shapes = shapes_of([self._out])
+            room, [self._out] = make_arrays(shapes)
             self._segments += [segment, room]
-            [self._out] = arrays_of(room, shapes)
             outputs = room.path, shapes
         else:
             places = self._send(self._nodes.leader(node), arrays)
@@ -308,7 +308,7 @@ class _Leader:
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
         """Send arrays to another node; return where its ranks find them."""
         arrays = [np.ascontiguousarray(array) for array in arrays]
-        self._channel.send(leader, TakeArrays([(array.shape, array.dtype.str) for array in arrays]))
+        self._channel.send(leader, TakeArrays(shapes_of(arrays)))
         self._answer(leader)
         start_send(self._comm, arrays, leader, chunk_bytes=self._chunk_bytes).wait()
         places: list[SharedArray] = self._answer(leader)
@@ -339,9 +339,8 @@ def _follow(comm: Any, channel: RankChannel, chunk_bytes: int) -> None:
     out = np.empty((0, 0), np.float32)
     while not isinstance(message := channel.receive(), Finish):
         if isinstance(message, TakeArrays):
-            segment = Segment.create(arrays_size(message.shapes))
+            segment, arrays = make_arrays(message.shapes)
             segments.append(segment)
-            arrays = arrays_of(segment, message.shapes)
             channel.send("ready")
             start_receive(comm, arrays, SERVER, chunk_bytes=chunk_bytes).wait()
             channel.send(places_in(segment, arrays))

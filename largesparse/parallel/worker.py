@@ -9,15 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..history import History
-from ..mapped_memory import (
-    Arena,
-    PrivateMemory,
-    Segment,
-    arrays_of,
-    arrays_size,
-    forget_names,
-    places_in,
-)
+from ..mapped_memory import Arena, PrivateMemory, Segment, forget_names, make_arrays, places_in
 from ..randomness import stream
 from ..records import peak_rss_bytes
 from ..stepping import Stepper
@@ -99,8 +91,7 @@ class Worker:
             self._segments.append(weights_segment)
         slot_size, _ = slot_sizes(host.shape, topology)
         slots = [Segment.create(slot_size) for _ in range(host.slots)]
-        data_segment = Segment.create(arrays_size(host.shapes))
-        data = arrays_of(data_segment, host.shapes)
+        data_segment, data = make_arrays(host.shapes)
         self._segments += [topology_segment, *slots, data_segment]
         self._chunk_bytes = host.chunk_bytes
         self._receive(data)
