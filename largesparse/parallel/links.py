@@ -156,17 +156,8 @@ class Links:
             hosting.append(self._channel.answers([leader])[leader])
         for rank in range(1, self._comm.size):
             node = self._nodes.node[rank]
-            join = messages.Join(
-                self._shape,
-                hosting[node].topology,
-                hosting[node].weights,
-                hosting[node].slots,
-                layout,
-                hosting[node].data,
-                dataclasses.replace(config, threads=threads[node]),
-                options,
-                self._chunk_bytes,
-            )
+            own = dataclasses.replace(config, threads=threads[node])
+            join = messages.Join(self._shape, hosting[node], layout, own, options)
             self._channel.send(rank, join)
         self._channel.answers(range(1, self._comm.size))
         self.send_topology()

@@ -16,6 +16,15 @@ from .options import ParallelOptions
 from .shared import Shape
 
 
+class NodeSegments(NamedTuple):
+    """The paths of the segments that a node's first rank has made, and where the data is."""
+
+    topology: str
+    weights: str | None  # on the server's node, or where every node has its own
+    slots: list[str]
+    data: list[SharedArray]
+
+
 # --------------------------------------------------------------------------- to the workers
 @dataclass(frozen=True)
 class SetUpNode:
@@ -33,14 +42,10 @@ class Join:
     """To every worker: what the node has, and what the training is."""
 
     shape: Shape
-    topology: str  # paths of segments
-    weights: str | None  # on the server's node, or where every node has its own
-    slots: list[str]
-    layout: Layout
-    data: list[SharedArray]
+    segments: NodeSegments
+    layout: Layout  # of the data
     config: TrainingConfig
     options: ParallelOptions
-    chunk_bytes: int
 
 
 class Weights(NamedTuple):
@@ -143,16 +148,6 @@ class Finish:
 
 
 # --------------------------------------------------------------------------- to rank 0
-@dataclass(frozen=True)
-class NodeSegments:
-    """The segments that a node's first rank has made."""
-
-    topology: str
-    weights: str | None
-    slots: list[str]
-    data: list[SharedArray]
-
-
 @dataclass(frozen=True)
 class Done:
     """What was asked for has been done."""

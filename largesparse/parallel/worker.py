@@ -104,14 +104,14 @@ class Worker:
 
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
-        self._config, self._chunk_bytes = join.config, join.chunk_bytes
-        topology = self._open(join.topology)
+        self._config, self._chunk_bytes = join.config, join.options.chunk_bytes
+        topology = self._open(join.segments.topology)
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         self._weights = None
-        if join.weights is not None:
-            weights = self._open(join.weights)
+        if join.segments.weights is not None:
+            weights = self._open(join.segments.weights)
             self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
-        arrays = [place.open() for place in join.data]
+        arrays = [place.open() for place in join.segments.data]
         self._data, scaling = from_arrays(join.layout, arrays)
         if self._weights is not None:
             shared = self._topology, self._weights, join.config, join.options
@@ -119,7 +119,7 @@ class Worker:
             self._updater = Updater(*shared, self._comm.size - 1, rows)
         self._slots, self._steppers = [], []
         self._activations = PrivateMemory(slot_sizes(join.shape, self._topology)[1])
-        for path in join.slots:
+        for path in join.segments.slots:
             own = Arena(self._activations.buffer)  # for all slots: it computes in one at a time
             slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer), own)
             slot.network.preprocessing = scaling
