@@ -345,7 +345,7 @@ def test_a_worker_that_fails_is_told(network, data, places, monkeypatch):
     before = children()
     predictor = Predictor(network, processes=2, threads=1, backend="scipy")
     missing = mapped_memory.SharedArray(str(places.shared / "none"), "<f4", (N, 15))
-    monkeypatch.setattr(inference, "share_data", lambda X, files: ("dense", missing))
+    monkeypatch.setattr(mapped_memory.SharedFiles, "share", lambda files, array: missing)
     error = within(HANG, lambda: predictor.predict(data[0]))
     assert isinstance(error, WorkerError)
     assert "FileNotFoundError" in str(error)
@@ -474,7 +474,7 @@ def test_rows_of_a_memory_map_are_not_copied(places, data, tmp_path):
 
 def test_memory_mapped_inputs_are_not_copied(places, data, tmp_path):
     files = mapped_memory.SharedFiles()
-    mapped_memory.share_data(check_X(saved(data[0], tmp_path), 15), files)
+    files.share(check_X(saved(data[0], tmp_path), 15))
     left = places()
     files.delete()
     assert left == []
