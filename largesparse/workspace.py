@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,30 +11,14 @@ from numpy.typing import NDArray
 from .activations import TRAINED
 from .errors import ParameterError
 from .layer import Float32, Forward, SparseLayer
+from .mapped_memory import Allocate, aligned_zeros
 
 if TYPE_CHECKING:
     from .backends.base import Backend
 
-CACHE_LINE = 64  # bytes
-
 # How activations of hidden layers and their gradients are kept; a bfloat16 is the upper half of a
 # float32, which NumPy sees as uint16.
 ACTIVATION_DTYPES: dict[str, type] = {"float32": np.float32, "bfloat16": np.uint16}
-
-
-class Allocate(Protocol):
-    """Gives arrays of zeros that begin with a cache line."""
-
-    def __call__(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]: ...
-
-
-def aligned_zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-    """Return zeros that begin with a cache line, in memory of this process alone."""
-    size = math.prod(shape) if isinstance(shape, tuple) else shape
-    dtype = np.dtype(dtype)
-    buffer = np.zeros(size * dtype.itemsize + CACHE_LINE, dtype=np.uint8)
-    start = -buffer.ctypes.data % CACHE_LINE
-    return buffer[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
 
 
 class Gradients:
@@ -68,7 +51,7 @@ class Gradients:
         self.srelu_gradients: list[Float32] = [allocate((4, size)) for size in shaped]
         self.input_sums: Float32 = allocate(layers[-1].n_in + 1 if layers[-1].centered else 0)
 
-    def fit(self, connections: Sequence[int]) -> None:
+    def resize_(self, connections: Sequence[int]) -> None:
         """Make the gradients so long for every layer; those that are already, are kept."""
         for k, nnz in enumerate(connections):
             if len(self.room[k]) < nnz:

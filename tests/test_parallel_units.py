@@ -18,10 +18,10 @@ from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune
 from largesparse.backends import get_backend
 from largesparse.evolution import evolve
 from largesparse.history import EpochRecord, ParallelReport
-from largesparse.memory import Setting
+from largesparse.mapped_memory import KEPT, Arena, PrivateMemory, Segment, share_arrays
+from largesparse.memory import MicroBatching
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.deal import Batch, Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Batch, Deal, Dispatcher
 from largesparse.parallel.job import node_bytes
 from largesparse.parallel.messages import (
     Lease,
@@ -35,7 +35,6 @@ from largesparse.parallel.messages import (
 from largesparse.parallel.phase_two import train_replicas
 from largesparse.parallel.replicas import train_replica
 from largesparse.parallel.retention import SlotMaps, retain_valid
-from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -179,7 +178,7 @@ def test_the_state_of_another_batch_size_is_left():
 # --------------------------------------------------------------------------- dispatcher
 def test_slots_go_to_those_who_wait_longest_on_their_node():
     dispatcher = Dispatcher([0, 0, 0, 0, 1, 1], [2, 1])
-    assert (dispatcher.workers, dispatcher.slots, dispatcher.node(4)) == (5, 3, 1)
+    assert (dispatcher.workers, dispatcher.slots) == (5, 3)
     begun = []
 
     def begin(can_work=lambda worker: True):
@@ -200,8 +199,12 @@ def test_slots_go_to_those_who_wait_longest_on_their_node():
 
 
 def test_with_two_slots_for_each_a_worker_has_its_next_task_before_it_is_done():
-    for ahead, slots, expected in ((True, 4, [1, 2, 1, 2]), (True, 3, [1, 2]), (False, 4, [1, 2])):
-        dispatcher = Dispatcher([0, 0, 0], [slots], ahead=ahead)
+    for prefetch, slots, expected in (
+        (True, 4, [1, 2, 1, 2]),
+        (True, 3, [1, 2]),
+        (False, 4, [1, 2]),
+    ):
+        dispatcher = Dispatcher([0, 0, 0], [slots], prefetch=prefetch)
         begun = []
         for pair in dispatcher.pairs(lambda worker: True):
             dispatcher.begin(*pair)
@@ -302,7 +305,7 @@ def test_generations_that_nobody_needs_are_forgotten():
 # ------------------------------------------------------------------------------- memory
 OPEN = """
 import json, sys
-from largesparse.parallel.segments import Segment, arrays_of
+from largesparse.mapped_memory import Segment, arrays_of
 path, shapes = json.loads(sys.argv[1])
 first, second = arrays_of(Segment.open(path), [(tuple(shape), kind) for shape, kind in shapes])
 print(first.sum(), second.tolist())
@@ -363,7 +366,7 @@ class Node:
     """The server's memory of a node, and a slot, in this process."""
 
     def __init__(self, network: SparseMLP, micro_batch: int = 4) -> None:
-        shape = Shape.of(network, Setting(micro_batch))
+        shape = Shape.of(network, MicroBatching(micro_batch))
         self.topology = SharedTopology(
             shape, Arena(Segment.create(shared_size(SharedTopology, shape)).buffer)
         )
@@ -657,7 +660,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
     server = SimpleNamespace(
         trainer=trainer,
         links=Links(),
-        make_dispatcher=lambda ahead: Dispatcher([0, 0, 0], [2], ahead=ahead),
+        make_dispatcher=lambda prefetch: Dispatcher([0, 0, 0], [2], prefetch=prefetch),
         report=SimpleNamespace(phase_two_s=0.0),
         run=SimpleNamespace(
             data=SimpleNamespace(train_rows=np.arange(rows)),
@@ -704,7 +707,7 @@ def test_private_memory_is_given_back_where_it_is_much():
 
 def test_activations_of_a_slot_are_its_user_s():
     network = small_network()
-    shape = Shape.of(network, Setting(8))
+    shape = Shape.of(network, MicroBatching(8))
     topology = SharedTopology(shape, Arena(Segment.create(2**20).buffer))
     shared, own = slot_sizes(shape, topology)
     assert shared + own == pytest.approx(shared_size(Slot, shape, topology), abs=1024)

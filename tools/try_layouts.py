@@ -42,9 +42,9 @@ from largesparse.backends.rows import prefetch_rows, reorder_range
 from largesparse.backends.vectors import as_float
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import ParameterError
+from largesparse.mapped_memory import aligned_zeros
 from largesparse.randomness import stream
 from largesparse.topology import Topology, erdos_renyi
-from largesparse.workspace import aligned_zeros
 
 ROWS = 32  # rows of the output that a thread takes at a time
 

@@ -13,6 +13,7 @@ from ..config import TrainingConfig
 from ..environment import expand_user
 from ..errors import ParameterError
 from ..history import History, ParallelReport
+from ..mapped_memory import forget_names
 from ..network import SparseMLP
 from ..resumed_settings import load_checkpoint
 from ..stopping import Stop, saved_in, sentence
@@ -21,9 +22,8 @@ from ..training_data import Augment, TrainingData, prepare
 from ..usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
-from .control import Hub, connect
-from .deal import Deal
-from .dispatch import Dispatcher
+from .control import RootChannel, connect
+from .deal import Deal, Dispatcher
 from .guard import guard
 from .links import Links
 from .nodes import Nodes
@@ -31,7 +31,6 @@ from .options import ParallelOptions, phase_one_length
 from .phase_two import average, train_replicas
 from .plan import check_memory, slots_of_nodes
 from .ranks import agree, get_communicator, together
-from .segments import forget_names
 from .server import Server
 from .shared import Shape, check_locks, in_both_orders
 from .worker import Worker
@@ -123,7 +122,7 @@ def train(given: Given, options: dict[str, Any], comm: Any, augment: Augment | N
     channel = connect(comm)
     with guard(comm):
         representatives = split_representatives(comm, nodes)
-        if isinstance(channel, Hub):
+        if isinstance(channel, RootChannel):
             assert trainer is not None and data is not None
             history = _serve(
                 Job(comm, channel, representatives, nodes, checked), given, trainer, data
@@ -185,7 +184,7 @@ class Job:
     """The ranks of a training, as rank 0 sees them."""
 
     comm: Any
-    hub: Hub
+    channel: RootChannel
     representatives: Any
     nodes: Nodes
     options: ParallelOptions
@@ -214,10 +213,10 @@ def _serve(job: Job, given: Given, trainer: Trainer, data: TrainingData) -> Hist
     trainer.threads = nodes.cores[0]
     links = Links(
         job.comm,
-        job.hub,
+        job.channel,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.setting),
+        Shape.of(trainer.network, trainer.micro_batching),
         report.slots,
         options,
     )
@@ -226,8 +225,8 @@ def _serve(job: Job, given: Given, trainer: Trainer, data: TrainingData) -> Hist
     name = f"training by {job.workers} workers"
     bar = sample_bar(trainer, len(data.train_rows), given.progress, name)
 
-    def make_dispatcher(ahead: bool) -> Dispatcher:
-        return Dispatcher(nodes.node, report.slots, ahead=ahead)
+    def make_dispatcher(prefetch: bool) -> Dispatcher:
+        return Dispatcher(nodes.node, report.slots, prefetch=prefetch)
 
     with leaving.noting(checkpoint is not None) as request:
         run = Run(data, bar, request, checkpoint, list(given.callbacks))
@@ -244,7 +243,7 @@ def _serve(job: Job, given: Given, trainer: Trainer, data: TrainingData) -> Hist
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
-    _close(job.hub, nodes, history, report)
+    _close(job.channel, nodes, history, report)
     links.close()
     network = trainer.network
     network.layers[:] = [in_both_orders(layer) for layer in network.layers]
@@ -326,19 +325,15 @@ def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
     return sum(each.pss_bytes for each in reports) + sum(beside[:slots])
 
 
-def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
+def _close(channel: RootChannel, nodes: Nodes, history: History, report: ParallelReport) -> None:
     """Add up what all ranks have used, and let the workers go."""
-    for rank in hub.ranks:
-        hub.send(rank, messages.Count())
-    found: dict[int, messages.Report] = {}
-    while len(found) < len(hub.ranks):
-        answer = hub.receive()
-        assert answer is not None
-        found[answer[0]] = answer[1]
+    for rank in channel.ranks:
+        channel.send(rank, messages.Count())
+    found: dict[int, messages.Report] = channel.answers(channel.ranks)
     own = messages.Report(
-        hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
+        channel.idle_s, channel.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
     )
-    used = [own, *(found[rank] for rank in hub.ranks)]
+    used = [own, *(found[rank] for rank in channel.ranks)]
     report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]
@@ -347,5 +342,5 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
         node_bytes([used[rank] for rank in nodes.ranks(node)], report.slots[node])
         for node in range(len(nodes))
     )
-    for rank in hub.ranks:
-        hub.send(rank, messages.Finish(history))
+    for rank in channel.ranks:
+        channel.send(rank, messages.Finish(history))

@@ -11,12 +11,12 @@ import numpy as np
 
 from ..config import NetworkConfig
 from ..history import EpochRecord
+from ..mapped_memory import Segment
 from ..memory import available_memory
 from ..topology import Topology
 from . import messages
 from .averaging import LayerArrays, average_layers
 from .replicas import StoredReplica, layer_arrays, share_of_replica
-from .segments import Segment
 from .server import Server
 
 RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in

@@ -17,16 +17,16 @@ from ..environment import expand_user
 from ..errors import CheckpointError
 from ..history import EpochRecord, History
 from ..layer import SparseLayer
+from ..mapped_memory import Allocate, Arena, Segment
 from ..network import SparseMLP, layer_settings
 from ..randomness import seed_sequence
 from ..resumed_settings import load_checkpoint
 from ..state import TrainingState
 from ..training import Trainer, save_checkpoint
 from ..training_data import Augment, Rows, TrainingData
-from ..workspace import Allocate, Workspace
+from ..workspace import Workspace
 from .averaging import LayerArrays
 from .messages import TrainReplica
-from .segments import Arena, Segment
 from .shared import SharedTopology, parameter_arrays
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ from ..training import Run, Trainer
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal, samples
-from .dispatch import Dispatcher
+from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .options import ParallelOptions
 from .retention import SlotMaps, retain_valid
@@ -39,7 +38,7 @@ class Server:
     run : Run
     links : Links
     make_dispatcher : callable
-        make_dispatcher(ahead) returns a Dispatcher.
+        make_dispatcher(prefetch) returns a Dispatcher.
     options : ParallelOptions
     report : ParallelReport
     """
@@ -237,7 +236,7 @@ class Server:
 
     def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
-        total.fit(self.trainer.network.layer_connections)
+        total.resize_(self.trainer.network.layer_connections)
         joined = samples(parts)
         begun = summed = 0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..layer import SparseLayer
+from ..mapped_memory import Allocate, Arena
 from ..network import SparseMLP, layer_settings
 from ..topology import Topology
-from ..workspace import Allocate, Workspace
-from .segments import Arena
+from ..workspace import Workspace
 from .shared import (
     Arrays,
     Shape,
@@ -69,7 +69,7 @@ class Slot:
                 settings[name] = empty  # every rank would have its own
             layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
         self.network = SparseMLP.from_layers(shape.config, layers)
-        micro_batch, keep_every, activation_dtype = shape.setting
+        micro_batch, keep_every, activation_dtype = shape.micro_batching
         self.workspace = Workspace(
             layers,
             micro_batch,
@@ -125,7 +125,7 @@ class Slot:
             layer.values = self.parameters[k][0][: topology.nnz]
             layer.values_by_output = self._by_output[k][: topology.nnz]
         self._updated = None
-        self.workspace.fit(self.network.layer_connections)
+        self.workspace.resize_(self.network.layer_connections)
 
     def updated(self, weights: SharedWeights) -> SparseMLP:
         """Return the shared weights as a network whose copy in output order is this slot's."""
