@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
     from .history import EpochRecord, History
-    from .importance import compact, neuron_importance, prune_neurons
+    from .importance import active_neurons, compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
     from .measurements import read_measurements
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
     from .parallel import ParallelReport, train_wasap, train_wassp
     from .preprocessing import Standardizer
-    from .reachability import active_neurons
     from .records import read_records
     from .regressor import SparseMLPRegressor
     from .selection import SparseFeatureSelector, input_strength
@@ -47,7 +46,7 @@ _MODULES = {
     "Standardizer": "preprocessing",
     "Trainer": "training",
     "TrainingConfig": "config",
-    "active_neurons": "reachability",
+    "active_neurons": "importance",
     "alpha_from_skewness": "skewness",
     "compact": "importance",
     "input_strength": "selection",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from .environment import expand_user
 from .errors import CheckpointError
 from .folders import find, read_manifest, try_writing
-from .layer_files import layer_arrays
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -87,7 +86,7 @@ def check_training(trainer: Trainer, folder: str | Path) -> None:
     """
     check_notes(trainer.notes)
     layers = trainer.network.layers
-    nbytes = sum(array.nbytes for layer in layers for array in layer_arrays(layer, True).values())
+    nbytes = sum(array.nbytes for layer in layers for array in layer.arrays(True).values())
     copies = 2 if trainer.folder is None and trainer.config.epochs > 1 else 1
     check_checkpoint_folder(folder, going_on=trainer.folder, nbytes=copies * nbytes)
 

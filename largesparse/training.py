@@ -20,11 +20,10 @@ from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError
 from .growth import Walk, evolve_layers
 from .history import EpochPart, EpochRecord, History
-from .importance import prune_neurons
+from .importance import active_neurons, prune_neurons
 from .layer import SparseLayer
 from .network import SparseMLP
 from .randomness import stream
-from .reachability import active_neurons
 from .saving import check_checkpoint_folder, check_training, save_elsewhere
 from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped

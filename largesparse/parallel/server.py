@@ -12,8 +12,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..history import EpochPart, EpochRecord
+from ..importance import active_neurons
+from ..layer import Float32
 from ..losses import ScoreSums
-from ..reachability import active_neurons
 from ..stopping import StopRequest
 from ..training import Trainer
 from ..training_data import TrainingData
@@ -26,7 +27,6 @@ from .links import Links
 from .options import ParallelOptions
 from .report import ParallelReport
 from .retention import SlotMaps, retain_valid
-from .shared import Arrays
 from .updating import Updater
 
 SMALL = 1_000_000  # connections up to which one thread updates fastest
@@ -170,7 +170,7 @@ class Server:
         gradients: Gradients,
         batches: list[Batch],
         version: int | None = None,
-        snapshot: Arrays | None = None,
+        snapshot: list[Float32] | None = None,
         limit: float = math.inf,
     ) -> int | None:
         trainer = self.trainer
