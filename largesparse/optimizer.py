@@ -105,9 +105,9 @@ class MomentumSGD:
         both_orders : bool
             Whether the copy of the weights in output order is renewed too.
         """
-        velocities = layer.velocities
-        for name, array in layer.parameters.items():
+        for name, gradient in gradients.items():
             parameter = PARAMETERS[name]
+            array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
             how: dict[str, Any] = {"rate": learning_rate, "momentum": self.momentum}
             how["decay"] = self.weight_decay if parameter.decays else 0.0
             if parameter.of_connections:
@@ -116,4 +116,4 @@ class MomentumSGD:
                     how["places"] = layer.topology.to_output_order
                     how["out"] = layer.values_by_output
             for part in layer.config.trained_parts(parameter):
-                backend.update(array[part], velocities[name][part], gradients[name][part], **how)
+                backend.update(array[part], velocity[part], gradient[part], **how)
