@@ -41,7 +41,7 @@ def floats(numbers) -> np.ndarray:
 
 
 def gradients(values, bias) -> dict[str, np.ndarray]:
-    return {"values": floats(values), "bias": floats(bias)}
+    return {"values": np.asarray(values, np.float32), "bias": np.asarray(bias, np.float32)}
 
 
 # The update
