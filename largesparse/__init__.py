@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
     from .history import EpochRecord, History, ParallelReport
-    from .importance import compact, neuron_importance, prune_neurons
+    from .importance import active_neurons, compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
     from .measurements import read_measurements
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
     from .parallel import train_wasap, train_wassp
-    from .reachability import active_neurons
     from .records import read_records
     from .regressor import SparseMLPRegressor
     from .resumed_settings import load_checkpoint
@@ -48,7 +47,7 @@ _MODULES = {
     "Standardizer": "standardizer",
     "Trainer": "training",
     "TrainingConfig": "config",
-    "active_neurons": "reachability",
+    "active_neurons": "importance",
     "alpha_from_skewness": "skewness",
     "compact": "importance",
     "input_strength": "selection",

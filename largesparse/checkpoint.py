@@ -30,8 +30,8 @@ from .environment import expand_user
 from .errors import CheckpointError
 from .folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
 from .history import History
-from .layer import LayerWeights, SparseLayer
-from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
+from .layer import LayerArrays, SparseLayer
+from .layer_files import check_dead, expect, layer_of_arrays
 from .network import SparseMLP
 from .saving import check_notes
 from .standardizer import Standardizer
@@ -128,7 +128,7 @@ def read_checkpoint(
         best = None
         if _has_best(manifest):
             layers = _read_layers(folder, manifest, network.config, BEST, storage)
-            best = [layer.weights() for layer in layers]
+            best = [layer.arrays() for layer in layers]
         state = TrainingState.from_dict(training, best)
         state.folder = folder.parent if folder.name == COMPLETE else folder
         return network, TrainingConfig(**training["config"]), state
@@ -186,17 +186,15 @@ def _write(
     manifest: dict[str, Any],
     *,
     velocities: bool = False,
-    best: Sequence[LayerWeights] | None = None,
+    best: Sequence[LayerArrays] | None = None,
 ) -> None:
     folder = expand_user(folder).resolve()
     with _writing(folder), replacing(folder) as beside:
         files = {}
-        parts: Sequence[tuple[str, Sequence[SparseLayer | LayerWeights]]]
-        parts = ("", network.layers), (BEST, best or [])
-        for prefix, layers in parts:
-            for k, layer in enumerate(layers):
-                name = f"{prefix}layer-{k + 1:02d}.safetensors"
-                arrays = layer_arrays(layer, velocities and not prefix)
+        own = (layer.arrays(velocities) for layer in network.layers)
+        for prefix, layers in (("", own), (BEST, best or [])):
+            for k, arrays in enumerate(layers, start=1):
+                name = f"{prefix}layer-{k:02d}.safetensors"
                 files[name] = _write_arrays(beside / name, arrays)
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
@@ -247,7 +245,7 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
+def _write_arrays(path: Path, arrays: LayerArrays) -> dict[str, Any]:
     """Write a safetensors file to the disk; return its entry in the manifest."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -382,7 +380,7 @@ def _read_layers(
     return layers
 
 
-def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
+def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> LayerArrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .history import EpochRecord, History
-from .layer import LayerWeights
+from .layer import LayerArrays
 from .network import SparseMLP
 
 
@@ -13,7 +13,7 @@ from .network import SparseMLP
 class Snapshot:
     """The weights of a network after an epoch, which further training does not change."""
 
-    layers: list[LayerWeights]
+    layers: list[LayerArrays]  # see `SparseLayer.snapshot`
     epoch: int
     score: float  # on the validation part
 
@@ -24,8 +24,8 @@ class Snapshot:
 
     def restore_(self, network: SparseMLP) -> None:
         """Give the network a copy of the weights, with zero velocities."""
-        for layer, weights in zip(network.layers, self.layers, strict=True):
-            layer.restore_(weights)
+        for layer, arrays in zip(network.layers, self.layers, strict=True):
+            layer.restore_(arrays)
 
 
 def best_record(history: History) -> EpochRecord:

@@ -245,8 +245,8 @@ def _rebuild(
 
     old = layer.topology
     grown = np.empty(0, np.float32)
-    if layer.regrowth is not None and rng is not None:
-        grown = layer.regrowth(rng, len(positions))
+    if layer.config.regrowth is not None and rng is not None:
+        grown = layer.config.regrowth(rng, len(positions))
     indptr = merge_rows(old.indptr, keep, old.n_out, positions)
     nnz = int(indptr[-1])
     indices, slot_map = np.empty(nnz, np.int32), np.empty(old.nnz, np.int32)

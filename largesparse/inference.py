@@ -6,6 +6,7 @@ deleted as soon as every worker has them mapped: nothing is left behind, whateve
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -35,8 +36,7 @@ from .threads import available_threads, resolve_threads
 from .workspace import Workspace, check_activation_dtype
 
 MAX_PROCESSES = 1024
-NUMBERS = ("number", "n_in", "n_out", "slope")
-ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias", "srelu")
+FIELDS = [field.name for field in dataclasses.fields(ForwardLayer)]
 
 
 def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.float32]:
@@ -283,8 +283,9 @@ def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
     layers: list[tuple[dict[str, Any], list[str]]] = []
     arrays: list[NDArray[Any]] = []
     for layer in network.layers:
-        found = {key: array for key in ARRAYS if (array := getattr(layer, key)) is not None}
-        layers.append(({key: getattr(layer, key) for key in NUMBERS}, list(found)))
+        parts = {name: getattr(layer, name) for name in FIELDS}
+        found = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
+        layers.append(({name: parts[name] for name in parts if name not in found}, list(found)))
         arrays += found.values()
     scaling = network.preprocessing
     if scaling is not None:

@@ -231,7 +231,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
-    from .reachability import active_neurons
+    from .importance import active_neurons
     from .selection import input_strength
 
     active = [*active_neurons(network), network.layers[-1].n_out]

@@ -11,7 +11,7 @@ from typing import Any
 from .config import TrainingConfig
 from .early_stopping import Snapshot, best_record
 from .history import EpochPart, EpochRecord, History
-from .layer import LayerWeights
+from .layer import LayerArrays
 from .network import SparseMLP
 
 
@@ -87,15 +87,13 @@ class TrainingState:
         }
 
     @classmethod
-    def from_dict(
-        cls, values: dict[str, Any], best: Sequence[LayerWeights] | None
-    ) -> TrainingState:
+    def from_dict(cls, values: dict[str, Any], best: Sequence[LayerArrays] | None) -> TrainingState:
         """Return the state that `as_dict` was given, if it can be true.
 
         Parameters
         ----------
         values : dict
-        best : list of LayerWeights, optional
+        best : list of LayerArrays, optional
             Weights of the best epoch.
         """
         part = values.get("part")

@@ -20,11 +20,9 @@ from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError
 from .growth import Walk, evolve_layers
 from .history import EpochRecord, History
-from .importance import prune_neurons
+from .importance import active_neurons, prune_neurons
 from .layer import SparseLayer
-from .layer_files import layer_arrays
 from .randomness import stream
-from .reachability import active_neurons
 from .saving import check_checkpoint_folder, check_notes, save_elsewhere
 from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
@@ -265,7 +263,7 @@ class Trainer(Stepper):
         """
         check_notes(self.notes)
         layers = self.network.layers
-        arrays = [array for layer in layers for array in layer_arrays(layer, True).values()]
+        arrays = [array for layer in layers for array in layer.arrays(True).values()]
         going_on = self.state.folder
         copies = 2 if going_on is None and self.config.epochs > 1 else 1
         nbytes = copies * sum(array.nbytes for array in arrays)

@@ -23,9 +23,9 @@ _of_layer = attrgetter("topology", *WEIGHTS)
 
 def _arrays(network: SparseMLP, workspace: Workspace) -> list[Any]:
     """Return the objects, in a fixed order, whose arrays stay in place between evolutions."""
-    parts: list[Any] = [*workspace.gradients, *workspace.bias_gradients]
-    for layer in network.layers:
-        parts += _of_layer(layer)
+    parts: list[Any] = []
+    for layer, gradients in zip(network.layers, workspace.by_layer, strict=True):
+        parts += [*_of_layer(layer), *gradients.values()]
     return parts
 
 
@@ -61,8 +61,8 @@ class WholeStep:
         for k, (layer, record) in enumerate(zip(layers, self._table, strict=True)):
             arrays: dict[str, Any] = {name: getattr(layer.topology, name) for name in TOPOLOGY}
             arrays |= {name: getattr(layer, name) for name in WEIGHTS}
-            arrays["gradient"] = workspace.gradients[k]
-            arrays["bias_gradient"] = workspace.bias_gradients[k]
+            gradients = workspace.by_layer[k]
+            arrays |= {"gradient": gradients["values"], "bias_gradient": gradients["bias"]}
             arrays["activations"] = workspace.activations(k, batch)
             if k < len(layers) - 1:
                 arrays["state"] = workspace.state(k, batch)
@@ -70,8 +70,8 @@ class WholeStep:
             for name, array in arrays.items():
                 record[name] = array.ctypes.data
             record["n_in"], record["n_out"], record["nnz"] = layer.n_in, layer.n_out, layer.nnz
-            record["number"], record["centered"] = layer.number, layer.centered
-            record["slope"], record["rate_scale"] = layer.slope, layer.rate_scale
+            record["number"], record["centered"] = layer.number, layer.config.centered
+            record["slope"], record["rate_scale"] = layer.slope, layer.config.rate_scale
             record["forward_ahead"] = prefetch_distance(gathered)
             gathered = arrays["activations"]
             record["backward_ahead"] = prefetch_distance(gathered)

@@ -71,7 +71,7 @@ def state(network):
         arrays += [getattr(topology, name) for name in topology.__slots__ if name[:2] != "n_"]
         arrays += [layer.values, layer.velocity, layer.values_by_output]
         arrays += [layer.bias, layer.bias_velocity]
-        arrays.append(np.array([layer.slope, layer.rate_scale, layer.number]))
+        arrays.append(np.array([layer.slope, layer.config.rate_scale, layer.number]))
     return [array.copy() for array in arrays]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,8 +272,8 @@ def test_a_gradient_reaches_exactly_the_connections_that_survived(changes, activ
         bias = np.where(dead, 0, gradients.bias_gradients[k])
         np.testing.assert_array_equal(valid.bias_gradients[k], bias)
         if layer.srelu is not None:
-            shape = np.where(dead, 0, gradients.srelu_gradients[k])
-            np.testing.assert_array_equal(valid.srelu_gradients[k], shape)
+            shape = np.where(dead, 0, gradients.by_layer[k]["srelu"])
+            np.testing.assert_array_equal(valid.by_layer[k]["srelu"], shape)
     np.testing.assert_array_equal(valid.input_sums, gradients.input_sums)
 
 
@@ -615,8 +614,7 @@ def test_delayed_gradients_are_compensated():
         array += rng.normal(size=array.shape).astype(np.float32)
     now = [array.copy() for array in node.weights.snapshot(node.topology.connections)]
     gradients = random_gradients(network, rng)
-    parts = gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients
-    flat = list(chain.from_iterable(zip(*parts, strict=True)))
+    flat = [array for arrays in gradients.by_layer for array in arrays.values()]
     expected = [
         g + 0.5 * g.astype(np.float64) ** 2 * (w - old)
         for g, w, old in zip(flat, now, then, strict=True)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from typing import Any
 
 import numpy as np
 
 from ..config import NetworkConfig
 from ..history import EpochRecord
+from ..layer import LayerArrays
 from ..mapped_memory import Segment
 from ..memory import available_memory
-from ..topology import Topology
 from . import messages
-from .averaging import LayerArrays, average_layers
-from .replicas import StoredReplica, layer_arrays, share_of_replica
+from .averaging import average_layers
+from .replicas import StoredReplica, layer_room, share_of_replica
 from .server import Server
 
 RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in
@@ -116,20 +115,14 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
             if replica in here:
                 parts.append(here[replica].layers[k])
             else:
-                room = layer_arrays(network.config, k, result.connections[k], _empty)
-                arrays = [array for array in room if array is not None]
+                room = layer_room(network.config, k, result.connections[k], np.empty)
                 message = messages.SendReplicaLayer(replica, k)
-                links.receive_layer(result.worker, arrays, message)
+                links.receive_layer(result.worker, list(room.values()), message)
                 parts.append(room)
         with server.trainer.backend.threads(server.trainer.threads):
             mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
-            topology = Topology.from_input_order(layer.n_in, layer.n_out, mean.indptr, mean.indices)
-        layer.dead = mean.dead
-        links.topology.store_dead(k, mean.dead)
-        layer.replace(topology, mean.values, np.zeros_like(mean.values))
-        layer.bias[...], layer.bias_velocity[...] = mean.bias, 0
-        if layer.srelu is not None and layer.srelu_velocity is not None:
-            layer.srelu[...], layer.srelu_velocity[...] = mean.srelu, 0
+            layer.restore_(mean)
+        links.topology.store_dead(k, layer.dead)
     links.topology.version += 1
     links.topology.generation += 1
     links.send_topology()
@@ -137,9 +130,5 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
 
 
 def _with_dead(part: LayerArrays) -> LayerArrays:
-    """Return the layer with `dead` None where nobody is."""
-    return part if part.dead is None or part.dead.any() else part._replace(dead=None)
-
-
-def _empty(shape: Any, dtype: Any = np.float32) -> Any:
-    return np.empty(shape, dtype)
+    """Return the layer without `dead` where nobody is."""
+    return {name: array for name, array in part.items() if name != "dead" or array.any()}

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..history import EpochRecord, ParallelReport
+from ..importance import active_neurons
+from ..layer import Float32
 from ..losses import ScoreSums
-from ..reachability import active_neurons
 from ..training import Run, Trainer
 from ..workspace import Gradients
 from . import messages
@@ -21,7 +22,6 @@ from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .options import ParallelOptions
 from .retention import SlotMaps, retain_valid
-from .shared import Arrays
 from .updating import Updater
 
 SMALL = 1_000_000  # connections up to which one thread updates fastest
@@ -156,7 +156,7 @@ class Server:
         gradients: Gradients,
         batches: list[Batch],
         version: int | None = None,
-        snapshot: Arrays | None = None,
+        snapshot: list[Float32] | None = None,
         limit: float = math.inf,
     ) -> int | None:
         trainer = self.trainer

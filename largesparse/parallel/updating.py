@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..backends.base import Backend
 from ..config import TrainingConfig
+from ..layer import Float32
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
 from ..workspace import Gradients
 from .deal import epochs_of
 from .options import ParallelOptions
-from .shared import Arrays, SharedTopology, SharedWeights
+from .shared import SharedTopology, SharedWeights
 from .slots import Slot
 
 
@@ -63,7 +64,7 @@ class Updater:
         backend: Backend,
         *,
         version: int | None = None,
-        snapshot: Arrays | None = None,
+        snapshot: Sequence[Float32] | None = None,
         slot: Slot | None = None,
         limit: float = math.inf,
     ) -> int | None:
@@ -107,13 +108,10 @@ class Updater:
                 slot.renew(self._weights)
         return staleness
 
-    def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:
+    def _compensate(self, gradients: Gradients, snapshot: Sequence[Float32]) -> None:
         """Add λ·g²·(w - w_then) to the gradients, in place."""
         strength = np.float32(self._options.delay_compensation)
         now = self._weights.snapshot(self._topology.connections)
-        parts = zip(
-            gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients, strict=True
-        )
-        flat = [array for layer in parts for array in layer]
+        flat = [array for arrays in gradients.by_layer for array in arrays.values()]
         for gradient, weights, then in zip(flat, now, snapshot, strict=True):
             gradient += strength * gradient * gradient * (weights - then)

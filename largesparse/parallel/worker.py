@@ -20,7 +20,7 @@ from .control import RankChannel
 from .data import from_arrays
 from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
-from .shared import SharedTopology, SharedWeights, cut, shared_size, show_weights
+from .shared import SharedTopology, SharedWeights, cut, shared_size
 from .slots import Slot, slot_sizes
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .updating import Updater
@@ -239,7 +239,7 @@ class Worker:
             workspace.resize_(self._topology.connections)
             gradients.append(workspace)
         self._representative.update(
-            show_weights(self._topology, self._weights),
+            self._weights.network(self._topology),
             gradients,
             message.optimizer,
             message.rate,
@@ -303,7 +303,7 @@ class Worker:
 
     def _send_replica_layer(self, message: messages.SendReplicaLayer) -> None:
         layer = self._replicas[message.replica].layers[message.layer]
-        self._send([array for array in layer if array is not None])
+        self._send(list(layer.values()))
 
     # ----------------------------------------------------------------------- the rest
     def _leave_slot(self) -> None:
