@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .activations import TRAINED, initial_shape, left_slope
-from .backends.base import NO_DROPOUT, RESOLUTION, Backend, Dropout, Float32
+from .backends.base import (
+    NO_DROPOUT,
+    NO_STATE,
+    RESOLUTION,
+    Backend,
+    Connections,
+    Derivative,
+    Dropout,
+    Float32,
+)
 from .config import NetworkConfig
 from .initializers import INITIALIZERS, Sampler
 from .layer import Forward, SparseLayer
@@ -110,6 +119,8 @@ def _forward(
     ahead: Ahead | None,
 ) -> Float32:
     """Compute the activations of consecutive layers; return the last one's."""
+    from .backends.srelu_kernels import activate_srelu
+
     first = numbers[0]
     X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
     for k in numbers:
@@ -122,9 +133,7 @@ def _forward(
         Z = workspace.sums(k, batch) if shaped and training else out
         state = workspace.state(k, batch) if hidden else None
         backend.forward(
-            layer.indptr_by_output,
-            layer.indices_by_output,
-            layer.values_by_output,
+            Connections(layer.indptr_by_output, layer.indices_by_output, layer.values_by_output),
             layer.bias,
             X,
             slope=layer.slope,
@@ -133,9 +142,8 @@ def _forward(
             dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
         )
         if layer.srelu is not None:
-            backend.activate_srelu(
-                Z, layer.srelu, dropout.keep_share if hidden else np.float32(1), state, out=out
-            )
+            keep_share = dropout.keep_share if hidden else np.float32(1)
+            activate_srelu(Z, layer.srelu, keep_share, NO_STATE if state is None else state, out)
         X = out
     return X
 
@@ -281,12 +289,16 @@ class SparseMLP:
         weights : float32 (batch,), optional
             Of the samples in the loss.
         """
+        from .backends import kernels
+        from .backends.srelu_kernels import differentiate_srelu
+
         batch = delta.shape[1]
-        backend.sum_rows(delta, out=workspace.bias_gradients[-1], accumulate=accumulate)
+        kernels.sum_rows(delta, workspace.bias_gradients[-1], accumulate)
         if self.layers[-1].centered:
             last = len(self.layers) - 1
             X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
-            backend.sum_inputs(X, weights, out=workspace.input_sums, accumulate=accumulate)
+            weights = np.empty(0, np.float32) if weights is None else weights
+            kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             layer, below = self.layers[k], self.layers[k - 1]
             self._recompute(k - 1, workspace, batch, backend, dropout)
@@ -295,45 +307,37 @@ class SparseMLP:
             out_delta = workspace.delta(k - 1, batch)
             bias_gradient = workspace.bias_gradients[k - 1]
             backend.backward(
-                layer.topology.indptr,
-                layer.topology.indices,
-                layer.values,
+                Connections(layer.topology.indptr, layer.topology.indices, layer.values),
                 workspace.activations(k - 1, batch),
                 delta,
+                Derivative(
+                    np.float32(below.slope), dropout.keep_share, workspace.state(k - 1, batch)
+                ),
                 out_gradient=workspace.gradients[k],
                 out_delta=out_delta,
-                slope_below=below.slope,
-                state_below=workspace.state(k - 1, batch),
-                keep_share_below=dropout.keep_share,
-                out_bias_gradient_below=(
+                out_bias_gradient=(
                     bias_gradient if below.srelu is None else np.empty_like(bias_gradient)
                 ),
                 accumulate=accumulate,
             )
             if below.srelu is not None:
-                backend.differentiate_srelu(
+                differentiate_srelu(
                     out_delta,
                     workspace.sums(k - 1, batch),
                     below.srelu,
                     dropout.keep_share,
-                    out_bias_gradient=bias_gradient,
-                    out_gradient=workspace.srelu_gradients[k - 1],
-                    accumulate=accumulate,
+                    bias_gradient,
+                    workspace.srelu_gradients[k - 1],
+                    accumulate,
                 )
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
             delta = out_delta
-        first = self.layers[0].topology
-        backend.weight_gradient(
-            first.indptr,
-            first.indices,
-            workspace.inputs(batch),
-            delta,
-            out=workspace.gradients[0],
-            accumulate=accumulate,
-        )
+        first, X = self.layers[0].topology, workspace.inputs(batch)
+        out = workspace.gradients[0]
+        kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
         if visit is not None:
-            visit(0, workspace.inputs(batch), delta)
+            visit(0, X, delta)
 
     def _recompute(
         self, k: int, workspace: Workspace, batch: int, backend: Backend, dropout: Dropout
@@ -347,7 +351,7 @@ class SparseMLP:
             ahead = None if self.storage is None else self.storage.before_forward
             _forward(*layers, workspace, batch, backend, True, dropout, ahead)
 
-    def finish_gradient(self, workspace: Gradients, backend: Backend) -> None:
+    def finish_gradient(self, workspace: Gradients) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
 
         Activations with a mean above zero make the direction in which an output moves for all
@@ -359,17 +363,18 @@ class SparseMLP:
         ----------
         workspace : Workspace
             After `backward` of all micro-batches.
-        backend : Backend
         """
+        from .backends.kernels import center_gradient
+
         layer = self.layers[-1]
         if layer.centered:
-            backend.center_gradient(
+            center_gradient(
                 layer.topology.indptr,
                 layer.topology.indices,
                 workspace.input_sums,
-                rate_scale=layer.rate_scale,
-                bias_gradient=workspace.bias_gradients[-1],
-                gradient=workspace.gradients[-1],
+                layer.rate_scale,
+                workspace.bias_gradients[-1],
+                workspace.gradients[-1],
             )
 
     def update_(
@@ -377,7 +382,6 @@ class SparseMLP:
         workspace: Gradients,
         optimizer: MomentumSGD,
         learning_rate: float,
-        backend: Backend,
         *,
         both_orders: bool = True,
     ) -> None:
@@ -387,10 +391,10 @@ class SparseMLP:
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
             optimizer.update_(
-                layer, gradient, bias_gradient, learning_rate, backend, both_orders=both_orders
+                layer, gradient, bias_gradient, learning_rate, both_orders=both_orders
             )
             if layer.srelu is not None:
-                optimizer.update_srelu_(layer, workspace.srelu_gradients[k], learning_rate, backend)
+                optimizer.update_srelu_(layer, workspace.srelu_gradients[k], learning_rate)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from .backends.base import Backend, Float32
+import numpy as np
+
+from .backends.base import SGD, Float32
 from .errors import ParameterError, check_range
 from .layer import SparseLayer
 
@@ -88,7 +89,6 @@ class MomentumSGD:
         gradient: Float32,
         bias_gradient: Float32,
         learning_rate: float,
-        backend: Backend,
         *,
         both_orders: bool = True,
     ) -> None:
@@ -101,21 +101,23 @@ class MomentumSGD:
             Mean over the mini-batch, in input order.
         bias_gradient : float32 (n_out,)
         learning_rate : float
-        backend : Backend
         both_orders : bool
             Whether the copy in output order is renewed too.
         """
-        shared: dict[str, Any] = {"momentum": self.momentum, "decay": self.weight_decay}
-        copy: dict[str, Any] = {}
-        if both_orders:
-            copy = {"places": layer.topology.to_output_order, "out": layer.values_by_output}
-        rate = learning_rate * layer.rate_scale
-        backend.update(layer.values, layer.velocity, gradient, rate=rate, **copy, **shared)
-        backend.update(layer.bias, layer.bias_velocity, bias_gradient, rate=learning_rate, **shared)
+        from .backends.kernels import momentum_update, momentum_update_reorder
 
-    def update_srelu_(
-        self, layer: SparseLayer, gradient: Float32, learning_rate: float, backend: Backend
-    ) -> None:
+        momentum, decay = np.float32(self.momentum), np.float32(self.weight_decay)
+        sgd = SGD(np.float32(learning_rate * layer.rate_scale), momentum, decay)
+        arrays = layer.values, layer.velocity, gradient
+        if both_orders:
+            copy = layer.topology.to_output_order, layer.values_by_output
+            momentum_update_reorder(*arrays, sgd, *copy)
+        else:
+            momentum_update(*arrays, sgd)
+        sgd = sgd._replace(rate=np.float32(learning_rate))
+        momentum_update(layer.bias, layer.bias_velocity, bias_gradient, sgd)
+
+    def update_srelu_(self, layer: SparseLayer, gradient: Float32, learning_rate: float) -> None:
         """Update the activation's parameters in place, without decay: 0 is not their middle.
 
         Parameters
@@ -124,11 +126,13 @@ class MomentumSGD:
         gradient : float32 (4, n_out)
             Mean over the mini-batch.
         learning_rate : float
-        backend : Backend
         """
+        from .backends.kernels import momentum_update
+
         if layer.srelu is None or layer.srelu_velocity is None:
             return
+        sgd = SGD(np.float32(learning_rate), np.float32(self.momentum), np.float32(0))
         for row, trained in enumerate(layer.srelu_trained):
             if trained:
                 arrays = layer.srelu[row], layer.srelu_velocity[row], gradient[row]
-                backend.update(*arrays, rate=learning_rate, momentum=self.momentum, decay=0.0)
+                momentum_update(*arrays, sgd)

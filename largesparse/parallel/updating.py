@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
@@ -60,7 +59,6 @@ class Updater:
         network: SparseMLP,
         gradients: Gradients,
         samples: int,
-        backend: Backend,
         *,
         version: int | None = None,
         snapshot: Arrays | None = None,
@@ -76,7 +74,6 @@ class Updater:
         gradients : Gradients
         samples : int
             That it was computed on.
-        backend : Backend
         version : int, optional
             Of the weights that it was computed on, by default the present one.
         snapshot : list of arrays, optional
@@ -100,7 +97,7 @@ class Updater:
             if snapshot is not None and self._options.delay_compensation > 0:
                 self._compensate(gradients, snapshot)
             how = self.next_update(staleness)
-            network.update_(gradients, *how, backend, both_orders=slot is not None)
+            network.update_(gradients, *how, both_orders=slot is not None)
             topology.version += 1
             topology.samples += samples
             if slot is not None:
