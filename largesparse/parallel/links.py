@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
@@ -303,7 +302,6 @@ class Links:
         pushes: Sequence[messages.Push],
         optimizer: MomentumSGD,
         rate: float,
-        backend: Backend,
         threads: int,
     ) -> None:
         """Update the weights on every node by the sum of gradients in all slots.
@@ -316,7 +314,6 @@ class Links:
             In a fixed order.
         optimizer : MomentumSGD
         rate : float
-        backend : Backend
         threads : int
         """
         slots: list[list[int]] = [[] for _ in self._counts]
@@ -328,7 +325,7 @@ class Links:
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
             workspace.fit(self.topology.connections)
-        representative.update(self.network, own, optimizer, rate, backend, threads)
+        representative.update(self.network, own, optimizer, rate, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
         self._answers(leaders)
 
