@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .config import NetworkConfig
 from .history import EpochRecord
 from .presets import nearest_row, nominal_parameters
-from .records import RunRecord
+from .records import RunRecord, median_of
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -118,5 +117,5 @@ def _workers(record: RunRecord) -> str:
 
 
 def _median(values: Sequence[float | None] | None) -> str:
-    measured = [value for value in values or [] if value is not None]
-    return f"{statistics.median(measured):.1f} s" if measured else "-"
+    median = median_of(values)
+    return "-" if median is None else f"{median:.1f} s"

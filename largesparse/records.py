@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shlex
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -221,6 +222,12 @@ def record_rows(records: pd.DataFrame) -> list[dict[str, Any]]:
     """
     rows = records.astype(object).to_dict("records")
     return [{str(name): _none_if_nan(value) for name, value in row.items()} for row in rows]
+
+
+def median_of(values: Iterable[float | None] | None) -> float | None:
+    """Return the median of what a run measured, None where it measured nothing."""
+    measured = [value for value in values or () if value is not None]
+    return statistics.median(measured) if measured else None
 
 
 def peak_rss_bytes() -> int:

@@ -17,13 +17,14 @@ from .batches import load_batch
 from .config import TrainingConfig
 from .errors import DataError, NumericalError
 from .losses import LOSSES, ScoreSums, check_weights
-from .memory import Setting
+from .mapped_memory import aligned_zeros
+from .memory import MicroBatching
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
 from .preprocessing import refuse_masked
 from .threads import resolve_threads
 from .whole_step import WholeStep
-from .workspace import Workspace, aligned_zeros, check_activation_dtype
+from .workspace import Workspace, check_activation_dtype
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -95,7 +96,7 @@ class Stepper:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
             storage = self.network.storage
-            micro_batch, keep_every, activation_dtype = self.setting
+            micro_batch, keep_every, activation_dtype = self.micro_batching
             self._workspace = Workspace(
                 self.network.layers,
                 micro_batch,
@@ -112,9 +113,9 @@ class Stepper:
         return min(self.config.micro_batch or batch_size, batch_size)
 
     @property
-    def setting(self) -> Setting:
+    def micro_batching(self) -> MicroBatching:
         """How activations are computed and kept."""
-        return Setting(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
+        return MicroBatching(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
 
     def _is_whole(self, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
@@ -205,7 +206,7 @@ class Stepper:
             return self._whole_step(X, y, rows, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
-        workspace.fit(self.network.layer_connections)  # neurons may have been pruned
+        workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
@@ -236,7 +237,7 @@ class Stepper:
         """Compute the gradient and, if there is an optimizer, update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
-            self.workspace.fit(self.network.layer_connections)  # neurons may have been pruned
+            self.workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)

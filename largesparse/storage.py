@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from .environment import expand_user
 from .errors import MemoryPlanError, ParameterError
 from .layer import Float32, Forward, LayerArrays, SparseLayer
+from .mapped_memory import map_file
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -74,14 +73,7 @@ class Storage:
             return np.zeros(shape, dtype)
         size = count * dtype.itemsize
         try:
-            if shutil.disk_usage(self.folder).free < size:
-                raise OSError("no space left on the device")
-            with tempfile.TemporaryFile(dir=self.folder) as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now
-                else:
-                    file.truncate(size)
-                mapped = mmap.mmap(file.fileno(), size)
+            mapped = map_file(self.folder, size)
         except OSError as error:
             raise MemoryPlanError(
                 f"{size} bytes more cannot be stored in {self.folder}, which has {self.nbytes} "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,30 +11,14 @@ from numpy.typing import NDArray
 from .activations import TRAINED
 from .errors import ParameterError
 from .layer import PARAMETERS, Float32, Forward, LayerArrays, SparseLayer
+from .mapped_memory import Allocate, aligned_zeros
 
 if TYPE_CHECKING:
     from .backends.base import Backend
 
-CACHE_LINE = 64  # bytes
-
 # How activations of hidden layers and their gradients are kept; a bfloat16 is the upper half of a
 # float32, which NumPy sees as uint16.
 ACTIVATION_DTYPES: dict[str, type] = {"float32": np.float32, "bfloat16": np.uint16}
-
-
-class Allocate(Protocol):
-    """Gives arrays of zeros that begin with a cache line."""
-
-    def __call__(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]: ...
-
-
-def aligned_zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-    """Return zeros that begin with a cache line, in memory of this process alone."""
-    size = math.prod(shape) if isinstance(shape, tuple) else shape
-    dtype = np.dtype(dtype)
-    buffer = np.zeros(size * dtype.itemsize + CACHE_LINE, dtype=np.uint8)
-    start = -buffer.ctypes.data % CACHE_LINE
-    return buffer[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
 
 
 class Gradients:
@@ -77,7 +60,7 @@ class Gradients:
         """Those of every layer's biases, float32 (n_out,)."""
         return [arrays["bias"] for arrays in self.by_layer]
 
-    def fit(self, connections: Sequence[int]) -> None:
+    def resize_(self, connections: Sequence[int]) -> None:
         """Make the gradients so long for every layer; those that are already, are kept."""
         for room, arrays, nnz in zip(self._room, self.by_layer, connections, strict=True):
             for name in arrays:

@@ -178,7 +178,7 @@ def test_a_step_is_made_anew_where_an_array_was_replaced(step_by_layers):
     for trainer in (whole, layers):
         trainer.step(X, y)
         evolve(trainer.network.layers[0], 0.3, np.random.default_rng(0))
-        trainer.workspace.fit(trainer.network.layer_connections)
+        trainer.workspace.resize_(trainer.network.layer_connections)
         trainer.step(X, y)
         trainer.network.layers[1].bias = trainer.network.layers[1].bias + 1
         trainer.step(X, y)

@@ -335,7 +335,8 @@ from parallel_cases import Case
 from largesparse import Trainer, load_checkpoint, save_checkpoint, save_model
 from largesparse.errors import LargeSparseError
 from largesparse.parallel import train_wasap
-from largesparse.parallel.ranks import barrier, get_communicator
+from largesparse.parallel.collectives import barrier
+from largesparse.parallel.ranks import get_communicator
 
 comm = get_communicator()
 

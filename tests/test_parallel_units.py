@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
 from largesparse.evolution import evolve
 from largesparse.history import EpochRecord
-from largesparse.memory import Setting
+from largesparse.mapped_memory import KEPT, Arena, PrivateMemory, Segment, share_arrays
+from largesparse.memory import MicroBatching
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.deal import Batch, Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Batch, Deal, Dispatcher
 from largesparse.parallel.job import node_bytes
 from largesparse.parallel.messages import (
     Lease,
@@ -34,7 +34,6 @@ from largesparse.parallel.phase_two import train_replicas
 from largesparse.parallel.replicas import train_replica
 from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
-from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -178,7 +177,7 @@ def test_the_state_of_another_batch_size_is_left():
 # --------------------------------------------------------------------------- dispatcher
 def test_slots_go_to_those_who_wait_longest_on_their_node():
     dispatcher = Dispatcher([0, 0, 0, 0, 1, 1], [2, 1])
-    assert (dispatcher.workers, dispatcher.slots, dispatcher.node(4)) == (5, 3, 1)
+    assert (dispatcher.workers, dispatcher.slots) == (5, 3)
     begun = []
 
     def begin(can_work=lambda worker: True):
@@ -199,8 +198,12 @@ def test_slots_go_to_those_who_wait_longest_on_their_node():
 
 
 def test_with_two_slots_for_each_a_worker_has_its_next_task_before_it_is_done():
-    for ahead, slots, expected in ((True, 4, [1, 2, 1, 2]), (True, 3, [1, 2]), (False, 4, [1, 2])):
-        dispatcher = Dispatcher([0, 0, 0], [slots], ahead=ahead)
+    for prefetch, slots, expected in (
+        (True, 4, [1, 2, 1, 2]),
+        (True, 3, [1, 2]),
+        (False, 4, [1, 2]),
+    ):
+        dispatcher = Dispatcher([0, 0, 0], [slots], prefetch=prefetch)
         begun = []
         for pair in dispatcher.pairs(lambda worker: True):
             dispatcher.begin(*pair)
@@ -301,7 +304,7 @@ def test_generations_that_nobody_needs_are_forgotten():
 # ------------------------------------------------------------------------------- memory
 OPEN = """
 import json, sys
-from largesparse.parallel.segments import Segment, arrays_of
+from largesparse.mapped_memory import Segment, arrays_of
 path, shapes = json.loads(sys.argv[1])
 first, second = arrays_of(Segment.open(path), [(tuple(shape), kind) for shape, kind in shapes])
 print(first.sum(), second.tolist())
@@ -362,7 +365,7 @@ class Node:
     """The server's memory of a node, and a slot, in this process."""
 
     def __init__(self, network: SparseMLP, micro_batch: int = 4) -> None:
-        shape = Shape.of(network, Setting(micro_batch))
+        shape = Shape.of(network, MicroBatching(micro_batch))
         self.topology = SharedTopology(
             shape, Arena(Segment.create(shared_size(SharedTopology, shape)).buffer)
         )
@@ -655,7 +658,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
     server = SimpleNamespace(
         trainer=trainer,
         links=Links(),
-        make_dispatcher=lambda ahead: Dispatcher([0, 0, 0], [2], ahead=ahead),
+        make_dispatcher=lambda prefetch: Dispatcher([0, 0, 0], [2], prefetch=prefetch),
         data=SimpleNamespace(train_rows=np.arange(rows)),
         report=SimpleNamespace(phase_two_s=0.0),
         request=SimpleNamespace(check=lambda: None),
@@ -700,7 +703,7 @@ def test_private_memory_is_given_back_where_it_is_much():
 
 def test_activations_of_a_slot_are_its_user_s():
     network = small_network()
-    shape = Shape.of(network, Setting(8))
+    shape = Shape.of(network, MicroBatching(8))
     topology = SharedTopology(shape, Arena(Segment.create(2**20).buffer))
     shared, own = slot_sizes(shape, topology)
     assert shared + own == pytest.approx(shared_size(Slot, shape, topology), abs=1024)

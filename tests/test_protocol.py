@@ -18,8 +18,7 @@ from largesparse.history import EpochRecord, History
 from largesparse.losses import ScoreSums
 from largesparse.parallel import messages, phase_two
 from largesparse.parallel import server as server_module
-from largesparse.parallel.deal import Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Deal, Dispatcher
 from largesparse.parallel.links import Links
 from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.report import ParallelReport
@@ -71,7 +70,7 @@ class Memory:
 
     batch = None
 
-    def fit(self, connections):
+    def resize_(self, connections):
         pass
 
     def arrays(self):
@@ -79,7 +78,7 @@ class Memory:
 
 
 class Machine:
-    """Workers, their slots, and what is on its way; the hub of `Links`."""
+    """Workers, their slots, and what is on its way; the channel of `Links`."""
 
     def __init__(self, scheduler, nodes, slots):
         self.scheduler, self.nodes = scheduler, nodes
@@ -101,7 +100,7 @@ class Machine:
         for rank in ranks:
             self.waits[rank] = next(self.workers[rank])
 
-    # ---------------------------------------------------------------- the hub
+    # ---------------------------------------------------------------- the channel
     def send(self, rank, message):
         self.inboxes[rank].append(message)
 
@@ -190,7 +189,7 @@ class ModelLinks(Links):
     """Rank 0's side of the nodes, without arrays and without MPI."""
 
     def __init__(self, machine):
-        self.machine, self._hub, self.topology = machine, machine, machine.topology
+        self.machine, self._channel, self.topology = machine, machine, machine.topology
         self._nodes = SimpleNamespace(node=machine.nodes)
         self.slots = machine.slots[0]
         self.weights = SimpleNamespace(snapshot=lambda connections: [])
@@ -268,7 +267,7 @@ def train(scheduler, nodes, slots, batches, epochs, replicas):
         trainer,
         data,
         links,
-        lambda ahead: Dispatcher(nodes, slots, ahead=ahead),
+        lambda prefetch: Dispatcher(nodes, slots, prefetch=prefetch),
         ParallelOptions("wasap", phase_one_epochs=epochs),
         ParallelReport("wasap", len(nodes), 1, slots, [1], epochs),
         SimpleNamespace(update=lambda rows: None, set_postfix=lambda **named: None),

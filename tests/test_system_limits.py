@@ -218,7 +218,8 @@ def test_ranks_start_where_ucx_ends_in_a_segmentation_fault(tmp_path):
     """Eight ranks in 32 MiB: MPICH goes without UCX, which needs more."""
     program = tmp_path / "program.py"
     program.write_text("""
-from largesparse.parallel.ranks import get_communicator, gather
+from largesparse.parallel.collectives import gather
+from largesparse.parallel.ranks import get_communicator
 if (found := gather(get_communicator(), 1)) is not None:
     print(sum(found))
 """)

@@ -29,8 +29,8 @@ from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError
 from largesparse.launching import start_ranks
+from largesparse.mapped_memory import Arena, Segment
 from largesparse.parallel import train_wasap, train_wassp
-from largesparse.parallel.segments import Arena, Segment
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,

@@ -71,7 +71,7 @@ class Representative:
         threads : int
         """
         total = self._total = self._total or Gradients(network.layers)
-        total.fit(network.layer_connections)
+        total.resize_(network.layer_connections)
         arrays = total.arrays()
         if not gradients:
             for array in arrays:

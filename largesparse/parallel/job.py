@@ -16,6 +16,7 @@ from ..config import TrainingConfig
 from ..environment import expand_user
 from ..errors import ParameterError
 from ..history import History
+from ..mapped_memory import forget_names
 from ..network import SparseMLP
 from ..records import peak_rss_bytes
 from ..saving import check_training
@@ -24,9 +25,8 @@ from ..training import Callback, Trainer
 from ..training_data import Augment, TrainingData, prepare
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
-from .control import Hub, connect
-from .deal import Deal
-from .dispatch import Dispatcher
+from .control import RootChannel, connect
+from .deal import Deal, Dispatcher
 from .guard import guard
 from .links import Links
 from .nodes import Nodes
@@ -35,7 +35,6 @@ from .phase_two import average, train_replicas
 from .plan import check_memory, slots_of_nodes
 from .ranks import agree, get_communicator, together
 from .report import ParallelReport
-from .segments import forget_names
 from .server import Server
 from .shared import Shape, check_locks, in_both_orders
 from .usage import cpu_seconds, pss_bytes
@@ -133,7 +132,7 @@ def train(
     channel = connect(comm)
     with guard(comm):
         representatives = split_representatives(comm, nodes)
-        if isinstance(channel, Hub):
+        if isinstance(channel, RootChannel):
             assert trainer is not None and data is not None
             history = _serve(
                 comm,
@@ -203,7 +202,7 @@ def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) ->
 
 def _serve(
     comm: Any,
-    hub: Hub,
+    channel: RootChannel,
     representatives: Any,
     nodes: Nodes,
     options: ParallelOptions,
@@ -224,10 +223,10 @@ def _serve(
     trainer.threads = nodes.cores[0]
     links = Links(
         comm,
-        hub,
+        channel,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.setting),
+        Shape.of(trainer.network, trainer.micro_batching),
         counts,
         options.chunk_bytes,
         keep_snapshots=options.delay_compensation > 0,
@@ -250,7 +249,7 @@ def _serve(
             trainer,
             data,
             links,
-            lambda ahead: Dispatcher(nodes.node, counts, ahead=ahead),
+            lambda prefetch: Dispatcher(nodes.node, counts, prefetch=prefetch),
             options,
             report,
             bar,
@@ -270,7 +269,7 @@ def _serve(
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
-    _close(hub, nodes, history, report)
+    _close(channel, nodes, history, report)
     links.close()
     network = trainer.network
     network.layers[:] = [in_both_orders(layer) for layer in network.layers]
@@ -350,19 +349,15 @@ def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
     return sum(each.pss_bytes for each in reports) + sum(beside[:slots])
 
 
-def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
+def _close(channel: RootChannel, nodes: Nodes, history: History, report: ParallelReport) -> None:
     """Add up what all ranks have used, and let the workers go."""
-    for rank in hub.ranks:
-        hub.send(rank, messages.Count())
-    found: dict[int, messages.Report] = {}
-    while len(found) < len(hub.ranks):
-        answer = hub.receive()
-        assert answer is not None
-        found[answer[0]] = answer[1]
+    for rank in channel.ranks:
+        channel.send(rank, messages.Count())
+    found: dict[int, messages.Report] = channel.answers(channel.ranks)
     own = messages.Report(
-        hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
+        channel.idle_s, channel.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
     )
-    used = [own, *(found[rank] for rank in hub.ranks)]
+    used = [own, *(found[rank] for rank in channel.ranks)]
     report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]
@@ -371,5 +366,5 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
         node_bytes([used[rank] for rank in nodes.ranks(node)], report.slots[node])
         for node in range(len(nodes))
     )
-    for rank in hub.ranks:
-        hub.send(rank, messages.Finish(history))
+    for rank in channel.ranks:
+        channel.send(rank, messages.Finish(history))

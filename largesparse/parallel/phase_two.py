@@ -11,11 +11,11 @@ import numpy as np
 from ..config import NetworkConfig
 from ..history import EpochRecord
 from ..layer import LayerArrays
+from ..mapped_memory import Segment
 from ..memory import available_memory
 from . import messages
 from .averaging import average_layers
 from .replicas import StoredReplica, layer_room, share_of_replica
-from .segments import Segment
 from .server import Server
 
 RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in

@@ -18,13 +18,13 @@ from ..environment import expand_user
 from ..errors import CheckpointError
 from ..history import EpochRecord, History
 from ..layer import LayerArrays, LayerConfig
+from ..mapped_memory import Arena, Segment
 from ..network import SparseMLP
 from ..randomness import seed_sequence
 from ..training import Trainer
 from ..training_data import Augment, Rows, TrainingData
 from ..workspace import Workspace
 from .messages import TrainReplica
-from .segments import Arena, Segment
 from .shared import SharedTopology, SharedWeights
 
 logger = logging.getLogger(__name__)

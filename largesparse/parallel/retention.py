@@ -41,7 +41,7 @@ class SlotMaps:
             kept[self.generation] = []
         for maps in kept.values():
             for step in steps:
-                compose(maps, step)
+                compose_(maps, step)
         self._since = kept
         self.generation += 1
 
@@ -50,7 +50,7 @@ class SlotMaps:
         return self._since[generation]
 
 
-def compose(maps: list[Int32], step: Sequence[Int32]) -> None:
+def compose_(maps: list[Int32], step: Sequence[Int32]) -> None:
     """Let a step follow the maps of the layers, in place; -1 stays -1."""
     for k, later in enumerate(step):
         if k == len(maps):

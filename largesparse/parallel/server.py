@@ -21,8 +21,7 @@ from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal, samples
-from .dispatch import Dispatcher
+from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .options import ParallelOptions
 from .report import ParallelReport
@@ -248,7 +247,7 @@ class Server:
 
     def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
-        total.fit(self.trainer.network.layer_connections)
+        total.resize_(self.trainer.network.layer_connections)
         joined = samples(parts)
         begun = summed = 0
 

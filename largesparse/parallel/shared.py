@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from ..config import NetworkConfig
 from ..errors import ParallelError
 from ..layer import PARAMETERS, Float32, LayerArrays, LayerConfig, SparseLayer
-from ..memory import Setting
+from ..mapped_memory import Allocate, Arena, Segment
+from ..memory import MicroBatching
 from ..network import SparseMLP
 from ..topology import Topology
-from ..workspace import Allocate
-from .segments import Arena, Segment
 
 try:
     import fcntl
@@ -47,13 +46,13 @@ class Shape(NamedTuple):
 
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
-    setting: Setting
+    micro_batching: MicroBatching
 
     @classmethod
-    def of(cls, network: SparseMLP, setting: Setting) -> Shape:
+    def of(cls, network: SparseMLP, micro_batching: MicroBatching) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
         room = tuple(layer.nnz for layer in network.layers)
-        return cls(network.config, room, setting)
+        return cls(network.config, room, micro_batching)
 
 
 def parameter_arrays(

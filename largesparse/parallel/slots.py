@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..layer import Float32, LayerConfig, SparseLayer
+from ..mapped_memory import Allocate, Arena
 from ..network import SparseMLP
 from ..topology import Topology
-from ..workspace import Allocate, Workspace
-from .segments import Arena
+from ..workspace import Workspace
 from .shared import Shape, SharedTopology, SharedWeights, cut, cut_layer, parameter_arrays
 
 
@@ -65,7 +65,7 @@ class Slot:
             layers.append(layer)
         self.network = SparseMLP.from_layers(shape.config, layers)
         room: dict[str, Any] = {"allocate": allocate, "allocate_activations": allocate_activations}
-        self.workspace = Workspace(layers, **shape.setting._asdict(), **room)
+        self.workspace = Workspace(layers, **shape.micro_batching._asdict(), **room)
 
     @property
     def version(self) -> int:
@@ -114,7 +114,7 @@ class Slot:
                 setattr(layer, name, array)
             layer.values_by_output = self._by_output[k][: topology.nnz]
         self._updated = None
-        self.workspace.fit(self.network.layer_connections)
+        self.workspace.resize_(self.network.layer_connections)
 
     def updated(self, weights: SharedWeights) -> SparseMLP:
         """Return the shared weights as a network whose copy in output order is this slot's."""
