@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends.base import Connections
 from .errors import check_range
 from .layer import SparseLayer
 from .topology import Topology
@@ -252,19 +253,15 @@ def _rebuild(
     indices, slot_map = np.empty(nnz, np.int32), np.empty(old.nnz, np.int32)
     values, velocity = np.empty(nnz, np.float32), np.empty(nnz, np.float32)
     merge_pattern(
-        old.indptr,
-        old.indices,
+        Connections(old.indptr, old.indices, layer.values),
+        layer.velocity,
         keep,
         old.n_out,
         positions,
-        indptr,
-        layer.values,
-        layer.velocity,
         grown,
-        indices,
-        slot_map,
-        values,
+        Connections(indptr, indices, values),
         velocity,
+        slot_map,
     )
     topology = Topology.from_input_order(old.n_in, old.n_out, indptr, indices)
     layer.replace(topology, values, velocity)

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .backends.base import NO_DROPOUT, RESOLUTION, Backend, Dropout, Float32
+from .backends.base import (
+    NO_DROPOUT,
+    NO_STATE,
+    RESOLUTION,
+    Backend,
+    Connections,
+    Derivative,
+    Dropout,
+    Float32,
+)
 from .config import NetworkConfig
 from .layer import Forward, SparseLayer, initial_layer
 from .optimizer import MomentumSGD
@@ -55,6 +64,8 @@ def forward(
     numbers : range, optional
         Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
     """
+    from .backends.srelu_kernels import activate_srelu
+
     if numbers is None:
         numbers = range(len(layers))
         workspace.segment = (len(layers) - 2) // workspace.keep_every
@@ -70,9 +81,7 @@ def forward(
         Z = out if shape is None or not training else workspace.sums(k, batch)
         state = workspace.state(k, batch) if hidden else None
         backend.forward(
-            layer.indptr_by_output,
-            layer.indices_by_output,
-            layer.values_by_output,
+            Connections(layer.indptr_by_output, layer.indices_by_output, layer.values_by_output),
             layer.bias,
             X,
             slope=layer.slope,
@@ -81,8 +90,8 @@ def forward(
             dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
         )
         if shape is not None:
-            share = dropout.keep_share if hidden else np.float32(1)
-            backend.activate_srelu(Z, shape, share, state, out=out)
+            keep_share = dropout.keep_share if hidden else np.float32(1)
+            activate_srelu(Z, shape, keep_share, NO_STATE if state is None else state, out)
         X = out
     return X
 
@@ -225,28 +234,25 @@ class SparseMLP:
         weights : float32 (batch,), optional
             Of the samples in the loss.
         """
+        from .backends import kernels
+
         batch = delta.shape[1]
-        backend.sum_rows(delta, out=workspace.by_layer[-1]["bias"], accumulate=accumulate)
+        kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
         if self.layers[-1].config.centered:
             last = len(self.layers) - 1
             X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
-            backend.sum_inputs(X, weights, out=workspace.input_sums, accumulate=accumulate)
+            weights = np.empty(0, np.float32) if weights is None else weights
+            kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
             delta = below
-        first = self.layers[0].topology
-        backend.weight_gradient(
-            first.indptr,
-            first.indices,
-            workspace.inputs(batch),
-            delta,
-            out=workspace.by_layer[0]["values"],
-            accumulate=accumulate,
-        )
+        first, X = self.layers[0].topology, workspace.inputs(batch)
+        out = workspace.by_layer[0]["values"]
+        kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
         if visit is not None:
-            visit(0, workspace.inputs(batch), delta)
+            visit(0, X, delta)
 
     def _backward_layer(
         self,
@@ -264,38 +270,34 @@ class SparseMLP:
         float32 (n_in, batch)
             dL/dz of layer k - 1, in the workspace.
         """
+        from .backends.srelu_kernels import differentiate_srelu
+
         layer, below, batch = self.layers[k], self.layers[k - 1], delta.shape[1]
         self._recompute(k - 1, workspace, batch, backend, dropout)
         if self.storage is not None:
             self.storage.before_backward(below, workspace, k - 1, batch)
         out_delta = workspace.delta(k - 1, batch)
         gradients, shape = workspace.by_layer[k - 1], below.srelu
-        bias_gradient = gradients["bias"]
+        bias_gradient, state = gradients["bias"], workspace.state(k - 1, batch)
         backend.backward(
-            layer.topology.indptr,
-            layer.topology.indices,
-            layer.values,
+            Connections(layer.topology.indptr, layer.topology.indices, layer.values),
             workspace.activations(k - 1, batch),
             delta,
+            Derivative(np.float32(below.slope), dropout.keep_share, state),
             out_gradient=workspace.by_layer[k]["values"],
             out_delta=out_delta,
-            slope_below=below.slope,
-            state_below=workspace.state(k - 1, batch),
-            keep_share_below=dropout.keep_share,
-            out_bias_gradient_below=(
-                bias_gradient if shape is None else np.empty_like(bias_gradient)
-            ),
+            out_bias_gradient=bias_gradient if shape is None else np.empty_like(bias_gradient),
             accumulate=accumulate,
         )
         if shape is not None:
-            backend.differentiate_srelu(
+            differentiate_srelu(
                 out_delta,
                 workspace.sums(k - 1, batch),
                 shape,
                 dropout.keep_share,
-                out_bias_gradient=bias_gradient,
-                out_gradient=gradients["srelu"],
-                accumulate=accumulate,
+                bias_gradient,
+                gradients["srelu"],
+                accumulate,
             )
         return out_delta
 
@@ -310,7 +312,7 @@ class SparseMLP:
             numbers = range(first, k + 1)
             self.forward(workspace, batch, backend, training=True, dropout=dropout, numbers=numbers)
 
-    def finish_gradient(self, workspace: Gradients, backend: Backend) -> None:
+    def finish_gradient(self, workspace: Gradients) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
 
         Activations with a mean above zero make the direction in which an output moves for all
@@ -322,17 +324,18 @@ class SparseMLP:
         ----------
         workspace : Workspace
             After `backward` of all micro-batches.
-        backend : Backend
         """
+        from .backends.kernels import center_gradient
+
         layer = self.layers[-1]
         if layer.config.centered:
-            backend.center_gradient(
+            center_gradient(
                 layer.topology.indptr,
                 layer.topology.indices,
                 workspace.input_sums,
-                rate_scale=layer.config.rate_scale,
-                bias_gradient=workspace.bias_gradients[-1],
-                gradient=workspace.gradients[-1],
+                layer.config.rate_scale,
+                workspace.bias_gradients[-1],
+                workspace.gradients[-1],
             )
 
     def update_(
@@ -340,7 +343,6 @@ class SparseMLP:
         workspace: Gradients,
         optimizer: MomentumSGD,
         learning_rate: float,
-        backend: Backend,
         *,
         both_orders: bool = True,
     ) -> None:
@@ -349,7 +351,7 @@ class SparseMLP:
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
             gradients = workspace.by_layer[k]
-            optimizer.update_(layer, gradients, learning_rate, backend, both_orders=both_orders)
+            optimizer.update_(layer, gradients, learning_rate, both_orders=both_orders)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from .backends.base import Backend
+import numpy as np
+
+from .backends.base import SGD
 from .errors import ParameterError, check_range
 from .layer import PARAMETERS, LayerArrays, SparseLayer
 
@@ -87,7 +88,6 @@ class MomentumSGD:
         layer: SparseLayer,
         gradients: LayerArrays,
         learning_rate: float,
-        backend: Backend,
         *,
         both_orders: bool = True,
     ) -> None:
@@ -101,19 +101,20 @@ class MomentumSGD:
         gradients : dict of float32 arrays
             Means over the mini-batch, by the names of `SparseLayer.parameters`.
         learning_rate : float
-        backend : Backend
         both_orders : bool
             Whether the copy of the weights in output order is renewed too.
         """
+        from .backends.kernels import momentum_update, momentum_update_reorder
+
         for name, gradient in gradients.items():
             parameter = PARAMETERS[name]
             array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
-            how: dict[str, Any] = {"rate": learning_rate, "momentum": self.momentum}
-            how["decay"] = self.weight_decay if parameter.decays else 0.0
-            if parameter.of_connections:
-                how["rate"] = learning_rate * layer.config.rate_scale
-                if both_orders:
-                    how["places"] = layer.topology.to_output_order
-                    how["out"] = layer.values_by_output
+            scale = layer.config.rate_scale if parameter.of_connections else 1.0
+            decay = self.weight_decay if parameter.decays else 0.0
+            sgd = SGD(*map(np.float32, (learning_rate * scale, self.momentum, decay)))
+            if parameter.of_connections and both_orders:
+                copy = layer.topology.to_output_order, layer.values_by_output
+                momentum_update_reorder(array, velocity, gradient, sgd, *copy)
+                continue
             for part in layer.config.trained_parts(parameter):
-                backend.update(array[part], velocity[part], gradient[part], **how)
+                momentum_update(array[part], velocity[part], gradient[part], sgd)

@@ -173,7 +173,7 @@ class Stepper:
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, optimizer, rate, self.backend)
+                self.network.update_(self.workspace, optimizer, rate)
         self.state.step += 1
         return loss
 
@@ -230,7 +230,7 @@ class Stepper:
             options |= {"visit": visit, "weights": weights}
             self.network.backward(workspace, delta, backend, **options)
         if not plain and joined is None:
-            self.network.finish_gradient(workspace, backend)
+            self.network.finish_gradient(workspace)
         return total / len(rows)
 
     def _whole_step(

@@ -109,7 +109,7 @@ class Trainer(Stepper):
             rng = stream(config.seed, "growth", self.state.epochs_before + self.epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
             run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
-            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
+            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates)
 
         def rng_of(layer: SparseLayer) -> np.random.Generator:
             return stream(

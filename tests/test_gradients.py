@@ -20,7 +20,7 @@ from sklearn.metrics import log_loss
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.activations import ACTIVATIONS, TRAINED
 from largesparse.backends import BACKENDS, get_backend
-from largesparse.backends.base import Dropout
+from largesparse.backends.base import Connections, Derivative, Dropout
 from largesparse.errors import BackendError
 from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.losses import softmax, softmax_cross_entropy
@@ -502,23 +502,19 @@ def test_mkl_equals_scipy(n_in, n_out, batch, density, slope, keep_below, seed):
         bias_gradient = np.full(n_in, np.nan, dtype=np.float32)
         backend = loaded(name)
         with backend.threads(1):
-            forward = (pattern.indptr_by_output, pattern.indices_by_output)
-            arguments = (*forward, layer.values_by_output, layer.bias, X)
+            by_output = pattern.indptr_by_output, pattern.indices_by_output, layer.values_by_output
+            arguments = Connections(*by_output), layer.bias, X
             backend.forward(*arguments, slope=slope, out=predicted)
             dropout = Dropout(keep_below, seed, 0, 2, 0)
             backend.forward(*arguments, slope=slope, out=out, state=state, dropout=dropout)
             backend.backward(
-                pattern.indptr,
-                pattern.indices,
-                layer.values,
+                Connections(pattern.indptr, pattern.indices, layer.values),
                 X,
                 D,
+                Derivative(np.float32(slope), dropout.keep_share, below),
                 out_gradient=gradient,
                 out_delta=delta,
-                slope_below=slope,
-                state_below=below,
-                keep_share_below=dropout.keep_share,
-                out_bias_gradient_below=bias_gradient,
+                out_bias_gradient=bias_gradient,
                 accumulate=False,
             )
         results.append((predicted, out, gradient, delta, bias_gradient))

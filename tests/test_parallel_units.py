@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
-from largesparse.backends import get_backend
 from largesparse.evolution import evolve
 from largesparse.history import EpochRecord, ParallelReport
 from largesparse.mapped_memory import KEPT, Arena, PrivateMemory, Segment, share_arrays
@@ -473,7 +472,7 @@ def test_the_gradient_of_a_slot_is_that_of_the_network(backend):
 def test_a_worker_updates_the_shared_weights_as_the_server_does(activation):
     rng = np.random.default_rng(3)
     config = TrainingConfig(learning_rate=0.1, backend="scipy", threads=1)
-    backend, options = get_backend("scipy"), ParallelOptions("wasap", 1)
+    options = ParallelOptions("wasap", 1)
     plain, server = small_network(activation), small_network(activation)
     node = Node(server)
     updater = Updater(node.topology, node.weights, config, options, 2, 10)
@@ -485,9 +484,9 @@ def test_a_worker_updates_the_shared_weights_as_the_server_does(activation):
         gradients = node.slot.workspace
         for array in gradients.arrays():
             array[...] = rng.normal(size=array.shape)
-        plain.update_(gradients, config.optimizer(), 0.1, backend)
+        plain.update_(gradients, config.optimizer(), 0.1)
         network = node.slot.updated(node.weights)
-        found = updater.update(network, gradients, 4, backend, version=step, slot=node.slot)
+        found = updater.update(network, gradients, 4, version=step, slot=node.slot)
         assert found == 0
         assert (node.topology.version, node.topology.samples) == (step + 1, 4 * (step + 1))
         assert node.slot.version == step + 1
@@ -509,7 +508,7 @@ def test_nothing_is_updated_when_the_epoch_is_over():
     updater = Updater(node.topology, node.weights, TrainingConfig(), options, 2, 10)
     node.topology.samples = 10
     before = [layer.values.copy() for layer in server.layers]
-    arguments = node.slot.updated(node.weights), node.slot.workspace, 4, get_backend("scipy")
+    arguments = node.slot.updated(node.weights), node.slot.workspace, 4
     assert updater.update(*arguments, version=0, slot=node.slot, limit=10) is None
     assert (node.topology.version, node.topology.samples) == (0, 10)
     for layer, values in zip(server.layers, before, strict=True):

@@ -275,7 +275,7 @@ def train(scheduler, nodes, slots, batches, epochs, replicas):
         ParallelReport("wasap", len(nodes), 1, slots, [1], epochs),
     )
 
-    def update(network, gradients, samples, backend, *, limit, **_):
+    def update(network, gradients, samples, *, limit, **_):
         if machine.topology.samples >= limit:
             return None
         machine.apply(gradients)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..mapped_memory import Arena, Arrays, Segment, shapes_of, share
 from ..network import SparseMLP
@@ -277,7 +276,6 @@ class Links:
         pushes: Sequence[messages.Push],
         optimizer: MomentumSGD,
         rate: float,
-        backend: Backend,
         threads: int,
     ) -> None:
         """Update the weights on every node by the sum of gradients in all slots.
@@ -290,7 +288,6 @@ class Links:
             In a fixed order.
         optimizer : MomentumSGD
         rate : float
-        backend : Backend
         threads : int
         """
         slots: list[list[int]] = [[] for _ in self._counts]
@@ -302,7 +299,7 @@ class Links:
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
             workspace.resize_(self.topology.connections)
-        representative.update(self.network, own, optimizer, rate, backend, threads)
+        representative.update(self.network, own, optimizer, rate, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
         self._channel.answers(leaders)
 

@@ -165,7 +165,6 @@ class Server:
                 trainer.network,
                 gradients,
                 samples(batches),
-                trainer.backend,
                 version=version,
                 snapshot=snapshot,
                 limit=limit,
@@ -201,7 +200,7 @@ class Server:
             self._sum_gradients(parts, total, deal)
             trainer = self.trainer
             with trainer.backend.threads(self._threads):
-                trainer.network.finish_gradient(total, trainer.backend)
+                trainer.network.finish_gradient(total)
             self._update(total, parts)
             self.state.step += 1
             self.report.count(0)
@@ -211,7 +210,6 @@ class Server:
     def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
         """As `train_synchronously`, but every node sums its gradients and updates its weights."""
         self._begin_epoch()
-        backend = self.trainer.backend
         while not deal.is_done and not self.stopped:
             self._look(deal)
             parts = deal.next_joined()
@@ -224,7 +222,7 @@ class Server:
             pushes = sorted(self._arrived, key=lambda push: push.worker)
             self._arrived.clear()
             how = self._updater.next_update()
-            self.links.reduce(representative, pushes, *how, backend, self._threads)
+            self.links.reduce(representative, pushes, *how, self._threads)
             self.links.topology.samples += joined
             self.state.step += 1
             self.report.count(0)

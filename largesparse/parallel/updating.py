@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..backends.base import Backend
 from ..config import TrainingConfig
 from ..layer import Float32
 from ..network import SparseMLP
@@ -61,7 +60,6 @@ class Updater:
         network: SparseMLP,
         gradients: Gradients,
         samples: int,
-        backend: Backend,
         *,
         version: int | None = None,
         snapshot: Sequence[Float32] | None = None,
@@ -77,7 +75,6 @@ class Updater:
         gradients : Gradients
         samples : int
             That it was computed on.
-        backend : Backend
         version : int, optional
             Of the weights that it was computed on, by default the present one.
         snapshot : list of arrays, optional
@@ -101,7 +98,7 @@ class Updater:
             if snapshot is not None and self._options.delay_compensation > 0:
                 self._compensate(gradients, snapshot)
             how = self.next_update(staleness)
-            network.update_(gradients, *how, backend, both_orders=slot is not None)
+            network.update_(gradients, *how, both_orders=slot is not None)
             topology.version += 1
             topology.samples += samples
             if slot is not None:

@@ -201,7 +201,6 @@ class Worker:
                 slot.updated(self._weights),
                 slot.workspace,
                 samples([batch]),
-                stepper.backend,
                 version=slot.version,
                 snapshot=slot.arrays(),
                 slot=slot,
@@ -225,7 +224,6 @@ class Worker:
     def _reduce(self, message: messages.Reduce) -> None:
         """Be this node's part of an all-reduce."""
         assert self._weights is not None
-        stepper = self._steppers[0]
         if self._representative is None:
             self._representative = Representative(
                 self._representatives,
@@ -243,8 +241,7 @@ class Worker:
             gradients,
             message.optimizer,
             message.rate,
-            stepper.backend,
-            stepper.threads,
+            self._steppers[0].threads,
         )
         self._channel.send(messages.Done())
 
