@@ -91,13 +91,21 @@ class Stepper:
 
     @property
     def epoch(self) -> int:
-        """Epochs completed."""
+        """Epochs completed: a loop of one's own counts them."""
         return self.state.epoch
+
+    @epoch.setter
+    def epoch(self, count: int) -> None:
+        self.state.epoch = count
 
     @property
     def step_count(self) -> int:
         """Updates made."""
         return self.state.step
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self.state.step = count
 
     @property
     def workspace(self) -> Workspace:

@@ -386,7 +386,7 @@ def data_of(n_features=12, n_classes=3, rows=24):
 
 def test_the_output_layer_does_not_evolve():
     trainer = trainer_of()
-    trainer.state.epoch = 1
+    trainer.epoch = 1
     before = [connections(layer) for layer in trainer.network.layers]
     maps = trainer.evolve()
     after = [connections(layer) for layer in trainer.network.layers]
@@ -397,7 +397,7 @@ def test_the_output_layer_does_not_evolve():
 
 def test_slot_maps_of_the_trainer_lead_from_old_to_new():
     trainer = trainer_of()
-    trainer.state.epoch = 1
+    trainer.epoch = 1
     layers = trainer.network.layers[:-1]
     before = [(cells_of(layer), connections(layer)) for layer in layers]
     for layer, (cells, old), slot_map in zip(layers, before, trainer.evolve(), strict=True):
@@ -416,7 +416,7 @@ def test_layers_and_epochs_evolve_by_streams_of_their_own():
     trainer = trainer_of((20, 20, 20, 3), zeta=0.5)
     grown = []
     for epoch in (1, 2):
-        trainer.state.epoch = epoch
+        trainer.epoch = epoch
         for layer in trainer.network.layers[:2]:  # the same start for every evolution
             same = layer_of(np.eye(20), np.ones(20))
             layer.replace(same.topology, same.values, same.velocity)

@@ -436,7 +436,7 @@ def test_micro_batches_add_up_to_the_whole(backend, micro_batch, dropout):
         losses = []
         whole = trainer_of(network, backend.name, **options)
         for trainer in (whole, parts):
-            trainer.state.step = step
+            trainer.step_count = step
             losses.append(trainer.gradient(X, y, rows))
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
         for name in ("gradients", "bias_gradients"):

@@ -85,7 +85,7 @@ def test_a_network_grows_where_the_gradient_is_largest(backend):
     X, y = task()
     trainer = make_trainer(backend, growth_candidates=1e6, dropout=0.4, batch_size=60)
     data = prepare(trainer.network, trainer.config, X, y)
-    trainer.state.epoch = 1
+    trainer.epoch = 1
     rng = stream(2, "growth", 1)
     rows = np.sort(rng.choice(60, 60, replace=False))
     standardized = (X[rows] - X.mean(axis=0)) / X.std(axis=0)

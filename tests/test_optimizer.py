@@ -335,7 +335,7 @@ def test_a_step_takes_the_rate_of_its_progress():
         network = SparseMLP(NetworkConfig((5, 4, 2), epsilon=2), progress=False)
         options = {"momentum": 0, "weight_decay": 0, "schedule": "step", "decay_every": 2}
         trainer = Trainer(network, TrainingConfig(batch_size=4, backend="scipy", **options))
-        trainer.state.epoch = 5
+        trainer.epoch = 5
         before = network.layers[0].values.copy()
         X = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
         trainer.step(X, np.arange(4) % 2, progress=progress)
