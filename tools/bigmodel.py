@@ -88,12 +88,12 @@ from largesparse.records import (
     check_output,
     has_record,
     new_record,
-    peak_rss_bytes,
 )
 from largesparse.resuming import flags_of, parse_resumable
 from largesparse.saving import check_checkpoint_folder
 from largesparse.storage import Storage
 from largesparse.threads import resolve_threads
+from largesparse.usage import peak_rss_bytes
 from largesparse.warming import warm_up
 
 FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
