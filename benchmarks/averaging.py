@@ -24,8 +24,9 @@ def make_replicas(neurons: int) -> tuple[int, list[LayerArrays]]:
     for replica in range(REPLICAS):
         evolve(layer, ZETA, np.random.default_rng(replica))
         topology = layer.topology
-        arrays = topology.indptr, topology.indices, layer.values.copy(), layer.bias.copy()
-        replicas.append(LayerArrays(*arrays))
+        arrays = {"indptr": topology.indptr, "indices": topology.indices}
+        arrays |= {"values": layer.values.copy(), "bias": layer.bias.copy()}
+        replicas.append(LayerArrays(**arrays))
     return layer.n_out, replicas
 
 

@@ -14,6 +14,11 @@ from largesparse.backends import get_backend
 from largesparse.backends.base import PREFETCH_BYTES
 from largesparse.threads import kernel_threads
 
+try:
+    from largesparse.backends.base import Connections
+except ImportError:  # an older commit, whose backends take the arrays one by one
+    Connections = None
+
 from .common import BATCH_SIZE, SOME, THREADS, make_network, warm_up
 
 REPEATS = 5
@@ -58,7 +63,8 @@ class Product:
         connections = topology.indptr_by_output, topology.indices_by_output
         backend = get_backend("fused")
         distance = limits.best_distance(*connections, X)
-        operands = *connections, layer.values_by_output, layer.bias, X
+        matrix = *connections, layer.values_by_output
+        operands = *((Connections(*matrix),) if Connections else matrix), layer.bias, X
         forward = functools.partial(backend.forward, *operands, slope=layer.slope, out=out)
         gather = functools.partial(limits.gather, *connections, X, distance)
         forward()

@@ -5,29 +5,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+    from .checkpoint import load_model, save_model
     from .classifier import SparseMLPClassifier
     from .config import NetworkConfig, TrainingConfig
     from .datasets import Dataset, load_dataset
     from .errors import LargeSparseError
-    from .history import EpochRecord, History
-    from .importance import compact, neuron_importance, prune_neurons
+    from .history import EpochRecord, History, ParallelReport
+    from .importance import active_neurons, compact, neuron_importance, prune_neurons
     from .inference import Predictor, predict, predict_proba
     from .measurements import read_measurements
     from .monitoring import GradientFlow, InputDegrees
     from .network import SparseMLP
-    from .parallel import ParallelReport, train_wasap, train_wassp
-    from .preprocessing import Standardizer
-    from .reachability import active_neurons
+    from .parallel import train_wasap, train_wassp
     from .records import read_records
     from .regressor import SparseMLPRegressor
+    from .resumed_settings import load_checkpoint
     from .selection import SparseFeatureSelector, input_strength
     from .skewness import alpha_from_skewness
+    from .standardizer import Standardizer
     from .synthetic import make_large_classification
-    from .training import Trainer
+    from .training import Trainer, save_checkpoint
 
 # public name -> module that defines it; imported when it is first used
 _MODULES = {
@@ -38,20 +38,20 @@ _MODULES = {
     "InputDegrees": "monitoring",
     "LargeSparseError": "errors",
     "NetworkConfig": "config",
-    "ParallelReport": "parallel",
+    "ParallelReport": "history",
     "Predictor": "inference",
     "SparseFeatureSelector": "selection",
     "SparseMLP": "network",
     "SparseMLPClassifier": "classifier",
     "SparseMLPRegressor": "regressor",
-    "Standardizer": "preprocessing",
+    "Standardizer": "standardizer",
     "Trainer": "training",
     "TrainingConfig": "config",
-    "active_neurons": "reachability",
+    "active_neurons": "importance",
     "alpha_from_skewness": "skewness",
     "compact": "importance",
     "input_strength": "selection",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "resumed_settings",
     "load_dataset": "datasets",
     "load_model": "checkpoint",
     "make_large_classification": "synthetic",
@@ -61,7 +61,7 @@ _MODULES = {
     "prune_neurons": "importance",
     "read_measurements": "measurements",
     "read_records": "records",
-    "save_checkpoint": "checkpoint",
+    "save_checkpoint": "training",
     "save_model": "checkpoint",
     "train_wasap": "parallel",
     "train_wassp": "parallel",

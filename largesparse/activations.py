@@ -35,13 +35,11 @@ def left_slope(activation: str, alpha: float, number: int) -> float:
     return ACTIVATIONS[activation](alpha, number)
 
 
-def initial_shape(activation: str, alpha: float, n: int) -> NDArray[np.float32] | None:
-    """Return the first parameters of n neurons, float32 (4, n), where the shape is trained.
+def initial_shape(activation: str, alpha: float, n: int) -> NDArray[np.float32]:
+    """Return the first parameters of n neurons, float32 (4, n); the activation is of `TRAINED`.
 
     SReLU begins as a leaky ReLU with slope alpha that is the identity from 0 on; t_r = 1.
     """
-    if activation not in TRAINED:
-        return None
     first = [0.0, alpha, 1.0 if activation == "srelu" else 0.0, 1.0]
     return np.repeat(np.array(first, dtype=np.float32)[:, None], n, axis=1)
 

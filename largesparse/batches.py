@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from .errors import DataError
-from .preprocessing import EXACT
+from .standardizer import EXACT
 
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
 if TYPE_CHECKING:
-    from .preprocessing import Standardizer
+    from .standardizer import Standardizer
 
 
 def load_batch(

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,19 +29,15 @@ from .config import NetworkConfig, TrainingConfig
 from .environment import expand_user
 from .errors import CheckpointError
 from .folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
-from .history import EpochPart, History
-from .layer import LayerWeights, SparseLayer
-from .layer_files import Arrays, check_dead, expect, layer_arrays, layer_of_arrays
+from .history import History
+from .layer import LayerArrays, SparseLayer
+from .layer_files import check_dead, expect, layer_of_arrays
 from .network import SparseMLP
-from .preprocessing import Standardizer
-from .resumed_settings import resumed_config, watch_anew
 from .saving import check_notes
+from .standardizer import Standardizer
+from .state import TrainingState
 from .storage import Storage, StoredLayer
 from .tables import FileLayout
-
-if TYPE_CHECKING:
-    from .early_stopping import Snapshot
-    from .training import Trainer
 
 VERSION = 2
 READABLE = (1, 2)  # the first has what inputs and targets are scaled by in float32
@@ -82,34 +78,20 @@ def save_model(
     _write(folder, network, {"kind": "model", "estimator": estimator})
 
 
-def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
-    """Write a training's state to a folder, from which `load_checkpoint` goes on.
+def write_checkpoint(
+    network: SparseMLP, config: TrainingConfig, state: TrainingState, folder: str | Path
+) -> None:
+    """Write a training to a folder, for `read_checkpoint`.
 
     Raises
     ------
     CheckpointError
         Where the folder cannot be written; one that was there before is intact then.
     """
-    check_notes(trainer.notes)
-    config, best = trainer.config.as_dict(), trainer.best
-    config |= {"micro_batch": trainer.micro_batch, "backend": trainer.backend.name}
-    manifest = {
-        "kind": "checkpoint",
-        "training": {
-            "config": config,
-            "epoch": trainer.epoch,
-            "part": None if trainer.part is None else dataclasses.asdict(trainer.part),
-            "step": trainer.step_count,
-            "history": trainer.history.epochs,
-            "rows": trainer.rows,
-            "parallel": trainer.parallel,
-            "notes": trainer.notes,
-            "best": None if best is None else {"epoch": best.epoch, "score": best.score},
-            "patience_since": trainer.patience_since,
-        },
-    }
-    layers = None if best is None else best.layers
-    _write(folder, trainer.network, manifest, velocities=True, best=layers)
+    check_notes(state.notes)
+    manifest = {"kind": "checkpoint", "training": {"config": config.as_dict(), **state.as_dict()}}
+    layers = None if state.best is None else state.best.layers
+    _write(folder, network, manifest, velocities=True, best=layers)
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -128,78 +110,32 @@ def load_model(folder: str | Path) -> SparseMLP:
     return _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
 
 
-def load_checkpoint(
-    folder: str | Path, *, storage: Storage | None = None, **changes: Any
-) -> Trainer:
-    """Read a checkpoint, and return a trainer whose `fit` goes on from there.
-
-    The network of a training that is over has the weights that `fit` left it with.
-
-    Parameters
-    ----------
-    folder : path
-    storage : Storage, optional
-        Receives the layers' arrays, one layer after another; by default they are in memory.
-    **changes
-        Fields of the training's configuration to replace, for instance `threads`. With the same
-        data, and nothing but `threads` changed, the training goes on to the same bits as if it
-        had not been interrupted. The backend is the one that it had, whatever LARGESPARSE_BACKEND
-        is now; under another one that is named, or where it cannot be used here, a warning is
-        logged. A micro-batch that was the whole mini-batch stays the whole one. More `epochs`
-        prolong a training; a schedule that depends on its length (cosine) then goes on along the
-        curve of the longer one. A `patience` that is added counts from here, and so do the scores
-        of another validation part: those of rows that have been trained on already are too good.
+def read_checkpoint(
+    folder: str | Path, storage: Storage | None = None
+) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
+    """Read what `write_checkpoint` wrote; `storage` receives the layers' arrays.
 
     Raises
     ------
     CheckpointError
         Where the folder is missing, damaged, of another version, or a model without a training.
     """
-    from .training import Trainer
-
     folder = _existing(folder)
     manifest = _read_manifest(folder)
     training = _training_of(folder, manifest)
     network = _read_network(folder, manifest, storage)
-    with _reading(folder):
-        before = TrainingConfig(**training["config"])
-        trainer = None if changes else Trainer(network, resumed_config(before, {}, folder))
-    if trainer is None:  # a mistake in the changes is not the folder's
-        trainer = Trainer(network, resumed_config(before, changes, folder))
-    with _reading(folder):
-        trainer.epoch = int(training["epoch"])
-        part = training.get("part")
-        trainer.part = None if part is None else EpochPart.from_dict(part)
-        trainer.step_count = int(training["step"])
-        trainer.history = History.from_list(training["history"])
-        trainer.rows = training["rows"] if training["rows"] is None else int(training["rows"])
-        trainer.parallel = training.get("parallel")
-        trainer.notes = dict(training.get("notes") or {})
-        trainer.folder = folder.parent if folder.name == COMPLETE else folder
-        trainer.patience_since = int(training.get("patience_since", 0))
+    with reading(folder):
+        best = None
         if _has_best(manifest):
-            trainer.best = _read_best(folder, manifest, trainer)
-    watch_anew(trainer, before)
-    if trainer.is_over:
-        trainer.restore_best()
-    return trainer
+            layers = _read_layers(folder, manifest, network.config, BEST, storage)
+            best = [layer.arrays() for layer in layers]
+        state = TrainingState.from_dict(training, best)
+        state.folder = folder.parent if folder.name == COMPLETE else folder
+        return network, TrainingConfig(**training["config"]), state
 
 
 def _has_best(manifest: dict[str, Any]) -> bool:
     return f"{BEST}layer-01.safetensors" in manifest["files"]
-
-
-def _read_best(folder: Path, manifest: dict[str, Any], trainer: Trainer) -> Snapshot:
-    from .early_stopping import Snapshot, best_record
-
-    network = trainer.network
-    layers = _read_layers(folder, manifest, network.config, BEST, network.storage)
-    best = manifest["training"].get("best")
-    if best is None:  # older checkpoints leave it to the history
-        record = best_record(trainer.history)
-        best = {"epoch": record.epoch, "score": record.validation_accuracy}
-    weights = [layer.weights() for layer in layers]
-    return Snapshot(weights, int(best["epoch"]), float(best["score"]))
 
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
@@ -212,7 +148,7 @@ def read_notes(folder: str | Path) -> dict[str, Any]:
     """
     folder = _existing(folder)
     training = _training_of(folder, _read_manifest(folder))
-    with _reading(folder):
+    with reading(folder):
         return dict(training.get("notes") or {})
 
 
@@ -220,7 +156,7 @@ def read_history(folder: str | Path) -> tuple[History, bool]:
     """Return a checkpoint's history, and whether it ends with a whole epoch: see `read_notes`."""
     folder = _existing(folder)
     training = _training_of(folder, _read_manifest(folder))
-    with _reading(folder):
+    with reading(folder):
         return History.from_list(training["history"]), training.get("part") is None
 
 
@@ -250,17 +186,15 @@ def _write(
     manifest: dict[str, Any],
     *,
     velocities: bool = False,
-    best: Sequence[LayerWeights] | None = None,
+    best: Sequence[LayerArrays] | None = None,
 ) -> None:
     folder = expand_user(folder).resolve()
     with _writing(folder), replacing(folder) as beside:
         files = {}
-        parts: Sequence[tuple[str, Sequence[SparseLayer | LayerWeights]]]
-        parts = ("", network.layers), (BEST, best or [])
-        for prefix, layers in parts:
-            for k, layer in enumerate(layers):
-                name = f"{prefix}layer-{k + 1:02d}.safetensors"
-                arrays = layer_arrays(layer, velocities and not prefix)
+        own = (layer.arrays(velocities) for layer in network.layers)
+        for prefix, layers in (("", own), (BEST, best or [])):
+            for k, arrays in enumerate(layers, start=1):
+                name = f"{prefix}layer-{k:02d}.safetensors"
                 files[name] = _write_arrays(beside / name, arrays)
         if network.preprocessing is not None:
             arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
@@ -311,7 +245,7 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> dict[str, Any]:
+def _write_arrays(path: Path, arrays: LayerArrays) -> dict[str, Any]:
     """Write a safetensors file to the disk; return its entry in the manifest."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -334,7 +268,7 @@ def has_checkpoint(folder: str | Path) -> bool:
 
 def _existing(folder: str | Path) -> Path:
     folder = expand_user(folder).resolve()
-    with _reading(folder):
+    with reading(folder):
         found = find(folder)
     if found is None:
         message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
@@ -343,7 +277,7 @@ def _existing(folder: str | Path) -> Path:
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def reading(folder: Path) -> Iterator[None]:
     """Turn whatever a damaged file causes into a `CheckpointError` that names the folder."""
     try:
         yield
@@ -355,7 +289,7 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    with _reading(folder):
+    with reading(folder):
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"{MANIFEST} does not describe a model")
@@ -373,7 +307,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _read_network(
     folder: Path, manifest: dict[str, Any], storage: Storage | None = None, prefix: str = ""
 ) -> SparseMLP:
-    with _reading(folder):
+    with reading(folder):
         config = NetworkConfig(**manifest["network"])
         layers = _read_layers(folder, manifest, config, prefix, storage)
         network = SparseMLP.from_layers(config, layers, storage)
@@ -446,7 +380,7 @@ def _read_layers(
     return layers
 
 
-def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> Arrays:
+def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> LayerArrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

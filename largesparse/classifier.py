@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from .checks import LARGEST, check_X, encode_labels, refuse_masked
 from .errors import ParameterError, check_range
 from .estimator_base import BaseSparseMLP, Weights, count_rows, undone_on_error
-from .preprocessing import LARGEST, check_X, encode_labels, refuse_masked
 from .targets import warn_of_quantities
 
 
@@ -214,8 +214,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         weights = self._weights(sample_weight, X, y, ratios=True)
         if going_on:
             self._check_same_network()
-        else:
-            check_X(X)
+        X = check_X(X)
+        if not going_on:
             self.classes_ = encode_labels(y)[1]
             self._make_network(len(self.classes_), count_rows(X, weights), X, weights)
             self.network_.classes = self.classes_

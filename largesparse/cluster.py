@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from .config import NetworkConfig
 from .errors import ParameterError
 from .ladder import GUESS, Costs
-from .memory import GIB, HEADROOM, Setting, expected_connections, itemsize
+from .mapped_memory import Arena
+from .memory import GIB, HEADROOM, MicroBatching, expected_connections, itemsize
 from .parallel.nodes import Nodes
-from .parallel.plan import FIRST_BASE, plan_parallel
-from .parallel.segments import Arena
+from .parallel.plan import FIRST_BASE, Workload, plan_parallel
 from .parallel.shared import Shape, SharedTopology, shared_size
 from .parallel.slots import slot_sizes
 from .parallel.transfer import CHUNK_BYTES
@@ -137,47 +137,25 @@ def plan_cluster(
     layers : int, optional
         By default 10, or more where int32 asks for it.
     epsilon : float
-    features, samples, batch_size : int
-        Of an epoch's rows, and of an update.
-    chunk_bytes : int
-        Largest message.
+    features, samples, batch_size, chunk_bytes : int
+        Rows are of an epoch and of an update, bytes of a message at most.
 
     Raises
     ------
     ParameterError
         Where a layer would have more connections than int32 can count.
     """
-    needed = least_layers(neurons, epsilon)
-    layers = max(LEAST_LAYERS, needed) if layers is None else layers
-    if layers < needed:
-        raise ParameterError(
-            f"The 'layers' parameter of plan_cluster must be at least {needed}: a layer's "
-            f"connections are counted by int32, up to {MAX_CONNECTIONS}. Got {layers} instead."
-        )
-    sizes = (features, *hidden_sizes(neurons, layers), 2)
-    config = NetworkConfig(sizes, epsilon=epsilon)
-    counts = expected_connections(config)
+    config = _network(neurons, layers, epsilon, features)
+    counts, sizes = expected_connections(config), config.layer_sizes
     connections = sum(counts)
-    for micro_batch in MICRO_BATCHES:
-        first, other = _node_bytes(config, cluster, micro_batch)
-        if first <= HEADROOM * cluster.memory:
-            break
-    stages = 1
-    if first > HEADROOM * cluster.memory:
-        micro_batch = DIVIDED
-        first, other = _node_bytes(config, cluster, micro_batch)
-        stages = math.ceil(first / (HEADROOM * cluster.memory))
-        first, other = -(-first // stages), -(-other // stages)
+    micro_batch, stages, first, other = _division(config, cluster)
     replicas = max(1, cluster.nodes // stages)
     arrays = [4 * size for size in (*counts, *sizes[1:])]
-    update_bytes = 2 * sum(arrays)
-    updates = -(-samples // batch_size)
-    size = itemsize(ACTIVATION_DTYPE)
-    between = 2 * size * batch_size * max(sizes[1:-1])  # both ways, at each boundary
+    messages, update_bytes = sum(-(-size // chunk_bytes) for size in arrays), 2 * sum(arrays)
+    updates, steps = -(-samples // batch_size), -(-batch_size // micro_batch)
+    between = 2 * itemsize(ACTIVATION_DTYPE) * batch_size * max(sizes[1:-1])  # at each boundary
     cores = replicas * stages * cluster.cores * cluster.efficiency
     away = updates * (replicas - 1) / replicas
-    steps = -(-batch_size // micro_batch)
-    busy = steps / (steps + stages - 1)  # of a pipeline that is filled and emptied an update
     through = away * update_bytes / stages + (updates / replicas) * between * (stages > 1)
     return ClusterPlan(
         config,
@@ -190,20 +168,49 @@ def plan_cluster(
         other,
         updates,
         update_bytes,
-        2 * sum(-(-size // chunk_bytes) for size in arrays),
+        2 * messages,
         between * (stages - 1),
         costs.init * connections / (cluster.cores * cluster.efficiency),
-        costs.training * connections * samples / (cores * busy),
+        costs.training * connections * samples / (cores * _busy_share(steps, stages)),
         through / cluster.link,
     )
 
 
+def _network(neurons: int, layers: int | None, epsilon: float, features: int) -> NetworkConfig:
+    """Return the network, of as many layers as int32 asks for."""
+    needed = least_layers(neurons, epsilon)
+    layers = max(LEAST_LAYERS, needed) if layers is None else layers
+    if layers < needed:
+        raise ParameterError(
+            f"The 'layers' parameter of plan_cluster must be at least {needed}: a layer's "
+            f"connections are counted by int32, up to {MAX_CONNECTIONS}. Got {layers} instead."
+        )
+    return NetworkConfig((features, *hidden_sizes(neurons, layers), 2), epsilon=epsilon)
+
+
+def _division(config: NetworkConfig, cluster: Cluster) -> tuple[int, int, int, int]:
+    """Return micro-batch, stages, and the bytes of the server's node and of another."""
+    budget = HEADROOM * cluster.memory
+    for micro_batch in MICRO_BATCHES:
+        first, other = _node_bytes(config, cluster, micro_batch)
+        if first <= budget:
+            return micro_batch, 1, first, other
+    first, other = _node_bytes(config, cluster, DIVIDED)
+    stages = math.ceil(first / budget)
+    return DIVIDED, stages, -(-first // stages), -(-other // stages)
+
+
+def _busy_share(steps: int, stages: int) -> float:
+    """Return how much of the time the stages of a pipeline work: it is filled every update."""
+    return steps / (steps + stages - 1)
+
+
 def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tuple[int, int]:
     """Return the bytes of the server's node and of another, with a slot each."""
-    setting = Setting(micro_batch, activation_dtype=ACTIVATION_DTYPE)
+    setting = MicroBatching(micro_batch, activation_dtype=ACTIVATION_DTYPE)
     shape = Shape(config, expected_connections(config), setting)
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
-    first = plan_parallel(shape, nodes, [1, 1]).required
+    first = plan_parallel(shape, nodes, [1, 1], Workload()).required
     topology = shared_size(SharedTopology, shape)
     slot = sum(slot_sizes(shape, SharedTopology(shape, Arena())))
     return first, FIRST_BASE + topology + slot

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .config import NetworkConfig
 from .history import EpochRecord
 from .presets import nearest_row, nominal_parameters
-from .records import RunRecord
+from .records import RunRecord, median_of
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -40,7 +39,8 @@ def describe_training(trainer: Trainer, *, resumed: bool) -> str:
     )
     if not resumed:
         return text
-    part = "" if trainer.part is None else f", and {trainer.part.samples:,} samples of the next"
+    samples = trainer.state.samples
+    part = f", and {samples:,} samples of the next" if samples else ""
     return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
 
 
@@ -118,5 +118,5 @@ def _workers(record: RunRecord) -> str:
 
 
 def _median(values: Sequence[float | None] | None) -> str:
-    measured = [value for value in values or [] if value is not None]
-    return f"{statistics.median(measured):.1f} s" if measured else "-"
+    median = median_of(values)
+    return "-" if median is None else f"{median:.1f} s"

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from . import environment
 from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
+from .checks import check_X_y, encode_labels
 from .environment import expand_user
 from .errors import DataError, ParameterError, check_range
 from .geo import read_series_matrix
 from .openml import fetch
-from .preprocessing import check_X_y, encode_labels
 from .publishers import PUBLISHERS, find_files
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""Early stopping on a validation part, with the best weights restored."""
+"""The weights of the epoch with the best validation score."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from .history import EpochRecord, History
-from .layer import LayerWeights
+from .layer import LayerArrays
 from .network import SparseMLP
 
 
@@ -13,7 +13,7 @@ from .network import SparseMLP
 class Snapshot:
     """The weights of a network after an epoch, which further training does not change."""
 
-    layers: list[LayerWeights]
+    layers: list[LayerArrays]  # see `SparseLayer.snapshot`
     epoch: int
     score: float  # on the validation part
 
@@ -24,39 +24,8 @@ class Snapshot:
 
     def restore_(self, network: SparseMLP) -> None:
         """Give the network a copy of the weights, with zero velocities."""
-        for layer, weights in zip(network.layers, self.layers, strict=True):
-            layer.restore_(weights)
-
-
-class EarlyStopping:
-    """Keeps the weights of the best validation score, and says when to stop.
-
-    Parameters
-    ----------
-    patience : int or None
-        Epochs without an improvement before stopping; None never stops.
-    best : Snapshot, optional
-        Of the epochs so far.
-    since : int
-        Epoch from which the patience counts, where the best one was not later.
-    """
-
-    def __init__(self, patience: int | None, best: Snapshot | None = None, since: int = 0) -> None:
-        self.patience = patience
-        self.best = best
-        self.since = since
-
-    def update(self, network: SparseMLP, record: EpochRecord) -> bool:
-        """Look at an epoch; return whether to stop."""
-        score = record.validation_accuracy
-        if score is not None and (self.best is None or score > self.best.score):
-            self.best = Snapshot.of(network, record.epoch, score)
-        return self.is_over(record.epoch)
-
-    def is_over(self, epoch: int) -> bool:
-        """Return whether the patience is exhausted after an epoch."""
-        best = 0 if self.best is None else self.best.epoch
-        return self.patience is not None and epoch - max(best, self.since) >= self.patience
+        for layer, arrays in zip(network.layers, self.layers, strict=True):
+            layer.restore_(arrays)
 
 
 def best_record(history: History) -> EpochRecord:

@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from .checkpoint import load_model, read_estimator, save_model
+from .checks import LARGEST, refuse_masked
 from .config import NetworkConfig, TrainingConfig
 from .errors import DataError, NumericalError, ParameterError, check_range
 from .estimator_defaults import (
@@ -37,10 +38,10 @@ from .history import History
 from .inference import Predictor
 from .memory import prediction_batch
 from .network import SparseMLP
-from .preprocessing import LARGEST, Standardizer, check_X, refuse_masked, refuse_rounding
 from .skewness import alpha_from_skewness
+from .state import TrainingState
 from .training import Trainer
-from .training_data import relative_weights
+from .training_data import prepare, relative_weights, standardize_
 
 logger = logging.getLogger(__name__)
 
@@ -389,15 +390,17 @@ class BaseSparseMLP(BaseEstimator):
         return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
 
     def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
-        """Train the network by `Trainer.fit`, and tell the course of it."""
+        """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
         progress = None if self.verbose else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
+        weights = sample_weight
+        data = prepare(self.network_, config, X, y, sample_weight=weights, is_checked=True)
         for retry in range(retries + 1):
-            trainer = Trainer(self.network_, config)
-            trainer.step_count, trainer.epochs_before = self.n_steps_, self._epochs
+            state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
+            trainer = Trainer(self.network_, config, state=state)
             try:
-                history = trainer.fit(X, y, sample_weight=sample_weight, progress=progress)
+                history = trainer.train(data, progress=progress)
                 break
             except NumericalError as error:
                 if retry == retries:
@@ -438,11 +441,8 @@ class BaseSparseMLP(BaseEstimator):
             self._trainer = Trainer(self.network_, config)
         trainer, n_rows = self._trainer, len(counted)
         self.learning_rate_ = config.learning_rate
-        trainer.step_count = self.n_steps_
-        if self.standardize and self.network_.preprocessing is None:
-            self.network_.preprocessing = Standardizer.fit(X, counted, sample_weight)
-        if self.network_.preprocessing is None:
-            refuse_rounding(X, counted)
+        trainer.state.step = self.n_steps_
+        standardize_(self.network_, X, counted, sample_weight, wanted=self.standardize)
         size = self._auto("batch_size", auto_batch_size(n_rows))
         order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
         total = 0.0
@@ -463,12 +463,11 @@ class BaseSparseMLP(BaseEstimator):
         )
 
     def _check_inputs(self, X: Any) -> Any:
-        """Return X for prediction."""
+        """Return X for a predictor, which looks at its values."""
         check_is_fitted(self)
         refuse_masked(X=X)
         options: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
-        X = validate_data(self, X, reset=False, ensure_all_finite=False, **options)
-        return check_X(X, self.n_features_in_)
+        return validate_data(self, X, reset=False, ensure_all_finite=False, **options)
 
 
 def count_rows(X: Any, weights: Weights | None) -> int:

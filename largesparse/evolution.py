@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends.base import Connections
 from .errors import check_range
 from .layer import SparseLayer
 from .topology import Topology
@@ -245,26 +246,22 @@ def _rebuild(
 
     old = layer.topology
     grown = np.empty(0, np.float32)
-    if layer.regrowth is not None and rng is not None:
-        grown = layer.regrowth(rng, len(positions))
+    if layer.config.regrowth is not None and rng is not None:
+        grown = layer.config.regrowth(rng, len(positions))
     indptr = merge_rows(old.indptr, keep, old.n_out, positions)
     nnz = int(indptr[-1])
     indices, slot_map = np.empty(nnz, np.int32), np.empty(old.nnz, np.int32)
     values, velocity = np.empty(nnz, np.float32), np.empty(nnz, np.float32)
     merge_pattern(
-        old.indptr,
-        old.indices,
+        Connections(old.indptr, old.indices, layer.values),
+        layer.velocity,
         keep,
         old.n_out,
         positions,
-        indptr,
-        layer.values,
-        layer.velocity,
         grown,
-        indices,
-        slot_map,
-        values,
+        Connections(indptr, indices, values),
         velocity,
+        slot_map,
     )
     topology = Topology.from_input_order(old.n_in, old.n_out, indptr, indices)
     layer.replace(topology, values, velocity)

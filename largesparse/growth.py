@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Backend, Float32
+from .backends.base import Float32
 from .evolution import Grow, Int64, Living, draw_free_cells, evolve, mark_smallest
 from .layer import SparseLayer
 from .network import Visit
@@ -32,14 +32,12 @@ class GradientGrowth:
         dL/dz of the layer.
     candidates : float >= 1
         How many cells are drawn for every connection that grows.
-    backend : Backend
     """
 
-    def __init__(self, X: Float32, delta: Float32, candidates: float, backend: Backend) -> None:
+    def __init__(self, X: Float32, delta: Float32, candidates: float) -> None:
         self.X = X
         self.delta = delta
         self.candidates = candidates
-        self.backend = backend
 
     def __call__(
         self,
@@ -57,11 +55,11 @@ class GradientGrowth:
         free = cells - int(np.count_nonzero(keep))
         drawn = min(free, max(count, round(self.candidates * count)))
         positions = draw_free_cells(topology, keep, drawn, rng, living)
-        scores = np.abs(score_cells(positions, self.X, self.delta, self.backend))
+        scores = np.abs(score_cells(positions, self.X, self.delta))
         return positions[mark_smallest(-scores, count)]
 
 
-def score_cells(positions: Int64, X: Float32, delta: Float32, backend: Backend) -> Float32:
+def score_cells(positions: Int64, X: Float32, delta: Float32) -> Float32:
     """Return dL/dw = Σ_b X[i, b] · delta[j, b] that a connection in each cell would have.
 
     Parameters
@@ -70,18 +68,19 @@ def score_cells(positions: Int64, X: Float32, delta: Float32, backend: Backend) 
         Row-major cells i·n_out + j, ascending.
     X : float32 (n_in, batch)
     delta : float32 (n_out, batch)
-    backend : Backend
 
     Returns
     -------
     scores : float32 (n,)
     """
+    from .backends.kernels import sddmm
+
     rows, columns = np.divmod(positions, len(delta))
     indptr = np.zeros(len(X) + 1, dtype=np.int32)
     np.cumsum(np.bincount(rows, minlength=len(X)), out=indptr[1:])
     scores = np.empty(len(positions), dtype=np.float32)
     indices = columns.astype(np.int32)
-    backend.weight_gradient(indptr, indices, X, delta, out=scores, accumulate=False)
+    sddmm(indptr, indices, X, delta, scores, False)
     return scores
 
 
@@ -90,7 +89,6 @@ class Walk(NamedTuple):
 
     run: Callable[[Visit], object]  # see `SparseMLP.backward` for what it calls
     candidates: float  # see `GradientGrowth`
-    backend: Backend
 
 
 def evolve_layers(
@@ -126,7 +124,7 @@ def evolve_layers(
 
     def visit(k: int, X: Float32, delta: Float32) -> None:
         if walk is not None and k < len(layers):
-            evolve_one(k, GradientGrowth(X, delta, walk.candidates, walk.backend))
+            evolve_one(k, GradientGrowth(X, delta, walk.candidates))
 
     if walk is None:
         for k in range(len(layers)):

@@ -73,22 +73,10 @@ def has_names(
     first, following = rows[0], rows[1:]
     if wanted is not None and set(wanted) <= set(first):
         return True
-    numbers = [is_number(field) for field in first]
     text = [not is_number(field) and not is_missing(field) for field in first]
     if any(text):
-        if not any(numbers) or (target in first and not is_number(str(target))):
-            return True
         columns = [[row[k] for row in following if k < len(row)] for k in np.flatnonzero(text)]
-        whole = all(_is_whole(field) for field in first if is_number(field))
-        # Names with decimals are rare: where no target shows that the file is known, it is asked.
-        above_numbers = any(column and all(map(is_number, column)) for column in columns)
-        if above_numbers and (whole or target is not None):
-            return True
-        number = first[numbers.index(True)]
-        raise DataError(
-            f"{path}: the first line looks like data ({number!r} in it is a number), but not all "
-            f"of it is numbers; it may hold column names. {SAY_WHICH}, or name the target column."
-        )
+        return _check_text(path, first, columns, target)
     if len(first) > 2 and first == [str(k) for k in range(len(first))]:
         return True
     shown = ", ".join(first[:5]) + (", …" if len(first) > 5 else "")
@@ -101,12 +89,29 @@ def has_names(
         )
     if isinstance(target, str) and target in first and not _is_position(target, len(first)):
         return True
-    if all(numbers) and _may_be_names(first, following):
+    if all(map(is_number, first)) and _may_be_names(first, following):
         raise DataError(
             f"{path}: the first line ({shown}) is numbers, and may hold column names or data. "
             f"{SAY_WHICH}."
         )
     return False
+
+
+def _check_text(
+    path: Path, first: list[str], columns: list[list[str]], target: str | int | None
+) -> bool:
+    """Return True where a first line with text names the columns; `columns` are under the text."""
+    numbers = [field for field in first if is_number(field)]
+    if not numbers or (target in first and not is_number(str(target))):
+        return True
+    # Names with decimals are rare: where no target shows that the file is known, it is asked.
+    above_numbers = any(column and all(map(is_number, column)) for column in columns)
+    if above_numbers and (target is not None or all(map(_is_whole, numbers))):
+        return True
+    raise DataError(
+        f"{path}: the first line looks like data ({numbers[0]!r} in it is a number), but not all "
+        f"of it is numbers; it may hold column names. {SAY_WHICH}, or name the target column."
+    )
 
 
 def is_number(field: str) -> bool:

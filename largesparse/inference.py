@@ -6,35 +6,37 @@ deleted as soon as every worker has them mapped: nothing is left behind, whateve
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from .backends import Backend, get_backend
 from .batches import load_batch
+from .checks import check_X
 from .errors import NumericalError, ParameterError, WorkerError, check_range
 from .frames import align_frame
 from .layer import Forward, ForwardLayer
 from .losses import LOSSES, softmax
+from .mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
 from .memory import prediction_batch
 from .network import SparseMLP, forward
-from .preprocessing import Standardizer, check_X
-from .sharing import SharedFiles, open_data, share_data
+from .standardizer import Standardizer
 from .threads import available_threads, resolve_threads
 from .workspace import Workspace, check_activation_dtype
 
 MAX_PROCESSES = 1024
-NUMBERS = ("number", "n_in", "n_out", "slope")
-ARRAYS = ("indptr_by_output", "indices_by_output", "values_by_output", "bias", "srelu")
+FIELDS = [field.name for field in dataclasses.fields(ForwardLayer)]
 
 
 def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.float32]:
@@ -185,7 +187,8 @@ class Predictor:
     def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
         files = SharedFiles()
         try:
-            data = share_data(X, files)
+            places = [files.share(array) for array in X_to_arrays(X)]
+            data = X.shape if issparse(X) else None, places
             for worker in self._workers:
                 worker.send(data)
             for worker in self._workers:
@@ -280,8 +283,9 @@ def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
     layers: list[tuple[dict[str, Any], list[str]]] = []
     arrays: list[NDArray[Any]] = []
     for layer in network.layers:
-        found = {key: array for key in ARRAYS if (array := getattr(layer, key)) is not None}
-        layers.append(({key: getattr(layer, key) for key in NUMBERS}, list(found)))
+        parts = {name: getattr(layer, name) for name in FIELDS}
+        found = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
+        layers.append(({name: parts[name] for name in parts if name not in found}, list(found)))
         arrays += found.values()
     scaling = network.preprocessing
     if scaling is not None:
@@ -290,7 +294,7 @@ def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
 
 
 def from_arrays(
-    layout: ForwardLayout, arrays: Sequence[NDArray[Any]]
+    layout: ForwardLayout, arrays: Iterable[NDArray[Any]]
 ) -> tuple[list[ForwardLayer], Standardizer | None]:
     """Return the layers and the standardisation of the network that `to_arrays` was given."""
     rest = iter(arrays)
@@ -414,8 +418,9 @@ def _work(connection: Connection, model: Any) -> None:
         X: Any = None
         while True:
             request = connection.recv()
-            if isinstance(request[0], str):
-                X = open_data(*request)
+            if isinstance(request[1], list):
+                shape, places = request
+                X = X_from_arrays(shape, (place.open() for place in places))
                 connection.send(("ready", None))
             else:
                 start, stop = request

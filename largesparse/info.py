@@ -1,45 +1,27 @@
-"""What a bug report or a run record must know of the machine and the software on it.
+"""What a bug report must know of the machine and the software on it.
 
-`versions`, `cpu_model` and `commit` are cheap. `collect` also looks at what is loaded at run time:
-it makes a tiny MKL product and starts a child process that loads MPI.
+`collect` also looks at what is loaded at run time: it makes a tiny MKL product and starts a child
+process that loads MPI.
 """
 
 from __future__ import annotations
 
-import filecmp
-import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from . import __version__
+from ._version import __version__
 from .control_groups import cpu_quota, group_free_memory, group_memory_limit
 from .environment import ADDRESS, BACKEND, BENCH_MAX, CACHE, DATA
+from .hardware import cpu_model
 from .threading_layers import threading_layer
 from .threads import usable_cores
-
-PACKAGES = (
-    "numpy",
-    "scipy",
-    "numba",
-    "llvmlite",
-    "sparse_dot_mkl",
-    "mkl",
-    "tbb",
-    "scikit-learn",
-    "pandas",
-    "mpi4py",
-    "safetensors",
-    "joblib",
-    "psutil",
-)
+from .versions import PACKAGES, commit, version, versions
 
 ENVIRONMENT = (
     BACKEND,
@@ -96,56 +78,6 @@ def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
         "thread_pools": _probe(_thread_pools),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
     }
-
-
-def version(package: str) -> str | None:
-    """Return the version of an installed distribution, None if there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python, of this library and of what it stands on."""
-    found = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "largesparse": __version__, **found}
-
-
-@cache
-def cpu_model() -> str | None:
-    """Return the name of the processor, as the operating system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key.strip() == "model name":
-                    return value.strip()
-    except OSError:
-        pass
-    if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string")
-    return platform.processor() or platform.machine() or None
-
-
-@cache
-def commit() -> str | None:
-    """Return the git commit of the code that runs, with "-dirty" if tracked files are changed.
-
-    The code is a checkout's if it was imported from there, or if the running script is the
-    checkout's and the installed package equals the one beside it. Otherwise None.
-    """
-    package = Path(__file__).resolve().parent
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    starts = [package] if script is None else [package, Path(script).resolve().parent]
-    for start in starts:
-        root = _output("git", "-C", str(start), "rev-parse", "--show-toplevel")
-        if root and _same_code(package, Path(root) / package.name):
-            return _output(
-                *("git", "-C", root, "describe"),
-                *("--always", "--abbrev=40", "--exclude=*", "--dirty"),
-            )
-    return None
 
 
 def mpi_library(timeout: float = 20.0) -> str | None:
@@ -253,25 +185,6 @@ def _probe(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except Exception as error:
         return f"failed: {type(error).__name__}: {_last_line(str(error))}"
-
-
-def _same_code(package: Path, other: Path) -> bool:
-    if package == other:
-        return True
-    names = sorted(path.relative_to(package) for path in package.rglob("*.py"))
-    if not names or names != sorted(path.relative_to(other) for path in other.rglob("*.py")):
-        return False
-    return all(filecmp.cmp(package / name, other / name, shallow=False) for name in names)
-
-
-def _output(*command: str) -> str | None:
-    try:
-        run = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None if run.returncode == 0 else None
 
 
 def _last_line(text: str) -> str:

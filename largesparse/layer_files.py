@@ -9,40 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import NetworkConfig
-from .layer import LayerWeights, SparseLayer
-from .network import layer_settings
+from .layer import PARAMETERS, LayerArrays, LayerConfig, SparseLayer
 from .topology import Topology
 
-Arrays = dict[str, NDArray[Any]]
 
-
-def layer_arrays(layer: SparseLayer | LayerWeights, velocities: bool) -> Arrays:
-    """Return what a file has of a layer, or of its weights, which have no velocities."""
-    arrays: Arrays = {
-        "indptr": layer.topology.indptr,
-        "indices": layer.topology.indices,
-        "values": layer.values,
-        "bias": layer.bias,
-    }
-    if layer.dead is not None:
-        arrays["dead"] = layer.dead
-    if layer.srelu is not None:
-        arrays["srelu"] = layer.srelu
-    if velocities and isinstance(layer, SparseLayer):
-        arrays |= {"velocity": layer.velocity, "bias_velocity": layer.bias_velocity}
-        if layer.srelu_velocity is not None:
-            arrays["srelu_velocity"] = layer.srelu_velocity
-    return arrays
-
-
-def layer_of_arrays(arrays: Arrays, config: NetworkConfig, k: int, name: str) -> SparseLayer:
+def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: str) -> SparseLayer:
     """Return layer k (0 is the first hidden one) of the arrays in a file called `name`."""
     n_in, n_out = config.layer_sizes[k : k + 2]
     indptr = expect(arrays, "indptr", np.int32, n_in + 1)
     nnz = int(indptr[-1])
     indices = expect(arrays, "indices", np.int32, nnz)
-    values = expect(arrays, "values", np.float32, nnz)
-    bias = expect(arrays, "bias", np.float32, n_out)
+    own = LayerConfig.of(config, k)
+    shapes = own.shapes(nnz, n_out).items()
+    parameters = {key: expect(arrays, key, np.float32, *shape) for key, shape in shapes}
     if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
         raise ValueError(f"{name}: indptr does not ascend from 0")
     if nnz and (indices.min() < 0 or indices.max() >= n_out):
@@ -53,19 +32,17 @@ def layer_of_arrays(arrays: Arrays, config: NetworkConfig, k: int, name: str) ->
     if descends.any():
         raise ValueError(f"{name}: the indices of a row do not ascend")
     topology = Topology.from_input_order(n_in, n_out, indptr, indices)
-    layer = SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
+    dead = velocities = None
     if "dead" in arrays:
-        layer.dead = expect(arrays, "dead", np.bool_, n_out)
-        if layer.dead.all() or k == len(config.layer_sizes) - 2:
+        dead = expect(arrays, "dead", np.bool_, n_out)
+        if dead.all() or k == len(config.layer_sizes) - 2:
             raise ValueError(f"{name}: outputs, or all neurons of a layer, are dead")
-    if "velocity" in arrays:
-        layer.velocity = expect(arrays, "velocity", np.float32, nnz)
-        layer.bias_velocity = expect(arrays, "bias_velocity", np.float32, n_out)
-    if layer.srelu is not None:
-        layer.srelu = expect(arrays, "srelu", np.float32, 4, n_out)
-        if "srelu_velocity" in arrays:
-            layer.srelu_velocity = expect(arrays, "srelu_velocity", np.float32, 4, n_out)
-    return layer
+    if PARAMETERS["values"].velocity in arrays:
+        velocities = {
+            key: expect(arrays, PARAMETERS[key].velocity, np.float32, *shape)
+            for key, shape in shapes
+        }
+    return SparseLayer(k + 2, topology, parameters, own, velocities=velocities, dead=dead)
 
 
 def check_dead(layers: Sequence[SparseLayer], name: str) -> None:
@@ -78,7 +55,7 @@ def check_dead(layers: Sequence[SparseLayer], name: str) -> None:
         raise ValueError(f"{name}: a connection leads from a dead neuron")
 
 
-def expect(arrays: Arrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
+def expect(arrays: LayerArrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
     """Return an array of the name, type and shape given; floats must be finite."""
     array = arrays[name]
     if array.dtype != dtype or array.shape != shape:

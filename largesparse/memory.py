@@ -18,10 +18,10 @@ import dataclasses
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -49,8 +49,10 @@ CANDIDATE = 33  # bytes that growth by the gradient takes for every cell that it
 INITIALIZATION = 24  # bytes a connection that sampling a layer takes beside the layer
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 
+Choice = TypeVar("Choice")
 
-class Setting(NamedTuple):
+
+class MicroBatching(NamedTuple):
     """How the activations of a training are computed and kept."""
 
     micro_batch: int
@@ -67,27 +69,39 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a training is expected to take, by what they are for."""
+    """Bytes that a training is expected to take on a machine, by what they are for.
 
-    setting: Setting
-    model: int
-    gradients: int
-    activations: int
-    passing: int
+    Ranks share the machine, and compute in slots (see `parallel.plan`); a process alone has none.
+    """
+
+    micro_batching: MicroBatching
+    model: int  # weights and velocities; with the topology once for each node
+    gradients: int  # of all slots, with the weights that they are computed on
+    activations: int  # of all slots
+    passing: int  # what initialisation, evolution or the parameter server needs, once at a time
     mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
     base: int = BASE
-    on_disk: int = 0  # of arrays in files, of which a layer or two are in memory at a time
-    note: str = ""  # why it is not the fastest setting
+    on_disk: int = 0  # of arrays in files, or of trained replicas that wait there
+    replicas: int = 0  # of phase two, when nothing is passing: those that are trained at a time
+    results: int = 0  # of phase two: trained replicas that wait in memory
+    growth: int = 0  # what rank 0 computes a gradient in, where connections grow by it
+    data: int = 0  # that is not memory-mapped
+    ranks: int = 1  # on this machine
+    slots: tuple[int, ...] = ()  # of every node on this machine
+    most_slots: int | None = None  # of any node; None is its cores
+    note: str = ""  # why it is not the fastest setting with all slots
 
     @property
     def micro_batch(self) -> int:
         """Samples computed at once."""
-        return self.setting.micro_batch
+        return self.micro_batching.micro_batch
 
     @property
     def required(self) -> int:
         """The bytes that must fit."""
-        return self.model + self.gradients + self.activations + self.passing + self.base
+        lasting = self.base + self.growth + self.data + self.model
+        computing = self.gradients + self.activations
+        return lasting + computing + max(self.passing, self.replicas + self.results)
 
     @property
     def total(self) -> int:
@@ -95,21 +109,53 @@ class MemoryPlan:
         return self.required + self.mapped
 
     def __str__(self) -> str:
-        model = "both orders" if not self.on_disk else "two layers at a time"
-        rows = [
-            (f"model (weights, velocities, {model})", self.model),
-            ("gradients", self.gradients),
-            (f"activations of a micro-batch of {self.setting}", self.activations),
-            ("initialisation or evolution, one layer at a time", self.passing),
-            ("Python and libraries", self.base),
-            ("required", self.required),
-            ("memory-mapped data (can be evicted)", self.mapped),
-            ("peak", self.total),
-        ]
-        if self.on_disk:
-            rows.append(("in files: model, gradients, activations", self.on_disk))
-        lines = [f"  {name:<58}{size / GIB:>9.3f} GiB" for name, size in rows]
+        rows, width = (_rows_of_ranks(self), 62) if self.slots else (_rows(self), 58)
+        lines = [f"  {name:<{width}}{size / GIB:>9.3f} GiB" for name, size in rows]
         return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
+
+
+def _rows(plan: MemoryPlan) -> list[tuple[str, int]]:
+    """Return what is printed of the plan of a process alone."""
+    model = "both orders" if not plan.on_disk else "two layers at a time"
+    rows = [
+        (f"model (weights, velocities, {model})", plan.model),
+        ("gradients", plan.gradients),
+        (f"activations of a micro-batch of {plan.micro_batching}", plan.activations),
+        ("initialisation or evolution, one layer at a time", plan.passing),
+        ("Python and libraries", plan.base),
+        ("required", plan.required),
+        ("memory-mapped data (can be evicted)", plan.mapped),
+        ("peak", plan.total),
+    ]
+    if plan.on_disk:
+        rows.append(("in files: model, gradients, activations", plan.on_disk))
+    return rows
+
+
+def _rows_of_ranks(plan: MemoryPlan) -> list[tuple[str, int]]:
+    count, nodes = sum(plan.slots), len(plan.slots)
+    slots, where = _count(count, "slot"), "a node" if nodes == 1 else f"{nodes} nodes"
+    computing = plan.gradients + plan.activations
+    rows = [
+        (f"topology, weights, velocities, once for {where}", plan.model),
+        (f"{slots}: snapshot, gradient, activations of {plan.micro_batching}", computing),
+        ("phase one: what the server needs beside", plan.passing),
+        (f"phase two: {_count(count, 'replica')} at a time", plan.replicas),
+        ("phase two: trained replicas in memory", plan.results),
+        (f"Python and libraries of {_count(plan.ranks, 'rank')}", plan.base),
+        ("data that is not in a mapped file", plan.data),
+        ("required (the larger of the two phases)", plan.required),
+        ("memory-mapped data (can be evicted)", plan.mapped),
+        ("peak", plan.total),
+        ("on disk: trained replicas", plan.on_disk),
+    ]
+    if plan.growth:
+        rows.insert(5, ("gradient growth: what rank 0 computes its gradient in", plan.growth))
+    return rows
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def plan_training(
@@ -156,7 +202,7 @@ def plan_training(
         model, gradient = 2 * max(models), max(gradients)
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
-    setting = Setting(micro_batch, keep_every, activation_dtype)
+    setting = MicroBatching(micro_batch, keep_every, activation_dtype)
     return MemoryPlan(setting, *used, on_disk=on_disk)
 
 
@@ -211,6 +257,23 @@ def available_memory() -> int:
     return max(0, available)
 
 
+class Budget(NamedTuple):
+    """What a plan may take."""
+
+    available: int  # bytes of memory
+    folder: str | Path | None = None  # of arrays in files
+    disk: float = math.inf  # bytes that it has free
+
+    @property
+    def usable(self) -> int:
+        """The bytes of memory that a plan may use."""
+        return int(HEADROOM * self.available)
+
+    def holds(self, plan: MemoryPlan) -> bool:
+        """Return whether a plan fits."""
+        return plan.required <= self.usable and plan.on_disk <= self.disk
+
+
 def choose_plan(
     config: NetworkConfig,
     batch_size: int,
@@ -247,48 +310,96 @@ def choose_plan(
         Where no micro-batch fits; the message says what would.
     """
     stored = storage is not None
-    disk = 0 if storage is None else shutil.disk_usage(expand_user(storage)).free
-    available = available_memory() if available is None else available
-    budget = int(HEADROOM * available)
+    disk = math.inf if storage is None else shutil.disk_usage(expand_user(storage)).free
+    budget = Budget(available_memory() if available is None else available, storage, disk)
+
+    def plan(config: NetworkConfig, choice: MicroBatching) -> MemoryPlan:
+        return plan_training(config, *choice, mapped=mapped, stored=stored)
+
+    found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
+    return first_fitting(config, budget, found, plan)
+
+
+def first_fitting(
+    config: NetworkConfig,
+    budget: Budget,
+    choices: Iterable[Choice],
+    plan: Callable[[NetworkConfig, Choice], MemoryPlan],
+) -> MemoryPlan:
+    """Return the plan of the first choice that fits; if others come before, with a note why.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    budget : Budget
+    choices : iterable
+        At least one, the fastest first.
+    plan : callable
+        plan(config, choice) returns the plan of a network.
+
+    Raises
+    ------
+    MemoryPlanError
+        Where none fits; the message says what would.
+    """
     first = None
-    for setting in settings(config, batch_size, micro_batch, keep_every, activation_dtype):
-        plan = plan_training(config, *setting, mapped=mapped, stored=stored)
-        if plan.required <= budget and plan.on_disk <= disk:
-            note = "" if first is None else _explain(first, budget, disk)
-            return dataclasses.replace(plan, note=note)
-        first = first or plan
+    for choice in choices:
+        found = plan(config, choice)
+        if budget.holds(found):
+            note = "" if first is None else _explain(first, found, budget)
+            return dataclasses.replace(found, note=note)
+        first = first or found
+    fitting = fitting_neurons(config, lambda smaller: budget.holds(plan(smaller, choice)))
+    smaller = f"about {fitting} neurons would fit" if fitting else ""
+    raise MemoryPlanError(_refusal(found, config, budget, smaller))
 
-    def fits(smaller: NetworkConfig) -> bool:
-        small = plan_training(smaller, *plan.setting, stored=stored)
-        return small.required <= budget and small.on_disk <= disk
 
-    fitting = fitting_neurons(config, fits)
-    advice = f"about {fitting} neurons would fit" if fitting else "not even a small network fits"
-    if micro_batch and micro_batch > 1:
-        advice += ", or a smaller micro-batch"
-    if plan.on_disk > disk:
-        raise MemoryPlanError(
-            f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
-            f"{plan.on_disk / GIB:.1f} GiB in files, and {storage} has {disk / GIB:.1f} GiB free: "
-            f"{advice} at this depth and epsilon."
-        )
-    if not stored:
-        advice += ", or arrays in files ('storage')"
-    raise MemoryPlanError(
-        f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} need about "
-        f"{plan.required / GIB:.1f} GiB, and {budget / GIB:.1f} GiB can be used "
-        f"({HEADROOM:.0%} of the {available / GIB:.1f} GiB available): {advice} at this depth "
-        "and epsilon."
+def check_fits(plan: MemoryPlan, config: NetworkConfig, available: int) -> None:
+    """Raise `MemoryPlanError` where a plan does not fit into the bytes available."""
+    budget = Budget(available)
+    if not budget.holds(plan):
+        raise MemoryPlanError(_refusal(plan, config, budget))
+
+
+def _refusal(plan: MemoryPlan, config: NetworkConfig, budget: Budget, smaller: str = "") -> str:
+    """Return what is said of a plan that does not fit; `smaller` is what would."""
+    advice = ["a smaller micro-batch"] if plan.micro_batch > 1 else []
+    what = f"{config.neurons} neurons with a micro-batch of {plan.micro_batch}"
+    can_be_used = (
+        f"{budget.usable / GIB:.1f} GiB can be used ({HEADROOM:.0%} of the "
+        f"{budget.available / GIB:.1f} GiB available)"
     )
+    if plan.slots:
+        advice[:0] = ["fewer slots"] * (sum(plan.slots) > len(plan.slots))
+        advice.append(smaller or "fewer ranks")
+        ranks = f"{_count(plan.ranks, 'rank')} with {_count(sum(plan.slots), 'slot')}"
+        return (
+            f"{what} on {ranks} need about {plan.required / GIB:.1f} GiB on the machine of rank 0, "
+            f"and {can_be_used}: {', or '.join(advice)}."
+        )
+    advice.insert(0, smaller or "not even a small network fits")
+    ending = "at this depth and epsilon."
+    if plan.on_disk > budget.disk:
+        return (
+            f"{what} need about {plan.on_disk / GIB:.1f} GiB in files, and {budget.folder} has "
+            f"{budget.disk / GIB:.1f} GiB free: {', or '.join(advice)} {ending}"
+        )
+    if budget.folder is None:
+        advice.append("arrays in files ('storage')")
+    needed = f"{plan.required / GIB:.1f} GiB"
+    return f"{what} need about {needed}, and {can_be_used}: {', or '.join(advice)} {ending}"
 
 
-def _explain(faster: MemoryPlan, budget: int, disk: int) -> str:
+def _explain(faster: MemoryPlan, chosen: MemoryPlan, budget: Budget) -> str:
     """Return why a faster plan was not chosen."""
-    needed, there = faster.required, budget
-    if needed <= budget:
-        needed, there = faster.on_disk, disk
+    needed, there = float(faster.required), float(budget.usable)
+    if chosen.slots:
+        what = f"{_count(sum(chosen.slots), 'slot')} and a micro-batch of {chosen.micro_batching}"
+        return f"{what}: more do not fit into {there / GIB:.1f} GiB"
+    if needed <= there:
+        needed, there = faster.on_disk, budget.disk
     return (
-        f"a micro-batch of {faster.setting} would need {needed / GIB:.1f} GiB, and "
+        f"a micro-batch of {faster.micro_batching} would need {needed / GIB:.1f} GiB, and "
         f"{there / GIB:.1f} GiB can be used"
     )
 
@@ -332,13 +443,13 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 
 
-def settings(
+def micro_batchings(
     config: NetworkConfig,
     batch_size: int,
     micro_batch: int | None,
     keep_every: int | None,
     activation_dtype: str = "float32",
-) -> list[Setting]:
+) -> list[MicroBatching]:
     """Return useful settings, the fastest first.
 
     Below a micro-batch of 32, half of it costs more than to compute activations twice.
@@ -355,7 +466,7 @@ def settings(
     large = [size for size in sizes if size > USEFUL]
     found = [(size, kept[0]) for size in large]
     found += [(size, k) for size in sizes if size not in large for k in kept]
-    return [Setting(size, k, activation_dtype) for size, k in found]
+    return [MicroBatching(size, k, activation_dtype) for size, k in found]
 
 
 def micro_batches(config: NetworkConfig, batch_size: int, activation_dtype: str) -> list[int]:

@@ -155,8 +155,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from sklearn import metrics
 
     from .checkpoint import load_model
+    from .checks import check_targets, encode_labels
     from .inference import predict
-    from .preprocessing import check_targets, encode_labels
 
     network = load_model(arguments.model)
     if arguments.target is not None and arguments.target in (network.feature_names or []):
@@ -231,7 +231,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
-    from .reachability import active_neurons
+    from .importance import active_neurons
     from .selection import input_strength
 
     active = [*active_neurons(network), network.layers[-1].n_out]

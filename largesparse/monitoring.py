@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_lengths, check_X
 from .errors import check_range
 from .frames import align_frame
 from .history import EpochRecord
-from .preprocessing import check_lengths, check_X
 from .training_data import encode
 
 if TYPE_CHECKING:

@@ -9,63 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .activations import TRAINED, initial_shape, left_slope
-from .backends.base import NO_DROPOUT, RESOLUTION, Backend, Dropout, Float32
+from .backends.base import (
+    NO_DROPOUT,
+    NO_STATE,
+    RESOLUTION,
+    Backend,
+    Connections,
+    Derivative,
+    Dropout,
+    Float32,
+)
 from .config import NetworkConfig
-from .initializers import INITIALIZERS, Sampler
-from .layer import Forward, SparseLayer
+from .layer import Forward, SparseLayer, initial_layer
 from .optimizer import MomentumSGD
-from .randomness import seed_sequence, stream
-from .recipes import RECIPES, LayerRecipe
 from .storage import Storage, StoredLayer
 from .threads import kernel_threads
-from .topology import erdos_renyi
 from .workspace import Gradients, Workspace
 
 if TYPE_CHECKING:
-    from .preprocessing import Standardizer
+    from .standardizer import Standardizer
     from .tables import FileLayout
 
 
 Ahead = Callable[[Forward], None]
 Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
-
-
-def layer_settings(config: NetworkConfig, k: int) -> dict[str, Any]:
-    """Return what layer k (0 is the first hidden one) is beside its arrays, for `SparseLayer`."""
-    is_output = k == len(config.layer_sizes) - 2
-    activation = "linear" if is_output else config.activation
-    recipe = _recipe(config, k)
-    return {
-        "slope": left_slope(activation, config.alpha, k + 2),
-        "rate_scale": recipe.rate_scale,
-        "regrowth": None if (config.regrowth or recipe.regrowth) == "zero" else _sampler(config, k),
-        "centered": is_output and recipe.center_output,
-        "srelu": initial_shape(activation, config.alpha, config.layer_sizes[k + 1]),
-        "srelu_trained": TRAINED.get(activation, ()),
-    }
-
-
-def _recipe(config: NetworkConfig, k: int) -> LayerRecipe:
-    n_in, n_out = config.layer_sizes[k : k + 2]
-    return RECIPES[config.recipe](n_in, n_out, config.probabilities()[k])
-
-
-def _sampler(config: NetworkConfig, k: int) -> Sampler:
-    recipe = _recipe(config, k)
-    return INITIALIZERS[config.initializer](recipe.fan_in, recipe.fan_out)
-
-
-def _initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
-    n_in, n_out = config.layer_sizes[k : k + 2]
-    seed = seed_sequence(config.seed, "topology", k)
-    probability, cover = config.probabilities()[k], config.coverage == "full"
-    topology = erdos_renyi(n_in, n_out, probability, seed, cover=cover, threads=threads)
-    values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
-    if k == len(config.layer_sizes) - 2:
-        values *= np.float32(_recipe(config, k).output_scale)
-    bias = np.zeros(n_out, dtype=np.float32)
-    return SparseLayer(k + 2, topology, values, bias, **layer_settings(config, k))
 
 
 def forward(
@@ -77,6 +44,7 @@ def forward(
     training: bool = False,
     dropout: Dropout = NO_DROPOUT,
     ahead: Ahead | None = None,
+    numbers: range | None = None,
 ) -> Float32:
     """Return the logits, float32 (n_classes, batch), of the inputs in the workspace.
 
@@ -93,23 +61,14 @@ def forward(
         Its layer is filled in for each hidden layer.
     ahead : callable, optional
         Called with the layer that comes next.
+    numbers : range, optional
+        Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
     """
-    last = len(layers) - 1
-    workspace.segment = (last - 1) // workspace.keep_every
-    return _forward(layers, range(last + 1), workspace, batch, backend, training, dropout, ahead)
+    from .backends.srelu_kernels import activate_srelu
 
-
-def _forward(
-    layers: Sequence[Forward],
-    numbers: range,
-    workspace: Workspace,
-    batch: int,
-    backend: Backend,
-    training: bool,
-    dropout: Dropout,
-    ahead: Ahead | None,
-) -> Float32:
-    """Compute the activations of consecutive layers; return the last one's."""
+    if numbers is None:
+        numbers = range(len(layers))
+        workspace.segment = (len(layers) - 2) // workspace.keep_every
     first = numbers[0]
     X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
     for k in numbers:
@@ -118,13 +77,11 @@ def _forward(
             ahead(layers[k + 1])
         out = workspace.activations(k, batch)
         hidden = training and k < len(layers) - 1
-        shaped = layer.srelu is not None
-        Z = workspace.sums(k, batch) if shaped and training else out
+        shape = layer.srelu
+        Z = out if shape is None or not training else workspace.sums(k, batch)
         state = workspace.state(k, batch) if hidden else None
         backend.forward(
-            layer.indptr_by_output,
-            layer.indices_by_output,
-            layer.values_by_output,
+            Connections(layer.indptr_by_output, layer.indices_by_output, layer.values_by_output),
             layer.bias,
             X,
             slope=layer.slope,
@@ -132,10 +89,9 @@ def _forward(
             state=state,
             dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
         )
-        if layer.srelu is not None:
-            backend.activate_srelu(
-                Z, layer.srelu, dropout.keep_share if hidden else np.float32(1), state, out=out
-            )
+        if shape is not None:
+            keep_share = dropout.keep_share if hidden else np.float32(1)
+            activate_srelu(Z, shape, keep_share, NO_STATE if state is None else state, out)
         X = out
     return X
 
@@ -188,7 +144,7 @@ class SparseMLP:
         layers = range(len(config.layer_sizes) - 1)
         for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
             with kernel_threads(threads):
-                layer = _initial_layer(config, k, threads)
+                layer = initial_layer(config, k, threads)
                 self.layers.append(layer if storage is None else StoredLayer(layer, storage))
                 del layer
 
@@ -243,14 +199,11 @@ class SparseMLP:
         workspace: Workspace,
         batch: int,
         backend: Backend,
-        *,
-        training: bool = False,
-        dropout: Dropout = NO_DROPOUT,
+        **options: Any,
     ) -> Float32:
         """Return the logits of the inputs in the workspace: see the function `forward`."""
         ahead = None if self.storage is None else self.storage.before_forward
-        options: dict[str, Any] = {"training": training, "dropout": dropout, "ahead": ahead}
-        return forward(self.layers, workspace, batch, backend, **options)
+        return forward(self.layers, workspace, batch, backend, ahead=ahead, **options)
 
     def backward(
         self,
@@ -281,59 +234,72 @@ class SparseMLP:
         weights : float32 (batch,), optional
             Of the samples in the loss.
         """
+        from .backends import kernels
+
         batch = delta.shape[1]
-        backend.sum_rows(delta, out=workspace.bias_gradients[-1], accumulate=accumulate)
-        if self.layers[-1].centered:
+        kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
+        if self.layers[-1].config.centered:
             last = len(self.layers) - 1
             X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
-            backend.sum_inputs(X, weights, out=workspace.input_sums, accumulate=accumulate)
+            weights = np.empty(0, np.float32) if weights is None else weights
+            kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
-            layer, below = self.layers[k], self.layers[k - 1]
-            self._recompute(k - 1, workspace, batch, backend, dropout)
-            if self.storage is not None:
-                self.storage.before_backward(below, workspace, k - 1, batch)
-            out_delta = workspace.delta(k - 1, batch)
-            bias_gradient = workspace.bias_gradients[k - 1]
-            backend.backward(
-                layer.topology.indptr,
-                layer.topology.indices,
-                layer.values,
-                workspace.activations(k - 1, batch),
-                delta,
-                out_gradient=workspace.gradients[k],
-                out_delta=out_delta,
-                slope_below=below.slope,
-                state_below=workspace.state(k - 1, batch),
-                keep_share_below=dropout.keep_share,
-                out_bias_gradient_below=(
-                    bias_gradient if below.srelu is None else np.empty_like(bias_gradient)
-                ),
-                accumulate=accumulate,
-            )
-            if below.srelu is not None:
-                backend.differentiate_srelu(
-                    out_delta,
-                    workspace.sums(k - 1, batch),
-                    below.srelu,
-                    dropout.keep_share,
-                    out_bias_gradient=bias_gradient,
-                    out_gradient=workspace.srelu_gradients[k - 1],
-                    accumulate=accumulate,
-                )
+            below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
-            delta = out_delta
-        first = self.layers[0].topology
-        backend.weight_gradient(
-            first.indptr,
-            first.indices,
-            workspace.inputs(batch),
+            delta = below
+        first, X = self.layers[0].topology, workspace.inputs(batch)
+        out = workspace.by_layer[0]["values"]
+        kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
+        if visit is not None:
+            visit(0, X, delta)
+
+    def _backward_layer(
+        self,
+        k: int,
+        workspace: Workspace,
+        delta: Float32,
+        backend: Backend,
+        dropout: Dropout,
+        accumulate: bool,
+    ) -> Float32:
+        """Compute the gradients of layer k's weights and of what else is trained of layer k - 1.
+
+        Returns
+        -------
+        float32 (n_in, batch)
+            dL/dz of layer k - 1, in the workspace.
+        """
+        from .backends.srelu_kernels import differentiate_srelu
+
+        layer, below, batch = self.layers[k], self.layers[k - 1], delta.shape[1]
+        self._recompute(k - 1, workspace, batch, backend, dropout)
+        if self.storage is not None:
+            self.storage.before_backward(below, workspace, k - 1, batch)
+        out_delta = workspace.delta(k - 1, batch)
+        gradients, shape = workspace.by_layer[k - 1], below.srelu
+        bias_gradient, state = gradients["bias"], workspace.state(k - 1, batch)
+        backend.backward(
+            Connections(layer.topology.indptr, layer.topology.indices, layer.values),
+            workspace.activations(k - 1, batch),
             delta,
-            out=workspace.gradients[0],
+            Derivative(np.float32(below.slope), dropout.keep_share, state),
+            out_gradient=workspace.by_layer[k]["values"],
+            out_delta=out_delta,
+            out_bias_gradient=bias_gradient if shape is None else np.empty_like(bias_gradient),
             accumulate=accumulate,
         )
-        if visit is not None:
-            visit(0, workspace.inputs(batch), delta)
+        if shape is not None:
+            differentiate_srelu(
+                out_delta,
+                workspace.sums(k - 1, batch),
+                shape,
+                dropout.keep_share,
+                bias_gradient,
+                gradients["srelu"],
+                accumulate,
+            )
+        return out_delta
 
     def _recompute(
         self, k: int, workspace: Workspace, batch: int, backend: Backend, dropout: Dropout
@@ -343,11 +309,10 @@ class SparseMLP:
         if place < workspace.keep_every - 1 and segment < workspace.segment:
             workspace.segment = segment
             first = segment * workspace.keep_every
-            layers = self.layers, range(first, k + 1)
-            ahead = None if self.storage is None else self.storage.before_forward
-            _forward(*layers, workspace, batch, backend, True, dropout, ahead)
+            numbers = range(first, k + 1)
+            self.forward(workspace, batch, backend, training=True, dropout=dropout, numbers=numbers)
 
-    def finish_gradient(self, workspace: Gradients, backend: Backend) -> None:
+    def finish_gradient(self, workspace: Gradients) -> None:
         """Centre the output layer's gradients, where its recipe asks for it.
 
         Activations with a mean above zero make the direction in which an output moves for all
@@ -359,17 +324,18 @@ class SparseMLP:
         ----------
         workspace : Workspace
             After `backward` of all micro-batches.
-        backend : Backend
         """
+        from .backends.kernels import center_gradient
+
         layer = self.layers[-1]
-        if layer.centered:
-            backend.center_gradient(
+        if layer.config.centered:
+            center_gradient(
                 layer.topology.indptr,
                 layer.topology.indices,
                 workspace.input_sums,
-                rate_scale=layer.rate_scale,
-                bias_gradient=workspace.bias_gradients[-1],
-                gradient=workspace.gradients[-1],
+                layer.config.rate_scale,
+                workspace.bias_gradients[-1],
+                workspace.gradients[-1],
             )
 
     def update_(
@@ -377,20 +343,15 @@ class SparseMLP:
         workspace: Gradients,
         optimizer: MomentumSGD,
         learning_rate: float,
-        backend: Backend,
         *,
         both_orders: bool = True,
     ) -> None:
         """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`."""
-        gradients = zip(self.layers, workspace.gradients, workspace.bias_gradients, strict=True)
-        for k, (layer, gradient, bias_gradient) in enumerate(gradients):
+        for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
-            optimizer.update_(
-                layer, gradient, bias_gradient, learning_rate, backend, both_orders=both_orders
-            )
-            if layer.srelu is not None:
-                optimizer.update_srelu_(layer, workspace.srelu_gradients[k], learning_rate, backend)
+            gradients = workspace.by_layer[k]
+            optimizer.update_(layer, gradients, learning_rate, both_orders=both_orders)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

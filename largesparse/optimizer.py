@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from .backends.base import Backend, Float32
+import numpy as np
+
+from .backends.base import SGD
 from .errors import ParameterError, check_range
-from .layer import SparseLayer
+from .layer import PARAMETERS, LayerArrays, SparseLayer
 
 
 def _constant(progress: float, config: ScheduleConfig) -> float:
@@ -85,50 +86,35 @@ class MomentumSGD:
     def update_(
         self,
         layer: SparseLayer,
-        gradient: Float32,
-        bias_gradient: Float32,
+        gradients: LayerArrays,
         learning_rate: float,
-        backend: Backend,
         *,
         both_orders: bool = True,
     ) -> None:
-        """Update a layer's weights and biases in place.
+        """Update what is trained of a layer, in place.
+
+        Weights and biases decay; the activation's parameters do not: 0 is not their middle.
 
         Parameters
         ----------
         layer : SparseLayer
-        gradient : float32 (nnz,)
-            Mean over the mini-batch, in input order.
-        bias_gradient : float32 (n_out,)
+        gradients : dict of float32 arrays
+            Means over the mini-batch, by the names of `SparseLayer.parameters`.
         learning_rate : float
-        backend : Backend
         both_orders : bool
-            Whether the copy in output order is renewed too.
+            Whether the copy of the weights in output order is renewed too.
         """
-        shared: dict[str, Any] = {"momentum": self.momentum, "decay": self.weight_decay}
-        copy: dict[str, Any] = {}
-        if both_orders:
-            copy = {"places": layer.topology.to_output_order, "out": layer.values_by_output}
-        rate = learning_rate * layer.rate_scale
-        backend.update(layer.values, layer.velocity, gradient, rate=rate, **copy, **shared)
-        backend.update(layer.bias, layer.bias_velocity, bias_gradient, rate=learning_rate, **shared)
+        from .backends.kernels import momentum_update, momentum_update_reorder
 
-    def update_srelu_(
-        self, layer: SparseLayer, gradient: Float32, learning_rate: float, backend: Backend
-    ) -> None:
-        """Update the activation's parameters in place, without decay: 0 is not their middle.
-
-        Parameters
-        ----------
-        layer : SparseLayer
-        gradient : float32 (4, n_out)
-            Mean over the mini-batch.
-        learning_rate : float
-        backend : Backend
-        """
-        if layer.srelu is None or layer.srelu_velocity is None:
-            return
-        for row, trained in enumerate(layer.srelu_trained):
-            if trained:
-                arrays = layer.srelu[row], layer.srelu_velocity[row], gradient[row]
-                backend.update(*arrays, rate=learning_rate, momentum=self.momentum, decay=0.0)
+        for name, gradient in gradients.items():
+            parameter = PARAMETERS[name]
+            array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
+            scale = layer.config.rate_scale if parameter.of_connections else 1.0
+            decay = self.weight_decay if parameter.decays else 0.0
+            sgd = SGD(*map(np.float32, (learning_rate * scale, self.momentum, decay)))
+            if parameter.of_connections and both_orders:
+                copy = layer.topology.to_output_order, layer.values_by_output
+                momentum_update_reorder(array, velocity, gradient, sgd, *copy)
+                continue
+            for part in layer.config.trained_parts(parameter):
+                momentum_update(array[part], velocity[part], gradient[part], sgd)

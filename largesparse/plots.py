@@ -5,7 +5,6 @@ A table has a row for each size of each *series*: runs that differ in nothing bu
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import DataError, LargeSparseError
 from .memory import GIB
 from .presets import TABLE_4
-from .records import record_rows
+from .records import median_of, record_rows
 from .series import PAPER, colour_of, features_of, marker_of, series_of, split
 
 if TYPE_CHECKING:
@@ -126,7 +125,10 @@ def scaling_figures(table: pd.DataFrame) -> dict[str, Figure]:
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     """Return a row of `run_table`: NaN and None where the record lacks what it takes."""
     ranks = int(record["ranks"] or 1)
-    epoch, inference = _median(record["epoch_s"]), _median(record["inference_s"])
+    measured = [median_of(record[name]) for name in ("epoch_s", "inference_s", "evolution_s")]
+    initial, epoch, inference, evolution = (
+        NAN if seconds is None else seconds for seconds in (record["init_s"], *measured)
+    )
     train, test = record["train_samples"] or NAN, record["test_samples"] or NAN
     peak = record["node_pss_bytes"] if ranks > 1 else record["peak_rss_bytes"]
     settings = {name: record[name] for name in SETTINGS}
@@ -136,21 +138,16 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "ranks": ranks,
         "neurons": int(record["neurons"]),
         "connections": int(record["connections"]),
-        "init_s": NAN if record["init_s"] is None else record["init_s"],
+        "init_s": initial,
         "epoch_s": epoch * TRAIN_SAMPLES / train,
         "inference_s": inference * TEST_SAMPLES / test,
-        "evolution_s": _median(record["evolution_s"]),
+        "evolution_s": evolution,
         "timestamp": record["timestamp"],
         "cost_s": epoch / ((record["connections"] or NAN) * train),
         "planned_bytes": record["planned_bytes"],
         "peak_bytes": peak,
         "samples": record["train_samples"],
     }
-
-
-def _median(values: Sequence[float | None] | None) -> float:
-    measured = [value for value in values or () if value is not None]
-    return statistics.median(measured) if measured else NAN
 
 
 def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from .preprocessing import Standardizer
+    from .standardizer import Standardizer
 
 # A rounding may move a value by this share of its column's standard deviation: 1 / 1024.
 TOLERANCE = 2.0**-10

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from .backends import get_backend
+from .backends.base import Connections
 from .errors import ParameterError, check_range
-from .layer import Float32, Int32
+from .layer import Float32
 from .threads import kernel_threads, resolve_threads
 
 FAN_IN = 32
@@ -27,14 +28,6 @@ CEILING = 32.0
 BIASES = {1024: -0.3, 4096: -0.35, 16384: -0.4, 65536: -0.45}
 DENSITY = 0.1  # of the challenge's inputs: 0.101 to 0.104
 BLOCK_FLOATS = 2**26  # of rows that are dense at a time: 256 MiB
-
-
-class Connections(NamedTuple):
-    """A layer's connections in output order."""
-
-    indptr: Int32  # (neurons + 1,)
-    indices: Int32  # (32·neurons,), ascending within a row
-    values: Float32  # (32·neurons,)
 
 
 @dataclass(frozen=True)
@@ -193,7 +186,7 @@ def _pass(
         source, target = buffers[:, : n * width].reshape(2, n, width)
         source[:] = Y[:, start : start + width]
         for layer in layers:
-            backend.forward(*layer, bias, source, slope=0.0, out=target)
+            backend.forward(layer, bias, source, slope=0.0, out=target)
             np.minimum(target, CEILING, out=target)
             source, target = target, source
         left = source.any(axis=0)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shlex
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,11 +22,10 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-import psutil
-
-from . import info
 from .environment import expand_user
 from .errors import DataError, LargeSparseError, ParameterError
+from .hardware import cpu_model
+from .versions import commit, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,9 +129,9 @@ def new_record(kind: str, **values: Any) -> RunRecord:
     found = {
         "command": shlex.join(sys.argv),
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": info.commit(),
-        "versions": info.versions(),
-        "cpu": info.cpu_model(),
+        "commit": commit(),
+        "versions": versions(),
+        "cpu": cpu_model(),
     }
     return RunRecord(kind=kind, **(found | values))
 
@@ -223,42 +223,10 @@ def record_rows(records: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): _none_if_nan(value) for name, value in row.items()} for row in rows]
 
 
-def peak_rss_bytes() -> int:
-    """Return the most memory this process has had in RAM, in bytes: see `start_peak_rss`."""
-    # Not ru_maxrss where this can be had: that starts from what the parent had at the fork.
-    kilobytes = _status_kilobytes("/proc/self/status", "VmHWM")
-    if kilobytes is not None:
-        return kilobytes * 1024
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def start_peak_rss() -> None:
-    """Let `peak_rss_bytes` count from now on, on Linux; elsewhere it goes on from the start."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return
-
-
-def node_pss_bytes(pids: Iterable[int]) -> int | None:
-    """Return the memory that processes of one node have in RAM together, in bytes.
-
-    Shared pages count once: each process's share of a page is divided by the processes that map
-    it. None where the system does not tell (not Linux, a process has ended, or is another's).
-    """
-    total = 0
-    for pid in pids:
-        kilobytes = _status_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss")
-        if kilobytes is None:
-            return None
-        total += kilobytes * 1024
-    return total
+def median_of(values: Iterable[float | None] | None) -> float | None:
+    """Return the median of what a run measured, None where it measured nothing."""
+    measured = [value for value in values or () if value is not None]
+    return statistics.median(measured) if measured else None
 
 
 def _append_line(path: Path, line: bytes) -> None:
@@ -342,18 +310,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _status_kilobytes(path: str, key: str) -> int | None:
-    try:
-        text = Path(path).read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        if name == key:
-            return int(rest.split()[0])
-    return None
 
 
 def _reason(error: OSError) -> str:

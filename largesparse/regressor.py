@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
+from .checks import LARGEST, check_targets, check_X, first_true, refuse_masked
 from .errors import DataError
 from .estimator_base import BaseSparseMLP, Weights, count_rows, undone_on_error
-from .preprocessing import LARGEST, check_targets, check_X, moments, refuse_masked
+from .standardizer import moments
 
 
 class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
@@ -74,8 +75,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         weights = self._check_weights(sample_weight, X, ratios=True)
         if going_on:
             self._check_same_network()
-        else:
-            check_X(X)
+        X = check_X(X)
+        if not going_on:
             self._scale_targets(targets, weights, count_rows(X, weights), X)
         self._train(X, self._scaled(targets, weights), weights)
         return self
@@ -144,11 +145,9 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
             scaled = (targets - self.y_mean_) / self.y_scale_
         if weights is not None:
             scaled[weights == 0] = 0
-        bad = ~(np.abs(scaled) <= LARGEST)
-        if bad.any():
-            row, column = np.unravel_index(bad.argmax(), bad.shape)
+        if (place := first_true(~(np.abs(scaled) <= LARGEST))) is not None:
             raise DataError(
-                f"y contains {targets[row, column]} at row {row}, too far from the targets that "
+                f"y contains {targets[place]} at row {place[0]}, too far from the targets that "
                 "the model was trained on first. Remove or rescale it."
             )
         return scaled.astype(np.float32)

@@ -1,20 +1,60 @@
-"""What a training that is resumed takes over of its configuration, and what begins anew."""
+"""A training that goes on from a checkpoint, and what it takes over of its configuration."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .backends import get_backend
+from .checkpoint import read_checkpoint, reading
 from .config import TrainingConfig
 from .errors import BackendError
-
-if TYPE_CHECKING:
-    from .training import Trainer
+from .storage import Storage
+from .training import Trainer
 
 logger = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    folder: str | Path, *, storage: Storage | None = None, **changes: Any
+) -> Trainer:
+    """Read a checkpoint, and return a trainer whose `fit` goes on from there.
+
+    The network of a training that is over has the weights that `fit` left it with.
+
+    Parameters
+    ----------
+    folder : path
+    storage : Storage, optional
+        Receives the layers' arrays, one layer after another; by default they are in memory.
+    **changes
+        Fields of the training's configuration to replace, for instance `threads`. With the same
+        data, and nothing but `threads` changed, the training goes on to the same bits as if it
+        had not been interrupted. The backend is the one that it had, whatever LARGESPARSE_BACKEND
+        is now; under another one that is named, or where it cannot be used here, a warning is
+        logged. A micro-batch that was the whole mini-batch stays the whole one. More `epochs`
+        prolong a training; a schedule that depends on its length (cosine) then goes on along the
+        curve of the longer one. A `patience` that is added counts from here, and so do the scores
+        of another validation part: those of rows that have been trained on already are too good.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder is missing, damaged, of another version, or a model without a training.
+    """
+    network, before, state = read_checkpoint(folder, storage)
+    assert state.folder is not None
+    # A mistake in the changes is not the folder's.
+    with nullcontext() if changes else reading(state.folder):
+        config = resumed_config(before, changes, state.folder)
+        trainer = Trainer(network, config, state=state)
+    state.watch_anew_(before, config)
+    if trainer.is_over:
+        trainer.restore_best()
+    return trainer
 
 
 def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path) -> TrainingConfig:
@@ -54,13 +94,3 @@ def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path
             before.backend,
         )
     return now
-
-
-def watch_anew(trainer: Trainer, before: TrainingConfig) -> None:
-    """Let early stopping begin where a training is resumed, if it was changed then."""
-    now = trainer.config
-    if (now.validation_fraction, now.seed) != (before.validation_fraction, before.seed):
-        trainer.best = None  # its score is that of other rows
-        trainer.patience_since = trainer.epoch
-    elif before.patience is None and now.patience is not None:
-        trainer.patience_since = trainer.epoch

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_X, encode_labels
 from .environment import expand_user
 from .errors import DataError, ParameterError
-from .preprocessing import check_X, encode_labels
 from .targets import check_values, choose_task, match_labels, numbers_of_text
 
 if TYPE_CHECKING:

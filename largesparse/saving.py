@@ -9,15 +9,11 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .environment import expand_user
 from .errors import CheckpointError
 from .folders import find, read_manifest, try_writing
-from .layer_files import layer_arrays
-
-if TYPE_CHECKING:
-    from .training import Trainer
 
 
 def check_model_folder(folder: str | Path) -> None:
@@ -75,21 +71,6 @@ def check_checkpoint_folder(
             f"The checkpoints in {folder} take {nbytes:,} bytes, and {usage.free:,} are free there "
             "(a new one is written before the old one goes). Name a folder on another disk."
         )
-
-
-def check_training(trainer: Trainer, folder: str | Path) -> None:
-    """Verify, before a trainer begins, that it can keep its checkpoints in a folder.
-
-    Raises
-    ------
-    CheckpointError
-        As `check_checkpoint_folder`, or where its notes cannot be saved.
-    """
-    check_notes(trainer.notes)
-    layers = trainer.network.layers
-    nbytes = sum(array.nbytes for layer in layers for array in layer_arrays(layer, True).values())
-    copies = 2 if trainer.folder is None and trainer.config.epochs > 1 else 1
-    check_checkpoint_folder(folder, going_on=trainer.folder, nbytes=copies * nbytes)
 
 
 def check_notes(notes: Any) -> None:

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from .activations import TRAINED
 from .backends import get_backend
 from .batches import load_batch
+from .checks import refuse_masked
 from .config import TrainingConfig
 from .errors import DataError, NumericalError
 from .losses import LOSSES, ScoreSums, check_weights
-from .memory import Setting
+from .mapped_memory import aligned_zeros
+from .memory import MicroBatching
 from .network import SparseMLP, Visit, dropout_key
 from .optimizer import MomentumSGD
-from .preprocessing import refuse_masked
+from .state import TrainingState
 from .threads import resolve_threads
 from .whole_step import WholeStep
-from .workspace import Workspace, aligned_zeros, check_activation_dtype
+from .workspace import Workspace, check_activation_dtype
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -54,11 +56,8 @@ class Stepper:
     config : TrainingConfig
     workspace : Workspace, optional
         The buffers of a step; by default made when they are first needed.
-
-    Attributes
-    ----------
-    epoch, step_count : int
-        Epochs completed, and updates made.
+    state : TrainingState, optional
+        How far the training is; by default it begins.
     """
 
     def __init__(
@@ -67,6 +66,7 @@ class Stepper:
         config: TrainingConfig | None = None,
         *,
         workspace: Workspace | None = None,
+        state: TrainingState | None = None,
     ) -> None:
         self.network = network
         self.config = config or TrainingConfig()
@@ -75,8 +75,7 @@ class Stepper:
             self.config.activation_dtype, self.backend, network.config.activation, "a training"
         )
         self.threads = resolve_threads(self.config.threads, "a training")
-        self.epoch = 0
-        self.step_count = 0
+        self.state = TrainingState() if state is None else state
         self._loss = LOSSES[network.config.loss]
         self._rates = self.config.rates()
         self._workspace = workspace
@@ -91,11 +90,29 @@ class Stepper:
         vars(self).update(state | {"_lock": threading.RLock()})
 
     @property
+    def epoch(self) -> int:
+        """Epochs completed: a loop of one's own counts them."""
+        return self.state.epoch
+
+    @epoch.setter
+    def epoch(self, count: int) -> None:
+        self.state.epoch = count
+
+    @property
+    def step_count(self) -> int:
+        """Updates made."""
+        return self.state.step
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self.state.step = count
+
+    @property
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
             storage = self.network.storage
-            micro_batch, keep_every, activation_dtype = self.setting
+            micro_batch, keep_every, activation_dtype = self.micro_batching
             self._workspace = Workspace(
                 self.network.layers,
                 micro_batch,
@@ -112,9 +129,9 @@ class Stepper:
         return min(self.config.micro_batch or batch_size, batch_size)
 
     @property
-    def setting(self) -> Setting:
+    def micro_batching(self) -> MicroBatching:
         """How activations are computed and kept."""
-        return Setting(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
+        return MicroBatching(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
 
     def _is_whole(self, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
@@ -164,8 +181,8 @@ class Stepper:
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, optimizer, rate, self.backend)
-        self.step_count += 1
+                self.network.update_(self.workspace, optimizer, rate)
+        self.state.step += 1
         return loss
 
     @one_thread_at_a_time
@@ -205,7 +222,7 @@ class Stepper:
             return self._whole_step(X, y, rows, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
-        workspace.fit(self.network.layer_connections)  # neurons may have been pruned
+        workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
@@ -221,7 +238,7 @@ class Stepper:
             options |= {"visit": visit, "weights": weights}
             self.network.backward(workspace, delta, backend, **options)
         if not plain and joined is None:
-            self.network.finish_gradient(workspace, backend)
+            self.network.finish_gradient(workspace)
         return total / len(rows)
 
     def _whole_step(
@@ -236,7 +253,7 @@ class Stepper:
         """Compute the gradient and, if there is an optimizer, update, in one compiled call."""
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
-            self.workspace.fit(self.network.layer_connections)  # neurons may have been pruned
+            self.workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
             step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)

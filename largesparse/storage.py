@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -20,7 +18,8 @@ from numpy.typing import NDArray
 
 from .environment import expand_user
 from .errors import MemoryPlanError, ParameterError
-from .layer import Float32, Forward, LayerWeights, SparseLayer
+from .layer import Float32, Forward, LayerArrays, SparseLayer
+from .mapped_memory import map_file
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -74,14 +73,7 @@ class Storage:
             return np.zeros(shape, dtype)
         size = count * dtype.itemsize
         try:
-            if shutil.disk_usage(self.folder).free < size:
-                raise OSError("no space left on the device")
-            with tempfile.TemporaryFile(dir=self.folder) as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is told now
-                else:
-                    file.truncate(size)
-                mapped = mmap.mmap(file.fileno(), size)
+            mapped = map_file(self.folder, size)
         except OSError as error:
             raise MemoryPlanError(
                 f"{size} bytes more cannot be stored in {self.folder}, which has {self.nbytes} "
@@ -134,18 +126,24 @@ class StoredLayer(SparseLayer):
     """
 
     def __init__(self, layer: SparseLayer, storage: Storage) -> None:
-        self._storage, copy = storage, storage.copy
+        self._storage = storage
         topology = layer.topology
         self._patterns = _copies(topology, storage)
-        self._values, self._velocity = copy(layer.values), copy(layer.velocity)
-        self._by_output = copy(layer.values_by_output)
-        settings = layer.settings() | {
-            "velocity": self._velocity,
-            "bias_velocity": copy(layer.bias_velocity),
-            "values_by_output": self._by_output,
-        }
-        stored = Topology(topology.n_in, topology.n_out, *self._patterns)
-        super().__init__(layer.number, stored, self._values, copy(layer.bias), **settings)
+        parameters, velocities = (
+            {name: storage.copy(array) for name, array in arrays.items()}
+            for arrays in (layer.parameters, layer.velocities)
+        )
+        self._by_output = storage.copy(layer.values_by_output)
+        super().__init__(
+            layer.number,
+            Topology(topology.n_in, topology.n_out, *self._patterns),
+            parameters,
+            layer.config,
+            velocities=velocities,
+            dead=layer.dead,
+            values_by_output=self._by_output,
+        )
+        self._values, self._velocity = self.values, self.velocity
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the files."""
@@ -154,26 +152,21 @@ class StoredLayer(SparseLayer):
             self._values, self._velocity, self._by_output = map(
                 self._storage.copy, (values, velocity, values)
             )
-        parts = []
-        for room, name in zip(self._patterns, Topology.__slots__[2:], strict=True):
-            parts.append(_fill(room, getattr(topology, name)))
+        parts = map(_fill, self._patterns, topology.arrays)
         self.topology = Topology(topology.n_in, topology.n_out, *parts)
         self.values = _fill(self._values, values)
         self.velocity = _fill(self._velocity, velocity)
         self.values_by_output = self._by_output[: len(values)]
         self.refresh()
 
-    def snapshot(self) -> LayerWeights:
-        """Return a copy of topology, which `replace` changes in place, and weights, in files."""
-        copy, topology = self._storage.copy, _copies(self.topology, self._storage)
-        srelu = None if self.srelu is None else copy(self.srelu)
-        pattern = Topology(self.n_in, self.n_out, *topology)
-        return LayerWeights(pattern, copy(self.values), copy(self.bias), self.dead, srelu)
+    def snapshot(self) -> LayerArrays:
+        """Return copies of all arrays in files: `replace` changes the topology in place."""
+        return {name: self._storage.copy(array) for name, array in self.arrays().items()}
 
 
 def _copies(topology: Topology, storage: Storage) -> list[NDArray[Any]]:
     """Return copies of a topology's arrays in files."""
-    return [storage.copy(getattr(topology, name)) for name in Topology.__slots__[2:]]
+    return [storage.copy(array) for array in topology.arrays]
 
 
 def _fill(room: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:

@@ -100,6 +100,11 @@ def make_large_classification(
     cache = environment.cache_folder() if cache_dir is None else expand_user(cache_dir)
     digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
     folder = cache / f"classification-{n_samples}x{n_features}-{digest}"
+    return _cached(folder, parameters, progress)
+
+
+def _cached(folder: Path, parameters: dict[str, Any], progress: bool | None) -> Dataset:
+    """Return the data in a folder of the cache, which are made if they are not there."""
     for _ in range(3):  # once in general; again if what is there is damaged
         if not os.path.isdir(folder):
             _generate(folder, parameters, progress)

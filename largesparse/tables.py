@@ -1,4 +1,14 @@
-"""Tables of samples from files: CSV, parquet, svmlight and NumPy archives, by the suffix."""
+"""Tables of samples from files, whose format follows from the suffix.
+
+- `.csv`, `.tsv` (also with `.gz`): a column a feature, separated by comma, semicolon or tab. The
+  file is read in chunks. Labels are numbers where printing these gives the same text, or where some
+  have a fraction, else text, without spaces around it: `007`, `+1` and `NA` stay so.
+- `.parquet`: likewise, with types of its own; needs pyarrow (`pip install 'largesparse[tables]'`).
+- `.svm`, `.libsvm`, `.svmlight` (also with `.gz`): X is CSR and y the labels.
+- `.npz`: arrays `X` and possibly `y`, or `x_train, y_train, x_test, y_test`, or CSR arrays
+  `indptr, indices, shape` and possibly `data` and `y`, or what `scipy.sparse.save_npz` writes,
+  which becomes CSR; names may be in `feature_names`. Rows of images become flat.
+"""
 
 from __future__ import annotations
 
@@ -74,17 +84,7 @@ def read_table(
     zero_based: bool | None = None,
     dtype: type | None = None,
 ) -> Table:
-    """Read the samples of a file, whose format follows from its suffix.
-
-    - `.csv`, `.tsv` (also with `.gz`): a column a feature, separated by comma, semicolon or tab.
-      The file is read in chunks. Labels are numbers where printing these gives the same text, or
-      where some have a fraction, else text, without spaces around it: `007`, `+1` and `NA` stay so.
-    - `.parquet`: likewise, with types of its own; needs pyarrow (`pip install
-      'largesparse[tables]'`).
-    - `.svm`, `.libsvm`, `.svmlight` (also with `.gz`): X is CSR and y the labels.
-    - `.npz`: arrays `X` and possibly `y`, or `x_train, y_train, x_test, y_test`, or CSR arrays
-      `indptr, indices, shape` and possibly `data` and `y`, or what `scipy.sparse.save_npz` writes,
-      which becomes CSR; names may be in `feature_names`. Rows of images become flat.
+    """Read the samples of a file, whose format follows from its suffix: see above.
 
     Parameters
     ----------
@@ -108,10 +108,6 @@ def read_table(
     dtype : type, optional
         `numpy.float64` keeps X so. By default it is float32 if that is enough.
 
-    Returns
-    -------
-    Table
-
     Raises
     ------
     DataError
@@ -123,6 +119,37 @@ def read_table(
         If `part` is another word, or it, `header` or `zero_based` is given and the file has none.
     """
     path = expand_user(path)
+    kind = _check_file(path, part, header=header, zero_based=zero_based)
+    if kind == "csv":
+        parts = read_csv(path, target, columns, header=header, dtype=dtype)
+        table = Table(*parts, FileLayout(header=parts.feature_names is not None))
+    elif kind == "parquet":
+        table = Table(*read_parquet(path, target, columns, dtype=dtype))
+    elif kind == "npz":
+        table = _narrow(_read_npz(path, target, part), dtype)
+    else:
+        table = _narrow(_read_svmlight(path, target, zero_based), dtype)
+    _check_part(path, part)
+    return _check_rows(table if columns is None else align_columns(table, columns), path, target)
+
+
+def _check_part(path: Path, part: str | None) -> None:
+    if part is not None and not parts_of(path):
+        raise ParameterError(
+            f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
+            "parts. Leave the part out."
+        )
+
+
+def _narrow(table: Table, dtype: type | None) -> Table:
+    """Return the table with X in a dtype, by default the narrowest that is enough."""
+    return table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
+
+
+def _check_file(
+    path: Path, part: str | None, *, header: bool | None, zero_based: bool | None
+) -> str:
+    """Return the format of a file that is there, if what is asked for fits it."""
     if part not in (None, "train", "test"):
         raise ParameterError(
             f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."
@@ -143,24 +170,11 @@ def read_table(
         raise DataError(f"There is no file {path}. Check the path.")
     if not path.stat().st_size:
         raise DataError(f"{path} is empty. Get or write it again.")
-    if kind == "csv":
-        parts = read_csv(path, target, columns, header=header, dtype=dtype)
-        table = Table(*parts, FileLayout(header=parts.feature_names is not None))
-    elif kind == "parquet":
-        table = Table(*read_parquet(path, target, columns, dtype=dtype))
-    elif kind == "svmlight":
-        table = _read_svmlight(path, target, zero_based)
-    else:
-        table = _read_npz(path, target, part)
-    if kind in ("svmlight", "npz"):
-        table = table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
-    if part is not None and (kind != "npz" or not parts_of(path)):
-        raise ParameterError(
-            f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
-            "parts. Leave the part out."
-        )
-    if columns is not None:
-        table = align_columns(table, columns)
+    return kind
+
+
+def _check_rows(table: Table, path: Path, target: str | int | None) -> Table:
+    """Return a table of the file with checked labels, if there are rows enough."""
     if table.y is not None and table.X.shape[0]:
         owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
         table = table._replace(y=check_values(table.y, owner))

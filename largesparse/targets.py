@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import encode_labels
 from .errors import DataError, ParameterError
-from .preprocessing import encode_labels
 
 TASKS = ("auto", "classification", "regression")
 FEW_CLASSES = 20  # distinct whole numbers that need no look at what they are

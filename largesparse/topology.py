@@ -1,9 +1,10 @@
-"""Which connections of a layer exist: Erdős–Rényi sampling and the two orders of a topology."""
+"""Which connections of a layer exist: Erdős–Rényi sampling, coverage, and the two orders."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -72,8 +73,12 @@ class Topology:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = (self.indptr, self.indices, self.indptr_by_output, self.indices_by_output)
-        return sum(array.nbytes for array in arrays) + self.to_output_order.nbytes
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def arrays(self) -> list[Int32]:
+        """The arrays, in the order of the fields."""
+        return [getattr(self, name) for name in self.__slots__[2:]]
 
     def rows(self) -> Int32:
         """Return the input of every connection, in input order: int32 of shape (nnz,)."""
@@ -128,8 +133,7 @@ def erdos_renyi(
     probability : float in (0, 1]
     seed : SeedSequence
     cover : bool
-        Whether to move connections to neurons that have none then: see
-        `coverage.covering`. The number of connections stays.
+        Whether to move connections to neurons that have none then: see `covering`.
     threads : int
         Blocks drawn at a time. The result does not depend on it.
 
@@ -156,30 +160,33 @@ def erdos_renyi(
     rows_per_block = max(1, int(min(n_in, BLOCK_CONNECTIONS / (probability * n_out))))
     starts = range(0, n_in, rows_per_block)
 
-    def sample(block: int) -> tuple[Int32, Int32]:
-        rows = min(rows_per_block, n_in - starts[block])
-        return _sample_rows(rows, n_out, probability, generator(block))
-
     def generator(block: int) -> np.random.Generator:
         key = (*seed.spawn_key, block)
         return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
 
-    if threads > 1 and len(starts) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            blocks = list(pool.map(sample, range(len(starts))))
-    else:
-        blocks = [sample(block) for block in range(len(starts))]
+    def sample(block: int) -> tuple[Int32, Int32]:
+        rows = min(rows_per_block, n_in - starts[block])
+        return _sample_rows(rows, n_out, probability, generator(block))
 
-    indptr: Int32 = np.zeros(n_in + 1, dtype=np.int32)
-    counts = np.concatenate([block[0] for block in blocks])
-    np.cumsum(counts, out=indptr[1:])
-    indices: Int32 = np.concatenate([block[1] for block in blocks])
-    del blocks, counts
+    indptr, indices = _sample_blocks(sample, len(starts), threads)
     if cover:
-        from .coverage import covering
-
         return covering(n_in, n_out, indptr, indices, generator(len(starts)))
     return Topology.from_input_order(n_in, n_out, indptr, indices)
+
+
+def _sample_blocks(
+    sample: Callable[[int], tuple[Int32, Int32]], count: int, threads: int
+) -> tuple[Int32, Int32]:
+    """Return the pattern of all rows, in input order, from blocks as `_sample_rows` has them."""
+    if threads > 1 and count > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            blocks = list(pool.map(sample, range(count)))
+    else:
+        blocks = list(map(sample, range(count)))
+    counts = np.concatenate([block[0] for block in blocks])
+    indptr: Int32 = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=indptr[1:])
+    return indptr, np.concatenate([block[1] for block in blocks])
 
 
 def _sample_rows(
@@ -203,3 +210,59 @@ def _sample_rows(
     row = positions // n_out
     indices = (positions - row * n_out).astype(np.int32)
     return np.bincount(row, minlength=rows).astype(np.int32), indices
+
+
+def covering(
+    n_in: int, n_out: int, indptr: Int32, indices: Int32, rng: np.random.Generator
+) -> Topology:
+    """Return a layer's topology after connections moved to the neurons that have none.
+
+    First an input without connections takes one over from an input that has several, with its
+    output; then an output without connections takes one over from an output that has several,
+    with its input. So the first step leaves the degrees of all outputs as they are, and the
+    second those of all inputs; the number of connections stays, and none comes to lie on another.
+    Each neuron can spare all of its connections but one, and all that can be spared move with the
+    same probability. Where a side has more neurons than there are connections, each connection
+    gets a neuron of its own there, and those are drawn with the same probability too.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+    indptr : int32 (n_in + 1,)
+    indices : int32 (nnz,)
+        The pattern in input order; within a row, indices ascend.
+    rng : Generator
+
+    Returns
+    -------
+    topology : Topology
+        min(nnz, n_in) inputs and min(nnz, n_out) outputs have a connection.
+    """
+    from .backends.coverage_kernels import invert
+    from .backends.pattern_kernels import transpose_pattern
+
+    by_input = _fill_rows((indptr, indices), rng)
+    by_output = _fill_rows(transpose_pattern(n_out, *by_input)[:2], rng)
+    del by_input
+    indptr, indices, to_input_order = transpose_pattern(n_in, *by_output)
+    to_output_order = np.empty_like(to_input_order)
+    invert(to_input_order, to_output_order)
+    return Topology(n_in, n_out, indptr, indices, by_output[0], by_output[1], to_output_order)
+
+
+def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[Int32, Int32]:
+    """Move connections to as many empty rows as can be, within their columns."""
+    from .backends.coverage_kernels import move_to_rows
+
+    indptr, indices = pattern
+    empty = np.flatnonzero(indptr[1:] == indptr[:-1])
+    spare = len(indices) - (len(indptr) - 1 - len(empty))
+    count = min(len(empty), spare)
+    if count == 0:
+        return pattern
+    receivers = empty[(np.arange(count) * len(empty) + rng.integers(len(empty))) // count]
+    turns = rng.integers(2**62, size=count)
+    moved: tuple[Int32, Int32] = move_to_rows(
+        indptr, indices, receivers, int(rng.integers(spare)), turns
+    )
+    return moved

@@ -39,11 +39,12 @@ class Layer(torch.nn.Module):
         arrays = self.indptr, self.indices, self.values
         weight = torch.sparse_csr_tensor(*arrays, size=self.shape, check_invariants=False)
         z = weight @ x + self.bias
-        if self.srelu is not None:
-            t_left, a_left, t_right, a_right = self.srelu[:, :, None]
-            right = torch.where(z >= t_right, t_right + a_right * (z - t_right), z)
-            return torch.where(z <= t_left, t_left + a_left * (z - t_left), right)
-        return torch.where(z > 0, z, self.slope * z)
+        shape = self.srelu
+        if shape is None:
+            return torch.where(z > 0, z, self.slope * z)
+        t_left, a_left, t_right, a_right = shape[:, :, None]
+        right = torch.where(z >= t_right, t_right + a_right * (z - t_right), z)
+        return torch.where(z <= t_left, t_left + a_left * (z - t_left), right)
 
 
 class Network(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,27 +14,50 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .checkpoint import save_checkpoint
-from .config import TrainingConfig
-from .early_stopping import EarlyStopping, Snapshot
+from .checkpoint import write_checkpoint
+from .early_stopping import Snapshot
 from .environment import expand_user
 from .errors import CheckpointError, DataError, ParameterError
 from .growth import Walk, evolve_layers
-from .history import EpochPart, EpochRecord, History
-from .importance import prune_neurons
+from .history import EpochRecord, History
+from .importance import active_neurons, prune_neurons
 from .layer import SparseLayer
-from .network import SparseMLP
 from .randomness import stream
-from .reachability import active_neurons
-from .saving import check_checkpoint_folder, check_training, save_elsewhere
+from .saving import check_checkpoint_folder, check_notes, save_elsewhere
 from .stepping import Stepper, one_thread_at_a_time
 from .stopping import Stop, StopRequest, saved_in, stop_request, stopped
 from .training_data import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
-from .workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 Callback = Callable[["Trainer", EpochRecord], bool | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A call that trains: what it trains on, who watches it, and what may stop it."""
+
+    data: TrainingData
+    bar: tqdm  # counts samples
+    request: StopRequest
+    checkpoint: str | Path | None
+    callbacks: Sequence[Callback]
+
+    def call_back(self, trainer: Trainer) -> bool:
+        """Call all callbacks with the newest record; return whether one ends the training."""
+        record = trainer.state.history.epochs[-1]
+        return any([bool(callback(trainer, record)) for callback in self.callbacks])
+
+
+def sample_bar(trainer: Trainer, rows: int, progress: bool | None, name: str) -> tqdm:
+    """Return a bar of the samples of all epochs, of `rows` each; see `fit` for `progress`."""
+    return tqdm(
+        total=trainer.config.epochs * rows,
+        initial=trainer.epoch * rows + trainer.state.samples,
+        unit=" samples",
+        disable=None if progress is None else not progress,
+        desc=name,
+    )
 
 
 class Trainer(Stepper):
@@ -46,50 +70,24 @@ class Trainer(Stepper):
     config : TrainingConfig
     workspace : Workspace, optional
         The buffers of a step; by default made when they are first needed.
-
-    Attributes
-    ----------
-    epoch, step_count : int
-        Epochs completed, and updates made.
-    part : EpochPart or None
-        The next epoch, where it has begun.
-    history : History
-    rows : int or None
-        Rows of the data set, the validation part included.
-    best : Snapshot or None
-        Weights of the epoch with the best validation score, where there is a validation part.
-    patience_since : int
-        Epoch from which the patience counts at the earliest: that at which it was set.
-    folder : Path or None
-        The checkpoint that it was read from or saved to.
-    parallel : dict or None
-        What a parallel training needs beside, to go on from a checkpoint.
-    notes : dict
-        What the program that trains wants to find in its checkpoints again, as JSON can hold it.
-    epochs_before : int
-        Epochs that other trainers have trained the network for: what is drawn for an epoch is by
-        its number among all, and so not drawn twice.
+    state : TrainingState, optional
+        How far the training is; by default it begins.
     """
 
-    def __init__(
-        self,
-        network: SparseMLP,
-        config: TrainingConfig | None = None,
-        *,
-        workspace: Workspace | None = None,
-    ) -> None:
-        super().__init__(network, config, workspace=workspace)
-        self.part: EpochPart | None = None
-        self.history = History()
-        self.rows: int | None = None
-        self.best: Snapshot | None = None
-        self.patience_since = 0
-        self.folder: Path | None = None
-        self.parallel: dict[str, Any] | None = None
-        self.notes: dict[str, Any] = {}
-        self.epochs_before = 0
-        self._saved_step = -1  # of the last checkpoint of this process
-        self._is_unsaved = False  # whether the last one failed
+    @property
+    def history(self) -> History:
+        """The records of all epochs so far."""
+        return self.state.history
+
+    @property
+    def best(self) -> Snapshot | None:
+        """Weights of the epoch with the best validation score, where there is a validation part."""
+        return self.state.best
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the program that trains wants to find in its checkpoints: what JSON can hold."""
+        return self.state.notes
 
     @one_thread_at_a_time
     def evolve(
@@ -108,13 +106,15 @@ class Trainer(Stepper):
             if data is None:
                 raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
-            rng = stream(config.seed, "growth", self.epochs_before + self.epoch)
+            rng = stream(config.seed, "growth", self.state.epochs_before + self.epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
             run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
-            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates, self.backend)
+            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates)
 
         def rng_of(layer: SparseLayer) -> np.random.Generator:
-            return stream(config.seed, "evolution", self.epochs_before + self.epoch, layer.number)
+            return stream(
+                config.seed, "evolution", self.state.epochs_before + self.epoch, layer.number
+            )
 
         with self.backend.threads(self.threads):
             layers = self.network.layers[:-1]
@@ -180,85 +180,94 @@ class Trainer(Stepper):
             After SIGTERM (with status 143) and Ctrl-C.
         """
         if checkpoint is not None:
-            check_training(self, checkpoint)
+            self.check_saving(checkpoint)
         data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
-        self.check_rows(data)
-        self.parallel = None
-        stopping = self.early_stopping()
-        hide = None if progress is None else not progress
-        total = self.config.epochs * len(data.train_rows)
-        done = self.epoch * len(data.train_rows) + (self.part.samples if self.part else 0)
-        shown = tqdm(total=total, initial=done, unit=" samples", disable=hide, desc="training")
-        with stop_request(checkpoint is not None) as request:
-            try:
-                with shown as bar:
-                    self._run(data, stopping, request, bar, augment, checkpoint, list(callbacks))
-            except Stop:
-                assert checkpoint is not None
-                stopped(request, self.save_stopped(checkpoint, len(data.train_rows)))
-        if checkpoint is not None:
-            self.rescue(checkpoint)
-        self.restore_best()
-        return self.history
-
-    def early_stopping(self) -> EarlyStopping | None:
-        """Return what watches the validation part, as it is after the epochs so far."""
-        if self.config.validation_fraction == 0:
-            return None
-        return EarlyStopping(self.config.patience, self.best, self.patience_since)
+        return self.train(
+            data, augment=augment, callbacks=callbacks, checkpoint=checkpoint, progress=progress
+        )
 
     @property
     def is_over(self) -> bool:
         """Whether `fit` would train no more."""
-        stopping = self.early_stopping()
-        stops = stopping is not None and stopping.is_over(self.epoch)
-        return self.part is None and (stops or self.epoch >= self.config.epochs)
+        return self.state.is_over(self.config)
 
     def restore_best(self) -> None:
         """Give the network the weights of the best epoch, where one has been watched."""
         if self.best is not None:
             self.best.restore_(self.network)
 
-    def _run(
+    def train(
         self,
         data: TrainingData,
-        stopping: EarlyStopping | None,
-        request: StopRequest,
-        bar: tqdm,
-        augment: Augment | None,
-        checkpoint: str | Path | None,
-        callbacks: Sequence[Callback],
-    ) -> None:
+        *,
+        augment: Augment | None = None,
+        callbacks: Iterable[Callback] = (),
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> History:
+        """Do what `fit` does, with data from `prepare`."""
+        self.check_rows(data)
+        self.state.parallel = None
+        rows = len(data.train_rows)
+        bar = sample_bar(self, rows, progress, "training")
+        with stop_request(checkpoint is not None) as request:
+            try:
+                with bar:
+                    self._run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
+            except Stop:
+                assert checkpoint is not None
+                stopped(request, self.save_stopped(checkpoint, rows))
+        if checkpoint is not None:
+            self.rescue(checkpoint)
+        self.restore_best()
+        return self.history
+
+    def _run(self, run: Run, augment: Augment | None) -> None:
         """Train and record epoch after epoch, to the end or until something stops it."""
-        if not self.history.epochs:
+        state, data, request = self.state, run.data, run.request
+        if not state.history.epochs:
             self._record(data, request)
-        elif self.part is None and not self.is_over:
+        elif state.part is None and not self.is_over:
             self.evolve_if_due(data, keep_maps=False)  # the last epoch before it was prolonged
         stop = self.is_over
-        while self.epoch < self.config.epochs and not stop:
-            done = self.part.samples if self.part else 0
-            number = self.epochs_before + self.epoch
-            batches = epoch_batches(data.train_rows, self.config, number, done)
-            self.run_epoch(data, batches, bar, augment, request)
+        while state.epoch < self.config.epochs and not stop:
+            number = state.epochs_before + state.epoch
+            batches = epoch_batches(data.train_rows, self.config, number, state.samples)
+            self.run_epoch(data, batches, run.bar, augment, request)
             record = self._record(data, request)
-            bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
-            if stopping:
-                stop = stopping.update(self.network, record)
-                self.best = stopping.best
+            run.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+            state.watch_(self.network, record)
+            stop = self.is_over
             self.evolve_if_due(data, keep_maps=False)
-            if checkpoint is not None:
-                self.save(checkpoint)
-            stop = any([bool(callback(self, record)) for callback in callbacks]) or stop
+            if run.checkpoint is not None:
+                self.save(run.checkpoint)
+            stop = run.call_back(self) or stop
             request.check()
 
     def check_rows(self, data: TrainingData) -> None:
         """Verify that a training that is resumed has as many rows as before."""
-        if self.rows not in (None, len(data.y)):
+        if self.state.rows not in (None, len(data.y)):
             raise DataError(
-                f"The training to resume had {self.rows} rows of data, and these are "
+                f"The training to resume had {self.state.rows} rows of data, and these are "
                 f"{len(data.y)}. Pass the same data."
             )
-        self.rows = len(data.y)
+        self.state.rows = len(data.y)
+
+    def check_saving(self, folder: str | Path) -> None:
+        """Verify, before training, that checkpoints can be kept in a folder.
+
+        Raises
+        ------
+        CheckpointError
+            As `check_checkpoint_folder`, or where the notes cannot be saved.
+        """
+        check_notes(self.notes)
+        layers = self.network.layers
+        arrays = [array for layer in layers for array in layer.arrays(True).values()]
+        going_on = self.state.folder
+        copies = 2 if going_on is None and self.config.epochs > 1 else 1
+        nbytes = copies * sum(array.nbytes for array in arrays)
+        check_checkpoint_folder(folder, going_on=going_on, nbytes=nbytes)
 
     def run_epoch(
         self,
@@ -282,11 +291,11 @@ class Trainer(Stepper):
         request : StopRequest, optional
             Looked at after every mini-batch.
         """
-        part = self.part = self.part or EpochPart()
+        part = self.state.begin_part_()
         rows = part.samples + sum(map(len, batches))
         started = time.perf_counter() - part.seconds
         for batch in batches:
-            epoch = self.epochs_before + self.epoch
+            epoch = self.state.epochs_before + self.epoch
             X, y, weights, chosen = augmented(data, batch, epoch, augment)
             progress = self.epoch + part.samples / rows
             loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
@@ -302,16 +311,17 @@ class Trainer(Stepper):
 
         Without `part` the record is that of the state before training.
         """
-        if self.part is not None:
-            measured |= {"running_loss": self.part.mean_loss, "epoch_s": self.part.seconds}
-            self.epoch += 1
-            self.part = None
-        record = EpochRecord(self.epoch, **measured)
+        state = self.state
+        if state.part is not None:
+            measured |= {"running_loss": state.part.mean_loss, "epoch_s": state.part.seconds}
+            state.epoch += 1
+            state.part = None
+        record = EpochRecord(state.epoch, **measured)
         record.nnz = self.network.layer_connections
         if record.active_neurons is None:
             with self.backend.threads(self.threads):
                 record.active_neurons = sum(active_neurons(self.network))
-        self.history.epochs.append(record)
+        state.history.epochs.append(record)
         return record
 
     def _record(self, data: TrainingData, request: StopRequest) -> EpochRecord:
@@ -322,14 +332,14 @@ class Trainer(Stepper):
 
     def _measure(self, data: TrainingData) -> dict[str, float]:
         """Return loss and scores of the present weights, by their names in a record."""
-        measured_epoch = self.epoch + (self.part is not None)
+        epoch = self.state.present_epoch
         loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
-        self.check_finite(loss, self.step_count, measured_epoch)
+        self.check_finite(loss, self.step_count, epoch)
         measured = {"loss": loss, "train_accuracy": accuracy}
         if len(data.validation_rows):
             watched = data.X, data.y, data.validation_rows, data.weights
             loss, measured["validation_accuracy"] = self.evaluate(*watched)
-            self.check_finite(loss, self.step_count, measured_epoch)
+            self.check_finite(loss, self.step_count, epoch)
         if data.test is not None:
             started = time.perf_counter()
             measured["test_accuracy"] = self.evaluate(*data.test)[1]
@@ -340,22 +350,22 @@ class Trainer(Stepper):
         """Write a checkpoint; where that fails, say so and go on with the training."""
         place = expand_user(folder).resolve()
         try:
-            if place != self.folder:  # another training may have begun there since this one did
-                check_checkpoint_folder(place, going_on=self.folder)
+            if place != self.state.folder:  # another training may have begun there meanwhile
+                check_checkpoint_folder(place, going_on=self.state.folder)
             save_checkpoint(self, place)
         except CheckpointError as error:
             logger.error("%s The checkpoint before, if there is one, is intact.", error)
-            self._is_unsaved = True
+            self.state.is_unsaved = True
             return False
-        self._saved_step, self._is_unsaved = self.step_count, False
-        self.folder = expand_user(folder).resolve()
+        self.state.saved_step, self.state.is_unsaved = self.step_count, False
+        self.state.folder = place
         return True
 
     def rescue(self, folder: str | Path) -> Path | None:
         """Save a training that ends now elsewhere, if its last checkpoint failed; return where."""
-        if not self._is_unsaved:
+        if not self.state.is_unsaved:
             return None
-        self._is_unsaved = False
+        self.state.is_unsaved = False
         place = save_elsewhere(lambda place: save_checkpoint(self, place), folder)
         if place is not None:
             logger.error("The training is %s", saved_in(place))
@@ -363,11 +373,10 @@ class Trainer(Stepper):
 
     def save_stopped(self, folder: str | Path, rows: int) -> str:
         """Save a training that is stopped now, and return what there is to say of it."""
-        samples = 0 if self.part is None else self.part.samples
-        place = f"after epoch {self.epoch}"
+        samples, place = self.state.samples, f"after epoch {self.epoch}"
         if samples:
             place = f"in epoch {self.epoch + 1}, after {samples:,} of {rows:,} samples"
-        complete = self.part is None and self._saved_step == self.step_count
+        complete = self.state.part is None and self.state.saved_step == self.step_count
         if complete or self.save(folder):
             return f"{place}; {saved_in(folder)}"
         if (other := self.rescue(folder)) is not None:
@@ -401,3 +410,16 @@ class Trainer(Stepper):
             maps.append(self.evolve(data, keep_maps=keep_maps))
             record.evolution_s = time.perf_counter() - started
         return maps
+
+
+def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
+    """Write a training's state to a folder, from which `load_checkpoint` goes on.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder cannot be written; one that was there before is intact then.
+    """
+    backend = trainer.backend.name
+    config = dataclasses.replace(trainer.config, micro_batch=trainer.micro_batch, backend=backend)
+    write_checkpoint(trainer.network, config, trainer.state, folder)

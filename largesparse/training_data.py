@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import dense_rows
+from .checks import (
+    check_lengths,
+    check_targets,
+    check_X,
+    encode_labels,
+    first_true,
+    narrow_targets,
+    refuse_masked,
+)
 from .config import TrainingConfig
 from .errors import DataError, ParameterError
 from .frames import align_frame, column_names
 from .losses import LOSSES
 from .network import SparseMLP
-from .preprocessing import (
-    Standardizer,
-    check_lengths,
-    check_targets,
-    check_X,
-    encode_labels,
-    narrow_targets,
-    refuse_masked,
-    refuse_rounding,
-)
 from .randomness import stream
+from .standardizer import Standardizer, refuse_rounding
 
 Rows = NDArray[np.int64]
 Augment = Callable[[NDArray[np.floating], Rows, int], NDArray[np.floating]]
@@ -53,11 +53,13 @@ def prepare(
     *,
     sample_weight: Any = None,
     test: tuple[Any, Any] | None = None,
+    is_checked: bool = False,
 ) -> TrainingData:
     """Check and split data; give the network its classes, features' names and standardisation.
 
-    Parameters are those of `Trainer.fit`. Rows of weight 0 are in no part of the result's rows:
-    the training is the same as if they were not there.
+    Parameters are those of `Trainer.fit`; with `is_checked` X is what `check_X` returned. Rows of
+    weight 0 are in no part of the result's rows: the training is the same as if they were not
+    there.
 
     Raises
     ------
@@ -66,7 +68,8 @@ def prepare(
     """
     n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
     names = network.feature_names or column_names(X)
-    X = check_X(align_frame(X, names), n_features)
+    if not is_checked:
+        X = check_X(align_frame(X, names), n_features)
     encoded, classes = encode(network, y)
     check_lengths(X, encoded)
     if classes is not None and len(classes) != n_outputs:
@@ -79,17 +82,7 @@ def prepare(
     order = stream(config.seed, "split").permutation(counted)
     n_validation = math.ceil(config.validation_fraction * len(order))
     validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
-    if config.batch_size > len(train_rows) and n_validation:
-        raise ParameterError(
-            f"The 'validation_fraction' parameter of a training, {config.validation_fraction}, "
-            f"leaves {len(train_rows)} of {len(order)} rows to train on, and 'batch_size' is "
-            f"{config.batch_size}. Lower one of them."
-        )
-    if config.batch_size > len(train_rows):
-        raise ParameterError(
-            f"The 'batch_size' parameter of a training must be at most the number of "
-            f"training rows, {len(train_rows)}. Got {config.batch_size} instead."
-        )
+    _check_batch(config, len(train_rows), n_validation)
     if test is not None:
         if len(test) != 2:
             raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
@@ -102,12 +95,41 @@ def prepare(
     if relative is not None:
         weights = (relative / relative[train_rows].mean()).astype(np.float32)
     network.classes, network.feature_names = classes, names
-    if config.standardize and network.preprocessing is None:
-        network.preprocessing = Standardizer.fit(X, train_rows, relative)
-    if network.preprocessing is None:
-        refuse_rounding(X, train_rows)
+    standardize_(network, X, train_rows, relative, wanted=config.standardize)
     loss_rows = order[n_validation:][:LOSS_ROWS]
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
+
+
+def standardize_(
+    network: SparseMLP, X: Any, rows: Rows, weights: NDArray[np.floating] | None, *, wanted: bool
+) -> None:
+    """Give the network mean and scale of rows of X, unless it has them.
+
+    Raises
+    ------
+    DataError
+        Where they are not wanted, and float32 cannot tell the rows apart.
+    """
+    if wanted and network.preprocessing is None:
+        network.preprocessing = Standardizer.fit(X, rows, weights)
+    if network.preprocessing is None:
+        refuse_rounding(X, rows)
+
+
+def _check_batch(config: TrainingConfig, n_train: int, n_validation: int) -> None:
+    """Refuse a mini-batch of more rows than are trained on."""
+    if config.batch_size <= n_train:
+        return
+    if n_validation:
+        raise ParameterError(
+            f"The 'validation_fraction' parameter of a training, {config.validation_fraction}, "
+            f"leaves {n_train} of {n_train + n_validation} rows to train on, and 'batch_size' is "
+            f"{config.batch_size}. Lower one of them."
+        )
+    raise ParameterError(
+        f"The 'batch_size' parameter of a training must be at most the number of "
+        f"training rows, {n_train}. Got {config.batch_size} instead."
+    )
 
 
 def encode(
@@ -134,10 +156,10 @@ def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
             f"sample_weight must have shape ({n_samples},), one weight a sample. "
             f"Got shape {weights.shape} instead."
         )
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(f"sample_weight must be 0 or more, but row {row} has {weights[row]}.")
+    if (place := first_true(~(np.isfinite(weights) & (weights >= 0)))) is not None:
+        raise DataError(
+            f"sample_weight must be 0 or more, but row {place[0]} has {weights[place]}."
+        )
     if not weights.any():
         raise DataError("sample_weight is 0 for all rows. Give some a positive weight.")
     relative: NDArray[np.float64] = weights / weights.max()
@@ -160,12 +182,14 @@ def _check_watched(y: NDArray[Any]) -> None:
         )
 
 
-def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:
-    """Return the rows of every mini-batch of an epoch: `rows` in an order drawn for it.
+def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
+    """Return the rows in the order that is drawn for an epoch."""
+    return rows[stream(seed, "shuffle", epoch).permutation(len(rows))]
 
-    The first `done` samples are left out.
-    """
-    order = rows[stream(config.seed, "shuffle", epoch).permutation(len(rows))]
+
+def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:
+    """Return the rows of every mini-batch of an epoch, but for the first `done` samples."""
+    order = epoch_order(rows, config.seed, epoch)
     return [order[k : k + config.batch_size] for k in range(done, len(rows), config.batch_size)]
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Dropout, prefetch_distance
-from .losses import NO_LABELS, NO_TARGETS
+from .backends.base import SGD, Dropout
 from .network import SparseMLP
 from .optimizer import MomentumSGD
 from .workspace import Workspace
@@ -23,9 +22,9 @@ _of_layer = attrgetter("topology", *WEIGHTS)
 
 def _arrays(network: SparseMLP, workspace: Workspace) -> list[Any]:
     """Return the objects, in a fixed order, whose arrays stay in place between evolutions."""
-    parts: list[Any] = [*workspace.gradients, *workspace.bias_gradients]
-    for layer in network.layers:
-        parts += _of_layer(layer)
+    parts: list[Any] = []
+    for layer, gradients in zip(network.layers, workspace.by_layer, strict=True):
+        parts += [*_of_layer(layer), *gradients.values()]
     return parts
 
 
@@ -57,12 +56,11 @@ class WholeStep:
         self._delta = np.empty((layers[-1].n_out, batch), dtype=np.float32)
         self._held = _arrays(network, workspace)  # the table has addresses of their arrays
         self._table = np.zeros(len(layers), dtype=LAYER)
-        gathered = self.inputs
         for k, (layer, record) in enumerate(zip(layers, self._table, strict=True)):
             arrays: dict[str, Any] = {name: getattr(layer.topology, name) for name in TOPOLOGY}
             arrays |= {name: getattr(layer, name) for name in WEIGHTS}
-            arrays["gradient"] = workspace.gradients[k]
-            arrays["bias_gradient"] = workspace.bias_gradients[k]
+            gradients = workspace.by_layer[k]
+            arrays |= {"gradient": gradients["values"], "bias_gradient": gradients["bias"]}
             arrays["activations"] = workspace.activations(k, batch)
             if k < len(layers) - 1:
                 arrays["state"] = workspace.state(k, batch)
@@ -70,11 +68,8 @@ class WholeStep:
             for name, array in arrays.items():
                 record[name] = array.ctypes.data
             record["n_in"], record["n_out"], record["nnz"] = layer.n_in, layer.n_out, layer.nnz
-            record["number"], record["centered"] = layer.number, layer.centered
-            record["slope"], record["rate_scale"] = layer.slope, layer.rate_scale
-            record["forward_ahead"] = prefetch_distance(gathered)
-            gathered = arrays["activations"]
-            record["backward_ahead"] = prefetch_distance(gathered)
+            record["number"], record["centered"] = layer.number, layer.config.centered
+            record["slope"], record["rate_scale"] = layer.slope, layer.config.rate_scale
 
     def fits(self, network: SparseMLP, workspace: Workspace, batch: int) -> bool:
         """Return whether this is the step of that network, as it is now, and batch size."""
@@ -106,20 +101,17 @@ class WholeStep:
         """
         from .backends.step_kernel import train_step
 
+        momentum = np.float32(optimizer.momentum if optimizer else 0)
+        decay = np.float32(optimizer.weight_decay if optimizer else 0)
         loss: float = train_step(
             self._table,
             self.inputs,
-            y if y.ndim == 1 else NO_LABELS,
-            y if y.ndim == 2 else NO_TARGETS,
+            y,
             weights,
             self._delta,
             self._workspace.input_sums,
-            learning_rate,
-            np.float32(optimizer.momentum if optimizer else 0),
-            np.float32(optimizer.weight_decay if optimizer else 0),
-            dropout.keep_below,
-            int(np.uint64(dropout.seed).astype(np.int64)),  # the same 64 bits
-            dropout.step,
+            dropout.for_kernels(),
+            SGD(np.float64(learning_rate), momentum, decay),
             optimizer is not None,
         )
         return loss

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .activations import TRAINED
 from .errors import ParameterError
-from .layer import Float32, Forward, SparseLayer
+from .layer import PARAMETERS, Float32, Forward, LayerArrays, SparseLayer
+from .mapped_memory import Allocate, aligned_zeros
 
 if TYPE_CHECKING:
     from .backends.base import Backend
 
-CACHE_LINE = 64  # bytes
-
 # How activations of hidden layers and their gradients are kept; a bfloat16 is the upper half of a
 # float32, which NumPy sees as uint16.
 ACTIVATION_DTYPES: dict[str, type] = {"float32": np.float32, "bfloat16": np.uint16}
-
-
-class Allocate(Protocol):
-    """Gives arrays of zeros that begin with a cache line."""
-
-    def __call__(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]: ...
-
-
-def aligned_zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-    """Return zeros that begin with a cache line, in memory of this process alone."""
-    size = math.prod(shape) if isinstance(shape, tuple) else shape
-    dtype = np.dtype(dtype)
-    buffer = np.zeros(size * dtype.itemsize + CACHE_LINE, dtype=np.uint8)
-    start = -buffer.ctypes.data % CACHE_LINE
-    return buffer[start : start + size * dtype.itemsize].view(dtype).reshape(shape)
 
 
 class Gradients:
@@ -49,10 +32,8 @@ class Gradients:
 
     Attributes
     ----------
-    gradients : list of float32 (nnz,)
-    bias_gradients : list of float32 (n_out,)
-    srelu_gradients : list of float32 (4, n_out)
-        Of the activations whose shape is trained; (4, 0) for the others.
+    by_layer : list of dict of float32 arrays
+        The gradients of a layer's parameters, by their names in `layer.PARAMETERS`.
     input_sums : float32 (n_in of the output layer + 1,)
         Sums of the output layer's inputs over the mini-batch, and behind them of its samples;
         empty if it is not centred.
@@ -61,25 +42,36 @@ class Gradients:
     def __init__(
         self, layers: Sequence[SparseLayer], *, allocate: Allocate = aligned_zeros
     ) -> None:
-        self.room: list[Float32] = [allocate(layer.nnz) for layer in layers]
-        self.gradients: list[Float32] = list(self.room)
-        self.bias_gradients: list[Float32] = [allocate(layer.n_out) for layer in layers]
-        shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
-        self.srelu_gradients: list[Float32] = [allocate((4, size)) for size in shaped]
-        self.input_sums: Float32 = allocate(layers[-1].n_in + 1 if layers[-1].centered else 0)
+        self._room: list[LayerArrays] = [
+            {name: allocate(array.shape) for name, array in layer.parameters.items()}
+            for layer in layers
+        ]
+        self.by_layer = [room.copy() for room in self._room]
+        is_centered = layers[-1].config.centered
+        self.input_sums: Float32 = allocate(layers[-1].n_in + 1 if is_centered else 0)
 
-    def fit(self, connections: Sequence[int]) -> None:
+    @property
+    def gradients(self) -> list[Float32]:
+        """Those of every layer's weights, float32 (nnz,)."""
+        return [arrays["values"] for arrays in self.by_layer]
+
+    @property
+    def bias_gradients(self) -> list[Float32]:
+        """Those of every layer's biases, float32 (n_out,)."""
+        return [arrays["bias"] for arrays in self.by_layer]
+
+    def resize_(self, connections: Sequence[int]) -> None:
         """Make the gradients so long for every layer; those that are already, are kept."""
-        for k, nnz in enumerate(connections):
-            if len(self.room[k]) < nnz:
-                self.room[k] = aligned_zeros(nnz)
-            if len(self.gradients[k]) != nnz:
-                self.gradients[k] = self.room[k][:nnz]
+        for room, arrays, nnz in zip(self._room, self.by_layer, connections, strict=True):
+            for name in arrays:
+                if PARAMETERS[name].of_connections and len(arrays[name]) != nnz:
+                    if len(room[name]) < nnz:
+                        room[name] = aligned_zeros(nnz)
+                    arrays[name] = room[name][:nnz]
 
     def arrays(self) -> list[Float32]:
         """Return all gradients, and the sums behind their centring."""
-        parts = (self.gradients, self.bias_gradients, self.srelu_gradients)
-        return [array for part in parts for array in part] + [self.input_sums]
+        return [array for arrays in self.by_layer for array in arrays.values()] + [self.input_sums]
 
 
 class Workspace(Gradients):
@@ -153,7 +145,7 @@ class Workspace(Gradients):
         self._are_written_above = are_written_above(hidden, keep_every)
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
-        shaped = [0 if layer.srelu is None else layer.n_out for layer in layers]
+        shaped = [layer.n_out if layer.config.has_shape else 0 for layer in trained]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate_gradients)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from largesparse import NetworkConfig, Predictor, SparseMLP, Trainer, TrainingConfig
 from largesparse.batches import load_batch
 from largesparse.errors import DataError, ParameterError
-from largesparse.preprocessing import Standardizer
+from largesparse.standardizer import Standardizer
 from largesparse.training_data import prepare
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.sparse import random_array
 
 from largesparse import NetworkConfig, Predictor, SparseMLP, Trainer, TrainingConfig
-from largesparse.backends import get_backend
-from largesparse.backends.base import NO_DROPOUT
+from largesparse.backends import get_backend, kernels
+from largesparse.backends.base import NO_DROPOUT, Connections, Derivative
 from largesparse.errors import ParameterError
 from largesparse.memory import BFLOAT16_WIDE as WIDE
 from largesparse.memory import plan_training, useful_dtype
@@ -57,7 +57,9 @@ def test_it_is_float32_that_is_rounded_when_it_is_stored(batch, sizes, halves, a
     n_in, n_out = sizes
     A = random_array(sizes, density=0.3, random_state=rng, dtype=np.float32, format="csr")
     W = A.T.tocsr()
-    orders = [(a.indptr.astype(np.int32), a.indices.astype(np.int32), a.data) for a in (W, A)]
+    orders = [
+        Connections(a.indptr.astype(np.int32), a.indices.astype(np.int32), a.data) for a in (W, A)
+    ]
     bias = rng.standard_normal(n_out, dtype=np.float32)
     words = -(-batch // 32)
     half_in, half_out = halves
@@ -69,7 +71,7 @@ def test_it_is_float32_that_is_rounded_when_it_is_stored(batch, sizes, halves, a
         state = np.zeros((n_out, 2, words), dtype=np.uint32)
         dropout = NO_DROPOUT._replace(keep_below=40_000, seed=seed, layer=2)
         out = guard[1:-1]
-        fused.forward(*orders[0], bias, inputs, slope=-0.6, out=out, state=state, dropout=dropout)
+        fused.forward(orders[0], bias, inputs, slope=-0.6, out=out, state=state, dropout=dropout)
         assert np.all(guard[[0, -1]] == 7)
         results.append((out, state))
     (out, state), (full, other_state) = results
@@ -85,15 +87,13 @@ def test_it_is_float32_that_is_rounded_when_it_is_stored(batch, sizes, halves, a
         below = np.full((n_in + 2, batch), 7, dtype=inputs.dtype)
         bias_gradient = np.full(n_in, 3, dtype=np.float32)
         fused.backward(
-            *orders[1],
+            orders[1],
             inputs,
             gradient_out,
+            Derivative(np.float32(0.6), np.float32(0.7), state_in),
             out_gradient=found,
             out_delta=below[1:-1],
-            slope_below=0.6,
-            state_below=state_in,
-            keep_share_below=np.float32(0.7),
-            out_bias_gradient_below=bias_gradient,
+            out_bias_gradient=bias_gradient,
             accumulate=accumulate,
         )
         assert np.all(below[[0, -1]] == 7)
@@ -105,7 +105,7 @@ def test_it_is_float32_that_is_rounded_when_it_is_stored(batch, sizes, halves, a
 
     sums = [np.zeros(n_in, dtype=np.float32) for _ in range(2)]
     for array, out in zip((X, as_float(X)), sums, strict=True):
-        fused.sum_rows(array, out=out, accumulate=False)
+        kernels.sum_rows(array, out, False)
     np.testing.assert_array_equal(*sums)
 
 
@@ -126,7 +126,8 @@ def pass_through(value):
     one, zero = np.ones(1, dtype=np.float32), np.zeros(1, dtype=np.float32)
     indptr, indices = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
     out = np.zeros((1, 1), dtype=np.uint16)
-    fused.forward(indptr, indices, one, zero, np.full((1, 1), value), slope=1.0, out=out)
+    connections = Connections(indptr, indices, one)
+    fused.forward(connections, zero, np.full((1, 1), value), slope=1.0, out=out)
     return out[0, 0]
 
 

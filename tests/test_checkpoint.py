@@ -71,7 +71,7 @@ def state(network):
         arrays += [getattr(topology, name) for name in topology.__slots__ if name[:2] != "n_"]
         arrays += [layer.values, layer.velocity, layer.values_by_output]
         arrays += [layer.bias, layer.bias_velocity]
-        arrays.append(np.array([layer.slope, layer.rate_scale, layer.number]))
+        arrays.append(np.array([layer.slope, layer.config.rate_scale, layer.number]))
     return [array.copy() for array in arrays]
 
 
@@ -474,7 +474,7 @@ def test_a_patience_that_is_added_counts_from_the_resume(before, tmp_path):
         X, y, checkpoint=tmp_path / "run", callbacks=[lambda *_: True], progress=False
     )  # is saved, and counts on
     again = load_checkpoint(tmp_path / "run")
-    assert (again.epoch, again.patience_since) == (6, 5)
+    assert (again.epoch, again.state.patience_since) == (6, 5)
     again.fit(X, y, progress=False)
     assert again.epoch == (7 if before == 0.3 else 8)  # the best one is 1, or the first that counts
     assert again.best.epoch == (1 if before == 0.3 else 6)

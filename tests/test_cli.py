@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import largesparse
-from largesparse import cli, info
+from largesparse import cli, info, versions
 from largesparse.errors import DataError, ParameterError
 
 
@@ -196,38 +196,38 @@ def checkout(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "start")
-    info.commit.cache_clear()
+    versions.commit.cache_clear()
     yield tmp_path
-    info.commit.cache_clear()
+    versions.commit.cache_clear()
 
 
 def set_running(monkeypatch, package, script):
-    monkeypatch.setattr(info, "__file__", str(package / "info.py"))
+    monkeypatch.setattr(versions, "PACKAGE", package)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
 
 
 def test_the_commit_of_a_checkout(checkout, monkeypatch):
     set_running(monkeypatch, checkout / "largesparse", "/elsewhere/script.py")
-    assert info.commit() == git(checkout, "rev-parse", "HEAD")
+    assert versions.commit() == git(checkout, "rev-parse", "HEAD")
 
 
 def test_the_commit_of_a_changed_checkout(checkout, monkeypatch):
     set_running(monkeypatch, checkout / "largesparse", "/elsewhere/script.py")
     (checkout / "largesparse/info.py").write_text("a = 2\n")
-    assert info.commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
+    assert versions.commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
 
 
 def test_the_commit_of_an_installed_copy_and_a_script(checkout, monkeypatch):
     installed = checkout / ".venv/lib/largesparse"
     set_running(monkeypatch, installed, checkout / "tools/script.py")
-    assert info.commit() == git(checkout, "rev-parse", "HEAD")
-    info.commit.cache_clear()
+    assert versions.commit() == git(checkout, "rev-parse", "HEAD")
+    versions.commit.cache_clear()
     (installed / "info.py").write_text("a = 0\n")
-    assert info.commit() is None
+    assert versions.commit() is None
 
 
 def test_no_commit_outside_of_a_checkout(tmp_path, monkeypatch):
-    info.commit.cache_clear()
+    versions.commit.cache_clear()
     set_running(monkeypatch, tmp_path, tmp_path / "script.py")
-    assert info.commit() is None
-    info.commit.cache_clear()
+    assert versions.commit() is None
+    versions.commit.cache_clear()

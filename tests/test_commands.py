@@ -11,8 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, active_neurons, inference
-from largesparse.checkpoint import load_model, save_checkpoint
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    active_neurons,
+    inference,
+    load_model,
+    save_checkpoint,
+)
 from largesparse.cli import main
 from largesparse.learning_curve import text_curve
 

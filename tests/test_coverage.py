@@ -17,8 +17,8 @@ from largesparse import (
     save_model,
     topology,
 )
-from largesparse.coverage import covering
 from largesparse.errors import ParameterError
+from largesparse.topology import covering
 
 
 def degrees(pattern):

@@ -20,7 +20,7 @@ from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import get_backend
 from largesparse.errors import ParameterError
 from largesparse.evolution import evolve
-from largesparse.layer import SparseLayer
+from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.topology import Topology
 
 UNLIKELY = 1e-4  # p-value below which a statistical test with a fixed seed fails
@@ -39,9 +39,8 @@ def layer_of(cells: np.ndarray, values=None, *, regrowth=None, seed=0) -> Sparse
     if values is None:
         values = rng.standard_normal(topology.nnz)
     bias = rng.standard_normal(cells.shape[1]).astype(np.float32)
-    layer = SparseLayer(
-        2, topology, np.array(values, dtype=np.float32), bias, slope=0.0, regrowth=regrowth
-    )
+    parameters = {"values": np.array(values, dtype=np.float32), "bias": bias}
+    layer = SparseLayer(2, topology, parameters, LayerConfig(0.0, regrowth=regrowth))
     layer.velocity[:] = rng.standard_normal(topology.nnz)
     return layer
 
@@ -111,7 +110,7 @@ def evolve_and_check(layer, zeta, seed=0) -> np.ndarray:
     for cell in grown:
         weight, velocity = after[cell]
         assert velocity == 0
-        if layer.regrowth is None:
+        if layer.config.regrowth is None:
             assert weight == 0
         else:
             assert weight != 0

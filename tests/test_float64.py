@@ -26,7 +26,7 @@ from largesparse import (
 from largesparse.batches import load_batch
 from largesparse.cli import main
 from largesparse.errors import DataError
-from largesparse.preprocessing import refuse_rounding
+from largesparse.standardizer import refuse_rounding
 
 DATA = Path(__file__).parent / "data"
 SMALL = {"hidden_layer_sizes": (30,), "random_state": 0, "n_jobs": 1, "backend": "fused"}

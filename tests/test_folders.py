@@ -25,7 +25,6 @@ from largesparse import (
     save_checkpoint,
     save_model,
 )
-from largesparse import checkpoint as checkpoint_module
 from largesparse.environment import expand_user
 from largesparse.errors import CheckpointError
 from largesparse.folders import COMPLETE, WRITING
@@ -298,7 +297,7 @@ def test_two_trainings_that_begin_at_once_do_not_replace_each_other_s(tmp_path, 
 def test_notes_that_json_cannot_hold_are_refused_before_training(tmp_path, caplog):
     for notes in ({"seen": {1, 2}}, {"path": Path("x")}, {("a", 1): 2}):
         trainer = make_trainer()
-        trainer.notes = notes
+        trainer.state.notes = notes
         with pytest.raises(CheckpointError, match=r"'notes'.*JSON"):
             fit(trainer, tmp_path / "run")
         assert trainer.step_count == 0
@@ -391,7 +390,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_training_whose_last_checkpoint_fails_is_saved_beside(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "run"
-    save = checkpoint_module.save_checkpoint
+    save = training_module.save_checkpoint
 
     def fail_there(trainer, place):
         if place == folder and trainer.epoch > 1:

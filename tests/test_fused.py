@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.backends import base, fused_kernels, get_backend
+from largesparse.backends import fused_kernels, get_backend, kernels
+from largesparse.backends.base import NO_DROPOUT, PREFETCH_BYTES, Connections, Dropout
 from largesparse.backends.fused import FusedBackend
 from largesparse.batches import load_batch
 from largesparse.errors import NumericalError
@@ -82,10 +83,10 @@ def test_every_batch_is_covered_by_tiles(batch, rows, n, seed):
     delta = rng.standard_normal((n, batch), dtype=np.float32)
     inputs = rng.standard_normal((rows, batch), dtype=np.float32)
     sums = np.full(A.nnz + 2, 7, dtype=np.float32)
-    fused.weight_gradient(indptr, indices, inputs, delta, out=sums[1:-1], accumulate=False)
+    kernels.sddmm(indptr, indices, inputs, delta, sums[1:-1], False)
     expected = (inputs.astype(np.float64) @ delta.T.astype(np.float64))[A.tocoo().coords]
     np.testing.assert_allclose(sums[1:-1], expected, rtol=1e-4, atol=1e-4)
-    fused.weight_gradient(indptr, indices, inputs, delta, out=sums[1:-1], accumulate=True)
+    kernels.sddmm(indptr, indices, inputs, delta, sums[1:-1], True)
     np.testing.assert_allclose(sums[1:-1], 2 * expected, rtol=1e-4, atol=1e-4)
     assert np.all(sums[[0, -1]] == 7)
 
@@ -102,13 +103,12 @@ def test_rows_in_parts_equal_rows(n, threads):
     A = csr_array(cells)
     X = rng.standard_normal((n, 45), dtype=np.float32)
     bias = rng.standard_normal(3, dtype=np.float32)
-    indptr, indices = A.indptr.astype(np.int32), A.indices.astype(np.int32)
-    numbers = np.float32(-0.5), 0, np.float32(1), np.uint32(65536), np.uint64(0), 0, 2, 0
+    rows = Connections(A.indptr.astype(np.int32), A.indices.astype(np.int32), A.data)
     results = []
     for kernel in (fused_kernels.forward_by_parts, fused_kernels.forward_by_rows):
         out, state = np.empty((3, 45), np.float32), np.empty((3, 2, 2), np.uint32)
         with fused.threads(threads):
-            kernel(indptr, indices, A.data, bias, X, *numbers, out, state)
+            kernel(rows, bias, X, np.float32(-0.5), NO_DROPOUT, out, state)
         results.append((out, state))
     z = A.astype(np.float64) @ X + bias[:, None]
     expected = np.where(z > 0, z, -0.5 * z)
@@ -117,16 +117,25 @@ def test_rows_in_parts_equal_rows(n, threads):
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("ahead", [1, 16, 10_000])
-def test_prefetching_does_not_change_results(monkeypatch, ahead):
-    X, y = data_of(40, 30)
-    plain, prefetched = (trainer_of((30, 50, 60, 3)) for _ in range(2))
-    plain.step(X, y)
-    monkeypatch.setattr(base, "PREFETCH_BYTES", 0)
-    monkeypatch.setattr(base, "PREFETCH_AHEAD", ahead)
-    prefetched.step(X, y)
-    assert prefetched._compiled_step._table["forward_ahead"].tolist() == [ahead] * 3
-    assert_equal_weights(plain, prefetched)
+def test_prefetching_does_not_change_results():
+    batch, n = 1024, 5
+    far = PREFETCH_BYTES // (4 * batch) + 1  # rows that are prefetched; as few as are used are not
+    rng = np.random.default_rng(0)
+    A = csr_array(rng.standard_normal((40, n), dtype=np.float32) * (rng.random((40, n)) < 0.5))
+    near = rng.standard_normal((n, batch), dtype=np.float32)
+    places = np.sort(rng.choice(far, n, replace=False)).astype(np.int32)
+    X = np.zeros((far, batch), dtype=np.float32)
+    X[places] = near
+    bias, indptr = np.zeros(40, np.float32), A.indptr.astype(np.int32)
+    results = []
+    for indices, gathered in ((A.indices.astype(np.int32), near), (places[A.indices], X)):
+        out, gradient = np.empty((40, batch), np.float32), np.empty(A.nnz, np.float32)
+        rows = Connections(indptr, indices, A.data)
+        fused.forward(rows, bias, gathered, slope=0.5, out=out)
+        kernels.sddmm(indptr, indices, out, gathered, gradient, False)
+        results.append((out, gradient))
+    for prefetched, plain in zip(*results, strict=True):
+        np.testing.assert_array_equal(prefetched, plain)
 
 
 # Whole steps
@@ -169,7 +178,7 @@ def test_a_step_is_made_anew_where_an_array_was_replaced(step_by_layers):
     for trainer in (whole, layers):
         trainer.step(X, y)
         evolve(trainer.network.layers[0], 0.3, np.random.default_rng(0))
-        trainer.workspace.fit(trainer.network.layer_connections)
+        trainer.workspace.resize_(trainer.network.layer_connections)
         trainer.step(X, y)
         trainer.network.layers[1].bias = trainer.network.layers[1].bias + 1
         trainer.step(X, y)
@@ -236,12 +245,13 @@ def test_dropout_is_that_of_the_shared_kernels():
     A = csr_array(rng.standard_normal((70, 9), dtype=np.float32))
     X = rng.standard_normal((9, 130), dtype=np.float32)
     bias = np.zeros(70, np.float32)
-    key = base.Dropout(40_000, 2**40 + 3, 17, 3, 24)
-    arrays = A.indptr.astype(np.int32), A.indices.astype(np.int32), A.data, bias, X
+    key = Dropout(40_000, 2**40 + 3, 17, 3, 24)
+    rows = Connections(A.indptr.astype(np.int32), A.indices.astype(np.int32), A.data)
     states = []
     for name in ("fused", "scipy"):
         out, state = np.empty((70, 130), np.float32), np.empty((70, 2, 5), np.uint32)
-        get_backend(name).forward(*arrays, slope=0.25, out=out, state=state, dropout=key)
+        backend = get_backend(name)
+        backend.forward(rows, bias, X, slope=0.25, out=out, state=state, dropout=key)
         states.append((state, out))
     np.testing.assert_array_equal(states[0][0], states[1][0])
     np.testing.assert_allclose(states[0][1], states[1][1], rtol=1e-4, atol=1e-5)

@@ -20,9 +20,9 @@ from sklearn.metrics import log_loss
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.activations import ACTIVATIONS, TRAINED
 from largesparse.backends import BACKENDS, get_backend
-from largesparse.backends.base import Dropout
+from largesparse.backends.base import Connections, Derivative, Dropout
 from largesparse.errors import BackendError
-from largesparse.layer import SparseLayer
+from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.losses import softmax, softmax_cross_entropy
 from largesparse.topology import Topology
 
@@ -155,7 +155,7 @@ def centered(layer, inputs, weight_gradient, bias_gradient):
     mean = inputs.mean(axis=0)
     weight_gradient = weight_gradient - np.outer(mean, bias_gradient)
     weight_gradient *= dense_weights(layer) != 0
-    return weight_gradient, bias_gradient - layer.rate_scale * weight_gradient.T @ mean
+    return weight_gradient, bias_gradient - layer.config.rate_scale * weight_gradient.T @ mean
 
 
 def at_connections(layer, gradient) -> np.ndarray:
@@ -174,7 +174,7 @@ def check_against_dense(trainer, X, y, dropout):
     expected = zip(*dense_gradients(*reference), strict=True)
     for k, (weight_gradient, bias_gradient) in enumerate(expected):
         layer = network.layers[k]
-        if layer.centered:
+        if layer.config.centered:
             outputs = last_inputs(*reference)
             weight_gradient, bias_gradient = centered(
                 layer, outputs, weight_gradient, bias_gradient
@@ -299,7 +299,7 @@ def test_gradients_equal_pytorch(backend, activation, recipe, dropout):
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for k, layer in enumerate(network.layers):
         weight_gradient, bias_gradient = weights[k].grad.numpy(), biases[k].grad.numpy()
-        if layer.centered:
+        if layer.config.centered:
             inputs = a.detach().numpy()
             weight_gradient, bias_gradient = centered(layer, inputs, weight_gradient, bias_gradient)
         assert_close(trainer.workspace.gradients[k], at_connections(layer, weight_gradient))
@@ -483,7 +483,8 @@ def test_mkl_equals_scipy(n_in, n_out, batch, density, slope, keep_below, seed):
     pattern = Topology.from_input_order(
         n_in, n_out, W.indptr.astype(np.int32), W.indices.astype(np.int32)
     )
-    layer = SparseLayer(2, pattern, W.data, rng.random(n_out, dtype=np.float32) - 0.5, slope=slope)
+    parameters = {"values": W.data, "bias": rng.random(n_out, dtype=np.float32) - 0.5}
+    layer = SparseLayer(2, pattern, parameters, LayerConfig(slope))
     X = rng.standard_normal((n_in, batch), dtype=np.float32)
     D = rng.standard_normal((n_out, batch), dtype=np.float32)
     words = -(-batch // 32)
@@ -501,23 +502,19 @@ def test_mkl_equals_scipy(n_in, n_out, batch, density, slope, keep_below, seed):
         bias_gradient = np.full(n_in, np.nan, dtype=np.float32)
         backend = loaded(name)
         with backend.threads(1):
-            forward = (pattern.indptr_by_output, pattern.indices_by_output)
-            arguments = (*forward, layer.values_by_output, layer.bias, X)
+            by_output = pattern.indptr_by_output, pattern.indices_by_output, layer.values_by_output
+            arguments = Connections(*by_output), layer.bias, X
             backend.forward(*arguments, slope=slope, out=predicted)
             dropout = Dropout(keep_below, seed, 0, 2, 0)
             backend.forward(*arguments, slope=slope, out=out, state=state, dropout=dropout)
             backend.backward(
-                pattern.indptr,
-                pattern.indices,
-                layer.values,
+                Connections(pattern.indptr, pattern.indices, layer.values),
                 X,
                 D,
+                Derivative(np.float32(slope), dropout.keep_share, below),
                 out_gradient=gradient,
                 out_delta=delta,
-                slope_below=slope,
-                state_below=below,
-                keep_share_below=dropout.keep_share,
-                out_bias_gradient_below=bias_gradient,
+                out_bias_gradient=bias_gradient,
                 accumulate=False,
             )
         results.append((predicted, out, gradient, delta, bias_gradient))

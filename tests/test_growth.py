@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_checkpoint
-from largesparse.backends import get_backend
 from largesparse.errors import ParameterError
 from largesparse.evolution import survivors
 from largesparse.growth import GradientGrowth, score_cells
@@ -17,8 +16,6 @@ from largesparse.randomness import stream
 from largesparse.threads import kernel_threads
 from largesparse.topology import erdos_renyi
 from largesparse.training_data import prepare
-
-SCIPY = get_backend("scipy")
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +49,8 @@ def test_scores_are_gradients_of_cells(n_in, n_out, batch, seed):
     delta = rng.standard_normal((n_out, batch)).astype(np.float32)
     positions = np.flatnonzero(rng.random(n_in * n_out) < 0.4)
     expected = (X @ delta.T).ravel()[positions]
-    for backend in ("scipy", "fused"):
-        scores = score_cells(positions, X, delta, get_backend(backend))
-        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
+    scores = score_cells(positions, X, delta)
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=60)
@@ -73,7 +69,7 @@ def test_cells_are_free_distinct_and_the_best(n_in, n_out, density, candidates, 
     count = int(np.count_nonzero(~keep))
     X = rng.standard_normal((n_in, 8)).astype(np.float32)
     delta = rng.standard_normal((n_out, 8)).astype(np.float32)
-    grow = GradientGrowth(X, delta, candidates, SCIPY)
+    grow = GradientGrowth(X, delta, candidates)
     positions = grow(topology, keep, count, np.random.default_rng(seed))
     kept = np.zeros(n_in * n_out, dtype=bool)
     kept[topology.rows()[keep].astype(int) * n_out + topology.indices[keep]] = True

@@ -410,7 +410,7 @@ def test_early_stopping_restores_the_best_with_its_dead():
     trainer.fit(*task(128), progress=False)
     check_dead(trainer.network)
     for layer, best in zip(trainer.network.layers, trainer.best.layers, strict=True):
-        assert np.array_equal(layer.values, best.values) and layer.dead is best.dead
+        assert np.array_equal(layer.values, best["values"]) and layer.dead is best.get("dead")
     X, y = task(128)
     trainer.step(X, y.astype(np.int32))  # the buffers fit again
     check_dead(trainer.network)

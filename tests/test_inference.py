@@ -25,12 +25,13 @@ from largesparse import (
     TrainingConfig,
     inference,
     load_model,
+    mapped_memory,
     predict,
     predict_proba,
     save_model,
-    sharing,
 )
 from largesparse.backends import BACKENDS, get_backend
+from largesparse.checks import check_X
 from largesparse.errors import (
     BackendError,
     DataError,
@@ -38,7 +39,6 @@ from largesparse.errors import (
     ParameterError,
     WorkerError,
 )
-from largesparse.preprocessing import check_X
 
 N = 103  # no multiple of a batch size below
 NAMES = np.array(["ant", "bee", "cow"])
@@ -83,7 +83,7 @@ def places(tmp_path, monkeypatch):
     shared, temporary = tmp_path / "shm", tmp_path / "tmp"
     shared.mkdir()
     temporary.mkdir()
-    monkeypatch.setattr(sharing, "SHARED_FOLDER", shared)
+    monkeypatch.setattr(mapped_memory, "SHARED_FOLDER", shared)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
     def left():
@@ -307,7 +307,7 @@ def test_a_worker_that_dies_at_work_is_told(network, data, places, monkeypatch):
     before = children()
     predictor = Predictor(network, processes=2, batch_size=1, threads=1, backend="scipy")
     victim = next(iter(children() - before))
-    delete, wait = sharing.SharedFiles.delete, inference.wait
+    delete, wait = mapped_memory.SharedFiles.delete, inference.wait
 
     def delete_and_stop(files):  # it has the data, and gets no further
         delete(files)
@@ -317,7 +317,7 @@ def test_a_worker_that_dies_at_work_is_told(network, data, places, monkeypatch):
         os.kill(victim.pid, signal.SIGKILL)
         return wait(connections)
 
-    monkeypatch.setattr(sharing.SharedFiles, "delete", delete_and_stop)
+    monkeypatch.setattr(mapped_memory.SharedFiles, "delete", delete_and_stop)
     monkeypatch.setattr(inference, "wait", kill_and_wait)
     error = within(HANG, lambda: predictor.predict(data[0]))
     assert isinstance(error, WorkerError)
@@ -344,8 +344,8 @@ def test_a_worker_that_died_between_two_predictions_is_told(network, data, place
 def test_a_worker_that_fails_is_told(network, data, places, monkeypatch):
     before = children()
     predictor = Predictor(network, processes=2, threads=1, backend="scipy")
-    missing = sharing.SharedArray(str(places.shared / "none"), "<f4", (N, 15))
-    monkeypatch.setattr(inference, "share_data", lambda X, files: ("dense", missing))
+    missing = mapped_memory.SharedArray(str(places.shared / "none"), "<f4", (N, 15))
+    monkeypatch.setattr(mapped_memory.SharedFiles, "share", lambda files, array: missing)
     error = within(HANG, lambda: predictor.predict(data[0]))
     assert isinstance(error, WorkerError)
     assert "FileNotFoundError" in str(error)
@@ -356,9 +356,9 @@ def test_a_worker_that_fails_is_told(network, data, places, monkeypatch):
 def test_a_worker_that_cannot_start_is_told(network, places, monkeypatch):
     before = children()
     monkeypatch.setattr(
-        sharing.SharedFiles,
+        mapped_memory.SharedFiles,
         "share",
-        lambda files, array: sharing.SharedArray(
+        lambda files, array: mapped_memory.SharedArray(
             str(places.shared / "none"), array.dtype.str, array.shape
         ),
     )
@@ -389,7 +389,7 @@ def test_an_interruption_ends_the_workers(network, data, places, monkeypatch):
 @pytest.mark.parametrize("shape", [(5, 7), (0, 7), (1,), (300, 400)])
 def test_a_shared_array_is_what_it_was(places, dtype, shape):
     array = np.random.default_rng(0).integers(2, size=shape).astype(dtype)
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     shared = files.share(array)
     again = shared.open()
     assert again.dtype == array.dtype
@@ -402,21 +402,21 @@ def test_a_shared_array_is_what_it_was(places, dtype, shape):
 
 
 def test_arrays_go_to_the_disk_where_shared_memory_is_too_small(places, monkeypatch):
-    usage = sharing.shutil.disk_usage(places.shared)
+    usage = mapped_memory.shutil.disk_usage(places.shared)
     full = {places.shared}
     monkeypatch.setattr(
-        sharing.shutil,
+        mapped_memory.shutil,
         "disk_usage",
         lambda place: usage._replace(free=1000) if place in full else usage,
     )
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     shared = files.share(np.arange(1000.0))
     assert places()[0].parent == places.temporary
     np.testing.assert_array_equal(shared.open(), np.arange(1000.0))
     files.delete()
 
     full.add(places.temporary)
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     with pytest.raises(MemoryPlanError, match="8000 bytes") as caught:
         files.share(np.arange(1000.0))
     assert "processes=1" in str(caught.value)
@@ -425,12 +425,12 @@ def test_arrays_go_to_the_disk_where_shared_memory_is_too_small(places, monkeypa
 
 def test_each_array_goes_where_there_is_room_for_it(places, monkeypatch):
     """The first may fit into what shared memory there is, and the second not."""
-    usage = sharing.shutil.disk_usage(places.shared)
+    usage = mapped_memory.shutil.disk_usage(places.shared)
     free = {places.shared: 2 * 2**20, places.temporary: 2**30}
     monkeypatch.setattr(
-        sharing.shutil, "disk_usage", lambda place: usage._replace(free=free[place])
+        mapped_memory.shutil, "disk_usage", lambda place: usage._replace(free=free[place])
     )
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     small, large = np.arange(1000.0), np.arange(2.0**17)
     shared = [files.share(array) for array in (small, large, small)]
     folders = [Path(each.path).parents[1] for each in shared]
@@ -461,20 +461,20 @@ def test_each_array_goes_where_there_is_room_for_it(places, monkeypatch):
 )
 def test_parts_of_a_memory_map_are_shared_as_they_are(places, data, tmp_path, part):
     X = part(saved(data[0], tmp_path))
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     np.testing.assert_array_equal(files.share(X).open(), X)
     files.delete()
 
 
 def test_rows_of_a_memory_map_are_not_copied(places, data, tmp_path):
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     assert files.share(saved(data[0], tmp_path)[20:30]).path == str(tmp_path / "X.npy")
     assert places() == []
 
 
 def test_memory_mapped_inputs_are_not_copied(places, data, tmp_path):
-    files = sharing.SharedFiles()
-    sharing.share_data(check_X(saved(data[0], tmp_path), 15), files)
+    files = mapped_memory.SharedFiles()
+    files.share(check_X(saved(data[0], tmp_path), 15))
     left = places()
     files.delete()
     assert left == []
@@ -484,7 +484,7 @@ def test_changes_of_a_copy_on_write_map_are_shared(places, data, tmp_path):
     np.save(tmp_path / "X.npy", data[0])
     X = np.load(tmp_path / "X.npy", mmap_mode="c")
     X += 1
-    files = sharing.SharedFiles()
+    files = mapped_memory.SharedFiles()
     shared = files.share(X).open()
     files.delete()
     np.testing.assert_array_equal(shared, X)

@@ -27,7 +27,7 @@ from largesparse.memory import (
     prediction_batch,
 )
 from largesparse.memory import (
-    settings as settings_of,
+    micro_batchings as settings_of,
 )
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.plan import memory_of_ranks
@@ -159,11 +159,11 @@ def test_smaller_micro_batches_where_memory_is_short():
         budget = HEADROOM * available
         assert plan.required <= budget
         options = settings_of(NetworkConfig(WIDE_NET, epsilon=1), 100, None, None)
-        for better in options[: options.index(plan.setting)]:
+        for better in options[: options.index(plan.micro_batching)]:
             assert plan_of(NetworkConfig(WIDE_NET, epsilon=1), *better).required > budget
         chosen.append(plan.micro_batch)
         notes.append(plan.note)
-        kept.append(plan.setting.keep_every)
+        kept.append(plan.micro_batching.keep_every)
     assert chosen == sorted(chosen)
     assert len(set(chosen)) >= 4
     assert chosen[-1] == 100
@@ -180,7 +180,7 @@ def test_activations_that_are_computed_twice_take_less():
     assert buffers == [0, -3, -4, -4, -3, -3, -2, -1, 0, 1, 1]
     assert ", every 3rd layer's" in str(plans[2]) and "every" not in str(plans[0])
     given = choose((10, *[1000] * 10, 2), 1, available=GIB, keep_every=2, micro_batch=7)
-    assert given.setting == (7, 2, "float32")
+    assert given.micro_batching == (7, 2, "float32")
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 64, 128])
@@ -314,7 +314,7 @@ def test_with_files_a_part_must_fit_in_memory_and_all_on_the_disk(monkeypatch, t
     files = {"available": available, "storage": tmp_path}
     with pytest.raises(MemoryPlanError, match=r"in files, and .* neurons would fit"):
         choose_plan(config, 128, micro_batch=16, keep_every=1, **files)
-    assert choose_plan(config, 128, micro_batch=16, **files).setting.keep_every == 2
+    assert choose_plan(config, 128, micro_batch=16, **files).micro_batching.keep_every == 2
     assert choose_plan(config, 128, keep_every=1, **files).micro_batch < 16
 
 

@@ -10,20 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.backends import get_backend
+from largesparse.backends.base import SGD
+from largesparse.backends.kernels import momentum_update
 from largesparse.errors import ParameterError
-from largesparse.layer import SparseLayer
+from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.optimizer import SCHEDULES, MomentumSGD, ScheduleConfig
+from largesparse.threads import kernel_threads
 from largesparse.topology import Topology
 
 TINY = np.finfo(np.float32).tiny  # smallest normal number
 
 
 @pytest.fixture
-def backend():
-    backend = get_backend("scipy")
-    with backend.threads(1):  # so small a layer is quicker without others
-        yield backend
+def one_thread():
+    with kernel_threads(1):  # so small a layer is quicker without others
+        yield
 
 
 def layer_of(values, bias=0.0, **options) -> SparseLayer:
@@ -32,25 +33,28 @@ def layer_of(values, bias=0.0, **options) -> SparseLayer:
     topology = Topology.from_input_order(
         n, n, np.arange(n + 1, dtype=np.int32), np.arange(n, dtype=np.int32)[::-1].copy()
     )
-    return SparseLayer(
-        2, topology, floats(values), np.full(n, bias, np.float32), slope=0.0, **options
-    )
+    parameters = {"values": floats(values), "bias": np.full(n, bias, np.float32)}
+    return SparseLayer(2, topology, parameters, LayerConfig(0.0, **options))
 
 
 def floats(numbers) -> np.ndarray:
     return np.array(numbers, dtype=np.float32)
 
 
+def gradients(values, bias) -> dict[str, np.ndarray]:
+    return {"values": np.asarray(values, np.float32), "bias": np.asarray(bias, np.float32)}
+
+
 # The update
 
 
-def test_update_by_hand(backend):
+def test_update_by_hand(one_thread):
     layer = layer_of([1.0, -2.0, 0.0], bias=3.0)
     layer.velocity[:] = [0.5, 0.0, -1.0]
     layer.bias_velocity[:] = -0.4
     sgd = MomentumSGD(momentum=0.9, weight_decay=0.01)
     gradient, bias_gradient = floats([2.0, 0.0, -1.0]), floats([1.0, 1.0, 1.0])
-    sgd.update_(layer, gradient, bias_gradient, 0.1, backend)
+    sgd.update_(layer, gradients(gradient, bias_gradient), 0.1)
     # v = 0.9·0.5 - 0.1·2 = 0.25;  w = 1 + 0.25 - 0.01·1
     np.testing.assert_allclose(layer.velocity, [0.25, 0.0, -0.8], rtol=1e-6)
     np.testing.assert_allclose(layer.values, [1.24, -1.98, -0.8], rtol=1e-6)
@@ -58,7 +62,7 @@ def test_update_by_hand(backend):
     np.testing.assert_allclose(layer.bias_velocity, -0.46, rtol=1e-6)
     np.testing.assert_allclose(layer.bias, 2.51, rtol=1e-6)
 
-    sgd.update_(layer, floats([-1.0, 1.0, 0.0]), floats([0, 0, 0]), 0.1, backend)
+    sgd.update_(layer, gradients([-1.0, 1.0, 0.0], [0, 0, 0]), 0.1)
     # v = 0.225 + 0.1 = 0.325;  w = 1.24 + 0.325 - 0.0124
     np.testing.assert_allclose(layer.velocity, [0.325, -0.1, -0.72], rtol=1e-6)
     np.testing.assert_allclose(layer.values, [1.5526, -2.0602, -1.512], rtol=1e-6)
@@ -67,37 +71,35 @@ def test_update_by_hand(backend):
 
 
 @pytest.mark.parametrize("learning_rate", [0.0, 0.1, 10.0])
-def test_decay_is_not_scaled_by_the_learning_rate(backend, learning_rate):
+def test_decay_is_not_scaled_by_the_learning_rate(one_thread, learning_rate):
     layer = layer_of([1.0, -4.0], bias=2.0)
     for _ in range(2):
-        MomentumSGD(0.9, 0.25).update_(
-            layer, floats([0, 0]), floats([0, 0]), learning_rate, backend
-        )
+        MomentumSGD(0.9, 0.25).update_(layer, gradients([0, 0], [0, 0]), learning_rate)
     np.testing.assert_array_equal(layer.values, [0.5625, -2.25])  # (1 - 0.25)²
     np.testing.assert_array_equal(layer.bias, 1.125)
     assert not layer.velocity.any() and not layer.bias_velocity.any()  # decay is no momentum
 
 
-def test_without_momentum_and_decay_it_is_gradient_descent(backend):
+def test_without_momentum_and_decay_it_is_gradient_descent(one_thread):
     layer = layer_of([1.0, 1.0], bias=1.0)
     for _ in range(3):
-        MomentumSGD(0, 0).update_(layer, floats([1, -2]), floats([4, 4]), 0.125, backend)
+        MomentumSGD(0, 0).update_(layer, gradients([1, -2], [4, 4]), 0.125)
     np.testing.assert_array_equal(layer.values, [0.625, 1.75])
     np.testing.assert_array_equal(layer.bias, -0.5)
 
 
-def test_rate_scale_is_of_the_weights_only(backend):
+def test_rate_scale_is_of_the_weights_only(one_thread):
     layer = layer_of([1.0], bias=1.0, rate_scale=0.25)
-    MomentumSGD(0.9, 0.5).update_(layer, floats([2.0]), floats([2.0]), 0.5, backend)
+    MomentumSGD(0.9, 0.5).update_(layer, gradients([2.0], [2.0]), 0.5)
     np.testing.assert_array_equal(layer.velocity, [-0.25])
     np.testing.assert_array_equal(layer.values, [0.25])  # 1 - 0.5·0.25·2 - 0.5·1
     np.testing.assert_array_equal(layer.bias, -0.5)  # 1 - 0.5·2 - 0.5·1
 
 
-def test_both_orders_are_updated_and_the_gradient_is_not(backend):
+def test_both_orders_are_updated_and_the_gradient_is_not(one_thread):
     layer = layer_of([1.0, 2.0, 3.0])
     gradient, bias_gradient = floats([1, 2, 3]), floats([4, 5, 6])
-    MomentumSGD().update_(layer, gradient, bias_gradient, 0.1, backend)
+    MomentumSGD().update_(layer, gradients(gradient, bias_gradient), 0.1)
     np.testing.assert_array_equal(layer.values_by_output, layer.values[::-1])
     np.testing.assert_array_equal(gradient, [1, 2, 3])
     np.testing.assert_array_equal(bias_gradient, [4, 5, 6])
@@ -115,11 +117,11 @@ def test_update_equals_float64(size, rate, momentum, decay, seed):
     w, v, g = np.random.default_rng(seed).standard_normal((3, size)).astype(np.float32)
     expected_v = momentum * v.astype(np.float64) - rate * g
     expected_w = w.astype(np.float64) + expected_v - decay * w
-    backend = get_backend("scipy")
+    sgd = SGD(np.float32(rate), np.float32(momentum), np.float32(decay))
     for threads in (1, 2):
         values, velocity = w.copy(), v.copy()
-        with backend.threads(threads):
-            backend.update(values, velocity, g, rate=rate, momentum=momentum, decay=decay)
+        with kernel_threads(threads):
+            momentum_update(values, velocity, g, sgd)
         np.testing.assert_allclose(velocity, expected_v, rtol=1e-6, atol=1e-5)
         np.testing.assert_allclose(values, expected_w, rtol=1e-6, atol=1e-5)
 
@@ -127,13 +129,13 @@ def test_update_equals_float64(size, rate, momentum, decay, seed):
 @pytest.mark.parametrize("size", [1, 1000, 4095, 4097, 10_007, 50_001])
 def test_threads_do_not_change_the_update(size):
     w, v, g = np.random.default_rng(size).standard_normal((3, size)).astype(np.float32)
-    backend = get_backend("scipy")
+    sgd = SGD(np.float32(0.13), np.float32(0.9), np.float32(2e-4))
     results = []
     for threads in (1, 2, 3, 4):
         values, velocity = w.copy(), v.copy()
-        with backend.threads(threads):
+        with kernel_threads(threads):
             for _ in range(3):
-                backend.update(values, velocity, g, rate=0.13, momentum=0.9, decay=2e-4)
+                momentum_update(values, velocity, g, sgd)
         results.append((values, velocity))
     for values, velocity in results[1:]:
         np.testing.assert_array_equal(values, results[0][0])
@@ -155,19 +157,19 @@ def test_bad_weight_decay(decay):
 # Subnormal velocities
 
 
-def test_subnormal_velocities_are_flushed(backend):
+def test_subnormal_velocities_are_flushed(one_thread):
     start = floats([TINY, -TINY, 2 * TINY, -2 * TINY, 1e-45, 0.0, 1.0])
     layer = layer_of(np.zeros(7))
     layer.velocity[:] = start
     layer.bias_velocity[:] = TINY
-    MomentumSGD(0.75, 0).update_(layer, np.zeros_like(start), np.zeros_like(start), 0.1, backend)
+    MomentumSGD(0.75, 0).update_(layer, gradients(0 * start, 0 * start), 0.1)
     expected = [0, 0, 1.5 * TINY, -1.5 * TINY, 0, 0, 0.75]
     np.testing.assert_array_equal(layer.velocity, floats(expected))
     np.testing.assert_array_equal(layer.values, floats(expected))  # w takes the flushed velocity
     assert not layer.bias_velocity.any()
 
 
-def test_the_velocity_of_an_idle_connection_ends_at_zero(backend):
+def test_the_velocity_of_an_idle_connection_ends_at_zero(one_thread):
     layer = layer_of([1.0, 1.0])
     layer.velocity[:] = [1.0, -1.0]
     sgd, idle = MomentumSGD(0.9, 0), floats([0, 0])
@@ -175,15 +177,15 @@ def test_the_velocity_of_an_idle_connection_ends_at_zero(backend):
     while layer.velocity.any():
         smallest = np.abs(layer.velocity).min()
         assert smallest >= TINY  # never subnormal on its way
-        sgd.update_(layer, idle, idle, 0.1, backend)
+        sgd.update_(layer, gradients(idle, idle), 0.1)
         steps += 1
     assert steps == math.ceil(math.log(TINY) / math.log(0.9))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_not_flushed(backend, value):
+def test_what_is_not_finite_is_not_flushed(one_thread, value):
     layer = layer_of([1.0, 1.0])
-    MomentumSGD().update_(layer, floats([value, 0]), floats([0, value]), 0.1, backend)
+    MomentumSGD().update_(layer, gradients([value, 0], [0, value]), 0.1)
     np.testing.assert_array_equal(np.isfinite(layer.velocity), [False, True])
     np.testing.assert_array_equal(np.isfinite(layer.values), [False, True])
     np.testing.assert_array_equal(np.isfinite(layer.bias), [True, False])
@@ -194,14 +196,14 @@ def test_what_is_not_finite_is_not_flushed(backend, value):
 
 def test_recipe_paper_has_one_rate():
     config = NetworkConfig((1000, 1000, 500, 2), epsilon=20, recipe="paper")
-    assert [n.rate_scale for n in SparseMLP(config, progress=False).layers] == [1, 1, 1]
+    assert [n.config.rate_scale for n in SparseMLP(config, progress=False).layers] == [1, 1, 1]
 
 
 def test_recipe_width_lowers_the_rate_by_fan_in():
     config = NetworkConfig((100, 16, 40, 2), density=0.4, recipe="width")
     layers = SparseMLP(config, progress=False).layers
     # connections of a neuron: 40, 6.4, 16; up to 8 the rate is not lowered
-    assert [n.rate_scale for n in layers] == pytest.approx([0.2, 1, 0.5])
+    assert [n.config.rate_scale for n in layers] == pytest.approx([0.2, 1, 0.5])
 
 
 def test_a_step_scales_the_rate_of_the_weights_and_not_of_the_biases():
@@ -295,7 +297,7 @@ def rates_of(monkeypatch, rows=8, **options) -> list[float]:
     """The learning rates of the updates of a training with batches of 4 rows."""
     rates = []
 
-    def record(network, workspace, optimizer, learning_rate, backend):
+    def record(network, workspace, optimizer, learning_rate):
         rates.append(learning_rate)
 
     monkeypatch.setattr(SparseMLP, "update_", record)

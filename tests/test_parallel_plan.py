@@ -15,12 +15,12 @@ from mpi_runs import run_mpi
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.cli import parse_size
 from largesparse.errors import MemoryPlanError
-from largesparse.memory import HEADROOM, Setting, expected_connections
+from largesparse.memory import HEADROOM, MemoryPlan, MicroBatching, expected_connections
 from largesparse.parallel import plan as plan_module
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.plan import (
-    ParallelPlan,
+    Workload,
     choose_parallel_plan,
     plan_parallel,
     slots_of_nodes,
@@ -40,9 +40,11 @@ def machine(ranks: int, cores: int = 2) -> Nodes:
     return Nodes([0] * ranks, [cores], ["one"])
 
 
-def plan_of(config: NetworkConfig, micro_batch: int, nodes: Nodes, **options) -> ParallelPlan:
-    shape = Shape(config, expected_connections(config), Setting(micro_batch))
-    return plan_parallel(shape, nodes, slots_of_nodes(nodes, options.pop("slots", None)), **options)
+def plan_of(config: NetworkConfig, micro_batch: int, nodes: Nodes, **options) -> MemoryPlan:
+    shape = Shape(config, expected_connections(config), MicroBatching(micro_batch))
+    slots = slots_of_nodes(nodes, options.pop("slots", None))
+    available = options.pop("available", None)
+    return plan_parallel(shape, nodes, slots, Workload(**options), available)
 
 
 def test_a_worker_has_one_slot_or_two_on_another_node():
@@ -66,9 +68,11 @@ def test_the_bytes_are_those_of_the_design():
     gradient = 12 * connections + 8 * neurons
     activations = 4 * 64 * (sizes[0] + neurons + widest) + 8 * 2 * 1_000_000
     assert plan.model == pytest.approx(model, rel=1e-4)
-    assert plan.slot == pytest.approx(gradient + activations, rel=1e-4)
+    assert plan.gradients == pytest.approx(2 * gradient, rel=1e-4)
+    assert plan.activations == pytest.approx(2 * activations, rel=1e-4)
     assert plan.slots == (2,)
-    assert plan.required >= plan.base + plan.model + 2 * plan.slot + plan.server
+    slots = plan.gradients + plan.activations
+    assert plan.required >= plan.base + plan.model + slots + plan.passing
 
 
 def test_simulated_nodes_have_a_topology_each_and_other_machines_do_not_count():
@@ -108,8 +112,10 @@ def test_growth_by_the_gradient_takes_a_workspace_on_rank_0(monkeypatch):
     random, gradient = plans["random"], plans["gradient"]
     assert random.growth == 0 and "growth" not in str(random)
     assert sum(taken) + by_output <= gradient.growth <= 1.3 * (sum(taken) + by_output)
-    assert gradient.required - random.required == gradient.growth + gradient.server - random.server
-    assert gradient.server > random.server
+    assert gradient.required - random.required == (
+        gradient.growth + gradient.passing - random.passing
+    )
+    assert gradient.passing > random.passing
     assert "gradient growth" in str(gradient)
 
 
@@ -198,9 +204,10 @@ def test_a_training_that_does_not_fit_is_refused_before_anything_is_shared():
         import numpy as np
         from largesparse import NetworkConfig, SparseMLP, TrainingConfig
         from largesparse.cli import run_command
-        from largesparse.parallel import job, plan, segments, train_wasap
+        from largesparse import mapped_memory
+        from largesparse.parallel import job, plan, train_wasap
         plan.memory_of_ranks = lambda comm, nodes: 300 * 2**20
-        segments.Segment.create = job.connect = None  # neither is reached
+        mapped_memory.Segment.create = job.connect = None  # neither is reached
         network = SparseMLP(NetworkConfig((4, 8, 2), epsilon=2), progress=False)
         config = TrainingConfig(epochs=1, backend="scipy", batch_size=2)
         X, y = np.ones((9, 4), np.float32), np.arange(9) % 2

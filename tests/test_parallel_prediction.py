@@ -17,9 +17,9 @@ from scipy.sparse import csr_array, random_array
 import largesparse
 from largesparse import NetworkConfig, SparseMLP, parallel
 from largesparse.errors import DataError, ParameterError
-from largesparse.parallel.data import whole
+from largesparse.mapped_memory import X_from_arrays
 from largesparse.parallel.prediction import rows_of, split_rows
-from largesparse.preprocessing import Standardizer
+from largesparse.standardizer import Standardizer
 
 RANKS, ROWS, FEATURES, BATCH = 3, 103, 15, 10
 NAMES = np.array(["ant", "bee", "cow"])
@@ -259,6 +259,6 @@ def test_rows_of_an_array(data, n_rows, sparse):
     stop = data.draw(st.integers(start, n_rows))
     X = random_array((n_rows, 7), density=0.3, format="csr", random_state=n_rows)
     X = X if sparse else X.toarray()
-    found = whole((stop - start, 7) if sparse else None, iter(rows_of(X, start, stop)))
+    found = X_from_arrays((stop - start, 7) if sparse else None, iter(rows_of(X, start, stop)))
     expected = X[start:stop]
     np.testing.assert_array_equal(*(a.toarray() if sparse else a for a in (found, expected)))

@@ -185,9 +185,8 @@ def train_alone(start: Path, replica: int, replicas: int, case: Case):
     """Train a replica from a checkpoint on its share of the rows, by the steps of a trainer."""
     found = load_checkpoint(start)
     seed = replica_seed(found.config.seed, replica)
-    trainer = Trainer(found.network, dataclasses.replace(found.config, seed=seed))
-    trainer.epoch, trainer.step_count = found.epoch, found.step_count
-    trainer.history = found.history
+    config = dataclasses.replace(found.config, seed=seed)
+    trainer = Trainer(found.network, config, state=found.state)
     given = case.given()
     data = prepare(trainer.network, found.config, given["X"], given["y"])
     while trainer.epoch < 4:
@@ -335,7 +334,8 @@ from parallel_cases import Case
 from largesparse import Trainer, load_checkpoint, save_checkpoint, save_model
 from largesparse.errors import LargeSparseError
 from largesparse.parallel import train_wasap
-from largesparse.parallel.ranks import barrier, get_communicator
+from largesparse.parallel.collectives import barrier
+from largesparse.parallel.ranks import get_communicator
 
 comm = get_communicator()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
-from largesparse.backends import get_backend
 from largesparse.evolution import evolve
-from largesparse.history import EpochRecord
-from largesparse.memory import Setting
+from largesparse.history import EpochRecord, ParallelReport
+from largesparse.mapped_memory import KEPT, Arena, PrivateMemory, Segment, share_arrays
+from largesparse.memory import MicroBatching
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.deal import Batch, Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Batch, Deal, Dispatcher
 from largesparse.parallel.job import node_bytes
 from largesparse.parallel.messages import (
     Lease,
@@ -34,9 +32,7 @@ from largesparse.parallel.messages import (
 )
 from largesparse.parallel.phase_two import train_replicas
 from largesparse.parallel.replicas import train_replica
-from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.retention import SlotMaps, retain_valid
-from largesparse.parallel.segments import KEPT, Arena, PrivateMemory, Segment, share_arrays
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -46,10 +42,10 @@ from largesparse.parallel.shared import (
 )
 from largesparse.parallel.slots import Slot, slot_sizes
 from largesparse.parallel.updating import Updater
-from largesparse.parallel.usage import pss_bytes
 from largesparse.parallel.worker import Worker
 from largesparse.stepping import Stepper
 from largesparse.training_data import TrainingData
+from largesparse.usage import pss_bytes
 from largesparse.workspace import Gradients
 
 RANGES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}
@@ -180,7 +176,7 @@ def test_the_state_of_another_batch_size_is_left():
 # --------------------------------------------------------------------------- dispatcher
 def test_slots_go_to_those_who_wait_longest_on_their_node():
     dispatcher = Dispatcher([0, 0, 0, 0, 1, 1], [2, 1])
-    assert (dispatcher.workers, dispatcher.slots, dispatcher.node(4)) == (5, 3, 1)
+    assert (dispatcher.workers, dispatcher.slots) == (5, 3)
     begun = []
 
     def begin(can_work=lambda worker: True):
@@ -201,8 +197,12 @@ def test_slots_go_to_those_who_wait_longest_on_their_node():
 
 
 def test_with_two_slots_for_each_a_worker_has_its_next_task_before_it_is_done():
-    for ahead, slots, expected in ((True, 4, [1, 2, 1, 2]), (True, 3, [1, 2]), (False, 4, [1, 2])):
-        dispatcher = Dispatcher([0, 0, 0], [slots], ahead=ahead)
+    for prefetch, slots, expected in (
+        (True, 4, [1, 2, 1, 2]),
+        (True, 3, [1, 2]),
+        (False, 4, [1, 2]),
+    ):
+        dispatcher = Dispatcher([0, 0, 0], [slots], prefetch=prefetch)
         begun = []
         for pair in dispatcher.pairs(lambda worker: True):
             dispatcher.begin(*pair)
@@ -271,8 +271,8 @@ def test_a_gradient_reaches_exactly_the_connections_that_survived(changes, activ
         bias = np.where(dead, 0, gradients.bias_gradients[k])
         np.testing.assert_array_equal(valid.bias_gradients[k], bias)
         if layer.srelu is not None:
-            shape = np.where(dead, 0, gradients.srelu_gradients[k])
-            np.testing.assert_array_equal(valid.srelu_gradients[k], shape)
+            shape = np.where(dead, 0, gradients.by_layer[k]["srelu"])
+            np.testing.assert_array_equal(valid.by_layer[k]["srelu"], shape)
     np.testing.assert_array_equal(valid.input_sums, gradients.input_sums)
 
 
@@ -303,7 +303,7 @@ def test_generations_that_nobody_needs_are_forgotten():
 # ------------------------------------------------------------------------------- memory
 OPEN = """
 import json, sys
-from largesparse.parallel.segments import Segment, arrays_of
+from largesparse.mapped_memory import Segment, arrays_of
 path, shapes = json.loads(sys.argv[1])
 first, second = arrays_of(Segment.open(path), [(tuple(shape), kind) for shape, kind in shapes])
 print(first.sum(), second.tolist())
@@ -364,7 +364,7 @@ class Node:
     """The server's memory of a node, and a slot, in this process."""
 
     def __init__(self, network: SparseMLP, micro_batch: int = 4) -> None:
-        shape = Shape.of(network, Setting(micro_batch))
+        shape = Shape.of(network, MicroBatching(micro_batch))
         self.topology = SharedTopology(
             shape, Arena(Segment.create(shared_size(SharedTopology, shape)).buffer)
         )
@@ -472,7 +472,7 @@ def test_the_gradient_of_a_slot_is_that_of_the_network(backend):
 def test_a_worker_updates_the_shared_weights_as_the_server_does(activation):
     rng = np.random.default_rng(3)
     config = TrainingConfig(learning_rate=0.1, backend="scipy", threads=1)
-    backend, options = get_backend("scipy"), ParallelOptions("wasap", 1)
+    options = ParallelOptions("wasap", 1)
     plain, server = small_network(activation), small_network(activation)
     node = Node(server)
     updater = Updater(node.topology, node.weights, config, options, 2, 10)
@@ -484,9 +484,9 @@ def test_a_worker_updates_the_shared_weights_as_the_server_does(activation):
         gradients = node.slot.workspace
         for array in gradients.arrays():
             array[...] = rng.normal(size=array.shape)
-        plain.update_(gradients, config.optimizer(), 0.1, backend)
+        plain.update_(gradients, config.optimizer(), 0.1)
         network = node.slot.updated(node.weights)
-        found = updater.update(network, gradients, 4, backend, version=step, slot=node.slot)
+        found = updater.update(network, gradients, 4, version=step, slot=node.slot)
         assert found == 0
         assert (node.topology.version, node.topology.samples) == (step + 1, 4 * (step + 1))
         assert node.slot.version == step + 1
@@ -508,7 +508,7 @@ def test_nothing_is_updated_when_the_epoch_is_over():
     updater = Updater(node.topology, node.weights, TrainingConfig(), options, 2, 10)
     node.topology.samples = 10
     before = [layer.values.copy() for layer in server.layers]
-    arguments = node.slot.updated(node.weights), node.slot.workspace, 4, get_backend("scipy")
+    arguments = node.slot.updated(node.weights), node.slot.workspace, 4
     assert updater.update(*arguments, version=0, slot=node.slot, limit=10) is None
     assert (node.topology.version, node.topology.samples) == (0, 10)
     for layer, values in zip(server.layers, before, strict=True):
@@ -613,8 +613,7 @@ def test_delayed_gradients_are_compensated():
         array += rng.normal(size=array.shape).astype(np.float32)
     now = [array.copy() for array in node.weights.snapshot(node.topology.connections)]
     gradients = random_gradients(network, rng)
-    parts = gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients
-    flat = list(chain.from_iterable(zip(*parts, strict=True)))
+    flat = [array for arrays in gradients.by_layer for array in arrays.values()]
     expected = [
         g + 0.5 * g.astype(np.float64) ** 2 * (w - old)
         for g, w, old in zip(flat, now, then, strict=True)
@@ -638,7 +637,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
     """Three replicas of 2 epochs, two at a time; the first two had trained one of them."""
     config = TrainingConfig(epochs=4, batch_size=8, backend="scipy", threads=1)
     trainer, rows = Trainer(small_network(), config), 50
-    trainer.epoch = 2
+    trainer.state.epoch = 2
     tasks, todo = [], []
 
     class Links:
@@ -658,12 +657,14 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
     server = SimpleNamespace(
         trainer=trainer,
         links=Links(),
-        make_dispatcher=lambda ahead: Dispatcher([0, 0, 0], [2], ahead=ahead),
-        data=SimpleNamespace(train_rows=np.arange(rows)),
+        make_dispatcher=lambda prefetch: Dispatcher([0, 0, 0], [2], prefetch=prefetch),
         report=SimpleNamespace(phase_two_s=0.0),
-        request=SimpleNamespace(check=lambda: None),
-        checkpoint=None,
-        bar=bar,
+        run=SimpleNamespace(
+            data=SimpleNamespace(train_rows=np.arange(rows)),
+            request=SimpleNamespace(check=lambda: None),
+            checkpoint=None,
+            bar=bar,
+        ),
     )
     train_replicas(server, 3)
     assert [task.replica for task in tasks] == [0, 1, 2]
@@ -675,7 +676,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
 
 def test_a_replica_tells_of_the_epochs_that_its_checkpoint_has():
     trainer = Trainer(small_network(), TrainingConfig(epochs=4, backend="scipy", threads=1))
-    trainer.epoch = 4  # all of them
+    trainer.state.epoch = 4  # all of them
     trainer.history.epochs += [EpochRecord(epoch, None, None) for epoch in (2, 3, 4)]
     task = TrainReplica(0, 0, 3, 2, 10, None, False, None)
     told = list(train_replica(trainer, task, None, None, None))
@@ -703,7 +704,7 @@ def test_private_memory_is_given_back_where_it_is_much():
 
 def test_activations_of_a_slot_are_its_user_s():
     network = small_network()
-    shape = Shape.of(network, Setting(8))
+    shape = Shape.of(network, MicroBatching(8))
     topology = SharedTopology(shape, Arena(Segment.create(2**20).buffer))
     shared, own = slot_sizes(shape, topology)
     assert shared + own == pytest.approx(shared_size(Slot, shape, topology), abs=1024)

@@ -12,7 +12,7 @@ from largesparse import evolution
 from largesparse.backends import pattern_kernels
 from largesparse.evolution import evolve, survivors
 from largesparse.initializers import uniform
-from largesparse.layer import SparseLayer
+from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.randomness import seed_sequence, stream
 from largesparse.threads import kernel_threads
 from largesparse.topology import Topology, erdos_renyi
@@ -95,7 +95,9 @@ def test_evolution_of_many_connections(regrowth):
             topology = erdos_renyi(9_000, 11_000, 0.003, seed_sequence(0, "topology", 0))
             values = uniform(1.0)(stream(0, "values", 0), topology.nnz)
             bias = np.zeros(11_000, dtype=np.float32)
-            layer = SparseLayer(2, topology, values, bias, slope=0.6, regrowth=regrowth)
+            layer = SparseLayer(
+                2, topology, {"values": values, "bias": bias}, LayerConfig(0.6, regrowth=regrowth)
+            )
             layer.velocity[:] = values * 3
             old = layer.topology, values.copy()
             return layer, evolve(layer, 0.3, stream(0, "evolution", 0)), *old

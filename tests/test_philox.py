@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import get_backend
-from largesparse.backends.base import RESOLUTION, Dropout
+from largesparse.backends.base import RESOLUTION, Connections, Dropout
 from largesparse.backends.philox import philox4x32
 from largesparse.network import dropout_key
 
@@ -81,9 +81,11 @@ def activations(neurons, rows, *, keep=0.6, seed=0, step=0, layer=2, first_row=0
     state = np.full((neurons, 2, -(-rows // 32)), 0xDEADBEEF, dtype=np.uint32)
     with backend.threads(threads):
         backend.forward(
-            np.zeros(neurons + 1, dtype=np.int32),
-            np.zeros(0, dtype=np.int32),
-            np.zeros(0, dtype=np.float32),
+            Connections(
+                np.zeros(neurons + 1, dtype=np.int32),
+                np.zeros(0, dtype=np.int32),
+                np.zeros(0, dtype=np.float32),
+            ),
             np.ones(neurons, dtype=np.float32),
             np.zeros((1, rows), dtype=np.float32),
             slope=-0.6,

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.preprocessing import LabelEncoder, StandardScaler
 
-from largesparse import preprocessing
+from largesparse import checks
+from largesparse import standardizer as standardizer_module
 from largesparse.batches import load_batch
+from largesparse.checks import check_X, check_X_y, encode_labels
 from largesparse.errors import DataError
-from largesparse.preprocessing import Standardizer, check_X, check_X_y, encode_labels
+from largesparse.standardizer import Standardizer
 
 REAL_DTYPES = [np.bool_, np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64]
 
@@ -25,7 +27,8 @@ REAL_DTYPES = [np.bool_, np.uint8, np.int16, np.int64, np.float16, np.float32, n
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 64 bytes, so that small arrays take many of them."""
-    monkeypatch.setattr(preprocessing, "BLOCK_BYTES", 64)
+    for module in (checks, standardizer_module):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 64)
 
 
 # check_X: what passes
@@ -158,7 +161,7 @@ def test_the_first_bad_value_is_named(shape, dtype, bad, sparse, data):
     X[row, column:] = value
     X[row + 1 :] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocessing, "BLOCK_BYTES", 64)
+        patch.setattr(checks, "BLOCK_BYTES", 64)
         with pytest.raises(DataError, match=f"{word}.* at row {row}, column {column}[.]"):
             check_X(sp.csr_array(X) if sparse else X)
 
@@ -179,9 +182,9 @@ def test_values_too_large_for_float32_are_refused(value):
 
 
 def test_largest_accepted_values_cannot_overflow_when_centred():
-    X = np.array([[preprocessing.LARGEST], [-preprocessing.LARGEST]])
+    X = np.array([[checks.LARGEST], [-checks.LARGEST]])
     Z = check_X(X).astype(np.float32).T.copy()
-    Standardizer(np.array([-preprocessing.LARGEST], np.float32), np.ones(1, np.float32)).apply_(Z)
+    Standardizer(np.array([-checks.LARGEST], np.float32), np.ones(1, np.float32)).apply_(Z)
     assert np.isfinite(Z).all()
 
 
@@ -326,7 +329,7 @@ def test_statistics_equal_sklearns_in_float64(X, sparse, block_bytes, data):
         st.none() | hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, len(X) - 1))
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocessing, "BLOCK_BYTES", block_bytes)
+        patch.setattr(standardizer_module, "BLOCK_BYTES", block_bytes)
         standardizer = Standardizer.fit(sp.csr_array(X) if sparse else X, rows)
     used = X if rows is None else X[rows]
     reference = StandardScaler().fit(used.astype(np.float64))

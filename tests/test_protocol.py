@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from largesparse import TrainingConfig
-from largesparse.history import EpochRecord, History
+from largesparse.history import EpochRecord, ParallelReport
 from largesparse.losses import ScoreSums
 from largesparse.parallel import messages, phase_two
 from largesparse.parallel import server as server_module
-from largesparse.parallel.deal import Deal
-from largesparse.parallel.dispatch import Dispatcher
+from largesparse.parallel.deal import Deal, Dispatcher
 from largesparse.parallel.links import Links
 from largesparse.parallel.options import ParallelOptions
-from largesparse.parallel.report import ParallelReport
 from largesparse.parallel.server import Server
+from largesparse.state import TrainingState
+from largesparse.training import Run
 
 
 class Scheduler:
@@ -71,7 +71,7 @@ class Memory:
 
     batch = None
 
-    def fit(self, connections):
+    def resize_(self, connections):
         pass
 
     def arrays(self):
@@ -79,7 +79,7 @@ class Memory:
 
 
 class Machine:
-    """Workers, their slots, and what is on its way; the hub of `Links`."""
+    """Workers, their slots, and what is on its way; the channel of `Links`."""
 
     def __init__(self, scheduler, nodes, slots):
         self.scheduler, self.nodes = scheduler, nodes
@@ -101,7 +101,7 @@ class Machine:
         for rank in ranks:
             self.waits[rank] = next(self.workers[rank])
 
-    # ---------------------------------------------------------------- the hub
+    # ---------------------------------------------------------------- the channel
     def send(self, rank, message):
         self.inboxes[rank].append(message)
 
@@ -190,7 +190,7 @@ class ModelLinks(Links):
     """Rank 0's side of the nodes, without arrays and without MPI."""
 
     def __init__(self, machine):
-        self.machine, self._hub, self.topology = machine, machine, machine.topology
+        self.machine, self._channel, self.topology = machine, machine, machine.topology
         self._nodes = SimpleNamespace(node=machine.nodes)
         self.slots = machine.slots[0]
         self.weights = SimpleNamespace(snapshot=lambda connections: [])
@@ -238,7 +238,7 @@ class ModelTrainer:
             connections=0, layers=[], config=None, classes=None, layer_connections=[]
         )
         self.backend = SimpleNamespace(threads=lambda count: np.errstate())
-        self.history, self.epoch, self.step_count, self.part = History(), 0, 0, None
+        self.state = TrainingState()
 
     def evolve_if_due(self, data):
         return [[]]
@@ -251,10 +251,10 @@ class ModelServer(Server):
 
     def record(self):
         self.evaluate("train", self.evaluated_rows)
-        assert self.links.topology.samples == (self.trainer.epoch + 1) * self.links.rows
-        self.trainer.epoch += 1
-        self.trainer.part = None
-        self.trainer.history.epochs.append(EpochRecord(self.trainer.epoch, None, None))
+        assert self.links.topology.samples == (self.state.epoch + 1) * self.links.rows
+        self.state.epoch += 1
+        self.state.part = None
+        self.state.history.epochs.append(EpochRecord(self.state.epoch, None, None))
 
 
 def train(scheduler, nodes, slots, batches, epochs, replicas):
@@ -264,18 +264,18 @@ def train(scheduler, nodes, slots, batches, epochs, replicas):
     links.rows = batches
     trainer = ModelTrainer(epochs, bool(replicas))
     data = SimpleNamespace(train_rows=np.arange(batches))
+    bar = SimpleNamespace(update=lambda rows: None, set_postfix=lambda **named: None)
+    request = SimpleNamespace(signal=None, check=lambda: None)
     server = ModelServer(
         trainer,
-        data,
+        Run(data, bar, request, checkpoint=None, callbacks=[]),
         links,
-        lambda ahead: Dispatcher(nodes, slots, ahead=ahead),
+        lambda prefetch: Dispatcher(nodes, slots, prefetch=prefetch),
         ParallelOptions("wasap", phase_one_epochs=epochs),
         ParallelReport("wasap", len(nodes), 1, slots, [1], epochs),
-        SimpleNamespace(update=lambda rows: None, set_postfix=lambda **named: None),
-        SimpleNamespace(signal=None, check=lambda: None),
     )
 
-    def update(network, gradients, samples, backend, *, limit, **_):
+    def update(network, gradients, samples, *, limit, **_):
         if machine.topology.samples >= limit:
             return None
         machine.apply(gradients)

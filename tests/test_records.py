@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largesparse import records
+from largesparse import records, usage
 from largesparse.errors import DataError, LargeSparseError, ParameterError
 
 # DESIGN, section 6: the order is part of the interface.
@@ -220,10 +220,10 @@ def test_an_output_where_nothing_can_be_created_is_refused():
 
 
 def test_peak_memory_covers_what_was_touched():
-    before = records.peak_rss_bytes()
+    before = usage.peak_rss_bytes()
     size = 64 * 2**20
     block = np.ones(size, dtype=np.uint8)
-    peak = records.peak_rss_bytes()
+    peak = usage.peak_rss_bytes()
     assert peak >= block.nbytes
     assert before <= peak < 2**40
 
@@ -232,10 +232,10 @@ def test_peak_memory_covers_what_was_touched():
 def test_the_peak_can_begin_anew():
     size = 64 * 2**20
     block = np.ones(size, dtype=np.uint8)
-    highest = records.peak_rss_bytes()
+    highest = usage.peak_rss_bytes()
     del block
-    records.start_peak_rss()
-    assert records.peak_rss_bytes() < highest - size // 2
+    usage.start_peak_rss()
+    assert usage.peak_rss_bytes() < highest - size // 2
 
 
 @linux_only
@@ -244,14 +244,14 @@ def test_the_peaks_of_the_two_sources_agree():
 
     other = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # ru_maxrss may hold the parent's size at the fork, so it can only be larger.
-    assert records.peak_rss_bytes() <= other * 1.05
+    assert usage.peak_rss_bytes() <= other * 1.05
 
 
 @linux_only
 def test_pss_of_this_process_is_below_its_peak():
-    assert 0 < records.node_pss_bytes([os.getpid()]) <= records.peak_rss_bytes()
+    assert 0 < usage.node_pss_bytes([os.getpid()]) <= usage.peak_rss_bytes()
 
 
 @linux_only
 def test_pss_of_a_process_that_is_not_there_is_unknown():
-    assert records.node_pss_bytes([os.getpid(), 2**22 + 1]) is None
+    assert usage.node_pss_bytes([os.getpid(), 2**22 + 1]) is None

@@ -114,10 +114,10 @@ def test_a_training_that_is_stopped_anywhere_comes_to_the_same_bits(
         trainer = stop(trainer, folder, what, (step, what))
         before += step + 1  # the mini-batch that the signal comes before is the last one
         assert trainer.step_count == before
-        assert trainer.epoch * 4 + trainer.part.samples / 16 == before
+        assert trainer.epoch * 4 + trainer.state.part.samples / 16 == before
     fit(trainer, folder)
     assert result(trainer) == undisturbed
-    assert load_checkpoint(folder).part is None
+    assert load_checkpoint(folder).state.part is None
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -149,7 +149,7 @@ def test_a_signal_between_epochs_is_heeded_too(undisturbed, tmp_path, monkeypatc
             patch.setattr(Trainer, name, struck(getattr(Trainer, name)))
         trainer = stop(make_trainer(), folder, number, **options)
     epochs, part = {"evaluate": (0, None), "the first evaluation": (0, None)}.get(place, (2, None))
-    assert (trainer.epoch, trainer.part) == (epochs, part)
+    assert (trainer.epoch, trainer.state.part) == (epochs, part)
     assert len(trainer.history) == (0 if epochs == 0 else 3)
     fit(trainer, folder)
     assert result(trainer) == undisturbed
@@ -161,7 +161,7 @@ def test_an_evaluation_is_not_waited_for(undisturbed, tmp_path, monkeypatch):
     evaluated = []
 
     def struck(trainer, *arguments):
-        if trainer.part is not None:
+        if trainer.state.part is not None:
             signal.raise_signal(signal.SIGTERM)
         evaluated.append(trainer.epoch)
         return evaluate(trainer, *arguments)
@@ -170,7 +170,7 @@ def test_an_evaluation_is_not_waited_for(undisturbed, tmp_path, monkeypatch):
         patch.setattr(Trainer, "evaluate", struck)
         trainer = stop(make_trainer(), folder, signal.SIGTERM)
     assert evaluated == [0, 0, 0]  # before training
-    assert (trainer.epoch, trainer.part.samples, trainer.step_count) == (0, 64, 4)
+    assert (trainer.epoch, trainer.state.part.samples, trainer.step_count) == (0, 64, 4)
     fit(trainer, folder)
     assert result(trainer) == undisturbed
 

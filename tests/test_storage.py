@@ -117,7 +117,7 @@ def test_early_stopping_keeps_the_best_weights_with_their_topology_in_files(tmp_
         trainer.fit(*data_of(), checkpoint=tmp_path / name, progress=False)
     plain, stored = trainers
     assert 1 < plain.best.epoch == stored.best.epoch < 6 and plain.history.epochs[-1].nnz != [
-        len(layer.values) for layer in plain.best.layers
+        len(arrays["values"]) for arrays in plain.best.layers
     ]
     assert_equal(plain.network, stored.network)
     assert all(isinstance(layer, StoredLayer) for layer in stored.network.layers)
@@ -125,7 +125,7 @@ def test_early_stopping_keeps_the_best_weights_with_their_topology_in_files(tmp_
     storage = Storage(tmp_path)
     again = load_checkpoint(tmp_path / "stored", storage=storage)  # with room for fewer connections
     assert_equal(again.network, plain.network)
-    assert all(weights.values.ctypes.data in storage._maps for weights in again.best.layers)
+    assert all(best["values"].ctypes.data in storage._maps for best in again.best.layers)
 
 
 def test_a_file_goes_with_its_array(tmp_path):

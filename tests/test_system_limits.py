@@ -13,8 +13,15 @@ import numpy as np
 import pytest
 from mpi_runs import mpiexec
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_model, save_model
-from largesparse.checkpoint import load_checkpoint
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    load_checkpoint,
+    load_model,
+    save_model,
+)
 from largesparse.errors import CheckpointError
 from largesparse.records import read_records
 
@@ -218,7 +225,8 @@ def test_ranks_start_where_ucx_ends_in_a_segmentation_fault(tmp_path):
     """Eight ranks in 32 MiB: MPICH goes without UCX, which needs more."""
     program = tmp_path / "program.py"
     program.write_text("""
-from largesparse.parallel.ranks import get_communicator, gather
+from largesparse.parallel.collectives import gather
+from largesparse.parallel.ranks import get_communicator
 if (found := gather(get_communicator(), 1)) is not None:
     print(sum(found))
 """)

@@ -107,21 +107,6 @@ def test_a_step_is_profiled(monkeypatch, capsys):
         assert lines[-1].startswith("a step without this timing")
 
 
-def test_layouts_are_timed(capsys):
-    sizes = ["--layer", "60,40", "--connections", "300", "--batch-size", "16", "--repeats", "2"]
-    load("try_layouts").main([*sizes, "--blocks", "3"])
-    shown = capsys.readouterr().out
-    for variant in (
-        "as drawn",
-        "relabelled",
-        "bfloat16",
-        "plain, one order",
-        "no velocity",
-        "3 blocks",
-    ):
-        assert variant in shown
-
-
 @pytest.fixture
 def small_images(monkeypatch):
     """Let the tools find a small classification task under every name."""

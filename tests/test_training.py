@@ -569,11 +569,11 @@ def test_a_second_fit_leaves_the_best_weights_alone():
     trainer = make_trainer(epochs=15, **options)
     trainer.fit(X, y, progress=False, callbacks=[lambda trainer, record: record.epoch == 8])
     assert trainer.best.epoch < 8
-    best = trainer.best = dataclasses.replace(trainer.best, score=2.0)  # nothing is better
-    kept, found = [layer.values.copy() for layer in best.layers], state(trainer.network)
+    best = trainer.state.best = dataclasses.replace(trainer.best, score=2.0)  # nothing is better
+    kept, found = [arrays["values"].copy() for arrays in best.layers], state(trainer.network)
     history = trainer.fit(X, y, progress=False)
     assert len(history) == 16 and trainer.best is best
-    assert same(kept, [layer.values for layer in best.layers])
+    assert same(kept, [arrays["values"] for arrays in best.layers])
     assert same(found, state(trainer.network))
 
 

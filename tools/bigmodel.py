@@ -66,16 +66,16 @@ from largesparse.errors import ParameterError, check_range
 from largesparse.inference import MAX_PROCESSES
 from largesparse.memory import GIB, MemoryPlan, choose_plan, useful_dtype
 from largesparse.parallel import train_wasap, train_wassp
+from largesparse.parallel.collectives import broadcast
 from largesparse.parallel.nodes import Nodes
 from largesparse.parallel.options import ParallelOptions, phase_one_length
 from largesparse.parallel.plan import (
-    ParallelPlan,
     check_disk,
     choose_parallel_plan,
     memory_of_ranks,
     slots_of_nodes,
 )
-from largesparse.parallel.ranks import Alone, broadcast, get_communicator, together
+from largesparse.parallel.ranks import Alone, get_communicator, together
 from largesparse.presets import (
     HYPERPARAMETERS,
     default_learning_rate,
@@ -88,12 +88,12 @@ from largesparse.records import (
     check_output,
     has_record,
     new_record,
-    peak_rss_bytes,
 )
 from largesparse.resuming import flags_of, parse_resumable
 from largesparse.saving import check_checkpoint_folder
 from largesparse.storage import Storage
 from largesparse.threads import resolve_threads
+from largesparse.usage import peak_rss_bytes
 from largesparse.warming import warm_up
 
 FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
@@ -110,7 +110,7 @@ class Job(NamedTuple):
     options: argparse.Namespace
     config: NetworkConfig
     training: TrainingConfig
-    plan: MemoryPlan | ParallelPlan
+    plan: MemoryPlan
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -298,7 +298,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
         )
     steps = options.epochs * -(-train_samples // options.batch_size)
-    choose: Callable[..., MemoryPlan | ParallelPlan]
+    choose: Callable[..., MemoryPlan]
     choose = functools.partial(choose_plan, storage=options.storage)
     if ranks > 1:
         spread = parallel_options(options)
@@ -320,13 +320,13 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
         mapped=4 * options.samples * options.features,
     )
     stale = 1
-    if isinstance(plan, ParallelPlan) and options.algorithm == "wasap":
+    if plan.slots and options.algorithm == "wasap":
         stale = sum(slots_of_nodes(nodes, plan.most_slots))
     threads, sizes = options.threads, config.layer_sizes[1:-1]
     training = TrainingConfig(
         epochs=options.epochs,
         batch_size=options.batch_size,
-        **plan.setting._asdict(),
+        **plan.micro_batching._asdict(),
         learning_rate=given(
             options.learning_rate,
             default_learning_rate(options.recipe, sizes, steps, slots=stale),
@@ -349,7 +349,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
             nbytes = int(12 * config.expected_connections())
             check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
         get_backend(options.backend)
-        if isinstance(plan, ParallelPlan):
+        if plan.slots:
             check_disk(plan)
     return Job(options, config, training, plan)
 
@@ -394,7 +394,7 @@ def initialise(job: Job) -> Trainer:
                 f"{trainer.network.config}. Repeat the command that wrote it."
             )
     names = ("micro_batch", "activation_dtype")
-    used = {name: getattr(trainer.setting, name) for name in names}
+    used = {name: getattr(trainer.micro_batching, name) for name in names}
     used["backend"] = trainer.backend.name
     trainer.notes[make_parser().prog] = flags_of(options) | used
     return trainer

@@ -53,7 +53,7 @@ from .backends.fused import FusedBackend  # noqa: E402
 from .whole_step import WholeStep  # noqa: E402
 
 _slow_down(WholeStep, "run")
-for _name in ("forward", "backward", "weight_gradient", "update"):
+for _name in ("forward", "backward"):
     _slow_down(FusedBackend, _name)
 '''
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from largesparse.cli import parse_size, run_command
 from largesparse.datasets import load_dataset
 from largesparse.errors import LargeSparseError
-from largesparse.records import peak_rss_bytes, start_peak_rss
+from largesparse.usage import peak_rss_bytes, start_peak_rss
 
 TABLES = {  # name on the command line -> data set, and whether it is cut into folds
     "genes": ("microarray_nakayama", True),

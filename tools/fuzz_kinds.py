@@ -15,8 +15,16 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.checkpoint import MANIFEST, load_checkpoint, load_model, save_checkpoint
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    Trainer,
+    TrainingConfig,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+from largesparse.checkpoint import MANIFEST
 from largesparse.errors import CheckpointError, DataError, LargeSparseError
 from largesparse.geo import read_series_matrix
 from largesparse.publishers import read_idx

@@ -18,9 +18,10 @@ from typing import Any
 
 from largesparse.cli import run_command
 from largesparse.errors import ParameterError
+from largesparse.parallel.collectives import barrier, gather
 from largesparse.parallel.control import connect
 from largesparse.parallel.guard import guard
-from largesparse.parallel.ranks import barrier, gather, get_communicator
+from largesparse.parallel.ranks import get_communicator
 
 
 def main(argv: Sequence[str] | None = None) -> int:

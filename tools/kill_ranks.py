@@ -38,7 +38,8 @@ from typing import Any, NamedTuple
 import psutil
 from announcing import announce_phases
 
-from largesparse.checkpoint import has_checkpoint, load_checkpoint
+from largesparse import load_checkpoint
+from largesparse.checkpoint import has_checkpoint
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import CheckpointError, LargeSparseError, check_range
 from largesparse.launching import start_ranks

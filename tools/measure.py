@@ -44,12 +44,12 @@ from largesparse.config import COVERAGE, GROWTH, REGROWTH
 from largesparse.evolution import evolve
 from largesparse.importance import compact, prune_neurons
 from largesparse.initializers import uniform
-from largesparse.layer import SparseLayer
+from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.presets import hidden_sizes, nearest_row
 from largesparse.randomness import seed_sequence, stream
-from largesparse.records import peak_rss_bytes, start_peak_rss
 from largesparse.skewness import alpha_from_skewness
 from largesparse.topology import connection_probability, erdos_renyi
+from largesparse.usage import peak_rss_bytes, start_peak_rss
 from largesparse.warming import warm_up
 from largesparse.workspace import ACTIVATION_DTYPES, Workspace
 
@@ -277,7 +277,12 @@ def layer(options: argparse.Namespace) -> None:
         topology = erdos_renyi(n, n, probability, seed, cover=cover, threads=options.threads)
         values = uniform(1.0)(stream(options.seed, "values", 0), topology.nnz)
         bias = np.zeros(n, dtype=np.float32)
-        return SparseLayer(2, topology, values, bias, slope=0.6, regrowth=uniform(1.0))
+        return SparseLayer(
+            2,
+            topology,
+            {"values": values, "bias": bias},
+            LayerConfig(0.6, regrowth=uniform(1.0)),
+        )
 
     made, seconds, peak = timed(initialise)
     print(f"{n} x {n}, {made.nnz:,} connections: {made.nbytes / MIB:.0f} MiB")

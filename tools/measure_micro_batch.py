@@ -4,7 +4,7 @@
     python tools/measure_micro_batch.py --settings 32 64/1/bfloat16 32/2/bfloat16
 
 The settings take turns, in one process and on one network; medians per sample, relative to the
-first setting, with the bytes of the activations. `memory.settings` orders its choices by this.
+first setting, with the bytes of the activations. `memory.micro_batchings` orders by this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig
 from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
-from largesparse.memory import GIB, Setting, activation_bytes
+from largesparse.memory import GIB, MicroBatching, activation_bytes
 from largesparse.presets import hidden_sizes
 from largesparse.stepping import Stepper
 from largesparse.warming import warm_up
@@ -29,12 +29,12 @@ from largesparse.workspace import ACTIVATION_DTYPES
 DEFAULT = "64 64/3 32 32/3 16 64/1/bfloat16 32/1/bfloat16 32/2/bfloat16"
 
 
-def setting(text: str) -> Setting:
+def setting(text: str) -> MicroBatching:
     """Return the setting of a text such as 64, 64/2 or 64/1/bfloat16."""
-    size, every, dtype, *rest = [*text.split("/"), *Setting(0)[text.count("/") + 1 :]]
+    size, every, dtype, *rest = [*text.split("/"), *MicroBatching(0)[text.count("/") + 1 :]]
     if rest or dtype not in ACTIVATION_DTYPES:
         raise argparse.ArgumentTypeError(f"{text!r} is not M[/K[/DTYPE]], such as 64/2/bfloat16")
-    return Setting(parse_size(size), parse_size(str(every)), str(dtype))
+    return MicroBatching(parse_size(size), parse_size(str(every)), str(dtype))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     X = rng.standard_normal((largest, options.features), dtype=np.float32)
     y = rng.integers(0, 2, largest).astype(np.int32)
     warm_up(options.backend)
-    seconds: dict[Setting, list[float]] = {each: [] for each in options.settings}
+    seconds: dict[MicroBatching, list[float]] = {each: [] for each in options.settings}
     for repeat in range(options.repeats + 1):
         for each in options.settings:
             size = each.micro_batch

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
-from largesparse.backends import BACKENDS, get_backend
+from largesparse.backends import BACKENDS
 from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError
 from largesparse.launching import start_ranks
+from largesparse.mapped_memory import Arena, Segment
 from largesparse.parallel import train_wasap, train_wassp
-from largesparse.parallel.segments import Arena, Segment
 from largesparse.parallel.shared import (
     ServerLayer,
     Shape,
@@ -39,6 +39,7 @@ from largesparse.parallel.shared import (
     shared_size,
 )
 from largesparse.parallel.slots import Slot
+from largesparse.threads import kernel_threads
 from largesparse.warming import warm_up
 
 SIZES = (784, 1000, 1000, 1000, 10)
@@ -201,14 +202,14 @@ def apply(options: argparse.Namespace) -> None:
     slot.take(weights)
     for array in slot.workspace.arrays():
         array[...] = 1e-3
-    backend, optimizer = get_backend(options.backend), TrainingConfig().optimizer()
+    optimizer = TrainingConfig().optimizer()
     print(f"{network.connections:,} connections")
     for threads in (1, 2):
         seconds = []
         for _ in range(options.repeats):
             started = time.perf_counter()
-            with weights.writing(), backend.threads(threads):
-                network.update_(slot.workspace, optimizer, 0.01, backend, both_orders=False)
+            with weights.writing(), kernel_threads(threads):
+                network.update_(slot.workspace, optimizer, 0.01, both_orders=False)
             seconds.append(time.perf_counter() - started)
         print(f"threads {threads}: median {statistics.median(seconds) * 1e3:.1f} ms")
 

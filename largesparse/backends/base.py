@@ -24,11 +24,19 @@ UInt32 = NDArray[np.uint32]
 RESOLUTION = 1 << 16  # of the share of neurons that dropout keeps
 
 
+class Connections(NamedTuple):
+    """A layer's connections as a CSR matrix: in output order or in input order."""
+
+    indptr: Int32  # (rows + 1,)
+    indices: Int32  # (nnz,)
+    values: Float32  # (nnz,)
+
+
 class Dropout(NamedTuple):
     """What the dropout bits of a layer are a function of, beside neuron and row."""
 
     keep_below: int  # a neuron is kept where 16 random bits are below this
-    seed: int  # 64 bits
+    seed: int | np.uint64  # 64 bits
     step: int  # updates since the start of the training
     layer: int  # the layer's number
     first_row: int  # row of the mini-batch that the micro-batch begins with
@@ -38,16 +46,32 @@ class Dropout(NamedTuple):
         """Share of the neurons that are kept."""
         return np.float32(self.keep_below / RESOLUTION)
 
+    def for_kernels(self) -> Dropout:
+        """Return this by the types that kernels are compiled for: a seed may exceed int64."""
+        return self._replace(seed=np.uint64(self.seed))
 
-NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0)
+
+class Derivative(NamedTuple):
+    """What the derivative of a hidden layer's activations is a function of."""
+
+    slope: np.float32  # left slope of the activation
+    keep_share: np.float32  # share of the neurons that dropout keeps
+    state: UInt32  # (n, 2, words): see `kernels`
+
+
+class SGD(NamedTuple):
+    """The numbers of momentum SGD (eq. 1), v = μv - ηg; w = w + v - λw, as kernels take them."""
+
+    rate: np.float32 | np.float64  # η
+    momentum: np.float32  # μ
+    decay: np.float32  # λ
+
+
+NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0).for_kernels()
+NO_STATE = np.empty((0, 2, 0), dtype=np.uint32)  # stores nothing
 
 PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
 PREFETCH_AHEAD = 16  # connections
-
-
-def prefetch_distance(gathered: Float32) -> int:
-    """Return how many connections ahead rows are prefetched: none where the cache holds them."""
-    return PREFETCH_AHEAD if gathered.nbytes > PREFETCH_BYTES else 0
 
 
 class Backend(ABC):
@@ -71,9 +95,7 @@ class Backend(ABC):
 
     def forward(
         self,
-        indptr_by_output: Int32,
-        indices_by_output: Int32,
-        values_by_output: Float32,
+        connections: Connections,
         bias: Float32,
         X: Float32,
         *,
@@ -86,8 +108,8 @@ class Backend(ABC):
 
         Parameters
         ----------
-        indptr_by_output, indices_by_output, values_by_output
-            The connections in output order.
+        connections : Connections
+            In output order.
         bias : float32 (n_out,)
         X : float32 (n_in, batch)
         slope : float
@@ -101,219 +123,46 @@ class Backend(ABC):
         """
         from . import kernels
 
-        self.spmm(indptr_by_output, indices_by_output, values_by_output, X, out=out)
+        self.spmm(*connections, X, out=out)
         if state is None:
-            if slope == 1:
-                kernels.add_bias(out, bias)
-                return
-            state = np.empty((0, 0, 0), dtype=np.uint32)
-        kernels.activate(
-            out,
-            bias,
-            np.float32(slope),
-            dropout.keep_share,
-            np.uint32(dropout.keep_below),
-            np.uint64(dropout.seed),
-            dropout.step,
-            dropout.layer,
-            dropout.first_row,
-            state,
-        )
-
-    def activate_srelu(
-        self,
-        Z: Float32,
-        parameters: Float32,
-        keep_share: np.float32,
-        state: UInt32 | None,
-        *,
-        out: Float32,
-    ) -> None:
-        """Apply a trained activation to what `forward` gave with slope 1: see `srelu_kernels`."""
-        from . import srelu_kernels
-
-        state = np.empty((0, 2, 0), dtype=np.uint32) if state is None else state
-        srelu_kernels.activate_srelu(Z, parameters, keep_share, state, out)
-
-    def differentiate_srelu(
-        self,
-        delta: Float32,
-        Z: Float32,
-        parameters: Float32,
-        keep_share: np.float32,
-        *,
-        out_bias_gradient: Float32,
-        out_gradient: Float32,
-        accumulate: bool,
-    ) -> None:
-        """Take what `backward` gave with slope 1 to dL/dz, in place, and to the gradients."""
-        from . import srelu_kernels
-
-        srelu_kernels.differentiate_srelu(
-            delta, Z, parameters, keep_share, out_bias_gradient, out_gradient, accumulate
-        )
-
-    def weight_gradient(
-        self,
-        indptr: Int32,
-        indices: Int32,
-        X: Float32,
-        delta: Float32,
-        *,
-        out: Float32,
-        accumulate: bool,
-    ) -> None:
-        """Compute dL/dW for the connections that exist, from X and delta = dL/dz.
-
-        Parameters
-        ----------
-        indptr, indices
-            The connections in input order.
-        X : float32 (n_in, batch)
-        delta : float32 (n_out, batch)
-        out : float32 (nnz,)
-        accumulate : bool
-            Whether to add to what `out` holds.
-        """
-        from . import kernels
-
-        kernels.sddmm(indptr, indices, X, delta, prefetch_distance(delta), out, accumulate)
-
-    def sum_rows(self, X: Float32, *, out: Float32, accumulate: bool) -> None:
-        """Sum the rows of X (n, batch) into `out`, float32 (n,), or add them to what it holds."""
-        from . import kernels
-
-        kernels.sum_rows(X, out, accumulate)
-
-    def sum_inputs(
-        self, X: Float32, weights: Float32 | None, *, out: Float32, accumulate: bool
-    ) -> None:
-        """Sum the rows of X (n, batch) for `center_gradient`, without samples of weight 0.
-
-        Parameters
-        ----------
-        X : float32 (n, batch)
-        weights : float32 (batch,) or None
-            A sample counts its weight, but at most 1: where a few samples have much of the weight,
-            their mean is not one to centre by. None is 1 for every sample.
-        out : float32 (n + 1,)
-            Receives the sums, and behind them how much all samples count.
-        accumulate : bool
-            Whether to add to what `out` holds.
-        """
-        from . import kernels
-
-        weights = np.empty(0, np.float32) if weights is None else weights
-        kernels.sum_inputs(X, weights, out, accumulate)
-
-    def center_gradient(
-        self,
-        indptr: Int32,
-        indices: Int32,
-        input_sums: Float32,
-        *,
-        rate_scale: float,
-        bias_gradient: Float32,
-        gradient: Float32,
-    ) -> None:
-        """Precondition a layer's gradients as if its inputs had a mean of zero, in place.
-
-        With the mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of the
-        bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step along
-        them changes b by c's step less that of Wᵀm.
-
-        Parameters
-        ----------
-        indptr, indices
-            The connections in input order.
-        input_sums : float32 (n_in + 1,)
-            Sums of the inputs over the mini-batch, and of its samples: see `sum_inputs`.
-        rate_scale : float
-            Factor of the learning rate of the weights, beside that of the bias.
-        bias_gradient : float32 (n_out,)
-        gradient : float32 (nnz,)
-        """
-        from . import kernels
-
-        kernels.center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, gradient)
+            state, dropout = NO_STATE, NO_DROPOUT
+        kernels.activate(out, bias, np.float32(slope), dropout.for_kernels(), state)
 
     def backward(
         self,
-        indptr: Int32,
-        indices: Int32,
-        values: Float32,
+        connections: Connections,
         X: Float32,
         delta: Float32,
+        below: Derivative,
         *,
         out_gradient: Float32,
         out_delta: Float32,
-        slope_below: float,
-        state_below: UInt32,
-        keep_share_below: np.float32,
-        out_bias_gradient_below: Float32,
+        out_bias_gradient: Float32,
         accumulate: bool,
     ) -> None:
         """Take a layer's delta = dL/dz to its weight gradient and to the layer below's delta.
 
         Parameters
         ----------
-        indptr, indices, values
-            The connections in input order.
+        connections : Connections
+            In input order.
         X : float32 (n_in, batch)
             The activations of the layer below.
         delta : float32 (n_out, batch)
+        below : Derivative
+            Of the layer below.
         out_gradient : float32 (nnz,)
             Receives dL/dW.
         out_delta : float32 (n_in, batch)
             Receives dL/dz of the layer below.
-        slope_below, state_below, keep_share_below
-            Left slope, state and share kept of the layer below.
-        out_bias_gradient_below : float32 (n_in,)
+        out_bias_gradient : float32 (n_in,)
             Receives the row sums of `out_delta`.
         accumulate : bool
             Whether to add to what the gradients hold.
         """
         from . import kernels
 
-        self.weight_gradient(indptr, indices, X, delta, out=out_gradient, accumulate=accumulate)
-        self.spmm(indptr, indices, values, delta, out=out_delta)
-        kernels.differentiate(
-            out_delta,
-            np.float32(slope_below),
-            keep_share_below,
-            state_below,
-            out_bias_gradient_below,
-            accumulate,
-        )
-
-    def update(
-        self,
-        values: Float32,
-        velocity: Float32,
-        gradient: Float32,
-        *,
-        rate: float,
-        momentum: float,
-        decay: float,
-        places: Int32 | None = None,
-        out: Float32 | None = None,
-    ) -> None:
-        """Momentum SGD on flat arrays, in place (eq. 1): v = μv - ηg; w = w + v - λw.
-
-        Parameters
-        ----------
-        values, velocity, gradient : float32 (n,)
-        rate, momentum, decay : float
-            η, μ and λ.
-        places : int32 (n,), optional
-            With `out`: the places of the values in another order.
-        out : float32 (n,), optional
-            Receives the new values in that order: out[places[k]] = values[k].
-        """
-        from . import kernels
-
-        numbers = np.float32(rate), np.float32(momentum), np.float32(decay)
-        if places is None:
-            kernels.momentum_update(values, velocity, gradient, *numbers)
-        else:
-            kernels.momentum_update_reorder(values, velocity, gradient, *numbers, places, out)
+        indptr, indices, _ = connections
+        kernels.sddmm(indptr, indices, X, delta, out_gradient, accumulate)
+        self.spmm(*connections, delta, out=out_delta)
+        kernels.differentiate(out_delta, below, out_bias_gradient, accumulate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .compiling import kernel
+from .compiling import inline, kernel
 
 ROW_BLOCK = 4096
 
@@ -31,6 +31,25 @@ def mark_reaching(indptr, indices, marked, out):
                     found = True
                     break
             out[i] = found
+
+
+@inline
+def rows_with_moved(indptr, indices, receivers, moved, gone):
+    """Return the columns by row: those not gone, and for every receiver the one moved to it."""
+    n, r = len(indptr) - 1, len(receivers)
+    new_indices = np.empty(len(indices), dtype=np.int32)
+    place = 0
+    e = 0
+    for i in range(n):
+        if e < r and receivers[e] == i:
+            new_indices[place] = moved[e]
+            place += 1
+            e += 1
+        for k in range(indptr[i], indptr[i + 1]):
+            if not gone[k]:
+                new_indices[place] = indices[k]
+                place += 1
+    return new_indices
 
 
 @kernel(parallel=False)
@@ -64,8 +83,7 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
 
     moved = np.empty(r, dtype=np.int32)
     gone = np.zeros(len(indices), dtype=np.bool_)
-    new_indptr = np.empty(n + 1, dtype=np.int32)
-    new_indptr[0] = 0
+    new_indptr = np.zeros(n + 1, dtype=np.int32)
     k = 0  # receivers that have got one
     e = 0  # receivers passed
     numbered = 0
@@ -89,19 +107,7 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
             e += 1
         new_indptr[i + 1] = new_indptr[i] + left
 
-    new_indices = np.empty(len(indices), dtype=np.int32)
-    place = 0
-    e = 0
-    for i in range(n):
-        if e < r and receivers[e] == i:
-            new_indices[place] = moved[e]
-            place += 1
-            e += 1
-        for k in range(indptr[i], indptr[i + 1]):
-            if not gone[k]:
-                new_indices[place] = indices[k]
-                place += 1
-    return new_indptr, new_indices
+    return new_indptr, rows_with_moved(indptr, indices, receivers, moved, gone)
 
 
 @kernel()

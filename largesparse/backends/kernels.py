@@ -13,21 +13,22 @@ import math
 import numpy as np
 from numba import prange
 
+from .base import Connections
 from .compiling import inline, kernel
-from .loops import divide_evenly, divide_loop
-from .philox import draw_keep_words
+from .lanes import LANES
+from .loops import ROWS, divide_evenly, divide_loop
+from .philox import draw_keep_words, share_kept
 from .rows import (
-    activate_plainly,
     activate_row,
     differentiate_row,
     gradient_row,
+    prefetch_distance,
     prefetch_rows,
     reorder_range,
     update_range,
 )
-from .vectors import LANES, as_float, itemsize, transpose_16
+from .vectors import as_float, transpose_16
 
-ROWS = 32  # rows whose dropout decisions are drawn together
 BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
 NEGLIGIBLE = np.float32(1e-30)  # probability
 
@@ -104,16 +105,7 @@ def load_standardised(indptr, indices, values, rows, mean, scale, out):
 
 
 @kernel()
-def add_bias(Z, bias):
-    """Z[j, b] += bias[j]."""
-    n, batch = Z.shape
-    for j in prange(n):
-        for b in range(batch):
-            Z[j, b] += bias[j]
-
-
-@kernel()
-def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_row, state):
+def activate(Z, bias, slope, dropout, state):
     """Turn products into activations, in place: bias, activation, inverted dropout.
 
     Parameters
@@ -123,96 +115,55 @@ def activate(Z, bias, slope, keep_share, keep_below, seed, step, layer, first_ro
     bias : float32 (n,)
     slope : float32
         Left slope of the activation.
-    keep_share : float32
-        Share of the neurons that dropout keeps; 1 is no dropout.
-    keep_below, seed, step, layer
-        See `philox.draw_keep_words`.
-    first_row : int
-        Row of the mini-batch that the micro-batch begins with.
+    dropout : Dropout
     state : uint32 (n, 2, words)
         Written; see the module's docstring. With no words, nothing is written.
     """
     n, batch = Z.shape
-    words = state.shape[2]
     chunks = (n + ROWS - 1) // ROWS
+    activation = slope, share_kept(dropout)
     divide_loop(chunks)
     for chunk in prange(chunks):
         first = chunk * ROWS
-        keep = np.empty((ROWS, words), dtype=np.uint32)
-        draw_keep_words(keep_below, seed, step, layer, first, first_row, batch, keep)
+        keep = np.empty((ROWS, state.shape[2]), dtype=np.uint32)
+        draw_keep_words(dropout, first, batch, keep)
         for j in range(first, min(n, first + ROWS)):
-            for b in range(batch):
-                Z[j, b] += bias[j]
-            row = Z.ctypes.data + 4 * batch * j
-            if words == 0:
-                activate_plainly(row, batch, slope)
-            else:
-                activate_row(row, batch, slope, keep_share, keep[j - first], state, j)
+            activate_row(Z, j, bias[j], activation, keep, state)
     divide_evenly()
 
 
 @kernel()
-def differentiate(D, slope, keep_share, state, bias_gradient, accumulate):
+def differentiate(D, derivative, bias_gradient, accumulate):
     """Multiply D by the derivative of the activation, in place, and sum its rows.
 
     Parameters
     ----------
     D : float32 (n, batch)
         dL/da on entry, dL/dz on return.
-    slope, keep_share : float32
-        As in `activate`.
-    state : uint32 (n, 2, words)
-        As `activate` wrote it.
+    derivative : Derivative
     bias_gradient : float32 (n,)
         Receives the sum of every row.
     accumulate : bool
         Whether the sums are added to what `bias_gradient` holds.
     """
-    n, batch = D.shape
-    for j in prange(n):
-        row = D.ctypes.data + 4 * batch * j
-        total = differentiate_row(row, batch, slope, keep_share, state, j)
+    for j in prange(len(D)):
+        total = differentiate_row(D, j, derivative)
         bias_gradient[j] = bias_gradient[j] + total if accumulate else total
 
 
 @inline
-def gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate):
-    """Compute the weight gradient of the inputs first <= i < stop."""
-    batch = X.shape[1]
-    kind, x_kind = D.dtype, X.dtype
-    size = itemsize(kind) * batch
-    places = indices.ctypes.data
-    gathered = D.ctypes.data
-    to = out.ctypes.data
-    for i in range(first, stop):
-        start = np.int64(indptr[i])
-        end = np.int64(indptr[i + 1])
+def gradient_rows(chunk, connections, X, D, accumulate):
+    """Compute the weight gradient of a chunk of inputs, into the connections' values."""
+    indptr, indices, _ = connections
+    ahead = prefetch_distance(D)
+    for i in range(chunk * ROWS, min(len(X), (chunk + 1) * ROWS)):
         if ahead > 0:
-            prefetch_rows(gathered, size, indices, start + ahead, end + ahead)
-        x = X.ctypes.data + itemsize(x_kind) * batch * i
-        one = np.float32(1)
-        gradient_row(
-            places,
-            to,
-            start,
-            end,
-            gathered,
-            batch,
-            x,
-            to,
-            accumulate,
-            x,
-            one,
-            one,
-            x,
-            x,
-            kind,
-            x_kind,
-        )
+            prefetch_rows(D, indices, indptr[i] + ahead, indptr[i + 1] + ahead)
+        gradient_row(connections, i, X, D, accumulate)
 
 
 @kernel()
-def sddmm(indptr, indices, X, D, ahead, out, accumulate):
+def sddmm(indptr, indices, X, D, out, accumulate):
     """Sampled dense-dense product, the weight gradient: out[k] = sum_b X[i, b] D[indices[k], b].
 
     Parameters
@@ -221,19 +172,15 @@ def sddmm(indptr, indices, X, D, ahead, out, accumulate):
         The pattern in input order; i is the row of connection k.
     X : float32 (n_in, batch)
     D : float32 (n_out, batch)
-    ahead : int
-        Connections whose rows of D are prefetched ahead.
     out : float32 (nnz,)
     accumulate : bool
         Whether the products are added to what `out` holds.
     """
-    n = len(indptr) - 1
-    chunks = (n + ROWS - 1) // ROWS
+    connections = Connections(indptr, indices, out)
+    chunks = (len(X) + ROWS - 1) // ROWS
     divide_loop(chunks)
     for chunk in prange(chunks):
-        first = chunk * ROWS
-        stop = min(n, first + ROWS)
-        gradient_rows(first, stop, indptr, indices, X, D, ahead, out, accumulate)
+        gradient_rows(chunk, connections, X, D, accumulate)
     divide_evenly()
 
 
@@ -284,7 +231,24 @@ def sum_inputs(X, weights, out, accumulate):
 
 @kernel()
 def center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, out):
-    """Precondition a layer's gradients as if its inputs had a mean of zero: see `Backend`."""
+    """Precondition a layer's gradients as if its inputs had a mean of zero, in place.
+
+    With the mean m over the mini-batch, z = Wᵀ(x - m) + c has c = b + Wᵀm in place of the
+    bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step along
+    them changes b by c's step less that of Wᵀm.
+
+    Parameters
+    ----------
+    indptr, indices : int32
+        The connections in input order.
+    input_sums : float32 (n_in + 1,)
+        Sums of the inputs over the mini-batch, and of its samples: see `sum_inputs`.
+    rate_scale : float
+        Factor of the learning rate of the weights, beside that of the bias.
+    bias_gradient : float32 (n_out,)
+    out : float32 (nnz,)
+        The gradient of the weights.
+    """
     n = len(indptr) - 1
     n_out = len(bias_gradient)
     count = input_sums[n]  # samples, or their weights
@@ -373,24 +337,22 @@ def mean_squared_error(outputs, targets, weights, total, delta):
 
 
 @kernel()
-def momentum_update(values, velocity, gradient, rate, momentum, decay):
+def momentum_update(values, velocity, gradient, sgd):
     """`rows.update_range` on all elements, in place."""
     n = len(values)
-    w, v, g = values.ctypes.data, velocity.ctypes.data, gradient.ctypes.data
     for block in prange((n + BLOCK - 1) // BLOCK):
         start = block * BLOCK
-        update_range(w, v, g, start, min(n, start + BLOCK), rate, momentum, decay)
+        update_range(values, velocity, gradient, start, min(n, start + BLOCK), sgd)
 
 
 @kernel()
-def momentum_update_reorder(values, velocity, gradient, rate, momentum, decay, places, out):
+def momentum_update_reorder(values, velocity, gradient, sgd, places, out):
     """`rows.update_range` on all elements, in place; then out[places[k]] = values[k]."""
     n = len(values)
-    w, v, g = values.ctypes.data, velocity.ctypes.data, gradient.ctypes.data
     for block in prange((n + BLOCK - 1) // BLOCK):
         start = block * BLOCK
         stop = min(n, start + BLOCK)
-        update_range(w, v, g, start, stop, rate, momentum, decay)
+        update_range(values, velocity, gradient, start, stop, sgd)
         reorder_range(values, start, stop, places, out)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .kernels import ROWS
+from .loops import ROWS
 from .rows import prefetch_rows
 from .vectors import CACHE_LINE, copy_16
 
@@ -44,7 +44,7 @@ def copy_gathered(indptr, indices, X, ahead, out):
             start = np.int64(indptr[j])
             stop = np.int64(indptr[j + 1])
             if ahead > 0:
-                prefetch_rows(X.ctypes.data, 4 * batch, indices, start + ahead, stop + ahead)
+                prefetch_rows(X, indices, start + ahead, stop + ahead)
             to = out.ctypes.data + 4 * batch * j
             for k in range(start, stop):
                 copy_row(X.ctypes.data + 4 * batch * np.int64(indices[k]), to, batch)
@@ -64,7 +64,7 @@ def read_gathered(indptr, indices, X, ahead, out):
             start = np.int64(indptr[j])
             stop = np.int64(indptr[j + 1])
             if ahead > 0:
-                prefetch_rows(X.ctypes.data, 4 * batch, indices, start + ahead, stop + ahead)
+                prefetch_rows(X, indices, start + ahead, stop + ahead)
             total = np.float32(0)
             for k in range(start, stop):
                 row = np.uint64(indices[k])

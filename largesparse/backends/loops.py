@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from .compiling import inline
 
+ROWS = 32  # of an array that are one iteration: they are computed, and their bits drawn, together
 PIECES = 4  # of a loop for each thread
 
 INT = ir.IntType(32)

@@ -47,9 +47,7 @@ def transpose_pattern(n_out, indptr, indices):
 
     Returns
     -------
-    indptr_by_output : int32 (n_out + 1,)
-    indices_by_output : int32 (nnz,)
-    to_output_order : int32 (nnz,)
+    indptr_by_output, indices_by_output, to_output_order : int32 (n_out + 1,), (nnz,), (nnz,)
     """
     nnz = len(indices)
     n_buckets = (n_out >> BUCKET_BITS) + 1
@@ -81,12 +79,11 @@ def transpose_pattern(n_out, indptr, indices):
     to_output_order = np.empty(nnz, dtype=np.int32)
     for bucket in prange(n_buckets):
         first = bucket << BUCKET_BITS
-        start = starts[bucket]
-        count = starts[bucket + 1] - start
-        inputs = indices_by_output[start : start + count].copy()
-        outputs = np.empty(count, dtype=np.int32)
+        start, stop = starts[bucket], starts[bucket + 1]
+        inputs = indices_by_output[start:stop].copy()
+        outputs = np.empty(stop - start, dtype=np.int32)
         free = np.zeros((1 << BUCKET_BITS) + 1, dtype=np.int32)
-        for e in range(count):
+        for e in range(stop - start):
             j = indices[connections[start + e]] - first
             outputs[e] = j
             free[j + 1] += 1
@@ -95,7 +92,7 @@ def transpose_pattern(n_out, indptr, indices):
             place += free[j]
             free[j] = place
             indptr_by_output[first + j] = place
-        for e in range(count):
+        for e in range(stop - start):
             place = free[outputs[e]]
             free[outputs[e]] = place + 1
             indices_by_output[place] = inputs[e]
@@ -241,42 +238,29 @@ def merge_rows(indptr, keep, n_out, positions):
 
 
 @kernel()
-def merge_pattern(
-    indptr,
-    indices,
-    keep,
-    n_out,
-    positions,
-    new_indptr,
-    values,
-    velocity,
-    grown,
-    new_indices,
-    slot_map,
-    new_values,
-    new_velocity,
-):
+def merge_pattern(old, velocity, keep, n_out, positions, grown, new, new_velocity, slot_map):
     """Merge the connections that are kept with new ones, in input order.
 
     Parameters
     ----------
-    indptr, indices : int32
-        The old pattern in input order.
+    old : Connections
+    velocity : float32 (nnz,)
     keep : bool (nnz,)
     n_out : int
     positions : int64 (n_new,)
         Row-major cells of the new connections: ascending, distinct, free.
-    new_indptr : int32 (n_in + 1,)
-        As `merge_rows` returned it.
-    values, velocity : float32 (nnz,)
-        Of the old connections.
     grown : float32 (n_new,) or (0,)
         Values of the new connections; zero where it is empty.
-    new_indices, new_values, new_velocity : (kept + n_new,)
-        Receive the new pattern, weights and velocities.
+    new : Connections
+        Its row pointers are those of `merge_rows`; indices and values are written.
+    new_velocity : float32 (kept + n_new,)
+        Receives the velocities.
     slot_map : int32 (nnz,)
         Receives the place of every old connection in the new pattern; -1 where it is gone.
     """
+    # numba loses what a parallel loop writes to an array of a tuple
+    indptr, indices, values = old
+    new_indptr, new_indices, new_values = new
     n_in = len(indptr) - 1
     n_new = len(positions)
     for block in prange((n_in + ROW_BLOCK - 1) // ROW_BLOCK):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .base import RESOLUTION
 from .compiling import inline
 
 ROUNDS = 7
-ALL_KEPT = 1 << 16  # `keep_below` without dropout
 ROWS_PER_BLOCK = 8  # decisions that one call of the generator gives, of 16 bits each
 
 
@@ -38,17 +38,20 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @inline
-def draw_keep_bytes(keep_below, seed, step, layer, first_neuron, first_block, out):
+def share_kept(dropout):
+    """Return the share of the neurons that dropout keeps, float32."""
+    return np.float32(dropout.keep_below / RESOLUTION)
+
+
+@inline
+def draw_keep_bytes(dropout, first_neuron, first_block, out):
     """Draw the dropout decisions of neurons, for blocks of 8 rows of a mini-batch.
 
     Parameters
     ----------
-    keep_below : int
-        A neuron is kept where 16 random bits are below it: the share kept times 2**16.
-    seed : uint64
-    step : int
-        The update, counted from the start of the training; below 2**32.
-    layer, first_neuron : int
+    dropout : Dropout
+        Its seed is uint64; its step is below 2**32.
+    first_neuron : int
     first_block : int
         Block b is the rows 8 b to 8 b + 7.
     out : uint8 (blocks, neurons)
@@ -56,16 +59,16 @@ def draw_keep_bytes(keep_below, seed, step, layer, first_neuron, first_block, ou
         8 (first_block + b) + r.
     """
     low = np.uint64(0xFFFFFFFF)
-    k0 = seed & low
-    k1 = seed >> np.uint64(32)
-    bound = np.uint64(keep_below)
+    k0 = dropout.seed & low
+    k1 = dropout.seed >> np.uint64(32)
+    bound = np.uint64(dropout.keep_below)
     for block in range(out.shape[0]):
         for j in range(out.shape[1]):
             w0, w1, w2, w3 = philox4x32(
                 np.uint64(first_neuron + j),
                 np.uint64(first_block + block),
-                np.uint64(layer),
-                np.uint64(step),
+                np.uint64(dropout.layer),
+                np.uint64(dropout.step),
                 k0,
                 k1,
             )
@@ -88,13 +91,13 @@ def decide(word, bound):
 
 
 @inline
-def draw_keep_words(keep_below, seed, step, layer, first_neuron, first_row, rows, out):
+def draw_keep_words(dropout, first_neuron, rows, out):
     """Draw the dropout decisions of neurons for the rows of a micro-batch.
 
-    Parameters are those of `draw_keep_bytes`, and:
-
-    first_row : int
-        Row of the mini-batch that the micro-batch begins with.
+    Parameters
+    ----------
+    dropout : Dropout
+    first_neuron : int
     rows : int
         Samples of the micro-batch.
     out : uint32 (neurons, words)
@@ -102,14 +105,14 @@ def draw_keep_words(keep_below, seed, step, layer, first_neuron, first_row, rows
         first_row + 32 w + r of the mini-batch. Bits beyond the rows are undefined.
     """
     neurons, words = out.shape
-    if words == 0 or keep_below >= ALL_KEPT:
+    if words == 0 or dropout.keep_below >= RESOLUTION:
         out[:] = np.uint32(0xFFFFFFFF)
         return
-    shift = first_row % ROWS_PER_BLOCK
+    shift = dropout.first_row % ROWS_PER_BLOCK
     blocks = (shift + rows + ROWS_PER_BLOCK - 1) // ROWS_PER_BLOCK
     drawn = np.empty((blocks, neurons), dtype=np.uint8)
-    block = first_row // ROWS_PER_BLOCK
-    draw_keep_bytes(keep_below, seed, step, layer, first_neuron, block, drawn)
+    block = dropout.first_row // ROWS_PER_BLOCK
+    draw_keep_bytes(dropout, first_neuron, block, drawn)
     for j in range(neurons):
         for word in range(words):
             bits = np.uint64(0)

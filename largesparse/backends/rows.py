@@ -1,408 +1,233 @@
 """What kernels do to one row: an output's sum, an input's gradients, activation and derivative.
 
-Columns go in tiles of fixed widths (see `vectors`), so a row's result depends on its numbers and
-on the batch alone, whichever kernel or thread computes it. Arrays come as addresses where a view
-of a row would cost a reference count, which is as much as ten connections.
+These functions take whole arrays and a row's number: a view of a row would cost a reference
+count, which is as much as ten connections. A state array is described in `kernels`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from .base import PREFETCH_AHEAD, PREFETCH_BYTES
 from .compiling import inline
-from .vectors import (
-    CACHE_LINE,
-    LANES,
-    WORD,
-    itemsize,
-    make_activate_word,
-    make_backward,
-    make_differentiate_word,
-    make_forward,
-    make_update,
-    prefetch_line,
+from .lanes import F32, I32, I64, LANES, lane_sum, load_lanes, multiply_add, splat, store_lanes
+from .loops import ROWS
+from .tiles import (
+    activated,
+    differentiated,
+    factors_of,
+    for_each_tile,
+    put_sums,
+    sampled_products,
+    taken_apart,
+    weighted_sum,
 )
+from .vectors import CACHE_LINE, prefetch_line
 
-forward_128, forward_64, forward_32, forward_8 = map(make_forward, (128, 64, 32, 8))
-forward_rest = make_forward(8, masked=True)
-activate_word, activate_rest = make_activate_word(), make_activate_word(masked=True)
-differentiate_word = make_differentiate_word()
-differentiate_rest = make_differentiate_word(masked=True)
+FORWARD_WIDTHS = (128, 64, 32, 8)
+BACKWARD_WIDTHS = (64, 32, 8)
+WORD = 32  # activations whose state bits share a word
+SMALLEST_NORMAL = 2.0**-126  # of float32
 
-update, update_rest = make_update(), make_update(masked=True)
-
-EVERYONE = np.uint32(0xFFFFFFFF)
+i64, f32 = types.int64, types.float32
 
 
-@inline
-def forward_row(
-    indices,
-    values,
-    start,
-    stop,
-    X,
-    batch,
-    init,
-    out,
-    left,
-    right,
-    stored,
-    keep,
-    low,
-    high,
-    kind,
-    out_kind,
-):
-    """Sum the gathered rows of X, and apply activation and dropout: see `vectors.make_forward`.
+@intrinsic
+def forward_row(typing, connections, j, X, bias, activation, keep, out, state):
+    """Compute a row of activations, out[j], from the gathered rows of X.
 
     Parameters
     ----------
-    indices, values, X, out : int64
-        Addresses of int32 (nnz,), float32 (nnz,), (n, batch) and (batch,).
-    start, stop, batch : int64
-    init, left, right : float32
-    stored : bool
-    keep, low, high : int64
-        Addresses of bits, uint32 (words,).
-    kind, out_kind : dtype
-        Of X and of `out`: float32, or uint16 for bfloat16.
+    connections : Connections
+    j : int
+    X : float32 or bfloat16 (n, batch)
+    bias : float32
+        Of the row.
+    activation : (float32, float32)
+        Left slope, and share of the neurons that dropout keeps.
+    keep : uint32 (ROWS, words)
+        The dropout decisions of row j in row j % ROWS: see `philox.draw_keep_words`.
+    out : float32 or bfloat16 (rows, batch)
+    state : uint32 (rows, 2, words)
+        Without words, nothing is dropped and nothing stored. The last word is written up to the
+        byte of the batch's last column.
     """
-    size = itemsize(kind) * batch
-    b = 0
-    while b < batch:
-        rest = batch - b
-        x = X + itemsize(kind) * b
-        o = out + itemsize(out_kind) * b
-        kept = keep + b // 8
-        lo = low + b // 8
-        hi = high + b // 8
-        if rest >= 128:
-            forward_128(
-                indices,
-                values,
-                start,
-                stop,
-                x,
-                size,
-                init,
-                o,
-                left,
-                right,
-                stored,
-                kept,
-                lo,
-                hi,
-                128,
-                kind,
-                out_kind,
-            )
-            b += 128
-        elif rest >= 64:
-            forward_64(
-                indices,
-                values,
-                start,
-                stop,
-                x,
-                size,
-                init,
-                o,
-                left,
-                right,
-                stored,
-                kept,
-                lo,
-                hi,
-                64,
-                kind,
-                out_kind,
-            )
-            b += 64
-        elif rest >= 32:
-            forward_32(
-                indices,
-                values,
-                start,
-                stop,
-                x,
-                size,
-                init,
-                o,
-                left,
-                right,
-                stored,
-                kept,
-                lo,
-                hi,
-                32,
-                kind,
-                out_kind,
-            )
-            b += 32
-        elif rest >= 8:
-            forward_8(
-                indices,
-                values,
-                start,
-                stop,
-                x,
-                size,
-                init,
-                o,
-                left,
-                right,
-                stored,
-                kept,
-                lo,
-                hi,
-                8,
-                kind,
-                out_kind,
-            )
-            b += 8
-        else:
-            forward_rest(
-                indices,
-                values,
-                start,
-                stop,
-                x,
-                size,
-                init,
-                o,
-                left,
-                right,
-                stored,
-                kept,
-                lo,
-                hi,
-                rest,
-                kind,
-                out_kind,
-            )
-            b = batch
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        connections, j, X, bias, activation, keep, out, state = (
+            taken_apart(context, builder, *pair) for pair in pairs
+        )
+        factors = factors_of(builder, *activation)
+        bits = keep.at(builder.and_(j, I64(ROWS - 1)))
+
+        def emit(tile):
+            z = weighted_sum(builder, connections, j, X, tile, bias)
+            out.store(j, tile, activated(builder, z, tile, factors, bits, state, j))
+
+        for_each_tile(builder, I64(0), X.shape[1], FORWARD_WIDTHS, emit)
+        return context.get_dummy_value()
+
+    return types.void(connections, i64, X, f32, activation, keep, out, state), generate
 
 
-def _make_backward_row(*, delta: bool) -> Any:
-    tile_64 = make_backward(64, delta=delta)
-    tile_32 = make_backward(32, delta=delta)
-    tile_8 = make_backward(8, delta=delta)
-    tile_rest = make_backward(8, masked=True, delta=delta)
+@intrinsic
+def activate_row(typing, Z, j, bias, activation, keep, state):
+    """Add the bias to a row of sums, and apply activation and dropout, in place.
 
-    @inline
-    def backward_row(
-        indices,
-        values,
-        start,
-        stop,
-        D,
-        batch,
-        x,
-        gradient,
-        accumulate,
-        out,
-        left,
-        right,
-        low,
-        high,
-        kind,
-        x_kind,
-    ):
-        size = itemsize(kind) * batch
-        add = accumulate
-        total = np.float32(0)
-        b = 0
-        while b < batch:
-            rest = batch - b
-            d = D + itemsize(kind) * b
-            y = x + itemsize(x_kind) * b
-            o = out + itemsize(x_kind) * b
-            lo = low + b // 8
-            hi = high + b // 8
-            if rest >= 64:
-                total += tile_64(
-                    indices,
-                    values,
-                    start,
-                    stop,
-                    d,
-                    size,
-                    y,
-                    gradient,
-                    add,
-                    o,
-                    left,
-                    right,
-                    lo,
-                    hi,
-                    64,
-                    kind,
-                    x_kind,
-                )
-                b += 64
-            elif rest >= 32:
-                total += tile_32(
-                    indices,
-                    values,
-                    start,
-                    stop,
-                    d,
-                    size,
-                    y,
-                    gradient,
-                    add,
-                    o,
-                    left,
-                    right,
-                    lo,
-                    hi,
-                    32,
-                    kind,
-                    x_kind,
-                )
-                b += 32
-            elif rest >= 8:
-                total += tile_8(
-                    indices,
-                    values,
-                    start,
-                    stop,
-                    d,
-                    size,
-                    y,
-                    gradient,
-                    add,
-                    o,
-                    left,
-                    right,
-                    lo,
-                    hi,
-                    8,
-                    kind,
-                    x_kind,
-                )
-                b += 8
-            else:
-                total += tile_rest(
-                    indices,
-                    values,
-                    start,
-                    stop,
-                    d,
-                    size,
-                    y,
-                    gradient,
-                    add,
-                    o,
-                    left,
-                    right,
-                    lo,
-                    hi,
-                    rest,
-                    kind,
-                    x_kind,
-                )
-                b = batch
-            add = True  # the tiles of a row add up
-        return total
+    Z is float32 (rows, batch); see `forward_row`.
+    """
 
-    return backward_row
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        Z, j, bias, activation, keep, state = (
+            taken_apart(context, builder, *pair) for pair in pairs
+        )
+        factors = factors_of(builder, *activation)
+        bits = keep.at(builder.and_(j, I64(ROWS - 1)))
+
+        def emit(tile):
+            z = builder.fadd(Z.load(j, tile), splat(builder, bias, tile.width))
+            Z.store(j, tile, activated(builder, z, tile, factors, bits, state, j))
+
+        for_each_tile(builder, I64(0), Z.shape[1], (WORD,), emit)
+        return context.get_dummy_value()
+
+    return types.void(Z, i64, f32, activation, keep, state), generate
 
 
-# backward_row(...): the weight gradient and the delta of an input, see `vectors.make_backward`.
-#     All arrays as addresses: indices, values, D and gradient whole; x, out and bits of the row.
-#     D is of the dtype `kind`, x and out are of `x_kind`.
-# gradient_row(...): the weight gradient alone; values, out and bits are not read or written.
-backward_row = _make_backward_row(delta=True)
-gradient_row = _make_backward_row(delta=False)
+@intrinsic
+def backward_row(typing, connections, i, X, D, derivative, gradient, out, accumulate):
+    """Compute the weight gradient of an input's connections, and dL/dz of the input.
 
-
-@inline
-def activate_row(row, batch, slope, keep_share, keep, state, j):
-    """Activation and inverted dropout of a row of sums z, in place.
+    gradient[k] = sum over b of X[i, b] D[indices[k], b], added to what is there if `accumulate`;
+    out[i, b] = f'(z) · sum over k of values[k] D[indices[k], b]. The result is the sum of out[i].
 
     Parameters
     ----------
-    row : int64
-        Address of float32 (batch,).
-    batch : int64
-    slope, keep_share : float32
-        Left slope of the activation; share of the neurons that dropout keeps.
-    keep : uint32 (words,)
-        The dropout decisions: see `philox.draw_keep_words`.
-    state : uint32 (n, 2, words)
-        state[j] receives what the derivative needs: see `kernels`.
+    connections : Connections
+    i : int
+    X, out : float32 or bfloat16 (rows, batch)
+    D : float32 or bfloat16 (n, batch)
+    derivative : Derivative
+    gradient : float32 (nnz,)
+    accumulate : bool
     """
-    right = np.float32(1) / keep_share
-    left = slope * right
-    for word in range(state.shape[2]):
-        rest = batch - word * WORD
-        place = row + 4 * WORD * word
-        kept = keep[word]
-        if rest >= WORD:
-            positive = activate_word(place, EVERYONE, left, right, kept)
-        else:
-            valid = EVERYONE >> np.uint32(WORD - rest)
-            kept &= valid
-            positive = activate_rest(place, valid, left, right, kept)
-        state[j, 0, word] = kept & ~positive
-        state[j, 1, word] = kept & positive
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        connections, i, X, D, derivative, gradient, out, accumulate = (
+            taken_apart(context, builder, *pair) for pair in pairs
+        )
+        slope, keep_share, state = derivative
+        factors = factors_of(builder, slope, keep_share)
+        adds = cgutils.alloca_once_value(builder, accumulate)
+        total = cgutils.alloca_once_value(builder, F32(0))
+
+        def emit(tile):
+            def put(k, sums):
+                put_sums(builder, sums, gradient, k, builder.load(adds))
+
+            x = X.load(i, tile)
+            d = sampled_products(builder, connections, i, x, D, tile, put, weighted=True)
+            d = differentiated(builder, d, tile, factors, state, i)
+            out.store(i, tile, d)
+            part = builder.extract_element(lane_sum(builder, d), I32(0))
+            builder.store(builder.fadd(builder.load(total), part), total)
+            builder.store(accumulate.type(1), adds)  # the tiles of a row add up
+
+        for_each_tile(builder, I64(0), X.shape[1], BACKWARD_WIDTHS, emit)
+        return builder.load(total)
+
+    given = connections, i64, X, D, derivative, gradient, out, types.boolean
+    return f32(*given), generate
 
 
-@inline
-def activate_plainly(row, batch, slope):
-    """Activation of a row of sums z, in place, where nothing is dropped or stored."""
-    if slope == 1:
-        return
-    one = np.float32(1)
-    for start in range(0, batch, WORD):
-        rest = batch - start
-        if rest >= WORD:
-            activate_word(row + 4 * start, EVERYONE, slope, one, EVERYONE)
-        else:
-            valid = EVERYONE >> np.uint32(WORD - rest)
-            activate_rest(row + 4 * start, valid, slope, one, EVERYONE)
+@intrinsic
+def gradient_row(typing, connections, i, X, D, accumulate):
+    """Compute the weight gradient alone, into the connections' values: see `backward_row`."""
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        connections, i, X, D, accumulate = (taken_apart(context, builder, *pair) for pair in pairs)
+        adds = cgutils.alloca_once_value(builder, accumulate)
+
+        def emit(tile):
+            def put(k, sums):
+                put_sums(builder, sums, connections[2], k, builder.load(adds))
+
+            x = X.load(i, tile)
+            sampled_products(builder, connections, i, x, D, tile, put, weighted=False)
+            builder.store(accumulate.type(1), adds)
+
+        for_each_tile(builder, I64(0), X.shape[1], BACKWARD_WIDTHS, emit)
+        return context.get_dummy_value()
+
+    return types.void(connections, i64, X, D, types.boolean), generate
 
 
-@inline
-def differentiate_row(row, batch, slope, keep_share, state, j):
-    """Multiply a row of dL/da by the derivative of the activation, in place; return its sum.
+@intrinsic
+def differentiate_row(typing, D, i, derivative):
+    """Multiply a row of dL/da by the activation's derivative, in place; return its sum.
 
-    The row, float32 (batch,) at an address, becomes dL/dz; state[j] is as `activate_row` wrote
-    it.
+    D is float32 (rows, batch), and becomes dL/dz.
     """
-    right = np.float32(1) / keep_share
-    left = slope * right
-    total = np.float32(0)
-    for word in range(state.shape[2]):
-        rest = batch - word * WORD
-        place = row + 4 * WORD * word
-        low, high = state[j, 0, word], state[j, 1, word]
-        if rest >= WORD:
-            total += differentiate_word(place, EVERYONE, left, right, low, high)
-        else:
-            valid = EVERYONE >> np.uint32(WORD - rest)
-            total += differentiate_rest(place, valid, left, right, low, high)
-    return total
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        D, i, (slope, keep_share, state) = (taken_apart(context, builder, *pair) for pair in pairs)
+        factors = factors_of(builder, slope, keep_share)
+        total = cgutils.alloca_once_value(builder, F32(0))
+
+        def emit(tile):
+            d = differentiated(builder, D.load(i, tile), tile, factors, state, i)
+            D.store(i, tile, d)
+            part = builder.extract_element(lane_sum(builder, d), I32(0))
+            builder.store(builder.fadd(builder.load(total), part), total)
+
+        for_each_tile(builder, I64(0), D.shape[1], (WORD,), emit)
+        return builder.load(total)
+
+    return f32(D, i64, derivative), generate
 
 
-@inline
-def update_range(values, velocity, gradient, start, stop, rate, momentum, decay):
+@intrinsic
+def update_range(typing, values, velocity, gradient, start, stop, sgd):
     """Momentum SGD (eq. 1) on start <= k < stop: v = momentum·v - rate·g; w = w + v - decay·w.
 
     A velocity below the smallest normal float32 is set to zero: that of an idle connection would
     become subnormal within 900 steps, and subnormal arithmetic is up to 8 times slower. The
-    arrays, float32 (nnz,), come as addresses; rate, momentum and decay are float32.
+    arrays are float32 (nnz,); the numbers come as `SGD`.
     """
-    for k in range(start, stop, LANES):
-        at = 4 * k
-        w, v, g = values + at, velocity + at, gradient + at
-        if stop - k >= LANES:
-            update(w, v, g, rate, momentum, decay, LANES)
-        else:
-            update_rest(w, v, g, rate, momentum, decay, stop - k)
+
+    def generate(context, builder, signature, arguments):
+        pairs = zip(signature.args, arguments, strict=True)
+        *arrays, start, stop, sgd = (taken_apart(context, builder, *pair) for pair in pairs)
+        rate, momentum, decay = sgd
+        rates = builder.fneg(rate), momentum, builder.fneg(decay)
+        descent, momentum, decayed = (splat(builder, number, LANES) for number in rates)
+
+        def emit(tile):
+            places = [array.at(tile.start) for array in arrays]
+            w, v, g = (load_lanes(builder, place, LANES, tile.mask) for place in places)
+            v = multiply_add(builder, momentum, v, builder.fmul(descent, g))
+            zero, tiny = ir.Constant(v.type, None), ir.Constant(v.type, [SMALLEST_NORMAL] * LANES)
+            kind, name = ir.FunctionType(v.type, [v.type]), f"llvm.fabs.v{LANES}f32"
+            fabs = cgutils.get_or_insert_function(builder.module, kind, name)
+            subnormal = builder.fcmp_ordered("<", builder.call(fabs, [v]), tiny)
+            v = builder.select(subnormal, zero, v)
+            w = multiply_add(builder, decayed, w, builder.fadd(w, v))
+            store_lanes(builder, v, places[1], LANES, tile.mask)
+            store_lanes(builder, w, places[0], LANES, tile.mask)
+
+        for_each_tile(builder, start, stop, (LANES,), emit)
+        return context.get_dummy_value()
+
+    return types.void(values, velocity, gradient, i64, i64, sgd), generate
 
 
 @inline
@@ -415,9 +240,20 @@ def reorder_range(values, start, stop, places, out):
 
 
 @inline
-def prefetch_rows(X, size, indices, start, stop):
-    """Ask for the rows indices[start:stop] of an array at an address, of `size` bytes a row."""
+def prefetch_distance(X):
+    """Return how many connections ahead rows are prefetched: none where the cache holds them.
+
+    Where it does not, every connection is a cache and TLB miss.
+    """
+    return PREFETCH_AHEAD if X.nbytes > PREFETCH_BYTES else 0
+
+
+@inline
+def prefetch_rows(X, indices, start, stop):
+    """Ask for the rows indices[start:stop] of X."""
+    address = X.ctypes.data
+    size = X.itemsize * X.shape[1]
     for k in range(min(start, len(indices)), min(stop, len(indices))):
-        address = X + np.int64(indices[k]) * size
+        row = address + np.int64(indices[k]) * size
         for offset in range(0, size, CACHE_LINE):
-            prefetch_line(address + offset)
+            prefetch_line(row + offset)

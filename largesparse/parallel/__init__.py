@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from .leaving import watch_script
 
 if TYPE_CHECKING:
+    from ..history import ParallelReport
     from .options import ParallelOptions
     from .prediction import predict, predict_proba
-    from .report import ParallelReport
     from .wasap import train_wasap, train_wassp
 
 # public name -> module that defines it; imported when it is first used
 _MODULES = {
     "ParallelOptions": "options",
-    "ParallelReport": "report",
+    "ParallelReport": ".history",
     "predict": "prediction",
     "predict_proba": "prediction",
     "train_wasap": "wasap",

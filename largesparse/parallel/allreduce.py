@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Backend
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
+from ..threads import kernel_threads
 from ..workspace import Gradients
 from .nodes import Nodes
 from .shared import SharedTopology, SharedWeights
@@ -56,7 +56,6 @@ class Representative:
         gradients: Sequence[Gradients],
         optimizer: MomentumSGD,
         rate: float,
-        backend: Backend,
         threads: int,
     ) -> None:
         """Sum this node's gradients and those of the others, and update this node's weights.
@@ -69,11 +68,10 @@ class Representative:
             Of this node, in a fixed order; there may be none.
         optimizer : MomentumSGD
         rate : float
-        backend : Backend
         threads : int
         """
         total = self._total = self._total or Gradients(network.layers)
-        total.fit(network.layer_connections)
+        total.resize_(network.layer_connections)
         arrays = total.arrays()
         if not gradients:
             for array in arrays:
@@ -83,9 +81,9 @@ class Representative:
                 np.copyto(own, other) if number == 0 else np.add(own, other, out=own)
         for array in arrays:
             self._add_over_nodes(array.reshape(-1))
-        with self._weights.writing(), backend.threads(threads):
-            network.finish_gradient(total, backend)
-            network.update_(total, optimizer, rate, backend, both_orders=False)
+        with self._weights.writing(), kernel_threads(threads):
+            network.finish_gradient(total)
+            network.update_(total, optimizer, rate, both_orders=False)
             self._topology.version += 1
 
     def _add_over_nodes(self, array: NDArray[np.float32]) -> None:

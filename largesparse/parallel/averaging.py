@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ParameterError
-from ..layer import Float32, Int32
+from ..layer import PARAMETERS, Float32, Int32, LayerArrays
 
-Bool = NDArray[np.bool_]
-
+CONNECTIONS = {"indptr": np.int32, "indices": np.int32, "values": np.float32}
 BLOCK_CONNECTIONS = 1 << 18  # of all replicas, that a thread takes at a time
-
-
-class LayerArrays(NamedTuple):
-    """One layer of one replica, in input order."""
-
-    indptr: Int32  # (n_in + 1,)
-    indices: Int32  # (nnz,), ascending within a row
-    values: Float32  # (nnz,)
-    bias: Float32  # (n_out,)
-    dead: Bool | None = None  # (n_out,); None is nobody
-    srelu: Float32 | None = None  # (4, n_out)
-
-    @property
-    def nnz(self) -> int:
-        """Number of connections."""
-        return len(self.indices)
 
 
 def mean_nnz(counts: Sequence[int]) -> int:
@@ -53,12 +34,12 @@ def average_layers(n_out: int, replicas: Sequence[LayerArrays]) -> LayerArrays:
     Parameters
     ----------
     n_out : int
-    replicas : sequence of LayerArrays
-        At least one.
+    replicas : sequence of dict of arrays
+        At least one; see `SparseLayer.arrays`.
 
     Returns
     -------
-    LayerArrays
+    dict of arrays
 
     Raises
     ------
@@ -66,17 +47,16 @@ def average_layers(n_out: int, replicas: Sequence[LayerArrays]) -> LayerArrays:
         Where there is no replica, or where the replicas' layers are not alike.
     """
     _check(n_out, replicas)
-    bias = _mean([replica.bias for replica in replicas])
-    srelu = None
-    if replicas[0].srelu is not None:
-        srelu = _mean([replica.srelu for replica in replicas if replica.srelu is not None])
-    dead = _dead_in_all([replica.dead for replica in replicas])
     if len(replicas) == 1:
-        only = replicas[0]
-        connections = only.indptr.copy(), only.indices.copy(), only.values.copy()
+        mean: LayerArrays = {name: replicas[0][name].copy() for name in CONNECTIONS}
     else:
-        connections = _average_connections(replicas)
-    return LayerArrays(*connections, bias, dead, srelu)
+        mean = dict(zip(CONNECTIONS, _average_connections(replicas), strict=True))
+    for name in PARAMETERS:
+        if name in replicas[0] and name not in CONNECTIONS:
+            mean[name] = _mean([replica[name] for replica in replicas])
+    if all("dead" in replica for replica in replicas):
+        mean["dead"] = np.logical_and.reduce([replica["dead"] for replica in replicas])
+    return mean
 
 
 def _check(n_out: int, replicas: Sequence[LayerArrays]) -> None:
@@ -85,17 +65,14 @@ def _check(n_out: int, replicas: Sequence[LayerArrays]) -> None:
         raise ParameterError("The 'replicas' parameter of average_layers must not be empty.")
     first = replicas[0]
     for r, replica in enumerate(replicas):
-        shapes = {
-            "indptr": (replica.indptr.shape, first.indptr.shape),
-            "values": (replica.values.shape, replica.indices.shape),
-            "bias": (replica.bias.shape, (n_out,)),
-        }
-        if replica.dead is not None:
-            shapes["dead"] = replica.dead.shape, (n_out,)
-        if replica.srelu is not None or first.srelu is not None:
-            found = () if replica.srelu is None else replica.srelu.shape
-            shapes["srelu"] = found, (() if first.srelu is None else (4, n_out))
-        for name, (found, expected) in shapes.items():
+        nnz = len(replica["indices"])
+        shapes = {"indptr": first["indptr"].shape, "indices": (nnz,)}
+        shapes |= {name: p.shape(nnz, n_out) for name, p in PARAMETERS.items() if name in first}
+        if "dead" in replica:
+            shapes["dead"] = (n_out,)
+        for name in shapes | replica:
+            found = replica[name].shape if name in replica else ()
+            expected = shapes.get(name, ())
             if found != expected:
                 raise ParameterError(
                     f"The {name!r} array of replica {r} in average_layers must have the shape "
@@ -112,30 +89,19 @@ def _mean(arrays: Sequence[Float32]) -> Float32:
     return total.astype(np.float32)
 
 
-def _dead_in_all(marks: Sequence[Bool | None]) -> Bool | None:
-    """Return which neurons are dead in every replica."""
-    dead = None if marks[0] is None else marks[0].copy()
-    for mark in marks[1:]:
-        if dead is None or mark is None:
-            return None
-        dead &= mark
-    return dead
-
-
 def _average_connections(replicas: Sequence[LayerArrays]) -> tuple[Int32, Int32, Float32]:
     """Return the pruned mean of the replicas' connections: indptr, indices and values."""
     from ..backends.averaging_kernels import REPLICA, average_union, count_union, keep_largest
 
     table = np.zeros(len(replicas), dtype=REPLICA)
     held = []
-    dtypes = {"indptr": np.int32, "indices": np.int32, "values": np.float32}
     for record, replica in zip(table, replicas, strict=True):
-        for name, dtype in dtypes.items():
-            array = np.require(getattr(replica, name), dtype, ["C", "ALIGNED"])
+        for name, dtype in CONNECTIONS.items():
+            array = np.require(replica[name], dtype, ["C", "ALIGNED"])
             record[name] = array.ctypes.data
             held.append(array)
-    counts = [replica.nnz for replica in replicas]
-    n_in = len(replicas[0].indptr) - 1
+    counts = [len(replica["indices"]) for replica in replicas]
+    n_in = len(replicas[0]["indptr"]) - 1
     block_rows = max(1, n_in * BLOCK_CONNECTIONS // (sum(counts) + n_in))
 
     indptr = count_union(table, n_in, block_rows)  # int64: a union may be larger than a layer

@@ -1,4 +1,9 @@
-"""How the ranks find rank 0 and connect to it by TCP."""
+"""How the ranks find rank 0 and connect to it by TCP.
+
+Framing and challenge are those of `multiprocessing.connection`. Its `Listener` and `Client` would
+wait forever for a peer that says nothing and for an address that does not answer, and the ranks
+behind it with them.
+"""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import selectors
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, overload
 
 from ..errors import ParallelError
 from . import leaving
@@ -26,7 +26,7 @@ GRACE = 10.0  # seconds that a rank which has failed leaves rank 0 to end the jo
 Message = Any  # a picklable object, a tuple or dict as a rule
 
 
-class HubLost(ParallelError):
+class RootLost(ParallelError):
     """Rank 0 has gone; whoever notices leaves without a word."""
 
 
@@ -51,11 +51,10 @@ class _Release:
 
 
 class _Channel:
-    """What both ends have: counters, and the time that was spent waiting.
+    """What both ends have: messages, and the time that was spent waiting for them.
 
     Attributes
     ----------
-    messages_sent, messages_received, bytes_sent, bytes_received : int
     idle_s : float
         Seconds spent waiting in `receive`.
     idle_cpu_s : float
@@ -64,8 +63,6 @@ class _Channel:
 
     def __init__(self, peers: dict[int, Peer]) -> None:
         self._peers = peers
-        self.messages_sent = self.messages_received = 0
-        self.bytes_sent = self.bytes_received = 0
         self.idle_s = self.idle_cpu_s = 0.0
         self._closed = False
 
@@ -75,10 +72,7 @@ class _Channel:
         return sorted(self._peers)
 
     def _send(self, peer: Peer, message: Message) -> None:
-        data = pickle.dumps(message)
-        peer.connection.send_bytes(data)
-        self.messages_sent += 1
-        self.bytes_sent += len(data)
+        peer.connection.send_bytes(pickle.dumps(message))
 
     def _receive(self, peer: Peer) -> Message:
         data = peer.connection.recv_bytes()
@@ -87,8 +81,6 @@ class _Channel:
             error = RankFailed(told.splitlines()[-1].removeprefix("largesparse: error: "))
             error.told = told
             raise error
-        self.messages_received += 1
-        self.bytes_received += len(data)
         return pickle.loads(data)
 
     @contextlib.contextmanager
@@ -101,7 +93,7 @@ class _Channel:
             self.idle_cpu_s += time.process_time() - cpu
 
 
-class Hub(_Channel):
+class RootChannel(_Channel):
     """Rank 0's end: a connection to every other rank."""
 
     def __init__(self, peers: dict[int, Peer]) -> None:
@@ -128,6 +120,12 @@ class Hub(_Channel):
             while True:  # until the error that it may have told, or the end
                 self._read(peer)
 
+    @overload
+    def receive(self) -> tuple[int, Message]: ...
+
+    @overload
+    def receive(self, timeout: float) -> tuple[int, Message] | None: ...
+
     def receive(self, timeout: float | None = None) -> tuple[int, Message] | None:
         """Wait for a message and return it with the rank that sent it.
 
@@ -152,6 +150,15 @@ class Hub(_Channel):
             if not isinstance(message, _Goodbye):
                 return peer.rank, message
         raise ParallelError("All other ranks have left, while rank 0 waits for a message.")
+
+    def answers(self, ranks: Iterable[int]) -> dict[int, Message]:
+        """Return the next message of each of the ranks; no others are due."""
+        missing = set(ranks)
+        found = {}
+        while missing:
+            rank, found[rank] = self.receive()
+            missing.remove(rank)
+        return found
 
     def tell(self, text: str) -> None:
         """Write the job's last message to standard error; empty where it has been told."""
@@ -208,7 +215,7 @@ class Hub(_Channel):
         return message
 
 
-class Line(_Channel):
+class RankChannel(_Channel):
     """Another rank's end: its connection to rank 0."""
 
     def __init__(self, rank: int, peers: dict[int, Peer]) -> None:
@@ -223,20 +230,20 @@ class Line(_Channel):
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended.
         """
         try:
             self._send(self._peer, message)
         except OSError:
-            raise HubLost(f"{self._peer} {KILLED}") from None
+            raise RootLost(f"{self._peer} {KILLED}") from None
 
     def receive(self) -> Message:
         """Wait for a message of rank 0's and return it.
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended.
         ParallelError
             If rank 0 has closed its end.
@@ -253,16 +260,16 @@ class Line(_Channel):
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended.
         """
         if self._end.poll(0):
-            raise HubLost(f"{self._peer} {KILLED}")
+            raise RootLost(f"{self._peer} {KILLED}")
 
     def tell(self, text: str) -> None:
         """Hand rank 0 the job's last message, and give it some seconds to end the job."""
         end = time.monotonic() + GRACE
-        with contextlib.suppress(OSError, HubLost):
+        with contextlib.suppress(OSError, RootLost):
             self._peer.connection.send_bytes(LAST_WORDS + text.encode())
             while self._peer.connection.poll(max(0.0, end - time.monotonic())):
                 self._read()
@@ -272,7 +279,7 @@ class Line(_Channel):
 
         Raises
         ------
-        HubLost
+        RootLost
             If rank 0 has ended without closing its end.
         """
         if self._closed:
@@ -288,10 +295,10 @@ class Line(_Channel):
             with self._idling():
                 return self._receive(self._peer)
         except (EOFError, OSError):
-            raise HubLost(f"{self._peer} {KILLED}") from None
+            raise RootLost(f"{self._peer} {KILLED}") from None
 
 
-def connect(comm: Any) -> Hub | Line:
+def connect(comm: Any) -> RootChannel | RankChannel:
     """Connect every rank to rank 0, and return this rank's end; every rank calls it.
 
     The connections are closed at the end of the process or by the next call, not before: they show
@@ -308,8 +315,8 @@ def connect(comm: Any) -> Hub | Line:
         If a rank cannot reach rank 0.
     """
     if comm.size == 1:
-        return Hub({})
+        return RootChannel({})
     peers = connect_all(comm)
-    channel = Hub(peers) if comm.rank == 0 else Line(comm.rank, peers)
+    channel = RootChannel(peers) if comm.rank == 0 else RankChannel(comm.rank, peers)
     leaving.keep(channel)
     return channel

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import LargeSparseError, ParallelError
 from . import leaving
-from .control import HubLost, RankFailed
+from .control import RankFailed, RootLost
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def guard(comm: Any) -> Iterator[None]:
         return
     try:
         yield
-    except HubLost:
+    except RootLost:
         os._exit(leaving.FAILED)
     except BaseException as error:
         leaving.end_job(message(error, comm.rank))

@@ -9,24 +9,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import TrainingConfig
 from ..environment import expand_user
 from ..errors import ParameterError
-from ..history import History
+from ..history import History, ParallelReport
+from ..mapped_memory import forget_names
 from ..network import SparseMLP
-from ..records import peak_rss_bytes
-from ..saving import check_training
+from ..resumed_settings import load_checkpoint
 from ..stopping import Stop, saved_in, sentence
-from ..training import Callback, Trainer
+from ..training import Callback, Run, Trainer, sample_bar, save_checkpoint
 from ..training_data import Augment, TrainingData, prepare
+from ..usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from . import leaving, messages
 from .allreduce import Representative, split_representatives
-from .control import Hub, connect
-from .deal import Deal
-from .dispatch import Dispatcher
+from .control import RootChannel, connect
+from .deal import Deal, Dispatcher
 from .guard import guard
 from .links import Links
 from .nodes import Nodes
@@ -34,19 +31,16 @@ from .options import ParallelOptions, phase_one_length
 from .phase_two import average, train_replicas
 from .plan import check_memory, slots_of_nodes
 from .ranks import agree, get_communicator, together
-from .report import ParallelReport
-from .segments import forget_names
 from .server import Server
 from .shared import Shape, check_locks, in_both_orders
-from .usage import cpu_seconds, pss_bytes
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Given:
-    """What counts on rank 0."""
+    """What a caller has given. On other ranks than 0 only the configuration counts."""
 
     network: SparseMLP | None
     config: TrainingConfig
@@ -56,12 +50,14 @@ class Given:
     sample_weight: Any
     checkpoint: str | Path | None
     resume: str | Path | Trainer | None
+    callbacks: Iterable[Callback]
+    progress: bool | None
 
     def prepare(self) -> tuple[Trainer, TrainingData]:
         """Return the trainer that rank 0 begins with, and the data, checked."""
         trainer = self.trainer()
         if self.checkpoint is not None:
-            check_training(trainer, self.checkpoint)
+            trainer.check_saving(self.checkpoint)
         fraction = trainer.config.validation_fraction
         if fraction > 0:
             raise ParameterError(
@@ -74,9 +70,10 @@ class Given:
         )
         trainer.check_rows(data)
         place = None if self.checkpoint is None else expand_user(self.checkpoint).resolve()
-        if trainer.folder is not None and place not in (None, trainer.folder):
+        state = trainer.state
+        if place is not None and state.folder not in (None, place):
             save_checkpoint(trainer, place)  # those of the replicas go into it
-            trainer.folder = place
+            state.folder = place
         return trainer, data
 
     def trainer(self) -> Trainer:
@@ -98,24 +95,16 @@ class Given:
         return trainer
 
 
-def train(
-    given: Given,
-    options: dict[str, Any],
-    comm: Any,
-    phase_one_epochs: int | None,
-    augment: Augment | None,
-    callbacks: Iterable[Callback],
-    progress: bool | None,
-) -> History:
+def train(given: Given, options: dict[str, Any], comm: Any, augment: Augment | None) -> History:
     """Train by all ranks, or in this process where it is alone; every rank calls it."""
     comm = get_communicator(comm)
     if comm.size == 1:
-        _check(given, options, phase_one_epochs)
-        return _train_alone(given, augment, callbacks, progress)
+        _check(given, options)
+        return _train_alone(given, augment)
 
     def prepare() -> tuple[ParallelOptions, Trainer | None, TrainingData | None]:
         check_locks()
-        checked = _check(given, options, phase_one_epochs)
+        checked = _check(given, options)
         if comm.rank > 0:
             return checked, None, None
         trainer, data = given.prepare()
@@ -133,39 +122,28 @@ def train(
     channel = connect(comm)
     with guard(comm):
         representatives = split_representatives(comm, nodes)
-        if isinstance(channel, Hub):
+        if isinstance(channel, RootChannel):
             assert trainer is not None and data is not None
             history = _serve(
-                comm,
-                channel,
-                representatives,
-                nodes,
-                checked,
-                trainer,
-                data,
-                given.checkpoint,
-                callbacks,
-                progress,
+                Job(comm, channel, representatives, nodes, checked), given, trainer, data
             )
         else:
             history = Worker(comm, channel, representatives, augment).run()
     return history
 
 
-def _check(given: Given, options: dict[str, Any], phase_one_epochs: int | None) -> ParallelOptions:
+def _check(given: Given, options: dict[str, Any]) -> ParallelOptions:
     """Return the options, where they and the configuration can be used."""
     if not isinstance(given.config, TrainingConfig):
         raise ParameterError(
             "The 'config' parameter of parallel training must be a TrainingConfig. Got "
             f"{type(given.config).__name__} instead."
         )
-    length = phase_one_length(given.config.epochs, phase_one_epochs)
-    return ParallelOptions(phase_one_epochs=length, **options)
+    length = phase_one_length(given.config.epochs, options["phase_one_epochs"])
+    return ParallelOptions(**options | {"phase_one_epochs": length})
 
 
-def _train_alone(
-    given: Given, augment: Augment | None, callbacks: Iterable[Callback], progress: bool | None
-) -> History:
+def _train_alone(given: Given, augment: Augment | None) -> History:
     """Train in this process, where it is the only one."""
     return given.trainer().fit(
         given.X,
@@ -173,9 +151,9 @@ def _train_alone(
         sample_weight=given.sample_weight,
         test=given.test,
         augment=augment,
-        callbacks=callbacks,
+        callbacks=given.callbacks,
         checkpoint=given.checkpoint,
-        progress=progress,
+        progress=given.progress,
     )
 
 
@@ -201,66 +179,61 @@ def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) ->
     return trainer
 
 
-def _serve(
-    comm: Any,
-    hub: Hub,
-    representatives: Any,
-    nodes: Nodes,
-    options: ParallelOptions,
-    trainer: Trainer,
-    data: TrainingData,
-    checkpoint: str | Path | None,
-    callbacks: Iterable[Callback],
-    progress: bool | None,
-) -> History:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The ranks of a training, as rank 0 sees them."""
+
+    comm: Any
+    channel: RootChannel
+    representatives: Any
+    nodes: Nodes
+    options: ParallelOptions
+
+    @property
+    def workers(self) -> int:
+        """Ranks but rank 0."""
+        return int(self.comm.size) - 1
+
+    def report(self, threads: int | None) -> ParallelReport:
+        """Return a report with the slots of every node, and the threads of a worker there."""
+        options, nodes = self.options, self.nodes
+        counts = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
+        each = []
+        for node, (cores, count) in enumerate(zip(nodes.cores, counts, strict=True)):
+            at_a_time = min(count, sum(rank > 0 for rank in nodes.ranks(node)))
+            each.append(threads or max(1, cores // max(1, at_a_time)))
+        length = options.phase_one_epochs
+        return ParallelReport(options.algorithm, self.comm.size, len(nodes), counts, each, length)
+
+
+def _serve(job: Job, given: Given, trainer: Trainer, data: TrainingData) -> History:
     """Be the parameter server: lead the training from its beginning to its end."""
-    config = trainer.config
-    workers = comm.size - 1
-    counts = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
-    threads = []
-    for node, (cores, count) in enumerate(zip(nodes.cores, counts, strict=True)):
-        at_a_time = min(count, sum(rank > 0 for rank in nodes.ranks(node)))
-        threads.append(config.threads or max(1, cores // max(1, at_a_time)))
+    nodes, options, checkpoint = job.nodes, job.options, given.checkpoint
+    report = job.report(trainer.config.threads)
     trainer.threads = nodes.cores[0]
     links = Links(
-        comm,
-        hub,
+        job.comm,
+        job.channel,
         nodes,
         trainer.network,
-        Shape.of(trainer.network, trainer.setting),
-        counts,
-        options.chunk_bytes,
-        keep_snapshots=options.delay_compensation > 0,
-        replicated=options.algorithm == "allreduce",
+        Shape.of(trainer.network, trainer.micro_batching),
+        report.slots,
+        options,
     )
-    links.join(data, config, options, threads)
+    links.join(data, trainer.config, options, report.threads)
     forget_names()
-    report = ParallelReport(
-        options.algorithm, comm.size, len(nodes), counts, threads, options.phase_one_epochs
-    )
-    hide = None if progress is None else not progress
-    bar = tqdm(
-        total=config.epochs * len(data.train_rows),
-        unit=" samples",
-        disable=hide,
-        desc=f"training by {workers} workers",
-    )
+    name = f"training by {job.workers} workers"
+    bar = sample_bar(trainer, len(data.train_rows), given.progress, name)
+
+    def make_dispatcher(prefetch: bool) -> Dispatcher:
+        return Dispatcher(nodes.node, report.slots, prefetch=prefetch)
+
     with leaving.noting(checkpoint is not None) as request:
-        server = Server(
-            trainer,
-            data,
-            links,
-            lambda ahead: Dispatcher(nodes.node, counts, ahead=ahead),
-            options,
-            report,
-            bar,
-            request,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-        )
+        run = Run(data, bar, request, checkpoint, list(given.callbacks))
+        server = Server(trainer, run, links, make_dispatcher, options, report)
         try:
             with bar:
-                _both_phases(server, workers, representatives)
+                _both_phases(server, job)
             request.check()
             if checkpoint is not None:
                 trainer.rescue(checkpoint)
@@ -270,27 +243,27 @@ def _serve(
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
-    _close(hub, nodes, history, report)
+    _close(job.channel, nodes, history, report)
     links.close()
     network = trainer.network
     network.layers[:] = [in_both_orders(layer) for layer in network.layers]
     return history
 
 
-def _both_phases(server: Server, workers: int, representatives: Any) -> None:
-    trainer, options = server.trainer, server.options
-    if not trainer.history.epochs:
+def _both_phases(server: Server, job: Job) -> None:
+    trainer, state, options, workers = server.trainer, server.state, job.options, job.workers
+    if not state.history.epochs:
         server.record()
-    elif trainer.part is None and trainer.epoch < trainer.config.epochs:
+    elif state.part is None and state.epoch < trainer.config.epochs:
         server.evolve()  # the last epoch of a training that is prolonged now
-    state = trainer.parallel or {}
     replicas = workers
-    if trainer.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
-        replicas = int(state.get("replicas", workers))
+    if state.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
+        replicas = int((state.parallel or {}).get("replicas", workers))
     deal = _deal(server, workers)
-    server.links.topology.samples = server.bar.n = server.bar.initial = deal.samples_applied
+    bar = server.run.bar
+    server.links.topology.samples = bar.n = bar.initial = deal.samples_applied
     started = time.perf_counter()
-    if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:  # stopped before its evaluation
+    if deal.samples_applied >= (state.epoch + 1) * deal.rows:  # stopped before its evaluation
         server.finish_epoch(deal)
     if options.algorithm == "wasap":
         server.train_asynchronously(deal)
@@ -299,49 +272,51 @@ def _both_phases(server: Server, workers: int, representatives: Any) -> None:
     else:
         links = server.links
         shared = links.topology, links.weights, options.chunk_bytes
-        server.train_by_allreduce(deal, Representative(representatives, *shared))
+        server.train_by_allreduce(deal, Representative(job.representatives, *shared))
     server.report.phase_one_s = time.perf_counter() - started
-    if server.stopped or trainer.epoch >= trainer.config.epochs:
+    if server.stopped or state.epoch >= trainer.config.epochs:
         return
     server.replicas_apart = True
     trained = train_replicas(server, replicas)
     average(server, trained)
-    server.fill_in(trainer.history.epochs[-1])
-    if server.checkpoint is not None:
-        trainer.parallel = None
-        trainer.save(server.checkpoint)
+    server.fill_in(state.history.epochs[-1])
+    if server.run.checkpoint is not None:
+        state.parallel = None
+        trainer.save(server.run.checkpoint)
     server.replicas_apart = False
     server.call_back()
 
 
 def _deal(server: Server, workers: int) -> Deal:
     """Return the mini-batches of phase one that are left."""
-    trainer, options = server.trainer, server.options
-    rows, batch_size = len(server.data.train_rows), trainer.config.batch_size
-    state = (trainer.parallel or {}).get("deal")
-    if state is None and trainer.part is not None:  # of a training in one process
-        left = [s for s in range(0, rows, batch_size) if s >= trainer.part.samples]
-        state = {"batch_size": batch_size, "missing": {trainer.epoch: left}}
+    state, options = server.state, server.options
+    rows, batch_size = len(server.run.data.train_rows), server.trainer.config.batch_size
+    dealt = (state.parallel or {}).get("deal")
+    if dealt is None and state.part is not None:  # of a training in one process
+        left = [s for s in range(0, rows, batch_size) if s >= state.part.samples]
+        dealt = {"batch_size": batch_size, "missing": {state.epoch: left}}
     deal = Deal(
         rows,
         batch_size,
         workers,
         options.phase_one_epochs,
-        first_epoch=trainer.epoch,
+        first_epoch=state.epoch,
         joined=options.algorithm != "wasap",
-        state=state,
+        state=dealt,
     )
-    if deal.samples_applied <= trainer.epoch * rows:
-        trainer.part = None  # the epoch begins anew, with mini-batches of another size
+    if deal.samples_applied <= state.epoch * rows:
+        state.part = None  # the epoch begins anew, with mini-batches of another size
     return deal
 
 
 def _save_stopped(server: Server) -> str:
     """Save a training that is stopped now, and return what there is to say of it."""
+    checkpoint = server.run.checkpoint
+    assert checkpoint is not None
     if server.replicas_apart:
-        place = saved_in(server.checkpoint)
+        place = saved_in(checkpoint)
         return f"in phase two; the last epochs that the replicas have completed are {place}"
-    return server.trainer.save_stopped(server.checkpoint, len(server.data.train_rows))
+    return server.trainer.save_stopped(checkpoint, len(server.run.data.train_rows))
 
 
 def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
@@ -350,19 +325,15 @@ def node_bytes(reports: Sequence[messages.Report], slots: int) -> int:
     return sum(each.pss_bytes for each in reports) + sum(beside[:slots])
 
 
-def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> None:
+def _close(channel: RootChannel, nodes: Nodes, history: History, report: ParallelReport) -> None:
     """Add up what all ranks have used, and let the workers go."""
-    for rank in hub.ranks:
-        hub.send(rank, messages.Count())
-    found: dict[int, messages.Report] = {}
-    while len(found) < len(hub.ranks):
-        answer = hub.receive()
-        assert answer is not None
-        found[answer[0]] = answer[1]
+    for rank in channel.ranks:
+        channel.send(rank, messages.Count())
+    found: dict[int, messages.Report] = channel.answers(channel.ranks)
     own = messages.Report(
-        hub.idle_s, hub.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
+        channel.idle_s, channel.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
     )
-    used = [own, *(found[rank] for rank in hub.ranks)]
+    used = [own, *(found[rank] for rank in channel.ranks)]
     report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]
@@ -371,5 +342,5 @@ def _close(hub: Hub, nodes: Nodes, history: History, report: ParallelReport) -> 
         node_bytes([used[rank] for rank in nodes.ranks(node)], report.slots[node])
         for node in range(len(nodes))
     )
-    for rank in hub.ranks:
-        hub.send(rank, messages.Finish(history))
+    for rank in channel.ranks:
+        channel.send(rank, messages.Finish(history))

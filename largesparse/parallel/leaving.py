@@ -24,9 +24,9 @@ from typing import Any, NoReturn, Protocol
 
 from ..environment import forget_left_over_variables, launched_ranks
 from ..launching import HEAD_START, spare_shared_memory
+from ..mapped_memory import forget_names
 from ..stopping import StopRequest
 from .collectives import barrier
-from .segments import forget_names
 
 FAILED = 1  # exit status of a job that a rank ended
 UNHEEDED = 30.0  # seconds after which a signal ends the job whatever the main thread does

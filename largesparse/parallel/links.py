@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Backend
 from ..config import TrainingConfig
+from ..mapped_memory import Arena, Arrays, Segment, shapes_of, share
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
 from ..training_data import TrainingData
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .control import Hub
-from .data import Arrays, share, to_arrays
+from .control import RootChannel
+from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions
-from .segments import Arena, Segment
 from .shared import (
     ServerLayer,
     Shape,
@@ -35,7 +34,6 @@ from .shared import (
 from .slots import Slot, slot_sizes
 from .transfer import Transfer, start_receive, start_send
 
-TAG = 1
 POLL = 1e-4  # seconds between looks at a transfer while there are no messages
 PAUSE = 0.5  # seconds without messages after which rank 0 looks whether it is to stop
 
@@ -49,18 +47,14 @@ class Links:
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-    hub : Hub
+    channel : RootChannel
     nodes : Nodes
     network : SparseMLP
         Its layers are replaced by shared ones.
     shape : Shape
     slots : sequence of int
         The number of slots of every node.
-    chunk_bytes : int
-    keep_snapshots : bool
-        Whether gradients come with the weights that they were computed on.
-    replicated : bool
-        Whether every node has weights of its own, so that gradients stay on their node.
+    options : ParallelOptions
 
     Attributes
     ----------
@@ -77,20 +71,20 @@ class Links:
     def __init__(
         self,
         comm: Any,
-        hub: Hub,
+        channel: RootChannel,
         nodes: Nodes,
         network: SparseMLP,
         shape: Shape,
         slots: Sequence[int],
-        chunk_bytes: int,
-        *,
-        keep_snapshots: bool = False,
-        replicated: bool = False,
+        options: ParallelOptions,
     ) -> None:
-        self._comm, self._hub, self._nodes = comm, hub, nodes
+        self._comm, self._channel, self._nodes = comm, channel, nodes
         self._shape, self._counts = shape, list(slots)
-        self._chunk_bytes, self._keep_snapshots = chunk_bytes, keep_snapshots
-        self._replicated = replicated
+        self._chunk_bytes = options.chunk_bytes
+        # whether gradients come with the weights that they were computed on
+        self._keep_snapshots = options.delay_compensation > 0
+        # whether every node has weights of its own, so that gradients stay on their node
+        self._replicated = options.algorithm == "allreduce"
         self.bytes_moved = 0
         self._segments = [Segment.create(shared_size(SharedTopology, shape))]
         self.topology = SharedTopology(shape, Arena(self._segments[0].buffer))
@@ -141,36 +135,26 @@ class Links:
         places, data_segment = share(arrays)
         self._segments.append(data_segment)
         hosting = [
-            messages.Hosting(
+            messages.NodeSegments(
                 self._segments[0].path,
                 self._segments[1].path,
                 [segment.path for segment in self._slot_segments],
                 places,
             )
         ]
-        shapes = [(array.shape, array.dtype.str) for array in arrays]
         for node in range(1, len(self._nodes)):
             leader = self._nodes.leader(node)
             count, size = self._counts[node], self._chunk_bytes
-            host = messages.Host(self._shape, count, self._replicated, shapes, size)
-            self._hub.send(leader, host)
+            host = messages.SetUpNode(self._shape, count, self._replicated, shapes_of(arrays), size)
+            self._channel.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
-            hosting.append(self._answers([leader])[leader])
+            hosting.append(self._channel.answers([leader])[leader])
         for rank in range(1, self._comm.size):
             node = self._nodes.node[rank]
-            join = messages.Join(
-                self._shape,
-                hosting[node].topology,
-                hosting[node].weights,
-                hosting[node].slots,
-                layout,
-                hosting[node].data,
-                dataclasses.replace(config, threads=threads[node]),
-                options,
-                self._chunk_bytes,
-            )
-            self._hub.send(rank, join)
-        self._answers(range(1, self._comm.size))
+            own = dataclasses.replace(config, threads=threads[node])
+            join = messages.Join(self._shape, hosting[node], layout, own, options)
+            self._channel.send(rank, join)
+        self._channel.answers(range(1, self._comm.size))
         self.send_topology()
 
     def send_topology(self) -> None:
@@ -179,22 +163,11 @@ class Links:
             leader = self._nodes.leader(node)
             topology = self.topology
             message = messages.NewTopology(topology.generation, topology.connections)
-            self._hub.send(leader, message)
+            self._channel.send(leader, message)
             self._send(leader, topology.arrays())
             if self._replicated:
                 self._send(leader, self.weights.arrays(topology.connections))
-            self._answers([leader])
-
-    def _answers(self, ranks: Iterable[int]) -> dict[int, Any]:
-        """Return the next message of each of the ranks; no others are due."""
-        missing = set(ranks)
-        found = {}
-        while missing:
-            answer = self._hub.receive()
-            assert answer is not None
-            missing.remove(answer[0])
-            found[answer[0]] = answer[1]
-        return found
+            self._channel.answers([leader])
 
     # ------------------------------------------------------------------ tasks
     def can_begin(self, worker: int) -> bool:
@@ -208,7 +181,7 @@ class Links:
         elsewhere = node > 0 and not self._replicated
         needed = elsewhere and self._held.get((node, slot)) != (version, generation)
         task = make(messages.Weights(version, generation, needed))
-        self._hub.send(worker, task)
+        self._channel.send(worker, task)
         self.computing += isinstance(task, messages.Compute)
         if needed:
             self._held[node, slot] = version, generation
@@ -221,12 +194,12 @@ class Links:
 
     def lease(self, worker: int, lease: messages.Lease) -> None:
         """Let a worker on this node train on mini-batches."""
-        self._hub.send(worker, lease)
+        self._channel.send(worker, lease)
         self.computing += 1
 
     def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
         """Let a worker train a replica; it gets weights and velocities."""
-        self._hub.send(worker, task)
+        self._channel.send(worker, task)
         if self._nodes.node[worker] > 0 and not self._replicated:
             self._send(worker, self.weights.arrays(self.topology.connections))
 
@@ -260,7 +233,7 @@ class Links:
             return self._inbox_user
         self._start_receiving(wanted)
         busy = self._sending is not None or self._receiving is not None
-        found = self._hub.receive(POLL if busy else PAUSE)
+        found = self._channel.receive(POLL if busy else PAUSE)
         if found is None:
             return None
         _, message = found
@@ -273,7 +246,7 @@ class Links:
             return None
         slot = self.slots[push.task.slot]
         push.gradients = slot.workspace
-        push.gradients.fit(push.connections)
+        push.gradients.resize_(push.connections)
         if self._keep_snapshots:
             push.snapshot = cut(slot.parameters, push.connections)
         return message
@@ -286,9 +259,9 @@ class Links:
         self._offers.remove(push)
         with_snapshot = self._keep_snapshots and push.keeps_snapshot
         task = messages.SendGradient(push.task.slot, push.connections, with_snapshot)
-        self._hub.send(push.worker, task)
+        self._channel.send(push.worker, task)
         push.gradients = self._inbox
-        self._inbox.fit(push.connections)
+        self._inbox.resize_(push.connections)
         arrays = self._inbox.arrays()
         if with_snapshot:
             room = parameter_arrays(self._shape.config, push.connections, np.empty)
@@ -303,7 +276,6 @@ class Links:
         pushes: Sequence[messages.Push],
         optimizer: MomentumSGD,
         rate: float,
-        backend: Backend,
         threads: int,
     ) -> None:
         """Update the weights on every node by the sum of gradients in all slots.
@@ -316,7 +288,6 @@ class Links:
             In a fixed order.
         optimizer : MomentumSGD
         rate : float
-        backend : Backend
         threads : int
         """
         slots: list[list[int]] = [[] for _ in self._counts]
@@ -324,13 +295,13 @@ class Links:
             slots[self._nodes.node[push.worker]].append(push.task.slot)
         leaders = [self._nodes.leader(node) for node in range(1, len(self._nodes))]
         for node, leader in enumerate(leaders, start=1):
-            self._hub.send(leader, messages.Reduce(slots[node], optimizer, rate))
+            self._channel.send(leader, messages.Reduce(slots[node], optimizer, rate))
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
-            workspace.fit(self.topology.connections)
-        representative.update(self.network, own, optimizer, rate, backend, threads)
+            workspace.resize_(self.topology.connections)
+        representative.update(self.network, own, optimizer, rate, threads)
         self.bytes_moved += 4 * self.network.connections * len(leaders)
-        self._answers(leaders)
+        self._channel.answers(leaders)
 
     @property
     def waiting(self) -> list[messages.Push]:
@@ -344,7 +315,7 @@ class Links:
 
     def receive_layer(self, worker: int, arrays: Arrays, message: Any) -> None:
         """Ask a worker on another node for a layer of a replica, and receive it."""
-        self._hub.send(worker, message)
+        self._channel.send(worker, message)
         self._complete(self._start_receive(worker, arrays))
 
     def finish(self) -> None:
@@ -366,7 +337,7 @@ class Links:
         self._complete(self._start_send(rank, arrays))
 
     def _start_send(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
-        return start_send(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)
+        return start_send(self._comm, arrays, rank, chunk_bytes=self._chunk_bytes)
 
     def _start_receive(self, rank: int, arrays: Sequence[NDArray[Any]]) -> Transfer:
-        return start_receive(self._comm, arrays, rank, tag=TAG, chunk_bytes=self._chunk_bytes)
+        return start_receive(self._comm, arrays, rank, chunk_bytes=self._chunk_bytes)

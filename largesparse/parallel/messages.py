@@ -8,23 +8,32 @@ from typing import Any, NamedTuple
 from ..config import TrainingConfig
 from ..history import EpochRecord, History
 from ..losses import ScoreSums
+from ..mapped_memory import Shapes, SharedArray
 from ..optimizer import MomentumSGD
-from ..sharing import SharedArray
 from .data import Layout
 from .deal import Batch
 from .options import ParallelOptions
 from .shared import Shape
 
 
+class NodeSegments(NamedTuple):
+    """The paths of the segments that a node's first rank has made, and where the data is."""
+
+    topology: str
+    weights: str | None  # on the server's node, or where every node has its own
+    slots: list[str]
+    data: list[SharedArray]
+
+
 # --------------------------------------------------------------------------- to the workers
 @dataclass(frozen=True)
-class Host:
+class SetUpNode:
     """To the first rank of another node: make the node's segments, and receive the data."""
 
     shape: Shape
     slots: int
     has_weights: bool  # whether the node has weights of its own
-    shapes: list[tuple[tuple[int, ...], str]]  # of the arrays of the data
+    shapes: Shapes  # of the arrays of the data
     chunk_bytes: int
 
 
@@ -33,14 +42,10 @@ class Join:
     """To every worker: what the node has, and what the training is."""
 
     shape: Shape
-    topology: str  # paths of segments
-    weights: str | None  # on the server's node, or where every node has its own
-    slots: list[str]
-    layout: Layout
-    data: list[SharedArray]
+    segments: NodeSegments
+    layout: Layout  # of the data
     config: TrainingConfig
     options: ParallelOptions
-    chunk_bytes: int
 
 
 class Weights(NamedTuple):
@@ -143,16 +148,6 @@ class Finish:
 
 
 # --------------------------------------------------------------------------- to rank 0
-@dataclass(frozen=True)
-class Hosting:
-    """The segments that a node's first rank has made."""
-
-    topology: str
-    weights: str | None
-    slots: list[str]
-    data: list[SharedArray]
-
-
 @dataclass(frozen=True)
 class Done:
     """What was asked for has been done."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from typing import Any
 
 import numpy as np
 
 from ..config import NetworkConfig
 from ..history import EpochRecord
+from ..layer import LayerArrays
+from ..mapped_memory import Segment
 from ..memory import available_memory
-from ..topology import Topology
 from . import messages
-from .averaging import LayerArrays, average_layers
-from .replicas import StoredReplica, layer_arrays, share_of_replica
-from .segments import Segment
+from .averaging import average_layers
+from .replicas import StoredReplica, layer_room, share_of_replica
 from .server import Server
 
 RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in
@@ -30,12 +29,12 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     list
         What was trained, in the order of the replicas.
     """
-    links, trainer = server.links, server.trainer
+    links, trainer, state = server.links, server.trainer, server.trainer.state
     dispatcher = server.make_dispatcher(False)
     connections = trainer.network.connections
     one = result_bytes(connections, trainer.network.config)
     on_disk = replicas * one > RESULTS_SHARE * available_memory()
-    rows, batch_size = server.data.train_rows, trainer.config.batch_size
+    rows, batch_size = server.run.data.train_rows, trainer.config.batch_size
     shares = [share_of_replica(rows, batch_size, r, replicas) for r in range(replicas)]
     samples = [sum(map(len, share)) for share in shares]
     resumed_s = 0.0  # of epochs that replicas had trained before, summed over these
@@ -49,32 +48,34 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
                 slot,
                 todo.popleft(),
                 replicas,
-                trainer.epoch,
-                trainer.step_count,
+                state.epoch,
+                state.step,
                 trainer.network.classes,
                 on_disk,
-                None if server.checkpoint is None else str(server.checkpoint),
+                None if server.run.checkpoint is None else str(server.run.checkpoint),
             )
             dispatcher.begin(worker, slot)
             links.begin_replica(worker, task)
         message = links.next()
-        server.request.check()
+        server.run.request.check()
         if isinstance(message, messages.Progress):
             record = message.record
             records.setdefault(record.epoch, []).append(record)
             resumed_s += (record.epoch_s or 0.0) if message.resumed else 0.0
-            server.bar.update(samples[message.replica])
-            server.bar.set_postfix(replica=message.replica + 1, loss=f"{record.running_loss:.4f}")
+            server.run.bar.update(samples[message.replica])
+            server.run.bar.set_postfix(
+                replica=message.replica + 1, loss=f"{record.running_loss:.4f}"
+            )
         elif isinstance(message, messages.ReplicaTrained):
             trained[message.task.replica] = message
             dispatcher.end(message.worker, message.task.slot)
     server.report.phase_two_s = time.perf_counter() - started
     seconds = server.report.phase_two_s + resumed_s / min(dispatcher.slots, replicas)
-    epochs = range(trainer.epoch + 1, trainer.config.epochs + 1)
+    epochs = range(state.epoch + 1, trainer.config.epochs + 1)
     for epoch in epochs:
         found = records.get(epoch, [])
-        trainer.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
-    trainer.epoch = trainer.config.epochs
+        state.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
+    state.epoch = trainer.config.epochs
     return [trained[replica] for replica in range(replicas)]
 
 
@@ -114,20 +115,14 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
             if replica in here:
                 parts.append(here[replica].layers[k])
             else:
-                room = layer_arrays(network.config, k, result.connections[k], _empty)
-                arrays = [array for array in room if array is not None]
+                room = layer_room(network.config, k, result.connections[k], np.empty)
                 message = messages.SendReplicaLayer(replica, k)
-                links.receive_layer(result.worker, arrays, message)
+                links.receive_layer(result.worker, list(room.values()), message)
                 parts.append(room)
         with server.trainer.backend.threads(server.trainer.threads):
             mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
-            topology = Topology.from_input_order(layer.n_in, layer.n_out, mean.indptr, mean.indices)
-        layer.dead = mean.dead
-        links.topology.store_dead(k, mean.dead)
-        layer.replace(topology, mean.values, np.zeros_like(mean.values))
-        layer.bias[...], layer.bias_velocity[...] = mean.bias, 0
-        if layer.srelu is not None and layer.srelu_velocity is not None:
-            layer.srelu[...], layer.srelu_velocity[...] = mean.srelu, 0
+            layer.restore_(mean)
+        links.topology.store_dead(k, layer.dead)
     links.topology.version += 1
     links.topology.generation += 1
     links.send_topology()
@@ -135,9 +130,5 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
 
 
 def _with_dead(part: LayerArrays) -> LayerArrays:
-    """Return the layer with `dead` None where nobody is."""
-    return part if part.dead is None or part.dead.any() else part._replace(dead=None)
-
-
-def _empty(shape: Any, dtype: Any = np.float32) -> Any:
-    return np.empty(shape, dtype)
+    """Return the layer without `dead` where nobody is."""
+    return {name: array for name, array in part.items() if name != "dead" or array.any()}

@@ -17,97 +17,47 @@ from typing import Any
 from ..config import NetworkConfig
 from ..control_groups import free_memory
 from ..errors import MemoryPlanError
+from ..mapped_memory import KEPT, Arena, find_mapped
 from ..memory import (
     CANDIDATE,
     EVOLUTION,
     GIB,
-    HEADROOM,
     USEFUL_SLOT,
-    Setting,
+    Budget,
+    MemoryPlan,
+    MicroBatching,
+    check_fits,
     expected_connections,
-    fitting_neurons,
+    first_fitting,
+    micro_batchings,
     plan_training,
-    settings,
 )
-from ..sharing import find_mapped
 from ..training import Trainer
 from ..training_data import TrainingData
+from ..usage import pss_bytes
+from .collectives import gather
 from .data import to_arrays
 from .nodes import Nodes
 from .options import ParallelOptions
 from .phase_two import RESULTS_SHARE, result_bytes
-from .ranks import gather, together
-from .segments import KEPT, Arena
+from .ranks import together
 from .shared import Shape, SharedTopology, SharedWeights, shared_size
 from .slots import slot_sizes
-from .usage import pss_bytes
 
 FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank
 RANK_BASE = 90 * 2**20  # of every further one, which shares the pages of libraries
 
 
 @dataclass(frozen=True)
-class ParallelPlan:
-    """Bytes that a parallel training is expected to take on the machine of rank 0."""
+class Workload:
+    """What a parallel training does, as far as its memory follows from it."""
 
-    setting: Setting
-    ranks: int  # on this machine
-    slots: tuple[int, ...]  # of every node on this machine
-    model: int  # topology, weights and velocities
-    slot: int  # one slot
-    server: int  # beside these in phase one
-    replicas: int  # beside these in phase two: the replicas that are trained at a time
-    results: int  # trained replicas that wait in memory
-    base: int
-    growth: int = 0  # what rank 0 computes a gradient in, where connections grow by it
-    data: int = 0  # that is not memory-mapped
-    mapped: int = 0  # counted in the peak, but the system can evict it
-    on_disk: int = 0  # trained replicas that wait in files
-    most_slots: int | None = None  # of any node; None is its cores
-    note: str = ""  # why it is not the largest micro-batch with all slots
-
-    @property
-    def required(self) -> int:
-        """The bytes that must fit."""
-        beside = max(self.server, self.replicas + self.results)
-        lasting = self.base + self.growth + self.data + self.model
-        return lasting + sum(self.slots) * self.slot + beside
-
-    @property
-    def micro_batch(self) -> int:
-        """Samples that a slot computes at once."""
-        return self.setting.micro_batch
-
-    @property
-    def total(self) -> int:
-        """The expected peak, mapped data in the page cache included."""
-        return self.required + self.mapped
-
-    def __str__(self) -> str:
-        count, nodes = sum(self.slots), len(self.slots)
-        slots = _count(count, "slot")
-        where = "a node" if nodes == 1 else f"{nodes} nodes"
-        rows = [
-            (f"topology, weights, velocities, once for {where}", self.model),
-            (f"{slots}: snapshot, gradient, activations of {self.setting}", count * self.slot),
-            ("phase one: what the server needs beside", self.server),
-            (f"phase two: {_count(count, 'replica')} at a time", self.replicas),
-            ("phase two: trained replicas in memory", self.results),
-            (f"Python and libraries of {_count(self.ranks, 'rank')}", self.base),
-            ("data that is not in a mapped file", self.data),
-            ("required (the larger of the two phases)", self.required),
-            ("memory-mapped data (can be evicted)", self.mapped),
-            ("peak", self.total),
-            ("on disk: trained replicas", self.on_disk),
-        ]
-        if self.growth:
-            rows.insert(5, ("gradient growth: what rank 0 computes its gradient in", self.growth))
-        lines = [f"  {name:<62}{size / GIB:>9.3f} GiB" for name, size in rows]
-        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
+    algorithm: str = "wasap"  # as in `ParallelOptions`
+    replicas: int = 0  # of phase two; 0 where there is none
+    evolving: bool = True  # replicas evolve: those of a phase two of one epoch do not
+    candidates: float = 0.0  # that growth by the gradient looks at for a connection; 0: random
+    data: int = 0  # bytes in rank 0's memory
+    mapped: int = 0  # bytes of data in memory-mapped files
 
 
 def slots_of_nodes(nodes: Nodes, most: int | None = None, *, each: int = 1) -> list[int]:
@@ -133,15 +83,9 @@ def plan_parallel(
     shape: Shape,
     nodes: Nodes,
     slots: Sequence[int],
-    *,
-    algorithm: str = "wasap",
-    replicas: int = 0,
-    evolving: bool = True,
-    candidates: float = 0.0,
-    data: int = 0,
-    mapped: int = 0,
+    work: Workload,
     available: int | None = None,
-) -> ParallelPlan:
+) -> MemoryPlan:
     """Return the bytes of a parallel training.
 
     Parameters
@@ -151,65 +95,63 @@ def plan_parallel(
     nodes : Nodes
     slots : sequence of int
         Of every node.
-    algorithm : str
-        As in `ParallelOptions`.
-    replicas : int
-        Of phase two; 0 where there is none.
-    evolving : bool
-        Whether the replicas evolve: those of a phase two of one epoch do not.
-    candidates : float
-        Cells that growth by the gradient looks at for every connection; 0 where it is random.
-    data, mapped : int
-        Bytes of the data in rank 0's memory, and in memory-mapped files.
+    work : Workload
     available : int, optional
         Bytes that the training may use: they decide where trained replicas wait.
     """
     here = nodes.beside(0)
-    topology = SharedTopology(shape, Arena())
-    one_topology = shared_size(SharedTopology, shape)
-    shared, activations = slot_sizes(shape, topology)
-    slot = shared + activations
-    model = len(here) * one_topology
-    model += (len(here) if algorithm == "allreduce" else 1) * shared_size(SharedWeights, shape)
     counts = tuple(slots[node] for node in here)
-    ranks = sum(len(nodes.ranks(node)) for node in here)
-    connections, sizes = sum(shape.room), shape.config.layer_sizes
-    neurons = sum(sizes[1:])
-    values = 4 * (connections + neurons)  # of one float32 array of each kind
-    passing = int(max(EVOLUTION, CANDIDATE * candidates) * max(shape.room)) + 8 * 2 * max(sizes)
+    topology = shared_size(SharedTopology, shape)
+    weights = shared_size(SharedWeights, shape)
+    gradient, activations = slot_sizes(shape, SharedTopology(shape, Arena()))
+    values = 4 * (sum(shape.room) + sum(shape.config.layer_sizes[1:]))  # of all parameters
     # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
-    server = passing + 2 * values + (0 if algorithm == "wasap" else values)
-    server += 2 * values if len(nodes) > 1 else 0
+    passing = _evolution_bytes(shape, work) + 2 * values
+    passing += (0 if work.algorithm == "wasap" else values) + (2 * values if len(nodes) > 1 else 0)
+    ranks = sum(len(nodes.ranks(node)) for node in here)
     base = FIRST_BASE + (ranks - 1) * RANK_BASE
     if activations <= KEPT:  # by ranks that have no slot at the moment
         base += max(0, ranks - 1 - sum(counts)) * activations
-    data = 2 * data + (data + mapped) * (len(here) - 1)  # it is copied; other nodes have their own
-    at_a_time = min(sum(counts), replicas)
+    plan = MemoryPlan(
+        shape.micro_batching,
+        len(here) * topology + (len(here) if work.algorithm == "allreduce" else 1) * weights,
+        sum(counts) * gradient,
+        sum(counts) * activations,
+        passing,
+        work.mapped,
+        base,
+        growth=gradient + activations if work.candidates else 0,
+        # it is copied; other nodes have their own
+        data=2 * work.data + (work.data + work.mapped) * (len(here) - 1),
+        ranks=ranks,
+        slots=counts,
+    )
+    if not work.replicas:
+        return plan
+    here_trained = -(-work.replicas * sum(counts) // max(1, sum(slots)))
+    results = here_trained * result_bytes(sum(shape.room), shape.config)
+    left = (available or 2**62) - plan.required + plan.passing + plan.growth
+    on_disk = results if results > RESULTS_SHARE * left else 0
+    replicas = _replica_bytes(shape, work, sum(counts), len(nodes))
+    return dataclasses.replace(plan, replicas=replicas, results=results - on_disk, on_disk=on_disk)
+
+
+def _evolution_bytes(shape: Shape, work: Workload) -> int:
+    """Return what evolving a layer takes besides the layer."""
+    each = max(EVOLUTION, CANDIDATE * work.candidates)
+    return int(each * max(shape.room)) + 8 * 2 * max(shape.config.layer_sizes)
+
+
+def _replica_bytes(shape: Shape, work: Workload, slots: int, nodes: int) -> int:
+    """Return what the replicas take that are trained at a time, or the averaging of a layer."""
+    passing = _evolution_bytes(shape, work)
     # weights and velocities, the weights in the other order, an own topology after an evolution
-    private = 12 * connections + 8 * neurons + (one_topology + passing if evolving else 0)
-    here_trained = -(-replicas * sum(counts) // max(1, sum(slots)))
-    results = here_trained * result_bytes(connections, shape.config)
-    left = (available or 2**62) - base - data - model - sum(counts) * slot
-    on_disk = results > RESULTS_SHARE * left
+    private = 12 * sum(shape.room) + 8 * sum(shape.config.layer_sizes[1:])
+    private += shared_size(SharedTopology, shape) + passing if work.evolving else 0
     # the union of the replicas, which is one topology where they have not evolved; layers that
     # other nodes send
-    copies = (replicas if evolving else 1) + (replicas if len(nodes) > 1 else 0)
-    averaging = copies * 8 * max(shape.room) + passing
-    return ParallelPlan(
-        shape.setting,
-        ranks,
-        counts,
-        model,
-        slot,
-        server,
-        max(at_a_time * private, averaging if replicas else 0),
-        0 if on_disk else results,
-        base,
-        slot if candidates else 0,
-        data,
-        mapped,
-        results if on_disk else 0,
-    )
+    copies = (work.replicas if work.evolving else 1) + (work.replicas if nodes > 1 else 0)
+    return max(min(slots, work.replicas) * private, copies * 8 * max(shape.room) + passing)
 
 
 def choose_parallel_plan(
@@ -222,8 +164,8 @@ def choose_parallel_plan(
     activation_dtype: str = "float32",
     slots: int | None = None,
     available: int,
-    **options: Any,
-) -> ParallelPlan:
+    **work: Any,
+) -> MemoryPlan:
     """Return the plan that fits with the most slots, and with the fastest useful settings.
 
     Fewer slots come before micro-batches under 32 (64 with bfloat16), and before activations that
@@ -241,65 +183,31 @@ def choose_parallel_plan(
         As in `TrainingConfig`.
     available : int
         Bytes that the training may use on the machine of rank 0: see `memory_of_ranks`.
-    **options
-        Of `plan_parallel`.
+    **work
+        The fields of `Workload`.
 
     Raises
     ------
     MemoryPlanError
         Where nothing fits; the message says what would.
     """
-    budget = int(HEADROOM * available)
-    plan = None
-    found = settings(config, batch_size, micro_batch, keep_every, activation_dtype)
-    for tried, (count, setting) in enumerate(_slots_and(found, nodes, slots)):
+    budget, workload = Budget(available), Workload(**work)
+
+    def plan(config: NetworkConfig, choice: tuple[int, MicroBatching]) -> MemoryPlan:
+        count, setting = choice
+        shape = Shape(config, expected_connections(config), setting)
         counts = slots_of_nodes(nodes, count)
-        plan = _plan(config, setting, nodes, counts, available=budget, **options)
-        if plan.required <= budget:
-            note = _explain(plan, budget) if tried else ""
-            return dataclasses.replace(plan, most_slots=count if tried else slots, note=note)
-    assert plan is not None
+        found = plan_parallel(shape, nodes, counts, workload, budget.usable)
+        alone = plan_training(config, *setting)  # rank 0 makes the network alone
+        passing = max(found.passing, alone.model + alone.passing - found.model)
+        return dataclasses.replace(found, passing=passing, most_slots=count)
 
-    def fits(smaller: NetworkConfig) -> bool:
-        small = _plan(smaller, plan.setting, nodes, counts, available=budget, **options)
-        return small.required <= budget
-
-    check_fits(plan, config, available, fitting_neurons(config, fits))
-    return plan
+    found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
+    chosen = first_fitting(config, budget, _slots_and(found, nodes, slots), plan)
+    return chosen if chosen.note else dataclasses.replace(chosen, most_slots=slots)
 
 
-def check_fits(
-    plan: ParallelPlan, config: NetworkConfig, available: int, fitting: str | None = None
-) -> None:
-    """Raise `MemoryPlanError` where a plan does not fit into the memory available.
-
-    Parameters
-    ----------
-    plan : ParallelPlan
-    config : NetworkConfig
-    available : int
-        Bytes that the training may use on this machine: see `memory_of_ranks`.
-    fitting : str, optional
-        The number of neurons that would fit.
-    """
-    if plan.required <= HEADROOM * available:
-        return
-    advice = []
-    if sum(plan.slots) > len(plan.slots):
-        advice.append("fewer slots")
-    if plan.micro_batch > 1:
-        advice.append("a smaller micro-batch")
-    advice.append("fewer ranks" if fitting is None else f"about {fitting} neurons would fit")
-    raise MemoryPlanError(
-        f"{config.neurons} neurons with a micro-batch of {plan.micro_batch} on "
-        f"{_count(plan.ranks, 'rank')} with {_count(sum(plan.slots), 'slot')} need about "
-        f"{plan.required / GIB:.1f} GiB on the machine of rank 0, and "
-        f"{HEADROOM * available / GIB:.1f} GiB can be used ({HEADROOM:.0%} of the "
-        f"{available / GIB:.1f} GiB available): {', or '.join(advice)}."
-    )
-
-
-def check_disk(plan: ParallelPlan) -> None:
+def check_disk(plan: MemoryPlan) -> None:
     """Raise `MemoryPlanError` where trained replicas have not enough room on the disk."""
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -338,19 +246,20 @@ def check_memory(
     def check() -> None:
         if trainer is None or data is None:
             return
-        network = trainer.network
+        network, config = trainer.network, trainer.config
         arrays = to_arrays(data, network.preprocessing)[1]
-        plan = plan_parallel(
-            Shape.of(network, trainer.setting),
-            nodes,
-            slots_of_nodes(nodes, options.most_slots, each=options.slots_each),
+        mapped = sum(array.nbytes for array in arrays if find_mapped(array) is not None)
+        work = Workload(
             algorithm=options.algorithm,
-            replicas=comm.size - 1 if options.phase_one_epochs < trainer.config.epochs else 0,
-            evolving=trainer.config.epochs - options.phase_one_epochs > 1,
-            candidates=trainer.config.candidates_per_connection,
-            data=sum(array.nbytes for array in arrays if find_mapped(array) is None),
-            mapped=sum(array.nbytes for array in arrays if find_mapped(array) is not None),
-            available=available,
+            replicas=comm.size - 1 if options.phase_one_epochs < config.epochs else 0,
+            evolving=config.epochs - options.phase_one_epochs > 1,
+            candidates=config.candidates_per_connection,
+            data=sum(array.nbytes for array in arrays) - mapped,
+            mapped=mapped,
+        )
+        slots = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
+        plan = plan_parallel(
+            Shape.of(network, trainer.micro_batching), nodes, slots, work, available
         )
         check_fits(plan, network.config, available)
         check_disk(plan)
@@ -359,8 +268,8 @@ def check_memory(
 
 
 def _slots_and(
-    found: list[Setting], nodes: Nodes, slots: int | None
-) -> Iterator[tuple[int, Setting]]:
+    found: list[MicroBatching], nodes: Nodes, slots: int | None
+) -> Iterator[tuple[int, MicroBatching]]:
     """Yield what to try, the best first: slots of a node, with how activations are kept."""
     most = max(slots_of_nodes(nodes, slots))
     counts = [most] if slots else range(most, 0, -1)
@@ -373,23 +282,3 @@ def _slots_and(
     large = large or found[:1]
     yield from ((count, setting) for count in counts for setting in large)
     yield from ((counts[-1], setting) for setting in found if setting not in large)
-
-
-def _explain(plan: ParallelPlan, budget: int) -> str:
-    what = f"{_count(sum(plan.slots), 'slot')} and a micro-batch of {plan.setting}"
-    return f"{what}: more do not fit into {budget / GIB:.1f} GiB"
-
-
-def _plan(
-    config: NetworkConfig,
-    setting: Setting,
-    nodes: Nodes,
-    slots: Sequence[int],
-    **options: Any,
-) -> ParallelPlan:
-    """Return the plan of a network that does not exist yet."""
-    shape = Shape(config, expected_connections(config), setting)
-    plan = plan_parallel(shape, nodes, slots, **options)
-    sequential = plan_training(config, *setting)  # rank 0 makes the network alone
-    least = sequential.model + sequential.passing - plan.model
-    return dataclasses.replace(plan, server=max(plan.server, least))

@@ -7,10 +7,11 @@ would predict, because products may depend on the width of a batch in their last
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +19,41 @@ from scipy.sparse import issparse
 
 from .. import inference
 from ..backends import get_backend
+from ..checks import check_X
 from ..errors import ParameterError, check_range
 from ..frames import align_frame
-from ..inference import Engine, Outputs, Predictor, batches, check_batch_size, check_outputs
+from ..inference import (
+    Engine,
+    ForwardLayout,
+    Outputs,
+    Predictor,
+    batches,
+    check_batch_size,
+    check_outputs,
+)
+from ..mapped_memory import (
+    Arrays,
+    Segment,
+    Shapes,
+    SharedArray,
+    X_from_arrays,
+    X_to_arrays,
+    arrays_of,
+    forget_names,
+    make_arrays,
+    places_in,
+    shapes_of,
+    share,
+)
 from ..memory import prediction_batch
 from ..network import SparseMLP
-from ..preprocessing import check_X
-from ..sharing import SharedArray
 from ..threads import resolve_threads
-from .control import Hub, Line, connect
-from .data import Arrays, parts, places_in, share, whole
+from .control import RankChannel, RootChannel, connect
 from .guard import guard
 from .nodes import Nodes
-from .prediction_messages import Finish, Host, Receive, SendOutputs, Shapes, Share
 from .ranks import agree, get_communicator, together
-from .segments import Segment, arrays_of, arrays_size, forget_names
 from .transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
 
-TAG = 1
 SERVER = 0
 Float32 = NDArray[np.float32]
 
@@ -136,6 +154,33 @@ class _Options:
         check_chunk_bytes(self.chunk_bytes)
 
 
+# --------------------------------------------------------------------------- messages of rank 0's
+class TakeArrays(NamedTuple):
+    """To the first rank of another node: receive arrays of these shapes, and say where they are."""
+
+    shapes: Shapes
+
+
+class Share(NamedTuple):
+    """To every rank that has rows: predict them."""
+
+    layout: ForwardLayout
+    X_shape: tuple[int, ...] | None  # of sparse rows of the node; None is dense ones
+    arrays: list[SharedArray]  # of the layers, then of the rows
+    start: int  # among the rows of the node
+    stop: int
+    settings: tuple[int, int, str, bool]  # of the engine
+    outputs: tuple[str, Shapes] | None  # a segment to write to; None is to send them
+
+
+class SendOutputs:
+    """To a rank on another node: send the outputs."""
+
+
+class Finish:
+    """To every rank: all is done."""
+
+
 # --------------------------------------------------------------------------- rank 0
 def _predict(
     network: SparseMLP | None, X: Any, comm: Any, options: _Options, *, needs_classes: bool
@@ -173,8 +218,8 @@ def _predict(
     channel = connect(comm)
     out = None
     with guard(comm):
-        if isinstance(channel, Line):
-            _Follower(comm, channel, options.chunk_bytes).run()
+        if isinstance(channel, RankChannel):
+            _follow(comm, channel, options.chunk_bytes)
         else:
             assert network is not None and prepared is not None
             out = _Leader(comm, channel, nodes, network, prepared[0], options).run()
@@ -191,13 +236,13 @@ class _Leader:
     def __init__(
         self,
         comm: Any,
-        hub: Hub,
+        channel: RootChannel,
         nodes: Nodes,
         network: SparseMLP,
         X: Any,
         options: _Options,
     ) -> None:
-        self._comm, self._hub, self._nodes = comm, hub, nodes
+        self._comm, self._channel, self._nodes = comm, channel, nodes
         self._network, self._X = network, X
         self._chunk_bytes = options.chunk_bytes
         self._threads = [
@@ -213,7 +258,7 @@ class _Leader:
         self._shares = {rank: part for rank, part in zip(order, shares, strict=True) if part}
         self._layout, self._layers = inference.to_arrays(network)
         self._segments: list[Segment] = []
-        self._messages: list[tuple[int, Any]] = []  # that came while this rank predicted
+        self._done: deque[int] = deque()  # ranks whose outputs have not been received
         self._out = np.empty((X.shape[0], sizes[-1]), np.float32)
 
     def run(self) -> Float32:
@@ -223,18 +268,15 @@ class _Leader:
         own = self._shares[SERVER]
         engine = Engine(self._network.layers, self._network.preprocessing, *self._settings(0))
         compute(engine, self._X, own, self._out[own.start : own.stop], self._look)
-        waiting = set(self._shares) - {SERVER}
-        while waiting:
-            rank, _ = self._next()
-            waiting.remove(rank)
+        for _ in range(len(self._shares) - 1):
+            rank = self._done.popleft() if self._done else self._channel.receive()[0]
             if self._nodes.node[rank] > 0:
                 part = self._shares[rank]
-                self._hub.send(rank, SendOutputs())
-                into = [self._out[part.start : part.stop]]
-                how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
-                start_receive(self._comm, into, rank, **how).wait()
-        for rank in self._hub.ranks:
-            self._hub.send(rank, Finish())
+                self._channel.send(rank, SendOutputs())
+                into, size = [self._out[part.start : part.stop]], self._chunk_bytes
+                start_receive(self._comm, into, rank, chunk_bytes=size).wait()
+        for rank in self._channel.ranks:
+            self._channel.send(rank, Finish())
         for segment in self._segments:
             segment.close()
         return self._out
@@ -251,32 +293,24 @@ class _Leader:
         outputs = None
         if node == 0:
             places, segment = share(arrays)
-            self._segments.append(segment)
-            outputs = self._share_outputs()
+            shapes = shapes_of([self._out])
+            room, [self._out] = make_arrays(shapes)
+            self._segments += [segment, room]
+            outputs = room.path, shapes
         else:
             places = self._send(self._nodes.leader(node), arrays)
         for rank in others:
             part = self._shares[rank]
             rows = part.start - start, part.stop - start
             task = self._layout, X_shape, places, *rows, self._settings(node), outputs
-            self._hub.send(rank, Share(*task))
-
-    def _share_outputs(self) -> tuple[str, Shapes]:
-        """Put the outputs in a segment; return how others find them."""
-        shapes = [(self._out.shape, self._out.dtype.str)]
-        segment = Segment.create(arrays_size(shapes))
-        self._segments.append(segment)
-        [self._out] = arrays_of(segment, shapes)
-        return segment.path, shapes
+            self._channel.send(rank, Share(*task))
 
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
         """Send arrays to another node; return where its ranks find them."""
         arrays = [np.ascontiguousarray(array) for array in arrays]
-        self._hub.send(leader, Host([(array.shape, array.dtype.str) for array in arrays]))
+        self._channel.send(leader, TakeArrays(shapes_of(arrays)))
         self._answer(leader)
-        self._hub.send(leader, Receive())
-        how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
-        start_send(self._comm, arrays, leader, **how).wait()
+        start_send(self._comm, arrays, leader, chunk_bytes=self._chunk_bytes).wait()
         places: list[SharedArray] = self._answer(leader)
         return places
 
@@ -285,75 +319,56 @@ class _Leader:
         return self._batch_size, self._threads[node], self._backend, is_classification
 
     def _look(self) -> None:
-        """Take messages that have come, and learn of ranks that have failed."""
-        while (message := self._hub.receive(timeout=0)) is not None:
-            self._messages.append(message)
+        """Learn of ranks that are done, or have failed."""
+        while (message := self._channel.receive(timeout=0)) is not None:
+            self._done.append(message[0])
 
-    def _next(self) -> tuple[int, Any]:
-        if self._messages:
-            return self._messages.pop()
-        message = self._hub.receive()
-        assert message is not None
-        return message
-
-    def _answer(self, rank: int) -> Any:
-        """Return the next message of a rank; others may have their outputs meanwhile."""
+    def _answer(self, leader: int) -> Any:
+        """Return the next message of a node's first rank; others may be done meanwhile."""
         while True:
-            message = self._hub.receive()
-            assert message is not None
-            if message[0] == rank:
-                return message[1]
-            self._messages.append(message)
+            rank, message = self._channel.receive()
+            if rank == leader:
+                return message
+            self._done.append(rank)
 
 
 # --------------------------------------------------------------------------- other ranks
-class _Follower:
-    """Another rank: does what rank 0 asks for, and sleeps between."""
-
-    def __init__(self, comm: Any, line: Line, chunk_bytes: int) -> None:
-        self._comm, self._line, self._chunk_bytes = comm, line, chunk_bytes
-
-    def run(self) -> None:
-        """Do all that is asked for."""
-        how = {"tag": TAG, "chunk_bytes": self._chunk_bytes}
-        segment = None
-        arrays: Arrays = []
-        out = np.empty((0, 0), np.float32)
-        while not isinstance(message := self._line.receive(), Finish):
-            if isinstance(message, Host):
-                segment = Segment.create(arrays_size(message.shapes))
-                arrays = arrays_of(segment, message.shapes)
-                self._line.send("ready")
-            elif isinstance(message, Receive):
-                assert segment is not None
-                start_receive(self._comm, arrays, SERVER, **how).wait()
-                self._line.send(places_in(segment, arrays))
-            elif isinstance(message, Share):
-                out = self._compute(message)
-                self._line.send("done")
-            else:
-                start_send(self._comm, [out], SERVER, **how).wait()
-        if segment is not None:
-            segment.close()
-
-    def _compute(self, task: Share) -> Float32:
-        """Return the outputs of this rank's share of the rows."""
-        arrays = [place.open() for place in task.arrays]
-        count = sum(len(names) for _, names in task.layout.layers)
-        count += 2 * task.layout.is_standardized
-        layers, preprocessing = inference.from_arrays(task.layout, arrays[:count])
-        X = whole(task.X_shape, iter(arrays[count:]))
-        rows = range(task.start, task.stop)
-        if task.outputs is None:
-            out = np.empty((len(rows), layers[-1].n_out), np.float32)
+def _follow(comm: Any, channel: RankChannel, chunk_bytes: int) -> None:
+    """Be another rank: do what rank 0 asks for, and sleep between."""
+    segments: list[Segment] = []
+    out = np.empty((0, 0), np.float32)
+    while not isinstance(message := channel.receive(), Finish):
+        if isinstance(message, TakeArrays):
+            segment, arrays = make_arrays(message.shapes)
+            segments.append(segment)
+            channel.send("ready")
+            start_receive(comm, arrays, SERVER, chunk_bytes=chunk_bytes).wait()
+            channel.send(places_in(segment, arrays))
+        elif isinstance(message, Share):
+            out = _compute_share(message, channel.check)
+            channel.send("done")
         else:
-            path, shapes = task.outputs
-            segment = Segment.open(path)
-            [out] = arrays_of(segment, shapes)
-            out = out[task.start : task.stop]
-            segment.close()
-        compute(Engine(layers, preprocessing, *task.settings), X, rows, out, self._line.check)
-        return out
+            start_send(comm, [out], SERVER, chunk_bytes=chunk_bytes).wait()
+    for segment in segments:
+        segment.close()
+
+
+def _compute_share(task: Share, look: Callable[[], None]) -> Float32:
+    """Return the outputs of this rank's share of the rows."""
+    arrays = (place.open() for place in task.arrays)
+    layers, preprocessing = inference.from_arrays(task.layout, arrays)
+    X = X_from_arrays(task.X_shape, arrays)
+    rows = range(task.start, task.stop)
+    if task.outputs is None:
+        out = np.empty((len(rows), layers[-1].n_out), np.float32)
+    else:
+        path, shapes = task.outputs
+        segment = Segment.open(path)
+        [out] = arrays_of(segment, shapes)
+        out = out[task.start : task.stop]
+        segment.close()
+    compute(Engine(layers, preprocessing, *task.settings), X, rows, out, look)
+    return out
 
 
 # --------------------------------------------------------------------------- both
@@ -371,7 +386,7 @@ def split_rows(n_rows: int, batch_size: int, weights: Sequence[int]) -> list[ran
 def rows_of(X: Any, start: int, stop: int) -> Arrays:
     """Return the arrays of consecutive rows of a dense or CSR X; large ones are views."""
     if not issparse(X):
-        return parts(X[start:stop])
+        return X_to_arrays(X[start:stop])
     first, last = X.indptr[start], X.indptr[stop]
     return [X.data[first:last], X.indices[first:last], X.indptr[start : stop + 1] - first]
 

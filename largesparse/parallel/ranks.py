@@ -14,27 +14,12 @@ from typing import Any, TypeVar
 
 import numpy
 
-from .. import __version__
+from .._version import __version__
 from ..environment import launched_ranks
 from ..errors import LargeSparseError, ParallelError
 from ..launching import raise_at_first
-from .collectives import barrier, broadcast, gather, wait
+from .collectives import broadcast, gather
 from .leaving import end_together
-from .nodes import Host, Nodes
-
-__all__ = [
-    "Alone",
-    "Host",
-    "Nodes",
-    "agree",
-    "barrier",
-    "broadcast",
-    "gather",
-    "get_communicator",
-    "raise_together",
-    "together",
-    "wait",
-]
 
 Result = TypeVar("Result")
 

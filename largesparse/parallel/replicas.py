@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import NetworkConfig, TrainingConfig
 from ..environment import expand_user
 from ..errors import CheckpointError
 from ..history import EpochRecord, History
-from ..layer import SparseLayer
-from ..network import SparseMLP, layer_settings
+from ..layer import LayerArrays, LayerConfig
+from ..mapped_memory import Arena, Segment
+from ..network import SparseMLP
 from ..randomness import seed_sequence
-from ..training import Trainer
+from ..resumed_settings import load_checkpoint
+from ..state import TrainingState
+from ..training import Trainer, save_checkpoint
 from ..training_data import Augment, Rows, TrainingData
-from ..workspace import Allocate, Workspace
-from .averaging import LayerArrays
+from ..workspace import Workspace
 from .messages import TrainReplica
-from .segments import Arena, Segment
-from .shared import SharedTopology, parameter_arrays
+from .shared import SharedTopology, SharedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -72,28 +72,14 @@ def start_replica(
         with suppress(CheckpointError):
             found = load_checkpoint(_folder(task), threads=config.threads)
             if found.config.seed == own.seed and found.config.epochs == own.epochs:
-                trainer = Trainer(found.network, own, workspace=workspace)
-                trainer.epoch, trainer.step_count = found.epoch, found.step_count
-                trainer.history = found.history
-                return trainer
-    sizes, connections = network_config.layer_sizes, topology.connections
-    parameters = parameter_arrays(network_config, connections, np.empty)
-    velocities = parameter_arrays(network_config, connections, np.empty)
-    fill([array for layer in parameters + velocities for array in layer])
-    layers = []
-    for k in range(len(sizes) - 1):
-        settings = layer_settings(network_config, k) | {"dead": topology.dead(k)}
-        values, bias, srelu = parameters[k]
-        velocity, bias_velocity, srelu_velocity = velocities[k]
-        if settings["srelu"] is not None:
-            settings |= {"srelu": srelu, "srelu_velocity": srelu_velocity}
-        settings |= {"velocity": velocity, "bias_velocity": bias_velocity}
-        layers.append(SparseLayer(k + 2, topology.topology(k), values, bias, **settings))
-    trainer = Trainer(SparseMLP.from_layers(network_config, layers), own, workspace=workspace)
-    trainer.epoch, trainer.step_count = task.epoch, task.step
-    nothing = EpochRecord(task.epoch, None, None, nnz=connections)
-    trainer.history = History([nothing])
-    return trainer
+                return Trainer(found.network, own, workspace=workspace, state=found.state)
+    connections = topology.connections
+    weights = SharedWeights(topology.shape._replace(room=tuple(connections)), np.empty)
+    fill(weights.arrays(connections))
+    network = weights.network(topology, [None] * len(connections))
+    history = History([EpochRecord(task.epoch, None, None, nnz=connections)])
+    state = TrainingState(task.epoch, task.step, history=history)
+    return Trainer(network, own, workspace=workspace, state=state)
 
 
 def train_replica(
@@ -134,46 +120,36 @@ class StoredReplica:
 
     def __init__(self, config: NetworkConfig, connections: list[int], segment: Segment) -> None:
         self.segment = segment
-        self.layers = _layer_arrays(config, connections, Arena(segment.buffer))
+        self.layers = _all_layers(config, connections, Arena(segment.buffer))
 
     @classmethod
     def store(cls, network: SparseMLP, *, on_disk: bool) -> StoredReplica:
         """Copy a network's layers into a new segment."""
         connections = [layer.nnz for layer in network.layers]
         count = Arena()
-        _layer_arrays(network.config, connections, count)
+        _all_layers(network.config, connections, count)
         stored = cls(network.config, connections, Segment.create(count.nbytes, on_disk=on_disk))
-        for layer, place in zip(network.layers, stored.layers, strict=True):
-            place.indptr[...] = layer.topology.indptr
-            place.indices[...] = layer.topology.indices
-            place.values[...] = layer.values
-            place.bias[...] = layer.bias
-            if place.dead is not None and layer.dead is not None:
-                place.dead[...] = layer.dead
-            if place.srelu is not None and layer.srelu is not None:
-                place.srelu[...] = layer.srelu
+        for layer, room in zip(network.layers, stored.layers, strict=True):
+            for name, array in layer.arrays().items():
+                room[name][...] = array
         if on_disk:
             stored.segment.unload()  # the system can evict them, and the node's memory is not these
         return stored
 
 
-def layer_arrays(
-    config: NetworkConfig, k: int, connections: int, allocate: Allocate
+def layer_room(
+    config: NetworkConfig, k: int, nnz: int, allocate: Callable[..., NDArray]
 ) -> LayerArrays:
-    """Return room for layer k of a replica with so many connections."""
+    """Return room for what `SparseLayer.arrays` has of layer k with so many connections."""
     n_in, n_out = config.layer_sizes[k : k + 2]
-    shaped = layer_settings(config, k)["srelu"] is not None
-    return LayerArrays(
-        allocate(n_in + 1, np.int32),
-        allocate(connections, np.int32),
-        allocate(connections),
-        allocate(n_out),
-        allocate(n_out, np.bool_),
-        allocate((4, n_out)) if shaped else None,
-    )
+    shapes = LayerConfig.of(config, k).shapes(nnz, n_out)
+    return {
+        "indptr": allocate(n_in + 1, np.int32),
+        "indices": allocate(nnz, np.int32),
+        **{name: allocate(shape, np.float32) for name, shape in shapes.items()},
+        "dead": allocate(n_out, np.bool_),
+    }
 
 
-def _layer_arrays(
-    config: NetworkConfig, connections: list[int], allocate: Allocate
-) -> list[LayerArrays]:
-    return [layer_arrays(config, k, nnz, allocate) for k, nnz in enumerate(connections)]
+def _all_layers(config: NetworkConfig, connections: list[int], arena: Arena) -> list[LayerArrays]:
+    return [layer_room(config, k, nnz, arena) for k, nnz in enumerate(connections)]

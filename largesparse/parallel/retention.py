@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layer import SparseLayer
+from ..layer import PARAMETERS, SparseLayer
 from ..workspace import Gradients
 
 Int32 = NDArray[np.int32]
@@ -41,7 +41,7 @@ class SlotMaps:
             kept[self.generation] = []
         for maps in kept.values():
             for step in steps:
-                compose(maps, step)
+                compose_(maps, step)
         self._since = kept
         self.generation += 1
 
@@ -50,7 +50,7 @@ class SlotMaps:
         return self._since[generation]
 
 
-def compose(maps: list[Int32], step: Sequence[Int32]) -> None:
+def compose_(maps: list[Int32], step: Sequence[Int32]) -> None:
     """Let a step follow the maps of the layers, in place; -1 stays -1."""
     for k, later in enumerate(step):
         if k == len(maps):
@@ -78,16 +78,14 @@ def retain_valid(
     """
     valid = Gradients(layers)
     for k, layer in enumerate(layers):
-        if k < len(maps):
-            remains = maps[k] >= 0
-            valid.gradients[k][maps[k][remains]] = gradients.gradients[k][remains]
-        else:
-            valid.gradients[k][...] = gradients.gradients[k]
-        valid.bias_gradients[k][...] = gradients.bias_gradients[k]
-        valid.srelu_gradients[k][...] = gradients.srelu_gradients[k]
-        if layer.dead is not None:
-            valid.bias_gradients[k][layer.dead] = 0
-            if layer.srelu is not None:
-                valid.srelu_gradients[k][:, layer.dead] = 0
+        for name, found in valid.by_layer[k].items():
+            given, of_connections = gradients.by_layer[k][name], PARAMETERS[name].of_connections
+            if of_connections and k < len(maps):
+                remains = maps[k] >= 0
+                found[maps[k][remains]] = given[remains]
+            else:
+                found[...] = given
+            if not of_connections and layer.dead is not None:
+                found[..., layer.dead] = 0
     valid.input_sums[...] = gradients.input_sums
     return valid

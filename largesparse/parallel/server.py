@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from ..history import EpochPart, EpochRecord
+from ..history import EpochRecord, ParallelReport
+from ..importance import active_neurons
+from ..layer import Float32
 from ..losses import ScoreSums
-from ..reachability import active_neurons
-from ..stopping import StopRequest
-from ..training import Trainer
-from ..training_data import TrainingData
+from ..training import Run, Trainer
 from ..workspace import Gradients
 from . import messages
 from .allreduce import Representative
-from .deal import Batch, Deal, samples
-from .dispatch import Dispatcher
+from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .options import ParallelOptions
-from .report import ParallelReport
 from .retention import SlotMaps, retain_valid
-from .shared import Arrays
 from .updating import Updater
 
 SMALL = 1_000_000  # connections up to which one thread updates fastest
@@ -39,36 +34,27 @@ class Server:
     Parameters
     ----------
     trainer : Trainer
-        With the network, configuration and history; its layers are shared ones.
-    data : TrainingData
+        With the network, configuration and state; its layers are shared ones.
+    run : Run
     links : Links
-    dispatcher : Dispatcher
+    make_dispatcher : callable
+        make_dispatcher(prefetch) returns a Dispatcher.
     options : ParallelOptions
     report : ParallelReport
-    bar : tqdm
-        Counts samples.
-    request : StopRequest
-    checkpoint : path, optional
-    callbacks : iterable of callables
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        data: TrainingData,
+        run: Run,
         links: Links,
         make_dispatcher: Callable[[bool], Dispatcher],
         options: ParallelOptions,
         report: ParallelReport,
-        bar: tqdm,
-        request: StopRequest,
-        *,
-        checkpoint: Any = None,
-        callbacks: Iterable[Any] = (),
     ) -> None:
-        self.trainer, self.data, self.links = trainer, data, links
-        self.options, self.report, self.bar, self.request = options, report, bar, request
-        self.checkpoint, self.callbacks = checkpoint, list(callbacks)
+        self.trainer, self.run, self.links = trainer, run, links
+        self.options, self.report = options, report
+        self.state = trainer.state
         self.stopped = False
         self.replicas_apart = False  # phase two has begun, and its result is not saved yet
         self.make_dispatcher = make_dispatcher
@@ -82,7 +68,7 @@ class Server:
             trainer.config,
             options,
             self._dispatcher.workers,
-            len(data.train_rows),
+            len(run.data.train_rows),
         )
         self._started = 0.0  # of the epoch
 
@@ -96,9 +82,9 @@ class Server:
         """
         self._begin_epoch()
         while not deal.is_done and not self.stopped:
-            if self.request.signal:
+            if self.run.request.signal:
                 self._end_leases(deal)
-            limit = (self.trainer.epoch + 1) * deal.rows
+            limit = (self.state.epoch + 1) * deal.rows
             if self._arrived and self._apply(self._arrived[0], deal, limit):
                 self._arrived.popleft()
             elif deal.samples_applied < limit:
@@ -170,7 +156,7 @@ class Server:
         gradients: Gradients,
         batches: list[Batch],
         version: int | None = None,
-        snapshot: Arrays | None = None,
+        snapshot: list[Float32] | None = None,
         limit: float = math.inf,
     ) -> int | None:
         trainer = self.trainer
@@ -179,7 +165,6 @@ class Server:
                 trainer.network,
                 gradients,
                 samples(batches),
-                trainer.backend,
                 version=version,
                 snapshot=snapshot,
                 limit=limit,
@@ -187,16 +172,17 @@ class Server:
 
     def _count(self, deal: Deal, batch: Batch, loss: float, staleness: int) -> None:
         """Count an update."""
-        self.trainer.step_count += 1
+        self.state.step += 1
         self.report.count(staleness)
         self._count_samples(deal, batch, loss)
 
     def _count_samples(self, deal: Deal, batch: Batch, loss: float) -> None:
         rows = samples([batch])
         deal.apply(batch)
-        self._part.loss += loss * rows
-        self._part.samples += rows
-        self.bar.update(rows)
+        part = self.state.begin_part_()
+        part.loss += loss * rows
+        part.samples += rows
+        self.run.bar.update(rows)
 
     def _end(self, push: messages.Push) -> None:
         """Let go of a gradient: its slot is free."""
@@ -214,17 +200,16 @@ class Server:
             self._sum_gradients(parts, total, deal)
             trainer = self.trainer
             with trainer.backend.threads(self._threads):
-                trainer.network.finish_gradient(total, trainer.backend)
+                trainer.network.finish_gradient(total)
             self._update(total, parts)
-            trainer.step_count += 1
+            self.state.step += 1
             self.report.count(0)
-            if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
+            if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
                 self.finish_epoch(deal)
 
     def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
         """As `train_synchronously`, but every node sums its gradients and updates its weights."""
         self._begin_epoch()
-        trainer, backend = self.trainer, self.trainer.backend
         while not deal.is_done and not self.stopped:
             self._look(deal)
             parts = deal.next_joined()
@@ -237,19 +222,19 @@ class Server:
             pushes = sorted(self._arrived, key=lambda push: push.worker)
             self._arrived.clear()
             how = self._updater.next_update()
-            self.links.reduce(representative, pushes, *how, backend, self._threads)
+            self.links.reduce(representative, pushes, *how, self._threads)
             self.links.topology.samples += joined
-            trainer.step_count += 1
+            self.state.step += 1
             self.report.count(0)
             for push in pushes:
                 self._count_samples(deal, push.task.batch, push.loss)
                 self._end(push)
-            if deal.samples_applied >= (trainer.epoch + 1) * deal.rows:
+            if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
                 self.finish_epoch(deal)
 
     def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
-        total.fit(self.trainer.network.layer_connections)
+        total.resize_(self.trainer.network.layer_connections)
         joined = samples(parts)
         begun = summed = 0
 
@@ -277,37 +262,30 @@ class Server:
             self._take(deal, is_next)
 
     # ------------------------------------------------------------------ epochs
-    @property
-    def _part(self) -> EpochPart:
-        """What has been trained of the epoch; it begins now if it has not."""
-        self.trainer.part = self.trainer.part or EpochPart()
-        return self.trainer.part
-
     def _begin_epoch(self) -> None:
         """Begin with the next epoch, or go on with it."""
-        part = self.trainer.part
+        part = self.state.part
         self._started = time.perf_counter() - (part.seconds if part else 0)
 
     def finish_epoch(self, deal: Deal) -> None:
         """Evaluate, prune and evolve; let all nodes know."""
-        trainer = self.trainer
         self._look(deal, stop=False)
         self.record()
         self.evolve()
         self._look(deal, stop=False)
-        if self.checkpoint is not None:
-            trainer.save(self.checkpoint)
+        if self.run.checkpoint is not None:
+            self.trainer.save(self.run.checkpoint)
         self.call_back()
         self._begin_epoch()
 
     def _look(self, deal: Deal, *, stop: bool = True) -> None:
         """Have at hand what a checkpoint needs, and end here if a signal has come."""
-        trainer, seconds = self.trainer, time.perf_counter() - self._started
-        if trainer.part is not None:
-            trainer.part.seconds = seconds
-        trainer.parallel = {"deal": deal.state(trainer.epoch), "replicas": deal.workers}
+        state, seconds = self.state, time.perf_counter() - self._started
+        if state.part is not None:
+            state.part.seconds = seconds
+        state.parallel = {"deal": deal.state(state.epoch), "replicas": deal.workers}
         if stop:
-            self.request.check()
+            self.run.request.check()
 
     def _end_leases(self, deal: Deal) -> None:
         """Let workers come to the end of their mini-batches, and stop."""
@@ -324,7 +302,7 @@ class Server:
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
-        steps = trainer.evolve_if_due(self.data)
+        steps = trainer.evolve_if_due(self.run.data)
         if not steps:
             return
         for k, layer in enumerate(layers):
@@ -337,25 +315,25 @@ class Server:
 
     def record(self) -> None:
         """Evaluate by all workers, and complete the epoch, if there was one."""
-        found = EpochRecord(self.trainer.epoch + (self.trainer.part is not None), None, None)
+        found = EpochRecord(self.state.present_epoch, None, None)
         self.fill_in(found)
         names = ("loss", "train_accuracy", "test_accuracy", "inference_s", "active_neurons")
         self.trainer.complete_epoch(**{name: getattr(found, name) for name in names})
 
     def fill_in(self, record: EpochRecord) -> None:
         """Evaluate the present weights by all workers, for a record."""
-        trainer, data = self.trainer, self.data
+        trainer, data = self.trainer, self.run.data
         loss, sums = self.evaluate("train", len(data.loss_rows))
         record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
         record.nnz = trainer.network.layer_connections
         with trainer.backend.threads(self._threads):
             record.active_neurons = sum(active_neurons(trainer.network))
-        trainer.check_finite(record.loss, trainer.step_count, record.epoch)
+        trainer.check_finite(record.loss, self.state.step, record.epoch)
         if data.test is not None:
             started = time.perf_counter()
             record.test_accuracy = self.evaluate("test", len(data.test[1]))[1].score()
             record.inference_s = time.perf_counter() - started
-        self.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+        self.run.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
 
     def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
         """Return summed loss and score sums of the present weights, computed by all workers.
@@ -384,7 +362,7 @@ class Server:
                 dispatcher.begin(worker, slot)
                 links.begin(worker, slot, make)
             message = links.next()
-            self.request.check()
+            self.run.request.check()
             if isinstance(message, messages.Push):
                 self._arrived.append(message)
             elif message is not None:
@@ -398,6 +376,4 @@ class Server:
 
     def call_back(self) -> None:
         """Call the callbacks with the newest record."""
-        record = self.trainer.history.epochs[-1]
-        stops = [bool(callback(self.trainer, record)) for callback in self.callbacks]
-        self.stopped = any(stops)
+        self.stopped = self.run.call_back(self.trainer)

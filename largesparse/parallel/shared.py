@@ -15,19 +15,16 @@ from numpy.typing import NDArray
 
 from ..config import NetworkConfig
 from ..errors import ParallelError
-from ..layer import Float32, SparseLayer
-from ..memory import Setting
-from ..network import SparseMLP, layer_settings
+from ..layer import PARAMETERS, Float32, LayerArrays, LayerConfig, SparseLayer
+from ..mapped_memory import Allocate, Arena, Segment
+from ..memory import MicroBatching
+from ..network import SparseMLP
 from ..topology import Topology
-from ..workspace import Allocate
-from .segments import Arena, Segment
 
 try:
     import fcntl
 except ImportError:  # Windows; see `check_locks`
     fcntl = None  # type: ignore[assignment]
-
-Arrays = list[NDArray[np.float32]]
 
 
 def check_locks() -> None:
@@ -49,29 +46,37 @@ class Shape(NamedTuple):
 
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
-    setting: Setting
+    micro_batching: MicroBatching
 
     @classmethod
-    def of(cls, network: SparseMLP, setting: Setting) -> Shape:
+    def of(cls, network: SparseMLP, micro_batching: MicroBatching) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
         room = tuple(layer.nnz for layer in network.layers)
-        return cls(network.config, room, setting)
+        return cls(network.config, room, micro_batching)
 
 
 def parameter_arrays(
     config: NetworkConfig, connections: Sequence[int], allocate: Callable[..., NDArray]
-) -> list[Arrays]:
-    """Return for each layer room for values, bias and the activation's parameters.
-
-    These are float32 (nnz,), (n_out,) and (4, n_out), or (4, 0) where they are not trained.
-    """
+) -> list[LayerArrays]:
+    """Return room for the parameters of each layer, by their names in `layer.PARAMETERS`."""
     found = []
     for k, nnz in enumerate(connections):
-        n_out = config.layer_sizes[k + 1]
-        shaped = layer_settings(config, k)["srelu"] is not None
-        shapes = (nnz, n_out, (4, n_out if shaped else 0))
-        found.append([allocate(shape, np.float32) for shape in shapes])
+        shapes = LayerConfig.of(config, k).shapes(nnz, config.layer_sizes[k + 1])
+        found.append({name: allocate(shape, np.float32) for name, shape in shapes.items()})
     return found
+
+
+class Counter:
+    """A number in the array `numbers` of what has it, which the ranks of a node share."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+    def __get__(self, owner: SharedTopology, _: type | None = None) -> int:
+        return int(owner.numbers[self.place])
+
+    def __set__(self, owner: SharedTopology, value: int) -> None:
+        owner.numbers[self.place] = value
 
 
 class SharedTopology:
@@ -85,14 +90,16 @@ class SharedTopology:
         That the weights have been trained on in phase one.
     generation : int
         Evolutions made.
-    stopping : bool
+    stopping : bool, as 0 or 1
         Whether no more mini-batches are begun.
     """
+
+    version, generation, samples, stopping = map(Counter, range(4))
 
     def __init__(self, shape: Shape, allocate: Allocate) -> None:
         self.shape = shape
         sizes = shape.config.layer_sizes
-        self._numbers = allocate(4 + len(shape.room), np.int64)
+        self.numbers = allocate(4 + len(shape.room), np.int64)
         self._layers = []
         for k, room in enumerate(shape.room):
             n_in, n_out = sizes[k : k + 2]
@@ -100,41 +107,9 @@ class SharedTopology:
             orders = [allocate(length, np.int32) for length in lengths]
             self._layers.append((orders, allocate(n_out, np.bool_)))
 
-    @property
-    def version(self) -> int:
-        return int(self._numbers[0])
-
-    @version.setter
-    def version(self, value: int) -> None:
-        self._numbers[0] = value
-
-    @property
-    def generation(self) -> int:
-        return int(self._numbers[1])
-
-    @generation.setter
-    def generation(self, value: int) -> None:
-        self._numbers[1] = value
-
-    @property
-    def samples(self) -> int:
-        return int(self._numbers[2])
-
-    @samples.setter
-    def samples(self, value: int) -> None:
-        self._numbers[2] = value
-
-    @property
-    def stopping(self) -> bool:
-        return bool(self._numbers[3])
-
-    @stopping.setter
-    def stopping(self, value: bool) -> None:
-        self._numbers[3] = value
-
     def topology(self, k: int) -> Topology:
         """Return the topology of layer k, as views."""
-        nnz, sizes = int(self._numbers[4 + k]), self.shape.config.layer_sizes
+        nnz, sizes = int(self.numbers[4 + k]), self.shape.config.layer_sizes
         (indptr, indices, *by_output), _ = self._layers[k]
         parts = (indptr, indices[:nnz], by_output[0], by_output[1][:nnz], by_output[2][:nnz])
         return Topology(sizes[k], sizes[k + 1], *parts)
@@ -146,10 +121,10 @@ class SharedTopology:
 
     def store(self, k: int, topology: Topology) -> Topology:
         """Copy the topology of layer k here; return the copy."""
-        self._numbers[4 + k] = topology.nnz
+        self.numbers[4 + k] = topology.nnz
         stored = self.topology(k)
-        for name in Topology.__slots__[2:]:
-            np.copyto(getattr(stored, name), getattr(topology, name))
+        for own, array in zip(stored.arrays, topology.arrays, strict=True):
+            np.copyto(own, array)
         return stored
 
     def store_dead(self, k: int, dead: NDArray[np.bool_] | None) -> None:
@@ -160,18 +135,17 @@ class SharedTopology:
         """Return all that another node needs of it."""
         found: list[NDArray] = []
         for k, (_, dead) in enumerate(self._layers):
-            found += [getattr(self.topology(k), name) for name in Topology.__slots__[2:]]
-            found.append(dead)
+            found += [*self.topology(k).arrays, dead]
         return found
 
     @property
     def connections(self) -> list[int]:
         """Connections of every layer."""
-        return [int(nnz) for nnz in self._numbers[4:]]
+        return [int(nnz) for nnz in self.numbers[4:]]
 
     @connections.setter
     def connections(self, counts: Sequence[int]) -> None:
-        self._numbers[4:] = counts
+        self.numbers[4:] = counts
 
 
 class SharedWeights:
@@ -182,11 +156,11 @@ class SharedWeights:
         self.velocities = parameter_arrays(shape.config, shape.room, allocate)
         self._segment = segment
 
-    def snapshot(self, connections: Sequence[int]) -> Arrays:
+    def snapshot(self, connections: Sequence[int]) -> list[Float32]:
         """Return the parameters of layers with so many connections."""
         return cut(self.parameters, connections)
 
-    def arrays(self, connections: Sequence[int]) -> Arrays:
+    def arrays(self, connections: Sequence[int]) -> list[Float32]:
         """Return parameters, then velocities, of layers with so many connections."""
         return cut(self.parameters, connections) + cut(self.velocities, connections)
 
@@ -210,32 +184,32 @@ class SharedWeights:
         finally:
             fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
 
+    def network(
+        self, topology: SharedTopology, by_output: Sequence[Float32 | None] | None = None
+    ) -> SparseMLP:
+        """Return a network of a node's topology and these weights, as they are now.
 
-def show_weights(
-    topology: SharedTopology, weights: SharedWeights, by_output: list[Float32] | None = None
-) -> SparseMLP:
-    """Return a network of a node's topology and weights, as they are now.
-
-    Parameters
-    ----------
-    topology : SharedTopology
-    weights : SharedWeights
-    by_output : list of float32 (nnz,), optional
-        The copies in output order; by default there are none.
-    """
-    config, connections = topology.shape.config, topology.connections
-    copies = by_output or [np.empty(0, np.float32)] * len(connections)
-    layers = []
-    for k, nnz in enumerate(connections):
-        values, bias, srelu = weights.parameters[k]
-        velocity, bias_velocity, srelu_velocity = weights.velocities[k]
-        settings = layer_settings(config, k) | {"dead": topology.dead(k)}
-        if settings["srelu"] is not None:
-            settings |= {"srelu": srelu, "srelu_velocity": srelu_velocity}
-        settings |= {"velocity": velocity[:nnz], "bias_velocity": bias_velocity}
-        place = k + 2, topology.topology(k), values[:nnz], bias
-        layers.append(SparseLayer(*place, values_by_output=copies[k], **settings))
-    return SparseMLP.from_layers(config, layers)
+        Parameters
+        ----------
+        topology : SharedTopology
+        by_output : sequence of float32 (nnz,) or None, optional
+            The copies in output order, which are made where it has None; by default there are none.
+        """
+        config, connections = topology.shape.config, topology.connections
+        copies = by_output or [np.empty(0, np.float32)] * len(connections)
+        layers = []
+        for k, nnz in enumerate(connections):
+            layer = SparseLayer(
+                k + 2,
+                topology.topology(k),
+                cut_layer(self.parameters[k], nnz),
+                LayerConfig.of(config, k),
+                velocities=cut_layer(self.velocities[k], nnz),
+                dead=topology.dead(k),
+                values_by_output=copies[k],
+            )
+            layers.append(layer)
+        return SparseMLP.from_layers(config, layers)
 
 
 class ServerLayer(SparseLayer):
@@ -245,42 +219,43 @@ class ServerLayer(SparseLayer):
         self, layer: SparseLayer, k: int, topology: SharedTopology, weights: SharedWeights
     ) -> None:
         self._place = k, topology, weights
-        values, bias, srelu = weights.parameters[k]
-        velocity, bias_velocity, srelu_velocity = weights.velocities[k]
-        bias[...], bias_velocity[...] = layer.bias, layer.bias_velocity
-        if layer.srelu is not None and layer.srelu_velocity is not None:
-            srelu[...], srelu_velocity[...] = layer.srelu, layer.srelu_velocity
         topology.store_dead(k, layer.dead)
-        settings = layer.settings() | {
-            "srelu": None if layer.srelu is None else srelu,
-            "srelu_velocity": None if layer.srelu is None else srelu_velocity,
-            "velocity": _fill(velocity, layer.velocity),
-            "bias_velocity": bias_velocity,
-            "values_by_output": np.empty(0, np.float32),
-        }
-        stored = topology.store(k, layer.topology), _fill(values, layer.values)
-        super().__init__(layer.number, *stored, bias, **settings)
+        super().__init__(
+            layer.number,
+            topology.store(k, layer.topology),
+            _fill_all(weights.parameters[k], layer.parameters),
+            layer.config,
+            velocities=_fill_all(weights.velocities[k], layer.velocities),
+            dead=layer.dead,
+            values_by_output=np.empty(0, np.float32),
+        )
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the shared memory."""
         k, shared, weights = self._place
         self.topology = shared.store(k, topology)
-        self.values = _fill(weights.parameters[k][0], values)
-        self.velocity = _fill(weights.velocities[k][0], velocity)
+        self.values = _fill(weights.parameters[k]["values"], values)
+        self.velocity = _fill(weights.velocities[k]["values"], velocity)
 
 
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
-    weights = layer.topology, layer.values, layer.bias
-    return SparseLayer(layer.number, *weights, **layer.settings())
+    parts = layer.number, layer.topology, layer.parameters, layer.config
+    return SparseLayer(*parts, velocities=layer.velocities, dead=layer.dead)
 
 
-def cut(parameters: list[Arrays], connections: Sequence[int]) -> Arrays:
-    """Return parameter arrays one after another, the values as long as there are connections."""
-    found = []
-    for (values, *rest), nnz in zip(parameters, connections, strict=True):
-        found += [values[:nnz], *rest]
-    return found
+def cut(rooms: Sequence[LayerArrays], connections: Sequence[int]) -> list[Float32]:
+    """Return the parameters of layers with so many connections one after another."""
+    pairs = zip(rooms, connections, strict=True)
+    return [array for room, nnz in pairs for array in cut_layer(room, nnz).values()]
+
+
+def cut_layer(room: LayerArrays, nnz: int) -> LayerArrays:
+    """Return a layer's parameters, those of connections only as long as there are connections."""
+    return {
+        name: array[:nnz] if PARAMETERS[name].of_connections else array
+        for name, array in room.items()
+    }
 
 
 def shared_size(kind, shape: Shape, *more) -> int:
@@ -294,3 +269,7 @@ def _fill(room: Float32, values: Float32) -> Float32:
     """Copy values to the start of a buffer; return that part."""
     room[: len(values)] = values
     return room[: len(values)]
+
+
+def _fill_all(rooms: LayerArrays, arrays: LayerArrays) -> LayerArrays:
+    return {name: _fill(room, arrays[name]) for name, room in rooms.items()}

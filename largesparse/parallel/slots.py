@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..layer import SparseLayer
-from ..network import SparseMLP, layer_settings
+from ..layer import Float32, LayerConfig, SparseLayer
+from ..mapped_memory import Allocate, Arena
+from ..network import SparseMLP
 from ..topology import Topology
-from ..workspace import Allocate, Workspace
-from .segments import Arena
-from .shared import (
-    Arrays,
-    Shape,
-    SharedTopology,
-    SharedWeights,
-    cut,
-    parameter_arrays,
-    show_weights,
-)
+from ..workspace import Workspace
+from .shared import Shape, SharedTopology, SharedWeights, cut, cut_layer, parameter_arrays
 
 
 class Slot:
@@ -34,7 +28,7 @@ class Slot:
 
     Attributes
     ----------
-    parameters : list of [values, bias, srelu]
+    parameters : list of dict of float32 arrays
         Snapshot of the weights, with room for all connections.
     network : SparseMLP
         The snapshot as a network.
@@ -56,28 +50,22 @@ class Slot:
         self.parameters = parameter_arrays(shape.config, shape.room, allocate)
         self._by_output = [allocate(room) for room in shape.room]
         layers = []
-        for k, room in enumerate(shape.room):
-            sizes = shape.config.layer_sizes[k : k + 2]
-            nothing = np.empty(0, np.int32)
-            room_only = np.broadcast_to(np.int32(0), room)  # its length is read, and no more
-            pattern = Topology(sizes[0], sizes[1], nothing, room_only, *[nothing] * 3)
-            values, bias, srelu = self.parameters[k]
-            settings = layer_settings(shape.config, k)
-            settings["srelu"] = None if settings["srelu"] is None else srelu
-            empty = np.empty(0, np.float32)
-            for name in ("values_by_output", "velocity", "bias_velocity", "srelu_velocity"):
-                settings[name] = empty  # every rank would have its own
-            layers.append(SparseLayer(k + 2, pattern, values, bias, **settings))
+        for k, parameters in enumerate(self.parameters):
+            n_in, n_out = shape.config.layer_sizes[k : k + 2]
+            nothing = Topology(n_in, n_out, *[np.empty(0, np.int32)] * 5)  # until `use` shows it
+            empty = np.empty(0, np.float32)  # every rank would have its own
+            layer = SparseLayer(
+                k + 2,
+                nothing,
+                parameters,
+                LayerConfig.of(shape.config, k),
+                velocities=dict.fromkeys(parameters, empty),
+                values_by_output=empty,
+            )
+            layers.append(layer)
         self.network = SparseMLP.from_layers(shape.config, layers)
-        micro_batch, keep_every, activation_dtype = shape.setting
-        self.workspace = Workspace(
-            layers,
-            micro_batch,
-            keep_every=keep_every,
-            activation_dtype=activation_dtype,
-            allocate=allocate,
-            allocate_activations=allocate_activations,
-        )
+        room: dict[str, Any] = {"allocate": allocate, "allocate_activations": allocate_activations}
+        self.workspace = Workspace(layers, **shape.micro_batching._asdict(), **room)
 
     @property
     def version(self) -> int:
@@ -122,19 +110,20 @@ class Slot:
         for k, layer in enumerate(self.network.layers):
             topology = self._topology.topology(k)
             layer.topology, layer.dead = topology, self._topology.dead(k)
-            layer.values = self.parameters[k][0][: topology.nnz]
+            for name, array in cut_layer(self.parameters[k], topology.nnz).items():
+                setattr(layer, name, array)
             layer.values_by_output = self._by_output[k][: topology.nnz]
         self._updated = None
-        self.workspace.fit(self.network.layer_connections)
+        self.workspace.resize_(self.network.layer_connections)
 
     def updated(self, weights: SharedWeights) -> SparseMLP:
         """Return the shared weights as a network whose copy in output order is this slot's."""
         if self._updated is None:
             by_output = [layer.values_by_output for layer in self.network.layers]
-            self._updated = show_weights(self._topology, weights, by_output)
+            self._updated = weights.network(self._topology, by_output)
         return self._updated
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> list[Float32]:
         """Return the arrays that the snapshot consists of."""
         return cut(self.parameters, self._topology.connections)
 

@@ -26,7 +26,7 @@ def start_send(
     arrays: Sequence[NDArray[Any]],
     rank: int,
     *,
-    tag: int,
+    tag: int = 1,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Transfer:
     """Begin to send arrays to a rank, whose `start_receive` names arrays of the same sizes.
@@ -60,7 +60,7 @@ def start_receive(
     arrays: Sequence[NDArray[Any]],
     rank: int,
     *,
-    tag: int,
+    tag: int = 1,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Transfer:
     """Begin to receive into arrays what a rank sends with `start_send`; see there."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..backends.base import Backend
 from ..config import TrainingConfig
+from ..layer import Float32
 from ..network import SparseMLP
 from ..optimizer import MomentumSGD
 from ..workspace import Gradients
 from .deal import epochs_of
 from .options import ParallelOptions
-from .shared import Arrays, SharedTopology, SharedWeights
+from .shared import SharedTopology, SharedWeights
 from .slots import Slot
 
 
@@ -60,10 +60,9 @@ class Updater:
         network: SparseMLP,
         gradients: Gradients,
         samples: int,
-        backend: Backend,
         *,
         version: int | None = None,
-        snapshot: Arrays | None = None,
+        snapshot: Sequence[Float32] | None = None,
         slot: Slot | None = None,
         limit: float = math.inf,
     ) -> int | None:
@@ -76,7 +75,6 @@ class Updater:
         gradients : Gradients
         samples : int
             That it was computed on.
-        backend : Backend
         version : int, optional
             Of the weights that it was computed on, by default the present one.
         snapshot : list of arrays, optional
@@ -100,20 +98,17 @@ class Updater:
             if snapshot is not None and self._options.delay_compensation > 0:
                 self._compensate(gradients, snapshot)
             how = self.next_update(staleness)
-            network.update_(gradients, *how, backend, both_orders=slot is not None)
+            network.update_(gradients, *how, both_orders=slot is not None)
             topology.version += 1
             topology.samples += samples
             if slot is not None:
                 slot.renew(self._weights)
         return staleness
 
-    def _compensate(self, gradients: Gradients, snapshot: list[Any]) -> None:
+    def _compensate(self, gradients: Gradients, snapshot: Sequence[Float32]) -> None:
         """Add λ·g²·(w - w_then) to the gradients, in place."""
         strength = np.float32(self._options.delay_compensation)
         now = self._weights.snapshot(self._topology.connections)
-        parts = zip(
-            gradients.gradients, gradients.bias_gradients, gradients.srelu_gradients, strict=True
-        )
-        flat = [array for layer in parts for array in layer]
+        flat = [array for arrays in gradients.by_layer for array in arrays.values()]
         for gradient, weights, then in zip(flat, now, snapshot, strict=True):
             gradient += strength * gradient * gradient * (weights - then)

@@ -95,6 +95,7 @@ def train_wasap(
     """
     options: dict[str, Any] = {
         "algorithm": "wasap",
+        "phase_one_epochs": phase_one_epochs,
         "slots": slots,
         "ranks_per_node": ranks_per_node,
         "chunk_bytes": chunk_bytes,
@@ -103,8 +104,8 @@ def train_wasap(
         "initial_rate_factor": initial_rate_factor,
         "initial_rate_epochs": initial_rate_epochs,
     }
-    given = Given(network, config, X, y, test, sample_weight, checkpoint, resume)
-    return train(given, options, comm, phase_one_epochs, augment, callbacks, progress)
+    sources = network, config, X, y, test, sample_weight, checkpoint, resume, callbacks, progress
+    return train(Given(*sources), options, comm, augment)
 
 
 def train_wassp(
@@ -138,9 +139,10 @@ def train_wassp(
     """
     options: dict[str, Any] = {
         "algorithm": "wassp" if server else "allreduce",
+        "phase_one_epochs": phase_one_epochs,
         "slots": slots,
         "ranks_per_node": ranks_per_node,
         "chunk_bytes": chunk_bytes,
     }
-    given = Given(network, config, X, y, test, sample_weight, checkpoint, resume)
-    return train(given, options, comm, phase_one_epochs, augment, callbacks, progress)
+    sources = network, config, X, y, test, sample_weight, checkpoint, resume, callbacks, progress
+    return train(Given(*sources), options, comm, augment)

@@ -9,26 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..history import History
-from ..randomness import stream
-from ..records import peak_rss_bytes
+from ..mapped_memory import Arena, PrivateMemory, Segment, forget_names, make_arrays, places_in
 from ..stepping import Stepper
-from ..training_data import Augment, Rows, augmented
+from ..training_data import Augment, Rows, augmented, epoch_order
+from ..usage import cpu_seconds, own_bytes, peak_rss_bytes, pss_bytes
 from ..warming import warm_up
 from . import messages
 from .allreduce import Representative
-from .control import Line
-from .data import from_arrays, places_in
+from .control import RankChannel
+from .data import from_arrays
 from .deal import Batch, samples
 from .replicas import StoredReplica, start_replica, train_replica
-from .segments import Arena, PrivateMemory, Segment, arrays_of, arrays_size, forget_names
-from .shared import SharedTopology, SharedWeights, cut, shared_size, show_weights
+from .shared import SharedTopology, SharedWeights, cut, shared_size
 from .slots import Slot, slot_sizes
 from .transfer import CHUNK_BYTES, start_receive, start_send
 from .updating import Updater
-from .usage import cpu_seconds, own_bytes, pss_bytes
 
 SERVER = 0
-TAG = 1  # of all messages with arrays: what they are follows from the control messages
 
 
 class Worker:
@@ -37,7 +34,7 @@ class Worker:
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-    line : Line
+    channel : RankChannel
     representatives : mpi4py.MPI.Comm
         Of the first ranks of all nodes.
     augment : callable, optional
@@ -45,12 +42,12 @@ class Worker:
     """
 
     def __init__(
-        self, comm: Any, line: Line, representatives: Any, augment: Augment | None = None
+        self, comm: Any, channel: RankChannel, representatives: Any, augment: Augment | None = None
     ) -> None:
         self._comm = comm
         self._representatives = representatives
         self._representative: Representative | None = None
-        self._line = line
+        self._channel = channel
         self._augment = augment
         self._segments: list[Segment] = []  # that are open
         self._replicas: dict[int, StoredReplica] = {}
@@ -61,7 +58,7 @@ class Worker:
     def run(self) -> History:
         """Do what is asked for; return the history that rank 0 sends in the end."""
         answers: dict[type, Callable[[Any], None]] = {
-            messages.Host: self._host,
+            messages.SetUpNode: self._set_up_node,
             messages.Join: self._join,
             messages.Compute: self._compute,
             messages.Lease: self._train,
@@ -74,7 +71,7 @@ class Worker:
             messages.Count: self._count,
         }
         while True:
-            message = self._line.receive()
+            message = self._channel.receive()
             if isinstance(message, messages.Finish):
                 for segment in self._segments:
                     segment.close()
@@ -82,7 +79,7 @@ class Worker:
             answers[type(message)](message)
 
     # ----------------------------------------------------------------------- joining
-    def _host(self, host: messages.Host) -> None:
+    def _set_up_node(self, host: messages.SetUpNode) -> None:
         """Make the segments of this node, and receive the topology and the data."""
         topology_segment = Segment.create(shared_size(SharedTopology, host.shape))
         topology = SharedTopology(host.shape, Arena(topology_segment.buffer))
@@ -92,26 +89,27 @@ class Worker:
             self._segments.append(weights_segment)
         slot_size, _ = slot_sizes(host.shape, topology)
         slots = [Segment.create(slot_size) for _ in range(host.slots)]
-        data_segment = Segment.create(arrays_size(host.shapes))
-        data = arrays_of(data_segment, host.shapes)
+        data_segment, data = make_arrays(host.shapes)
         self._segments += [topology_segment, *slots, data_segment]
         self._chunk_bytes = host.chunk_bytes
         self._receive(data)
         paths = [slot.path for slot in slots]
         weights_path = None if weights_segment is None else weights_segment.path
         places = places_in(data_segment, data)
-        self._line.send(messages.Hosting(topology_segment.path, weights_path, paths, places))
+        self._channel.send(
+            messages.NodeSegments(topology_segment.path, weights_path, paths, places)
+        )
 
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
-        self._config, self._chunk_bytes = join.config, join.chunk_bytes
-        topology = self._open(join.topology)
+        self._config, self._chunk_bytes = join.config, join.options.chunk_bytes
+        topology = self._open(join.segments.topology)
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         self._weights = None
-        if join.weights is not None:
-            weights = self._open(join.weights)
+        if join.segments.weights is not None:
+            weights = self._open(join.segments.weights)
             self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
-        arrays = [place.open() for place in join.data]
+        arrays = [place.open() for place in join.segments.data]
         self._data, scaling = from_arrays(join.layout, arrays)
         if self._weights is not None:
             shared = self._topology, self._weights, join.config, join.options
@@ -119,7 +117,7 @@ class Worker:
             self._updater = Updater(*shared, self._comm.size - 1, rows)
         self._slots, self._steppers = [], []
         self._activations = PrivateMemory(slot_sizes(join.shape, self._topology)[1])
-        for path in join.slots:
+        for path in join.segments.slots:
             own = Arena(self._activations.buffer)  # for all slots: it computes in one at a time
             slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer), own)
             slot.network.preprocessing = scaling
@@ -127,7 +125,7 @@ class Worker:
             self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
         warm_up(join.config.backend, threads=join.config.threads or 1)
         forget_names()
-        self._line.send(messages.Done())
+        self._channel.send(messages.Done())
 
     def _open(self, path: str) -> Segment:
         """Map a segment of this node until the training is over."""
@@ -142,7 +140,7 @@ class Worker:
         self._receive(self._topology.arrays())
         if self._weights is not None:
             self._receive(self._weights.arrays(message.connections))
-        self._line.send(messages.Done())
+        self._channel.send(messages.Done())
 
     # ----------------------------------------------------------------------- gradients
     def _prepare(self, number: int, weights: messages.Weights) -> tuple[Slot, Stepper]:
@@ -165,13 +163,13 @@ class Worker:
         with stepper.backend.threads(stepper.threads):
             loss = self._gradient(stepper, task.batch, **joined)
         self._leave_slot()
-        self._line.send(self._push(task, loss, slot))
+        self._channel.send(self._push(task, loss, slot))
 
     def _gradient(self, stepper: Stepper, batch: Batch, **joined: Any) -> float:
         """Compute the gradient of a mini-batch; return the loss."""
         epoch, start, stop, step = batch
         rows = self._order(epoch)[start:stop]
-        stepper.epoch, stepper.step_count = epoch, step
+        stepper.state.epoch, stepper.state.step = epoch, step
         X, y, weights, chosen = augmented(self._data, rows, epoch, self._augment)
         return stepper.gradient(X, y, chosen, weights, **joined)
 
@@ -185,7 +183,7 @@ class Worker:
         with stepper.backend.threads(stepper.threads):
             updates, push = self._make_updates(lease)
         self._leave_slot()
-        self._line.send(messages.Leased(self._comm.rank, lease, updates, push))
+        self._channel.send(messages.Leased(self._comm.rank, lease, updates, push))
 
     def _make_updates(
         self, lease: messages.Lease
@@ -203,7 +201,6 @@ class Worker:
                 slot.updated(self._weights),
                 slot.workspace,
                 samples([batch]),
-                stepper.backend,
                 version=slot.version,
                 snapshot=slot.arrays(),
                 slot=slot,
@@ -218,7 +215,7 @@ class Worker:
 
     def _send_gradient(self, message: messages.SendGradient) -> None:
         slot = self._slots[message.slot]
-        slot.workspace.fit(message.connections)  # neurons may have been pruned since
+        slot.workspace.resize_(message.connections)  # neurons may have been pruned since
         arrays = slot.workspace.arrays()
         if message.with_snapshot:
             arrays += cut(slot.parameters, message.connections)
@@ -227,7 +224,6 @@ class Worker:
     def _reduce(self, message: messages.Reduce) -> None:
         """Be this node's part of an all-reduce."""
         assert self._weights is not None
-        stepper = self._steppers[0]
         if self._representative is None:
             self._representative = Representative(
                 self._representatives,
@@ -238,17 +234,16 @@ class Worker:
         gradients = []
         for slot in message.slots:
             workspace = self._slots[slot].workspace
-            workspace.fit(self._topology.connections)
+            workspace.resize_(self._topology.connections)
             gradients.append(workspace)
         self._representative.update(
-            show_weights(self._topology, self._weights),
+            self._weights.network(self._topology),
             gradients,
             message.optimizer,
             message.rate,
-            stepper.backend,
-            stepper.threads,
+            self._steppers[0].threads,
         )
-        self._line.send(messages.Done())
+        self._channel.send(messages.Done())
 
     def _evaluate(self, task: messages.Evaluate) -> None:
         _, stepper = self._prepare(task.slot, task.weights)
@@ -260,15 +255,14 @@ class Worker:
             assert data.test is not None
             loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
         self._leave_slot()
-        self._line.send(messages.Evaluated(self._comm.rank, task, loss, sums))
+        self._channel.send(messages.Evaluated(self._comm.rank, task, loss, sums))
 
     def _order(self, epoch: int) -> Rows:
         """Return the training rows in the order of an epoch, as sequential training has it."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            rows = self._data.train_rows
-            shuffled = stream(self._config.seed, "shuffle", epoch).permutation(len(rows))
-            self._orders[epoch] = rows[shuffled]
+            seed = self._config.seed
+            self._orders[epoch] = epoch_order(self._data.train_rows, seed, epoch)
         return self._orders[epoch]
 
     # ----------------------------------------------------------------------- replicas
@@ -287,7 +281,7 @@ class Worker:
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
         begun = trainer.epoch
         for record in train_replica(trainer, task, self._data, self._order, self._augment):
-            self._line.send(messages.Progress(task.replica, record, record.epoch <= begun))
+            self._channel.send(messages.Progress(task.replica, record, record.epoch <= begun))
         self._note_memory()
         self._leave_slot()
         stored = StoredReplica.store(network, on_disk=task.on_disk)
@@ -295,7 +289,7 @@ class Worker:
         self._segments.append(stored.segment)
         connections = network.layer_connections
         trained = messages.ReplicaTrained(self._comm.rank, task, stored.segment.path, connections)
-        self._line.send(trained)
+        self._channel.send(trained)
 
     def _copy_weights(self, arrays: list[NDArray]) -> None:
         assert self._weights is not None
@@ -306,7 +300,7 @@ class Worker:
 
     def _send_replica_layer(self, message: messages.SendReplicaLayer) -> None:
         layer = self._replicas[message.replica].layers[message.layer]
-        self._send([array for array in layer if array is not None])
+        self._send(list(layer.values()))
 
     # ----------------------------------------------------------------------- the rest
     def _leave_slot(self) -> None:
@@ -319,14 +313,14 @@ class Worker:
         self._own_bytes = max(self._own_bytes, own_bytes())
 
     def _count(self, _: messages.Count) -> None:
-        idle = self._line.idle_s, self._line.idle_cpu_s
+        idle = self._channel.idle_s, self._channel.idle_cpu_s
         beside = max(0, self._own_bytes - own_bytes())
-        self._line.send(
+        self._channel.send(
             messages.Report(*idle, cpu_seconds(), pss_bytes(), beside, peak_rss_bytes())
         )
 
     def _send(self, arrays: list[NDArray]) -> None:
-        start_send(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
+        start_send(self._comm, arrays, SERVER, chunk_bytes=self._chunk_bytes).wait()
 
     def _receive(self, arrays: list[NDArray]) -> None:
-        start_receive(self._comm, arrays, SERVER, tag=TAG, chunk_bytes=self._chunk_bytes).wait()
+        start_receive(self._comm, arrays, SERVER, chunk_bytes=self._chunk_bytes).wait()

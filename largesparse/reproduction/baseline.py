@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from ..datasets import Dataset
 from ..energy import EnergyMeter
 from ..history import EpochRecord, History
-from ..parallel.usage import cpu_seconds
-from ..records import RunRecord, peak_rss_bytes
-from .run import Report, make_record, some_rows, training_seconds
+from ..records import RunRecord
+from ..usage import cpu_seconds, peak_rss_bytes
+from .recording import Report, make_record, some_rows, training_seconds
 from .scores import TestScores
 from .trainings import Training
 

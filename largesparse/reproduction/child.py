@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 
-from ..cli import run_command
+from ..exit_codes import run_command
 from ..records import append_record
 from .run import run_training
 from .trainings import Training

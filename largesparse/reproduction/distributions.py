@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..activations import activate
 from ..batches import load_batch
 from ..export import to_scipy
 from ..network import SparseMLP
@@ -42,7 +41,7 @@ def neuron_distributions(
     found: dict[str, list[dict[str, list[float]]]] = {"pre_activation": [], "activation": []}
     for layer, weights in zip(network.layers[:-1], to_scipy(network), strict=False):
         z = (weights.T @ values.T).T + layer.bias
-        values = activate(z, layer.slope, layer.srelu)
+        values = layer.activate(z)
         living = layer.living()
         for name, array in (("pre_activation", z), ("activation", values)):
             counts, edges = np.histogram(array[:, living].mean(axis=0), bins=bins)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..memory import GIB
-from ..records import record_rows
+from ..records import median_of, record_rows
 from ..series import split_command
 from . import paper
 from .tables import NOT_MEASURED, NOTHING
@@ -69,7 +68,7 @@ def extremes_table(
         else:
             line += [_cell(run["connections"], "{:,.0f}"), _cell(run["init_s"], "{:.1f}")]
         for name in ("epoch_s", "inference_s", "evolution_s"):
-            line.append(_median(None if run is None else run[name]))
+            line.append(_cell(median_of(None if run is None else run[name]), "{:,.1f}"))
             reported = None if theirs is None else getattr(theirs, name)
             line.append(_cell(reported, "{:,.0f}"))
         line.append(_cell(run["peak_rss_bytes"] if run else None, "{:.2f}", 1 / GIB))
@@ -79,8 +78,3 @@ def extremes_table(
 
 def _cell(value: float | None, show: str, scale: float = 1) -> str:
     return NOTHING if value is None else show.format(scale * value)
-
-
-def _median(values: Sequence[float | None] | None) -> str:
-    measured = [value for value in values or () if value is not None]
-    return f"{statistics.median(measured):,.1f}" if measured else NOTHING

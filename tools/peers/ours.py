@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from largesparse import Trainer, TrainingConfig
+from largesparse.backends.base import Connections, Derivative
+from largesparse.backends.kernels import sddmm
 from largesparse.inference import predict
 from largesparse.limits import best_distance, gather
 from largesparse.network import SparseMLP
 from largesparse.threads import kernel_threads
-from largesparse.training import Trainer, TrainingConfig
 
 from .problem import DROPOUT, LEARNING_RATE, SGD, ZETA, Batches, Contestant, Problem
 
@@ -93,9 +95,9 @@ class Products:
         with self.backend.threads(self.trainer.threads):
             for k, layer in enumerate(self.layers):
                 self.backend.forward(
-                    layer.indptr_by_output,
-                    layer.indices_by_output,
-                    layer.values_by_output,
+                    Connections(
+                        layer.indptr_by_output, layer.indices_by_output, layer.values_by_output
+                    ),
                     self.zeros[k],
                     self.inputs(k),
                     slope=1.0,
@@ -111,22 +113,19 @@ class Products:
                 layer, gradient = self.layers[k], self.workspace.gradients[k]
                 arrays = layer.topology.indptr, layer.topology.indices
                 if k == 0:
-                    self.backend.weight_gradient(
-                        *arrays, self.inputs(0), delta, out=gradient, accumulate=False
-                    )
+                    sddmm(*arrays, self.inputs(0), delta, gradient, False)
                     break
                 out = self.workspace.delta(k - 1, self.batch)
                 self.backend.backward(
-                    *arrays,
-                    layer.values,
+                    Connections(*arrays, layer.values),
                     self.inputs(k),
                     delta,
+                    Derivative(
+                        np.float32(1), np.float32(1), self.workspace.state(k - 1, self.batch)
+                    ),
                     out_gradient=gradient,
                     out_delta=out,
-                    slope_below=1.0,
-                    state_below=self.workspace.state(k - 1, self.batch),
-                    keep_share_below=np.float32(1),
-                    out_bias_gradient_below=self.workspace.bias_gradients[k - 1],
+                    out_bias_gradient=self.workspace.bias_gradients[k - 1],
                     accumulate=False,
                 )
                 delta = out

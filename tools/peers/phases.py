@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from largesparse.errors import MemoryPlanError
 from largesparse.memory import available_memory
-from largesparse.records import peak_rss_bytes, start_peak_rss
+from largesparse.usage import peak_rss_bytes, start_peak_rss
 
 from . import Maker
 from .problem import SEED, Batches, Contestant, Problem

@@ -1,15 +1,13 @@
-"""Checks of input data, class indices for labels, and standardisation.
+"""Checks of input data and targets, and class indices for labels.
 
-Nothing here makes a second copy of X: checks and statistics go through it in blocks of rows,
-so that X may be a memory map larger than the memory.
+Nothing here makes a second copy of X: checks go through it in blocks of rows, so that X may be a
+memory map larger than the memory.
 """
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**20  # of X per block: its float64 temporaries stay in the cache
 LARGEST = float(np.finfo(np.float32).max) / 2  # so that x - mean cannot overflow float32
 LARGEST_TARGET = float(np.finfo(np.float64).max) / 4  # so that y - mean cannot overflow float64
-ROUNDING = 1e-13  # deviations below this share of the mean are what sums in float64 leave behind
-EXACT = {"b1", "u1", "u2", "i1", "i2", "f2", "f4"}  # dtypes whose values float32 has all of
 STEPS = 2**10  # of float32 that the values of a target must span
 
 
@@ -133,11 +129,9 @@ def check_targets(y: Any, n_targets: int) -> NDArray[np.float64]:
         exact = targets.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise DataError(f"y must hold numbers: {error}. Encode them first.") from error
-    bad = ~(np.abs(exact) <= LARGEST_TARGET)
-    if bad.any():
-        row, column = np.unravel_index(bad.argmax(), bad.shape)
+    if (place := first_true(~(np.abs(exact) <= LARGEST_TARGET))) is not None:
         raise DataError(
-            f"y contains {exact[row, column]} at row {row}: NaN, infinity or too large for "
+            f"y contains {exact[place]} at row {place[0]}: NaN, infinity or too large for "
             "float64. Remove or rescale it first."
         )
     return exact
@@ -155,11 +149,9 @@ def narrow_targets(targets: NDArray[np.float64]) -> NDArray[np.float32]:
         "Shift and scale the targets to about mean 0 and deviation 1, as SparseMLPRegressor does, "
         "and set the network's target_mean and target_scale to what was taken out."
     )
-    bad = np.abs(targets) > LARGEST
-    if bad.any():
-        row, column = np.unravel_index(bad.argmax(), bad.shape)
+    if (place := first_true(np.abs(targets) > LARGEST)) is not None:
         raise DataError(
-            f"y contains {targets[row, column]:.6g} at row {row}, too large for float32, which "
+            f"y contains {targets[place]:.6g} at row {place[0]}, too large for float32, which "
             f"training is in. {remedy}"
         )
     narrow = targets.astype(np.float32)
@@ -234,157 +226,6 @@ def encode_labels(
     return indices.astype(np.int32), known
 
 
-@dataclass(frozen=True, eq=False)
-class Standardizer:
-    """Shift and scale of every feature: the standardised value is (x - mean) * scale.
-
-    mean (n_features,), scale (n_features,), both float64. Values that float32 does not hold are
-    standardised in float64, and rounded then.
-    """
-
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "scale"):  # float32 in models of earlier releases
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
-
-    @classmethod
-    def fit(
-        cls,
-        X: NDArray | csr_array,
-        rows: NDArray[np.integer] | None = None,
-        weights: NDArray[np.floating] | None = None,
-    ) -> Standardizer:
-        """Take mean and 1 / standard deviation (divisor n) of the features of X.
-
-        A constant feature gets scale 1. For the parameters see `moments`.
-        """
-        mean, deviation = moments(X, rows, weights)
-        deviation[deviation < np.finfo(np.float64).tiny] = 1
-        return cls(mean, 1 / deviation)
-
-    @cached_property
-    def narrow(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Mean and scale in float32, where it has a number for every scale."""
-        if self.scale.max(initial=0) > LARGEST:
-            return None
-        return self.mean.astype(np.float32), self.scale.astype(np.float32)
-
-    def is_wide(self, dtype: np.dtype[Any]) -> bool:
-        """Return whether values of a dtype are to be standardised in float64."""
-        return dtype.str[1:] not in EXACT or self.narrow is None
-
-    def apply_(self, block: NDArray[np.float32]) -> None:
-        """Standardise `block`, feature-major float32 of shape (n_features, batch), in place."""
-        mean, scale = self.narrow or (self.mean, self.scale)
-        np.subtract(block, mean[:, None], out=block, casting="same_kind")
-        np.multiply(block, scale[:, None], out=block, casting="same_kind")
-
-
-def moments(
-    X: NDArray | csr_array,
-    rows: NDArray[np.integer] | None = None,
-    weights: NDArray[np.floating] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation (divisor n) of the columns of X, float64 (n_columns,).
-
-    They are accumulated in float64 over blocks of rows (Chan, Golub and LeVeque 1983), less the
-    first row, so that a constant column has the deviation 0 exactly.
-
-    Parameters
-    ----------
-    X : array or CSR array of shape (n_samples, n_columns)
-        As `check_X` returns it.
-    rows : integer array, optional
-        The rows that count, by default all.
-    weights : (n_samples,), optional
-        What each row counts, 0 or more and of a finite sum; by default 1.
-    """
-    n_columns = X.shape[1]
-    chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
-    first: Any = X[chosen[:1]]
-    shift = (first if isinstance(X, np.ndarray) else first.toarray())[0].astype(np.float64)
-    row_bytes = 8 * n_columns if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
-    count, mean, squares = 0.0, np.zeros(n_columns), np.zeros(n_columns)
-    # Merging a block costs O(n_columns), so a block of a very wide X holds at least as much.
-    for block in _row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 64 * n_columns)):
-        part = X[block] if rows is None else X[chosen[block]]
-        part_weights = np.ones(part.shape[0]) if weights is None else weights[chosen[block]]
-        part_weights = part_weights.astype(np.float64)
-        added = float(part_weights.sum())
-        if added == 0:
-            continue
-        part_mean, part_squares = _block_moments(part, shift, part_weights, added)
-        part_mean -= mean
-        count += added
-        mean += part_mean * (added / count)
-        squares += part_squares
-        squares += part_mean**2 * (added * (count - added) / count)
-    mean += shift
-    deviation = np.sqrt(squares / max(count, 1e-300))
-    deviation[deviation <= ROUNDING * np.abs(mean)] = 0
-    return mean, deviation
-
-
-def refuse_rounding(X: NDArray | csr_array, rows: NDArray[np.integer]) -> None:
-    """Refuse an X whose rows float32 cannot tell apart, where it is not standardised first.
-
-    Raises
-    ------
-    DataError
-        Where a column differs by little, compared with its size, and is not exact in float32.
-    """
-    if X.dtype.str[1:] in EXACT:
-        return
-    mean, deviation = moments(X, rows)
-    steps = np.finfo(np.float32).eps * np.abs(mean)
-    for column in np.flatnonzero((deviation > 0) & (deviation < STEPS / 4 * steps)):
-        values = X[:, [column]]
-        if abs(values - values.astype(np.float32)).max() > 0:
-            raise DataError(
-                f"X has values in column {column} that differ by too little "
-                f"({deviation[column]:.3g}), compared with their size ({abs(mean[column]):.3g}), "
-                "to be told apart in float32, which training is in. Set standardize=True, or "
-                "subtract their mean first."
-            )
-
-
-def _row_blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:
-    step = max(1, block_bytes // row_bytes)
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
-
-
-def _block_moments(
-    X: NDArray | csr_array,
-    shift: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    total: float,
-) -> tuple[NDArray, NDArray]:
-    """Return mean and sum of squared deviations of every column of X - shift, rows weighted.
-
-    `total` is the sum of the weights.
-    """
-    if isinstance(X, np.ndarray):
-        centred = X - shift
-        mean = np.einsum("i,ij->j", weights, centred) / total
-        centred -= mean
-        np.square(centred, out=centred)
-        return mean, np.einsum("i,ij->j", weights, centred)
-    n_columns = len(shift)
-    each = np.repeat(weights, np.diff(X.indptr))  # of the stored values
-    values = X.data - shift[X.indices]
-    stored = np.bincount(X.indices, weights=each, minlength=n_columns)
-    full = np.bincount(X.indices, minlength=n_columns) == X.shape[0]
-    zeros = np.where(full, 0, np.maximum(total - stored, 0))
-    sums = np.bincount(X.indices, weights=each * values, minlength=n_columns)
-    mean = (sums - zeros * shift) / total
-    values -= mean[X.indices]
-    squares = np.bincount(X.indices, weights=each * values**2, minlength=n_columns)
-    return mean, squares + zeros * (shift + mean) ** 2
-
-
 def refuse_masked(**arrays: Any) -> None:
     """Raise a DataError if one of the arrays has masked values, which NumPy would take as they are.
 
@@ -437,7 +278,7 @@ def _check_finite(X: NDArray | csr_array) -> None:
     if values.dtype.kind != "f":
         return
     row_bytes = values.itemsize * max(1, values[:1].size)
-    for block in _row_blocks(len(values), row_bytes, BLOCK_BYTES):
+    for block in row_blocks(len(values), row_bytes, BLOCK_BYTES):
         part = values[block]
         with np.errstate(invalid="ignore", over="ignore"):  # NaN, and long doubles beyond float64
             if float(part.min()) >= -LARGEST and float(part.max()) <= LARGEST:
@@ -495,22 +336,16 @@ def _whole_or_string(labels: NDArray) -> NDArray:
                 )
         labels = np.array(labels.tolist())
     if labels.dtype.kind == "f":
-        bad = ~np.isfinite(labels)
-        if bad.any():
-            row = int(bad.argmax())
-            raise DataError(f"y has a label that is NaN or infinite at row {row}. Remove it.")
-        bad = np.abs(labels) > 2.0**53
-        if bad.any():
-            row = int(bad.argmax())
+        if (place := first_true(~np.isfinite(labels))) is not None:
+            raise DataError(f"y has a label that is NaN or infinite at row {place[0]}. Remove it.")
+        if (place := first_true(np.abs(labels) > 2.0**53)) is not None:
             raise DataError(
-                f"y has {labels[row]} at row {row}, beyond the whole numbers that a float tells "
-                "apart. Pass such labels as strings, or as integers."
+                f"y has {labels[place]} at row {place[0]}, beyond the whole numbers that a float "
+                "tells apart. Pass such labels as strings, or as integers."
             )
-        bad = labels != np.trunc(labels)
-        if bad.any():
-            row = int(bad.argmax())
+        if (place := first_true(labels != np.trunc(labels))) is not None:
             raise DataError(
-                f"Unknown label type: y is continuous (row {row} is {labels[row]}). "
+                f"Unknown label type: y is continuous (row {place[0]} is {labels[place]}). "
                 "Pass class labels, integers or strings; this is a classifier."
             )
     if labels.dtype.kind not in "biufUS":
@@ -518,3 +353,15 @@ def _whole_or_string(labels: NDArray) -> NDArray:
             f"Unknown label type: {labels.dtype}. Pass integers or strings as class labels."
         )
     return labels
+
+
+def first_true(found: NDArray[np.bool_]) -> tuple[int, ...] | None:
+    """Return the place of the first True of an array, or None."""
+    return tuple(map(int, np.unravel_index(found.argmax(), found.shape))) if found.any() else None
+
+
+def row_blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:
+    """Yield slices of rows that take about so many bytes."""
+    step = max(1, block_bytes // row_bytes)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
