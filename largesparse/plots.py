@@ -63,7 +63,7 @@ def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
     """
     table = run_table(records)
     if table.empty:
-        raise DataError("There are no records of bigmodel to plot. Run tools/scaling.py first.")
+        raise DataError("There are no records of bigmodel to plot: run `largesparse scaling`.")
     table = table.drop_duplicates(["series", "neurons"], keep="last")
     return table.sort_values(["series", "neurons"]).reset_index(drop=True)
 
