@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from largesparse import records
-from largesparse.benchmark_plots import benchmark_figures, history_figure, strong_scaling
 from largesparse.cli import run_command
 from largesparse.errors import DataError
 from largesparse.harness import report
+from largesparse.harness.report import benchmark_figures, history_figure, strong_scaling
 from largesparse.measurements import COUNTS, SETTINGS, read_measurements
 from largesparse.series import colour_of
 

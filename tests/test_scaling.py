@@ -280,7 +280,7 @@ def test_a_record_that_lacks_a_field_is_tabled_beside_the_others(tmp_path, field
     found = read_records(path)
     needed = field in ("kind", "neurons", "connections")
     assert len(run_table(found)) == (1 if needed else 2)
-    _, rows = scaling.table_rows(scaling_table(found))
+    rows = scaling.shown_table(scaling_table(found)).to_numpy()
     assert len(rows) > len(TABLE_4) and not any("nan" in cell for row in rows for cell in row)
     figures = read_measurements(path)["figure"]
     assert figures.value_counts()["peak_bytes"] == 2 - (needed or field == "peak_rss_bytes")
@@ -353,7 +353,7 @@ def test_the_page_needs_nothing_else(recorded, tmp_path, capsys):
 
 
 def test_a_table_is_escaped_and_scrolls():
-    text = pages.table(["a", "b"], [["<1>", "2"]])
+    text = pages.table(pd.DataFrame([["<1>", "2"]], columns=["a", "b"]))
     assert '<td class="name">&lt;1&gt;</td><td>2</td>' in text
     assert text.startswith('<div class="wide">')
 

@@ -241,8 +241,8 @@ def _records(path: str) -> pd.DataFrame:
     return read_records(path) if expand_user(path).exists() else read_records()
 
 
-def table_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, as texts, of runs with the paper's row under each size it has."""
+def shown_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of texts: the runs, with the paper's row under each size it has."""
     header = ["run", "neurons", "connections", *PHASES.values(), "ns / connection / sample"]
     header += ["planned GiB", "peak GiB", "measured on"]
     both = pd.concat([table, paper_table()], ignore_index=True).sort_values(
@@ -255,31 +255,27 @@ def table_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         cells.append("-" if math.isnan(row["cost_s"]) else f"{1e9 * row['cost_s']:.2f}")
         cells += [_gib(row[name]) for name in ("planned_bytes", "peak_bytes")]
         rows.append([*cells, _rows(row["samples"])])
-    return header, rows
+    return pd.DataFrame(rows, columns=header)
 
 
 def draw(options: argparse.Namespace) -> None:
     """Print the table, and write the plots and the page."""
     records = _records(options.out)
     table = scaling_table(records)
-    header, rows = table_rows(table)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in [header, *rows]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    shown = shown_table(table)
+    lines = [list(shown), *shown.to_numpy()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
     folder = pages.make_folder(options.plots)
     figures = scaling_figures(table)
     pages.save_figures(figures, folder, "scaling")
-    page = make_page(records, header, rows, figures)
+    page = make_page(records, shown, figures)
     (folder / "index.html").write_text(page, encoding="utf-8")
     print(f"plots in {folder}/, all of them and the table in {folder / 'index.html'}")
 
 
-def make_page(
-    records: pd.DataFrame,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    figures: Mapping[str, Any],
-) -> str:
+def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, Any]) -> str:
     """Return the page of the plots and the table."""
     processors = ", ".join(sorted(set(records["cpu"].dropna()))) or "an unknown processor"
     commands = sorted({_short(words) for words in map(split_command, records["command"]) if words})
@@ -294,7 +290,7 @@ def make_page(
             pages.paragraph(f"Measured on: {processors}. {about}"),
             pages.plots(dict(figures)),
             pages.paragraph("Medians over the epochs.", heading="All runs"),
-            pages.table(header, rows),
+            pages.table(shown),
             pages.paragraph("", heading="Commands"),
             pages.code(commands),
         ],

@@ -16,7 +16,7 @@ from ..energy import EnergyMeter
 from ..history import EpochRecord, History
 from ..parallel.usage import cpu_seconds
 from ..records import RunRecord, peak_rss_bytes
-from .run import Report, make_record, some_rows, training_seconds
+from .recording import Report, make_record, some_rows, training_seconds
 from .scores import TestScores
 from .trainings import Training
 

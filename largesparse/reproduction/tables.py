@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..memory import GIB
 from ..records import record_rows
 from . import paper
-from .run import KIND
+from .recording import KIND
 from .trainings import Row, Training, key_of
 
 if TYPE_CHECKING:
