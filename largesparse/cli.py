@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import __version__
 from .errors import LargeSparseError
@@ -84,8 +84,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if words and not words[0].startswith("-") and words[0] not in FOR_RANKS:
         check_alone(f"largesparse {words[0]}")
     if words and words[0] in DRIVERS:
-        driver = importlib.import_module(DRIVERS[words[0]].module, __package__)
-        return int(driver.main(words[1:], f"largesparse {words[0]}"))
+        return int(DRIVERS[words[0]].load().main(words[1:], f"largesparse {words[0]}"))
     arguments = make_parser().parse_args(argv)
     return int(arguments.run(arguments))
 
@@ -178,6 +177,10 @@ class Driver(NamedTuple):
 
     module: str
     help: str
+
+    def load(self) -> Any:
+        """Return the module, which has `make_parser` and `main`."""
+        return importlib.import_module(self.module, __package__)
 
 
 DRIVERS = {

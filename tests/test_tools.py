@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -203,3 +204,11 @@ def test_every_figure_is_listed(measure, capsys):
         measure.main(["--help"])
     listed = capsys.readouterr().out
     assert all(name in listed for names in measure.MODULES.values() for name in names)
+
+
+def test_the_soak_tools_are_listed(tmp_path):
+    command = [sys.executable, str(TOOLS.parent / "soak")]
+    for argument, status in (("--help", 0), ("nothing", 2)):
+        done = subprocess.run([*command, argument], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert re.search("^  kill_ranks +Kill ranks", done.stdout + done.stderr, re.MULTILINE)
