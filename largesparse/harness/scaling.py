@@ -179,7 +179,7 @@ def climb(options: argparse.Namespace) -> None:
     costs: list[Costs] = []
     for neurons in sorted(set(options.neurons)):
         command = command_of(options, neurons, wanted)
-        found = [] if options.again else runs_like(_records(options.out), command, options.ranks)
+        found = [] if options.again else runs_like(records_of(options.out), command, options.ranks)
         if found:
             print(f"{neurons:,} neurons: in {options.out} already", flush=True)
             costs.append(measured_costs(found[-1]))
@@ -217,7 +217,7 @@ def climb(options: argparse.Namespace) -> None:
         if done.returncode:
             raise LargeSparseError(f"{shlex.join(command)} failed with {done.returncode}.")
         print(f"{size}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-        costs.append(measured_costs(runs_like(_records(options.out), command, options.ranks)[-1]))
+        costs.append(measured_costs(runs_like(records_of(options.out), command, options.ranks)[-1]))
 
 
 def plan(command: Sequence[str]) -> int | str:
@@ -237,7 +237,8 @@ def plan(command: Sequence[str]) -> int | str:
     raise LargeSparseError(f"bigmodel does not take these flags: {last}")
 
 
-def _records(path: str) -> pd.DataFrame:
+def records_of(path: str) -> pd.DataFrame:
+    """Return the records of a file, which need not exist."""
     return read_records(path) if expand_user(path).exists() else read_records()
 
 
@@ -260,7 +261,7 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def draw(options: argparse.Namespace) -> None:
     """Print the table, and write the plots and the page."""
-    records = _records(options.out)
+    records = records_of(options.out)
     table = scaling_table(records)
     shown = shown_table(table)
     lines = [list(shown), *shown.to_numpy()]
@@ -299,7 +300,7 @@ def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, 
 
 def show_cluster(options: argparse.Namespace) -> None:
     """Print what a network takes on a cluster, from the costs of the largest run recorded."""
-    records = _records(options.out)
+    records = records_of(options.out)
     runs = records[(records["kind"] == "bigmodel") & records["connections"].notna()]
     if runs.empty:
         costs = GUESS

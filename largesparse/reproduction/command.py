@@ -35,17 +35,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from ..backends import BACKENDS, get_backend
 from ..config import REGROWTH
-from ..environment import expand_user
 from ..errors import LargeSparseError, MemoryPlanError, ParameterError
-from ..harness.scaling import BIGMODEL
+from ..harness.scaling import BIGMODEL, records_of
 from ..memory import choose_plan
 from ..optimizer import SCHEDULES
 from ..pages import make_folder, save_figures
-from ..records import check_output, read_records
+from ..records import check_output
 from ..sizes import parse_size
 from ..threads import available_threads
 from ..warming import warm_up
@@ -187,11 +184,6 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
     return Protocol(seeds=seeds, **{name: getattr(options, name) for name in names})
 
 
-def read(path: str) -> pd.DataFrame:
-    """Return the records of a file, which need not exist."""
-    return read_records(path) if expand_user(path).exists() else read_records()
-
-
 def fits(name: str, training: Training) -> bool:
     """Say whether a training fits into the memory; tell of one that does not."""
     batch_size = training.training.batch_size
@@ -207,7 +199,7 @@ def run_missing(
     tables: dict[tuple[int, str], list[Row]], options: argparse.Namespace, command: str
 ) -> str | None:
     """Run the trainings that the records lack, or list them; return what went wrong."""
-    runs = Runs(read(options.out))
+    runs = Runs(records_of(options.out))
     wanted: dict[str, tuple[str, Training]] = {}
     for (_, dataset), rows in tables.items():
         for row in rows:
@@ -265,7 +257,7 @@ def run_extremes(sizes: list[int], options: argparse.Namespace) -> None:
     """Run section 2.4's sequential networks, and print their times beside the paper's."""
     for neurons in sizes:
         flags = extremes.flags_of(neurons, min(options.epochs, 2), options.backend)
-        if not options.again and extremes.find_run(read(options.out), flags):
+        if not options.again and extremes.find_run(records_of(options.out), flags):
             continue
         command = extremes.command_of(BIGMODEL, flags, options.out)
         if options.plan:
@@ -278,7 +270,8 @@ def run_extremes(sizes: list[int], options: argparse.Namespace) -> None:
     if not options.plan:
         print("\nSection 2.4, one thread")
         epochs = min(options.epochs, 2)
-        print(markdown(*extremes.extremes_table(read(options.out), sizes, epochs, options.backend)))
+        records = records_of(options.out)
+        print(markdown(*extremes.extremes_table(records, sizes, epochs, options.backend)))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -307,7 +300,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             )
     failed = run_missing(tables, options, command) if tables else None
     if not options.plan:
-        runs = Runs(read(options.out))
+        runs = Runs(records_of(options.out))
         for (table, dataset), rows in tables.items():
             show(table, dataset, rows, runs)
         for number in options.figure:
