@@ -80,7 +80,7 @@ def table(frame: pd.DataFrame) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(map(partial(_cell, tag), count(), cells, is_text)) + "</tr>"
 
-    rows = [line("th", list(texts)), *(line("td", row) for row in texts.to_numpy())]
+    rows = [line("th", [*map(str, texts)]), *(line("td", row) for row in texts.to_numpy().tolist())]
     return '<div class="wide"><table>\n' + "\n".join(rows) + "\n</table></div>"
 
 

@@ -82,7 +82,7 @@ from ..warming import warm_up
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
 FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
-TRAIN = {
+TRAIN: dict[str, Callable[..., Any]] = {
     "wasap": train_wasap,
     "wassp": train_wassp,
     "allreduce": functools.partial(train_wassp, server=False),
@@ -128,12 +128,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     started = time.perf_counter()
     trainer = together(comm, lambda: initialise(job) if leads else None)
     init_s = time.perf_counter() - started
-    if leads:
+    if trainer is not None:  # on rank 0
         connections = trainer.network.connections
         print(describe_training(trainer, resumed=options.resume is not None))
         print(f"initialised in {init_s:.1f} s: {connections:,} connections", flush=True)
     history = train(job, comm, trainer, data)
-    if leads:
+    if trainer is not None:
         processes_s = time_processes(options.processes, trainer, data.X_test)
         record = record_of(job, trainer, history, data, init_s)
         append_record(options.out, record)
@@ -153,7 +153,7 @@ def parse(
     try:
         options = parse_resumable(parser, argv, required="neurons", notes=NOTES)
     except SystemExit as end:
-        return end.code
+        return int(end.code or 0)
     if ranks > 1 and options.processes > 1:
         raise ParameterError(
             "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
@@ -414,8 +414,10 @@ def of_ranks(trainer: Trainer, history: History) -> dict[str, Any]:
             "threads": trainer.threads,
             "peak_rss_bytes": peak_rss_bytes(),
         }
-    names = ("algorithm", "ranks", "peak_rss_bytes", "node_pss_bytes", "phase_one_epochs")
-    names += ("idle_s", "bytes_moved", "cpu_s")
+    names = (
+        *("algorithm", "ranks", "peak_rss_bytes", "node_pss_bytes", "phase_one_epochs"),
+        *("idle_s", "bytes_moved", "cpu_s"),
+    )
     found = {name: getattr(report, name) for name in names}
     return found | {"threads": report.threads[0], "staleness": report.staleness_record()}
 

@@ -337,7 +337,8 @@ def show_cluster(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Do what the command line asks for."""
-    options, options.rest = make_parser(prog).parse_known_args(argv)
+    options, rest = make_parser(prog).parse_known_args(argv)
+    options.rest = rest
     if options.cluster:
         show_cluster(options)
         return 0
