@@ -7,17 +7,21 @@ import functools
 import numpy as np
 
 from largesparse import SparseMLP
-from largesparse.evolution import evolve
-from largesparse.parallel.averaging import LayerArrays, average_layers
 
-from .common import SIZES, THREADS, network_config, warm_up
+from .common import SIZES, THREADS, find, network_config, warm_up
+
+evolve = find("model.evolution.evolve")
+average_layers, LayerArrays = (
+    find(f"parallel.wasap.averaging.{name}", f"parallel.averaging.{name}")
+    for name in ("average_layers", "LayerArrays")
+)
 
 REPLICAS = 3
 ZETA = 0.3
 
 
 @functools.cache
-def make_replicas(neurons: int) -> tuple[int, list[LayerArrays]]:
+def make_replicas(neurons: int) -> tuple[int, list]:
     """Return replicas of the layer between the first two hidden layers, each evolved by itself."""
     layer = SparseMLP(network_config(neurons), threads=THREADS, progress=False).layers[1]
     replicas = []

@@ -7,6 +7,7 @@ timing. So what is expensive to make is kept, and `setup` is cheap from the seco
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -18,14 +19,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import largesparse.warming
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.backends import get_backend
-from largesparse.cli import parse_size
-from largesparse.environment import BENCH_MAX, find_mpiexec
 from largesparse.errors import BackendError
-from largesparse.presets import hidden_sizes, nearest_row
-from largesparse.threads import available_threads
+
+
+def find(path: str, old: str = "") -> Any:
+    """Return a name of the package that is not public, also where asv runs an older commit.
+
+    Parameters
+    ----------
+    path : str
+        What follows "largesparse.", such as "model.evolution.evolve".
+    old : str, optional
+        Its path before; by default that without the room, which is the first word.
+    """
+    for candidate in (path, old or path.partition(".")[2]):
+        module, _, name = candidate.rpartition(".")
+        try:
+            return getattr(importlib.import_module(f"largesparse.{module}"), name)
+        except (AttributeError, ModuleNotFoundError):
+            continue
+    raise ImportError(f"largesparse has no {path}")
+
+
+parse_size = find("machine.sizes.parse_size")
+BENCH_MAX = find("machine.environment.BENCH_MAX")
+find_mpiexec = find("machine.environment.find_mpiexec")
+hidden_sizes = find("harness.presets.hidden_sizes")
+nearest_row = find("harness.presets.nearest_row")
+available_threads = find("machine.threads.available_threads")
+peak_rss_bytes = find("machine.usage.peak_rss_bytes", "records.peak_rss_bytes")
+compile_kernels = find("training.warming.warm_up")
 
 N_FEATURES = 1024
 BATCH_SIZE = 128  # as in the paper's section 2.4
@@ -85,7 +110,7 @@ def warm_up(backend: str | None = None) -> None:
         name = get_backend(backend).name
     except BackendError as error:
         raise NotImplementedError(str(error)) from error
-    largesparse.warming.warm_up(name, THREADS)
+    compile_kernels(name, THREADS)
 
 
 def only_up_to_the_middle(neurons: int, backend: str) -> None:

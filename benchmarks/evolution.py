@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from largesparse.evolution import evolve
+from .common import SIZES, find, make_network, warm_up
 
-from .common import SIZES, make_network, warm_up
-
+evolve = find("model.evolution.evolve")
 ZETA = 0.3
 
 

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from largesparse import SparseMLP
-from largesparse.records import peak_rss_bytes, start_peak_rss
 
-from .common import SIZES, THREADS, in_fresh_process, make_network, network_config, warm_up
+from .common import (
+    SIZES,
+    THREADS,
+    find,
+    in_fresh_process,
+    make_network,
+    network_config,
+    peak_rss_bytes,
+    warm_up,
+)
+
+start_peak_rss = find("machine.usage.start_peak_rss", "records.start_peak_rss")
 
 
 class Initialization:

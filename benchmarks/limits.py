@@ -9,17 +9,19 @@ from timeit import timeit
 
 import numpy as np
 
-from largesparse import limits
 from largesparse.backends import get_backend
 from largesparse.backends.base import PREFETCH_BYTES
-from largesparse.threads import kernel_threads
+
+from .common import BATCH_SIZE, SOME, THREADS, find, make_network, warm_up
 
 try:
-    from largesparse.backends.base import Connections
+    Connections = find("backends.base.Connections")
 except ImportError:  # an older commit, whose backends take the arrays one by one
     Connections = None
-
-from .common import BATCH_SIZE, SOME, THREADS, make_network, warm_up
+kernel_threads = find("machine.threads.kernel_threads")
+best_distance, gather = find("backends.limits.best_distance"), find("backends.limits.gather")
+sequential_bandwidth = find("backends.limits.sequential_bandwidth")
+arithmetic_peak = find("backends.limits.arithmetic_peak")
 
 REPEATS = 5
 
@@ -62,14 +64,16 @@ class Product:
         topology = layer.topology
         connections = topology.indptr_by_output, topology.indices_by_output
         backend = get_backend("fused")
-        distance = limits.best_distance(*connections, X)
+        distance = best_distance(*connections, X)
         matrix = *connections, layer.values_by_output
         operands = *((Connections(*matrix),) if Connections else matrix), layer.bias, X
         forward = functools.partial(backend.forward, *operands, slope=layer.slope, out=out)
-        gather = functools.partial(limits.gather, *connections, X, distance)
+        reading = functools.partial(gather, *connections, X, distance)
         forward()
         with kernel_threads(THREADS):
-            rounds = [(timeit(forward, number=1), timeit(gather, number=1)) for _ in range(REPEATS)]
+            rounds = [
+                (timeit(forward, number=1), timeit(reading, number=1)) for _ in range(REPEATS)
+            ]
         far = X.nbytes > PREFETCH_BYTES  # as the backend sees it
         product = statistics.median(product for product, _ in rounds)
         share = statistics.median(limit / product for product, limit in rounds)
@@ -85,10 +89,10 @@ class Machine:
 
     def track_bandwidth(self):
         warm_up("fused")
-        return limits.sequential_bandwidth(THREADS) / 1e9
+        return sequential_bandwidth(THREADS) / 1e9
 
     def track_arithmetic(self):
-        return limits.arithmetic_peak(THREADS) / 1e9
+        return arithmetic_peak(THREADS) / 1e9
 
     track_bandwidth.unit = "GB/s"
     track_arithmetic.unit = "GFLOP/s"

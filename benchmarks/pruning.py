@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from largesparse.importance import prune_neurons
+from largesparse import prune_neurons
 
 from .common import SIZES, make_network, warm_up
 

@@ -11,8 +11,6 @@ import scipy.sparse as sp
 
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
-from largesparse.limits import seconds_of
-from largesparse.records import peak_rss_bytes
 
 from .common import (
     BATCH_SIZE,
@@ -20,12 +18,16 @@ from .common import (
     MIDDLE,
     SIZES,
     THREADS,
+    find,
     in_fresh_process,
     make_batch,
     make_network,
     only_up_to_the_middle,
+    peak_rss_bytes,
     warm_up,
 )
+
+seconds_of = find("backends.limits.seconds_of")
 
 PAIRS, SECONDS = 15, 3  # at least, of a step and of what it is compared with in turns
 

@@ -1,14 +1,17 @@
-"""The command line, and what the drivers in `tools/` share with it.
+"""The command line, and how a process ends that runs a command.
 
 A subcommand is a function that adds a parser of its own and sets `run`, a function of the parsed
-arguments that returns the exit code; `COMMANDS` lists them.
+arguments that returns the exit code; `COMMANDS` lists them. A driver is a module whose `main` takes
+the words behind its name; `DRIVERS` lists them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ._version import __version__
 from .exit_codes import run_command
@@ -29,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    if words and not words[0].startswith("-") and words[0] != "info":  # of use on every node
+    if words and not words[0].startswith("-") and words[0] not in FOR_RANKS:
         check_alone(f"largesparse {words[0]}")
+    if words and words[0] in DRIVERS:
+        return int(DRIVERS[words[0]].load().main(words[1:], f"largesparse {words[0]}"))
     arguments = make_parser().parse_args(argv)
     return int(arguments.run(arguments))
 
@@ -45,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_command in COMMANDS:
         add_command(subparsers)
+    for name, driver in DRIVERS.items():
+        subparsers.add_parser(name, help=driver.help)
     return parser
 
 
@@ -114,3 +121,29 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS = (add_train, add_predict, add_evaluate, add_inspect, _add_info, _add_tune)
+
+
+class Driver(NamedTuple):
+    """A command that parses its flags itself, in a module that is loaded when it is called."""
+
+    module: str
+    help: str
+
+    def load(self) -> Any:
+        """Return the module, which has `make_parser` and `main`."""
+        return importlib.import_module(self.module, __package__)
+
+
+DRIVERS = {
+    "bigmodel": Driver(
+        ".harness.bigmodel", "train extremely large networks, also by ranks, and time every phase"
+    ),
+    "scaling": Driver(
+        ".harness.scaling", "run the paper's Table 4, one size after another, and plot it"
+    ),
+    "report": Driver(".harness.report", "make one HTML page of what asv and these have measured"),
+    "paper": Driver(
+        ".reproduction.command", "repeat the paper's tables and figures beside its own"
+    ),
+}
+FOR_RANKS = ("info", "bigmodel")  # info is of use on every node

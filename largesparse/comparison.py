@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .config import NetworkConfig
-from .history import EpochRecord
+from .history import EpochRecord, History
+from .memory import GIB
 from .presets import nearest_row, nominal_parameters
 from .records import RunRecord, median_of
 
@@ -103,6 +104,23 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         f"loss {losses[0]:.4f} -> {losses[-1]:.4f}",
     ]
     return "\n".join(lines)
+
+
+def describe_use(record: RunRecord, history: History) -> str:
+    """Return the memory of a run beside the plan, and what the ranks did."""
+    assert record.peak_rss_bytes is not None and record.planned_bytes is not None
+    planned = record.planned_bytes / GIB
+    report = history.parallel
+    if report is None:
+        return f"peak memory {record.peak_rss_bytes / GIB:.2f} GiB, planned {planned:.2f}"
+    slots = ", ".join(map(str, report.slots))
+    return (
+        f"{report.ranks} ranks, {report.nodes} nodes with {slots} slots: staleness "
+        f"{report.mean_staleness:.1f} in the mean, {report.max_staleness} at most; "
+        f"{report.bytes_moved / GIB:.2f} GiB between nodes; {sum(report.cpu_s):.0f} s of "
+        f"processors\nmemory of the largest node {report.node_pss_bytes / GIB:.2f} GiB, planned "
+        f"{planned:.2f}"
+    )
 
 
 def _active(record: RunRecord, epoch: int) -> str:

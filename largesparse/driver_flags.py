@@ -1,4 +1,4 @@
-"""Command-line flags that the drivers in `tools/` share, in groups."""
+"""The command-line flags of `bigmodel`, in groups."""
 
 from __future__ import annotations
 

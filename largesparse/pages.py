@@ -1,4 +1,4 @@
-"""One self-contained HTML page: text, tables and plots, with no request to anywhere."""
+"""How tables and pictures look, and one HTML page of them that asks for nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
 
 from .environment import expand_user
-from .errors import ParameterError
+from .errors import LargeSparseError, ParameterError
+from .series import colour_of, marker_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NUMBER = re.compile(r"[-−+]?[\d.,]+(e[-+]?\d+)?( |$)|-$")  # also with a unit behind it
@@ -57,28 +64,44 @@ def code(lines: Sequence[str]) -> str:
     return "<p>" + "<br>\n".join(f"<code>{html.escape(line)}</code>" for line in lines) + "</p>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of plain texts; it scrolls by itself where the page is narrower.
+def table(frame: pd.DataFrame) -> str:
+    """Return a table; it scrolls by itself where the page is narrower.
 
-    Columns without any text are left out. Numbers stand to the right, other texts to the left. The
-    first column stays in view; on narrow screens its names break after dots and underscores.
+    Numbers have three digits and stand to the right, other texts to the left; columns without any
+    value are left out. The first column stays in view; on narrow screens its names break after dots
+    and underscores.
     """
-    kept = [k for k in range(len(header)) if any(row[k] for row in rows)]
-    words = {k for k in kept if not all(NUMBER.match(row[k]) for row in rows if row[k])}
-
-    def cell(tag: str, k: int, text: str) -> str:
-        text = html.escape(text)
-        if k == 0 and k in words:
-            text = re.sub(r"(?<=[._])", "<wbr>", text)
-        kind = "name" if k == 0 else "text"
-        start = f'{tag} class="{kind}"' if k in words else tag
-        return f"<{start}>{text}</{tag}>"
+    texts = pd.DataFrame(
+        [[_text(cell) for cell in row] for row in frame.to_numpy(object)], columns=frame.columns
+    )
+    texts = texts.loc[:, (texts != "").any()]
+    is_text = [not all(map(NUMBER.match, filter(None, texts[name]))) for name in texts]
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(cell(tag, k, cells[k]) for k in kept) + "</tr>"
+        return "<tr>" + "".join(map(partial(_cell, tag), count(), cells, is_text)) + "</tr>"
 
-    body = "\n".join(line("td", row) for row in rows)
-    return f'<div class="wide"><table>\n{line("th", header)}\n{body}\n</table></div>'
+    rows = [line("th", [*map(str, texts)]), *(line("td", row) for row in texts.to_numpy().tolist())]
+    return '<div class="wide"><table>\n' + "\n".join(rows) + "\n</table></div>"
+
+
+def _cell(tag: str, column: int, text: str, is_text: bool) -> str:
+    text = html.escape(text)
+    if not is_text:
+        return f"<{tag}>{text}</{tag}>"
+    if column == 0:
+        return f'<{tag} class="name">{re.sub(r"(?<=[._])", "<wbr>", text)}</{tag}>'
+    return f'<{tag} class="text">{text}</{tag}>'
+
+
+def _text(cell: object) -> str:
+    """Return a cell of a table: numbers in three digits, large whole ones with commas."""
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, datetime):
+        return f"{cell:%Y-%m-%d %H:%M}"
+    if isinstance(cell, (int, float)):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return str(cell)
 
 
 def plots(figures: dict[str, Figure]) -> str:
@@ -136,3 +159,75 @@ def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) ->
         paths.append(expand_user(folder) / f"{prefix}-{name}.png")
         figure.savefig(paths[-1], dpi=160)
     return paths
+
+
+def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its axes, row by row, in the style of all plots.
+
+    Raises
+    ------
+    LargeSparseError
+        Without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LargeSparseError("Plots need matplotlib: pip install 'largesparse[plot]'.") from error
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for one in axes:
+        one.grid(alpha=0.3)
+    return figure, axes
+
+
+def log_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Return a figure whose axes are logarithmic both."""
+    figure, (axes,) = new_figure()
+    from matplotlib.ticker import EngFormatter, LogFormatter
+
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    class Plain(LogFormatter):
+        """Labels where LogFormatter has them, as 0.6 and not as 6e-01."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axes.yaxis.set_major_formatter(Plain())
+    axes.yaxis.set_minor_formatter(Plain(minor_thresholds=(1, 0.5)))
+    return figure, axes
+
+
+class Line(NamedTuple):
+    """Speeds by the number of threads, processes or workers, and how they are drawn."""
+
+    label: str
+    speeds: dict[int, float]
+    colour: str
+    style: str = "-"
+
+
+def speedup_figure(title: str, unit: str, lines: list[Line]) -> Figure | None:
+    """Return speeds against counts, of each line divided by that of its smallest count.
+
+    None where no line has two counts.
+    """
+    lines = [line for line in lines if len(line.speeds) > 1]
+    if not lines:
+        return None
+    figure, (axes,) = new_figure()
+    for number, (label, speeds, colour, style) in enumerate(lines):
+        points = sorted(speeds)
+        values = [speeds[n] / speeds[points[0]] for n in points]
+        marker = marker_of(number)
+        axes.plot(
+            points, values, color=colour_of(colour), linestyle=style, marker=marker, label=label
+        )
+    counts = sorted(set().union(*(line.speeds for line in lines)))
+    axes.plot(counts, [count / counts[0] for count in counts], "k--", linewidth=1, label="linear")
+    axes.set(title=title, xlabel=unit, ylabel=f"speed, {counts[0]} is 1")
+    axes.set_xticks(counts)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    return figure

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, LargeSparseError
+from .errors import DataError
 from .memory import GIB
+from .pages import log_axes
 from .presets import TABLE_4
 from .records import median_of, record_rows
 from .series import PAPER, colour_of, features_of, marker_of, series_of, split
@@ -62,7 +63,7 @@ def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
     """
     table = run_table(records)
     if table.empty:
-        raise DataError("There are no records of bigmodel to plot. Run tools/scaling.py first.")
+        raise DataError("There are no records of bigmodel to plot: run `largesparse scaling`.")
     table = table.drop_duplicates(["series", "neurons"], keep="last")
     return table.sort_values(["series", "neurons"]).reset_index(drop=True)
 
@@ -148,44 +149,6 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": peak,
         "samples": record["train_samples"],
     }
-
-
-def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its axes, row by row, in the style of all plots.
-
-    Raises
-    ------
-    LargeSparseError
-        Without matplotlib.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LargeSparseError("Plots need matplotlib: pip install 'largesparse[plot]'.") from error
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for one in axes:
-        one.grid(alpha=0.3)
-    return figure, axes
-
-
-def log_axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Return a figure whose axes are logarithmic both."""
-    figure, (axes,) = new_figure()
-    from matplotlib.ticker import EngFormatter, LogFormatter
-
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-    class Plain(LogFormatter):
-        """Labels where LogFormatter has them, as 0.6 and not as 6e-01."""
-
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:g}" if super().__call__(x, pos) else ""
-
-    axes.yaxis.set_major_formatter(Plain())
-    axes.yaxis.set_minor_formatter(Plain(minor_thresholds=(1, 0.5)))
-    return figure, axes
 
 
 def _styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:

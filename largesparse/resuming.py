@@ -17,7 +17,7 @@ FREE = (  # flags that may change: what a run computes on, how long, and where i
 
 
 def parse_resumable(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, required: str
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, required: str, notes: str
 ) -> argparse.Namespace:
     """Parse a command line whose flags, with `--resume`, are by default the checkpoint's.
 
@@ -31,6 +31,8 @@ def parse_resumable(
     argv : sequence of str, optional
     required : str
         The flag that must be given unless a checkpoint has it.
+    notes : str
+        What a checkpoint's notes keep the flags under.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def parse_resumable(
     options = parser.parse_args(argv)
     resume = _folder(options)
     if resume is not None:
-        flags = read_notes(resume).get(parser.prog, {})
+        flags = read_notes(resume).get(notes, {})
         known = {name: value for name, value in flags.items() if name in options}
         parser.set_defaults(**known)
         options = parser.parse_args(argv)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,34 +52,19 @@ def compare_backends(
     WorkerError, MemoryError
         Where a process died, or the shapes do not fit in the memory.
     """
-    context = multiprocessing.get_context("spawn")
-    settings = (network, batch_size, threads, tuple(backends))
     times: dict[tuple[str, str], list[float]] = {}
-    pools: dict[str, ProcessPoolExecutor] = {}
-    before = os.environ.get(VARIABLE)
     hide = None if progress is None else not progress
     try:
-        for layer in layers:
-            os.environ[VARIABLE] = layer
-            pool = pools[layer] = ProcessPoolExecutor(1, context)
-            if not pool.submit(_prepare, *settings).result():
-                pools.pop(layer).shutdown()
-        for _ in tqdm(range(repeats), desc="repeats", leave=False, disable=hide):
-            for layer, pool in pools.items():
-                for backend, milliseconds in pool.submit(_measure).result().items():
-                    times.setdefault((backend, layer), []).append(milliseconds)
+        with _processes(layers, (network, batch_size, threads, tuple(backends))) as pools:
+            for _ in tqdm(range(repeats), desc="repeats", leave=False, disable=hide):
+                for layer, pool in pools.items():
+                    for backend, milliseconds in pool.submit(_measure).result().items():
+                        times.setdefault((backend, layer), []).append(milliseconds)
     except BrokenProcessPool as error:
         raise WorkerError(
             "A process that measures a backend died; out of memory is the usual cause. Make the "
             "layers or the batch smaller."
         ) from error
-    finally:
-        for pool in pools.values():
-            pool.shutdown()
-        if before is None:
-            os.environ.pop(VARIABLE, None)
-        else:
-            os.environ[VARIABLE] = before
     if not times:
         raise LargeSparseError(
             f"None of numba's threading layers {', '.join(layers)} works here. "
@@ -91,6 +77,30 @@ def compare_backends(
         for q25, median, q75 in [np.percentile(found, (25, 50, 75))]
     ]
     return pd.DataFrame(rows).sort_values("median_ms", ignore_index=True)
+
+
+@contextmanager
+def _processes(
+    layers: Sequence[str], settings: tuple[Any, ...]
+) -> Iterator[dict[str, ProcessPoolExecutor]]:
+    """Start a process for each threading layer that works here, prepared with `settings`."""
+    context = multiprocessing.get_context("spawn")
+    pools: dict[str, ProcessPoolExecutor] = {}
+    before = os.environ.get(VARIABLE)
+    try:
+        for layer in layers:
+            os.environ[VARIABLE] = layer
+            pool = pools[layer] = ProcessPoolExecutor(1, context)
+            if not pool.submit(_prepare, *settings).result():
+                pools.pop(layer).shutdown()
+        yield pools
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
 
 
 _steps: dict[str, Any] = {}  # in a worker process: backend -> a function that makes a step

@@ -1,8 +1,7 @@
-"""The main driver, tools/bigmodel.py, at tiny sizes: what it prints, records, resumes, refuses."""
+"""The main driver, bigmodel, at tiny sizes: what it prints, records, resumes, refuses."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -18,20 +17,11 @@ from largesparse import environment, load_checkpoint, read_records, records
 from largesparse import training as training_module
 from largesparse.backends import get_backend
 from largesparse.cli import run_command
+from largesparse.harness import bigmodel
 from largesparse.memory import available_memory
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "bigmodel.py"
 TINY = ["--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy"]
-
-
-@pytest.fixture(scope="module")
-def bigmodel():
-    specification = importlib.util.spec_from_file_location("bigmodel_under_test", TOOL)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses look themselves up there
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[specification.name]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +40,7 @@ def surroundings(cache, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(bigmodel, capsys):
+def run(capsys):
     """Run the driver in this process; return exit code, standard output and error."""
 
     def run(*arguments):
@@ -201,7 +191,7 @@ def test_the_default_output_is_in_the_working_folder(run):
     assert left() == ["runs.jsonl"]
 
 
-def test_the_plan_is_printed_and_nothing_is_made(run, cache, monkeypatch, bigmodel):
+def test_the_plan_is_printed_and_nothing_is_made(run, cache, monkeypatch):
     monkeypatch.setattr(bigmodel, "make_large_classification", lambda *a, **k: pytest.fail("ran"))
     before = sorted(path.name for path in cache.iterdir())
     code, text, err = run("--plan", "--neurons", "20M", "--micro-batch", 2, "--features", "65536")
@@ -340,7 +330,7 @@ def test_a_run_that_is_complete_is_not_recorded_again(run):
     assert len(Path("r.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_resumed_run_keeps_its_backend(run, bigmodel, monkeypatch, caplog):
+def test_a_resumed_run_keeps_its_backend(run, monkeypatch, caplog):
     assert run("--epochs", 1, "--checkpoint", "run", "--out", "a")[0] == 0  # with scipy
     monkeypatch.setenv(environment.BACKEND, "fused")
     assert bigmodel.main(["--resume=run", "--epochs=2", "--out=b"]) == 0
@@ -416,14 +406,14 @@ def test_unknown_choices_are_refused(run, arguments):
     assert_refused(run(*arguments), arguments[-1], usage=True)
 
 
-def test_a_missing_size_is_told(bigmodel, capsys):
+def test_a_missing_size_is_told(capsys):
     with pytest.raises(SystemExit) as caught:
         bigmodel.main([])
     assert caught.value.code == 2
     assert "--neurons" in capsys.readouterr().err
 
 
-def test_outputs_that_cannot_be_written_are_refused_first(run, monkeypatch, bigmodel):
+def test_outputs_that_cannot_be_written_are_refused_first(run, monkeypatch):
     Path("file").write_text("x")
     Path("folder").mkdir()
     monkeypatch.setattr(bigmodel, "make_large_classification", lambda *a, **k: pytest.fail("ran"))
@@ -433,13 +423,13 @@ def test_outputs_that_cannot_be_written_are_refused_first(run, monkeypatch, bigm
 
 
 @pytest.mark.parametrize("arguments", [["--checkpoint", "file/run"], ["--processes", "5000"]])
-def test_other_mistakes_are_told_before_the_work(run, monkeypatch, bigmodel, arguments):
+def test_other_mistakes_are_told_before_the_work(run, monkeypatch, arguments):
     Path("file").write_text("x")
     monkeypatch.setattr(bigmodel, "make_large_classification", lambda *a, **k: pytest.fail("ran"))
     assert_refused(run("--out", "r.jsonl", *arguments), arguments[-1])
 
 
-def test_another_run_s_checkpoint_is_not_replaced(run, monkeypatch, bigmodel):
+def test_another_run_s_checkpoint_is_not_replaced(run, monkeypatch):
     assert run("--epochs", 2, "--checkpoint", "run", "--out", "r.jsonl")[0] == 0
     before = Path("run/manifest.json").read_bytes()
     monkeypatch.setattr(bigmodel, "make_large_classification", lambda *a, **k: pytest.fail("ran"))
@@ -460,7 +450,7 @@ def test_checkpoints_that_cannot_be_written_are_refused_before_training(run):
     assert Path("folder/thesis.tex").read_text() == "precious"
 
 
-def test_a_plan_that_does_not_fit_allocates_nothing(run, monkeypatch, bigmodel):
+def test_a_plan_that_does_not_fit_allocates_nothing(run, monkeypatch):
     monkeypatch.setattr(bigmodel, "SparseMLP", lambda *a, **k: pytest.fail("allocated"))
     neurons = available_memory() // 10
     result = run("--neurons", neurons)

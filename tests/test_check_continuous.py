@@ -1,6 +1,6 @@
-"""tools/check_continuous.py: what it plants, and how it reads what asv says; asv is not run."""
+"""soak/check_continuous.py: what it plants, and how it reads what asv says; asv is not run."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 import time
@@ -10,7 +10,8 @@ import pytest
 
 from largesparse.errors import LargeSparseError
 
-FILE = Path(__file__).parents[1] / "tools" / "check_continuous.py"
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
 TABLE = """
 | Change   | Before [aa] <main>   | After [bb] <slower>   |   Ratio | Benchmark (Parameter)        |
 |----------|----------------------|-----------------------|---------|------------------------------|
@@ -22,13 +23,10 @@ TABLE = """
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("check_continuous", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("soak.check_continuous")
 
 
-@pytest.mark.skipif(not (FILE.parents[1] / ".git").exists(), reason="not a git repository")
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git repository")
 def test_one_commit_slows_training_down_and_one_changes_nothing(tool, tmp_path):
     commits = tool.plant(tmp_path / "clone", 0.3)
     assert set(commits) == {"newest", "unchanged", "slower"} and len(set(commits.values())) == 3

@@ -1,8 +1,8 @@
-"""tools/check_plan.py: what it reads from bigmodel's output and from /proc."""
+"""soak/check_plan.py: what it reads from bigmodel's output and from /proc."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from largesparse import NetworkConfig
 from largesparse.comparison import describe_plan
 from largesparse.memory import GIB, plan_training
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "check_plan.py"
+sys.path.append(str(Path(__file__).parents[1]))
 MAPS = """\
 55d0-55d4 r-xp 00000000 fe:00 123   /usr/lib/libbig.so
 Rss:                 100 kB
@@ -36,11 +36,7 @@ Pss:                   8 kB
 
 @pytest.fixture(scope="module")
 def check_plan():
-    spec = importlib.util.spec_from_file_location("check_plan", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_plan"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("soak.check_plan")
 
 
 def test_files_count_once_and_data_apart(check_plan):

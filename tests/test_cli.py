@@ -116,6 +116,19 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
     assert "usage: largesparse" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", cli.DRIVERS)
+def test_a_driver_is_listed_and_tells_its_own_flags(name, capsys):
+    for argv, shown in (
+        (["--help"], f"  {name} "),
+        ([name, "--help"], f"usage: largesparse {name}"),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(argv)
+        out = capsys.readouterr().out
+        assert shown in out
+    assert "--out" in out
+
+
 def test_info_lists_everything(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert cli.main(["info"]) == 0

@@ -1,4 +1,4 @@
-"""tools/fuzz_files.py, for a moment, and what it has found."""
+"""soak/fuzz_files.py, for a moment, and what it has found."""
 
 import importlib
 import io
@@ -13,17 +13,17 @@ import pytest
 from largesparse.errors import DataError
 from largesparse.tables import read_table
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="module")
 def tool():
-    return importlib.import_module("fuzz_files")
+    return importlib.import_module("soak.fuzz_files")
 
 
 def test_damaged_files_are_refused_or_loaded_as_they_are(tool):
     # In a process of its own, as its memory is limited to little more than it has.
-    command = [sys.executable, tool.__file__, "--inputs", "600"]
+    command = [*importlib.import_module("soak").program("fuzz_files"), "--inputs", "600"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 2 + len(tool.KINDS)

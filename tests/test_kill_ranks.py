@@ -1,4 +1,4 @@
-"""tools/kill_ranks.py: one kill, and how it judges."""
+"""soak/kill_ranks.py: one kill, and how it judges."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from largesparse.environment import find_mpiexec
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
+sys.path.append(str(Path(__file__).parents[1]))
 SMALL = ["--samples=300", "--epochs=2", "--phase-one-epochs=1", "--undisturbed=2"]
 
 
 @pytest.fixture
 def tool():
-    return importlib.import_module("kill_ranks")
+    return importlib.import_module("soak.kill_ranks")
 
 
 @pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pty
 import socket
@@ -16,6 +15,7 @@ from mpi_runs import ROOT, run_mpi
 from largesparse import environment, launching
 from largesparse.environment import launched_ranks, left_over_variables
 from largesparse.errors import ParameterError
+from largesparse.harness import scaling
 
 OF_LAUNCHERS = ("PMI_", "PMIX_", "MPI_", "OMPI_", "MV2_", "SLURM_", "PALS_")
 SLURM = {"SLURM_PROCID": "{}", "SLURM_STEP_NUM_TASKS": "3"}
@@ -185,32 +185,15 @@ def test_mpiexec_is_found_beside_an_interpreter_whose_environment_is_not_active(
     mpiexec.touch(mode=0o700)
     assert launching.start_ranks(3) == [str(mpiexec), "-n", "3"]
     assert launching.start_ranks(1) == []
-    for name, command in {
-        "scaling": lambda tool: tool.command_of(
-            tool.make_parser().parse_args(["--ranks=3"], namespace=_rest()), 1000, tool.Length(9, 1)
-        ),
-        "check_plan": lambda tool: tool.Case("", 3, ()).command("1k", []),
-    }.items():
-        assert command(_tool(name))[:3] == [str(mpiexec), "-n", "3"]
-
-
-def _rest():
-    import argparse
-
-    return argparse.Namespace(rest=[])
-
-
-def _tool(name: str):
-    specification = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    specification.loader.exec_module(module)
-    del sys.modules[name]
-    return module
+    options = scaling.make_parser().parse_args(["--ranks=3"])
+    options.rest = []
+    command = scaling.command_of(options, 1000, scaling.Length(9, 1))
+    assert command[:3] == [str(mpiexec), "-n", "3"]
 
 
 def test_no_tool_looks_for_mpiexec_by_itself():
-    sources = [*(ROOT / "tools").rglob("*.py"), *(ROOT / "largesparse").rglob("*.py")]
+    folders = (ROOT / name for name in ("tools", "soak", "largesparse"))
+    sources = [path for folder in folders for path in folder.rglob("*.py")]
     found = [
         path.name
         for path in sources

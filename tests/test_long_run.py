@@ -1,8 +1,8 @@
-"""tools/long_run.py, not for long, and what it would call wrong."""
+"""soak/long_run.py, not for long, and what it would call wrong."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +12,12 @@ import pytest
 from largesparse import Trainer
 from largesparse.environment import find_mpiexec
 
-FILE = Path(__file__).parents[1] / "tools" / "long_run.py"
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    spec = importlib.util.spec_from_file_location("long_run", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("soak.long_run")
     monkeypatch.setattr(module, "SPREAD", 0.1)  # 40 epochs are no long run
     return module
 
@@ -56,7 +54,7 @@ def test_what_leaks_is_told(tool, tmp_path, monkeypatch):
 def test_processes_that_are_left_are_seen(tool, monkeypatch, tmp_path):
     script = tmp_path / "job.py"
     script.write_text("import time; time.sleep(99)")
-    monkeypatch.setattr(tool, "BIGMODEL", script)
+    monkeypatch.setattr(tool, "BIGMODEL", [sys.executable, str(script)])
     before = tool.left_behind()
     with subprocess.Popen([sys.executable, str(script)]) as left:
         found = tool.left_behind() - before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import subprocess
@@ -13,13 +12,15 @@ import numpy as np
 import pytest
 
 from largesparse import Dataset, NetworkConfig, SparseMLP, Trainer, publishers, read_records
+from largesparse.cli import run_command
 from largesparse.environment import find_mpiexec
 from largesparse.errors import DataError, ParameterError
 from largesparse.importance import prune_neurons
 from largesparse.records import append_record, new_record
-from largesparse.reproduction import extremes, jobs, paper, run
+from largesparse.reproduction import command, extremes, jobs, paper, run
 from largesparse.reproduction.distributions import neuron_distributions
 from largesparse.reproduction.figures import FIGURES, draw
+from largesparse.reproduction.recording import KIND
 from largesparse.reproduction.run import run_training
 from largesparse.reproduction.scores import TestScores
 from largesparse.reproduction.tables import (
@@ -41,17 +42,9 @@ from largesparse.reproduction.trainings import (
 )
 from largesparse.series import colour_of
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = paper.Task((12, 20, 15, 20, 3), 5, 0.05, 16, "he_uniform", 0.5, 96, 40, 0.5)
 SHORT = Protocol(epochs=3, backend="scipy")
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("paper_tables", TOOLS / "paper_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -327,7 +320,7 @@ def recorded(tmp_path):
                     for k in range(6)
                 ],
             }
-            append_record(path, new_record(run.KIND, settings=one.settings, **(made | values)))
+            append_record(path, new_record(KIND, settings=one.settings, **(made | values)))
         return Runs(read_records(path))
 
     return write
@@ -460,7 +453,7 @@ def test_extremes_stand_beside_the_paper_s(tmp_path):
     assert later[1] == "not measured yet" and later[4] == "4,500"
 
 
-def test_extremes_are_run_once(tool, tmp_path, monkeypatch, capsys):
+def test_extremes_are_run_once(tmp_path, monkeypatch, capsys):
     commands = []
 
     def finish(command, **_):
@@ -470,10 +463,10 @@ def test_extremes_are_run_once(tool, tmp_path, monkeypatch, capsys):
         append_record(tmp_path / "x.jsonl", new_record("bigmodel", **times, **values))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(tool.subprocess, "run", finish)
+    monkeypatch.setattr(command.subprocess, "run", finish)
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert tool.main(["--extremes", "20k", "--out", "x.jsonl"]) == 0
+        assert command.main(["--extremes", "20k", "--out", "x.jsonl"]) == 0
     assert len(commands) == 1 and "--neurons=20000" in commands[0]
     assert "| 20,000  | 100 " in capsys.readouterr().out
 
@@ -490,22 +483,22 @@ def madelon(tmp_path, monkeypatch):
     parts = {"x_train": X[:70], "y_train": y[:70], "x_test": X[70:], "y_test": y[70:]}
     np.savez(tmp_path / "madelon.npz", **parts)
     monkeypatch.setenv("LARGESPARSE_DATA", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(TOOLS.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
 
 
-def call(tool, *flags):
+def call(*flags):
     common = ["--dataset", "Madelon", "--epochs", "3", "--backend", "scipy"]
-    return tool.run_command(lambda: tool.main([*common, *flags]))
+    return run_command(lambda: command.main([*common, *flags]))
 
 
-def test_a_table_is_run_once_and_drawn(tool, madelon, monkeypatch, capsys):
+def test_a_table_is_run_once_and_drawn(madelon, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     only = ["--table", "2", "--only", "relu", "all_relu+pruning"]
-    assert call(tool, *only, "--plan") == 0
+    assert call(*only, "--plan") == 0
     assert "madelon all_relu+pruning, seed 0: 3 epochs" in capsys.readouterr().out
     assert not Path("paper.jsonl").exists()
-    assert call(tool, *only, "--jobs", "2") == 0
+    assert call(*only, "--jobs", "2") == 0
     shown = capsys.readouterr().out
     assert "the accuracies do not compare" in shown and "| all_relu+pruning | 1 " in shown
     records = read_records("paper.jsonl")
@@ -513,16 +506,16 @@ def test_a_table_is_run_once_and_drawn(tool, madelon, monkeypatch, capsys):
         "all_relu",
         "relu",
     ]
-    assert records["command"][0].startswith("python tools/paper_tables.py --dataset Madelon")
-    monkeypatch.delattr(tool.Children, "run")  # nothing is left to run
-    assert call(tool, *only, "--figure", "4", "6") == 0
+    assert records["command"][0].startswith("largesparse paper --dataset Madelon")
+    monkeypatch.delattr(command.Children, "run")  # nothing is left to run
+    assert call(*only, "--figure", "4", "6") == 0
     assert Path("paper/figure-6-madelon.png").read_bytes().startswith(b"\x89PNG")
-    assert call(tool, "--table", "2", "--no-run") == 0
+    assert call("--table", "2", "--no-run") == 0
     assert "not measured yet" in capsys.readouterr().out
 
 
-def test_a_child_that_fails_is_told_of(tool, madelon, capsys):
-    assert call(tool, "--table", "2", "--only", "relu", "--augment") == 2
+def test_a_child_that_fails_is_told_of(madelon, capsys):
+    assert call("--table", "2", "--only", "relu", "--augment") == 2
     err = capsys.readouterr().err
     assert "1 of 1 trainings failed" in err and "no images to augment" in err
     assert "Traceback" not in err
@@ -548,20 +541,20 @@ def test_ctrl_c_ends_the_children(tmp_path, monkeypatch):
     assert all(future.done() for future in ended)
 
 
-def test_what_does_not_fit_into_the_memory_is_left_out(tool, monkeypatch, capsys):
+def test_what_does_not_fit_into_the_memory_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr("largesparse.memory.available_memory", lambda: 2**30)
     flags = ["--table", "2", "--dataset", "leukemia", "--only", "dense_relu"]  # 2.3e9 connections
-    assert tool.run_command(lambda: tool.main(flags)) == 0
+    assert run_command(lambda: command.main(flags)) == 0
     found = capsys.readouterr()
     assert "leukemia dense_relu, seed 0: left out, " in found.err
     assert "not measured yet" in found.out
 
 
-def test_a_parallel_training(tool, madelon, capsys):
+def test_a_parallel_training(madelon, capsys):
     if find_mpiexec() is None:
         pytest.skip("needs mpiexec: pip install 'largesparse[mpi]'")
     pytest.importorskip("mpi4py")
-    assert call(tool, "--table", "3", "--only", "wasap", "--workers", "2") == 0
+    assert call("--table", "3", "--only", "wasap", "--workers", "2") == 0
     assert "| wasap | 1 " in " ".join(capsys.readouterr().out.split())
     record = read_records("paper.jsonl").iloc[0]
     assert record["ranks"] == 3 and len(record["cpu_s"]) == 3
@@ -577,9 +570,9 @@ def test_a_parallel_training(tool, madelon, capsys):
         (["--table", "2", "--only", "wasap", "--dataset", "higgs"], "None of the rows of --only"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(tool, flags, message, capsys):
+def test_mistakes_are_told_in_one_sentence(flags, message, capsys):
     try:
-        code = tool.run_command(lambda: tool.main(flags))
+        code = run_command(lambda: command.main(flags))
     except SystemExit as end:
         code = end.code
     assert code == 2

@@ -420,7 +420,7 @@ def test_the_cost_of_waiting_is_measured():
     mpiexec()
     from mpi_runs import ROOT
 
-    tool = (str(ROOT / "tools" / "idle_cost.py"), "--seconds", "1")
+    tool = (str(ROOT / "tools" / "measure.py"), "idle_cost", "--seconds", "1")
     result = run_mpi("", 4, program=tool)
     assert (result.status, result.err) == (0, "")
     share = float(result.out.split("% of a core")[0].split()[-1])

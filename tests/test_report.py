@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from largesparse import records
-from largesparse.benchmark_plots import benchmark_figures, history_figure, strong_scaling
 from largesparse.cli import run_command
 from largesparse.errors import DataError
+from largesparse.harness import report
+from largesparse.harness.report import benchmark_figures, history_figure, strong_scaling
 from largesparse.measurements import COUNTS, SETTINGS, read_measurements
 from largesparse.series import colour_of
 
-ROOT = Path(__file__).parent.parent
 TIME, TRACK = "step.Step.time_step", "limits.Machine.track_bandwidth"
 COMMITS = {"a" * 40: 1_700_000_000_000, "b" * 40: 1_700_000_360_000}
-
-
-@pytest.fixture(scope="module")
-def report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "tools" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -127,7 +117,7 @@ def test_there_must_be_results(tmp_path, asv):
         read_measurements(asv=asv)
 
 
-def test_the_page_and_its_plots(report, asv, runs, tmp_path, capsys):
+def test_the_page_and_its_plots(asv, runs, tmp_path, capsys):
     out = tmp_path / "out"
     report.main([str(runs), "--asv", str(asv), "--out", str(out), "--history", "Step"])
     assert capsys.readouterr().out == f"{out / 'index.html'}\n"
@@ -143,13 +133,13 @@ def test_the_page_and_its_plots(report, asv, runs, tmp_path, capsys):
 
 
 @pytest.fixture
-def without_pngs(report, monkeypatch):
+def without_pngs(monkeypatch):
     """They take most of the time of a report."""
     monkeypatch.setattr(report.pages, "save_figures", lambda *_: [])
 
 
 @pytest.mark.usefixtures("without_pngs")
-def test_a_value_and_its_unit_stand_beside_the_name(report, asv, runs, tmp_path):
+def test_a_value_and_its_unit_stand_beside_the_name(asv, runs, tmp_path):
     report.main([str(runs), "--asv", str(asv), "--out", str(tmp_path)])
     page = (tmp_path / "index.html").read_text()
     runs_table, _, suite = map(cells_of, page.split("<table>")[1:])
@@ -172,7 +162,7 @@ def cells_of(table):
 
 
 @pytest.mark.usefixtures("without_pngs")
-def test_a_part_of_the_suite_is_reported(report, asv, tmp_path, capsys):
+def test_a_part_of_the_suite_is_reported(asv, tmp_path, capsys):
     for path in asv.glob("box/*-env.json"):
         result = json.loads(path.read_text())
         del result["results"][TIME]
@@ -211,7 +201,7 @@ def test_results_of_a_benchmark_that_took_other_parameters_are_left_out(asv):
 
 
 @pytest.mark.usefixtures("without_pngs")
-def test_records_that_hardly_say_anything_are_reported(report, runs, tmp_path):
+def test_records_that_hardly_say_anything_are_reported(runs, tmp_path):
     lacking = tmp_path / "lacking.jsonl"
     row = {"kind": "bigmodel", "neurons": 1000, "connections": 5, "init_s": 1.0}
     lacking.write_text(json.dumps(row) + "\n{}\n")
@@ -223,14 +213,14 @@ def test_records_that_hardly_say_anything_are_reported(report, runs, tmp_path):
         assert not re.search(r">(nan|NaN|NaT|None)<", page)
 
 
-def test_parts_that_are_missing_are_left_out(report, asv, runs, tmp_path):
+def test_parts_that_are_missing_are_left_out(asv, runs, tmp_path):
     report.main([str(runs), "--no-asv", "--out", str(tmp_path / "one")])
     assert "benchmark suite" not in (tmp_path / "one" / "index.html").read_text()
     report.main(["--asv", str(asv), "--out", str(tmp_path / "two"), "--history"])
     assert "Table 4" not in (tmp_path / "two" / "index.html").read_text()
 
 
-def test_mistakes_are_told(report, asv, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_told(asv, tmp_path, monkeypatch, capsys):
     def run(*arguments: str) -> str:
         assert run_command(lambda: report.main(list(arguments))) == 2
         return capsys.readouterr().err

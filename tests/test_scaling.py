@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from largesparse import pages, read_records, records
 from largesparse.cluster import Cluster, least_layers, plan_cluster
 from largesparse.errors import DataError, ParameterError
+from largesparse.harness import scaling
 from largesparse.ladder import (
     GUESS,
     Costs,
@@ -38,14 +38,6 @@ from largesparse.topology import MAX_CONNECTIONS
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 COSTS = Costs(10**6, 1e-8, 1e-9, 5e-10, 1e-8, overhead=1.0)
-
-
-@pytest.fixture(scope="module")
-def scaling():
-    spec = importlib.util.spec_from_file_location("scaling", TOOLS / "scaling.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def record_of(neurons, **changes):
@@ -144,7 +136,7 @@ def test_epochs_go_before_samples():
 
 
 @pytest.fixture
-def ladder(scaling, tmp_path, monkeypatch, capsys):
+def ladder(tmp_path, monkeypatch, capsys):
     """Climb with runs that only write records; return their lengths, and what is printed."""
 
     original = subprocess.run
@@ -213,7 +205,7 @@ def test_what_the_memory_plan_refuses_is_reported(ladder):
     assert "20,000 neurons: refused. 9 neurons need about 7.0 GiB" in out
 
 
-def test_the_length_of_a_run_is_no_setting(scaling):
+def test_the_length_of_a_run_is_no_setting():
     settings = scaling.settings_of(
         ["python", "/a/bigmodel.py", "--samples=5", "--seed=1", "--out=x"]
     )
@@ -280,7 +272,7 @@ def test_the_sizes_of_table_4_share_a_line(recorded):
 
 
 @pytest.mark.parametrize("field", records.FIELDS)
-def test_a_record_that_lacks_a_field_is_tabled_beside_the_others(scaling, tmp_path, field):
+def test_a_record_that_lacks_a_field_is_tabled_beside_the_others(tmp_path, field):
     whole = dataclasses.asdict(record_of(3000))
     lacking = {name: value for name, value in whole.items() if name != field}
     path = tmp_path / "runs.jsonl"
@@ -288,7 +280,7 @@ def test_a_record_that_lacks_a_field_is_tabled_beside_the_others(scaling, tmp_pa
     found = read_records(path)
     needed = field in ("kind", "neurons", "connections")
     assert len(run_table(found)) == (1 if needed else 2)
-    _, rows = scaling.table_rows(scaling_table(found))
+    rows = scaling.shown_table(scaling_table(found)).to_numpy()
     assert len(rows) > len(TABLE_4) and not any("nan" in cell for row in rows for cell in row)
     figures = read_measurements(path)["figure"]
     assert figures.value_counts()["peak_bytes"] == 2 - (needed or field == "peak_rss_bytes")
@@ -337,7 +329,7 @@ def test_the_plots_have_the_points(recorded):
     np.testing.assert_allclose(lines_of(figures["cost"])["fused"], [[1000, 2], [3000, 2]])
 
 
-def test_the_page_needs_nothing_else(scaling, recorded, tmp_path, capsys):
+def test_the_page_needs_nothing_else(recorded, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     out = recorded(record_of(1000), record_of(3000))
     assert scaling.main(["--plot-only", f"--out={out}", f"--plots={tmp_path / 'plots'}"]) == 0
@@ -361,7 +353,7 @@ def test_the_page_needs_nothing_else(scaling, recorded, tmp_path, capsys):
 
 
 def test_a_table_is_escaped_and_scrolls():
-    text = pages.table(["a", "b"], [["<1>", "2"]])
+    text = pages.table(pd.DataFrame([["<1>", "2"]], columns=["a", "b"]))
     assert '<td class="name">&lt;1&gt;</td><td>2</td>' in text
     assert text.startswith('<div class="wide">')
 
@@ -409,7 +401,7 @@ def test_too_wide_layers_are_refused():
         plan_cluster(80 * 10**9, Cluster(), layers=74)
 
 
-def test_costs_of_a_cluster_are_those_of_one_core(scaling, recorded, monkeypatch, capsys):
+def test_costs_of_a_cluster_are_those_of_one_core(recorded, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "available_threads", lambda: 2)
     out = recorded(record_of(1000))
     assert scaling.main(["--cluster=1B", f"--out={out}"]) == 0

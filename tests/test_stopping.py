@@ -29,7 +29,8 @@ from largesparse.cli import run_command
 
 # The usual cache of compiled code, for child processes with another cache folder too.
 KERNELS = os.environ.get("NUMBA_CACHE_DIR") or str(environment.cache_folder() / "kernels")
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+ROOT = Path(__file__).resolve().parents[1]
+BIGMODEL = ("-m", "largesparse", "bigmodel")
 ROWS, EPOCHS, STEPS = 80, 3, 12  # 80 rows, 16 of them watched, are 4 steps of 16 an epoch
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -258,8 +259,8 @@ def test_a_part_of_an_epoch_that_cannot_be_is_refused(part):
         EpochPart.from_dict(part)
 
 
-def run_tool(name, *arguments, **options):
-    command = [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)]
+def start(*program, **options):
+    command = [sys.executable, *map(str, program)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
 
@@ -270,7 +271,7 @@ def test_the_driver_ends_with_143_and_goes_on_without_flags(tmp_path):
     variables = os.environ | {"LARGESPARSE_CACHE": str(tmp_path / "cache")}
     variables["NUMBA_CACHE_DIR"] = KERNELS
     options = {"env": variables, "cwd": tmp_path}
-    process = run_tool("bigmodel", *flags, "--checkpoint", "run", "--resume", **options)
+    process = start(*BIGMODEL, *flags, "--checkpoint", "run", "--resume", **options)
     for line in process.stdout:
         if line.startswith("epoch 2"):
             break
@@ -281,7 +282,7 @@ def test_the_driver_ends_with_143_and_goes_on_without_flags(tmp_path):
     saved = load_checkpoint(tmp_path / "run")
     assert saved.epoch >= 2
     end = saved.epoch + 1
-    process = run_tool("bigmodel", "--resume", "run", "--epochs", end, **options)
+    process = start(*BIGMODEL, "--resume", "run", "--epochs", end, **options)
     out, shown = process.communicate(timeout=60)
     assert process.returncode == 0, shown
     assert f"resumed after epoch {saved.epoch}" in out
@@ -294,7 +295,9 @@ def test_the_driver_ends_with_143_and_goes_on_without_flags(tmp_path):
 @pytest.mark.parametrize("number", ["KILL", "TERM"])
 def test_a_training_that_is_struck_at_random_is_compared(number):
     options = ("--times=1", f"--signal={number}", "--strikes=1", "--seed=4", "--neurons=2k")
-    process = run_tool("kill_resume", *options, "--epochs=2", "--samples=600")
+    process = start(
+        ROOT / "soak" / "__main__.py", "kill_resume", *options, "--epochs=2", "--samples=600"
+    )
     out, shown = process.communicate(timeout=120)
     assert process.returncode == 0, shown
     assert "1 of 1 equal the undisturbed training, to the bit" in out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -50,11 +52,11 @@ def test_a_layer_is_initialised_and_evolved(measure, capsys):
 
 
 @pytest.mark.parametrize("tiny", [2e-38, 1.0])  # the second takes what is normal for subnormal
-def test_subnormal_velocities_after_idle_steps_are_counted(tiny, monkeypatch, capsys):
-    tool = load("idle_steps")
-    monkeypatch.setattr(tool, "LAYER_SIZES", (20, 30, 3))
-    monkeypatch.setattr(tool, "TINY", tiny)
-    tool.main(["--steps", "5", "--backends", "scipy"])
+def test_subnormal_velocities_after_idle_steps_are_counted(measure, tiny, monkeypatch, capsys):
+    steps = importlib.import_module("measuring.steps")
+    monkeypatch.setattr(steps, "LAYER_SIZES", (20, 30, 3))
+    monkeypatch.setattr(steps, "TINY", tiny)
+    measure.main(["idle_steps", "--steps", "5", "--backends", "scipy"])
     header, row = capsys.readouterr().out.splitlines()[-2:]
     assert header.split()[-1] == "subnormal"
     assert (int(row.split()[-1]) > 0) == (tiny == 1)
@@ -124,7 +126,7 @@ def small_images(monkeypatch):
 
 
 def test_a_compact_network_is_compared(measure, small_images, capsys):
-    small_images(measure)
+    small_images(importlib.import_module("measuring.networks"))
     measure.main(["compaction", "--epochs", "1", "--repeats", "1", "--backend", "scipy"])
     shown = capsys.readouterr().out
     assert re.search(r"pruned +1000-1000-1000", shown) and re.search(r"compact +400-400-400", shown)
@@ -132,7 +134,7 @@ def test_a_compact_network_is_compared(measure, small_images, capsys):
 
 
 def test_slopes_are_compared(measure, small_images, capsys):
-    small_images(measure)
+    small_images(importlib.import_module("measuring.learning"))
     options = ["--data", "fashion", "--epochs", "1", "--grid", "0.5", "--seeds", "1"]
     measure.main(["slopes", *options, "--backend", "scipy"])
     shown = capsys.readouterr().out
@@ -157,9 +159,9 @@ def quick_mlp(**options):
     return MLPClassifier((5,), max_iter=2, **options)
 
 
-def test_the_width_ladder_has_a_line_a_size(capsys):
-    tool = load("width_ladder")
-    tool.main(["--widths", "1024", "64", "--depths", "3", "2", "--threads", "1", "--steps", "2"])
+def test_the_width_ladder_has_a_line_a_size(measure, capsys):
+    sizes = ["--widths", "1024", "64", "--depths", "3", "2"]
+    measure.main(["width_ladder", *sizes, "--threads", "1", "--steps", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert "1 threads" in lines[0] and len(lines) == 6
     rows = [line.split() for line in lines[2:]]
@@ -172,9 +174,9 @@ def test_the_width_ladder_has_a_line_a_size(capsys):
     assert rate == pytest.approx(connections * 100 / step / 1000, rel=0.05)
 
 
-def test_threading_layers_are_compared_idle_and_busy(capsys):
-    tool = load("measure_threading")
-    tool.main(["--net=madelon", "--layers=default,1", "--rounds=1", "--seconds=0.01", "--busy=1"])
+def test_threading_layers_are_compared_idle_and_busy(measure, capsys):
+    short = ["--rounds=1", "--seconds=0.01", "--busy=1"]
+    measure.main(["threading", "--net=madelon", "--layers=default,1", *short])
     header, *rows = capsys.readouterr().out.splitlines()
     assert "median ms" in header and "of 1" in header
     assert [row.split()[:2] for row in rows] == [
@@ -185,5 +187,28 @@ def test_threading_layers_are_compared_idle_and_busy(capsys):
     ]
     assert all(float(row.split()[2]) > 0 for row in rows)
     with pytest.raises(SystemExit, match="2"):
-        tool.main(["--layers=default,nonsense"])
+        measure.main(["threading", "--layers=default,nonsense"])
     assert "'nonsense'" in capsys.readouterr().err
+
+
+def test_a_gradient_is_timed_by_the_micro_batch(measure, capsys):
+    sizes = ["--neurons=200", "--layers=2", "--features=20", "--repeats=1", "--backend=scipy"]
+    measure.main(["micro_batch", *sizes, "--settings", "8", "4/2"])
+    shown, head, *rows = capsys.readouterr().out.splitlines()
+    assert shown.startswith("200 neurons") and head.startswith("micro-batch")
+    assert len(rows) == 2 and float(rows[0].split()[-2]) == 1
+
+
+def test_every_figure_is_listed(measure, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        measure.main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for names in measure.MODULES.values() for name in names)
+
+
+def test_the_soak_tools_are_listed(tmp_path):
+    command = [sys.executable, str(TOOLS.parent / "soak")]
+    for argument, status in (("--help", 0), ("nothing", 2)):
+        done = subprocess.run([*command, argument], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert re.search("^  kill_ranks +Kill ranks", done.stdout + done.stderr, re.MULTILINE)

@@ -141,7 +141,7 @@ JOBS = [
 # Of this interpreter's environment first.
 PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 MPIEXEC = find_mpiexec()
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+ROOT = Path(__file__).resolve().parents[1]
 
 needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec("mpi4py") is None or MPIEXEC is None,
@@ -176,7 +176,7 @@ def test_two_ranks_end_well(jobs):
 @needs_mpi
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="there is no 'timeout' command")
 def test_between_two_hosts():
-    launcher = ["timeout", "50", TOOLS / "two_hosts.sh"]  # ends it such that it cleans up
+    launcher = ["timeout", "50", ROOT / "soak" / "two_hosts.sh"]  # ends it such that it cleans up
     result = run_two_ranks(launcher, __file__, across_hosts.__name__)
     if result.returncode == 77:
         pytest.skip(result.stderr)
@@ -186,7 +186,7 @@ def test_between_two_hosts():
 
 @needs_mpi
 def test_the_measuring_tool():
-    tool = TOOLS / "measure_mpi.py"
+    tool = ROOT / "tools" / "measure.py"
     sizes = ["--megabytes", "1", "--repeats", "2", "--chunk-bytes", "5k", "1M"]
     result = run_two_ranks([MPIEXEC], tool, "transfer", *sizes)
     assert result.returncode == 0, result.stderr

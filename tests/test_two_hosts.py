@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mpi_runs import mpiexec
 
-LAUNCHER = Path(__file__).resolve().parents[1] / "tools" / "two_hosts.sh"
+LAUNCHER = Path(__file__).resolve().parents[1] / "soak" / "two_hosts.sh"
 
 SCRIPT = """
 import socket, sys

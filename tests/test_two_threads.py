@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import multiprocessing
 import pickle
 import sys
@@ -25,7 +25,7 @@ from largesparse import (
 )
 from largesparse.errors import ParameterError
 
-TOOL = Path(__file__).parents[1] / "tools" / "soak_threads.py"
+sys.path.append(str(Path(__file__).parents[1]))
 ROUNDS = 10
 PARTS = [np.random.default_rng(k).standard_normal((400, 12), dtype=np.float32) for k in (0, 1)]
 LABELS = [np.random.default_rng(k).integers(0, 3, 400).astype(np.int32) for k in (0, 1)]
@@ -147,11 +147,7 @@ def test_a_fork_does_not_talk_to_its_parent_s_worker_processes(network):
 
 @pytest.fixture
 def soak_threads():
-    spec = importlib.util.spec_from_file_location("soak_threads", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak_threads"] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("soak.threads")
 
 
 def test_the_soak_counts_rounds(soak_threads, capsys):
@@ -165,7 +161,7 @@ def test_the_soak_counts_rounds(soak_threads, capsys):
 
 def test_the_soak_sees_wrong_results_crashes_and_hangs(soak_threads, monkeypatch, capsys, tmp_path):
     program = tmp_path / "part.py"
-    monkeypatch.setattr(soak_threads, "__file__", str(program))
+    monkeypatch.setattr(soak_threads, "program", lambda _: [sys.executable, str(program)])
     options = ["--backends=scipy", "--parts=trainer", "--timeout=1"]
     for text, end in (
         ("print(0); print(7)", "2 1 ok"),

@@ -43,7 +43,7 @@ import json
 import os
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -59,11 +59,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
 from largesparse import info
-from largesparse.cli import parse_size, run_command
+from largesparse.cli import run_command
 from largesparse.environment import expand_user
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.recipes import RECIPES
 from largesparse.records import check_output, new_record
+from largesparse.sizes import parse_size
 
 BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these,
 LONG_SECONDS = 1.0  # or, if steps are slow, this
@@ -194,7 +195,8 @@ def chosen(known: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {name: known[name] for name in names}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--preset", default="fashion", help=f"nets: {', '.join(PRESETS)}, or all (fashion)")
@@ -215,12 +217,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seconds", type=float, default=120, help="for one size of --largest (120)")
     add("--check-noise", action="store_true", help="only ours beside itself: what is noise?")
     add("--json", metavar="FILE", help="write all times, versions and the machine there as well")
-    options = parser.parse_args(argv)
-    os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
-    ours = chosen(OURS, options.backends)
-    makers = chosen(PEERS, options.peers) | {f"ours, {name}": make for name, make in ours.items()}
-    if options.scaling:
-        makers["scaling"] = partial(Ours, backend="fused", threads=1)
+    return parser
+
+
+def problems_of(options: Namespace) -> dict[str, Problem]:
+    """Return the problems that are asked for, by name."""
     problems = chosen(PRESETS, options.preset)
     if options.layers:
         problems = {"layers": Problem(tuple(map(parse_size, options.layers.split(","))))}
@@ -230,6 +231,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = {name: replace(problem, **given) for name, problem in problems.items()}
     for problem in problems.values():
         problem.network()  # refuses bad sizes and ε before any work
+    return problems
+
+
+def measure_problem(
+    problem: Problem, makers: dict[str, Maker], options: Namespace
+) -> list[Any] | None:
+    """Measure a problem as the options say, and print it; return rows for the report, if any."""
+    if options.check_noise:
+        print(check_noise(problem, options.repeats), flush=True)
+        return None
+    if options.phases:
+        frame = compare_phases(problem, makers, options.repeats, options.rows, options.test_rows)
+        print(phase_table(frame), flush=True)
+        return frame.to_dict("records")
+    if options.largest:
+        frame = find_largest(problem, makers, options.seconds)
+        print(frame.to_string(index=False, float_format="{:.3g}".format), flush=True)
+        return frame.to_dict("records")
+    rows = compare(problem, makers, options.repeats, options.products)
+    print(table(rows), flush=True)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, print, and write the report."""
+    options = make_parser().parse_args(argv)
+    os.environ.update(dict.fromkeys(ENVIRONMENT, str(options.threads)))  # read as libraries load
+    ours = chosen(OURS, options.backends)
+    makers = chosen(PEERS, options.peers) | {f"ours, {name}": make for name, make in ours.items()}
+    if options.scaling:
+        makers["scaling"] = partial(Ours, backend="fused", threads=1)
+    problems = problems_of(options)
     if options.json:
         check_output(options.json)
     report = asdict(new_record("compare_peers", threads=options.threads))
@@ -241,23 +274,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, problem in problems.items():
         sizes = "-".join(map(str, problem.layer_sizes))
         print(f"\n{name}: {sizes}, ε {problem.epsilon:g}, batch {problem.batch_size}", flush=True)
-        if options.check_noise:
-            print(check_noise(problem, options.repeats), flush=True)
-            continue
-        if options.phases or options.largest:
-            if options.phases:
-                counts = options.repeats, options.rows, options.test_rows
-                frame = compare_phases(problem, makers, *counts)
-                print(phase_table(frame), flush=True)
-            else:
-                frame = find_largest(problem, makers, options.seconds)
-                print(frame.to_string(index=False, float_format="{:.3g}".format), flush=True)
-            rows = frame.to_dict("records")
+        rows = measure_problem(problem, makers, options)
+        if rows is not None:
             report["problems"].append({"name": name, **asdict(problem), "results": rows})
-            continue
-        rows = compare(problem, makers, options.repeats, options.products)
-        print(table(rows), flush=True)
-        report["problems"].append({"name": name, **asdict(problem), "results": rows})
     report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]
     if options.json:
         expand_user(options.json).write_text(json.dumps(report, indent=1))

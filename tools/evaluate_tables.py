@@ -27,9 +27,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from largesparse.cli import parse_size, run_command
+from largesparse.cli import run_command
 from largesparse.datasets import load_dataset
 from largesparse.errors import LargeSparseError
+from largesparse.sizes import parse_size
 from largesparse.usage import peak_rss_bytes, start_peak_rss
 
 TABLES = {  # name on the command line -> data set, and whether it is cut into folds

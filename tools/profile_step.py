@@ -28,8 +28,9 @@ from numba.core.registry import CPUDispatcher
 
 from largesparse import SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels, step_kernel
-from largesparse.cli import parse_size, run_command
+from largesparse.cli import run_command
 from largesparse.errors import ParameterError
+from largesparse.sizes import parse_size
 from largesparse.warming import warm_up
 
 

@@ -10,7 +10,11 @@ def subcommands():
     """Return the parser of each subcommand, by name."""
     actions = cli.make_parser()._actions
     (found,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
-    return found.choices
+    drivers = {
+        name: driver.load().make_parser(f"largesparse {name}")
+        for name, driver in cli.DRIVERS.items()
+    }
+    return found.choices | drivers
 
 
 def fill_page(app, page, source):

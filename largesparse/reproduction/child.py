@@ -1,4 +1,4 @@
-"""One training in a process of its own: python -m largesparse.reproduction.child ORDER.
+"""One training in a process of its own, which `jobs` starts by python -m with an ORDER.
 
 ORDER is JSON: the `settings` of a training, the `command` that asked for it, the file `out` that
 its record is appended to, and whether it runs `alone`. A line on standard output tells of every

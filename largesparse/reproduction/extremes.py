@@ -1,4 +1,4 @@
-"""Section 2.4's sequential trainings on a task of Leukemia's shape, by `tools/bigmodel.py`."""
+"""Section 2.4's sequential trainings on a task of Leukemia's shape, by `largesparse bigmodel`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYER = 5_000_000  # neurons of a hidden layer, as in Table 4; the paper does no
 
 
 def flags_of(neurons: int, epochs: int, backend: str) -> list[str]:
-    """Return the flags of bigmodel.py for a network of so many neurons."""
+    """Return the flags of bigmodel for a network of so many neurons."""
     samples = TRAIN_SAMPLES + TEST_SAMPLES
     flags = {
         "neurons": neurons,
@@ -48,7 +48,7 @@ def find_run(records: pd.DataFrame, flags: Sequence[str]) -> dict[str, Any] | No
 
 
 def command_of(program: Sequence[str | Path], flags: Sequence[str], out: str) -> list[str]:
-    """Return the command that runs bigmodel.py, of which `program` is the beginning."""
+    """Return the command that runs bigmodel, of which `program` is the beginning."""
     return [*map(str, program), *flags, f"--out={out}"]
 
 

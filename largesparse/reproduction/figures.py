@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
-from ..plots import new_figure
+from ..pages import new_figure
 from ..series import COLOURS, colour_of
 from .tables import Run, Runs, diverged, last
 from .trainings import PRUNED, Protocol, Row, rows_of

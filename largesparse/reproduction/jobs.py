@@ -21,7 +21,7 @@ from ..errors import LargeSparseError, ParameterError
 from ..launching import start_ranks
 from .trainings import Training
 
-CHILD = "largesparse.reproduction.child"
+CHILD = f"{__package__}.child"
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
 )

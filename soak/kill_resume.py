@@ -1,17 +1,17 @@
 """Kill a training at random moments, resume it, and compare with one that was left alone.
 
-    python tools/kill_resume.py
-    python tools/kill_resume.py --signal TERM --times 5
-    python tools/kill_resume.py --times 3 --neurons 100k --backend fused
+    python -m soak kill_resume
+    python -m soak kill_resume --signal TERM --times 5
+    python -m soak kill_resume --times 3 --neurons 100k --backend fused
 
-Every time `bigmodel.py` is started with a checkpoint folder, gets the signal at a moment drawn from
+Every time bigmodel is started with a checkpoint folder, gets the signal at a moment drawn from
 the seed, and is started again with `--resume`, until it comes to its end. The moments fall into all
 phases in turn: before the initialisation, in it, in epochs, evaluation, evolution, and the writing
 of checkpoints. The final checkpoint must equal that of the uninterrupted training, to the bit.
 After SIGTERM, moreover, no mini-batch may be trained on twice.
 
 A table has a row for every time; the exit status is 1 if any result differs. Further flags are
-those of `bigmodel.py`.
+those of bigmodel.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from announcing import announce_phases
-
 from largesparse.checkpoint import MANIFEST, has_checkpoint
 from largesparse.cli import run_command
 from largesparse.errors import LargeSparseError, check_range
 from largesparse.sizes import parse_size
+from soak import program
+from soak.announcing import announce_phases
 
 TRAINING = ["--neurons=20k", "--features=400", "--samples=1500", "--epochs=3", "--batch-size=32"]
 TRAINING += ["--learning-rate=0.1", "--dropout=0.2", "--threads=1", "--backend=scipy"]
@@ -110,7 +110,7 @@ def compare(options: Any, flags: list[str]) -> int:
         whole = Path(folder) / "whole"
         undisturbed = run(whole, flags, resume=False)
         if undisturbed.status != 0:
-            raise LargeSparseError(f"bigmodel.py failed:\n{undisturbed.error}")
+            raise LargeSparseError(f"bigmodel failed:\n{undisturbed.error}")
         expected = result_of(whole)
         seconds = undisturbed.phases[-1][0] - undisturbed.phases[0][0]
         print(f"undisturbed: {len(undisturbed.steps)} mini-batches, {seconds:.1f} s", flush=True)
@@ -219,7 +219,7 @@ def run(
     command += ["--out", str(folder.parent / "runs.jsonl")]
     reading, writing = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, __file__, "--announce", str(writing), *command],
+        [*program("kill_resume"), "--announce", str(writing), *command],
         pass_fds=[writing],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -251,10 +251,9 @@ def has_come(process: Process, moment: Moment) -> bool:
 
 
 def train_announcing(descriptor: int, arguments: list[str]) -> int:
-    """Be `bigmodel.py`, and write to a pipe which phase begins and which update is done."""
-    import bigmodel
-
+    """Be bigmodel, and write to a pipe which phase begins and which update is done."""
     from largesparse import training
+    from largesparse.harness import bigmodel
     from largesparse.network import SparseMLP
     from largesparse.training import Trainer
 
@@ -281,8 +280,4 @@ def train_announcing(descriptor: int, arguments: list[str]) -> int:
 
     one_step = Trainer.step
     make_trainer, bigmodel.initialise = bigmodel.initialise, initialise
-    return run_command(lambda: bigmodel.main(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return bigmodel.main(arguments)

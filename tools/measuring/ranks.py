@@ -1,35 +1,36 @@
-"""Measure transfers of arrays between two ranks.
+"""What ranks take: transfers of arrays between two, and waiting.
 
-    mpiexec -n 2 python tools/measure_mpi.py transfer     beside copying out of shared memory
-    mpiexec -n 2 python tools/measure_mpi.py big          an array of 5 GB arrives intact
-
-`--help` after a name lists its settings. The array of `big` has more bytes than a count of MPI,
-an int32, can name; on one machine it takes its memory twice. Ranks on two hosts, or in two network
-namespaces (tools/two_hosts.sh), measure the network: there is no shared memory to copy out of.
+Ranks on two hosts, or in two network namespaces (python -m soak two_hosts), measure the network:
+there is no shared memory to copy out of.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from largesparse.cli import parse_size, run_command
 from largesparse.errors import DataError, MemoryPlanError, ParameterError
 from largesparse.memory import available_memory
+from largesparse.parallel.collectives import barrier, gather
+from largesparse.parallel.control import connect
+from largesparse.parallel.guard import guard
+from largesparse.parallel.ranks import get_communicator
 from largesparse.parallel.transfer import (
     CHUNK_BYTES,
     check_chunk_bytes,
     start_receive,
     start_send,
 )
+from largesparse.sizes import parse_size
+
+from . import add_figure, seconds_in_turns
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -38,7 +39,20 @@ MB, GB = 10**6, 10**9
 BLOCK_BYTES = 2**26  # of a checksum
 
 
-def transfer(comm: Comm, options: argparse.Namespace) -> None:
+def two_ranks(figure: str) -> Comm:
+    """Return the communicator of two ranks."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    if comm.size != 2:
+        raise ParameterError(
+            f"Two ranks are measured. Got {comm.size} instead: start with 'mpiexec -n 2 python "
+            f"tools/measure.py {figure}'."
+        )
+    return comm
+
+
+def transfer(options: argparse.Namespace) -> None:
     """Time transfers from rank 0 to rank 1 into reused buffers, for several sizes of a chunk.
 
     In the same run, alternating: rank 1 copies as much out of memory that it shares with rank 0
@@ -46,6 +60,7 @@ def transfer(comm: Comm, options: argparse.Namespace) -> None:
     """
     from mpi4py import MPI
 
+    comm = two_ranks("transfer")
     size = options.megabytes * MB
     buffer = np.full(size, comm.rank, dtype=np.uint8)
     contestants: dict[str, Callable[[], None]] = {}
@@ -69,14 +84,12 @@ def transfer(comm: Comm, options: argparse.Namespace) -> None:
 
         contestants[f"chunks of {chunk_bytes} bytes"] = send
 
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds = {name: [] for name in contestants}
     for repeat in range(options.repeats + 1):
         for name, run in contestants.items():
-            comm.Barrier()
-            started = time.perf_counter()
-            run()
-            if repeat:  # the first one warms up
-                seconds[name].append(time.perf_counter() - started)
+            comm.Barrier()  # whose wait is not timed
+            taken = seconds_in_turns({name: run}, 1)[name]
+            seconds[name] += taken if repeat else []  # the first one warms up
     if on_one_node:
         del shared, memory
         window.Free()
@@ -97,8 +110,13 @@ def print_speeds(size: int, seconds: dict[str, list[float]]) -> None:
     print(table.round(1).to_string())
 
 
-def big(comm: Comm, options: argparse.Namespace) -> None:
-    """Send a large array from rank 0 to rank 1, and compare checksums of its blocks."""
+def big(options: argparse.Namespace) -> None:
+    """Send a large array from rank 0 to rank 1, and compare checksums of its blocks.
+
+    It has more bytes than a count of MPI, an int32, can name; on one machine it takes its memory
+    twice.
+    """
+    comm = two_ranks("big")
     count = round(options.gigabytes * GB / 4)
     available = available_memory()
     if comm.bcast(2 * 4 * count > 0.9 * available):  # so that both end
@@ -137,45 +155,73 @@ def big(comm: Comm, options: argparse.Namespace) -> None:
         raise DataError(f"Block {wrong[0]} of the array did not arrive intact.")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def idle_cost(options: argparse.Namespace) -> None:
+    """Measure what ranks cost that wait for rank 0 (mpiexec -n 16).
+
+    Every rank but rank 0 waits for a message, as a worker does that has nothing to do. Printed is
+    the processor time of all of them together as a share of one core; it should be under 5 %. With
+    --spin they wait in MPI's own blocking receive, for comparison: that takes every core there is.
+    """
+    seconds, spin = options.seconds, options.spin
+    comm = get_communicator()
+    if comm.size == 1:
+        raise ParameterError("There is nobody to wait: start it by mpiexec -n 16, or 2 at least.")
+    with guard(comm):
+        idle = wait_by_mpi(comm, seconds) if spin else wait_by_line(comm, seconds)
+        everyone = gather(comm, idle)
+        if everyone is not None:
+            report(everyone[1:], "MPI's blocking receive" if spin else "the line to rank 0")
+
+
+def wait_by_line(comm: Any, seconds: float) -> tuple[float, float]:
+    """Return the seconds that this rank waited, and its processor time meanwhile."""
+    channel = connect(comm)
+    barrier(comm)
+    if comm.rank == 0:
+        time.sleep(seconds)
+        for rank in channel.ranks:
+            channel.send(rank, "end")
+    else:
+        channel.receive()
+    return channel.idle_s, channel.idle_cpu_s
+
+
+def wait_by_mpi(comm: Any, seconds: float) -> tuple[float, float]:
+    """The same by MPI's blocking receive."""
+    barrier(comm)
+    wall, cpu = time.perf_counter(), time.process_time()
+    if comm.rank == 0:
+        time.sleep(seconds)
+        for rank in range(1, comm.size):
+            comm.send("end", rank)
+    else:
+        comm.recv(source=0)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def report(idle: list[tuple[float, float]], how: str) -> None:
+    """Print what waiting has cost."""
+    wall = sum(wall for wall, _ in idle) / len(idle)
+    cpu = sum(cpu for _, cpu in idle)
+    print(
+        f"{len(idle)} ranks waited {wall:.1f} s each, in {how}: {cpu:.3f} s of processor time "
+        f"together, {100 * cpu / wall:.2f} % of a core"
     )
-    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
-    speed = figures.add_parser("transfer", help=transfer.__doc__.splitlines()[0])
-    speed.description = transfer.__doc__
+
+
+def add_figures(figures: Any) -> None:
+    """Add transfer, big and idle_cost."""
+    speed = add_figure(figures, "transfer", transfer)
     speed.add_argument("--megabytes", type=parse_size, default=256, help="default %(default)s")
     speed.add_argument("--repeats", type=parse_size, default=21, help="default %(default)s")
     sizes = [2**20, 2**22, 2**24, 2**26, CHUNK_BYTES]
-    speed.add_argument(
-        "--chunk-bytes", type=parse_size, nargs="+", default=sizes, help=f"default {sizes}"
-    )
-    speed.set_defaults(run=transfer)
-    one = figures.add_parser("big", help=big.__doc__)
-    one.description = big.__doc__
+    text = f"default {sizes}"
+    speed.add_argument("--chunk-bytes", type=parse_size, nargs="+", default=sizes, help=text)
+    one = add_figure(figures, "big", big)
     one.add_argument("--gigabytes", type=float, default=5.0, help="default %(default)s")
-    one.add_argument(
-        "--chunk-bytes", type=parse_size, default=CHUNK_BYTES, help="default %(default)s"
-    )
+    text = "default %(default)s"
+    one.add_argument("--chunk-bytes", type=parse_size, default=CHUNK_BYTES, help=text)
     one.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    one.set_defaults(run=big)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the measurement that the command line names."""
-    options = make_parser().parse_args(argv)
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD
-    if comm.size != 2:
-        raise ParameterError(
-            f"Two ranks are measured. Got {comm.size} instead: start with 'mpiexec -n 2 python "
-            f"tools/measure_mpi.py {options.figure}'."
-        )
-    options.run(comm, options)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    idle = add_figure(figures, "idle_cost", idle_cost)
+    idle.add_argument("--seconds", type=float, default=10.0, help="how long (%(default)s)")
+    idle.add_argument("--spin", action="store_true", help="wait in MPI's blocking receive")

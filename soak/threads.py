@@ -1,7 +1,7 @@
 """Predict from threads and forked processes for long, and count what goes wrong.
 
-    python tools/soak_threads.py --rounds 1000
-    python tools/soak_threads.py --backends fused --parts "forked pool" --rounds 100
+    python -m soak threads --rounds 1000
+    python -m soak threads --backends fused --parts "forked pool" --rounds 100
 
 Every part is a process of its own, for each backend that can be loaded here:
 
@@ -39,9 +39,9 @@ from sklearn.datasets import make_classification
 
 from largesparse import Predictor, SparseMLPClassifier, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, get_backend
-from largesparse.cli import run_command
 from largesparse.errors import BackendError
 from largesparse.sizes import parse_size
+from soak import program
 
 ROWS = 400
 Call = Callable[[Any], Any]  # from some rows to their predictions
@@ -67,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), metavar="NAME")
     add("--alone", action="store_true", help="one part in this process, as the tool calls itself")
     options = parser.parse_args(argv)
-    return run_command(lambda: work(options) if options.alone else soak(options))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started
+    try:
+        return work(options) if options.alone else soak(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def soak(options: Any) -> int:
@@ -92,7 +96,7 @@ def soak(options: Any) -> int:
 
 def run(part: str, backend: str, options: Any) -> Outcome:
     """Run a part in a process of its own, which has to go on, and say what it came to."""
-    command = [sys.executable, __file__, "--alone", "--parts", part, "--backends", backend]
+    command = [*program("threads"), "--alone", "--parts", part, "--backends", backend]
     command += ["--rounds", str(options.rounds)]
     if options.threads is not None:
         command += ["--threads", str(options.threads)]
@@ -232,7 +236,3 @@ PARTS: dict[str, Any] = {
     "trainer": trainer,
     "forked pool": forked_pool,
 }
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # having ended what was started
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Damage saved models and data files in many ways, and load them.
 
-    python tools/fuzz_files.py --inputs 200k
-    python tools/fuzz_files.py --inputs 5k --only model csv --seed 7 --keep found
+    python -m soak fuzz_files --inputs 200k
+    python -m soak fuzz_files --inputs 5k --only model csv --seed 7 --keep found
 
 Every input is a small intact file, or a folder of a checkpoint, with one to three changes: bits
 flipped, bytes cut off, repeated, moved or set to extremes; of a checkpoint also entries of the
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -32,11 +31,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fuzz_kinds import KINDS, Kind
 from tqdm import tqdm
 
-from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError
+from largesparse.sizes import parse_size
+from soak.fuzz_kinds import KINDS, Kind
 
 MOST_BYTES = 2**29  # beyond what the process has at the start
 RESULT_BYTES = 2**20
@@ -150,7 +149,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = pd.DataFrame(rows).fillna(0).set_index("kind")
     print(table.astype(int).to_string())
     return int(table["findings"].sum() > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -1,10 +1,10 @@
 """Compare the memory that bigmodel plans with what it takes, for a list of configurations.
 
-    python tools/check_plan.py
-    python tools/check_plan.py --neurons 200k 1M --only fused --tolerance 0.1
-    python tools/check_plan.py --list
+    python -m soak check_plan
+    python -m soak check_plan --neurons 200k 1M --only fused --tolerance 0.1
+    python -m soak check_plan --list
 
-Each configuration is a run of tools/bigmodel.py, under mpiexec where it has several ranks. All its
+Each configuration is a run of bigmodel, under mpiexec where it has several ranks. All its
 processes are watched from outside: their PSS is added up, with pages of libraries as though nothing
 else on the machine had them in memory; a single process's peak is VmHWM, which misses nothing.
 Pages of memory-mapped data count apart, since the system can evict them. Linux only.
@@ -32,14 +32,13 @@ import psutil
 
 from largesparse import make_large_classification
 from largesparse.backends import get_backend
-from largesparse.cli import run_command
 from largesparse.errors import LargeSparseError, ParameterError
+from largesparse.harness.scaling import BIGMODEL
 from largesparse.launching import start_ranks
 from largesparse.memory import GIB
 from largesparse.sizes import parse_size
 from largesparse.warming import warm_up
 
-BIGMODEL = Path(__file__).with_name("bigmodel.py")
 MIB = 2**20
 DATA = "/classification-"  # in the path of a mapped data file
 PLAN_LINE = re.compile(r"^  (\S.*?) +(\d+\.\d+) GiB$")
@@ -55,7 +54,7 @@ class Case(NamedTuple):
 
     def command(self, neurons: str, more: Sequence[str]) -> list[str]:
         """Return the command line."""
-        run = [sys.executable, str(BIGMODEL), f"--neurons={neurons}"]
+        run = [*BIGMODEL, f"--neurons={neurons}"]
         return [*start_ranks(self.ranks), *run, *more, *self.flags]
 
 
@@ -312,7 +311,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     total = len(cases) * len(options.neurons)
     print(f"{total - outside} of {total} within {options.tolerance:.0%}")
     return 1 if outside else 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

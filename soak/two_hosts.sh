@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run a command under mpiexec on two hosts, which are network namespaces of this machine.
 #
-#     tools/two_hosts.sh -n 4 python script.py
+#     soak/two_hosts.sh -n 4 python script.py
 #
 # The first half of the ranks runs on the host "left" (10.213.0.1), the rest on "right"
 # (10.213.0.2). Each is a node of its own for MPI, with its host name and its own /dev/shm; a veth

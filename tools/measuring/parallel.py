@@ -1,12 +1,7 @@
-"""Measure what parallel training reaches: accuracy, staleness, speed, applying a gradient.
+"""What parallel training reaches: accuracy, staleness, speed, applying a gradient.
 
-    python tools/measure_parallel.py accuracy
-    python tools/measure_parallel.py staleness
-    python tools/measure_parallel.py speed
-    python tools/measure_parallel.py apply
-
-The tool starts `mpiexec` itself, one run after another, and prints a table. The network is that of
-Table 7 for FashionMNIST; the data lie in LARGESPARSE_DATA.
+Trainings by ranks are jobs of `mpiexec`, one after another. The network is that of Table 7 for
+FashionMNIST; the data lie in LARGESPARSE_DATA.
 """
 
 from __future__ import annotations
@@ -16,17 +11,14 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
 from largesparse.backends import BACKENDS
-from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError
 from largesparse.launching import start_ranks
 from largesparse.mapped_memory import Arena, Segment
@@ -39,14 +31,16 @@ from largesparse.parallel.shared import (
     shared_size,
 )
 from largesparse.parallel.slots import Slot
+from largesparse.sizes import parse_size
 from largesparse.threads import kernel_threads
 from largesparse.warming import warm_up
+
+from . import PROGRAM, add_figure, seconds_in_turns
 
 SIZES = (784, 1000, 1000, 1000, 10)
 STALENESS = {2: "0", 3: "1", 6: "4", 16: "14"}  # ranks: nominal staleness, with a slot a worker
 
 
-# ---------------------------------------------------------------------- one run, under mpiexec
 def train(options: argparse.Namespace) -> None:
     """Train once, in a job of MPI, and write what was reached to a file."""
     from mpi4py import MPI
@@ -102,7 +96,7 @@ def start(ranks: int, options: argparse.Namespace, **settings: Any) -> dict[str,
     merged = {"seed": options.seed, "backend": options.backend, **settings}
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "found.json")
-        command = [*start_ranks(ranks), sys.executable, __file__, "train", "--out", out]
+        command = [*start_ranks(ranks), *PROGRAM, "train", "--out", out]
         for name, value in merged.items():
             if value is not None:
                 command += ["--" + name.replace("_", "-"), str(value)]
@@ -112,7 +106,6 @@ def start(ranks: int, options: argparse.Namespace, **settings: Any) -> dict[str,
     return found
 
 
-# ---------------------------------------------------------------------- figures
 def accuracy(options: argparse.Namespace) -> None:
     """Compare sequential training, WASAP and WASSP at the same number of epochs."""
     epochs, one = options.epochs, options.phase_one_epochs
@@ -204,13 +197,13 @@ def apply(options: argparse.Namespace) -> None:
         array[...] = 1e-3
     optimizer = TrainingConfig().optimizer()
     print(f"{network.connections:,} connections")
-    for threads in (1, 2):
-        seconds = []
-        for _ in range(options.repeats):
-            started = time.perf_counter()
-            with weights.writing(), kernel_threads(threads):
-                network.update_(slot.workspace, optimizer, 0.01, both_orders=False)
-            seconds.append(time.perf_counter() - started)
+
+    def update(threads: int) -> None:
+        with weights.writing(), kernel_threads(threads):
+            network.update_(slot.workspace, optimizer, 0.01, both_orders=False)
+
+    calls = {threads: partial(update, threads) for threads in (1, 2)}
+    for threads, seconds in seconds_in_turns(calls, options.repeats).items():
         print(f"threads {threads}: median {statistics.median(seconds) * 1e3:.1f} ms")
 
 
@@ -218,57 +211,44 @@ def _arena(kind: Any, *arguments: Any) -> Arena:
     return Arena(Segment.create(shared_size(kind, *arguments)).buffer)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    figures = parser.add_subparsers(dest="figure", metavar="FIGURE", required=True)
-
-    def add(name: str, run: Any) -> argparse.ArgumentParser:
-        figure = figures.add_parser(name, help=run.__doc__, description=run.__doc__)
-        figure.add_argument("--backend", choices=BACKENDS, default="fused", help="default fused")
-        figure.add_argument("--seed", type=int, default=0, help="default %(default)s")
-        figure.set_defaults(run=run)
-        return figure
-
-    def add_number(figure: argparse.ArgumentParser, name: str, default: Any, text: str) -> None:
-        shown = "" if default is None else " (default %(default)s)"
-        figure.add_argument(name, type=parse_size, default=default, metavar="N", help=text + shown)
-
-    compared = add("accuracy", accuracy)
+def add_figures(figures: Any) -> None:
+    """Add accuracy, staleness, speed, apply, and train, which the others start."""
+    compared = add(figures, "accuracy", accuracy)
     add_number(compared, "--epochs", 60, "of the training")
     add_number(compared, "--phase-one-epochs", 40, "of these in phase one")
     add_number(compared, "--ranks", 6, "of the parallel runs")
     add_number(compared, "--slots", None, "gradients at a time; default: the cores")
     algorithms = ["sequential", "wasap", "wassp", "allreduce"]
     compared.add_argument("--algorithms", nargs="+", choices=algorithms, default=algorithms[:3])
-    stale = add("staleness", staleness)
+    stale = add(figures, "staleness", staleness)
     add_number(stale, "--epochs", 10, "of phase one; there is no phase two")
     stale.add_argument("--powers", nargs="+", type=float, default=[0.0, 1.0], help="of (1 + s)")
-    timed = add("speed", speed)
+    timed = add(figures, "speed", speed)
     add_number(timed, "--ranks", 3, "beside one thread alone")
     add_number(timed, "--epochs", 4, "of each run")
     add_number(timed, "--slots", None, "of the parallel run, as for train_wasap")
     add_number(timed, "--repeats", 7, "of the pair")
-    applied = add("apply", apply)
+    applied = add(figures, "apply", apply)
     add_number(applied, "--connections", 10_000_000, "of the network")
     add_number(applied, "--repeats", 21, "of the update")
-    one = add("train", train)
+    one = add(figures, "train", train)
     one.add_argument("--algorithm", choices=algorithms[1:], default="wasap")
     one.add_argument("--staleness-power", type=float, default=0.0)
     one.add_argument("--out", required=True, metavar="FILE", help="receives the figures as JSON")
     for name, default in (("--epochs", 2), ("--phase-one-epochs", None), ("--batch-size", 128)):
         add_number(one, name, default, "as for train_wasap")
     add_number(one, "--slots", None, "as for train_wasap")
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the figure that was asked for."""
-    options = make_parser().parse_args(argv)
-    options.run(options)
+def add(figures: Any, name: str, run: Any) -> argparse.ArgumentParser:
+    """Add a figure with the flags that all of these have."""
+    figure = add_figure(figures, name, run)
+    figure.add_argument("--backend", choices=BACKENDS, default="fused", help="default fused")
+    figure.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    return figure
 
 
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+def add_number(figure: argparse.ArgumentParser, name: str, default: Any, text: str) -> None:
+    """Add a flag that takes a whole number."""
+    shown = "" if default is None else " (default %(default)s)"
+    figure.add_argument(name, type=parse_size, default=default, metavar="N", help=text + shown)

@@ -1,18 +1,4 @@
-"""Compare what can run the threads of the kernels, on an idle machine and on a busy one.
-
-    python tools/measure_threading.py                       FashionMNIST's network, `fused`
-    python tools/measure_threading.py --backend mkl
-    python tools/measure_threading.py --net 1M --rounds 5
-    python tools/measure_threading.py --layers default,omp,1
-
-Each contestant trains in a process of its own. In turns, each trains for a moment, first alone,
-then beside processes that keep every core busy. It prints a step's median, tenth and
-ninetieth percentile in milliseconds, and the median over the rounds of the ratio to one thread
-and to OpenMP as it is by default.
-
-Contestants: `default` is what largesparse chooses; `tbb`, `omp` and `workqueue` are numba's
-layers by name, `passive` is `omp` with OMP_WAIT_POLICY=PASSIVE, `1` is one thread.
-"""
+"""What can run the threads of the kernels, on an idle machine and on a busy one."""
 
 from __future__ import annotations
 
@@ -25,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,9 +19,11 @@ from peers.ours import Ours
 from peers.problem import PRESETS, Problem
 
 from largesparse.backends import BACKENDS
-from largesparse.cli import parse_size, run_command
 from largesparse.presets import hidden_sizes, nearest_row
+from largesparse.sizes import parse_size
 from largesparse.threads import usable_cores
+
+from . import PROGRAM, add_figure
 
 ENVIRONMENTS = {
     "default": {},
@@ -47,6 +36,32 @@ ENVIRONMENTS = {
 }
 REFERENCES = ("1", "omp")  # contestants that the others' steps are compared with
 FEATURES = 1000  # of the data of a network named by its neurons
+
+
+def threading(options: argparse.Namespace) -> None:
+    """Compare what can run the threads of the kernels, on an idle machine and on a busy one.
+
+    Each contestant trains in a process of its own. In turns, each trains for a moment, first alone,
+    then beside processes that keep every core busy. It prints a step's median, tenth and ninetieth
+    percentile in milliseconds, and the median over the rounds of the ratio to one thread and to
+    OpenMP as it is by default.
+
+    Contestants: `default` is what largesparse chooses; `tbb`, `omp` and `workqueue` are numba's
+    layers by name, `passive` is `omp` with OMP_WAIT_POLICY=PASSIVE, `1` is one thread.
+    """
+    if options.serve:
+        serve(options.serve[0], options.serve[1], int(options.serve[2]))
+        return
+    contestants = [
+        Contestant(name, options.net, options.backend, 1 if name == "1" else options.threads)
+        for name in options.layers
+    ]
+    try:
+        table = measure(contestants, options.rounds, options.seconds, options.busy)
+    finally:
+        for each in contestants:
+            each.end()
+    print(table.round(2).to_string(index=False))
 
 
 def problem(net: str, threads: int) -> Problem:
@@ -65,7 +80,7 @@ class Contestant:
 
     def __init__(self, name: str, net: str, backend: str, threads: int) -> None:
         self.name = name
-        command = [sys.executable, __file__, "--serve", net, backend, str(threads)]
+        command = [*PROGRAM, "threading", "--serve", net, backend, str(threads)]
         environment = {**os.environ, **ENVIRONMENTS[name]}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -144,38 +159,22 @@ def measure(
     return pd.DataFrame(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--net", default="fashion", help=f"{', '.join(PRESETS)}, or neurons such as 1M"
-    )
-    parser.add_argument("--backend", default="fused", choices=BACKENDS)
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--layers", default="default,omp,passive,1", help="separated by commas")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of one turn")
-    parser.add_argument("--busy", type=int, default=usable_cores(), help="busy neighbours")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.serve:
-        serve(options.serve[0], options.serve[1], int(options.serve[2]))
-        return
-    names = options.layers.split(",")
+def names_of(text: str) -> list[str]:
+    """Return the contestants of a list with commas."""
+    names = text.split(",")
     if unknown := [name for name in names if name not in ENVIRONMENTS]:
-        parser.error(f"--layers: {unknown[0]!r} is none of {', '.join(ENVIRONMENTS)}")
-    contestants = [
-        Contestant(name, options.net, options.backend, 1 if name == "1" else options.threads)
-        for name in names
-    ]
-    try:
-        table = measure(contestants, options.rounds, options.seconds, options.busy)
-    finally:
-        for each in contestants:
-            each.end()
-    print(table.round(2).to_string(index=False))
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(ENVIRONMENTS)}")
+    return names
 
 
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+def add_figures(figures: Any) -> None:
+    """Add threading."""
+    add = add_figure(figures, "threading", threading).add_argument
+    add("--net", default="fashion", help=f"{', '.join(PRESETS)}, or neurons such as 1M")
+    add("--backend", default="fused", choices=BACKENDS)
+    add("--threads", type=int, default=usable_cores())
+    add("--layers", type=names_of, default="default,omp,passive,1", help="separated by commas")
+    add("--rounds", type=int, default=25)
+    add("--seconds", type=float, default=0.3, help="of one turn")
+    add("--busy", type=int, default=usable_cores(), help="busy neighbours")
+    add("--serve", nargs=3, help=argparse.SUPPRESS)

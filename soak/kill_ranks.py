@@ -1,9 +1,9 @@
 """Kill ranks of parallel trainings at random moments, resume them, and compare the results.
 
-    python tools/kill_ranks.py --times 50
-    python tools/kill_ranks.py --times 5 --algorithm wassp --ranks 4 --target worker
+    python -m soak kill_ranks --times 50
+    python -m soak kill_ranks --times 5 --algorithm wassp --ranks 4 --target worker
 
-Every time `mpiexec -n RANKS bigmodel.py` is started with a checkpoint folder, and at a moment drawn
+Every time `mpiexec -n RANKS` bigmodel is started with a checkpoint folder, and at a moment drawn
 from the seed rank 0, another rank, all of them, or mpiexec itself gets SIGKILL: in the
 initialisation, phase one, evaluation, evolution, the writing of a checkpoint, phase two and
 averaging in turn. All ranks must have ended within 20 s. What there is of a checkpoint must be
@@ -13,7 +13,7 @@ trained on more often than once for each kill beside the first time. Of 5, up to
 is outside by chance (Student's t, two figures); of --undisturbed 20, one in 70.
 
 A row is printed for every time, and at last what the resumed trainings came to beside those that
-were left alone; the exit status is 1 if any is wrong. Further flags are those of `bigmodel.py`.
+were left alone; the exit status is 1 if any is wrong. Further flags are those of bigmodel.
 Needs Linux, or another system with POSIX signals.
 """
 
@@ -36,13 +36,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from announcing import announce_phases
 
 from largesparse import load_checkpoint
 from largesparse.checkpoint import has_checkpoint
-from largesparse.cli import parse_size, run_command
 from largesparse.errors import CheckpointError, LargeSparseError, check_range
 from largesparse.launching import start_ranks
+from largesparse.sizes import parse_size
+from soak import program
+from soak.announcing import announce_phases
 
 TRAINING = ["--neurons=20k", "--features=400", "--samples=1500", "--epochs=4", "--batch-size=32"]
 TRAINING += ["--phase-one-epochs=2", "--learning-rate=0.1", "--backend=scipy"]
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--undisturbed", type=int, default=5, metavar="N", help="left alone (default %(default)s)")
     add("--seed", type=int, default=0, help="of the moments (default %(default)s)")
     options, flags = parser.parse_known_args(arguments)
-    return run_command(lambda: compare(options, [*TRAINING, *flags]))
+    return compare(options, [*TRAINING, *flags])
 
 
 def compare(options: Any, flags: list[str]) -> int:
@@ -155,7 +156,7 @@ def undisturbed(
         place = folder / f"{algorithm}-{k}"
         run = start(place, algorithm, ranks, flags, resume=False)
         if run.status != 0:
-            raise LargeSparseError(f"bigmodel.py failed: {run.error[-2000:]}")
+            raise LargeSparseError(f"bigmodel failed: {run.error[-2000:]}")
         results.append(result_of(place))
     moments: dict[str, list[float]] = {}
     phases = [event for event in run.events if not event.text.startswith(("pid ", "epoch"))]
@@ -242,7 +243,7 @@ def start(
     """Start a job once, kill what is to be killed, and wait for the end of all its processes."""
     log, errors = folder.with_suffix(".events"), folder.with_suffix(".err")
     log.write_text("")
-    command = [*start_ranks(ranks), sys.executable, __file__, "--announce", str(log)]
+    command = [*start_ranks(ranks), *program("kill_ranks"), "--announce", str(log)]
     command += [] if resume else [*flags, f"--algorithm={algorithm}"]
     command += ["--resume" if resume else "--checkpoint", str(folder), "--out", str(out_of(folder))]
     struck: float | None = None
@@ -311,10 +312,10 @@ def read(log: Path) -> list[Event]:
 
 
 def train_announcing(log: Path, arguments: list[str]) -> int:
-    """Be `bigmodel.py`, and write to a file who this is, what begins, which epoch is done."""
-    import bigmodel
+    """Be bigmodel, and write to a file who this is, what begins, which epoch is done."""
     from mpi4py import MPI
 
+    from largesparse.harness import bigmodel
     from largesparse.network import SparseMLP
     from largesparse.parallel import job
     from largesparse.parallel.server import Server
@@ -345,8 +346,4 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
             (job, "average", "averaging"),
         )
         announce_phases(announce, phases, end="end of {}".format)
-    return run_command(lambda: bigmodel.main(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return bigmodel.main(arguments)

@@ -1,7 +1,7 @@
 """Does `asv continuous` see a slower kernel, and keep silent where nothing has changed?
 
-    python tools/check_continuous.py
-    python tools/check_continuous.py --times 1 --slow-down 0.5 --bench step.Density
+    python -m soak check_continuous
+    python -m soak check_continuous --times 1 --slow-down 0.5 --bench step.Density
 
 In a clone of this repository two commits are made: one changes nothing that runs, in the other the
 kernels of training take that much longer. `asv continuous` compares each with the newest commit,
@@ -24,8 +24,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from largesparse.cli import parse_size, run_command
 from largesparse.errors import LargeSparseError, check_range
+from largesparse.sizes import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = r"step.Relative.track_step\(10000\)"
@@ -132,7 +132,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     return int(not table["right"].all())
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -1,7 +1,7 @@
 """Train for long, and start many jobs in a row: does anything grow, leak or stay behind?
 
-    python tools/long_run.py
-    python tools/long_run.py --epochs 300 --jobs 5
+    python -m soak long_run
+    python -m soak long_run --epochs 300 --jobs 5
 
 A small network is trained for --epochs epochs, with an evolution and a checkpoint after each, and
 Importance Pruning eight times. Ten times after the first fifth its memory, open files, mapped files
@@ -19,7 +19,6 @@ from __future__ import annotations
 import gc
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -34,12 +33,12 @@ from tqdm import tqdm
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
-from largesparse.cli import parse_size, run_command
 from largesparse.errors import check_range
+from largesparse.harness.scaling import BIGMODEL
 from largesparse.history import EpochRecord
 from largesparse.launching import start_ranks
+from largesparse.sizes import parse_size
 
-BIGMODEL = Path(__file__).with_name("bigmodel.py")
 JOB = ["--neurons=2k", "--features=64", "--samples=200", "--epochs=2", "--phase-one-epochs=1"]
 PRUNINGS = 8
 SAMPLES = 10  # of what a process holds
@@ -139,7 +138,7 @@ def left_behind() -> set[str]:
 
 def is_of_a_job(process: psutil.Process) -> bool:
     try:
-        return str(BIGMODEL) in process.cmdline()
+        return {*BIGMODEL[1:]} <= {*process.cmdline()}
     except psutil.Error:
         return False
 
@@ -150,7 +149,7 @@ def start_jobs(count: int) -> list[str]:
     wrong, seconds = [], []
     for number in tqdm(range(count), desc="jobs", disable=None):
         start = time.perf_counter()
-        command = [*start_ranks(3), sys.executable, str(BIGMODEL), *JOB]
+        command = [*start_ranks(3), *BIGMODEL, *JOB]
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": JOB_SECONDS}
         with tempfile.TemporaryDirectory() as folder:
             result = subprocess.run(
@@ -180,7 +179,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wrong: {each}")
     print("nothing grows, leaks or stays behind" if not wrong else f"{len(wrong)} findings")
     return int(bool(wrong))
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -1,0 +1,1 @@
+"""What measures: the drivers of large networks, their records, plots and reports."""

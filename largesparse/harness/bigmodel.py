@@ -1,0 +1,433 @@
+"""Train extremely large sparse networks on synthetic data, and time every phase (section 2.4).
+
+    largesparse bigmodel --neurons 1M
+    largesparse bigmodel --neurons 50M --plan
+    largesparse bigmodel --neurons 250k --features 4096 --samples 4000 --epochs 5
+    mpiexec -n 16 largesparse bigmodel --neurons 50M
+    largesparse bigmodel --neurons 50M --checkpoint run
+    largesparse bigmodel --resume run
+
+Initialisation, each epoch, inference and each evolution are timed separately and printed beside
+the paper's Table 4; one run record is appended to the output file.
+
+Under mpiexec the network is trained by WASAP-SGD (Algorithm 1): rank 0 is the parameter server, the
+other ranks are workers. Ranks of one node share the model and the data. They compute in slots, by
+default one a core; memory follows the slots, so more ranks than cores cost little.
+
+A run with --checkpoint survives. It saves after every epoch. SIGTERM (status 143) or Ctrl-C (130)
+lets it finish the present mini-batch, save, and tell where; --resume goes on from there to the
+result that it would have had. A line for batch systems that end jobs and start them again:
+
+    largesparse bigmodel --neurons 50M --checkpoint run --resume
+
+In a clone `python tools/bigmodel.py` is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from ..backends import get_backend
+from ..checkpoint import read_history
+from ..comparison import (
+    compare_with_table_4,
+    describe_new_epochs,
+    describe_plan,
+    describe_training,
+    describe_use,
+)
+from ..config import NetworkConfig, TrainingConfig
+from ..driver_flags import (
+    add_data_flags,
+    add_model_flags,
+    add_ranks_flags,
+    add_run_flags,
+    add_training_flags,
+)
+from ..environment import launched_ranks
+from ..errors import ParameterError, check_range
+from ..history import EpochRecord, History
+from ..inference import MAX_PROCESSES, Predictor
+from ..memory import MemoryPlan, choose_plan, useful_dtype
+from ..network import SparseMLP
+from ..parallel import train_wasap, train_wassp
+from ..parallel.collectives import broadcast
+from ..parallel.nodes import Nodes
+from ..parallel.options import ParallelOptions, phase_one_length
+from ..parallel.plan import (
+    check_disk,
+    choose_parallel_plan,
+    memory_of_ranks,
+    slots_of_nodes,
+)
+from ..parallel.ranks import Alone, get_communicator, together
+from ..presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
+from ..records import RunRecord, append_record, check_output, has_record, new_record
+from ..resumed_settings import load_checkpoint
+from ..resuming import flags_of, parse_resumable
+from ..saving import check_checkpoint_folder
+from ..storage import Storage
+from ..synthetic import make_large_classification
+from ..threads import resolve_threads
+from ..training import Trainer
+from ..usage import peak_rss_bytes
+from ..warming import warm_up
+
+NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
+FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
+TRAIN: dict[str, Callable[..., Any]] = {
+    "wasap": train_wasap,
+    "wassp": train_wassp,
+    "allreduce": functools.partial(train_wassp, server=False),
+}
+
+
+class Job(NamedTuple):
+    """What all ranks know of the run."""
+
+    options: argparse.Namespace
+    config: NetworkConfig
+    training: TrainingConfig
+    plan: MemoryPlan
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for add_flags in FLAGS:
+        add_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Plan, make the data, initialise, train, predict; print the table and record the run."""
+    comm = get_communicator() if launched_ranks()[1] > 1 else Alone()
+    leads = comm.rank == 0
+    if not leads:
+        logging.getLogger("largesparse").setLevel(logging.CRITICAL)  # rank 0 warns for all
+    parsed = together(comm, lambda: parse(make_parser(prog), argv, comm.size) if leads else None)
+    options = broadcast(comm, parsed)
+    if isinstance(options, int):
+        raise SystemExit(options)
+    nodes = Nodes.of(comm, options.ranks_per_node)
+    memory = memory_of_ranks(comm, nodes)
+    plan = functools.partial(plan_run, options, nodes, memory)
+    job = broadcast(comm, together(comm, lambda: plan() if leads else None))
+    if options.plan:
+        return 0
+    data = together(comm, lambda: prepare(job, leads))
+    started = time.perf_counter()
+    trainer = together(comm, lambda: initialise(job) if leads else None)
+    init_s = time.perf_counter() - started
+    if trainer is not None:  # on rank 0
+        connections = trainer.network.connections
+        print(describe_training(trainer, resumed=options.resume is not None))
+        print(f"initialised in {init_s:.1f} s: {connections:,} connections", flush=True)
+    history = train(job, comm, trainer, data)
+    if trainer is not None:
+        processes_s = time_processes(options.processes, trainer, data.X_test)
+        record = record_of(job, trainer, history, data, init_s)
+        append_record(options.out, record)
+        print(history.to_frame().drop(columns=["nnz", "validation_accuracy"]).round(4).to_string())
+        print(f"\n{compare_with_table_4(record, job.config)}")
+        if processes_s is not None:
+            print(f"inference with {options.processes} processes: {processes_s:.1f} s")
+        print(describe_use(record, history))
+        print(f"record appended to {options.out}")
+    return 0
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, ranks: int
+) -> argparse.Namespace | int:
+    """Return the options, or the exit code where all has been said that there is to say."""
+    try:
+        options = parse_resumable(parser, argv, required="neurons", notes=NOTES)
+    except SystemExit as end:
+        return int(end.code or 0)
+    if ranks > 1 and options.processes > 1:
+        raise ParameterError(
+            "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
+            f"predict the test rows together. Got {options.processes} instead."
+        )
+    if ranks > 1:
+        parallel_options(options)
+    if ranks > 1 and options.storage is not None:
+        raise ParameterError(
+            "The 'storage' parameter of bigmodel is for one rank: under mpiexec the ranks share "
+            f"memory. Got {options.storage!r}. Start it without mpiexec, or leave it out."
+        )
+    if options.storage is not None:
+        Storage(options.storage)  # checks the folder
+    if options.resume and not options.plan and is_done(options):
+        print(
+            f"{options.resume} has trained its {options.epochs} epochs, and the record is in "
+            f"{options.out}: there is nothing to go on with. More --epochs prolong the run."
+        )
+        return 0
+    return options
+
+
+def is_done(options: argparse.Namespace) -> bool:
+    """Return whether the run to resume is complete and recorded: no two have the same times."""
+    history, whole = read_history(options.resume)
+    if not whole or len(history) <= options.epochs:
+        return False
+    return has_record(options.out, loss=history["loss"], epoch_s=history["epoch_s"][1:])
+
+
+def parallel_options(options: argparse.Namespace) -> ParallelOptions:
+    """Return how the training is spread over ranks, checked."""
+    phase_one = phase_one_length(options.epochs, options.phase_one_epochs)
+    names = ("algorithm", "slots", "ranks_per_node", "chunk_bytes")
+    return ParallelOptions(phase_one_epochs=phase_one, **{n: getattr(options, n) for n in names})
+
+
+def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
+    """Check what can be checked before any work, choose the rest, and print the plan."""
+    config = network_config(options)
+    fraction = options.test_fraction
+    check_range("test_fraction", fraction, "bigmodel", low=0, high=1, low_open=True, high_open=True)
+    check_range("processes", options.processes, "bigmodel", high=MAX_PROCESSES)
+    train_samples = options.samples - math.ceil(fraction * options.samples)
+    if options.batch_size > train_samples:
+        raise ParameterError(
+            f"The 'batch_size' parameter must be at most the number of training rows, "
+            f"{train_samples}. Got {options.batch_size} instead. Give more --samples."
+        )
+    plan = plan_memory(options, config, nodes, memory)
+    slots = 1
+    if plan.slots and options.algorithm == "wasap":
+        slots = sum(slots_of_nodes(nodes, plan.most_slots))
+    steps = options.epochs * -(-train_samples // options.batch_size)
+    rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
+    training = training_config(options, plan, rate)
+    print(describe_plan(config, plan), flush=True)
+    if not options.plan:
+        check_output(options.out)
+        if options.checkpoint:
+            nbytes = int(12 * config.expected_connections())
+            check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
+        get_backend(options.backend)
+        if plan.slots:
+            check_disk(plan)
+    return Job(options, config, training, plan)
+
+
+def network_config(options: argparse.Namespace) -> NetworkConfig:
+    """Return the network; what is not given follows the nearest row of Table 4."""
+    row = nearest_row(options.neurons)
+    hidden = hidden_sizes(options.neurons, options.layers or row.hidden_layers)
+    return NetworkConfig(
+        layer_sizes=(options.features, *hidden, 2),
+        epsilon=given(options.epsilon, row.epsilon),
+        alpha=given(options.alpha, HYPERPARAMETERS[options.recipe].alpha),
+        recipe=options.recipe,
+        coverage=options.coverage,
+        seed=options.seed,
+    )
+
+
+def plan_memory(
+    options: argparse.Namespace, config: NetworkConfig, nodes: Nodes, memory: int
+) -> MemoryPlan:
+    """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
+    ranks = len(nodes.node)
+    choose: Callable[..., MemoryPlan]
+    choose = functools.partial(choose_plan, storage=options.storage)
+    if ranks > 1:
+        spread = parallel_options(options)
+        choose = functools.partial(
+            choose_parallel_plan,
+            nodes=nodes,
+            slots=spread.most_slots,
+            available=memory,
+            algorithm=spread.algorithm,
+            replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,
+            evolving=options.epochs - spread.phase_one_epochs > 1,
+        )
+    return choose(
+        config,
+        options.batch_size,
+        micro_batch=options.micro_batch,
+        keep_every=options.keep_every,
+        activation_dtype=options.activation_dtype or useful_dtype(config, options.backend),
+        mapped=4 * options.samples * options.features,
+    )
+
+
+def training_config(options: argparse.Namespace, plan: MemoryPlan, rate: float) -> TrainingConfig:
+    """Return the settings of the training; `rate` is the learning rate unless one is given."""
+    hyper, threads = HYPERPARAMETERS[options.recipe], options.threads
+    if not plan.slots or threads:
+        threads = resolve_threads(threads, "bigmodel")
+    return TrainingConfig(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        **plan.micro_batching._asdict(),
+        learning_rate=given(options.learning_rate, rate),
+        dropout=given(options.dropout, hyper.dropout),
+        schedule=hyper.schedule,
+        warmup_epochs=hyper.warmup_epochs,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        zeta=options.zeta,
+        evolve_last=True,  # to time it
+        seed=options.seed,
+        backend=options.backend,
+        threads=threads,
+    )
+
+
+def prepare(job: Job, leads: bool) -> Any:
+    """Have the kernels at hand, and on rank 0 the data."""
+    options, data = job.options, None
+    if leads:
+        data = make_large_classification(
+            options.samples,
+            options.features,
+            n_informative=options.informative,
+            n_redundant=options.redundant,
+            test_fraction=options.test_fraction,
+            random_state=options.seed,
+        )
+    training = job.training
+    warm_up(
+        get_backend(options.backend).name,
+        threads=training.threads or 1,
+        activation_dtype=training.activation_dtype,
+    )
+    return data
+
+
+def initialise(job: Job) -> Trainer:
+    """Make the network, or read the checkpoint."""
+    options, training = job.options, job.training
+    storage = None if options.storage is None else Storage(options.storage)
+    if not options.resume:
+        threads = resolve_threads(training.threads, "bigmodel")
+        trainer = Trainer(SparseMLP(job.config, threads=threads, storage=storage), training)
+    else:
+        changes = {"epochs": options.epochs, "threads": training.threads}
+        for name in ("micro_batch", "keep_every", "activation_dtype", "backend"):
+            if getattr(options, name) is not None:
+                changes[name] = getattr(options, name)
+        trainer = load_checkpoint(options.resume, storage=storage, **changes)
+        if trainer.network.config != job.config:
+            raise ParameterError(
+                f"The 'resume' parameter names a checkpoint of another network: "
+                f"{trainer.network.config}. Repeat the command that wrote it."
+            )
+    names = ("micro_batch", "activation_dtype")
+    used = {name: getattr(trainer.micro_batching, name) for name in names}
+    used["backend"] = trainer.backend.name
+    trainer.notes[NOTES] = flags_of(options) | used
+    return trainer
+
+
+def train(job: Job, comm: Any, trainer: Trainer | None, data: Any) -> Any:
+    """Train in this process or, under mpiexec, by all ranks; return the history, on rank 0."""
+    options = job.options
+    own: dict[str, Any] = {}
+    if trainer is not None:  # on rank 0
+        own = {"X": data.X_train, "y": data.y_train, "test": (data.X_test, data.y_test)}
+        own |= {"checkpoint": options.checkpoint, "callbacks": [print_epochs]}
+        if comm.size == 1:
+            return trainer.fit(**own)
+        own["resume"] = trainer
+    return TRAIN[options.algorithm](
+        None,
+        job.training,
+        comm=comm,
+        phase_one_epochs=options.phase_one_epochs,
+        slots=job.plan.most_slots,
+        ranks_per_node=options.ranks_per_node,
+        chunk_bytes=options.chunk_bytes,
+        **own,
+    )
+
+
+def time_processes(processes: int, trainer: Trainer, X: Any) -> float | None:
+    """Return the seconds that several worker processes take to predict rows; None for one."""
+    if processes == 1:
+        return None
+    used: Any = {"backend": trainer.backend.name}
+    used["activation_dtype"] = trainer.config.activation_dtype
+    with Predictor(trainer.network, processes=processes, **used) as predictor:
+        started = time.perf_counter()
+        predictor.predict(X)
+        return time.perf_counter() - started
+
+
+def record_of(job: Job, trainer: Trainer, history: History, data: Any, init_s: float) -> RunRecord:
+    """Return the record of the run."""
+    network, config, used = trainer.network, job.config, trainer.config
+    return new_record(
+        "bigmodel",
+        neurons=network.neurons,
+        layers=len(network.layers) - 1,
+        features=config.layer_sizes[0],
+        epsilon=config.epsilon,
+        parameters=network.parameters,
+        connections=network.connections,
+        backend=trainer.backend.name,
+        recipe=config.recipe,
+        batch_size=used.batch_size,
+        micro_batch=trainer.micro_batch,
+        keep_every=used.keep_every,
+        activation_dtype=used.activation_dtype,
+        train_samples=len(data.y_train),
+        test_samples=len(data.y_test),
+        seed=config.seed,
+        init_s=init_s,
+        epoch_s=history["epoch_s"][1:],
+        inference_s=history["inference_s"][1:],
+        evolution_s=history["evolution_s"][1:],
+        loss=history["loss"],
+        accuracy=history["test_accuracy"],
+        coverage=config.coverage,
+        active_neurons=history["active_neurons"],
+        planned_bytes=job.plan.total,
+        **of_ranks(trainer, history),
+    )
+
+
+def of_ranks(trainer: Trainer, history: History) -> dict[str, Any]:
+    """Return what the record has about the ranks."""
+    report = history.parallel
+    if report is None:
+        return {
+            "algorithm": "sequential",
+            "ranks": 1,
+            "threads": trainer.threads,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+    names = (
+        *("algorithm", "ranks", "peak_rss_bytes", "node_pss_bytes", "phase_one_epochs"),
+        *("idle_s", "bytes_moved", "cpu_s"),
+    )
+    found = {name: getattr(report, name) for name in names}
+    return found | {"threads": report.threads[0], "staleness": report.staleness_record()}
+
+
+def given(value: float | None, default: float) -> float:
+    """Return a value of the command line, or the default where it was not given."""
+    return default if value is None else value
+
+
+def print_epochs(trainer: Trainer, _: EpochRecord) -> None:
+    """Print a line an epoch, for runs whose progress bar nobody watches."""
+    for line in describe_new_epochs(trainer.history.epochs, trainer.config.epochs):
+        tqdm.write(line)
+    sys.stdout.flush()

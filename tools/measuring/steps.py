@@ -1,0 +1,157 @@
+"""What a training step takes: by the micro-batch, and after many idle steps."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import trange
+
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
+from largesparse.backends import BACKENDS
+from largesparse.errors import check_range
+from largesparse.limits import seconds_of
+from largesparse.memory import GIB, MicroBatching, activation_bytes
+from largesparse.presets import hidden_sizes
+from largesparse.sizes import parse_size
+from largesparse.stepping import Stepper
+from largesparse.warming import warm_up
+from largesparse.workspace import ACTIVATION_DTYPES
+
+from . import add_figure
+
+SETTINGS = "64 64/3 32 32/3 16 64/1/bfloat16 32/1/bfloat16 32/2/bfloat16"
+LAYER_SIZES = (784, 1000, 1000, 1000, 10)
+BATCH_SIZE = 128
+ROUNDS = 31
+TINY = np.finfo(np.float32).tiny
+
+
+def setting(text: str) -> MicroBatching:
+    """Return the setting of a text such as 64, 64/2 or 64/1/bfloat16."""
+    size, every, dtype, *rest = [*text.split("/"), *MicroBatching(0)[text.count("/") + 1 :]]
+    if rest or dtype not in ACTIVATION_DTYPES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not M[/K[/DTYPE]], such as 64/2/bfloat16")
+    return MicroBatching(parse_size(size), parse_size(str(every)), str(dtype))
+
+
+def micro_batch(options: argparse.Namespace) -> None:
+    """Time a gradient by the micro-batch, and by which activations are kept, and how.
+
+    The settings take turns, in one process and on one network; medians per sample, relative to the
+    first setting, with the bytes of the activations. `memory.micro_batchings` orders by this.
+    """
+    sizes = (options.features, *hidden_sizes(options.neurons, options.layers), 2)
+    network = SparseMLP(NetworkConfig(sizes, epsilon=options.epsilon, recipe="width"))
+    largest = max(each.micro_batch for each in options.settings)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((largest, options.features), dtype=np.float32)
+    y = rng.integers(0, 2, largest).astype(np.int32)
+    warm_up(options.backend)
+    seconds: dict[MicroBatching, list[float]] = {each: [] for each in options.settings}
+    for repeat in range(options.repeats + 1):
+        for each in options.settings:
+            size = each.micro_batch
+            config = TrainingConfig(
+                **each._asdict(),
+                batch_size=size,
+                dropout=0.0,
+                backend=options.backend,
+                threads=options.threads,
+            )
+            stepper = Stepper(network, config)
+            rows = np.arange(size)
+            with stepper.backend.threads(stepper.threads):
+                stepper.gradient(X, y, rows, plain=True)  # touches the memory
+                started = time.perf_counter()
+                stepper.gradient(X, y, rows, plain=True)
+            if repeat:
+                seconds[each].append((time.perf_counter() - started) / size)
+            del stepper
+    first = statistics.median(seconds[options.settings[0]])
+    print(f"{network.neurons:,} neurons, {network.connections:,} connections, {options.backend}")
+    print(f"{'micro-batch':<34}{'ms a sample':>13}{'ratio':>8}{'GiB':>8}")
+    for each in options.settings:
+        found = statistics.median(seconds[each])
+        taken = activation_bytes(sizes, *each) / GIB
+        print(f"{each!s:<34}{found * 1e3:>13.1f}{found / first:>8.2f}{taken:>8.2f}")
+
+
+def idle_steps(options: argparse.Namespace) -> None:
+    """Does a training become slower when nothing has happened to its connections for long?
+
+    Two equal networks of FashionMNIST's shape are trained for a few steps. One of them then makes
+    --steps more at learning rate 0, of which each multiplies the velocities by the momentum, 0.9:
+    without a remedy they were subnormal numbers after about 900, and arithmetic with those is up to
+    8 times slower. Then steps of both, still at rate 0, are timed in turns.
+
+    Printed are, for each backend, the median times, the median of their ratios with its quartiles,
+    and how many velocities are subnormal numbers.
+    """
+    check_range("--steps", options.steps, "idle_steps", low=1)
+    rows = [after_idle_steps(backend, options.steps) for backend in options.backends]
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
+
+
+def after_idle_steps(backend: str, steps: int) -> dict[str, object]:
+    """Return a row of the table for one backend."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((BATCH_SIZE, LAYER_SIZES[0]), dtype=np.float32)
+    y = rng.integers(LAYER_SIZES[-1], size=BATCH_SIZE)
+    fresh, idle = (trained(backend, X, y) for _ in range(2))
+    for _ in trange(steps, desc=backend, leave=False, disable=None):
+        idle.step(X, y)
+    times = [
+        [seconds_of(partial(trainer.step, X, y), repeats=1) for trainer in (fresh, idle)]
+        for _ in range(ROUNDS)
+    ]
+    fresh_s, idle_s = np.array(times).T
+    lower, ratio, upper = np.quantile(idle_s / fresh_s, (0.25, 0.5, 0.75))
+    velocities = np.concatenate([layer.velocity for layer in idle.network.layers])
+    return {
+        "backend": backend,
+        "fresh, ms": 1e3 * np.median(fresh_s),
+        f"after {steps}, ms": 1e3 * np.median(idle_s),
+        "ratio": ratio,
+        "quartiles": f"{lower:.2f} to {upper:.2f}",
+        "subnormal": int(((velocities != 0) & (abs(velocities) < TINY)).sum()),
+    }
+
+
+def trained(backend: str, X: np.ndarray, y: np.ndarray) -> Trainer:
+    """Return a trainer at learning rate 0 whose network another one has trained for 10 steps."""
+    network = SparseMLP(NetworkConfig(LAYER_SIZES), threads=1, progress=False)
+    settings = {"batch_size": BATCH_SIZE, "backend": backend, "threads": 1}
+    trainer = Trainer(network, TrainingConfig(learning_rate=0.01, **settings))
+    for _ in range(10):
+        trainer.step(X, y)
+    return Trainer(network, TrainingConfig(learning_rate=0, **settings))
+
+
+def add_figures(figures: Any) -> None:
+    """Add micro_batch and idle_steps."""
+    figure = add_figure(figures, "micro_batch", micro_batch)
+    add = figure.add_argument
+    add("--neurons", type=parse_size, default=20_000_000, metavar="N", help="default %(default)s")
+    add("--layers", type=parse_size, default=4, metavar="N", help="default %(default)s")
+    add("--epsilon", type=float, default=1.0, help="default %(default)s")
+    add("--features", type=parse_size, default=4096, metavar="N", help="default %(default)s")
+    add("--backend", choices=BACKENDS, default="fused", help="default %(default)s")
+    add("--threads", type=parse_size, metavar="N", help="default: all cores")
+    add("--repeats", type=parse_size, default=3, metavar="N", help="default %(default)s")
+    add(
+        "--settings",
+        type=setting,
+        nargs="+",
+        default=[setting(text) for text in SETTINGS.split()],
+        metavar="M[/K[/DTYPE]]",
+        help=f"micro-batch, keep every K-th layer, float32 or bfloat16 (default {SETTINGS})",
+    )
+    add = add_figure(figures, "idle_steps", idle_steps).add_argument
+    add("--steps", type=parse_size, default=5000, metavar="N", help="idle (default %(default)s)")
+    add("--backends", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: all")
