@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numba
 import pytest
+from helpers import ROOT, child_path
 from hypothesis import settings
 
 from largesparse.backends.compiling import _source_digest
@@ -17,6 +18,8 @@ from largesparse.threads import available_threads
 if not os.environ.get("NUMBA_CACHE_DIR"):
     numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _source_digest())
     os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR
+
+os.environ["PYTHONPATH"] = child_path()
 
 # Threads would only wait for each other over small arrays; tests of threads ask for them.
 numba.set_num_threads(1)
@@ -35,7 +38,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def shared_data() -> Path:
     """The folder of the real data sets; tests that use it are skipped where there is none."""
     named = os.environ.get("LARGESPARSE_DATA")
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = ROOT.parent / "shared" / "data"
     folder = Path(named).expanduser() if named else beside
     if not (folder / "madelon.npz").is_file():
         pytest.skip(f"no data sets in {folder}: set LARGESPARSE_DATA to the folder that holds them")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
 PROGRAM = """
 import sys
 import numpy as np
@@ -34,7 +32,7 @@ def start(cache: Path | None = None, before: str = "", **variables: str) -> subp
         environment["LARGESPARSE_CACHE"] = str(cache)
     return subprocess.Popen(
         [sys.executable, "-c", before + PROGRAM],
-        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
+        env=environment | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -133,7 +131,7 @@ def test_a_compiler_that_is_turned_off_is_told_in_a_sentence(tmp_path):
     files = ["--data", "x.csv", "--target", "b", "--out", "model"]
     done = subprocess.run(
         [sys.executable, "-m", "largesparse", "train", *files],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_DISABLE_JIT": "1"},
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
         capture_output=True,
         text=True,
         cwd=tmp_path,

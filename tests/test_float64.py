@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import DATA
 from scipy.sparse import csr_array
 from sklearn.metrics import r2_score
 
@@ -28,7 +27,6 @@ from largesparse.cli import main
 from largesparse.errors import DataError
 from largesparse.preprocessing import refuse_rounding
 
-DATA = Path(__file__).parent / "data"
 SMALL = {"hidden_layer_sizes": (30,), "random_state": 0, "n_jobs": 1, "backend": "fused"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dense_reference import dense_gradients, pattern
+from helpers import dense_gradients, pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

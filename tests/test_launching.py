@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pty
 import socket
@@ -11,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpi_runs import ROOT, run_mpi
+from helpers import ROOT, load_tool
+from mpi_runs import run_mpi
 
 from largesparse import environment, launching
 from largesparse.environment import launched_ranks, left_over_variables
@@ -26,8 +26,7 @@ ASK = "from largesparse.parallel.ranks import get_communicator; print(get_commun
 def alone(**variables: str) -> dict[str, str]:
     """Return an environment without any launcher's variables but these."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_LAUNCHERS)}
-    path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
-    return kept | {"PYTHONPATH": path} | variables
+    return kept | variables
 
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -191,22 +190,13 @@ def test_mpiexec_is_found_beside_an_interpreter_whose_environment_is_not_active(
         ),
         "check_plan": lambda tool: tool.Case("", 3, ()).command("1k", []),
     }.items():
-        assert command(_tool(name))[:3] == [str(mpiexec), "-n", "3"]
+        assert command(load_tool(name))[:3] == [str(mpiexec), "-n", "3"]
 
 
 def _rest():
     import argparse
 
     return argparse.Namespace(rest=[])
-
-
-def _tool(name: str):
-    specification = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    specification.loader.exec_module(module)
-    del sys.modules[name]
-    return module
 
 
 def test_no_tool_looks_for_mpiexec_by_itself():

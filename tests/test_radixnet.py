@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import load_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -14,8 +12,6 @@ from scipy.sparse import csr_array
 from largesparse.cli import run_command
 from largesparse.errors import ParameterError
 from largesparse.radixnet import FAN_IN, WEIGHT, generated_inputs, infer, radix_net
-
-ROOT = Path(__file__).parent.parent
 
 
 def dense_rows(network, X):
@@ -115,11 +111,7 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 def test_the_tool_prints_a_line_a_network(capsys, monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "graph_challenge", ROOT / "tools" / "graph_challenge.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("graph_challenge")
     arguments = ["--rows", "80", "--layers", "3", "5", "--repeats", "1", "--threads", "1"]
     tool.main(arguments)
     lines = capsys.readouterr().out.splitlines()

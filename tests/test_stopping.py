@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TOOLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,6 @@ from largesparse.cli import run_command
 
 # The usual cache of compiled code, for child processes with another cache folder too.
 KERNELS = os.environ.get("NUMBA_CACHE_DIR") or str(environment.cache_folder() / "kernels")
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 ROWS, EPOCHS, STEPS = 80, 3, 12  # 80 rows, 16 of them watched, are 4 steps of 16 an epoch
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

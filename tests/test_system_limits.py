@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from mpi_runs import mpiexec
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_model, save_model
@@ -18,7 +19,6 @@ from largesparse.checkpoint import load_checkpoint
 from largesparse.errors import CheckpointError
 from largesparse.records import read_records
 
-ROOT = Path(__file__).parents[1]
 DISK = 2**20  # bytes
 
 
@@ -99,7 +99,7 @@ def run_limited(limit: str, flags: str, **environment: str) -> subprocess.Comple
         ["bash", "-c", f"{limit} && exec {driver}"],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | environment,
         check=False,
     )
 
@@ -167,7 +167,6 @@ def test_what_a_sibling_uses_is_not_free(limited_group):
         ["bash", "-c", script],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -190,7 +189,7 @@ def in_small_shared_memory(size: str, program: str, *command: str, **variables: 
         [*isolated, f'{mount} && exec "$@"', "bash", *command, sys.executable, program],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        env=os.environ | variables,
         check=False,
     )
 

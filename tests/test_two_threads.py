@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import multiprocessing
 import pickle
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import load_tool
 
 from largesparse import (
     NetworkConfig,
@@ -25,7 +24,6 @@ from largesparse import (
 )
 from largesparse.errors import ParameterError
 
-TOOL = Path(__file__).parents[1] / "tools" / "soak_threads.py"
 ROUNDS = 10
 PARTS = [np.random.default_rng(k).standard_normal((400, 12), dtype=np.float32) for k in (0, 1)]
 LABELS = [np.random.default_rng(k).integers(0, 3, 400).astype(np.int32) for k in (0, 1)]
@@ -147,11 +145,7 @@ def test_a_fork_does_not_talk_to_its_parent_s_worker_processes(network):
 
 @pytest.fixture
 def soak_threads():
-    spec = importlib.util.spec_from_file_location("soak_threads", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak_threads"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("soak_threads")
 
 
 def test_the_soak_counts_rounds(soak_threads, capsys):
