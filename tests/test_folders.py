@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 
@@ -17,8 +18,6 @@ import largesparse.training as training_module
 from largesparse import (
     NetworkConfig,
     SparseMLP,
-    Trainer,
-    TrainingConfig,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -38,8 +37,8 @@ def network(seed=0):
 
 
 def make_trainer(seed=0, **config):
-    settings = {"epochs": 2, "batch_size": 20, "threads": 1, "backend": "scipy"} | config
-    return Trainer(network(seed), TrainingConfig(**settings))
+    settings = {"epochs": 2, "batch_size": 20, "epsilon": 3.0, "network": {"seed": seed}}
+    return helpers.make_trainer((6, 8, 2), **settings | config)
 
 
 def fit(trainer, folder, **options):

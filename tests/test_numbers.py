@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.errors import NumericalError
 from largesparse.losses import softmax_cross_entropy
 
@@ -20,12 +20,9 @@ def task(n_features=12, n_classes=3):
 
 
 def make_trainer(network=None, **training):
-    config = {"layer_sizes": (12, 40, 30, 3), "epsilon": 4.0, "seed": 1} | (network or {})
-    settings = {"learning_rate": 0.05, "batch_size": 64, "backend": "fused", "threads": 1}
-    trainer = Trainer(
-        SparseMLP(NetworkConfig(**config), progress=False), TrainingConfig(**(settings | training))
-    )
-    return trainer
+    settings = {"learning_rate": 0.05, "batch_size": 64, "backend": "fused"}
+    settings |= {"network": {"epsilon": 4.0, "seed": 1} | (network or {})}
+    return helpers.make_trainer((12, 40, 30, 3), **settings | training)
 
 
 def arrays_of(trainer):

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 from helpers import TOOLS
@@ -16,10 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import (
-    NetworkConfig,
-    SparseMLP,
     Trainer,
-    TrainingConfig,
     environment,
     load_checkpoint,
     stopping,
@@ -38,11 +37,17 @@ def task():
     return X, X[:, :3].argmax(axis=1)
 
 
-def make_trainer(**changes):
-    network = SparseMLP(NetworkConfig((12, 30, 20, 3), epsilon=4, seed=3), progress=False)
-    config = {"epochs": EPOCHS, "batch_size": 16, "learning_rate": 0.3, "dropout": 0.3}
-    config |= {"schedule": "cosine", "validation_fraction": 0.2, "backend": "scipy", "threads": 1}
-    return Trainer(network, TrainingConfig(**config | changes))
+make_trainer = partial(
+    helpers.make_trainer,
+    epsilon=4,
+    network={"seed": 3},
+    epochs=EPOCHS,
+    batch_size=16,
+    learning_rate=0.3,
+    dropout=0.3,
+    schedule="cosine",
+    validation_fraction=0.2,
+)
 
 
 def result(trainer):
