@@ -34,6 +34,50 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, available_threads() + 1)
 
 
+# A file is run by one process, and the last process is waited for: what takes longest comes first.
+# The second and the third need no kernels, while the first has them compiled.
+LONGEST = (
+    "test_training",  # compiles most kernels
+    "test_protocol",
+    "test_parallel_control",
+    "test_parallel_training",
+    "test_benchmarks",
+    "test_estimator",
+    "test_paper_tables",
+    "test_parallel_failures",
+    "test_compare_peers",
+    "test_stopping",
+    "test_tools",
+    "test_compiling",
+    "test_threads",
+    "test_report",
+    "test_two_threads",
+    "test_system_limits",
+    "test_bfloat16",
+    "test_platforms",
+    "test_output",
+    "test_scaling",
+    "test_long_run",
+    "test_gradients",
+    "test_bigmodel_ranks",
+    "test_bigmodel",
+    "test_kill_ranks",
+    "test_readme",
+    "test_synthetic",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_folder(tmp_path_factory) -> None:
+    """Start in an empty folder: in the working copy, `python -c` would import its package."""
+    os.chdir(tmp_path_factory.mktemp("empty"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the real data sets; tests that use it are skipped where there is none."""
