@@ -163,9 +163,11 @@ def test_a_layer_that_is_missing_is_told_and_replaced(asked):
 
 
 FORKS = """
+    expected = train(0)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         found = pool.map_async(train, [0, 0]).get(timeout=60)
-    assert found == [train(0)] * 2
+    assert found == [expected] * 2
+    assert train(0) == expected
 """
 THREADS = """
     expected, found = [train(k) for k in range(2)], [None] * 2
@@ -192,7 +194,7 @@ def can_fork() -> bool:
 
 @pytest.mark.parametrize("backend", backends())
 def test_forked_children_and_two_threads_compute_the_same(backend):
-    result = run("train(0)" + (FORKS if can_fork() else "") + THREADS, backend)
+    result = run((FORKS if can_fork() else "") + THREADS, backend)
     assert result.stdout == "equal\n", result.stderr
 
 
