@@ -175,6 +175,20 @@ def test_mkl_with_several_threads_equals_one():
     np.testing.assert_array_equal(*results)
 
 
+def test_a_product_with_one_column_is_the_same_every_time():
+    """MKL's own threads make it differ once in some hundred times."""
+    backend = backend_or_skip("mkl")
+    indptr, indices, values, X, _ = random_product(403, 301, 1, 0.03, 0)
+    out = np.empty((403, 1), dtype=np.float32)
+    found = set()
+    for threads in (1, 2, 3):
+        with backend.threads(threads):
+            for _ in range(500):
+                backend.spmm(indptr, indices, values, X, out=out)
+                found.add(out.tobytes())
+    assert len(found) == 1
+
+
 def test_threads_of_mkl_are_set_for_a_while():
     backend = backend_or_skip("mkl")
     if backend._on_tbb:
