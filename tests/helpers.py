@@ -95,6 +95,9 @@ def make_trainer(layer_sizes=(12, 30, 20, 3), *, network=None, trainer=Trainer, 
     return trainer(make_network(layer_sizes, **of_network), config)
 
 
+# Arguments of an estimator that is quick on few rows.
+SMALL = {"hidden_layer_sizes": (30,), "random_state": 0, "n_jobs": 1, "backend": "fused"}
+
 PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
 ARRAYS = ("values", "velocity", "values_by_output", "bias", "bias_velocity", "srelu", "dead")
 

@@ -7,6 +7,7 @@ from functools import partial
 import helpers
 import numpy as np
 import pytest
+from helpers import normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array, csr_array, random_array
@@ -45,7 +46,7 @@ make_trainer = partial(
 
 
 def data_of(rows=8, features=6):
-    X = np.random.default_rng(0).standard_normal((rows, features), dtype=np.float32)
+    X = normal_rows(rows, features)
     return X, (X[:, 0] > 0).astype(np.int32)
 
 

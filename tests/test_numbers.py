@@ -5,6 +5,7 @@ from __future__ import annotations
 import helpers
 import numpy as np
 import pytest
+from helpers import normal_rows
 
 from largesparse.errors import NumericalError
 from largesparse.losses import softmax_cross_entropy
@@ -14,8 +15,7 @@ TINY = np.finfo(np.float32).tiny
 
 
 def task(n_features=12, n_classes=3):
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((64, n_features), dtype=np.float32)
+    X = normal_rows(64, n_features)
     return X, X[:, :n_classes].argmax(axis=1).astype(np.int32)
 
 

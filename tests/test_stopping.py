@@ -11,9 +11,8 @@ import threading
 from functools import partial
 
 import helpers
-import numpy as np
 import pytest
-from helpers import TOOLS
+from helpers import TOOLS, normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def task():
-    X = np.random.default_rng(0).standard_normal((ROWS, 12), dtype=np.float32)
+    X = normal_rows(ROWS, 12)
     return X, X[:, :3].argmax(axis=1)
 
 
