@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numba
 import pytest
+from helpers import ROOT, TOOLS, child_path
 from hypothesis import settings
 
 from largesparse.backends.compiling import _source_digest
@@ -17,6 +19,11 @@ from largesparse.threads import available_threads
 if not os.environ.get("NUMBA_CACHE_DIR"):
     numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _source_digest())
     os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR
+
+os.environ["PYTHONPATH"] = child_path()
+
+# Tools and `soak` are imported from the working copy; the package is where it is installed.
+sys.path += [str(folder) for folder in (TOOLS, ROOT)]
 
 # Threads would only wait for each other over small arrays; tests of threads ask for them.
 numba.set_num_threads(1)
@@ -31,11 +38,55 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, available_threads() + 1)
 
 
+# A file is run by one process, and the last process is waited for: what takes longest comes first.
+# The second and the third need no kernels, while the first has them compiled.
+LONGEST = (
+    "test_training",  # compiles most kernels
+    "test_protocol",
+    "test_parallel_control",
+    "test_parallel_training",
+    "test_benchmarks",
+    "test_estimator",
+    "test_paper_tables",
+    "test_parallel_failures",
+    "test_compare_peers",
+    "test_stopping",
+    "test_tools",
+    "test_compiling",
+    "test_threads",
+    "test_report",
+    "test_two_threads",
+    "test_system_limits",
+    "test_bfloat16",
+    "test_platforms",
+    "test_output",
+    "test_scaling",
+    "test_long_run",
+    "test_gradients",
+    "test_bigmodel_ranks",
+    "test_bigmodel",
+    "test_kill_ranks",
+    "test_readme",
+    "test_synthetic",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_folder(tmp_path_factory) -> None:
+    """Start in an empty folder: in the working copy, `python -c` would import its package."""
+    os.chdir(tmp_path_factory.mktemp("empty"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the real data sets; tests that use it are skipped where there is none."""
     named = os.environ.get("LARGESPARSE_DATA")
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = ROOT.parent / "shared" / "data"
     folder = Path(named).expanduser() if named else beside
     if not (folder / "madelon.npz").is_file():
         pytest.skip(f"no data sets in {folder}: set LARGESPARSE_DATA to the folder that holds them")

@@ -21,7 +21,6 @@ import pytest
 from largesparse.environment import find_mpiexec
 
 MARKER = "LARGESPARSE_TEST_RUN"  # set in the environment of every process of a run
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Result(NamedTuple):
@@ -66,10 +65,9 @@ class MpiRun:
     ) -> None:
         self.marker = uuid.uuid4().hex
         python = (sys.executable, *(program or ("-c", textwrap.dedent(script))), *arguments)
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [mpiexec(), "-n", str(ranks), *python],
-            env=os.environ | {"PYTHONPATH": path, MARKER: self.marker} | dict(environment or {}),
+            env=os.environ | {MARKER: self.marker} | dict(environment or {}),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import helpers
 import numpy as np
 import pytest
+from helpers import normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csc_array, csr_array, random_array
 from tqdm import tqdm
 
-from largesparse import NetworkConfig, Predictor, SparseMLP, Trainer, TrainingConfig
+from largesparse import Predictor
 from largesparse.batches import load_batch
 from largesparse.errors import DataError, ParameterError
 from largesparse.standardizer import Standardizer
@@ -36,14 +40,13 @@ def test_sparse_rows_are_standardised_as_dense_ones(dtype, shape, batch, seed):
     assert np.array_equal(found, expected.T.astype(np.float32))
 
 
-def make_trainer(sizes=(6, 20, 2), loss="softmax_cross_entropy", **options):
-    network = SparseMLP(NetworkConfig(sizes, epsilon=4, loss=loss), progress=False)
-    config = {"backend": "fused", "threads": 1, "batch_size": 8, "micro_batch": 4}
-    return Trainer(network, TrainingConfig(**config | options))
+make_trainer = partial(
+    helpers.make_trainer, (6, 20, 2), epsilon=4, backend="fused", batch_size=8, micro_batch=4
+)
 
 
 def data_of(rows=8, features=6):
-    X = np.random.default_rng(0).standard_normal((rows, features), dtype=np.float32)
+    X = normal_rows(rows, features)
     return X, (X[:, 0] > 0).astype(np.int32)
 
 
@@ -107,7 +110,7 @@ def test_a_mini_batch_that_does_not_fit_is_refused(name, micro_batch, wrong):
 @pytest.mark.parametrize("targets", [np.ones((8, 1)), np.ones(8), y, np.full((8, 2), "1")])
 def test_targets_of_another_shape_or_kind_are_refused(targets):
     for micro_batch in (4, 8):
-        trainer = make_trainer((6, 20, 2), "mean_squared_error", micro_batch=micro_batch)
+        trainer = make_trainer(loss="mean_squared_error", micro_batch=micro_batch)
         for call in (trainer.step, trainer.evaluate):
             with pytest.raises(DataError, match=r"y must be numbers of shape \(\d, 2\)"):
                 call(X, targets)

@@ -4,16 +4,15 @@ import functools
 import importlib
 import inspect
 import itertools
+import os
 import pkgutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT, child_path
 
 from largesparse.environment import BENCH_MAX
 from largesparse.errors import BackendError, ParameterError
-
-ROOT = Path(__file__).parent.parent
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT)
@@ -33,6 +32,13 @@ CASES = [
     if method.startswith(("time_", "track_"))
     for parameters in itertools.product(*getattr(kind, "params", ()))
 ]
+
+
+@pytest.fixture(autouse=True)
+def _children_take_the_package_under_test(monkeypatch):
+    """They start in the working copy, which has a package of its own."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([child_path(), str(ROOT)]))
 
 
 UNITS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import random_array
@@ -132,8 +133,7 @@ def pass_through(value):
 
 
 def task():
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((400, 20), dtype=np.float32)
+    X = normal_rows(400, 20)
     return X, (X[:, 0] + X[:, 1] * X[:, 2] > 0).astype(np.int32)
 
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from mpi_runs import ROOT, run_mpi
+from helpers import ROOT
+from mpi_runs import run_mpi
 
 TOOL = str(ROOT / "tools" / "bigmodel.py")
 TINY = ("--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy")

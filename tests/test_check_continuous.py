@@ -4,14 +4,12 @@ import importlib
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from largesparse.errors import LargeSparseError
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))
 TABLE = """
 | Change   | Before [aa] <main>   | After [bb] <slower>   |   Ratio | Benchmark (Parameter)        |
 |----------|----------------------|-----------------------|---------|------------------------------|

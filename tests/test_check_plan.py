@@ -14,7 +14,6 @@ from largesparse import NetworkConfig
 from largesparse.comparison import describe_plan
 from largesparse.memory import GIB, plan_training
 
-sys.path.append(str(Path(__file__).parents[1]))
 MAPS = """\
 55d0-55d4 r-xp 00000000 fe:00 123   /usr/lib/libbig.so
 Rss:                 100 kB

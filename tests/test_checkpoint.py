@@ -11,9 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import copies_of, same
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array
@@ -51,32 +53,14 @@ def task(n_samples=96, n_features=12):
 
 
 def make_trainer(network=None, **training):
-    config = NetworkConfig((12, 30, 20, 3), **({"epsilon": 4.0, "seed": 3} | (network or {})))
-    settings = {
-        "epochs": 4,
-        "batch_size": 32,
-        "learning_rate": 0.05,
-        "dropout": 0.0,
-        "backend": "scipy",
-        "threads": 1,
-        "seed": 7,
-    }
-    return Trainer(SparseMLP(config, progress=False), TrainingConfig(**settings | training))
+    settings = {"epochs": 4, "batch_size": 32, "learning_rate": 0.05, "dropout": 0.0, "seed": 7}
+    settings |= {"network": {"epsilon": 4.0, "seed": 3} | (network or {})}
+    return helpers.make_trainer((12, 30, 20, 3), **settings | training)
 
 
 def state(network):
-    arrays = []
-    for layer in network.layers:
-        topology = layer.topology
-        arrays += [getattr(topology, name) for name in topology.__slots__ if name[:2] != "n_"]
-        arrays += [layer.values, layer.velocity, layer.values_by_output]
-        arrays += [layer.bias, layer.bias_velocity]
-        arrays.append(np.array([layer.slope, layer.config.rate_scale, layer.number]))
-    return [array.copy() for array in arrays]
-
-
-def same(one, other):
-    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    numbers = [[layer.slope, layer.config.rate_scale, layer.number] for layer in network.layers]
+    return [*copies_of(network), np.array(numbers)]
 
 
 def measured(history):

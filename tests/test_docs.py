@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, save_model
 from largesparse.backends.base import PREFETCH_AHEAD, PREFETCH_BYTES
@@ -25,7 +25,6 @@ from largesparse.estimator_defaults import (
 )
 from largesparse.memory import HEADROOM
 
-ROOT = Path(__file__).parent.parent
 CONF = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "docs" / "extensions")!r})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from functools import partial
 
+import helpers
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +28,7 @@ from largesparse.skewness import alpha_from_skewness
 from largesparse.threads import available_threads
 
 # The quickest for small networks; where nothing is given, a backend is chosen by what is installed.
-SMALL = {"hidden_layer_sizes": (30, 20), "random_state": 0, "n_jobs": 1, "backend": "fused"}
+SMALL = helpers.SMALL | {"hidden_layer_sizes": (30, 20)}
 
 MINI_BATCHES = "a row of weight 2 is in one mini-batch, and a row given twice is in two"
 EXPECTED_FAILURES = {
@@ -46,12 +48,8 @@ def test_scikit_learn(estimator, check):
     check(estimator)
 
 
-def classifier(**parameters):
-    return SparseMLPClassifier(**SMALL | {"max_epochs": 10} | parameters)
-
-
-def regressor(**parameters):
-    return SparseMLPRegressor(**SMALL | {"max_epochs": 10} | parameters)
+classifier = partial(SparseMLPClassifier, max_epochs=10, **SMALL)
+regressor = partial(SparseMLPRegressor, max_epochs=10, **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import helpers
 import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
@@ -20,15 +23,11 @@ from largesparse import (
 from largesparse.errors import DataError, NumericalError, ParameterError
 from largesparse.estimator_defaults import PARTIAL_FACTOR, RATES
 
-SMALL = {"hidden_layer_sizes": (20,), "random_state": 0, "n_jobs": 1, "backend": "fused"}
+SMALL = helpers.SMALL | {"hidden_layer_sizes": (20,)}
 
 
-def classifier(**parameters):
-    return SparseMLPClassifier(**SMALL | {"max_epochs": 3} | parameters)
-
-
-def regressor(**parameters):
-    return SparseMLPRegressor(**SMALL | {"max_epochs": 3} | parameters)
+classifier = partial(SparseMLPClassifier, max_epochs=3, **SMALL)
+regressor = partial(SparseMLPRegressor, max_epochs=3, **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
+from helpers import make_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.stats import chi2, kstest, norm, uniform
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
+from largesparse import NetworkConfig, SparseMLP
 from largesparse.backends import get_backend
 from largesparse.errors import ParameterError
 from largesparse.evolution import evolve
@@ -374,9 +375,8 @@ def test_the_generator_decides_where_connections_grow(density):
 # The trainer's evolution
 
 
-def trainer_of(sizes=(12, 20, 16, 3), **options) -> Trainer:
-    network = SparseMLP(NetworkConfig(sizes, epsilon=2), progress=False)
-    return Trainer(network, TrainingConfig(backend="scipy", threads=1, batch_size=8, **options))
+def trainer_of(sizes=(12, 20, 16, 3), **options):
+    return make_trainer(sizes, epsilon=2, batch_size=8, **options)
 
 
 def data_of(n_features=12, n_classes=3, rows=24):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers import DATA, SMALL
 from scipy.sparse import csr_array
 from sklearn.metrics import r2_score
 
@@ -28,16 +29,8 @@ from largesparse.cli import main
 from largesparse.errors import DataError
 from largesparse.standardizer import refuse_rounding
 
-DATA = Path(__file__).parent / "data"
-SMALL = {"hidden_layer_sizes": (30,), "random_state": 0, "n_jobs": 1, "backend": "fused"}
-
-
-def classifier(**parameters):
-    return SparseMLPClassifier(**SMALL | {"max_epochs": 30} | parameters)
-
-
-def regressor(**parameters):
-    return SparseMLPRegressor(**SMALL | {"max_epochs": 30} | parameters)
+classifier = partial(SparseMLPClassifier, max_epochs=30, **SMALL)
+regressor = partial(SparseMLPRegressor, max_epochs=30, **SMALL)
 
 
 @pytest.fixture(scope="module")

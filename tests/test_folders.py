@@ -10,16 +10,14 @@ import sys
 import threading
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 
-import largesparse
 import largesparse.training as training_module
 from largesparse import (
     NetworkConfig,
     SparseMLP,
-    Trainer,
-    TrainingConfig,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -31,7 +29,6 @@ from largesparse.folders import COMPLETE, WRITING
 
 X = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
 Y = np.arange(40) % 2
-OURS = os.environ | {"PYTHONPATH": str(Path(largesparse.__file__).parents[1])}
 
 
 def network(seed=0):
@@ -39,8 +36,8 @@ def network(seed=0):
 
 
 def make_trainer(seed=0, **config):
-    settings = {"epochs": 2, "batch_size": 20, "threads": 1, "backend": "scipy"} | config
-    return Trainer(network(seed), TrainingConfig(**settings))
+    settings = {"epochs": 2, "batch_size": 20, "epsilon": 3.0, "network": {"seed": seed}}
+    return helpers.make_trainer((6, 8, 2), **settings | config)
 
 
 def fit(trainer, folder, **options):
@@ -211,7 +208,7 @@ with folders.replacing(Path({str(old)!r})) as beside:
 """
     command = [sys.executable, "-c", script]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=OURS) as writer:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as writer:
         assert writer.stdout.readline() == "writing\n"
         save_model(network(1), old)
         (left,) = old.glob(f"{WRITING}*")
@@ -352,7 +349,7 @@ def test_a_mount_point_is_written_to(tmp_path):
         pytest.skip("this user cannot mount a folder")
     program = [sys.executable, "-c", BIND]
     command = [*unshare, f'{mount} && exec "$@"', "sh", *program]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "env": OURS}
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
     result = subprocess.run(command, check=False, **options)
     assert result.returncode == 0, result.stderr
     assert load_model(tmp_path / "source").neurons == 8

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import make_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
@@ -23,10 +24,9 @@ from largesparse.whole_step import WholeStep
 fused = get_backend("fused")
 
 
-def trainer_of(sizes, *, epsilon=5, recipe="paper", backend="fused", seed=0, **options) -> Trainer:
-    network = SparseMLP(NetworkConfig(sizes, epsilon=epsilon, recipe=recipe, seed=seed))
-    options = {"batch_size": 40, "epochs": 3, "threads": 1, "learning_rate": 0.05} | options
-    return Trainer(network, TrainingConfig(backend=backend, **options))
+def trainer_of(sizes, *, seed=0, **options):
+    given = {"epsilon": 5, "batch_size": 40, "epochs": 3, "learning_rate": 0.05, "backend": "fused"}
+    return make_trainer(sizes, network={"seed": seed}, **given | options)
 
 
 def data_of(rows, features, classes=3, seed=0):

@@ -3,17 +3,13 @@
 import importlib
 import io
 import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from largesparse.errors import DataError
 from largesparse.tables import read_table
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import backend_or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, random_array
@@ -19,9 +20,8 @@ from sklearn.metrics import log_loss
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.activations import ACTIVATIONS, TRAINED
-from largesparse.backends import BACKENDS, get_backend
+from largesparse.backends import BACKENDS
 from largesparse.backends.base import Connections, Derivative, Dropout
-from largesparse.errors import BackendError
 from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.losses import softmax, softmax_cross_entropy
 from largesparse.topology import Topology
@@ -32,14 +32,7 @@ NAMES = ["all_relu", "leaky_relu", "linear", "relu"]
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    return loaded(request.param)
-
-
-def loaded(name):
-    try:
-        return get_backend(name)
-    except BackendError as error:
-        pytest.skip(str(error))
+    return backend_or_skip(request.param)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -219,7 +212,9 @@ def test_gradients_equal_dense_numpy_for_shapes(backend, sizes, rows):
 def test_gradients_equal_dense_numpy_for_any_network(sizes, density, rows, name, initializer, seed):
     options = {"density": density, "initializer": initializer, "alpha": ALPHA, "seed": seed}
     network = network_of((*sizes, 3), **options)
-    check_against_dense(trainer_of(network, loaded(name).name), *data_of(network, rows, seed), 0.4)
+    check_against_dense(
+        trainer_of(network, backend_or_skip(name).name), *data_of(network, rows, seed), 0.4
+    )
 
 
 def test_gradients_do_not_change_the_network_or_the_data(backend):
@@ -500,7 +495,7 @@ def test_mkl_equals_scipy(n_in, n_out, batch, density, slope, keep_below, seed):
         gradient = np.full(layer.nnz, np.nan, dtype=np.float32)
         delta = np.full((n_in, batch), np.nan, dtype=np.float32)
         bias_gradient = np.full(n_in, np.nan, dtype=np.float32)
-        backend = loaded(name)
+        backend = backend_or_skip(name)
         with backend.threads(1):
             by_output = pattern.indptr_by_output, pattern.indices_by_output, layer.values_by_output
             arguments = Connections(*by_output), layer.bias, X
@@ -538,7 +533,7 @@ def test_mkl_trains_as_scipy_does(density):
     for name in ("mkl", "scipy"):
         network = network_of((30, 40, 25, 4), density=density)
         X, y = data_of(network, 64)
-        trainer = trainer_of(network, loaded(name).name)
+        trainer = trainer_of(network, backend_or_skip(name).name)
         losses.append([trainer.step(X, y) for _ in range(5)])
         values.append(np.concatenate([layer.values for layer in network.layers]))
     assert_close(losses[0], np.array(losses[1]))

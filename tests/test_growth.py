@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
-from dense_reference import dense_gradients, pattern
+from helpers import arrays_of, dense_gradients, pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_checkpoint
+from largesparse import TrainingConfig, load_checkpoint
 from largesparse.errors import ParameterError
 from largesparse.evolution import survivors
 from largesparse.growth import GradientGrowth, score_cells
@@ -30,10 +31,10 @@ def task(rows=60):
     return X, (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.5)
 
 
-def make_trainer(backend="scipy", sizes=(10, 14, 12, 3), **training):
-    network = SparseMLP(NetworkConfig(sizes, epsilon=3.0, seed=1), progress=False)
-    options = {"epochs": 4, "batch_size": 20, "growth": "gradient", "threads": 1, "seed": 2}
-    return Trainer(network, TrainingConfig(**(options | {"backend": backend} | training)))
+def make_trainer(backend="scipy", **training):
+    options = {"epochs": 4, "batch_size": 20, "growth": "gradient", "backend": backend, "seed": 2}
+    options |= {"epsilon": 3.0, "network": {"seed": 1}}
+    return helpers.make_trainer((10, 14, 12, 3), **options | training)
 
 
 @settings(max_examples=40)
@@ -106,10 +107,6 @@ def test_a_network_grows_where_the_gradient_is_largest(backend):
         best = np.sort(scores[~kept[k]])[::-1][: grown.sum()]
         np.testing.assert_allclose(np.sort(scores[grown])[::-1], best, rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(pattern(trainer.network.layers[-1]), before[-1])
-
-
-def arrays_of(network):
-    return [a for n in network.layers for a in (n.topology.indptr, n.topology.indices, n.values)]
 
 
 def test_a_training_is_a_function_of_its_seed_and_resumes(tmp_path):

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import dense, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -58,13 +59,6 @@ def make_network(sizes=(12, 30, 20, 3), seed=0, epsilon=4.0, **options):
             layer.srelu += 0.3 * rng.standard_normal(layer.srelu.shape).astype(np.float32)
             layer.srelu[2] = layer.srelu[0] + 0.5
     return network
-
-
-def dense(layer):
-    """W (n_in, n_out) of a layer in float64."""
-    pattern = layer.topology
-    arrays = (layer.values, pattern.indices, pattern.indptr)
-    return csr_array(arrays, shape=(layer.n_in, layer.n_out)).toarray().astype(np.float64)
 
 
 def activation(layer):
@@ -326,20 +320,6 @@ def test_a_schedule_ends_near_a_fifth():
     assert 0.1 < sum(layer.nnz for layer in network.layers[:-1]) / start < 0.45
 
 
-def arrays_of(network):
-    arrays = []
-    for layer in network.layers:
-        pattern = layer.topology
-        arrays += [pattern.indptr, pattern.indices, layer.values, layer.velocity]
-        arrays += [layer.bias, layer.bias_velocity, dead_of(layer)]
-    return arrays
-
-
-def assert_same(one, other):
-    for a, b in zip(arrays_of(one), arrays_of(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.parametrize("backend", ["scipy", "fused"])
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 def test_resuming_gives_the_same_bits(tmp_path, backend, cut):
@@ -349,9 +329,9 @@ def test_resuming_gives_the_same_bits(tmp_path, backend, cut):
     stop = [lambda trainer, record: trainer.epoch == cut]
     part.fit(*task(), checkpoint=tmp_path / "c", progress=False, callbacks=stop)
     resumed = load_checkpoint(tmp_path / "c")
-    assert_same(part.network, resumed.network)
+    assert same(part.network, resumed.network)
     resumed.fit(*task(), progress=False)
-    assert_same(whole.network, resumed.network)
+    assert same(whole.network, resumed.network)
     assert whole.history["loss"] == resumed.history["loss"]
 
 
@@ -361,7 +341,7 @@ def test_prolonging_prunes_after_what_was_the_last_epoch(tmp_path):
     make_trainer(epochs=4).fit(*task(), checkpoint=tmp_path / "c", progress=False)
     resumed = load_checkpoint(tmp_path / "c", epochs=6)
     resumed.fit(*task(), progress=False)
-    assert_same(whole.network, resumed.network)
+    assert same(whole.network, resumed.network)
 
 
 def test_a_saved_model_keeps_its_dead(tmp_path):

@@ -7,13 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from largesparse.environment import find_mpiexec
 
-sys.path.append(str(Path(__file__).parents[1]))
 SMALL = ["--samples=300", "--epochs=2", "--phase-one-epochs=1", "--undisturbed=2"]
 
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpi_runs import ROOT, run_mpi
+from helpers import ROOT
+from mpi_runs import run_mpi
 
 from largesparse import environment, launching
 from largesparse.environment import launched_ranks, left_over_variables
@@ -26,8 +27,7 @@ ASK = "from largesparse.parallel.ranks import get_communicator; print(get_commun
 def alone(**variables: str) -> dict[str, str]:
     """Return an environment without any launcher's variables but these."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_LAUNCHERS)}
-    path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
-    return kept | {"PYTHONPATH": path} | variables
+    return kept | variables
 
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from largesparse import Trainer
 from largesparse.environment import find_mpiexec
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture

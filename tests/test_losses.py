@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, r2_score
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, inference
+from largesparse import inference
 from largesparse.checkpoint import load_model, save_model
 from largesparse.errors import DataError, ParameterError
 from largesparse.losses import ScoreSums, mean_squared_error, softmax, softmax_cross_entropy
@@ -69,10 +70,9 @@ def regression(n=400, targets=1, seed=0):
 
 
 def make_trainer(n_outputs, loss, backend="fused", **settings):
-    network = SparseMLP(NetworkConfig((10, 40, n_outputs), epsilon=8, loss=loss))
     given = {"learning_rate": 0.02, "epochs": 30, "batch_size": 32, "dropout": 0.0, "zeta": 0.1}
-    given |= {"threads": 1}
-    return Trainer(network, TrainingConfig(backend=backend, **given | settings))
+    given |= {"epsilon": 8, "loss": loss, "backend": backend}
+    return helpers.make_trainer((10, 40, n_outputs), **given | settings)
 
 
 @pytest.mark.parametrize("targets", [1, 3])

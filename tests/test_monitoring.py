@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from dense_reference import dense_gradients, pattern
+from helpers import dense_gradients, pattern
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.errors import ParameterError

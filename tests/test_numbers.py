@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
+from helpers import normal_rows
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.errors import NumericalError
 from largesparse.losses import softmax_cross_entropy
 
@@ -14,18 +15,14 @@ TINY = np.finfo(np.float32).tiny
 
 
 def task(n_features=12, n_classes=3):
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((64, n_features), dtype=np.float32)
+    X = normal_rows(64, n_features)
     return X, X[:, :n_classes].argmax(axis=1).astype(np.int32)
 
 
 def make_trainer(network=None, **training):
-    config = {"layer_sizes": (12, 40, 30, 3), "epsilon": 4.0, "seed": 1} | (network or {})
-    settings = {"learning_rate": 0.05, "batch_size": 64, "backend": "fused", "threads": 1}
-    trainer = Trainer(
-        SparseMLP(NetworkConfig(**config), progress=False), TrainingConfig(**(settings | training))
-    )
-    return trainer
+    settings = {"learning_rate": 0.05, "batch_size": 64, "backend": "fused"}
+    settings |= {"network": {"epsilon": 4.0, "seed": 1} | (network or {})}
+    return helpers.make_trainer((12, 40, 30, 3), **settings | training)
 
 
 def arrays_of(trainer):

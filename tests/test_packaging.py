@@ -1,25 +1,12 @@
 """The package as a user meets it: what importing it loads, and the README's commands."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, run_python
 
-import largesparse
-
-ROOT = Path(__file__).parent.parent
 HEAVY = {"mpi4py", "numba", "sparse_dot_mkl", "pandas", "sklearn"}
-
-
-def run_python(*arguments):
-    """Run another interpreter on the package that this one has imported."""
-    environment = os.environ | {"PYTHONPATH": str(Path(largesparse.__file__).parent.parent)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_importing_the_package_loads_nothing_heavy():

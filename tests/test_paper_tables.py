@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from largesparse import Dataset, NetworkConfig, SparseMLP, Trainer, publishers, read_records
 from largesparse.cli import run_command
@@ -42,7 +43,6 @@ from largesparse.reproduction.trainings import (
 )
 from largesparse.series import colour_of
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = paper.Task((12, 20, 15, 20, 3), 5, 0.05, 16, "he_uniform", 0.5, 96, 40, 0.5)
 SHORT = Protocol(epochs=3, backend="scipy")
 

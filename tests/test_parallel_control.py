@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import sys
+import time
+from functools import partial
 
 import pytest
+from helpers import ROOT
 from mpi_runs import mpi_run, mpiexec, run_mpi
 
+from largesparse.cli import run_command
+from largesparse.errors import DataError
+from largesparse.parallel.control import connect
+from largesparse.parallel.guard import guard
 from largesparse.parallel.nodes import Host, Nodes
+from largesparse.parallel.ranks import (
+    agree,
+    barrier,
+    broadcast,
+    gather,
+    get_communicator,
+    raise_together,
+)
+from largesparse.threads import available_threads
 
 ENDS_IN = 20  # seconds from the failure of a rank to the end of the job
 
@@ -36,74 +51,120 @@ with guard(comm):
 WAIT = "channel.receive()"
 
 
+# Functions that four ranks call under one mpiexec
+
+
+def messages_go_both_ways_in_order_and_ranks_take_turns(comm):
+    channel = connect(comm)
+    if comm.rank == 0:
+        assert channel.ranks == [1, 2, 3]
+        assert channel.receive(timeout=0.05) is None
+        for rank in channel.ranks:
+            for number in range(50):
+                channel.send(rank, {"rank": rank, "number": number})
+        barrier(comm)  # all that the ranks have to say is on its way
+        received = [channel.receive() for _ in range(150)]
+        for rank in channel.ranks:
+            assert [m for sender, m in received if sender == rank] == [(rank, n) for n in range(50)]
+        for turn in range(50):
+            assert {sender for sender, _ in received[3 * turn : 3 * turn + 3]} == {1, 2, 3}
+        assert channel.receive(timeout=0) is None
+        assert channel.messages_received == channel.messages_sent == 150
+        time.sleep(0.5)
+        for rank in channel.ranks:
+            channel.send(rank, "end")
+    else:
+        for number in range(50):
+            message = channel.receive()
+            assert message == {"rank": comm.rank, "number": number}
+            channel.send((comm.rank, number))
+        barrier(comm)
+        before = channel.idle_s
+        assert channel.receive() == "end"
+        assert channel.idle_s - before > 0.4
+        assert channel.idle_cpu_s < 0.1
+
+
+def connections_may_follow_one_another(comm):
+    for run in range(2):
+        channel = connect(comm)
+        if comm.rank == 0:
+            first = {}
+            while len(first) < 3:
+                rank, message = channel.receive()
+                first.setdefault(rank, message)
+            assert first == {1: run, 2: run, 3: run}
+        else:
+            channel.send(run)
+            channel.send("never received")
+
+
+def small_objects_reach_every_rank(comm):
+    assert broadcast(comm, comm.rank, root=2) == 2
+    assert broadcast(comm, None if comm.rank else "x" * 100_000) == "x" * 100_000
+    everyone = gather(comm, "y" * comm.rank)
+    assert everyone == (None if comm.rank else ["", "y", "yy", "yyy"])
+
+
+def nodes_are_simulated(comm):
+    nodes = Nodes.of(comm)
+    assert nodes == Nodes([0] * 4, [available_threads()]), nodes
+    nodes = Nodes.of(comm, ranks_per_node=3)
+    assert nodes.node == [0, 0, 0, 1], nodes
+    assert nodes.cores == [max(1, available_threads() // 2)] * 2, nodes
+    assert len(nodes) == 2 and nodes.leader(1) == 3 and nodes.ranks(1) == [3]
+
+
+def ranks_that_disagree_are_told_by_rank_0(comm):
+    agree(comm, {"epochs": 3, "seed": 1})
+    assert run_command(lambda: agree(comm, {"epochs": 3, "seed": comm.rank // 2})) == 2
+
+
+def an_error_of_one_rank_is_raised_by_rank_0(comm):
+    raise_together(comm, None)
+    for error in (DataError("no data"), OSError("no file")):
+        given = error if comm.rank == 2 else None
+        assert run_command(partial(raise_together, comm, given)) == 2
+
+
+CALLED = (
+    messages_go_both_ways_in_order_and_ranks_take_turns,
+    small_objects_reach_every_rank,
+    nodes_are_simulated,
+    ranks_that_disagree_are_told_by_rank_0,
+    an_error_of_one_rank_is_raised_by_rank_0,
+    connections_may_follow_one_another,  # last: it leaves messages that nobody receives
+)
+
+
+@pytest.fixture(scope="module")
+def called():
+    return run_mpi("", 4, program=(__file__,))
+
+
+@pytest.mark.parametrize("function", CALLED, ids=lambda function: function.__name__)
+def test_four_ranks(called, function):
+    assert called.out.count(f"{function.__name__} passed") == 4, called.err
+
+
+def test_four_ranks_end_well_and_rank_0_tells_what_the_ranks_raised(called):
+    assert called.status == 0
+    disagreement, *errors = called.err.splitlines()
+    assert "disagree on seed: rank 0 has 0, rank 2 has 1." in disagreement
+    assert errors == [
+        "largesparse: error: Rank 2: no data",
+        "largesparse: error: Rank 2: OSError: no file",
+    ]
+
+
+# Jobs that end otherwise
+
+
 def assert_one_message(result, *parts):
     assert result.status != 0
     assert len(result.messages) == 1, result.err
     for part in parts:
         assert part in result.messages[0]
-
-
-def test_messages_go_both_ways_in_order_and_ranks_take_turns():
-    script = """
-        import json, time
-        from largesparse.parallel.control import connect
-        from largesparse.parallel.collectives import barrier
-        from largesparse.parallel.ranks import get_communicator
-        comm = get_communicator()
-        channel = connect(comm)
-        if comm.rank == 0:
-            assert channel.ranks == [1, 2, 3]
-            assert channel.receive(timeout=0.05) is None
-            for rank in channel.ranks:
-                for number in range(50):
-                    channel.send(rank, {"rank": rank, "number": number})
-            barrier(comm)  # all that the ranks have to say is on its way
-            print(json.dumps([channel.receive() for _ in range(150)]))
-            assert channel.receive(timeout=0) is None
-            time.sleep(0.5)
-            for rank in channel.ranks:
-                channel.send(rank, "end")
-        else:
-            for number in range(50):
-                message = channel.receive()
-                assert message == {"rank": comm.rank, "number": number}
-                channel.send((comm.rank, number))
-            barrier(comm)
-            before = channel.idle_s
-            assert channel.receive() == "end"
-            assert channel.idle_s - before > 0.4
-            assert channel.idle_cpu_s < 0.1
-    """
-    result = run_mpi(script, 4)
-    assert (result.status, result.err) == (0, "")
-    received = json.loads(result.out)
-    for rank in (1, 2, 3):
-        assert [m for sender, m in received if sender == rank] == [[rank, n] for n in range(50)]
-    for turn in range(50):
-        assert {sender for sender, _ in received[3 * turn : 3 * turn + 3]} == {1, 2, 3}
-
-
-def test_a_second_connection_and_uneven_ends():
-    script = """
-        import time
-        from largesparse.parallel.control import connect
-        from largesparse.parallel.ranks import get_communicator
-        comm = get_communicator()
-        for run in range(2):
-            channel = connect(comm)
-            if comm.rank == 0:
-                first = {}
-                while len(first) < 2:
-                    rank, message = channel.receive()
-                    first.setdefault(rank, message)
-                print(first == {1: run, 2: run})
-            else:
-                channel.send(run)
-                channel.send("never received")
-        time.sleep(comm.rank == 0)
-    """
-    result = run_mpi(script, 3)
-    assert result == (0, "True\nTrue\n", "")
 
 
 def test_ranks_may_finish_before_others():
@@ -125,19 +186,6 @@ def test_ranks_may_finish_before_others():
     """
     result = run_mpi(script, 3, timeout=ENDS_IN)
     assert_one_message(result, "All other ranks have left, while rank 0 waits")
-
-
-def test_small_objects_reach_every_rank():
-    script = """
-        from largesparse.parallel.collectives import broadcast, gather
-        from largesparse.parallel.ranks import get_communicator
-        comm = get_communicator()
-        assert broadcast(comm, comm.rank, root=2) == 2
-        assert broadcast(comm, None if comm.rank else "x" * 100_000) == "x" * 100_000
-        everyone = gather(comm, "y" * comm.rank)
-        assert everyone == (None if comm.rank else ["", "y", "yy"])
-    """
-    assert run_mpi(script, 3) == (0, "", "")
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -247,38 +295,6 @@ def test_an_end_of_rank_0_before_the_others_is_told():
     assert_one_message(result, "waits for a message, but rank 0 has left")
 
 
-def test_ranks_that_disagree_are_told_by_rank_0():
-    script = """
-        import sys
-        from largesparse.cli import run_command
-        from largesparse.parallel.ranks import agree, get_communicator
-        comm = get_communicator()
-        agree(comm, {"epochs": 3, "seed": 1})
-        sys.exit(run_command(lambda: agree(comm, {"epochs": 3, "seed": comm.rank // 2})))
-    """
-    result = run_mpi(script, 4, timeout=ENDS_IN)
-    assert result.status == 2
-    assert_one_message(result, "disagree on seed: rank 0 has 0, rank 2 has 1.")
-
-
-@pytest.mark.parametrize("error", ["DataError('no data')", "OSError('no file')"])
-def test_an_error_of_one_rank_is_raised_by_rank_0(error):
-    script = f"""
-        import sys
-        from largesparse.cli import run_command
-        from largesparse.errors import DataError
-        from largesparse.parallel.ranks import get_communicator, raise_together
-        comm = get_communicator()
-        raise_together(comm, None)
-        error = {error} if comm.rank == 2 else None
-        sys.exit(run_command(lambda: raise_together(comm, error)))
-    """
-    result = run_mpi(script, 3, timeout=ENDS_IN)
-    text = "no data" if "Data" in error else "OSError: no file"
-    assert result.status == 2
-    assert result.err == f"largesparse: error: Rank 2: {text}\n"
-
-
 def test_an_unreachable_rank_0_is_told():
     script = """
         import sys
@@ -372,22 +388,6 @@ def test_another_mpi_library_than_the_launchers_is_told_once():
     assert "Traceback" not in result.err
 
 
-def test_simulated_nodes():
-    script = """
-        from largesparse.parallel.nodes import Nodes
-        from largesparse.parallel.ranks import get_communicator
-        from largesparse.threads import available_threads
-        comm = get_communicator()
-        nodes = Nodes.of(comm)
-        assert nodes == Nodes([0] * 5, [available_threads()]), nodes
-        nodes = Nodes.of(comm, ranks_per_node=2)
-        assert nodes.node == [0, 0, 1, 1, 2], nodes
-        assert nodes.cores == [max(1, available_threads() // 3)] * 3, nodes
-        assert len(nodes) == 3 and nodes.leader(1) == 2 and nodes.ranks(1) == [2, 3]
-    """
-    assert run_mpi(script, 5) == (0, "", "")
-
-
 def test_machines_are_nodes_and_namespaces_share_the_cores_of_theirs():
     a, b, other = Host("a", "m", "1"), Host("a", "m", "2"), Host("c", "n", "1")
     hosts = [a, other, a, b, other, other]
@@ -399,11 +399,6 @@ def test_machines_are_nodes_and_namespaces_share_the_cores_of_theirs():
 
 
 def test_one_process_needs_no_mpi(monkeypatch):
-    from largesparse.parallel.collectives import broadcast, gather
-    from largesparse.parallel.control import connect
-    from largesparse.parallel.guard import guard
-    from largesparse.parallel.ranks import agree, get_communicator
-
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     comm = get_communicator()
     assert (comm.rank, comm.size) == (0, 1)
@@ -418,10 +413,14 @@ def test_one_process_needs_no_mpi(monkeypatch):
 
 def test_the_cost_of_waiting_is_measured():
     mpiexec()
-    from mpi_runs import ROOT
-
     tool = (str(ROOT / "tools" / "measure.py"), "idle_cost", "--seconds", "1")
     result = run_mpi("", 4, program=tool)
     assert (result.status, result.err) == (0, "")
     share = float(result.out.split("% of a core")[0].split()[-1])
     assert share < 30
+
+
+if __name__ == "__main__":
+    for called in CALLED:
+        called(get_communicator())
+        print(f"{called.__name__} passed\n", end="", flush=True)

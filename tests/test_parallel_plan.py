@@ -158,7 +158,7 @@ def test_a_slot_is_given_up_before_rows_of_128_bytes_are():
         assert "1 slot and a micro-batch of" in found.note
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.integers(2, 32), st.integers(1, 8), st.floats(0.05, 1.5), st.booleans())
 def test_no_better_setting_would_fit(ranks, cores, share, phase_two):
     nodes, options = machine(ranks, cores), {"replicas": (ranks - 1) * phase_two}

@@ -99,8 +99,7 @@ def case(name: str, folder) -> tuple[SparseMLP, np.ndarray | csr_array]:
 def job(tmp_path_factory):
     """The folder of results, and what every rank has told."""
     folder = tmp_path_factory.mktemp("job")
-    path = os.path.dirname(__file__)
-    result = run_mpi(JOB, RANKS, arguments=(str(folder),), environment=_with_tests(path))
+    result = run_mpi(JOB, RANKS, arguments=(str(folder),))
     assert (result.status, result.messages) == (0, []), result.err
     told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     return folder, told
@@ -113,12 +112,6 @@ def path_of(array) -> str | None:
             return array.filename and str(array.filename)
         array = array.base
     return None
-
-
-def _with_tests(path: str) -> dict[str, str]:
-    root = os.path.dirname(path)
-    old = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, path, old)))}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +198,7 @@ def test_a_wrong_X_is_raised_by_all_ranks_and_told_once():
             print(type(error).__name__, error)
         predict(network, X[:, :-1] if comm.rank == 0 else None)
     """
-    result = run_mpi(script, RANKS, environment=_with_tests(os.path.dirname(__file__)))
+    result = run_mpi(script, RANKS)
     assert result.status != 0
     first, *others = result.out.splitlines()
     assert first.startswith("DataError X has 14 features") and others == [first] * (RANKS - 1)

@@ -329,7 +329,6 @@ def test_asynchronous_training_learns_and_reports(jobs, name):
 
 BAD_INPUT = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from parallel_cases import Case
 from largesparse import Trainer, load_checkpoint, save_checkpoint, save_model
 from largesparse.errors import LargeSparseError
@@ -350,7 +349,7 @@ def attempt(name, case=Case(), config=None, **given):
         told = f"{type(error).__name__}: {error}"
     except TypeError as error:
         told = f"TypeError: {error}"
-    with open(f"{sys.argv[2]}/{comm.rank}", "a", encoding="utf-8") as file:
+    with open(f"{sys.argv[1]}/{comm.rank}", "a", encoding="utf-8") as file:
         file.write(f"{name} | {told}\\n")
     barrier(comm)
 
@@ -369,8 +368,8 @@ attempt("augment", augment=(lambda rows, numbers, epoch: rows) if comm.rank == 2
 attempt("own error", test=5)
 attempt("data", X=[[1.0, 2.0]])
 if comm.rank == 0:
-    save_checkpoint(Trainer(Case().make_network(), Case().make_config()), f"{sys.argv[2]}/taken")
-attempt("taken", checkpoint=f"{sys.argv[2]}/taken")
+    save_checkpoint(Trainer(Case().make_network(), Case().make_config()), f"{sys.argv[1]}/taken")
+attempt("taken", checkpoint=f"{sys.argv[1]}/taken")
 attempt("rows", Case(targets=True, rows=2, training={"batch_size": 2}))
 slow = {"batch_size": 5, "learning_rate": 1e-4}
 attempt("batches", Case(targets=True, rows=7, training=slow), test=None)
@@ -381,7 +380,7 @@ attempt("batches", Case(targets=True, rows=7, training=slow), test=None)
 def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
     """What the ranks said of each bad input, and all of standard error."""
     folder = tmp_path_factory.mktemp("attempts")
-    result = run_mpi(BAD_INPUT, 4, arguments=(str(Path(__file__).parent), str(folder)))
+    result = run_mpi(BAD_INPUT, 4, arguments=(str(folder),))
     assert result.status == 0, result.err
     told: dict[str, list[str]] = {}
     for rank in range(4):
@@ -428,26 +427,23 @@ def test_fewer_batches_than_workers(attempts):
 
 def test_an_error_that_is_not_caught_is_one_message():
     script = """
-        import sys
-        sys.path.insert(0, sys.argv[1])
         from parallel_cases import Case
         from largesparse.parallel import train_wassp
         train_wassp(None, Case().make_config(), slots=0)
     """
-    result = run_mpi(script, 3, arguments=(str(Path(__file__).parent),))
+    result = run_mpi(script, 3)
     assert result.status != 0
     assert result.err.count("'slots'") == result.err.count("Traceback") == 1, result
 
 
 CAUGHT = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from parallel_cases import Case
 from mpi4py import MPI
 from largesparse.errors import LargeSparseError
 from largesparse.parallel import leaving, train_wasap
 
-comm, catches = MPI.COMM_WORLD, sys.argv[2]
+comm, catches = MPI.COMM_WORLD, sys.argv[1]
 leaving.HEAD_START = leaving.UNHEEDED = 1
 case = Case(training={"validation_fraction": 0.1})
 try:
@@ -465,20 +461,18 @@ comm.Barrier()
 
 
 def test_an_error_that_a_script_catches_leaves_the_ranks_together():
-    tests = str(Path(__file__).parent)
-    assert run_mpi(CAUGHT, 3, arguments=(tests, "all"), timeout=30) == (0, "", "")
+    assert run_mpi(CAUGHT, 3, arguments=("all",), timeout=30) == (0, "", "")
 
 
 def test_an_error_that_rank_0_alone_catches_ends_the_job():
-    result = run_mpi(CAUGHT, 3, arguments=(str(Path(__file__).parent), "rank 0"), timeout=30)
+    result = run_mpi(CAUGHT, 3, arguments=("rank 0",), timeout=30)
     assert result.status != 0
     assert result.messages and all("'validation_fraction'" in each for each in result.messages)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_rank_that_waits_in_mpi_for_ranks_that_are_gone(number):
-    arguments = (str(Path(__file__).parent), "all, and rank 0 waits")
-    with mpi_run(CAUGHT, 3, arguments=arguments) as run:
+    with mpi_run(CAUGHT, 3, arguments=("all, and rank 0 waits",)) as run:
         run.wait_for("waits")
         time.sleep(0.5)
         run.send(number)

@@ -1,18 +1,15 @@
 """What the package does where Linux's and POSIX's own things are missing."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from mpi_runs import run_mpi
 
 from largesparse.errors import ParallelError
 from largesparse.parallel import shared
-
-ROOT = Path(__file__).parents[1]
 
 # Taken away after the libraries have been imported, which look at the platform too.
 TAKEN = """
@@ -37,7 +34,6 @@ WINDOWS = POSIX_MODULES, [*LINUX, "fork", "getuid", "uname"], ["SIGHUP", "SIGKIL
 def run_without(taken, program, *arguments):
     return subprocess.run(
         [sys.executable, "-c", TAKEN.replace("{taken}", repr(taken)) + program, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import load_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -15,8 +12,6 @@ from scipy.sparse import csr_array
 from largesparse.cli import run_command
 from largesparse.errors import ParameterError
 from largesparse.radixnet import FAN_IN, WEIGHT, generated_inputs, infer, radix_net
-
-ROOT = Path(__file__).parent.parent
 
 
 def dense_rows(network, X):
@@ -116,7 +111,7 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 def test_the_tool_prints_a_line_a_network(capsys, monkeypatch):
-    sys.path.append(str(ROOT / "tools"))
+    load_tool("measure")
     tool, ladders = (importlib.import_module(name) for name in ("measure", "measuring.ladders"))
     arguments = ["graph_challenge", "--rows", "80", "--layers", "3", "5", "--repeats", "1"]
     arguments += ["--threads", "1"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from dense_reference import pattern
+from helpers import pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from mpi_runs import run_mpi
 
 import largesparse
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 QUICKEST = {"LARGESPARSE_BACKEND": "fused"}  # here, where two threads may have one core
@@ -31,8 +30,7 @@ def test_the_example_is_short():
 
 
 def test_the_example_runs_as_printed(tmp_path):
-    path = str(Path(largesparse.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": path} | QUICKEST
+    environment = os.environ | QUICKEST
     child = subprocess.run(
         [sys.executable, "-c", example()],
         env=environment,

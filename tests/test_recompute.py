@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +21,7 @@ from largesparse.workspace import (
 
 
 def data_of(rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((rows, features), dtype=np.float32)
+    X = normal_rows(rows, features)
     return X, (X[:, 0] > 0).astype(np.int32)
 
 

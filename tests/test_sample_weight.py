@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from helpers import SMALL
 from scipy.sparse import csr_array
 
 from largesparse import (
@@ -16,15 +19,8 @@ from largesparse import (
 )
 from largesparse.errors import DataError, ParameterError
 
-SMALL = {"hidden_layer_sizes": (30,), "random_state": 0, "n_jobs": 1, "backend": "fused"}
-
-
-def classifier(**parameters):
-    return SparseMLPClassifier(**SMALL | {"max_epochs": 20} | parameters)
-
-
-def regressor(**parameters):
-    return SparseMLPRegressor(**SMALL | {"max_epochs": 20} | parameters)
+classifier = partial(SparseMLPClassifier, max_epochs=20, **SMALL)
+regressor = partial(SparseMLPRegressor, max_epochs=20, **SMALL)
 
 
 @pytest.fixture(scope="module")

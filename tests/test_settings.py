@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import load_tool
 
 from largesparse import NetworkConfig, SparseMLP, read_records
 from largesparse.errors import ParameterError
@@ -18,15 +17,10 @@ from largesparse.reproduction.run import prepare_augmentation
 from largesparse.reproduction.settings import SETTINGS, Rule
 from largesparse.reproduction.trainings import Protocol, rows_of
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "choose_settings.py"
-
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("choose_settings", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("choose_settings")
 
 
 def training_of(dataset, **protocol):

@@ -8,18 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from functools import partial
 
-import numpy as np
+import helpers
 import pytest
+from helpers import normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import (
-    NetworkConfig,
-    SparseMLP,
     Trainer,
-    TrainingConfig,
     environment,
     load_checkpoint,
     stopping,
@@ -29,22 +27,27 @@ from largesparse.cli import run_command
 
 # The usual cache of compiled code, for child processes with another cache folder too.
 KERNELS = os.environ.get("NUMBA_CACHE_DIR") or str(environment.cache_folder() / "kernels")
-ROOT = Path(__file__).resolve().parents[1]
 BIGMODEL = ("-m", "largesparse", "bigmodel")
 ROWS, EPOCHS, STEPS = 80, 3, 12  # 80 rows, 16 of them watched, are 4 steps of 16 an epoch
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def task():
-    X = np.random.default_rng(0).standard_normal((ROWS, 12), dtype=np.float32)
+    X = normal_rows(ROWS, 12)
     return X, X[:, :3].argmax(axis=1)
 
 
-def make_trainer(**changes):
-    network = SparseMLP(NetworkConfig((12, 30, 20, 3), epsilon=4, seed=3), progress=False)
-    config = {"epochs": EPOCHS, "batch_size": 16, "learning_rate": 0.3, "dropout": 0.3}
-    config |= {"schedule": "cosine", "validation_fraction": 0.2, "backend": "scipy", "threads": 1}
-    return Trainer(network, TrainingConfig(**config | changes))
+make_trainer = partial(
+    helpers.make_trainer,
+    epsilon=4,
+    network={"seed": 3},
+    epochs=EPOCHS,
+    batch_size=16,
+    learning_rate=0.3,
+    dropout=0.3,
+    schedule="cosine",
+    validation_fraction=0.2,
+)
 
 
 def result(trainer):

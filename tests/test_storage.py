@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import arrays_of, normal_rows
 
 from largesparse import (
     NetworkConfig,
@@ -21,21 +22,10 @@ from largesparse import (
 from largesparse.errors import MemoryPlanError, ParameterError
 from largesparse.storage import Storage, StoredLayer
 
-NAMES = ("values", "velocity", "values_by_output", "bias", "bias_velocity")
-PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
-
 
 def network_of(storage=None, **options) -> SparseMLP:
     config = NetworkConfig((12, 50, 40, 30, 2), epsilon=3, **options)
     return SparseMLP(config, progress=False, storage=storage)
-
-
-def arrays_of(network: SparseMLP) -> list[np.ndarray]:
-    found = []
-    for layer in network.layers:
-        found += [getattr(layer, name) for name in NAMES]
-        found += [getattr(layer.topology, name) for name in PATTERN]
-    return found
 
 
 def assert_equal(network: SparseMLP, other: SparseMLP) -> None:
@@ -44,7 +34,7 @@ def assert_equal(network: SparseMLP, other: SparseMLP) -> None:
 
 
 def data_of(rows=60) -> tuple[np.ndarray, np.ndarray]:
-    X = np.random.default_rng(0).standard_normal((rows, 12), dtype=np.float32)
+    X = normal_rows(rows, 12)
     return X, (X[:, 0] > 0).astype(np.int32)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from mpi_runs import mpiexec
 
 from largesparse import (
@@ -25,7 +26,6 @@ from largesparse import (
 from largesparse.errors import CheckpointError
 from largesparse.records import read_records
 
-ROOT = Path(__file__).parents[1]
 DISK = 2**20  # bytes
 
 
@@ -106,7 +106,7 @@ def run_limited(limit: str, flags: str, **environment: str) -> subprocess.Comple
         ["bash", "-c", f"{limit} && exec {driver}"],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | environment,
         check=False,
     )
 
@@ -174,7 +174,6 @@ def test_what_a_sibling_uses_is_not_free(limited_group):
         ["bash", "-c", script],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -197,7 +196,7 @@ def in_small_shared_memory(size: str, program: str, *command: str, **variables: 
         [*isolated, f'{mount} && exec "$@"', "bash", *command, sys.executable, program],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        env=os.environ | variables,
         check=False,
     )
 

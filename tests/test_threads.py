@@ -164,20 +164,37 @@ def test_a_layer_that_is_missing_is_told_and_replaced(asked):
 
 FORKS = """
     expected = train(0)
-    if __name__ == "__main__":
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            found = pool.map_async(train, [0, 0]).get(timeout=60)
-        assert found == [expected] * 2
-        assert train(0) == expected
-        print("equal")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map_async(train, [0, 0]).get(timeout=60)
+    assert found == [expected] * 2
+    assert train(0) == expected
+"""
+THREADS = """
+    expected, found = [train(k) for k in range(2)], [None] * 2
+
+    def work(k):
+        found[k] = [train(k) for _ in range(3)]
+
+    workers = [threading.Thread(target=work, args=[k]) for k in range(2)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    assert found == [[each] * 3 for each in expected]
+    print("equal")
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def can_fork() -> bool:
+    """Whether forked children compute: by TBB's threads."""
+    try:
+        import numba.np.ufunc.tbbpool  # noqa: F401
+    except ImportError:
+        return False
+    return hasattr(os, "fork")
+
+
 @pytest.mark.parametrize("backend", backends())
-def test_forked_children_compute_the_same(backend):
-    pytest.importorskip("numba.np.ufunc.tbbpool", exc_type=ImportError)
-    result = run(FORKS, backend)
+def test_forked_children_and_two_threads_compute_the_same(backend):
+    result = run((FORKS if can_fork() else "") + THREADS, backend)
     assert result.stdout == "equal\n", result.stderr
 
 
@@ -192,24 +209,6 @@ def test_forked_children_that_cannot_compute_say_so_at_once():
     result = run(script, "fused", NUMBA_THREADING_LAYER="omp")
     last = result.stderr.splitlines()[-1]
     assert "BackendError" in last and "pip install tbb" in last, result.stderr
-
-
-@pytest.mark.parametrize("backend", backends())
-def test_two_threads_train_at_a_time(backend):
-    script = """
-        expected, found = [train(k) for k in range(2)], [None] * 2
-
-        def work(k):
-            found[k] = [train(k) for _ in range(3)]
-
-        workers = [threading.Thread(target=work, args=[k]) for k in range(2)]
-        for worker in workers: worker.start()
-        for worker in workers: worker.join()
-        assert found == [[each] * 3 for each in expected]
-        print("equal")
-    """
-    result = run(script, backend)
-    assert result.stdout == "equal\n", result.stderr
 
 
 def test_mkl_and_the_kernels_share_threads():

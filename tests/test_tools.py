@@ -9,19 +9,15 @@ import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.datasets
+from helpers import TOOLS
 from sklearn.neural_network import MLPClassifier
-
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 def load(name):
-    if str(TOOLS) not in sys.path:
-        sys.path.append(str(TOOLS))  # where tools import each other from, as scripts do
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up

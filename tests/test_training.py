@@ -7,8 +7,10 @@ import json
 import tracemalloc
 import warnings
 
+import helpers
 import numpy as np
 import pytest
+from helpers import copies_of, same
 from scipy.sparse import csr_array, csr_matrix
 from sklearn.datasets import load_digits, make_classification
 from sklearn.metrics import log_loss
@@ -42,18 +44,15 @@ def task(n_samples=100, n_features=10, n_classes=2, seed=0):
     return X.astype(np.float32), y
 
 
-def make_trainer(sizes=(10, 24, 16, 2), *, epsilon=3.0, trainer=Trainer, network=None, **training):
-    network = {"recipe": "paper", "seed": 0} | (network or {})
+def make_trainer(layer_sizes=(10, 24, 16, 2), **options):
     settings = {
+        "epsilon": 3.0,
         "epochs": 3,
         "batch_size": 32,
         "learning_rate": 0.05,
         "dropout": 0.0,
-        "backend": "scipy",
-        "threads": 1,
     }
-    net = SparseMLP(NetworkConfig(sizes, epsilon=epsilon, **network), progress=False)
-    return trainer(net, TrainingConfig(**settings | training))
+    return helpers.make_trainer(layer_sizes, **settings | options)
 
 
 class SpyTrainer(Trainer):
@@ -71,22 +70,6 @@ class SpyTrainer(Trainer):
 
     def rows_of(self, epoch):
         return np.concatenate([rows for number, rows in self.batches if number == epoch])
-
-
-def state(network):
-    """Copies of every array of a network."""
-    arrays = []
-    for layer in network.layers:
-        topology = layer.topology
-        arrays += [topology.indptr, topology.indices, topology.indptr_by_output]
-        arrays += [topology.indices_by_output, topology.to_output_order]
-        arrays += [layer.values, layer.velocity, layer.values_by_output]
-        arrays += [layer.bias, layer.bias_velocity]
-    return [array.copy() for array in arrays]
-
-
-def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def usable(name):
@@ -323,17 +306,17 @@ def test_a_training_that_is_complete_is_not_continued():
     X, y = task()
     trainer = make_trainer()
     trainer.fit(X, y, progress=False)
-    before = state(trainer.network)
+    before = copies_of(trainer.network)
     assert len(trainer.fit(X, y, progress=False)) == 4
-    assert same(before, state(trainer.network))
+    assert same(before, copies_of(trainer.network))
 
 
 def test_evaluation_changes_nothing():
     X, y = task()
     trainer = make_trainer(micro_batch=13, dropout=0.5)
-    before = state(trainer.network)
+    before = copies_of(trainer.network)
     loss, accuracy = trainer.evaluate(X, y)
-    assert same(before, state(trainer.network))
+    assert same(before, copies_of(trainer.network))
     assert (loss, accuracy) == trainer.evaluate(X, y)
     probabilities = predict_proba(trainer.network, X)
     assert loss == pytest.approx(log_loss(y, probabilities), rel=1e-5)
@@ -570,11 +553,11 @@ def test_a_second_fit_leaves_the_best_weights_alone():
     trainer.fit(X, y, progress=False, callbacks=[lambda trainer, record: record.epoch == 8])
     assert trainer.best.epoch < 8
     best = trainer.state.best = dataclasses.replace(trainer.best, score=2.0)  # nothing is better
-    kept, found = [arrays["values"].copy() for arrays in best.layers], state(trainer.network)
+    kept, found = [arrays["values"].copy() for arrays in best.layers], copies_of(trainer.network)
     history = trainer.fit(X, y, progress=False)
     assert len(history) == 16 and trainer.best is best
     assert same(kept, [arrays["values"] for arrays in best.layers])
-    assert same(found, state(trainer.network))
+    assert same(found, copies_of(trainer.network))
 
 
 def test_a_score_that_says_nothing_is_refused():
@@ -642,7 +625,7 @@ def test_micro_batches_give_the_whole_batch(micro_batch):
             epochs=2, dropout=0.3, zeta=0.0, micro_batch=size, batch_size=32, weight_decay=1e-3
         )
         history = trainer.fit(X, y, test=(X, y), progress=False)
-        results.append((history, state(trainer.network)))
+        results.append((history, copies_of(trainer.network)))
     (whole, expected), (micro, found) = results
     assert trainer.workspace.micro_batch == min(micro_batch, 32)
     for one, other in zip(expected, found, strict=True):
@@ -670,7 +653,7 @@ def trained_state(seed=0, threads=1, backend="scipy", **settings):
     )
     trainer.fit(X, y, progress=False)
     assert trainer.step_count == 50
-    return state(trainer.network)
+    return copies_of(trainer.network)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -689,7 +672,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 def fit_state(X, y, **settings):
     trainer = make_trainer((X.shape[1], 24, 16, 2), **settings)
     history = trainer.fit(X, y, progress=False)
-    return history, state(trainer.network)
+    return history, copies_of(trainer.network)
 
 
 @pytest.mark.parametrize("make_sparse", [csr_array, csr_matrix])
@@ -787,7 +770,7 @@ def test_labels_may_be_strings_or_have_gaps(names):
     plain.fit(X, y, progress=False)
     named = make_trainer((10, 24, 16, 3))
     history = named.fit(X, names[y], test=(X, names[y]), progress=False)
-    assert same(state(plain.network), state(named.network))
+    assert same(copies_of(plain.network), copies_of(named.network))
     np.testing.assert_array_equal(named.network.classes, names)
     found = predict(named.network, X)
     np.testing.assert_array_equal(found, names[predict(plain.network, X)])
@@ -886,11 +869,11 @@ def test_a_step_that_fails_leaves_the_weights():
     X = X.astype(np.float64)
     trainer = make_trainer(standardize=False, micro_batch=10)
     trainer.step(X, y.astype(np.int32), np.arange(32))
-    before = state(trainer.network)
+    before = copies_of(trainer.network)
     X[25] = np.inf  # in a later micro-batch
     with pytest.raises(NumericalError, match="step 2 "), np.errstate(invalid="ignore"):
         trainer.step(X, y.astype(np.int32), np.arange(32))
-    assert same(before, state(trainer.network))
+    assert same(before, copies_of(trainer.network))
     assert trainer.step_count == 1
 
 
@@ -950,7 +933,7 @@ REFUSED = {
 
 
 def assert_untouched(trainer, before):
-    assert same(before, state(trainer.network))
+    assert same(before, copies_of(trainer.network))
     assert trainer.network.classes is None
     assert trainer.network.preprocessing is None
     assert trainer.epoch == trainer.step_count == len(trainer.history) == 0
@@ -959,7 +942,7 @@ def assert_untouched(trainer, before):
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_data_is_refused_and_changes_nothing(case, tmp_path):
     trainer = make_trainer()
-    before = state(trainer.network)
+    before = copies_of(trainer.network)
     X, y = REFUSED[case](*task())
     with pytest.raises(LargeSparseError) as caught:
         trainer.fit(X, y, progress=False, checkpoint=tmp_path / "checkpoint")
@@ -982,7 +965,7 @@ REFUSED_TESTS = {
 @pytest.mark.parametrize("case", REFUSED_TESTS)
 def test_a_bad_test_part_is_refused_before_training(case):
     trainer = make_trainer()
-    before = state(trainer.network)
+    before = copies_of(trainer.network)
     X, y = task()
     with pytest.raises(DataError) as caught:
         trainer.fit(X, y, test=REFUSED_TESTS[case](X, y), progress=False)
@@ -1010,12 +993,12 @@ def test_labels_that_a_trained_network_does_not_know_are_refused():
     X, y = task()
     trainer = make_trainer()
     trainer.fit(X, np.array(["a", "b"])[y], progress=False)
-    before = state(trainer.network)
+    before = copies_of(trainer.network)
     for labels in (np.array(["a", "c"])[y], y):
         again = Trainer(trainer.network, trainer.config)
         with pytest.raises(DataError, match="not among the 2 known classes"):
             again.fit(X, labels, progress=False)
-    assert same(before, state(trainer.network))
+    assert same(before, copies_of(trainer.network))
     assert trainer.network.classes.tolist() == ["a", "b"]
 
 
@@ -1023,7 +1006,7 @@ def test_a_validation_part_that_leaves_too_few_rows_is_refused():
     X, y = task(40)
     for fraction in (0.5, 0.999):
         trainer = make_trainer(validation_fraction=fraction)
-        before = state(trainer.network)
+        before = copies_of(trainer.network)
         with pytest.raises(ParameterError, match=r"'validation_fraction'.*'batch_size'") as caught:
             trainer.fit(X, y, progress=False)
         assert_clear(caught.value)

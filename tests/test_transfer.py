@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from largesparse.environment import find_mpiexec
 from largesparse.errors import ParameterError, WorkerError
@@ -141,7 +142,6 @@ JOBS = [
 # Of this interpreter's environment first.
 PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 MPIEXEC = find_mpiexec()
-ROOT = Path(__file__).resolve().parents[1]
 
 needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec("mpi4py") is None or MPIEXEC is None,

@@ -8,7 +8,6 @@ import multiprocessing
 import pickle
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,13 +24,16 @@ from largesparse import (
 )
 from largesparse.errors import ParameterError
 
-sys.path.append(str(Path(__file__).parents[1]))
 ROUNDS = 10
 PARTS = [np.random.default_rng(k).standard_normal((400, 12), dtype=np.float32) for k in (0, 1)]
 LABELS = [np.random.default_rng(k).integers(0, 3, 400).astype(np.int32) for k in (0, 1)]
 
 
-@pytest.fixture(scope="module", params=["softmax_cross_entropy", "mean_squared_error"])
+LOSSES = ["softmax_cross_entropy", "mean_squared_error"]
+one_loss = pytest.mark.parametrize("network", LOSSES[:1], indirect=True)  # where it is no matter
+
+
+@pytest.fixture(scope="module", params=LOSSES)
 def network(request):
     config = NetworkConfig((12, 60, 60, 3), epsilon=6.0, loss=request.param)
     return SparseMLP(config, progress=False)
@@ -65,6 +67,7 @@ def test_a_predictor(network, backend):
         assert_same_from_two_threads(lambda X: predictor.compute(X))
 
 
+@one_loss
 def test_a_predictor_with_worker_processes(network):
     with Predictor(network, threads=1, batch_size=50, backend="scipy", processes=2) as predictor:
         assert_same_from_two_threads(predictor.predict)
@@ -131,6 +134,7 @@ def ask(predictor, answers):
         answers.put(str(error))
 
 
+@one_loss
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_does_not_talk_to_its_parent_s_worker_processes(network):

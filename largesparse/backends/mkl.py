@@ -138,9 +138,15 @@ class MKLBackend(Backend):
         if len(indices) == 0:
             out[:] = 0
             return
-        # `out_scalar` is needed: without it, `out=` is added to.
         matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
-        self._product(matrix, X, out=out, out_scalar=0.0)
+        # With one column, MKL takes its product with a vector, whose sums depend on which thread
+        # comes to which rows first.
+        result = np.empty((shape[0], 2), dtype=np.float32) if X.shape[1] == 1 else out
+        X = np.repeat(X, 2, axis=1) if X.shape[1] == 1 else X
+        # `out_scalar` is needed: without it, `out=` is added to.
+        self._product(matrix, X, out=result, out_scalar=0.0)
+        if result is not out:
+            out[:] = result[:, :1]
 
 
 @functools.cache
