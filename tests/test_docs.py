@@ -110,11 +110,23 @@ def test_the_number_of_test_processes_is_told():
     assert f"by one process more than cores, at most {most};" in text
 
 
-def test_the_50m_figures_of_the_readme_are_those_of_the_ladder():
-    ladder = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    row = re.search(r"\| 50M \|.*", ladder)[0].split(" | ")
-    init, epoch, _, evolution = (cell.split(" / ")[1] for cell in row[2:6])
+def test_the_readme_s_figures_are_those_measured():
+    measured = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (line,) = (line for line in readme.splitlines() if line.startswith("| 50M neurons"))
-    assert f"{float(init.split()[0]):.0f} s to initialise, {epoch} an epoch" in line
-    assert f"{evolution} to evolve" in line
+    (epoch, largest, ladder) = re.findall(r"^\| \[.*\|$", readme, re.MULTILINE)
+
+    def cells(heading: str, row: str) -> list[str]:
+        """Return the cells of the first row under a heading of measured.md that begins so."""
+        section = measured.partition(f"### {heading}\n")[2]
+        (line,) = re.findall(rf"^\| {re.escape(row)} \|.*", section, re.MULTILINE)[:1]
+        return [cell.strip() for cell in line.split("|")[1:-1]]
+
+    for row in ("`fused`", "`mkl`", "PyTorch, CSR tensors", "SparseLab", "PyTorch, masked dense"):
+        seconds = float(cells("Every phase", row)[4].split(" ")[0])
+        assert f"{seconds:.2f} s" in epoch
+    for row in ("PyTorch, CSR tensors", "SparseLab"):
+        assert cells("The largest network in a minute", row)[1] in largest
+    neurons = cells("The largest network in a minute", "`fused`")[1].replace(",", "")
+    assert f"{int(neurons) / 1e6:.1f}M neurons" in largest
+    paper, ours = cells("The ladder of Table 4", "50M")[3].split(" / ")
+    assert f"| {ours} |" in ladder and f"{paper} |" in ladder
