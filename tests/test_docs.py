@@ -122,8 +122,7 @@ def test_the_readme_s_figures_are_those_measured():
         return [cell.strip() for cell in line.split("|")[1:-1]]
 
     for row in ("`fused`", "`mkl`", "PyTorch, CSR tensors", "SparseLab", "PyTorch, masked dense"):
-        seconds = float(cells("Every phase", row)[4].split(" ")[0])
-        assert f"{seconds:.2f} s" in epoch
+        assert f"{cells('Every phase', row)[4].split(' ')[0]} s" in epoch
     for row in ("PyTorch, CSR tensors", "SparseLab"):
         assert cells("The largest network in a minute", row)[1] in largest
     neurons = cells("The largest network in a minute", "`fused`")[1].replace(",", "")

@@ -91,9 +91,7 @@ def commands_of(language, code):
     """Yield the words of the commands of a block: all of bash, what follows `$ ` of other text."""
     lines = code.replace("\\\n", " ").splitlines()
     for line in lines if language == "bash" else [line[2:] for line in lines if line[:2] == "$ "]:
-        words = list(shlex.shlex(line, posix=True, punctuation_chars="&"))
-        for command in " ".join(map(shlex.quote, words)).split("'&&'"):
-            yield shlex.split(command)
+        yield from map(shlex.split, re.sub(r"(^|\s)#.*", "", line).split("&&"))
 
 
 def own_command(words):
