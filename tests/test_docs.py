@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -101,6 +102,19 @@ def test_the_sample_of_inspect_is_what_it_prints(tmp_path, capsys):
         ]
 
     assert names(sample) == names(capsys.readouterr().out)
+
+
+def test_the_picture_of_the_rooms_has_every_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "extensions"))
+    import rooms
+
+    modules, arrows = rooms.read_rooms()
+    files = {path.stem for path in rooms.PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+    assert {name.split(".")[-1] for names in modules.values() for name in names} == files
+    assert ("parallel", "backends") in arrows
+    assert rooms.levels(["a", "b", "c"], {("a", "b"), ("b", "c")}) == [["a"], ["b"], ["c"]]
+    drawn = ElementTree.fromstring(rooms.picture())
+    assert len(drawn.findall("{*}rect")) == len(modules)
 
 
 def test_the_number_of_test_processes_is_told():
