@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent)]  # documents the source beside it
+sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent)]  # documents the source next to it
 
 import largesparse  # noqa: E402
 
@@ -21,6 +21,7 @@ extensions = [
     "public_names",
     "field_comments",
     "command_help",
+    "rooms",
 ]
 
 html_theme = "furo"

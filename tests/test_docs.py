@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -102,6 +103,19 @@ def test_the_sample_of_inspect_is_what_it_prints(tmp_path, capsys):
     assert names(sample) == names(capsys.readouterr().out)
 
 
+def test_the_picture_of_the_rooms_has_every_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "extensions"))
+    import rooms
+
+    modules, arrows = rooms.read_rooms()
+    files = {path.stem for path in rooms.PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+    assert {name.split(".")[-1] for names in modules.values() for name in names} == files
+    assert ("parallel", "backends") in arrows
+    assert rooms.levels(["a", "b", "c"], {("a", "b"), ("b", "c")}) == [["a"], ["b"], ["c"]]
+    drawn = ElementTree.fromstring(rooms.picture())
+    assert len(drawn.findall("{*}rect")) == len(modules)
+
+
 def test_the_number_of_test_processes_is_told():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     tested = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
@@ -109,11 +123,22 @@ def test_the_number_of_test_processes_is_told():
     assert f"by one process more than cores, at most {most};" in text
 
 
-def test_the_50m_figures_of_the_readme_are_those_of_the_ladder():
-    ladder = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    row = re.search(r"\| 50M \|.*", ladder)[0].split(" | ")
-    init, epoch, _, evolution = (cell.split(" / ")[1] for cell in row[2:6])
+def test_the_readme_s_figures_are_those_measured():
+    measured = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (line,) = (line for line in readme.splitlines() if line.startswith("| 50M neurons"))
-    assert f"{float(init.split()[0]):.0f} s to initialise, {epoch} an epoch" in line
-    assert f"{evolution} to evolve" in line
+    (epoch, largest, ladder) = re.findall(r"^\| \[.*\|$", readme, re.MULTILINE)
+
+    def cells(heading: str, row: str) -> list[str]:
+        """Return the cells of the first row under a heading of measured.md that begins so."""
+        section = measured.partition(f"### {heading}\n")[2]
+        (line,) = re.findall(rf"^\| {re.escape(row)} \|.*", section, re.MULTILINE)[:1]
+        return [cell.strip() for cell in line.split("|")[1:-1]]
+
+    for row in ("`fused`", "`mkl`", "PyTorch, CSR tensors", "SparseLab", "PyTorch, masked dense"):
+        assert f"{cells('Every phase', row)[4].split(' ')[0]} s" in epoch
+    for row in ("PyTorch, CSR tensors", "SparseLab"):
+        assert cells("The largest network in a minute", row)[1] in largest
+    neurons = cells("The largest network in a minute", "`fused`")[1].replace(",", "")
+    assert f"{int(neurons) / 1e6:.1f}M neurons" in largest
+    paper, ours = cells("The ladder of Table 4", "50M")[3].split(" / ")
+    assert f"| {ours} |" in ladder and f"{paper} |" in ladder

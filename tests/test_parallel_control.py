@@ -14,14 +14,12 @@ from mpi_runs import mpi_run, mpiexec, run_mpi
 
 from largesparse.cli import run_command
 from largesparse.errors import DataError
+from largesparse.parallel.collectives import barrier, broadcast, gather
 from largesparse.parallel.control import connect
 from largesparse.parallel.guard import guard
 from largesparse.parallel.nodes import Host, Nodes
 from largesparse.parallel.ranks import (
     agree,
-    barrier,
-    broadcast,
-    gather,
     get_communicator,
     raise_together,
 )

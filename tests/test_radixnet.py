@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
-from helpers import load_tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
@@ -111,7 +112,6 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 def test_the_tool_prints_a_line_a_network(capsys, monkeypatch):
-    load_tool("measure")
     tool, ladders = (importlib.import_module(name) for name in ("measure", "measuring.ladders"))
     arguments = ["graph_challenge", "--rows", "80", "--layers", "3", "5", "--repeats", "1"]
     arguments += ["--threads", "1"]

@@ -1,7 +1,10 @@
-"""README.md and the documentation: the example runs, the links lead somewhere."""
+"""README.md and the documentation: examples and commands run, the links lead somewhere."""
 
+import argparse
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 
@@ -75,6 +78,111 @@ def test_relative_links_lead_to_files_and_headings(page):
         assert ROOT in linked.parents, f"{page.name} links to {target}, outside of the project"
         if anchor:
             assert anchor in anchors(linked), f"{page.name} links to {target}"
+
+
+# A block of code of a page: the comment before it, its language, its lines.
+BLOCK = re.compile(r"^(<!-- run -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ELSEWHERE = {"git", "pip", "asv", "pytest", "ruff", "mypy", "sphinx-build", ".ci/run", ".", "head"}
+
+
+def commands_of(language, code):
+    """Yield the words of the commands of a block: all of bash, what follows `$ ` of other text."""
+    lines = code.replace("\\\n", " ").splitlines()
+    for line in lines if language == "bash" else [line[2:] for line in lines if line[:2] == "$ "]:
+        yield from map(shlex.split, re.sub(r"(^|\s)#.*", "", line).split("&&"))
+
+
+def own_command(words):
+    """Return the words from our program on, without launchers; None where it is not ours."""
+    words = [word.removeprefix(".venv/bin/") for word in words]
+    if words[:2] == ["mpiexec", "-n"]:
+        words = words[3:]
+    words = words[1:] if words[:1] in (["python"], ["python3"]) else words
+    return None if not words or words[0] in ELSEWHERE or words[:2] == ["-m", "venv"] else words
+
+
+def documented_commands():
+    """Return the commands of all pages that are ours, each once."""
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md"]
+    blocks = [block for page in pages for block in BLOCK.findall(page.read_text())]
+    indented = re.findall(r"^    (.*tools/.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    blocks += [("", "bash", line) for line in indented]
+    found = (own_command(words) for _, kind, code in blocks for words in commands_of(kind, code))
+    return sorted({" ".join(map(shlex.quote, words)) for words in found if words})
+
+
+class Parsed(BaseException):
+    """The arguments of a command were understood; what is left goes to another program."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Return a function that starts a program, and stops it once it has read its arguments."""
+    original, depth = argparse.ArgumentParser.parse_known_args, 0
+
+    def parse_known_args(parser, *given):
+        nonlocal depth
+        depth += 1
+        try:
+            found = original(parser, *given)
+        finally:
+            depth -= 1
+        if depth:  # a sub-command's
+            return found
+        raise Parsed(found[1])
+
+    def start(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        if program.endswith(".py"):
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT))
+    return start
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_command_of_the_pages_has_arguments_that_are_understood(command, parse, capsys):
+    words = shlex.split(command)
+    words = words[1:] if words[0] == "-m" else words
+    if words[0] in ("train.py", "predict.py"):
+        return  # the reader's own
+    try:
+        parse(*words)
+    except Parsed as left:
+        if left.args[0]:  # these are bigmodel's
+            with pytest.raises(Parsed, match=r"^\[\]$"):
+                parse("tools/bigmodel.py", *left.args[0])
+    except SystemExit as stopped:  # --help
+        assert not stopped.code, capsys.readouterr().err
+    else:
+        pytest.fail("it did not read its arguments")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_marks_as_quick_runs(page, tmp_path):
+    path = str(Path(largesparse.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": path} | QUICKEST
+    for marked, language, code in BLOCK.findall(page.read_text()):
+        commands = [[]] if language == "python" else commands_of(language, code)
+        for words in commands if marked else []:
+            words = own_command(words) if words else ["-c", code]
+            if words is None:
+                continue
+            words = ["-m", *words] if words[0] == "largesparse" else words
+            child = subprocess.run(
+                [sys.executable, *words],
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert child.returncode == 0, child.stderr
 
 
 def test_every_page_is_in_the_index():

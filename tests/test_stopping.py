@@ -12,7 +12,7 @@ from functools import partial
 
 import helpers
 import pytest
-from helpers import normal_rows
+from helpers import ROOT, normal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,29 +1,35 @@
-"""Fills docs/command-line.md with the help of every subcommand of `largesparse`."""
+"""Fills docs/command-line.md with the help of every command of `largesparse`."""
 
-import argparse
+import contextlib
+import io
 import os
+import re
+import runpy
+import sys
 
-from largesparse import cli
+import largesparse
 
 
-def subcommands():
-    """Return the parser of each subcommand, by name."""
-    actions = cli.make_parser()._actions
-    (found,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
-    drivers = {
-        name: driver.load().make_parser(f"largesparse {name}")
-        for name, driver in cli.DRIVERS.items()
-    }
-    return found.choices | drivers
+def help_of(*command):
+    """Return what `largesparse COMMAND --help` prints."""
+    printed, argv = io.StringIO(), sys.argv
+    sys.argv = ["largesparse", *command, "--help"]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            runpy.run_module("largesparse", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = argv
+    return printed.getvalue()
 
 
 def fill_page(app, page, source):
     if page != "command-line":
         return
     os.environ |= {"COLUMNS": "90", "NO_COLOR": "1"}  # argparse asks these
-    for name, parser in subcommands().items():
-        source[0] += f"\n## {name}\n\n```text\n{parser.format_help()}```\n"
-    app.env.note_dependency(cli.__file__)
+    commands = help_of().partition("\ncommands:\n")[2]
+    for name in re.findall(r"^    (\w+)", commands, re.MULTILINE):
+        source[0] += f"\n## {name}\n\n```text\n{help_of(name)}```\n"
+    app.env.note_dependency(largesparse.__file__)
 
 
 def setup(app):

@@ -1,27 +1,39 @@
 """Fills docs/api.md: every name of `largesparse.__all__`, and the modules that users need.
 
-Names are found by the modules that define them. A module that no group below knows gets a group
-of its own, so a new public name is documented without a change here.
+Names and modules are found wherever the package has them, so that they may move. A public name
+that no group below has is documented at the end of the groups.
 """
 
 import importlib
 import inspect
+from pathlib import Path
 
 import largesparse
 
-GROUPS = {
-    "Estimators": ("estimator",),
-    "Networks": ("config", "network"),
-    "Training": ("training", "history"),
-    "Prediction": ("inference",),
-    "Data": ("tables", "datasets", "synthetic", "preprocessing"),
-    "Saved models": ("checkpoint",),
-    "Importance pruning and growth": ("importance", "growth"),
-    "Parallel training": ("parallel",),
-    "Run records": ("records",),
-    "Errors": ("errors",),
-}
+PACKAGE = Path(largesparse.__file__).parent
 
+GROUPS = {
+    "Estimators": ("SparseMLPClassifier", "SparseMLPRegressor", "SparseFeatureSelector"),
+    "Networks": ("NetworkConfig", "SparseMLP"),
+    "Training": ("TrainingConfig", "Trainer", "History", "EpochRecord"),
+    "Prediction": ("Predictor", "predict", "predict_proba"),
+    "Data": (
+        "Standardizer",
+        "Dataset",
+        "load_dataset",
+        "make_large_classification",
+        "alpha_from_skewness",
+    ),
+    "Saved models": ("save_model", "load_model", "save_checkpoint", "load_checkpoint"),
+    "Importance pruning": ("neuron_importance", "prune_neurons", "compact"),
+    "Measuring a network": ("GradientFlow", "InputDegrees", "input_strength", "active_neurons"),
+    "Parallel training": ("train_wasap", "train_wassp", "ParallelReport"),
+    "Run records": ("read_records", "read_measurements"),
+    "Errors": ("LargeSparseError",),
+}
+FURTHER = "Further names"
+
+# The ends of their dotted paths.
 MODULES = (
     "topology",
     "initializers",
@@ -46,6 +58,21 @@ MODULES = (
 )
 
 
+def module_paths():
+    """Return the dotted path below the package of every module, the shortest first."""
+    files = (file.relative_to(PACKAGE).with_suffix("") for file in PACKAGE.rglob("*.py"))
+    paths = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    return sorted(paths, key=lambda path: (path.count("."), path))
+
+
+def find_module(name):
+    """Return the path below the package of the module whose path ends so."""
+    found = [path for path in module_paths() if f".{path}".endswith(f".{name}")]
+    if not found:
+        raise LookupError(f"docs/extensions/public_names.py: no module {name} in the package")
+    return found[0]
+
+
 def defining_module(name):
     """Return the module of a public name, below the package: "parallel.wasap"."""
     return getattr(largesparse, name).__module__.partition(".")[2]
@@ -53,15 +80,10 @@ def defining_module(name):
 
 def grouped_names():
     """Return the public names by group, in the order of the groups."""
-    group_of = {module: group for group, modules in GROUPS.items() for module in modules}
-    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
-    for name in largesparse.__all__:
-        module = defining_module(name)
-        known = group_of.get(module) or group_of.get(module.partition(".")[0])
-        groups.setdefault(known or f"largesparse.{module}", []).append(name)
-    order = {module: place for place, module in enumerate(group_of)}
-    for names in groups.values():
-        names.sort(key=lambda name: (order.get(defining_module(name), len(order)), name))
+    known = {name for names in GROUPS.values() for name in names}
+    groups = GROUPS | {FURTHER: [name for name in largesparse.__all__ if name not in known]}
+    public = set(largesparse.__all__)
+    groups = {group: [name for name in names if name in public] for group, names in groups.items()}
     return {group: names for group, names in groups.items() if names}
 
 
@@ -103,7 +125,7 @@ def public_names():
 def modules():
     """Return the sections of the modules, without what is documented elsewhere."""
     yield "## Modules\n"
-    for module in MODULES:
+    for module in map(find_module, MODULES):
         path = f"largesparse.{module}"
         found = importlib.import_module(path)
         taken = [name for name in largesparse.__all__ if defining_module(name) == module]
