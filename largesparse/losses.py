@@ -12,6 +12,8 @@ from .errors import DataError
 
 Float32 = NDArray[np.float32]
 
+NO_LABELS = np.empty(0, dtype=np.int32)
+NO_TARGETS = np.empty((0, 0), dtype=np.float32)
 NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
 

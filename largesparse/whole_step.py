@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import SGD, Dropout
+from .losses import NO_LABELS, NO_TARGETS
 from .network import SparseMLP
 from .optimizer import MomentumSGD
 from .workspace import Workspace
@@ -106,7 +107,7 @@ class WholeStep:
         loss: float = train_step(
             self._table,
             self.inputs,
-            y,
+            (y, NO_TARGETS) if y.ndim == 1 else (NO_LABELS, y),
             weights,
             self._delta,
             self._workspace.input_sums,

@@ -13,7 +13,7 @@ from .compiling import inline, kernel
 from .kernels import activate
 from .loops import ROWS, divide_evenly, divide_loop
 from .philox import draw_keep_words, share_kept
-from .rows import WORD, backward_row, forward_row, prefetch_distance, prefetch_rows
+from .rows import WORD, backward_row, forward_row, prefetch_distance, prefetch_row
 
 PART = 512  # connections: rows of more than two parts, on average, are computed in parts
 
@@ -31,7 +31,7 @@ def forward_rows(chunk, connections, bias, X, slope, dropout, out, state):
     ahead = prefetch_distance(X)
     for j in range(first, min(n, first + ROWS)):
         if ahead > 0:
-            prefetch_rows(X, indices, indptr[j] + ahead, indptr[j + 1] + ahead)
+            prefetch_row(indptr, indices, j, X, ahead)
         if batch % WORD != 0 and words > 0:
             state[j, 0, words - 1] = 0
             state[j, 1, words - 1] = 0
@@ -101,7 +101,7 @@ def backward_rows(
     ahead = prefetch_distance(D)
     for i in range(chunk * ROWS, min(len(X), (chunk + 1) * ROWS)):
         if ahead > 0:
-            prefetch_rows(D, indices, indptr[i] + ahead, indptr[i + 1] + ahead)
+            prefetch_row(indptr, indices, i, D, ahead)
         total = backward_row(connections, i, X, D, below, out_gradient, out_delta, accumulate)
         out_bias_gradient[i] = out_bias_gradient[i] + total if accumulate else total
 

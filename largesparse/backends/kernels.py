@@ -23,7 +23,7 @@ from .rows import (
     differentiate_row,
     gradient_row,
     prefetch_distance,
-    prefetch_rows,
+    prefetch_row,
     reorder_range,
     update_range,
 )
@@ -158,7 +158,7 @@ def gradient_rows(chunk, connections, X, D, accumulate):
     ahead = prefetch_distance(D)
     for i in range(chunk * ROWS, min(len(X), (chunk + 1) * ROWS)):
         if ahead > 0:
-            prefetch_rows(D, indices, indptr[i] + ahead, indptr[i + 1] + ahead)
+            prefetch_row(indptr, indices, i, D, ahead)
         gradient_row(connections, i, X, D, accumulate)
 
 

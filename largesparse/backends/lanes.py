@@ -13,6 +13,7 @@ from numba.core import cgutils
 
 F32 = ir.FloatType()
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+CACHE_LINE = 64  # bytes
 LANES = 16  # of the vectors whose sums are taken together
 
 Builder = Any  # llvmlite.ir.IRBuilder
@@ -144,9 +145,9 @@ def lane_parts(builder: Builder, v: Value) -> list[Value]:
     return [shuffle(builder, v, v, range(s, s + LANES)) for s in range(0, width, LANES)]
 
 
-def lane_sum(builder: Builder, v: Value) -> Value:
-    """Return the sum of the lanes, as a vector of one."""
-    while v.type.count > 1:
+def lane_sum(builder: Builder, v: Value, left: int = 1) -> Value:
+    """Return the sum of the lanes as a vector of one, or as that of `left` parts of it."""
+    while v.type.count > left:
         n = v.type.count
         low, high = range(n // 2), range(n // 2, n)
         v = builder.fadd(shuffle(builder, v, v, low), shuffle(builder, v, v, high))
@@ -179,3 +180,12 @@ def sums_of_four(builder: Builder, vectors: Sequence[Value]) -> Value:
         high = [lane + size // 2 for lane in low]
         v = builder.fadd(shuffle(builder, v, v, low), shuffle(builder, v, v, high))
     return v
+
+
+def prefetch_line(builder: Builder, address: Value) -> None:
+    """Ask for the cache line of an address, to be read soon."""
+    pointer = as_pointer(builder, address, I8)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, keep_in_all_caches, data = I32(0), I32(3), I32(1)
+    builder.call(function, [pointer, read, keep_in_all_caches, data])

@@ -6,9 +6,10 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
+from .lanes import CACHE_LINE
 from .loops import ROWS
-from .rows import prefetch_rows
-from .vectors import CACHE_LINE, copy_16
+from .rows import prefetch_row
+from .vectors import copy_16
 
 BLOCK = 1 << 16
 
@@ -44,7 +45,7 @@ def copy_gathered(indptr, indices, X, ahead, out):
             start = np.int64(indptr[j])
             stop = np.int64(indptr[j + 1])
             if ahead > 0:
-                prefetch_rows(X, indices, start + ahead, stop + ahead)
+                prefetch_row(indptr, indices, j, X, ahead)
             to = out.ctypes.data + 4 * batch * j
             for k in range(start, stop):
                 copy_row(X.ctypes.data + 4 * batch * np.int64(indices[k]), to, batch)
@@ -64,7 +65,7 @@ def read_gathered(indptr, indices, X, ahead, out):
             start = np.int64(indptr[j])
             stop = np.int64(indptr[j + 1])
             if ahead > 0:
-                prefetch_rows(X, indices, start + ahead, stop + ahead)
+                prefetch_row(indptr, indices, j, X, ahead)
             total = np.float32(0)
             for k in range(start, stop):
                 row = np.uint64(indices[k])

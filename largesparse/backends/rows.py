@@ -14,7 +14,20 @@ from numba.extending import intrinsic
 
 from .base import PREFETCH_AHEAD, PREFETCH_BYTES
 from .compiling import inline
-from .lanes import F32, I32, I64, LANES, lane_sum, load_lanes, multiply_add, splat, store_lanes
+from .lanes import (
+    CACHE_LINE,
+    F32,
+    I32,
+    I64,
+    LANES,
+    gathered,
+    lane_sum,
+    load_lanes,
+    multiply_add,
+    prefetch_line,
+    splat,
+    store_lanes,
+)
 from .loops import ROWS
 from .tiles import (
     activated,
@@ -22,11 +35,11 @@ from .tiles import (
     factors_of,
     for_each_tile,
     put_sums,
+    row_range,
     sampled_products,
     taken_apart,
     weighted_sum,
 )
-from .vectors import CACHE_LINE, prefetch_line
 
 FORWARD_WIDTHS = (128, 64, 32, 8)
 BACKWARD_WIDTHS = (64, 32, 8)
@@ -58,10 +71,8 @@ def forward_row(typing, connections, j, X, bias, activation, keep, out, state):
     """
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(signature.args, arguments, strict=True)
-        connections, j, X, bias, activation, keep, out, state = (
-            taken_apart(context, builder, *pair) for pair in pairs
-        )
+        parts = taken_apart(context, builder, signature.args, arguments)
+        connections, j, X, bias, activation, keep, out, state = parts
         factors = factors_of(builder, *activation)
         bits = keep.at(builder.and_(j, I64(ROWS - 1)))
 
@@ -83,10 +94,8 @@ def activate_row(typing, Z, j, bias, activation, keep, state):
     """
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(signature.args, arguments, strict=True)
-        Z, j, bias, activation, keep, state = (
-            taken_apart(context, builder, *pair) for pair in pairs
-        )
+        parts = taken_apart(context, builder, signature.args, arguments)
+        Z, j, bias, activation, keep, state = parts
         factors = factors_of(builder, *activation)
         bits = keep.at(builder.and_(j, I64(ROWS - 1)))
 
@@ -119,10 +128,8 @@ def backward_row(typing, connections, i, X, D, derivative, gradient, out, accumu
     """
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(signature.args, arguments, strict=True)
-        connections, i, X, D, derivative, gradient, out, accumulate = (
-            taken_apart(context, builder, *pair) for pair in pairs
-        )
+        parts = taken_apart(context, builder, signature.args, arguments)
+        connections, i, X, D, derivative, gradient, out, accumulate = parts
         slope, keep_share, state = derivative
         factors = factors_of(builder, slope, keep_share)
         adds = cgutils.alloca_once_value(builder, accumulate)
@@ -152,8 +159,8 @@ def gradient_row(typing, connections, i, X, D, accumulate):
     """Compute the weight gradient alone, into the connections' values: see `backward_row`."""
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(signature.args, arguments, strict=True)
-        connections, i, X, D, accumulate = (taken_apart(context, builder, *pair) for pair in pairs)
+        parts = taken_apart(context, builder, signature.args, arguments)
+        connections, i, X, D, accumulate = parts
         adds = cgutils.alloca_once_value(builder, accumulate)
 
         def emit(tile):
@@ -178,8 +185,8 @@ def differentiate_row(typing, D, i, derivative):
     """
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(signature.args, arguments, strict=True)
-        D, i, (slope, keep_share, state) = (taken_apart(context, builder, *pair) for pair in pairs)
+        parts = taken_apart(context, builder, signature.args, arguments)
+        D, i, (slope, keep_share, state) = parts
         factors = factors_of(builder, slope, keep_share)
         total = cgutils.alloca_once_value(builder, F32(0))
 
@@ -205,8 +212,8 @@ def update_range(typing, values, velocity, gradient, start, stop, sgd):
     """
 
     def generate(context, builder, signature, arguments):
-        pairs = zip(signature.args, arguments, strict=True)
-        *arrays, start, stop, sgd = (taken_apart(context, builder, *pair) for pair in pairs)
+        parts = taken_apart(context, builder, signature.args, arguments)
+        *arrays, start, stop, sgd = parts
         rate, momentum, decay = sgd
         rates = builder.fneg(rate), momentum, builder.fneg(decay)
         descent, momentum, decayed = (splat(builder, number, LANES) for number in rates)
@@ -248,12 +255,20 @@ def prefetch_distance(X):
     return PREFETCH_AHEAD if X.nbytes > PREFETCH_BYTES else 0
 
 
-@inline
-def prefetch_rows(X, indices, start, stop):
-    """Ask for the rows indices[start:stop] of X."""
-    address = X.ctypes.data
-    size = X.itemsize * X.shape[1]
-    for k in range(min(start, len(indices)), min(stop, len(indices))):
-        row = address + np.int64(indices[k]) * size
-        for offset in range(0, size, CACHE_LINE):
-            prefetch_line(row + offset)
+@intrinsic
+def prefetch_row(typing, indptr, indices, j, X, ahead):
+    """Ask for the rows of X that a row's connections gather, but `ahead` connections later."""
+
+    def generate(context, builder, signature, arguments):
+        parts = taken_apart(context, builder, signature.args, arguments)
+        indptr, indices, j, X, ahead = parts
+        nnz, size = indices.shape[0], X.row_bytes()
+        ends = [builder.add(end, ahead) for end in row_range(builder, indptr, j)]
+        ends = [builder.select(builder.icmp_signed("<", end, nnz), end, nnz) for end in ends]
+        with cgutils.for_range_slice(builder, *ends, I64(1)) as (k, _):
+            row = gathered(builder, indices.address, k, X.address, size)
+            with cgutils.for_range_slice(builder, I64(0), size, I64(CACHE_LINE)) as (offset, _):
+                prefetch_line(builder, builder.add(row, offset))
+        return context.get_dummy_value()
+
+    return types.void(indptr, indices, i64, X, i64), generate

@@ -175,8 +175,8 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     ----------
     table : LAYER (n_layers,)
     inputs : float32 (n_features, batch)
-    y : int32 (batch,) or float32 (batch, n_targets)
-        Classes; or targets, and the loss is the mean squared error.
+    y : int32 (batch,) and float32 (batch, n_targets)
+        Classes, and targets; one of the two is empty. That of targets is the mean squared error.
     weights : float32 (batch,)
         Of the samples in the loss; without any, all count 1.
     delta : float32 (n_classes, batch)
@@ -195,10 +195,11 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     batch = inputs.shape[1]
     last = len(table) - 1
     outputs = forward_all(table, inputs, dropout)
-    if y.ndim == 1:
-        loss = softmax_cross_entropy(outputs, y, weights, batch, delta)
+    labels, targets = y
+    if len(labels):
+        loss = softmax_cross_entropy(outputs, labels, weights, batch, delta)
     else:
-        loss = mean_squared_error(outputs, y, weights, batch, delta)
+        loss = mean_squared_error(outputs, targets, weights, batch, delta)
     if not math.isfinite(loss):
         return loss
 

@@ -34,12 +34,17 @@ from .lanes import (
     load_lanes,
     load_scalar,
     multiply_add,
+    shuffle,
     splat,
     store_lanes,
     sums_of_four,
     tree_sum,
     vector_type,
 )
+
+# Of an addition that the compiler may not reorder: whether it did would depend on what else it
+# knows. numba gives operations without flags those of `compiling.FASTMATH`.
+ORDERED = ("nsz", "contract", "arcp")
 
 
 class Tile(NamedTuple):
@@ -106,15 +111,20 @@ class Array:
         store_lanes(self._builder, value, address, tile.width, tile.mask, self.half)
 
 
-def taken_apart(context: Any, builder: Builder, kind: Any, value: Value) -> Any:
-    """Return an argument of a kernel: an array as `Array`, a tuple as a tuple of such."""
-    if isinstance(kind, types.Array):
-        return Array(context, builder, kind, value)
-    if isinstance(kind, types.BaseTuple):
-        values = cgutils.unpack_tuple(builder, value, len(kind.types))
-        pairs = zip(kind.types, values, strict=True)
-        return tuple(taken_apart(context, builder, *pair) for pair in pairs)
-    return value
+def taken_apart(
+    context: Any, builder: Builder, kinds: Sequence[Any], values: Sequence[Value]
+) -> tuple[Any, ...]:
+    """Return arguments of a kernel: arrays as `Array`, and tuples as tuples of such."""
+
+    def part(kind: Any, value: Value) -> Any:
+        if isinstance(kind, types.Array):
+            return Array(context, builder, kind, value)
+        if isinstance(kind, types.BaseTuple):
+            parts = cgutils.unpack_tuple(builder, value, len(kind.types))
+            return taken_apart(context, builder, kind.types, parts)
+        return value
+
+    return tuple(part(*pair) for pair in zip(kinds, values, strict=True))
 
 
 def load_bits(builder: Builder, base: Value, tile: Tile) -> Value:
@@ -210,16 +220,24 @@ def sampled_products(
     with cgutils.for_range_slice(builder, start, fours, I64(4)) as (k, _):
         products = [products_of(builder.add(k, I64(q)), totals[q % len(totals)]) for q in range(4)]
         put(k, sums_of_four(builder, products))
+    # A masked tile adds the halves of a sum one by one: trainings go on as they began.
+    left = 1 if tile.mask is None else 2
     with cgutils.for_range_slice(builder, fours, stop, I64(1)) as (k, _):
-        put(k, lane_sum(builder, products_of(k, totals[0])))
+        put(k, lane_sum(builder, products_of(k, totals[0]), left))
     return _total(builder, totals) if weighted else None
 
 
 def put_sums(builder: Builder, sums: Value, gradient: Array, k: Value, accumulate: Value) -> None:
-    """Write sums to gradient[k:], or add them to what is there."""
+    """Write sums to gradient[k:], or add them to what is there; two are the halves of one."""
+    parts = [sums]
+    if sums.type.count == 2:
+        parts = [shuffle(builder, sums, sums, [lane]) for lane in range(2)]
+        sums = builder.fadd(*parts)
     place = as_pointer(builder, gradient.at(k), sums.type)
-    there = builder.load(place, align=4)
-    sums = builder.select(as_bit(builder, accumulate), builder.fadd(there, sums), sums)
+    added = builder.load(place, align=4)
+    for part in reversed(parts):
+        added = builder.fadd(added, part, flags=ORDERED)
+    sums = builder.select(as_bit(builder, accumulate), added, sums)
     builder.store(sums, place, align=4)
 
 

@@ -5,14 +5,10 @@ Addresses are integers (`array.ctypes.data` in a kernel): the caller keeps the a
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import F32, I8, I32, I64, LANES, as_pointer, load_lanes, shuffle, store_lanes
-
-CACHE_LINE = 64  # bytes
+from .lanes import F32, I32, I64, LANES, as_pointer, load_lanes, shuffle, store_lanes
 
 
 @intrinsic
@@ -57,21 +53,6 @@ def copy_16(typing, source, target):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def prefetch_line(typing, address):
-    """Ask for the cache line of an address, to be read soon."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = as_pointer(builder, arguments[0], I8)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, keep_in_all_caches, data = I32(0), I32(3), I32(1)
-        builder.call(function, [pointer, read, keep_in_all_caches, data])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
 
 
 @intrinsic
