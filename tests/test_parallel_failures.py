@@ -160,7 +160,7 @@ def test_phase_two_goes_on_from_the_replicas(tmp_path):
     assert "stopped by SIGTERM in phase two" in result.messages[0]
     assert load_checkpoint(folder).epoch == 1
     replica = load_checkpoint(folder / "replica-001")
-    assert replica.epoch > 1 and replica.part is None
+    assert replica.epoch > 1 and replica.state.part is None
 
 
 @pytest.mark.parametrize("rank", [0, 2])

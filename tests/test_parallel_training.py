@@ -281,7 +281,7 @@ def test_other_ranks_go_on_with_a_training(jobs, name):
     batches = [epoch_batches(np.arange(ROWS), begun.config, epoch) for epoch in range(6)]
     left = {epoch: range(0, ROWS, 5) for epoch in range(2, 6)}
     if ranks > 1:  # what the server had not applied, to the mini-batch
-        left |= {int(e): starts for e, starts in begun.parallel["deal"]["missing"].items()}
+        left |= {int(e): starts for e, starts in begun.state.parallel["deal"]["missing"].items()}
     expected = [(e, int(row)) for e in left for start in left[e] for row in batches[e][start // 5]]
     assert read_notes(jobs.folder_of(name)) == Counter(expected)
     notes = [path.read_text() for path in jobs.folder_of(name).glob("rows-*.txt")]
