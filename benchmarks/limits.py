@@ -10,14 +10,14 @@ from timeit import timeit
 import numpy as np
 
 from largesparse.backends import get_backend
-from largesparse.backends.base import PREFETCH_BYTES
 
 from .common import BATCH_SIZE, SOME, THREADS, find, make_network, warm_up
 
 try:
-    Connections = find("backends.base.Connections")
+    Connections = find("backends.operands.Connections", "backends.base.Connections")
 except ImportError:  # an older commit, whose backends take the arrays one by one
     Connections = None
+PREFETCH_BYTES = find("backends.operands.PREFETCH_BYTES", "backends.base.PREFETCH_BYTES")
 kernel_threads = find("machine.threads.kernel_threads")
 best_distance, gather = find("backends.limits.best_distance"), find("backends.limits.gather")
 sequential_bandwidth = find("backends.limits.sequential_bandwidth")

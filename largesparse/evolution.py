@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Connections
+from .backends.operands import Connections
 from .errors import check_range
 from .layer import SparseLayer
 from .topology import Topology

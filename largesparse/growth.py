@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import Float32
+from .backends.operands import Float32
 from .evolution import Grow, Int64, Living, draw_free_cells, evolve, mark_smallest
 from .layer import SparseLayer
 from .network import Visit

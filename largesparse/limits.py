@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from .backends.base import Float32, Int32
+from .backends.operands import Float32, Int32
 from .threads import kernel_threads
 
 DISTANCES = (0, 4, 8, 16, 32)  # connections

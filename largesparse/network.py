@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .backends.base import (
+from .backends.base import Backend
+from .backends.operands import (
     NO_DROPOUT,
     NO_STATE,
     RESOLUTION,
-    Backend,
     Connections,
     Derivative,
     Dropout,

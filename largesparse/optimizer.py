@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backends.base import SGD
+from .backends.operands import SGD
 from .errors import ParameterError, check_range
 from .layer import PARAMETERS, LayerArrays, SparseLayer
 

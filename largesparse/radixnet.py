@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from .backends import get_backend
-from .backends.base import Connections
+from .backends.operands import Connections
 from .errors import ParameterError, check_range
 from .layer import Float32
 from .threads import kernel_threads, resolve_threads

@@ -48,7 +48,7 @@ class Layer(torch.nn.Module):
 
 
 class Network(torch.nn.Module):
-    """Standardisation, layers, and the scale of predicted numbers: see `export.to_torch`."""
+    """Standardisation, layers, and the scale of predicted numbers: see `to_torch`."""
 
     def __init__(self, network: SparseMLP) -> None:
         super().__init__()

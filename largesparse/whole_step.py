@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.base import SGD, Dropout
+from .backends.operands import SGD, Dropout
 from .losses import NO_LABELS, NO_TARGETS
 from .network import SparseMLP
 from .optimizer import MomentumSGD

@@ -27,7 +27,8 @@ ROOMS = (
     ("__init__",),
     ("harness",),
     ("paper",),
-    ("commands", "__main__"),
+    ("commands",),
+    ("__main__",),
 )
 GROUND = ROOMS[0]
 

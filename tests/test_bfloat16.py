@@ -11,7 +11,7 @@ from scipy.sparse import random_array
 
 from largesparse import NetworkConfig, Predictor, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import get_backend, kernels
-from largesparse.backends.base import NO_DROPOUT, Connections, Derivative
+from largesparse.backends.operands import NO_DROPOUT, Connections, Derivative
 from largesparse.errors import ParameterError
 from largesparse.memory import BFLOAT16_WIDE as WIDE
 from largesparse.memory import plan_training, useful_dtype

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, save_model
-from largesparse.backends.base import PREFETCH_AHEAD, PREFETCH_BYTES
+from largesparse.backends.operands import PREFETCH_AHEAD, PREFETCH_BYTES
 from largesparse.cli import main
 from largesparse.estimator_defaults import (
     EPOCH_CELLS,

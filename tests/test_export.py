@@ -21,7 +21,8 @@ from largesparse import (
 )
 from largesparse.checkpoint import save_model
 from largesparse.errors import BackendError, DataError
-from largesparse.export import to_scipy, to_torch
+from largesparse.export import to_scipy
+from largesparse.torch_export import to_torch
 
 
 def trained(activation="all_relu", loss="softmax_cross_entropy"):

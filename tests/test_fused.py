@@ -14,8 +14,8 @@ from scipy.sparse import csr_array, random_array
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import fused_kernels, get_backend, kernels
-from largesparse.backends.base import NO_DROPOUT, PREFETCH_BYTES, Connections, Dropout
 from largesparse.backends.fused import FusedBackend
+from largesparse.backends.operands import NO_DROPOUT, PREFETCH_BYTES, Connections, Dropout
 from largesparse.batches import load_batch
 from largesparse.errors import NumericalError
 from largesparse.evolution import evolve

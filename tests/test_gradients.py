@@ -21,7 +21,7 @@ from sklearn.metrics import log_loss
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.activations import ACTIVATIONS, TRAINED
 from largesparse.backends import BACKENDS
-from largesparse.backends.base import Connections, Derivative, Dropout
+from largesparse.backends.operands import Connections, Derivative, Dropout
 from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.losses import softmax, softmax_cross_entropy
 from largesparse.topology import Topology

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.backends.base import SGD
 from largesparse.backends.kernels import momentum_update
+from largesparse.backends.operands import SGD
 from largesparse.errors import ParameterError
 from largesparse.layer import LayerConfig, SparseLayer
 from largesparse.optimizer import SCHEDULES, MomentumSGD, ScheduleConfig

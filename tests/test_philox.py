@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import get_backend
-from largesparse.backends.base import RESOLUTION, Connections, Dropout
+from largesparse.backends.operands import RESOLUTION, Connections, Dropout
 from largesparse.backends.philox import philox4x32
 from largesparse.network import dropout_key
 

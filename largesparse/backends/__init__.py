@@ -11,7 +11,8 @@ import os
 
 from ..environment import BACKEND
 from ..errors import BackendError, ParameterError
-from .base import Backend, Dropout
+from .base import Backend
+from .operands import Dropout
 
 __all__ = ["BACKENDS", "DEFAULT", "Backend", "Dropout", "get_backend"]
 

@@ -10,68 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..threads import kernel_threads
-
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
-UInt32 = NDArray[np.uint32]
-
-RESOLUTION = 1 << 16  # of the share of neurons that dropout keeps
-
-
-class Connections(NamedTuple):
-    """A layer's connections as a CSR matrix: in output order or in input order."""
-
-    indptr: Int32  # (rows + 1,)
-    indices: Int32  # (nnz,)
-    values: Float32  # (nnz,)
-
-
-class Dropout(NamedTuple):
-    """What the dropout bits of a layer are a function of, beside neuron and row."""
-
-    keep_below: int  # a neuron is kept where 16 random bits are below this
-    seed: int | np.uint64  # 64 bits
-    step: int  # updates since the start of the training
-    layer: int  # the layer's number
-    first_row: int  # row of the mini-batch that the micro-batch begins with
-
-    @property
-    def keep_share(self) -> np.float32:
-        """Share of the neurons that are kept."""
-        return np.float32(self.keep_below / RESOLUTION)
-
-    def for_kernels(self) -> Dropout:
-        """Return this by the types that kernels are compiled for: a seed may exceed int64."""
-        return self._replace(seed=np.uint64(self.seed))
-
-
-class Derivative(NamedTuple):
-    """What the derivative of a hidden layer's activations is a function of."""
-
-    slope: np.float32  # left slope of the activation
-    keep_share: np.float32  # share of the neurons that dropout keeps
-    state: UInt32  # (n, 2, words): see `kernels`
-
-
-class SGD(NamedTuple):
-    """The numbers of momentum SGD (eq. 1), v = μv - ηg; w = w + v - λw, as kernels take them."""
-
-    rate: np.float32 | np.float64  # η
-    momentum: np.float32  # μ
-    decay: np.float32  # λ
-
-
-NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0).for_kernels()
-NO_STATE = np.empty((0, 2, 0), dtype=np.uint32)  # stores nothing
-
-PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
-PREFETCH_AHEAD = 16  # connections
+from .operands import NO_DROPOUT, NO_STATE, Connections, Derivative, Dropout, Float32, Int32, UInt32
 
 
 class Backend(ABC):

@@ -6,17 +6,8 @@ import functools
 
 import numpy as np
 
-from .base import (
-    NO_DROPOUT,
-    NO_STATE,
-    Backend,
-    Connections,
-    Derivative,
-    Dropout,
-    Float32,
-    Int32,
-    UInt32,
-)
+from .base import Backend
+from .operands import NO_DROPOUT, NO_STATE, Connections, Derivative, Dropout, Float32, Int32, UInt32
 
 
 class FusedBackend(Backend):

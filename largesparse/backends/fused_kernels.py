@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .base import Connections
 from .compiling import inline, kernel
 from .kernels import activate
 from .loops import ROWS, divide_evenly, divide_loop
+from .operands import Connections
 from .philox import draw_keep_words, share_kept
 from .rows import WORD, backward_row, forward_row, prefetch_distance, prefetch_row
 

@@ -13,10 +13,10 @@ import math
 import numpy as np
 from numba import prange
 
-from .base import Connections
 from .compiling import inline, kernel
 from .lanes import LANES
 from .loops import ROWS, divide_evenly, divide_loop
+from .operands import Connections
 from .philox import draw_keep_words, share_kept
 from .rows import (
     activate_row,

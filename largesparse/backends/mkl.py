@@ -19,7 +19,8 @@ from scipy.sparse import csr_matrix
 from ..errors import BackendError
 from ..threading_layers import can_limit_tbb, limit_tbb
 from ..threads import core_numbers
-from .base import Backend, Float32, Int32
+from .base import Backend
+from .operands import Float32, Int32
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import RESOLUTION
 from .compiling import inline
+from .operands import RESOLUTION
 
 ROUNDS = 7
 ROWS_PER_BLOCK = 8  # decisions that one call of the generator gives, of 16 bits each

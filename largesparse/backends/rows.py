@@ -12,7 +12,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .base import PREFETCH_AHEAD, PREFETCH_BYTES
 from .compiling import inline
 from .lanes import (
     CACHE_LINE,
@@ -29,6 +28,7 @@ from .lanes import (
     store_lanes,
 )
 from .loops import ROWS
+from .operands import PREFETCH_AHEAD, PREFETCH_BYTES
 from .tiles import (
     activated,
     differentiated,

@@ -12,7 +12,8 @@ from contextvars import ContextVar
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from .base import Backend, Float32, Int32
+from .base import Backend
+from .operands import Float32, Int32
 
 # SciPy allocates its result, so a product is made in blocks of rows: the temporary stays small,
 # and threads can share the blocks (SciPy releases the GIL).

@@ -13,7 +13,6 @@ from llvmlite import ir
 from numba import carray, prange, types
 from numba.extending import intrinsic
 
-from .base import RESOLUTION, SGD, Connections, Derivative, Dropout
 from .compiling import inline, kernel
 from .fused_kernels import backward_rows, forward
 from .kernels import (
@@ -27,6 +26,7 @@ from .kernels import (
     sum_rows,
 )
 from .loops import ROWS, divide_evenly, divide_loop
+from .operands import RESOLUTION, SGD, Connections, Derivative, Dropout
 from .philox import share_kept
 from .rows import reorder_range, update_range
 

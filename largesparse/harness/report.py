@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .. import info, pages
+from .. import pages
 from ..environment import expand_user
 from ..errors import ParameterError
+from ..hardware import cpu_model
 from ..measurements import COUNTS, SETTINGS, read_measurements
 from ..memory import GIB
 from ..pages import Line, log_axes, new_figure, speedup_figure
 from ..plots import TRAIN_SAMPLES, scaling_figures, scaling_table
 from ..records import read_records
 from ..series import colour_of, marker_of, short, split, told
+from ..versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,13 +123,13 @@ def make_report(options: argparse.Namespace) -> Path:
 
 def machine_section(table: pd.DataFrame) -> str:
     """Return where, when and with what the figures were measured."""
-    versions = ", ".join(f"{name} {found}" for name, found in info.versions().items() if found)
+    used = ", ".join(f"{name} {found}" for name, found in versions().items() if found)
     machines = ", ".join(map(str, table["machine"].dropna().unique())) or "unknown"
     lines = [f"Machines: {machines}."]
     if len(dates := table["date"].dropna()):
         # asv dates a result by its commit, a run by its end
         lines.append(f"Dates from {dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}.")
-    lines.append(f"The page was made with {versions}, on {info.cpu_model()}.")
+    lines.append(f"The page was made with {used}, on {cpu_model()}.")
     return pages.paragraph(" ".join(lines))
 
 

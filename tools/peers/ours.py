@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largesparse import Trainer, TrainingConfig
-from largesparse.backends.base import Connections, Derivative
 from largesparse.backends.kernels import sddmm
+from largesparse.backends.operands import Connections, Derivative
 from largesparse.inference import predict
 from largesparse.limits import best_distance, gather
 from largesparse.network import SparseMLP
