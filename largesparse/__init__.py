@@ -8,61 +8,61 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .checkpoint import load_model, save_model
-    from .classifier import SparseMLPClassifier
-    from .config import NetworkConfig, TrainingConfig
-    from .datasets import Dataset, load_dataset
+    from .data.datasets import Dataset, load_dataset
+    from .data.skewness import alpha_from_skewness
+    from .data.standardizer import Standardizer
+    from .data.synthetic import make_large_classification
     from .errors import LargeSparseError
-    from .history import EpochRecord, History, ParallelReport
-    from .importance import active_neurons, compact, neuron_importance, prune_neurons
-    from .inference import Predictor, predict, predict_proba
-    from .measurements import read_measurements
-    from .monitoring import GradientFlow, InputDegrees
-    from .network import SparseMLP
+    from .estimators.classifier import SparseMLPClassifier
+    from .estimators.regressor import SparseMLPRegressor
+    from .estimators.selection import SparseFeatureSelector, input_strength
+    from .harness.measurements import read_measurements
+    from .harness.records import read_records
+    from .model.config import NetworkConfig, TrainingConfig
+    from .model.importance import active_neurons, compact, neuron_importance, prune_neurons
+    from .model.network import SparseMLP
     from .parallel import train_wasap, train_wassp
-    from .records import read_records
-    from .regressor import SparseMLPRegressor
-    from .resumed_settings import load_checkpoint
-    from .selection import SparseFeatureSelector, input_strength
-    from .skewness import alpha_from_skewness
-    from .standardizer import Standardizer
-    from .synthetic import make_large_classification
-    from .training import Trainer, save_checkpoint
+    from .training.checkpoint import load_model, save_model
+    from .training.history import EpochRecord, History, ParallelReport
+    from .training.monitoring import GradientFlow, InputDegrees
+    from .training.prediction import Predictor, predict, predict_proba
+    from .training.resumed_settings import load_checkpoint
+    from .training.trainer import Trainer, save_checkpoint
 
 # public name -> module that defines it; imported when it is first used
 _MODULES = {
-    "Dataset": "datasets",
-    "EpochRecord": "history",
-    "GradientFlow": "monitoring",
-    "History": "history",
-    "InputDegrees": "monitoring",
+    "Dataset": "data.datasets",
+    "EpochRecord": "training.history",
+    "GradientFlow": "training.monitoring",
+    "History": "training.history",
+    "InputDegrees": "training.monitoring",
     "LargeSparseError": "errors",
-    "NetworkConfig": "config",
-    "ParallelReport": "history",
-    "Predictor": "inference",
-    "SparseFeatureSelector": "selection",
-    "SparseMLP": "network",
-    "SparseMLPClassifier": "classifier",
-    "SparseMLPRegressor": "regressor",
-    "Standardizer": "standardizer",
-    "Trainer": "training",
-    "TrainingConfig": "config",
-    "active_neurons": "importance",
-    "alpha_from_skewness": "skewness",
-    "compact": "importance",
-    "input_strength": "selection",
-    "load_checkpoint": "resumed_settings",
-    "load_dataset": "datasets",
-    "load_model": "checkpoint",
-    "make_large_classification": "synthetic",
-    "neuron_importance": "importance",
-    "predict": "inference",
-    "predict_proba": "inference",
-    "prune_neurons": "importance",
-    "read_measurements": "measurements",
-    "read_records": "records",
-    "save_checkpoint": "training",
-    "save_model": "checkpoint",
+    "NetworkConfig": "model.config",
+    "ParallelReport": "training.history",
+    "Predictor": "training.prediction",
+    "SparseFeatureSelector": "estimators.selection",
+    "SparseMLP": "model.network",
+    "SparseMLPClassifier": "estimators.classifier",
+    "SparseMLPRegressor": "estimators.regressor",
+    "Standardizer": "data.standardizer",
+    "Trainer": "training.trainer",
+    "TrainingConfig": "model.config",
+    "active_neurons": "model.importance",
+    "alpha_from_skewness": "data.skewness",
+    "compact": "model.importance",
+    "input_strength": "estimators.selection",
+    "load_checkpoint": "training.resumed_settings",
+    "load_dataset": "data.datasets",
+    "load_model": "training.checkpoint",
+    "make_large_classification": "data.synthetic",
+    "neuron_importance": "model.importance",
+    "predict": "training.prediction",
+    "predict_proba": "training.prediction",
+    "prune_neurons": "model.importance",
+    "read_measurements": "harness.measurements",
+    "read_records": "harness.records",
+    "save_checkpoint": "training.trainer",
+    "save_model": "training.checkpoint",
     "train_wasap": "parallel",
     "train_wassp": "parallel",
 }

@@ -25,11 +25,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from largesparse.errors import LargeSparseError, check_range
-from largesparse.sizes import parse_size
+from largesparse.machine.sizes import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = r"step.Relative.track_step\(10000\)"
-SLOWED = "largesparse/training.py"  # not among the kernels: those would have to be compiled again
+SLOWED = "largesparse/training/trainer.py"  # not among the kernels, which are compiled again
 PLANTED = '''
 
 def _slow_down(of, name):

@@ -34,10 +34,10 @@ from largesparse import make_large_classification
 from largesparse.backends import get_backend
 from largesparse.errors import LargeSparseError, ParameterError
 from largesparse.harness.scaling import BIGMODEL
-from largesparse.launching import start_ranks
-from largesparse.memory import GIB
-from largesparse.sizes import parse_size
-from largesparse.warming import warm_up
+from largesparse.machine.launching import start_ranks
+from largesparse.machine.sizes import parse_size
+from largesparse.training.memory import GIB
+from largesparse.training.warming import warm_up
 
 MIB = 2**20
 DATA = "/classification-"  # in the path of a mapped data file

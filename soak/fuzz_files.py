@@ -34,7 +34,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from largesparse.errors import LargeSparseError
-from largesparse.sizes import parse_size
+from largesparse.machine.sizes import parse_size
 from soak.fuzz_kinds import KINDS, Kind
 
 MOST_BYTES = 2**29  # beyond what the process has at the start

@@ -24,12 +24,12 @@ from largesparse import (
     load_model,
     save_checkpoint,
 )
-from largesparse.checkpoint import MANIFEST
+from largesparse.data.geo import read_series_matrix
+from largesparse.data.publishers import read_idx
+from largesparse.data.tables import read_table
 from largesparse.errors import CheckpointError, DataError, LargeSparseError
-from largesparse.geo import read_series_matrix
-from largesparse.publishers import read_idx
-from largesparse.records import read_records
-from largesparse.tables import read_table
+from largesparse.harness.records import read_records
+from largesparse.training.checkpoint import MANIFEST
 
 Rng = np.random.Generator
 EXTREMES: tuple[Any, ...] = (

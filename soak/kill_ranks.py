@@ -38,10 +38,10 @@ from typing import Any, NamedTuple
 import psutil
 
 from largesparse import load_checkpoint
-from largesparse.checkpoint import has_checkpoint
 from largesparse.errors import CheckpointError, LargeSparseError, check_range
-from largesparse.launching import start_ranks
-from largesparse.sizes import parse_size
+from largesparse.machine.launching import start_ranks
+from largesparse.machine.sizes import parse_size
+from largesparse.training.checkpoint import has_checkpoint
 from soak import program
 from soak.announcing import announce_phases
 
@@ -316,10 +316,10 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
     from mpi4py import MPI
 
     from largesparse.harness import bigmodel
-    from largesparse.network import SparseMLP
-    from largesparse.parallel import job
-    from largesparse.parallel.server import Server
-    from largesparse.training import Trainer
+    from largesparse.model.network import SparseMLP
+    from largesparse.parallel.wasap import job
+    from largesparse.parallel.wasap.server import Server
+    from largesparse.training.trainer import Trainer
 
     rank = MPI.COMM_WORLD.rank
 

@@ -32,10 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from largesparse.checkpoint import MANIFEST, has_checkpoint
-from largesparse.cli import run_command
+from largesparse.commands.main import run_command
 from largesparse.errors import LargeSparseError, check_range
-from largesparse.sizes import parse_size
+from largesparse.machine.sizes import parse_size
+from largesparse.training.checkpoint import MANIFEST, has_checkpoint
 from soak import program
 from soak.announcing import announce_phases
 
@@ -252,10 +252,10 @@ def has_come(process: Process, moment: Moment) -> bool:
 
 def train_announcing(descriptor: int, arguments: list[str]) -> int:
     """Be bigmodel, and write to a pipe which phase begins and which update is done."""
-    from largesparse import training
     from largesparse.harness import bigmodel
-    from largesparse.network import SparseMLP
-    from largesparse.training import Trainer
+    from largesparse.model.network import SparseMLP
+    from largesparse.training import trainer as training
+    from largesparse.training.trainer import Trainer
 
     def announce(text: str) -> None:
         os.write(descriptor, f"{time.monotonic()} {text}\n".encode())

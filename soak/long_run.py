@@ -35,9 +35,9 @@ from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
 from largesparse.errors import check_range
 from largesparse.harness.scaling import BIGMODEL
-from largesparse.history import EpochRecord
-from largesparse.launching import start_ranks
-from largesparse.sizes import parse_size
+from largesparse.machine.launching import start_ranks
+from largesparse.machine.sizes import parse_size
+from largesparse.training.history import EpochRecord
 
 JOB = ["--neurons=2k", "--features=64", "--samples=200", "--epochs=2", "--phase-one-epochs=1"]
 PRUNINGS = 8

@@ -40,7 +40,7 @@ from sklearn.datasets import make_classification
 from largesparse import Predictor, SparseMLPClassifier, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, get_backend
 from largesparse.errors import BackendError
-from largesparse.sizes import parse_size
+from largesparse.machine.sizes import parse_size
 from soak import program
 
 ROWS = 400

@@ -12,8 +12,8 @@ from helpers import ROOT, TOOLS, child_path
 from hypothesis import settings
 
 from largesparse.backends.compiling import _source_digest
-from largesparse.environment import cache_folder
-from largesparse.threads import available_threads
+from largesparse.machine.environment import cache_folder
+from largesparse.machine.threads import available_threads
 
 # Tests and child processes that name a cache of their own share the compiled kernels all the same.
 if not os.environ.get("NUMBA_CACHE_DIR"):

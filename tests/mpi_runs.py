@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from largesparse.environment import find_mpiexec
+from largesparse.machine.environment import find_mpiexec
 
 MARKER = "LARGESPARSE_TEST_RUN"  # set in the environment of every process of a run
 

@@ -266,8 +266,9 @@ def save_network(network: SparseMLP, path: Path) -> None:
 
 def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     """Train a case on all ranks."""
-    from largesparse.parallel import phase_two, train_wasap, train_wassp
-    from largesparse.parallel.server import Server
+    from largesparse.parallel import train_wasap, train_wassp
+    from largesparse.parallel.wasap import phase_two
+    from largesparse.parallel.wasap.server import Server
 
     (folder / name).mkdir(exist_ok=True)
     if case.on_disk:
@@ -307,7 +308,7 @@ def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
 
 
 def main() -> None:
-    from largesparse.parallel.ranks import get_communicator
+    from largesparse.parallel.comm.ranks import get_communicator
 
     comm = get_communicator()
     folder = Path(sys.argv[1])

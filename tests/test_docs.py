@@ -13,8 +13,8 @@ from helpers import ROOT
 
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, save_model
 from largesparse.backends.operands import PREFETCH_AHEAD, PREFETCH_BYTES
-from largesparse.cli import main
-from largesparse.estimator_defaults import (
+from largesparse.commands.main import main
+from largesparse.estimators.defaults import (
     EPOCH_CELLS,
     EPOCH_ROWS,
     FEWEST_EPOCHS,
@@ -24,7 +24,7 @@ from largesparse.estimator_defaults import (
     STOPPING_ROWS,
     auto_epsilon,
 )
-from largesparse.memory import HEADROOM
+from largesparse.training.memory import HEADROOM
 
 CONF = f"""
 import sys

@@ -17,7 +17,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_writing_records_loads_no_pandas():
-    program = "import json, sys, largesparse.records; print(json.dumps(list(sys.modules)))"
+    program = "import json, sys, largesparse.harness.records; print(json.dumps(list(sys.modules)))"
     assert HEAVY.isdisjoint(json.loads(run_python("-c", program).stdout))
 
 

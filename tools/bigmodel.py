@@ -2,7 +2,7 @@
 
 import sys
 
-from largesparse.cli import run_command
+from largesparse.commands.main import run_command
 from largesparse.harness.bigmodel import main
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python tools/choose_settings.py --dataset madelon --folds 5 --prior 8 12 --seeds 3
     python tools/choose_settings.py --dataset higgs --epochs 60 --settings rule paper tuned
 
-A candidate is the rule of `largesparse.reproduction.settings` with other numbers; several values
+A candidate is the rule of `largesparse.paper.settings` with other numbers; several values
 of a flag make a grid. Every candidate trains the sparse network with All-ReLU of Table 2 on
 `--rows` of the training part, and is scored on a fold of it, which is another for every seed. The
 test part is not looked at. --settings adds those of `tools/paper_tables.py`.
@@ -31,15 +31,15 @@ from tqdm import tqdm
 
 from largesparse import read_records
 from largesparse.backends import BACKENDS
-from largesparse.cli import run_command
-from largesparse.datasets import Dataset
+from largesparse.commands.main import run_command
+from largesparse.data.datasets import Dataset
 from largesparse.errors import ParameterError
-from largesparse.records import append_record, check_output
-from largesparse.reproduction import paper
-from largesparse.reproduction.run import load, run_sequential
-from largesparse.reproduction.settings import SETTINGS, Rule
-from largesparse.reproduction.trainings import Protocol, Training, key_of, rows_of
-from largesparse.sizes import parse_size
+from largesparse.harness.records import append_record, check_output
+from largesparse.machine.sizes import parse_size
+from largesparse.paper import reported as paper
+from largesparse.paper.run import load, run_sequential
+from largesparse.paper.settings import SETTINGS, Rule
+from largesparse.paper.trainings import Protocol, Training, key_of, rows_of
 
 NUMBERS = tuple(field.name for field in dataclasses.fields(Rule))
 KIND = "choose_settings"

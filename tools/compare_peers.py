@@ -58,13 +58,13 @@ from peers.problem import N_BATCHES, PRESETS, SEED, Problem
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
-from largesparse import info
-from largesparse.cli import run_command
-from largesparse.environment import expand_user
+from largesparse.commands import info
+from largesparse.commands.main import run_command
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
-from largesparse.recipes import RECIPES
-from largesparse.records import check_output, new_record
-from largesparse.sizes import parse_size
+from largesparse.harness.records import check_output, new_record
+from largesparse.machine.environment import expand_user
+from largesparse.machine.sizes import parse_size
+from largesparse.model.recipes import RECIPES
 
 BLOCK_STEPS, BLOCK_SECONDS = 3, 0.1  # a timing spans at least these,
 LONG_SECONDS = 1.0  # or, if steps are slow, this

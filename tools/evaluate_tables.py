@@ -27,11 +27,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from largesparse.cli import run_command
-from largesparse.datasets import load_dataset
+from largesparse.commands.main import run_command
+from largesparse.data.datasets import load_dataset
 from largesparse.errors import LargeSparseError
-from largesparse.sizes import parse_size
-from largesparse.usage import peak_rss_bytes, start_peak_rss
+from largesparse.machine.sizes import parse_size
+from largesparse.machine.usage import peak_rss_bytes, start_peak_rss
 
 TABLES = {  # name on the command line -> data set, and whether it is cut into folds
     "genes": ("microarray_nakayama", True),

@@ -2,8 +2,8 @@
 
 import sys
 
-from largesparse.cli import run_command
-from largesparse.reproduction.command import main
+from largesparse.commands.main import run_command
+from largesparse.paper.command import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -28,10 +28,10 @@ from numba.core.registry import CPUDispatcher
 
 from largesparse import SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels, step_kernel
-from largesparse.cli import run_command
+from largesparse.commands.main import run_command
 from largesparse.errors import ParameterError
-from largesparse.sizes import parse_size
-from largesparse.warming import warm_up
+from largesparse.machine.sizes import parse_size
+from largesparse.training.warming import warm_up
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import importlib
 import logging
 import os
 
-from ..environment import BACKEND
 from ..errors import BackendError, ParameterError
+from ..machine.environment import BACKEND
 from .base import Backend
 from .operands import Dropout
 

@@ -16,9 +16,9 @@ from typing import Any
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 
-from ..environment import cache_folder, launched_ranks, temporary_cache_folder
 from ..errors import BackendError, ParameterError
-from ..threading_layers import threading_layer
+from ..machine.environment import cache_folder, launched_ranks, temporary_cache_folder
+from ..machine.threading_layers import threading_layer
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Compiled kernels that only read memory: see `largesparse.limits`."""
+"""Compiled kernels that only read memory: see `largesparse.backends.limits`."""
 
 from __future__ import annotations
 

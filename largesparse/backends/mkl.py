@@ -17,8 +17,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from ..errors import BackendError
-from ..threading_layers import can_limit_tbb, limit_tbb
-from ..threads import core_numbers
+from ..machine.threading_layers import can_limit_tbb, limit_tbb
+from ..machine.threads import core_numbers
 from .base import Backend
 from .operands import Float32, Int32
 

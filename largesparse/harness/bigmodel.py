@@ -37,50 +37,45 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ..backends import get_backend
-from ..checkpoint import read_history
-from ..comparison import (
+from ..data.synthetic import make_large_classification
+from ..errors import ParameterError, check_range
+from ..machine.environment import launched_ranks
+from ..machine.threads import resolve_threads
+from ..machine.usage import peak_rss_bytes
+from ..model.config import NetworkConfig, TrainingConfig
+from ..model.network import SparseMLP
+from ..model.storage import Storage
+from ..parallel import train_wasap, train_wassp
+from ..parallel.comm.collectives import broadcast
+from ..parallel.comm.nodes import Nodes
+from ..parallel.comm.ranks import Alone, get_communicator, together
+from ..parallel.options import ParallelOptions, phase_one_length
+from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
+from ..training.checkpoint import read_history
+from ..training.history import EpochRecord, History
+from ..training.memory import MemoryPlan, choose_plan, useful_dtype
+from ..training.prediction import MAX_PROCESSES, Predictor
+from ..training.resumed_settings import load_checkpoint
+from ..training.saving import check_checkpoint_folder
+from ..training.trainer import Trainer
+from ..training.warming import warm_up
+from .comparison import (
     compare_with_table_4,
     describe_new_epochs,
     describe_plan,
     describe_training,
     describe_use,
 )
-from ..config import NetworkConfig, TrainingConfig
-from ..driver_flags import (
+from .driver_flags import (
     add_data_flags,
     add_model_flags,
     add_ranks_flags,
     add_run_flags,
     add_training_flags,
 )
-from ..environment import launched_ranks
-from ..errors import ParameterError, check_range
-from ..history import EpochRecord, History
-from ..inference import MAX_PROCESSES, Predictor
-from ..memory import MemoryPlan, choose_plan, useful_dtype
-from ..network import SparseMLP
-from ..parallel import train_wasap, train_wassp
-from ..parallel.collectives import broadcast
-from ..parallel.nodes import Nodes
-from ..parallel.options import ParallelOptions, phase_one_length
-from ..parallel.plan import (
-    check_disk,
-    choose_parallel_plan,
-    memory_of_ranks,
-    slots_of_nodes,
-)
-from ..parallel.ranks import Alone, get_communicator, together
-from ..presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
-from ..records import RunRecord, append_record, check_output, has_record, new_record
-from ..resumed_settings import load_checkpoint
-from ..resuming import flags_of, parse_resumable
-from ..saving import check_checkpoint_folder
-from ..storage import Storage
-from ..synthetic import make_large_classification
-from ..threads import resolve_threads
-from ..training import Trainer
-from ..usage import peak_rss_bytes
-from ..warming import warm_up
+from .presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
+from .records import RunRecord, append_record, check_output, has_record, new_record
+from .resuming import flags_of, parse_resumable
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
 FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .. import pages
-from ..environment import expand_user
 from ..errors import ParameterError
-from ..hardware import cpu_model
-from ..measurements import COUNTS, SETTINGS, read_measurements
-from ..memory import GIB
-from ..pages import Line, log_axes, new_figure, speedup_figure
-from ..plots import TRAIN_SAMPLES, scaling_figures, scaling_table
-from ..records import read_records
-from ..series import colour_of, marker_of, short, split, told
-from ..versions import versions
+from ..machine.environment import expand_user
+from ..machine.hardware import cpu_model
+from ..machine.versions import versions
+from ..training.memory import GIB
+from . import pages
+from .measurements import COUNTS, SETTINGS, read_measurements
+from .pages import Line, log_axes, new_figure, speedup_figure
+from .plots import TRAIN_SAMPLES, scaling_figures, scaling_table
+from .records import read_records
+from .series import colour_of, marker_of, short, split, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,11 +29,15 @@ from typing import Any
 
 import pandas as pd
 
-from .. import pages
-from ..cluster import Cluster, plan_cluster
-from ..environment import expand_user
 from ..errors import DataError, LargeSparseError
-from ..ladder import (
+from ..machine.environment import expand_user
+from ..machine.launching import start_ranks
+from ..machine.sizes import parse_size
+from ..machine.threads import available_threads
+from ..training.memory import GIB
+from . import pages
+from .cluster import Cluster, plan_cluster
+from .ladder import (
     GUESS,
     RUNGS,
     TABLE_4_SAMPLES,
@@ -44,13 +48,9 @@ from ..ladder import (
     measured_costs,
     predicted_seconds,
 )
-from ..launching import start_ranks
-from ..memory import GIB
-from ..plots import PHASES, paper_table, scaling_figures, scaling_table
-from ..records import check_output, read_records, record_rows
-from ..series import split_command
-from ..sizes import parse_size
-from ..threads import available_threads
+from .plots import PHASES, paper_table, scaling_figures, scaling_table
+from .records import check_output, read_records, record_rows
+from .series import split_command
 
 BIGMODEL = [sys.executable, "-m", "largesparse", "bigmodel"]
 ENTRIES = ("largesparse", "__main__.py")  # which the command line is started by

@@ -11,22 +11,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .leaving import watch_script
+from .comm.leaving import watch_script
 
 if TYPE_CHECKING:
-    from ..history import ParallelReport
+    from ..training.history import ParallelReport
     from .options import ParallelOptions
     from .prediction import predict, predict_proba
-    from .wasap import train_wasap, train_wassp
+    from .train import train_wasap, train_wassp
 
 # public name -> module that defines it; imported when it is first used
 _MODULES = {
     "ParallelOptions": "options",
-    "ParallelReport": ".history",
+    "ParallelReport": ".training.history",
     "predict": "prediction",
     "predict_proba": "prediction",
-    "train_wasap": "wasap",
-    "train_wassp": "wasap",
+    "train_wasap": "train",
+    "train_wassp": "train",
 }
 
 __all__ = [

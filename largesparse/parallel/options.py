@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from ..errors import ParameterError, check_range
-from .transfer import CHUNK_BYTES, check_chunk_bytes
+from .comm.transfer import CHUNK_BYTES, check_chunk_bytes
 
 PHASE_ONE_SHARE = 0.7  # of the epochs
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import NetworkConfig
-from ..control_groups import free_memory
 from ..errors import MemoryPlanError
-from ..mapped_memory import KEPT, Arena, find_mapped
-from ..memory import (
+from ..machine.control_groups import free_memory
+from ..machine.mapped_memory import KEPT, Arena, find_mapped
+from ..machine.usage import pss_bytes
+from ..model.config import NetworkConfig
+from ..training.memory import (
     CANDIDATE,
     EVOLUTION,
     GIB,
@@ -32,17 +33,16 @@ from ..memory import (
     micro_batchings,
     plan_training,
 )
-from ..training import Trainer
-from ..training_data import TrainingData
-from ..usage import pss_bytes
-from .collectives import gather
-from .data import to_arrays
-from .nodes import Nodes
+from ..training.prepared import TrainingData
+from ..training.trainer import Trainer
+from .comm.collectives import gather
+from .comm.nodes import Nodes
+from .comm.ranks import together
 from .options import ParallelOptions
-from .phase_two import RESULTS_SHARE, result_bytes
-from .ranks import together
-from .shared import Shape, SharedTopology, SharedWeights, shared_size
-from .slots import slot_sizes
+from .shared.data import to_arrays
+from .shared.slots import slot_sizes
+from .shared.weights import Shape, SharedTopology, SharedWeights, shared_size
+from .wasap.phase_two import RESULTS_SHARE, result_bytes
 
 FIRST_BASE = 230 * 2**20  # interpreter, libraries and kernels of one rank
 RANK_BASE = 90 * 2**20  # of every further one, which shares the pages of libraries

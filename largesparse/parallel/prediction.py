@@ -17,21 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from .. import inference
 from ..backends import get_backend
-from ..checks import check_X
+from ..data.checks import check_X
+from ..data.frames import align_frame
 from ..errors import ParameterError, check_range
-from ..frames import align_frame
-from ..inference import (
-    Engine,
-    ForwardLayout,
-    Outputs,
-    Predictor,
-    batches,
-    check_batch_size,
-    check_outputs,
-)
-from ..mapped_memory import (
+from ..machine.mapped_memory import (
     Arrays,
     Segment,
     Shapes,
@@ -45,14 +35,24 @@ from ..mapped_memory import (
     shapes_of,
     share,
 )
-from ..memory import prediction_batch
-from ..network import SparseMLP
-from ..threads import resolve_threads
-from .control import RankChannel, RootChannel, connect
-from .guard import guard
-from .nodes import Nodes
-from .ranks import agree, get_communicator, together
-from .transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
+from ..machine.threads import resolve_threads
+from ..model.network import SparseMLP
+from ..training import prediction as inference
+from ..training.memory import prediction_batch
+from ..training.prediction import (
+    Engine,
+    ForwardLayout,
+    Outputs,
+    Predictor,
+    batches,
+    check_batch_size,
+    check_outputs,
+)
+from .comm.control import RankChannel, RootChannel, connect
+from .comm.guard import guard
+from .comm.nodes import Nodes
+from .comm.ranks import agree, get_communicator, together
+from .comm.transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
 
 SERVER = 0
 Float32 = NDArray[np.float32]

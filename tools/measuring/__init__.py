@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from largesparse.backends import BACKENDS
-from largesparse.sizes import parse_size
+from largesparse.machine.sizes import parse_size
 
 PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "measure.py")]  # of child processes
 Name = TypeVar("Name", bound=Hashable)

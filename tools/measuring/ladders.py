@@ -12,13 +12,21 @@ import pandas as pd
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, info
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
+from largesparse.commands import info
 from largesparse.errors import DataError
-from largesparse.radixnet import BIASES, CEILING, RadixNet, generated_inputs, infer, radix_net
-from largesparse.sizes import parse_size
-from largesparse.threads import resolve_threads
-from largesparse.warming import warm_up
+from largesparse.harness.radixnet import (
+    BIASES,
+    CEILING,
+    RadixNet,
+    generated_inputs,
+    infer,
+    radix_net,
+)
+from largesparse.machine.sizes import parse_size
+from largesparse.machine.threads import resolve_threads
+from largesparse.training.warming import warm_up
 
 from . import add_figure, seconds_in_turns
 

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from largesparse import History, NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_dataset
-from largesparse.config import COVERAGE, GROWTH, REGROWTH
-from largesparse.presets import hidden_sizes
-from largesparse.sizes import parse_size
-from largesparse.skewness import alpha_from_skewness
-from largesparse.workspace import ACTIVATION_DTYPES
+from largesparse.data.skewness import alpha_from_skewness
+from largesparse.harness.presets import hidden_sizes
+from largesparse.machine.sizes import parse_size
+from largesparse.model.config import COVERAGE, GROWTH, REGROWTH
+from largesparse.model.workspace import ACTIVATION_DTYPES
 
 from . import add_common, add_figure
 

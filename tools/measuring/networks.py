@@ -24,19 +24,19 @@ from largesparse import (
     load_dataset,
 )
 from largesparse.backends import get_backend
-from largesparse.batches import load_batch
-from largesparse.config import COVERAGE
-from largesparse.evolution import evolve
-from largesparse.importance import compact, prune_neurons
-from largesparse.initializers import uniform
-from largesparse.layer import LayerConfig, SparseLayer
-from largesparse.presets import hidden_sizes, nearest_row
+from largesparse.data.batches import load_batch
+from largesparse.harness.presets import hidden_sizes, nearest_row
+from largesparse.machine.sizes import parse_size
+from largesparse.machine.usage import peak_rss_bytes, start_peak_rss
+from largesparse.model.config import COVERAGE
+from largesparse.model.evolution import evolve
+from largesparse.model.importance import compact, prune_neurons
+from largesparse.model.initializers import uniform
+from largesparse.model.layer import LayerConfig, SparseLayer
+from largesparse.model.topology import connection_probability, erdos_renyi
+from largesparse.model.workspace import Workspace
 from largesparse.randomness import seed_sequence, stream
-from largesparse.sizes import parse_size
-from largesparse.topology import connection_probability, erdos_renyi
-from largesparse.usage import peak_rss_bytes, start_peak_rss
-from largesparse.warming import warm_up
-from largesparse.workspace import Workspace
+from largesparse.training.warming import warm_up
 
 from . import add_common, add_figure, median_ratio, seconds_in_turns
 from .learning import TABLE_7

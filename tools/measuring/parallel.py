@@ -20,20 +20,20 @@ from typing import Any
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
 from largesparse.backends import BACKENDS
 from largesparse.errors import LargeSparseError
-from largesparse.launching import start_ranks
-from largesparse.mapped_memory import Arena, Segment
+from largesparse.machine.launching import start_ranks
+from largesparse.machine.mapped_memory import Arena, Segment
+from largesparse.machine.sizes import parse_size
+from largesparse.machine.threads import kernel_threads
 from largesparse.parallel import train_wasap, train_wassp
-from largesparse.parallel.shared import (
+from largesparse.parallel.shared.slots import Slot
+from largesparse.parallel.shared.weights import (
     ServerLayer,
     Shape,
     SharedTopology,
     SharedWeights,
     shared_size,
 )
-from largesparse.parallel.slots import Slot
-from largesparse.sizes import parse_size
-from largesparse.threads import kernel_threads
-from largesparse.warming import warm_up
+from largesparse.training.warming import warm_up
 
 from . import PROGRAM, add_figure, seconds_in_turns
 

@@ -17,18 +17,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from largesparse.errors import DataError, MemoryPlanError, ParameterError
-from largesparse.memory import available_memory
-from largesparse.parallel.collectives import barrier, gather
-from largesparse.parallel.control import connect
-from largesparse.parallel.guard import guard
-from largesparse.parallel.ranks import get_communicator
-from largesparse.parallel.transfer import (
+from largesparse.machine.sizes import parse_size
+from largesparse.parallel.comm.collectives import barrier, gather
+from largesparse.parallel.comm.control import connect
+from largesparse.parallel.comm.guard import guard
+from largesparse.parallel.comm.ranks import get_communicator
+from largesparse.parallel.comm.transfer import (
     CHUNK_BYTES,
     check_chunk_bytes,
     start_receive,
     start_send,
 )
-from largesparse.sizes import parse_size
+from largesparse.training.memory import available_memory
 
 from . import add_figure, seconds_in_turns
 

@@ -14,14 +14,14 @@ from tqdm import trange
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
+from largesparse.backends.limits import seconds_of
 from largesparse.errors import check_range
-from largesparse.limits import seconds_of
-from largesparse.memory import GIB, MicroBatching, activation_bytes
-from largesparse.presets import hidden_sizes
-from largesparse.sizes import parse_size
-from largesparse.stepping import Stepper
-from largesparse.warming import warm_up
-from largesparse.workspace import ACTIVATION_DTYPES
+from largesparse.harness.presets import hidden_sizes
+from largesparse.machine.sizes import parse_size
+from largesparse.model.workspace import ACTIVATION_DTYPES
+from largesparse.training.memory import GIB, MicroBatching, activation_bytes
+from largesparse.training.stepping import Stepper
+from largesparse.training.warming import warm_up
 
 from . import add_figure
 

@@ -19,9 +19,9 @@ from peers.ours import Ours
 from peers.problem import PRESETS, Problem
 
 from largesparse.backends import BACKENDS
-from largesparse.presets import hidden_sizes, nearest_row
-from largesparse.sizes import parse_size
-from largesparse.threads import usable_cores
+from largesparse.harness.presets import hidden_sizes, nearest_row
+from largesparse.machine.sizes import parse_size
+from largesparse.machine.threads import usable_cores
 
 from . import PROGRAM, add_figure
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from largesparse.threads import kernel_threads
+from largesparse.machine.threads import kernel_threads
 
 from .problem import (
     ALPHA,

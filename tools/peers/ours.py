@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends.kernels import sddmm
+from largesparse.backends.limits import best_distance, gather
 from largesparse.backends.operands import Connections, Derivative
-from largesparse.inference import predict
-from largesparse.limits import best_distance, gather
-from largesparse.network import SparseMLP
-from largesparse.threads import kernel_threads
+from largesparse.machine.threads import kernel_threads
+from largesparse.model.network import SparseMLP
+from largesparse.training.prediction import predict
 
 from .problem import DROPOUT, LEARNING_RATE, SGD, ZETA, Batches, Contestant, Problem
 

@@ -17,8 +17,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from largesparse.errors import MemoryPlanError
-from largesparse.memory import available_memory
-from largesparse.usage import peak_rss_bytes, start_peak_rss
+from largesparse.machine.usage import peak_rss_bytes, start_peak_rss
+from largesparse.training.memory import available_memory
 
 from . import Maker
 from .problem import SEED, Batches, Contestant, Problem

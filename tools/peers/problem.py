@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largesparse.errors import MemoryPlanError
-from largesparse.memory import available_memory
-from largesparse.network import NetworkConfig
+from largesparse.model.network import NetworkConfig
+from largesparse.training.memory import available_memory
 
 SEED = 0
 ALPHA = 0.6  # All-ReLU's slope is -ALPHA in the first hidden layer, ALPHA in the next, ...

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largesparse.errors import MemoryPlanError
-from largesparse.memory import available_memory
+from largesparse.training.memory import available_memory
 
 from .problem import (
     ALPHA,

@@ -1,0 +1,1 @@
+"""The `largesparse` command line."""

@@ -1,0 +1,147 @@
+"""The command line, and how a process ends that runs a command.
+
+A subcommand is a function that adds a parser of its own and sets `run`, a function of the parsed
+arguments that returns the exit code; `COMMANDS` lists them. A driver is a module whose `main` takes
+the words behind its name; `DRIVERS` lists them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .._version import __version__
+from ..machine.exit_codes import run_command
+from ..machine.launching import check_alone
+from ..machine.output import print_anything
+from ..machine.sizes import SizeError, parse_size, parse_sizes
+from .models import add_evaluate, add_inspect, add_predict
+from .train import add_train
+
+__all__ = ["SizeError", "main", "make_parser", "parse_size", "run_command"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default that of the process, and return its exit code."""
+    print_anything()  # the help has Greek letters
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and not words[0].startswith("-") and words[0] not in FOR_RANKS:
+        check_alone(f"largesparse {words[0]}")
+    if words and words[0] in DRIVERS:
+        return int(DRIVERS[words[0]].load().main(words[1:], f"largesparse {words[0]}"))
+    arguments = make_parser().parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="largesparse",
+        description="Truly sparse training of very large multilayer perceptrons on CPUs.",
+    )
+    parser.add_argument("--version", action="version", version=f"largesparse {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in COMMANDS:
+        add_command(subparsers)
+    for name, driver in DRIVERS.items():
+        subparsers.add_parser(name, help=driver.help)
+    return parser
+
+
+def _add_info(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "info", help="print versions, hardware and settings, for a bug report"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a listing")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    import json
+
+    from . import info
+
+    found = info.collect()
+    print(json.dumps(found, indent=2) if arguments.json else info.format_listing(found))
+    return 0
+
+
+def _add_tune(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "tune",
+        help="measure the backends on this machine",
+        description="Time a training step with every backend, and with every threading layer of "
+        "numba that works here, at the shapes given. The fastest stands first; choose it by "
+        "LARGESPARSE_BACKEND and NUMBA_THREADING_LAYER, or by the backend argument.",
+    )
+    add = parser.add_argument
+    add(
+        "--layers",
+        type=parse_sizes,
+        default="784,1000,1000,1000,10",
+        help="sizes from features to classes (%(default)s)",
+    )
+    add("--epsilon", type=float, default=20.0, help="density control (%(default)s)")
+    add("--batch-size", type=parse_size, default=128, help="samples a step (%(default)s)")
+    add("--threads", type=parse_size, help="threads (all cores)")
+    add("--repeats", type=parse_size, default=7, help="timings of each (%(default)s)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from ..backends.limits import arithmetic_peak, sequential_bandwidth
+    from ..harness.tune import compare_backends
+    from ..machine.threads import resolve_threads
+    from ..model.config import NetworkConfig
+    from ..training.memory import choose_plan
+
+    sizes = arguments.layers
+    network = NetworkConfig(sizes, epsilon=arguments.epsilon)
+    threads = resolve_threads(arguments.threads, "tune")
+    size = arguments.batch_size
+    choose_plan(network, size, micro_batch=size, keep_every=1)
+    table = compare_backends(network, batch_size=size, threads=threads, repeats=arguments.repeats)
+    if arguments.json:
+        print(table.to_json(orient="records"))
+        return 0
+    connections = network.expected_connections()
+    print(f"{'-'.join(map(str, sizes))}, about {connections:,.0f} connections, {threads} threads")
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    print(f"memory, read in order: {sequential_bandwidth(threads) / 1e9:.1f} GB/s")
+    print(f"dense product (BLAS): {arithmetic_peak(threads) / 1e9:.0f} GFLOP/s")
+    return 0
+
+
+COMMANDS = (add_train, add_predict, add_evaluate, add_inspect, _add_info, _add_tune)
+
+
+class Driver(NamedTuple):
+    """A command that parses its flags itself, in a module that is loaded when it is called."""
+
+    module: str
+    help: str
+
+    def load(self) -> Any:
+        """Return the module, which has `make_parser` and `main`."""
+        return importlib.import_module(self.module, __package__)
+
+
+DRIVERS = {
+    "bigmodel": Driver(
+        "..harness.bigmodel", "train extremely large networks, also by ranks, and time every phase"
+    ),
+    "scaling": Driver(
+        "..harness.scaling", "run the paper's Table 4, one size after another, and plot it"
+    ),
+    "report": Driver("..harness.report", "make one HTML page of what asv and these have measured"),
+    "paper": Driver("..paper.command", "repeat the paper's tables and figures beside its own"),
+}
+FOR_RANKS = ("info", "bigmodel")  # info is of use on every node

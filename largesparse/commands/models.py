@@ -1,0 +1,266 @@
+"""The commands that use saved models: predict, evaluate, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.samples import some_of
+from ..data.targets import match_labels
+from ..errors import DataError, ParameterError
+from ..machine.environment import expand_user
+from ..machine.output import check_printable
+from ..machine.sizes import parse_size
+from .train import add_file_options, file_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..model.network import SparseMLP
+
+
+def add_predict(subparsers: Any) -> None:
+    """Add the command `predict`."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="predict with a saved model",
+        description="Predict for the rows of a file. Columns are found by their names, in any "
+        "order; further columns are ignored. The model's own scaling is applied.",
+    )
+    _add_model_and_data(parser)
+    parser.add_argument("--out", metavar="FILE.csv", help="receives the predictions (the screen)")
+    parser.add_argument("--proba", action="store_true", help="add the probability of every class")
+    parser.set_defaults(run=_predict)
+
+
+def add_evaluate(subparsers: Any) -> None:
+    """Add the command `evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="compare a saved model's predictions with known values",
+        description="Print accuracy and a table of the classes, or R² and errors of a regression.",
+    )
+    _add_model_and_data(parser)
+    parser.add_argument("--target", help="the column with the known values")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=_evaluate)
+
+
+def add_inspect(subparsers: Any) -> None:
+    """Add the command `inspect`."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show what a saved model is",
+        description="Print a model's layers, size, classes and strongest features.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a model or checkpoint")
+    parser.add_argument("--features", type=parse_size, default=10,
+                        help="how many of the strongest to show (%(default)s)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a listing")
+    parser.set_defaults(run=_inspect)
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a model or checkpoint")
+    add("--data", required=True, metavar="FILE", help="a table: CSV, parquet, svmlight, npz")
+    add_file_options(parser)
+    add("--part", choices=("train", "test"),
+        help="of an archive with x_train and x_test (test, where it is there)")  # fmt: skip
+    add("--processes", type=parse_size, default=1, help="worker processes (%(default)s)")
+    add("--threads", type=parse_size, help="threads of each (all cores)")
+    add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
+
+
+def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | None) -> Any:
+    """Read a table as a model takes it; of an archive with parts, tell which was taken."""
+    from ..data.tables import parts_of, read_table_for
+
+    parts = parts_of(expand_user(arguments.data))
+    part = arguments.part or (parts[-1] if parts else None)
+    options = file_options(arguments)
+    table = read_table_for(network, arguments.data, target, part=part, **options)
+    if len(parts) == 2:
+        other = parts[parts[0] == part]
+        print(
+            f"largesparse: of {arguments.data} the {part} part is taken, {table.X.shape[0]} rows; "
+            f"--part {other} takes the other",
+            file=sys.stderr,
+        )
+    return table
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("processes", "threads", "backend")}
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from ..training.checkpoint import load_model
+    from ..training.prediction import Predictor
+
+    network = load_model(arguments.model)
+    if arguments.proba and network.classes is None:
+        raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
+    out = _check_output(network, arguments)
+    table = _read_for(network, arguments, None)
+    with Predictor(network, **_options(arguments)) as predictor:
+        if network.classes is not None:
+            probabilities = predictor.predict_proba(table.X)
+            columns = {"prediction": network.classes[probabilities.argmax(axis=1)]}
+            if arguments.proba:
+                named = zip(network.classes.tolist(), probabilities.T, strict=True)
+                columns |= {f"probability of {name}": share for name, share in named}
+        else:
+            found = predictor.predict(table.X)
+            if found.ndim == 1:
+                columns = {"prediction": found}
+            else:
+                columns = {f"prediction {k}": column for k, column in enumerate(found.T)}
+    try:
+        pd.DataFrame(columns).to_csv(out or sys.stdout, index=False)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ParameterError(f"Cannot write {arguments.out}: {error}.") from error
+    if arguments.out:
+        print(f"{table.X.shape[0]} predictions: {arguments.out}")
+    return 0
+
+
+def _check_output(network: SparseMLP, arguments: argparse.Namespace) -> Path | None:
+    """Verify, before work starts, that predictions can be written; return where."""
+    from ..harness.records import check_output
+
+    classes = [] if network.classes is None else list(map(str, network.classes.tolist()))
+    if not arguments.out:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        remedy = "Pass --out FILE.csv, or set PYTHONIOENCODING=utf-8."
+        check_printable(classes, encoding, "The encoding of the standard output", remedy)
+        return None
+    check_printable(classes, "utf-8", "The encoding of a CSV file", "Train with other labels.")
+    data, out = expand_user(arguments.data), check_output(arguments.out)
+    if data.exists() and out.exists() and out.samefile(data):
+        raise ParameterError(f"--out {out} is the file of --data. Name another.")
+    return out
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    import json
+
+    from sklearn import metrics
+
+    from ..data.checks import check_targets, encode_labels
+    from ..training.checkpoint import load_model
+    from ..training.prediction import predict
+
+    network = load_model(arguments.model)
+    if arguments.target is not None and arguments.target in (network.feature_names or []):
+        raise ParameterError(
+            f"--target {arguments.target} is one of the features that the model predicts from. "
+            "Name the column that it predicts."
+        )
+    table = _read_for(network, arguments, arguments.target)
+    if table.y is None:
+        raise DataError(
+            f"{arguments.data} has no known values"
+            + (f" in its {arguments.part} part" if arguments.part else "")
+            + ". Name their column by --target."
+        )
+    if network.classes is not None:
+        truth = match_labels(table.y, network.classes)
+        encode_labels(truth, network.classes)  # a class that the model does not know is an error
+        found = predict(network, table.X, **_options(arguments))
+        truth = truth.astype(network.classes.dtype)
+        report = metrics.classification_report
+        if arguments.json:
+            result = report(truth, found, output_dict=True, zero_division=0)
+            print(json.dumps(result, indent=2))
+        else:
+            print(f"accuracy {metrics.accuracy_score(truth, found):.4f} of {len(truth)} rows\n")
+            print(report(truth, found, digits=4, zero_division=0))
+        return 0
+    truth = check_targets(table.y, network.config.layer_sizes[-1])
+    found = predict(network, table.X, **_options(arguments)).reshape(truth.shape)
+    scores = {
+        "R²": float(metrics.r2_score(truth, found)) if len(truth) > 1 else None,
+        "mean absolute error": float(metrics.mean_absolute_error(truth, found)),
+        "root mean squared error": float(metrics.root_mean_squared_error(truth, found)),
+        "rows": len(truth),
+    }
+    if arguments.json:
+        print(json.dumps(scores, indent=2))
+    else:
+        for name, value in scores.items():
+            print(f"{name:<25}" + ("one row has none" if value is None else f"{value:.6g}"))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    import json
+
+    from ..training.checkpoint import load_model
+
+    found = describe(load_model(arguments.model), arguments.features)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for name, value in found.items():
+        if name == "layers":
+            widths = {"number": 7, "inputs": 12, "neurons": 12, "active": 12, "connections": 14}
+            titles = ["layer", *list(widths)[1:]]
+            print("".join(map("{:>{}}".format, titles, widths.values())) + "   density")
+            for layer in value:
+                counts = (layer[key] for key in widths)
+                line = "".join(map("{:>{}}".format, counts, widths.values()))
+                print(f"{line}{layer['density']:>10.2%}")
+        elif name == "strongest features":
+            print("strongest features (sum of |outgoing weights|)")
+            print(
+                "\n".join(f"  {feature:<40}{strength:.4g}" for feature, strength in value.items())
+            )
+        else:
+            shown = some_of([str(item) for item in value]) if isinstance(value, list) else value
+            print(f"{name:<22}{shown}")
+    return 0
+
+
+def describe(network: SparseMLP, features: int) -> dict[str, Any]:
+    """Return what a model is, as plain values."""
+    from ..estimators.selection import input_strength
+    from ..model.importance import active_neurons
+
+    active = [*active_neurons(network), network.layers[-1].n_out]
+    config = network.config
+    n_features = config.layer_sizes[0]
+    strength = input_strength(network)
+    names = network.feature_names or [f"feature {k}" for k in range(n_features)]
+    strongest = np.argsort(-strength, kind="stable")[:features]
+    dense = sum(layer.n_in * layer.n_out for layer in network.layers)
+    return {
+        "task": "regression" if network.classes is None else "classification",
+        "classes": None if network.classes is None else network.classes.tolist(),
+        "features": n_features,
+        "activation": f"{config.activation}, alpha {config.alpha:g}",
+        "standardised inputs": network.preprocessing is not None,
+        "hidden neurons": network.neurons,
+        "active neurons": sum(active[:-1]),
+        "connections": network.connections,
+        "of a dense network": f"{network.connections / dense:.2%}",
+        "layers": [
+            {
+                "number": layer.number,
+                "inputs": layer.n_in,
+                "neurons": layer.n_out,
+                "active": count,
+                "connections": layer.nnz,
+                "density": layer.topology.density,
+            }
+            for layer, count in zip(network.layers, active, strict=True)
+        ],
+        "strongest features": {names[k]: float(strength[k]) for k in strongest},
+    }

@@ -1,0 +1,228 @@
+"""The command `train`: from a table to a saved model."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from ..data.targets import RULE, TASKS
+from ..errors import CheckpointError, ParameterError, check_range
+from ..machine.sizes import parse_size, parse_sizes
+from .learning_curve import check_plot, plot_curve, text_curve
+
+if TYPE_CHECKING:
+    from ..data.samples import Samples
+
+
+def add_train(subparsers: Any) -> None:
+    """Add the command `train`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model on a table and save it",
+        description="Train a sparse classifier or regressor on a file (CSV, parquet, svmlight, "
+        "npz) or on a data set by its name, and save it to a folder. A part of the rows is held "
+        "out and only used to tell how good the model is.",
+        epilog="example: largesparse train --data patients.csv --target diagnosis --out model",
+    )
+    add = parser.add_argument
+    add("--data", required=True, metavar="FILE|NAME", help="a table, or a data set's name")
+    add("--target", help="the column to predict (tables with columns)")
+    add_file_options(parser)
+    add("--out", required=True, metavar="MODEL", help="folder that receives the model")
+    add("--task", choices=TASKS, default="auto", help=RULE)
+    add("--test-fraction", type=float,
+        help="share held out, where the data has no test part (0.2; 0: none); of a class with few "
+        "rows one at least is trained on")  # fmt: skip
+    add(
+        "--hidden",
+        type=parse_sizes,
+        default="400,400",
+        help="sizes of the hidden layers (%(default)s)",
+    )
+    add("--epsilon", type=float, default=20.0, help="density control ε (%(default)s)")
+    add("--activation", default="all_relu",
+        help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
+    add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
+    add("--zeta", type=float, help="share of the connections that evolution replaces")
+    add("--dropout", type=float, help="share of the hidden neurons dropped")
+    add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
+    add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
+    add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
+    add("--balanced", action="store_true", 
+        help="weigh classes by one over their frequency (classification)")  # fmt: skip
+    add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
+    add("--threads", type=parse_size, help="threads (all cores)")
+    add("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    add("--plot", metavar="FILE", help="learning curve as a picture (needs matplotlib)")
+    add("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_train)
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a file does not say itself."""
+    add = parser.add_argument
+    add("--header", choices=("yes", "no"),
+        help="whether the first line of CSV names the columns (found by its text)")  # fmt: skip
+    add("--index-base", type=int, choices=(0, 1),
+        help="first index of svmlight (0 if there is one, else 1; or as trained)")  # fmt: skip
+
+
+def file_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said by `add_file_options`, for `read_table`."""
+    header, base = arguments.header, arguments.index_base
+    return {
+        "header": None if header is None else header == "yes",
+        "zero_based": None if base is None else base == 0,
+    }
+
+
+def number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from ..data.samples import read_samples
+    from ..training.saving import check_model_folder
+
+    fraction = arguments.test_fraction
+    if fraction is not None:
+        check_range("--test-fraction", fraction, "train", low=0, high=1, high_open=True)
+    check_range("--seed", arguments.seed, "train", low=0, high=2**32 - 1, integer=True)
+    _check_hyperparameters(arguments)
+    check_model_folder(arguments.out)
+    if arguments.plot:
+        check_plot(arguments.plot)
+    samples = read_samples(
+        arguments.data,
+        target=arguments.target,
+        task=arguments.task,
+        test_fraction=fraction,
+        seed=arguments.seed,
+        **file_options(arguments),
+    )
+    estimator = _make_estimator(arguments, samples)
+    tested = samples.X_test is not None
+    counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
+    print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
+    print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        # Of many classes: who says --task classification has chosen them.
+        many = "The number of unique classes|y has .* different whole numbers"
+        warnings.filterwarnings("ignore", many, UserWarning)
+        estimator.fit(samples.X, samples.y)
+    seconds = time.perf_counter() - started
+    estimator.network_.feature_names = samples.feature_names
+    estimator.network_.file_layout = samples.layout
+    place, failure = _save(estimator, arguments.out)
+
+    network = estimator.network_
+    dense = sum(layer.n_in * layer.n_out for layer in network.layers)
+    share = network.connections / dense
+    print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}")
+    print(f"{estimator.n_iter_} epochs in {seconds:.1f} s")
+    print_score("on the rows trained on:", estimator, samples.X, samples.y)
+    if tested:
+        print_score("on the rows held out:   ", estimator, samples.X_test, samples.y_test)
+    print(text_curve(estimator.loss_curve_))
+    if arguments.plot:
+        plot_curve(estimator.history_, arguments.plot)
+        print(f"learning curve: {arguments.plot}")
+    print(f"saved: {place}")
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _check_hyperparameters(arguments: argparse.Namespace) -> None:
+    """Refuse what no training can have before the data is read."""
+    from ..backends import get_backend
+    from ..machine.threads import resolve_threads
+    from ..model.config import NetworkConfig, TrainingConfig
+    from ..training.memory import choose_plan
+
+    given = {
+        name: getattr(arguments, name)
+        for name in ("alpha", "zeta", "dropout", "learning_rate")
+        if getattr(arguments, name) not in (None, "auto")
+    }
+    alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
+    sizes = (1, *arguments.hidden, 2)
+    network = NetworkConfig(
+        sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
+    )
+    choose_plan(network, 1)  # hidden layers that fit in no case
+    TrainingConfig(**given)
+    if "alpha" in alpha and arguments.activation in ("relu", "linear"):
+        raise ParameterError(
+            f"--alpha: the activation {arguments.activation} has no slope to set. Leave it out."
+        )
+    resolve_threads(arguments.threads, "train")
+    get_backend(arguments.backend)
+
+
+def print_score(rows: str, estimator: Any, X: Any, y: Any) -> None:
+    name = "accuracy" if hasattr(estimator, "classes_") else "R²"
+    known = name == "accuracy" or len(y) > 1
+    print(f"{name} {rows} " + (f"{estimator.score(X, y):.4f}" if known else "one row has none"))
+
+
+def describe_task(samples: Samples, asked: str) -> str:
+    """Return what is made of the target, and how to choose otherwise."""
+    import numpy as np
+
+    if samples.task == "regression":
+        return f"{samples.target} is predicted as numbers (regression)"
+    n_classes = len(np.unique(samples.y))
+    other = ""
+    if asked == "auto" and samples.y.dtype.kind in "iuf" and n_classes > 2:
+        other = "; --task regression predicts the numbers"
+    return f"{samples.target} has {n_classes} classes (classification{other})"
+
+
+def _save(estimator: Any, out: str) -> tuple[Any, CheckpointError | None]:
+    """Save a model; where that fails, elsewhere. Return where, and the error that told."""
+    from ..training.saving import save_elsewhere
+
+    try:
+        estimator.save(out)
+    except CheckpointError as error:
+        place = save_elsewhere(estimator.save, out)
+        if place is None:
+            raise
+        return place, CheckpointError(f"{error} The model is in {place}.")
+    return out, None
+
+
+def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
+    from ..estimators.classifier import SparseMLPClassifier
+    from ..estimators.regressor import SparseMLPRegressor
+
+    if arguments.balanced and samples.task == "regression":
+        raise ParameterError(
+            f"--balanced weighs classes, and {samples.target} is predicted as numbers. Leave it "
+            "out, or say --task classification."
+        )
+    given = {
+        "alpha": arguments.alpha,
+        "zeta": arguments.zeta,
+        "dropout": arguments.dropout,
+        "learning_rate": arguments.learning_rate,
+        "max_epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+    }
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options |= {
+        "hidden_layer_sizes": arguments.hidden,
+        "epsilon": arguments.epsilon,
+        "activation": arguments.activation,
+        "backend": arguments.backend,
+        "n_jobs": arguments.threads,
+        "random_state": arguments.seed,
+        "verbose": not arguments.quiet,
+    }
+    if samples.task == "regression":
+        return SparseMLPRegressor(**options)
+    return SparseMLPClassifier(**options, class_weight="balanced" if arguments.balanced else None)

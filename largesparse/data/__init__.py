@@ -1,0 +1,1 @@
+"""What a network is trained on: readers, checks, standardisation, batches, data sets."""

@@ -1,0 +1,130 @@
+"""From rows of a data set to feature-major input batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from ..errors import DataError
+from .standardizer import EXACT
+
+KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
+
+if TYPE_CHECKING:
+    from .standardizer import Standardizer
+
+
+def load_batch(
+    X: Any,
+    rows: NDArray[np.int64],
+    preprocessing: Standardizer | None,
+    *,
+    out: NDArray[np.float32],
+) -> None:
+    """Write rows of a data set into a feature-major batch: out[f, b] = X[rows[b], f].
+
+    Parameters
+    ----------
+    X : ndarray (n_samples, n_features) of any real dtype, or CSR
+        May be a memory map; only the rows asked for are read.
+    rows : int64 (batch,)
+    preprocessing : Standardizer or None
+        Applied in float64 where the values of X may not be those of float32.
+    out : float32 (n_features, batch)
+
+    Raises
+    ------
+    DataError
+        Where X is of another kind or shape, or a row is not in it.
+    """
+    from ..backends import kernels
+
+    sparse = issparse(X)
+    if not sparse:
+        X = np.asarray(X)
+    if X.ndim != 2 or X.shape[1] != out.shape[0] or (sparse and X.format != "csr"):
+        _refuse(X, out.shape[0])
+    if type(rows) is not np.ndarray or rows.dtype != np.int64 or rows.shape != out.shape[1:]:
+        rows = _as_rows(rows, out.shape[1])
+    rows = np.ascontiguousarray(rows)
+    if not kernels.are_below(rows, X.shape[0]):  # they point to what is read
+        wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
+        raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
+    wide = preprocessing is not None and preprocessing.is_wide(X.dtype)
+    if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
+        if X.dtype.kind not in "biuf":
+            raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
+        X = X[rows].astype(np.float64 if wide else np.float32)
+        rows = np.arange(len(rows))
+    if sparse:
+        _load_sparse(X, rows, preprocessing, out, wide)
+        return
+    values = X.view()
+    values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
+    if preprocessing is not None and wide:
+        kernels.load_centred(values, rows, preprocessing.mean, preprocessing.scale, out)
+        return
+    plain = values.dtype == np.float32 and values.flags.c_contiguous
+    load = kernels.load_float32 if plain else kernels.load_dense
+    load(values, rows, out)
+    if preprocessing is not None:
+        preprocessing.apply_(out)
+
+
+def _refuse(X: Any, n_features: int) -> NoReturn:
+    """Say why X is not a data set of a network with so many inputs."""
+    if X.ndim == 2 and X.shape[1] == n_features:
+        raise DataError(f"X must be an array or CSR, not {X.format.upper()}. Pass X.tocsr().")
+    raise DataError(
+        f"X must have shape (n_samples, {n_features}), as the network has {n_features} inputs. "
+        f"Got {X.shape} instead. Pass the columns that the model was trained on."
+    )
+
+
+def _as_rows(rows: Any, batch: int) -> NDArray[np.int64]:
+    """Return the numbers of rows as int64 (batch,)."""
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu":
+        raise DataError(
+            f"'rows' must hold the numbers of rows, integers, not {rows.dtype}. "
+            "Of a mask pass numpy.flatnonzero(mask)."
+        )
+    if rows.shape != (batch,):
+        raise DataError(f"'rows' must have shape ({batch},), one a sample. Got {rows.shape}.")
+    return rows.astype(np.int64)
+
+
+def _load_sparse(
+    X: Any,
+    rows: NDArray[np.int64],
+    preprocessing: Standardizer | None,
+    out: NDArray[np.float32],
+    wide: bool,
+) -> None:
+    from ..backends import kernels
+
+    if not kernels.has_columns(X.indptr, X.indices, rows, len(out)):
+        raise DataError(
+            f"X is not a valid CSR array of {len(out)} columns: it has indices beyond them, or "
+            "pointers beyond its indices. Make it anew from its dense form or its coordinates."
+        )
+    if preprocessing is None:
+        kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
+        return
+    mean: NDArray[np.floating]
+    scale: NDArray[np.floating]
+    mean, scale = preprocessing.mean, preprocessing.scale
+    if not wide and preprocessing.narrow is not None:
+        mean, scale = preprocessing.narrow
+    kernels.load_standardised(X.indptr, X.indices, X.data, rows, mean, scale, out)
+
+
+def dense_rows(X: Any, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Return rows of a data set as (batch, n_features), float64 where float32 may lose values."""
+    part = X[rows]
+    dtype = np.float32 if part.dtype.str[1:] in EXACT else np.float64
+    dense: NDArray[np.floating] = np.asarray(part.todense() if issparse(part) else part, dtype)
+    return dense

@@ -1,0 +1,164 @@
+"""Shift and scale of features, and the statistics behind them, in blocks of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .checks import BLOCK_BYTES, LARGEST, STEPS, row_blocks
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+ROUNDING = 1e-13  # deviations below this share of the mean are what sums in float64 leave behind
+EXACT = {"b1", "u1", "u2", "i1", "i2", "f2", "f4"}  # dtypes whose values float32 has all of
+
+
+@dataclass(frozen=True, eq=False)
+class Standardizer:
+    """Shift and scale of every feature: the standardised value is (x - mean) * scale.
+
+    mean (n_features,), scale (n_features,), both float64. Values that float32 does not hold are
+    standardised in float64, and rounded then.
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "scale"):  # float32 in models of earlier releases
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+
+    @classmethod
+    def fit(
+        cls,
+        X: NDArray | csr_array,
+        rows: NDArray[np.integer] | None = None,
+        weights: NDArray[np.floating] | None = None,
+    ) -> Standardizer:
+        """Take mean and 1 / standard deviation (divisor n) of the features of X.
+
+        A constant feature gets scale 1. For the parameters see `moments`.
+        """
+        mean, deviation = moments(X, rows, weights)
+        deviation[deviation < np.finfo(np.float64).tiny] = 1
+        return cls(mean, 1 / deviation)
+
+    @cached_property
+    def narrow(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean and scale in float32, where it has a number for every scale."""
+        if self.scale.max(initial=0) > LARGEST:
+            return None
+        return self.mean.astype(np.float32), self.scale.astype(np.float32)
+
+    def is_wide(self, dtype: np.dtype[Any]) -> bool:
+        """Return whether values of a dtype are to be standardised in float64."""
+        return dtype.str[1:] not in EXACT or self.narrow is None
+
+    def apply_(self, block: NDArray[np.float32]) -> None:
+        """Standardise `block`, feature-major float32 of shape (n_features, batch), in place."""
+        mean, scale = self.narrow or (self.mean, self.scale)
+        np.subtract(block, mean[:, None], out=block, casting="same_kind")
+        np.multiply(block, scale[:, None], out=block, casting="same_kind")
+
+
+def moments(
+    X: NDArray | csr_array,
+    rows: NDArray[np.integer] | None = None,
+    weights: NDArray[np.floating] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation (divisor n) of the columns of X, float64 (n_columns,).
+
+    They are accumulated in float64 over blocks of rows (Chan, Golub and LeVeque 1983), less the
+    first row, so that a constant column has the deviation 0 exactly.
+
+    Parameters
+    ----------
+    X : array or CSR array of shape (n_samples, n_columns)
+        As `check_X` returns it.
+    rows : integer array, optional
+        The rows that count, by default all.
+    weights : (n_samples,), optional
+        What each row counts, 0 or more and of a finite sum; by default 1.
+    """
+    n_columns = X.shape[1]
+    chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
+    first: Any = X[chosen[:1]]
+    shift = (first if isinstance(X, np.ndarray) else first.toarray())[0].astype(np.float64)
+    row_bytes = 8 * n_columns if isinstance(X, np.ndarray) else 8 * X.nnz // X.shape[0] + 8
+    count, mean, squares = 0.0, np.zeros(n_columns), np.zeros(n_columns)
+    # Merging a block costs O(n_columns), so a block of a very wide X holds at least as much.
+    for block in row_blocks(len(chosen), row_bytes, max(BLOCK_BYTES, 64 * n_columns)):
+        part = X[block] if rows is None else X[chosen[block]]
+        part_weights = np.ones(part.shape[0]) if weights is None else weights[chosen[block]]
+        part_weights = part_weights.astype(np.float64)
+        added = float(part_weights.sum())
+        if added == 0:
+            continue
+        part_mean, part_squares = _block_moments(part, shift, part_weights, added)
+        part_mean -= mean
+        count += added
+        mean += part_mean * (added / count)
+        squares += part_squares
+        squares += part_mean**2 * (added * (count - added) / count)
+    mean += shift
+    deviation = np.sqrt(squares / max(count, 1e-300))
+    deviation[deviation <= ROUNDING * np.abs(mean)] = 0
+    return mean, deviation
+
+
+def refuse_rounding(X: NDArray | csr_array, rows: NDArray[np.integer]) -> None:
+    """Refuse an X whose rows float32 cannot tell apart, where it is not standardised first.
+
+    Raises
+    ------
+    DataError
+        Where a column differs by little, compared with its size, and is not exact in float32.
+    """
+    if X.dtype.str[1:] in EXACT:
+        return
+    mean, deviation = moments(X, rows)
+    steps = np.finfo(np.float32).eps * np.abs(mean)
+    for column in np.flatnonzero((deviation > 0) & (deviation < STEPS / 4 * steps)):
+        values = X[:, [column]]
+        if abs(values - values.astype(np.float32)).max() > 0:
+            raise DataError(
+                f"X has values in column {column} that differ by too little "
+                f"({deviation[column]:.3g}), compared with their size ({abs(mean[column]):.3g}), "
+                "to be told apart in float32, which training is in. Set standardize=True, or "
+                "subtract their mean first."
+            )
+
+
+def _block_moments(
+    X: NDArray | csr_array,
+    shift: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    total: float,
+) -> tuple[NDArray, NDArray]:
+    """Return mean and sum of squared deviations of every column of X - shift, rows weighted.
+
+    `total` is the sum of the weights.
+    """
+    if isinstance(X, np.ndarray):
+        centred = X - shift
+        mean = np.einsum("i,ij->j", weights, centred) / total
+        centred -= mean
+        np.square(centred, out=centred)
+        return mean, np.einsum("i,ij->j", weights, centred)
+    n_columns = len(shift)
+    each = np.repeat(weights, np.diff(X.indptr))  # of the stored values
+    values = X.data - shift[X.indices]
+    stored = np.bincount(X.indices, weights=each, minlength=n_columns)
+    full = np.bincount(X.indices, minlength=n_columns) == X.shape[0]
+    zeros = np.where(full, 0, np.maximum(total - stored, 0))
+    sums = np.bincount(X.indices, weights=each * values, minlength=n_columns)
+    mean = (sums - zeros * shift) / total
+    values -= mean[X.indices]
+    squares = np.bincount(X.indices, weights=each * values**2, minlength=n_columns)
+    return mean, squares + zeros * (shift + mean) ** 2

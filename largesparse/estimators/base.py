@@ -1,0 +1,475 @@
+"""What the two scikit-learn estimators share: parameters, defaults that depend on n, training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import numbers
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from ..data.checks import LARGEST, refuse_masked
+from ..data.skewness import alpha_from_skewness
+from ..errors import DataError, NumericalError, ParameterError, check_range
+from ..model.config import NetworkConfig, TrainingConfig
+from ..model.network import SparseMLP
+from ..training.checkpoint import load_model, read_estimator, save_model
+from ..training.history import History
+from ..training.memory import prediction_batch
+from ..training.prediction import Predictor
+from ..training.prepared import prepare, relative_weights, standardize_
+from ..training.state import TrainingState
+from ..training.trainer import Trainer
+from .defaults import (
+    LARGEST_BATCH,
+    OWNER,
+    PARTIAL_FACTOR,
+    STEPS_PER_EPOCH,
+    auto_batch_size,
+    auto_epochs,
+    auto_epsilon,
+    auto_rate,
+    auto_recipe,
+    resolve_jobs,
+    stops_early,
+)
+from .files import PROGRESS, describe, parameters_of
+
+logger = logging.getLogger(__name__)
+
+RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a lower rate
+WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
+
+# Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
+NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe", "regrowth")
+
+Weights = NDArray[np.float64]
+
+
+def undone_on_error(train: Callable[..., Any]) -> Any:
+    """Let `fit` or `partial_fit` leave an estimator as it was before, where it raises an error.
+
+    A network that it goes on with is copied before: its weights may not be numbers any more.
+    """
+
+    @functools.wraps(train)
+    def careful(self: BaseSparseMLP, *arguments: Any, **options: Any) -> Any:
+        before = vars(self).copy()
+        network = before.get("network_")
+        parts: dict[str, Any] = {}
+        if network is not None and (self.warm_start or train.__name__ == "partial_fit"):
+            parts = vars(network) | {"layers": [layer.copy() for layer in network.layers]}
+        try:
+            return train(self, *arguments, **options)
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            if network is not None:
+                vars(network).update(parts)
+            raise
+
+    return careful
+
+
+class BaseSparseMLP(BaseEstimator):
+    """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters."""
+
+    network_: SparseMLP
+    _loss: str  # of NetworkConfig
+
+    def __init__(
+        self,
+        hidden_layer_sizes: tuple[int, ...] = (400, 400),
+        *,
+        epsilon: float | None = None,
+        density: float | None = None,
+        activation: str = "all_relu",
+        alpha: float | str = 0.1,
+        recipe: str = "auto",
+        regrowth: str | None = None,
+        zeta: float = 0.3,
+        zeta_decay: float = 1.0,
+        growth: str = "random",
+        pruning_start: int | None = None,
+        pruning_every: int = 10,
+        pruning_percentile: float = 5.0,
+        dropout: float = 0.2,
+        learning_rate: float | str = "auto",
+        schedule: str = "cosine",
+        momentum: float = 0.9,
+        weight_decay: float = 1e-5,
+        batch_size: int | str = "auto",
+        max_epochs: int | str = "auto",
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        patience: int = 20,
+        standardize: bool = True,
+        warm_start: bool = False,
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        backend: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.epsilon = epsilon
+        self.density = density
+        self.activation = activation
+        self.alpha = alpha
+        self.recipe = recipe
+        self.regrowth = regrowth
+        self.zeta = zeta
+        self.zeta_decay = zeta_decay
+        self.growth = growth
+        self.pruning_start = pruning_start
+        self.pruning_every = pruning_every
+        self.pruning_percentile = pruning_percentile
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.standardize = standardize
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.backend = backend
+        self.verbose = verbose
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted model and the estimator's parameters to a folder, without pickles.
+
+        Raises
+        ------
+        CheckpointError
+            Where the folder cannot be written.
+        ParameterError
+            Where a parameter is of a kind that JSON cannot hold.
+        """
+        check_is_fitted(self)
+        save_model(self.network_, folder, estimator=describe(self))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Return a fitted estimator from a folder that `save` or `save_model` wrote.
+
+        Its parameters are those of the one that was saved, and training can go on with it. Where
+        `save_model` or an earlier release wrote the folder, the parameters that concern training
+        have their defaults.
+
+        Raises
+        ------
+        CheckpointError
+            Where the folder is missing, damaged or of another version of the format.
+        ParameterError
+            Where the model is not of this kind: a regressor for a classifier, or the reverse.
+        """
+        network = load_model(folder)
+        config = network.config
+        if config.loss != cls._loss:
+            raise ParameterError(
+                f"The model at {folder} was trained with the loss {config.loss!r}, and "
+                f"{cls.__name__} takes {cls._loss!r}. Load it with the other estimator."
+            )
+        saved = read_estimator(folder)
+        options = {name: getattr(config, name) for name in NETWORK_PARAMETERS}
+        options["hidden_layer_sizes"] = config.layer_sizes[1:-1]
+        options["standardize"] = network.preprocessing is not None
+        estimator = cls(**(parameters_of(saved) if saved else options))
+        estimator.network_ = network
+        estimator.alpha_ = config.alpha
+        estimator.n_features_in_ = config.layer_sizes[0]
+        if network.feature_names is not None:
+            estimator.feature_names_in_ = np.array(network.feature_names, dtype=object)
+        estimator._seed = config.seed
+        estimator._forget_training()
+        if saved:
+            estimator.__dict__.update({name: saved["progress"][name] for name in PROGRESS})
+        estimator._take_targets()
+        return estimator
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The trainer has buffers, and tables of their addresses.
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_trainer": None} if "_trainer" in state else state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _take_targets(self) -> None:
+        """Set the attributes that say what is predicted, from the network."""
+        raise NotImplementedError
+
+    def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
+        """Return X, dense or CSR, and y as scikit-learn checks them; `fit` checks the numbers."""
+        refuse_masked(X=X, y=y)
+        options |= {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}
+        X, y = validate_data(self, X, y, reset=reset, **options)
+        return X, y
+
+    def _check_weights(self, sample_weight: Any, X: Any, *, ratios: bool) -> Weights | None:
+        """Return the weights of rows; if only their `ratios` matter, relative to the largest."""
+        if sample_weight is None:
+            return None
+        refuse_masked(sample_weight=sample_weight)
+        options: dict[str, Any] = {"dtype": np.float64, "ensure_non_negative": True}
+        weights: Weights = _check_sample_weight(sample_weight, X, **options)
+        relative = relative_weights(weights, X.shape[0])
+        return relative if ratios else weights
+
+    def _has_network(self) -> bool:
+        return hasattr(self, "network_")
+
+    def _forget_training(self) -> None:
+        """Set the attributes that tell the course of trainings to those of none."""
+        self.history_ = History()
+        self.learning_rate_: float | None = None
+        self._fit_rate: float | None = None  # what "auto" was, perhaps lowered, in `fit`
+        self._epochs = 0  # of all calls of `fit` that went on with the network
+        self.n_iter_ = 0
+        self.n_steps_ = 0
+        self.loss_curve_: list[float] = []
+        self.validation_scores_: list[float] | None = None
+        self.best_validation_score_: float | None = None
+        self._trainer: Trainer | None = None
+
+    def _make_network(
+        self, n_outputs: int, n_rows: int | None, X: Any, weights: Weights | None
+    ) -> None:
+        """Set `network_` to a new one, which has not been trained.
+
+        Parameters
+        ----------
+        n_outputs : int
+        n_rows : int or None
+            Of a weight above 0, where these are all rows that it will be trained on.
+        X, weights
+            What it is trained on first.
+        """
+        self.alpha_ = self.alpha
+        if self._is_auto("alpha"):
+            if weights is not None and not weights.all():
+                X = X[np.flatnonzero(weights)]
+            self.alpha_ = alpha_from_skewness(X)
+        random = check_random_state(self.random_state)
+        self._seed = int(random.randint(np.iinfo(np.int32).max))
+        self._forget_training()
+        self.network_ = self._new_network(self._network_config(n_outputs, n_rows))
+        names = getattr(self, "feature_names_in_", None)
+        self.network_.feature_names = None if names is None else [str(name) for name in names]
+
+    def _new_network(self, config: NetworkConfig) -> SparseMLP:
+        progress = None if self.verbose else False
+        return SparseMLP(config, threads=resolve_jobs(self.n_jobs), progress=progress)
+
+    def _start_again(self) -> None:
+        """Replace the network by what it was before it was trained."""
+        before = self.network_
+        self.network_ = self._new_network(before.config)
+        for name in ("preprocessing", "classes", "feature_names", "target_mean", "target_scale"):
+            setattr(self.network_, name, getattr(before, name))
+
+    def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
+        hidden = self.hidden_layer_sizes
+        if isinstance(hidden, numbers.Integral):
+            hidden = (hidden,)  # type: ignore[assignment]
+        if not isinstance(hidden, tuple | list | np.ndarray):
+            raise ParameterError(
+                f"The 'hidden_layer_sizes' parameter of {OWNER} must be a tuple of integers, the "
+                f"neurons of every hidden layer. Got {hidden!r} instead."
+            )
+        for size in hidden:
+            check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
+        sizes = (self.n_features_in_, *hidden, n_outputs)
+        given = self.epsilon is not None or self.density is not None
+        config = NetworkConfig(
+            sizes,
+            epsilon=self.epsilon if given else auto_epsilon(sizes),
+            density=self.density,
+            activation=self.activation,
+            alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
+            recipe="width" if self._is_auto("recipe") else self.recipe,
+            regrowth=self.regrowth,
+            loss=self._loss,
+            seed=self._seed,
+        )
+        if self._is_auto("recipe"):
+            config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
+        return config
+
+    def _check_same_network(self) -> None:
+        """Refuse to go on with a network that the parameters no longer describe."""
+        config = self.network_.config
+        wanted = self._network_config(config.layer_sizes[-1], None)
+        names = ["layer_sizes", *NETWORK_PARAMETERS]
+        for name in ("recipe", "alpha"):
+            if self._is_auto(name):
+                names.remove(name)
+        if any(getattr(wanted, name) != getattr(config, name) for name in names):
+            raise ParameterError(
+                f"The parameters of {OWNER} that make its network were changed since the network "
+                "was made, so training cannot go on with it. Restore them, or fit with "
+                "warm_start=False."
+            )
+
+    def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
+        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
+        fraction = 0.0
+        if epochs is None:
+            if stops_early(self.early_stopping, n_rows):
+                check_range(
+                    "validation_fraction",
+                    self.validation_fraction,
+                    OWNER,
+                    low=0,
+                    high=1,
+                    low_open=True,
+                    high_open=True,
+                    remedy="Set early_stopping=False to train on all rows.",
+                )
+                fraction = self.validation_fraction
+            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.n_features_in_))
+            schedule, warmup = self.schedule, WARMUP_SHARE * chosen
+        else:
+            chosen, schedule, warmup = epochs, "constant", 0.0
+        n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
+        return TrainingConfig(
+            epochs=chosen,
+            batch_size=min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
+            learning_rate=self._rate(n_rows, partial=epochs is not None),
+            schedule=schedule,
+            warmup_epochs=warmup,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            zeta=self.zeta,
+            zeta_decay=self.zeta_decay,
+            growth=self.growth,
+            pruning_start=self.pruning_start,
+            pruning_every=self.pruning_every,
+            pruning_percentile=self.pruning_percentile,
+            validation_fraction=fraction,
+            patience=self.patience if fraction else None,
+            standardize=self.standardize,
+            seed=self._seed,
+            backend=self.backend,
+            threads=resolve_jobs(self.n_jobs),
+        )
+
+    def _is_auto(self, name: str) -> bool:
+        value = getattr(self, name)
+        return isinstance(value, str) and value == "auto"
+
+    def _rate(self, n_rows: int, *, partial: bool) -> float:
+        if not self._is_auto("learning_rate"):
+            return self.learning_rate  # type: ignore[return-value]  # TrainingConfig checks it
+        if not partial and self._fit_rate is not None:
+            return self._fit_rate
+        factor = PARTIAL_FACTOR if partial else 1.0
+        return factor * auto_rate(self.network_.config, n_rows)
+
+    def _auto(self, name: str, chosen: int) -> int:
+        """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""
+        if self._is_auto(name):
+            return chosen
+        value = getattr(self, name)
+        return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
+
+    def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
+        """Train the network on rows that `check_X` returned, and tell the course of it."""
+        config = self._training_config(count_rows(X, sample_weight))
+        progress = None if self.verbose else False
+        retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
+        weights = sample_weight
+        data = prepare(self.network_, config, X, y, sample_weight=weights, is_checked=True)
+        for retry in range(retries + 1):
+            state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
+            trainer = Trainer(self.network_, config, state=state)
+            try:
+                history = trainer.train(data, progress=progress)
+                break
+            except NumericalError as error:
+                if retry == retries:
+                    raise
+                config = dataclasses.replace(
+                    config, learning_rate=config.learning_rate * RETRY_FACTOR
+                )
+                logger.warning("%s Starting again with %g.", error, config.learning_rate)
+                self._start_again()
+        self.learning_rate_ = config.learning_rate
+        if self._is_auto("learning_rate"):
+            self._fit_rate = config.learning_rate
+        self.n_steps_ = trainer.step_count
+        self.n_iter_ = trainer.epoch
+        self._epochs += trainer.epoch
+        self.history_ = history
+        self.loss_curve_ = self.loss_curve_ + history["loss"][1:]
+        if trainer.config.validation_fraction:
+            scores = history["validation_accuracy"][1:]
+            self.validation_scores_ = (self.validation_scores_ or []) + scores
+            self.best_validation_score_ = max(scores)
+        else:
+            self.validation_scores_ = self.best_validation_score_ = None
+
+    def _train_once(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
+        """Make one pass over the rows, by mini-batches, without evolution."""
+        counted, weights = np.arange(X.shape[0]), None
+        if sample_weight is not None:
+            if sample_weight.max() > LARGEST:
+                raise DataError(
+                    f"sample_weight has {sample_weight.max():.3g}, too large: in partial_fit "
+                    "a weight multiplies the gradient. Divide the weights by their mean."
+                )
+            weights = sample_weight.astype(np.float32)
+            counted = np.flatnonzero(weights)
+        config = self._training_config(LARGEST_BATCH * STEPS_PER_EPOCH, epochs=1)
+        if self._trainer is None or self._trainer.config != config:
+            self._trainer = Trainer(self.network_, config)
+        trainer, n_rows = self._trainer, len(counted)
+        self.learning_rate_ = config.learning_rate
+        trainer.state.step = self.n_steps_
+        standardize_(self.network_, X, counted, sample_weight, wanted=self.standardize)
+        size = self._auto("batch_size", auto_batch_size(n_rows))
+        order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
+        total = 0.0
+        for start in range(0, n_rows, size):
+            rows = order[start : start + size]
+            total += len(rows) * trainer.step(X, y, rows, sample_weight=weights)
+        self.n_steps_ = trainer.step_count
+        self.n_iter_ = 1
+        self.loss_curve_ = [*self.loss_curve_, total / n_rows]
+
+    def _predictor(self, n_rows: int) -> Predictor:
+        sizes = self.network_.config.layer_sizes
+        return Predictor(
+            self.network_,
+            threads=resolve_jobs(self.n_jobs),
+            batch_size=max(1, min(n_rows, prediction_batch(sizes))),
+            backend=self.backend,
+        )
+
+    def _check_inputs(self, X: Any) -> Any:
+        """Return X for a predictor, which looks at its values."""
+        check_is_fitted(self)
+        refuse_masked(X=X)
+        options: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
+        return validate_data(self, X, reset=False, ensure_all_finite=False, **options)
+
+
+def count_rows(X: Any, weights: Weights | None) -> int:
+    """Return the number of rows that are trained on: those of a weight above 0."""
+    return X.shape[0] if weights is None else int(np.count_nonzero(weights))

@@ -1,0 +1,140 @@
+"""What the drivers print: plan, settings, epochs, and the run beside the paper's Table 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..model.config import NetworkConfig
+from ..training.history import EpochRecord, History
+from ..training.memory import GIB
+from .presets import nearest_row, nominal_parameters
+from .records import RunRecord, median_of
+
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
+
+
+def describe_plan(config: NetworkConfig, plan: object) -> str:
+    """Return the size of the problem and the memory plan, which is printed as `str` has it."""
+    assert config.epsilon is not None
+    nominal = nominal_parameters(config.layer_sizes, config.epsilon)
+    lines = [
+        f"architecture {'-'.join(map(str, config.layer_sizes))}: {config.neurons:,} neurons, "
+        f"{config.expected_connections():,.0f} connections expected",
+        f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts",
+    ]
+    for number, probability in enumerate(config.probabilities(), start=2):
+        if probability == 1:
+            lines.append(f"layer {number} is fully connected at this epsilon")
+    return "\n".join([*lines, "memory plan", str(plan)])
+
+
+def describe_training(trainer: Trainer, *, resumed: bool) -> str:
+    """Return the settings of a training that begins now, or goes on."""
+    used = trainer.config
+    text = (
+        f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "
+        f"{used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, dropout "
+        f"{used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}"
+    )
+    if not resumed:
+        return text
+    samples = trainer.state.samples
+    part = f", and {samples:,} samples of the next" if samples else ""
+    return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
+
+
+def describe_epoch(record: EpochRecord, epochs: int) -> str:
+    """Return a line about an epoch. One of phase two has no model that could be evaluated."""
+    if record.loss is None:
+        running = record.running_loss
+        results = "replicas apart" + ("" if running is None else f", their loss {running:.4f}")
+    else:
+        results = f"loss {record.loss:.4f}"
+        if record.test_accuracy is not None:
+            results += f", test accuracy {record.test_accuracy:.3f}"
+    times = [("training", record.epoch_s), ("inference", record.inference_s)]
+    times.append(("evolution", record.evolution_s))
+    shown = [f"{name} {value:.1f} s" for name, value in times if value is not None]
+    return f"epoch {record.epoch}/{epochs}: {', '.join([results, *shown])}"
+
+
+def describe_new_epochs(epochs: Sequence[EpochRecord], total: int) -> list[str]:
+    """Return a line for the last epoch, and for those of phase two right before it."""
+    first = len(epochs) - 1
+    while first > 0 and epochs[first - 1].loss is None:
+        first -= 1
+    return [describe_epoch(record, total) for record in epochs[first:]]
+
+
+def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
+    """Return the times and sizes of a run beside those of the nearest row of Table 4."""
+    assert config.epsilon is not None
+    nominal = nominal_parameters(config.layer_sizes, config.epsilon)
+    row = nearest_row(config.neurons)
+    rows = [
+        ("neurons", f"{record.neurons:,}", f"{row.neurons:,}"),
+        ("active before training", _active(record, 0), "-"),
+        ("active in the last epoch", _active(record, -1), "-"),
+        ("connections", f"{record.connections:,}", "-"),
+        ("hidden layers", str(record.layers), str(row.hidden_layers)),
+        ("epsilon", f"{record.epsilon:g}", f"{row.epsilon:g}"),
+        (
+            "parameters, as Table 4 counts",
+            f"{nominal / 1e6:.1f} M",
+            f"{row.parameters / 1e6:.1f} M",
+        ),
+        ("connections and biases", f"{(record.parameters or 0) / 1e6:.1f} M", "-"),
+        ("initialisation", f"{record.init_s:.1f} s", f"{row.init_min:g} min"),
+        ("epoch (median)", _median(record.epoch_s), f"{row.epoch_min:g} min"),
+        ("inference (median)", _median(record.inference_s), f"{row.inference_min:g} min"),
+        ("evolution (median)", _median(record.evolution_s), f"{row.evolution_min:g} min"),
+        ("workers or threads", _workers(record), str(row.workers)),
+        ("training rows", f"{record.train_samples:,}", "7,000"),
+        ("test rows", f"{record.test_samples:,}", "3,000"),
+    ]
+    lines = [f"{'':<32}{'this run':>16}{'paper, Table 4':>18}"]
+    lines += [f"{name:<32}{ours:>16}{paper:>18}" for name, ours, paper in rows]
+    accuracies = [value for value in (record.accuracy or [])[1:] if value is not None]
+    losses = [value for value in record.loss or [] if value is not None]
+    lines += [
+        "",
+        f"test accuracy {accuracies[-1]:.3f} after the last epoch, {max(accuracies):.3f} at best; "
+        f"loss {losses[0]:.4f} -> {losses[-1]:.4f}",
+    ]
+    return "\n".join(lines)
+
+
+def describe_use(record: RunRecord, history: History) -> str:
+    """Return the memory of a run beside the plan, and what the ranks did."""
+    assert record.peak_rss_bytes is not None and record.planned_bytes is not None
+    planned = record.planned_bytes / GIB
+    report = history.parallel
+    if report is None:
+        return f"peak memory {record.peak_rss_bytes / GIB:.2f} GiB, planned {planned:.2f}"
+    slots = ", ".join(map(str, report.slots))
+    return (
+        f"{report.ranks} ranks, {report.nodes} nodes with {slots} slots: staleness "
+        f"{report.mean_staleness:.1f} in the mean, {report.max_staleness} at most; "
+        f"{report.bytes_moved / GIB:.2f} GiB between nodes; {sum(report.cpu_s):.0f} s of "
+        f"processors\nmemory of the largest node {report.node_pss_bytes / GIB:.2f} GiB, planned "
+        f"{planned:.2f}"
+    )
+
+
+def _active(record: RunRecord, epoch: int) -> str:
+    count = (record.active_neurons or [None])[epoch]
+    if count is None or not record.neurons:
+        return "-"
+    return f"{count:,} ({count / record.neurons:.1%})"
+
+
+def _workers(record: RunRecord) -> str:
+    ranks = record.ranks or 1
+    return f"{ranks - 1} workers" if ranks > 1 else str(record.threads)
+
+
+def _median(values: Sequence[float | None] | None) -> str:
+    median = median_of(values)
+    return "-" if median is None else f"{median:.1f} s"

@@ -1,0 +1,210 @@
+"""The command-line flags of `bigmodel`, in groups."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from ..backends import BACKENDS
+from ..machine.sizes import parse_size
+from ..model.config import COVERAGE
+from ..model.workspace import ACTIVATION_DTYPES
+from ..parallel.comm.transfer import CHUNK_BYTES
+from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
+
+ALGORITHMS = ("wasap", "wassp", "allreduce")
+
+
+def add_model_flags(parser: ArgumentParser) -> None:
+    """Add the flags about the network."""
+    group = parser.add_argument_group("model (defaults follow the nearest row of Table 4)")
+    group.add_argument(
+        "--neurons",
+        type=parse_size,
+        metavar="N",
+        help="hidden neurons of all layers together: 250k, 1M, 2.5M, 50M (required, but for "
+        "--resume)",
+    )
+    group.add_argument("--layers", type=parse_size, metavar="N", help="number of hidden layers")
+    group.add_argument(
+        "--epsilon",
+        type=float,
+        help="density control: about epsilon*(n_in+n_out) connections a layer",
+    )
+    group.add_argument(
+        "--coverage",
+        choices=COVERAGE,
+        default="random",
+        help="'full': at first no neuron is without an input and an output, as far as there are "
+        "enough connections (default %(default)s)",
+    )
+    group.add_argument("--alpha", type=float, help="All-ReLU's slope (default 0.6)")
+    group.add_argument(
+        "--recipe",
+        choices=sorted(HYPERPARAMETERS),
+        default="width",
+        help="initial values and learning rates: 'width' learns at any width, "
+        "'paper' is the paper's (default %(default)s)",
+    )
+
+
+def add_data_flags(parser: ArgumentParser) -> None:
+    """Add the flags about the data set."""
+    group = parser.add_argument_group("data: make_classification with two classes")
+    group.add_argument(
+        "--features", type=parse_size, default=FEATURES, metavar="N", help="default %(default)s"
+    )
+    group.add_argument(
+        "--samples",
+        type=parse_size,
+        default=10000,
+        metavar="N",
+        help="training and test rows together (default %(default)s)",
+    )
+    group.add_argument(
+        "--informative", type=parse_size, default=32, metavar="N", help="default %(default)s"
+    )
+    group.add_argument(
+        "--redundant", type=parse_size, default=32, metavar="N", help="default %(default)s"
+    )
+    group.add_argument("--test-fraction", type=float, default=0.3, help="default %(default)s")
+
+
+def add_training_flags(parser: ArgumentParser) -> None:
+    """Add the flags about the training."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=parse_size, default=2, metavar="N", help="default %(default)s"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=parse_size,
+        default=BATCH_SIZE,
+        metavar="N",
+        help="samples per update (default %(default)s, as in the paper; with few rows and wide "
+        "layers 32 learns far more an epoch, which takes longer)",
+    )
+    group.add_argument(
+        "--micro-batch",
+        type=parse_size,
+        metavar="N",
+        help="samples computed at once (default: what the memory allows)",
+    )
+    group.add_argument(
+        "--keep-every",
+        type=parse_size,
+        metavar="K",
+        help="keep the activations of every K-th layer, and compute the others again in the "
+        "backward pass: up to 40 %% less memory (default: 1, or what the memory allows)",
+    )
+    group.add_argument(
+        "--activation-dtype",
+        choices=sorted(ACTIVATION_DTYPES),
+        help="how activations are kept: bfloat16 halves their memory and what wide layers move "
+        "(default: bfloat16 in layers of 100,000 neurons or more with backend fused)",
+    )
+    group.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="keep weights, gradients and activations in unnamed files in this folder, of which a "
+        "layer or two are in memory at a time: the disk bounds the size; slower",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=float,
+        help="default: by depth, width, length and slots, 4 at most (width); 0.01 (paper)",
+    )
+    group.add_argument("--dropout", type=float, help="default: 0 (width), 0.4 (paper)")
+    group.add_argument("--momentum", type=float, default=0.9, help="default %(default)s")
+    group.add_argument("--weight-decay", type=float, default=2e-4, help="default %(default)s")
+    group.add_argument(
+        "--zeta",
+        type=float,
+        default=0.3,
+        help="fraction that evolution replaces (default %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the data, the model and the training (default %(default)s)",
+    )
+
+
+def add_run_flags(parser: ArgumentParser) -> None:
+    """Add the flags about how it runs and what it leaves."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--backend", choices=BACKENDS, help="default: LARGESPARSE_BACKEND, else mkl")
+    group.add_argument(
+        "--threads",
+        type=parse_size,
+        metavar="N",
+        help="of a rank (default: all cores; under mpiexec the node's cores divided by its slots)",
+    )
+    group.add_argument(
+        "--processes",
+        type=parse_size,
+        default=1,
+        metavar="N",
+        help="without mpiexec: also time inference with this many worker processes",
+    )
+    group.add_argument(
+        "--out",
+        default="runs.jsonl",
+        metavar="FILE",
+        help="receives the run record, one JSON line (default %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="write a checkpoint after every epoch, and where SIGTERM or Ctrl-C stops the run "
+        "(default with --resume: the folder that is resumed); one of another run is not replaced",
+    )
+    group.add_argument(
+        "--resume",
+        metavar="DIR",
+        nargs="?",
+        const="",
+        help="go on from a checkpoint, in the middle of an epoch too; other flags need not be "
+        "repeated, and those of the model and the data cannot change. Without DIR: go on from the "
+        "folder of --checkpoint, or start where it has none yet",
+    )
+    group.add_argument("--plan", action="store_true", help="print the memory plan and stop")
+
+
+def add_ranks_flags(parser: ArgumentParser) -> None:
+    """Add the flags about how a training is spread over ranks."""
+    group = parser.add_argument_group("ranks (under mpiexec -n 2 or more)")
+    group.add_argument(
+        "--algorithm",
+        choices=ALGORITHMS,
+        default="wasap",
+        help="how gradients are applied in phase one: 'wasap' each as it arrives, 'wassp' the mean "
+        "of all workers' at once, 'allreduce' as wassp, but added up by the nodes without a server "
+        "(default %(default)s)",
+    )
+    group.add_argument(
+        "--phase-one-epochs",
+        type=parse_size,
+        metavar="N",
+        help="epochs with one model; in the rest every worker trains a replica alone, and their "
+        "average is the result (default: 0.7 of the epochs)",
+    )
+    group.add_argument(
+        "--slots",
+        type=parse_size,
+        metavar="N",
+        help="gradients that a node computes at a time (default: its cores, fewer if memory asks)",
+    )
+    group.add_argument(
+        "--ranks-per-node",
+        type=parse_size,
+        metavar="N",
+        help="treat every N ranks of a machine as a node of its own, which shares no memory",
+    )
+    group.add_argument(
+        "--chunk-bytes",
+        type=parse_size,
+        default=CHUNK_BYTES,
+        metavar="N",
+        help="largest message between nodes (default 2^28)",
+    )

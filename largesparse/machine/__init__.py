@@ -1,0 +1,1 @@
+"""What the computer is: cores, memory, signals, folders, environment variables, versions."""

@@ -1,0 +1,1 @@
+"""What is trained: topology, layers, network, evolution, importance, optimizer."""

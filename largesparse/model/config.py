@@ -1,0 +1,203 @@
+"""The hyper-parameters of networks and of trainings. An unknown name is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ParameterError, check_range
+from .activations import ACTIVATIONS
+from .initializers import INITIALIZERS
+from .losses import LOSSES
+from .optimizer import MomentumSGD, ScheduleConfig
+from .recipes import RECIPES
+from .topology import connection_probability
+from .workspace import ACTIVATION_DTYPES
+
+REGROWTH = ("initial", "zero")
+GROWTH = ("random", "gradient")
+COVERAGE = ("random", "full")
+
+
+def _make_plain(config: Any) -> None:
+    """Turn NumPy's numbers in a configuration into Python's, which JSON can hold."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(config, field.name, value.item())
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What a network is before it is trained."""
+
+    layer_sizes: tuple[int, ...]  # features, hidden layers, classes (or targets)
+    epsilon: float | None = None  # density control; 20 where density is not given either
+    density: float | None = None  # share of the cells of every layer, in place of epsilon
+    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
+    alpha: float = 0.6  # slope of the negative side
+    initializer: str = "he_uniform"  # he_uniform | xavier | normal
+    recipe: str = "paper"  # paper | width: see largesparse.model.recipes
+    regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
+    seed: int = 0
+    loss: str = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
+    coverage: str = "random"  # random | full: see largesparse.coverage
+
+    def __post_init__(self) -> None:
+        owner = "a network"
+        _make_plain(self)
+        if not isinstance(self.layer_sizes, Sequence | np.ndarray) or len(self.layer_sizes) < 2:
+            raise ParameterError(
+                "The 'layer_sizes' parameter of a network must have at least two entries: "
+                f"features and classes. Got {self.layer_sizes!r} instead."
+            )
+        for size in self.layer_sizes:
+            check_range("layer_sizes", size, owner, low=1, high=2**31 - 2, integer=True)
+        sizes = tuple(int(size) for size in self.layer_sizes)
+        object.__setattr__(self, "layer_sizes", sizes)
+        if self.epsilon is None and self.density is None:
+            object.__setattr__(self, "epsilon", 20.0)
+        check_range("alpha", self.alpha, owner, low=0, high=math.inf, high_open=True)
+        check_range("seed", self.seed, owner, low=0, high=2**64 - 1, integer=True)
+        for name, registry in (
+            ("activation", ACTIVATIONS),
+            ("initializer", INITIALIZERS),
+            ("recipe", RECIPES),
+            ("regrowth", REGROWTH),
+            ("loss", LOSSES),
+            ("coverage", COVERAGE),
+        ):
+            value = getattr(self, name)
+            if name == "regrowth" and value is None:
+                continue
+            if not isinstance(value, str) or value not in registry:
+                raise ParameterError(
+                    f"The {name!r} parameter of {owner} must be one of {sorted(registry)}. "
+                    f"Got {value!r} instead."
+                )
+        loss = LOSSES[self.loss]
+        remedy = f"It is the number of {loss.outputs_are}."
+        check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
+        self.probabilities()
+
+    def probabilities(self) -> list[float]:
+        """Return the connection probability of every layer."""
+        sizes = self.layer_sizes
+        return [
+            connection_probability(n_in, n_out, epsilon=self.epsilon, density=self.density)
+            for n_in, n_out in itertools.pairwise(sizes)
+        ]
+
+    def expected_connections(self) -> float:
+        """Return the expected number of connections of all layers."""
+        cells = (n_in * n_out for n_in, n_out in itertools.pairwise(self.layer_sizes))
+        return sum(p * n for p, n in zip(self.probabilities(), cells, strict=True))
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons, the sum of the hidden layers' sizes."""
+        return sum(self.layer_sizes[1:-1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain Python values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained."""
+
+    epochs: int = 100
+    batch_size: int = 128  # samples per update; the last one of an epoch may be smaller
+    micro_batch: int | None = None  # samples computed at once; by default the whole mini-batch
+    keep_every: int = 1  # keep every k-th hidden layer's activations, compute the others twice
+    activation_dtype: str = "float32"  # how activations are kept: float32 | bfloat16 (fused only)
+    learning_rate: float = 0.01
+    schedule: str = "constant"  # constant | step | cosine
+    warmup_epochs: float = 0.0  # the learning rate rises linearly over these
+    decay_every: float = 100.0  # epochs; schedule "step"
+    decay_factor: float = 0.5  # schedule "step"
+    momentum: float = 0.9
+    weight_decay: float = 2e-4  # per step; scaled by the schedule, not by learning_rate
+    dropout: float = 0.3  # share of the hidden neurons dropped
+    zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
+    zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
+    evolution_interval: int = 1  # epochs between evolutions
+    evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
+    growth: str = "random"  # random | gradient: see largesparse.model.growth
+    growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
+    pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
+    pruning_every: int = 10  # epochs between prunings
+    pruning_percentile: float = 5.0  # of a layer's living neurons, in importance, below it they die
+    validation_fraction: float = 0.0  # share of the rows set aside to watch
+    patience: int | None = None  # epochs without a better validation accuracy before stopping
+    standardize: bool = True  # features to zero mean and unit variance, by the training rows
+    seed: int = 0
+    backend: str | None = None  # mkl | fused | scipy; None is LARGESPARSE_BACKEND, else mkl
+    threads: int | None = None  # None is all cores
+
+    def __post_init__(self) -> None:
+        owner = "a training"
+        _make_plain(self)
+        for name in ("epochs", "batch_size", "keep_every", "evolution_interval", "pruning_every"):
+            check_range(name, getattr(self, name), owner, low=1, integer=True)
+        if self.micro_batch is not None:
+            check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
+        if self.activation_dtype not in ACTIVATION_DTYPES:
+            raise ParameterError(
+                "The 'activation_dtype' parameter of a training must be one of "
+                f"{sorted(ACTIVATION_DTYPES)}. Got {self.activation_dtype!r} instead."
+            )
+        check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
+        check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
+        check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
+        check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
+        if self.growth not in GROWTH:
+            raise ParameterError(
+                f"The 'growth' parameter of a training must be one of {sorted(GROWTH)}. "
+                f"Got {self.growth!r} instead."
+            )
+        candidates = self.growth_candidates
+        check_range("growth_candidates", candidates, owner, low=1, high=1e6)
+        if self.pruning_start is not None:
+            check_range("pruning_start", self.pruning_start, owner, low=0, integer=True)
+        percentile = self.pruning_percentile
+        check_range("pruning_percentile", percentile, owner, low=0, high=100, high_open=True)
+        check_range("seed", self.seed, owner, low=0, high=2**64 - 1, integer=True)
+        fraction = "validation_fraction"
+        check_range(fraction, self.validation_fraction, owner, low=0, high=1, high_open=True)
+        if self.patience is not None:
+            check_range("patience", self.patience, owner, low=1, integer=True)
+            if self.validation_fraction == 0:
+                raise ParameterError(
+                    "The 'patience' parameter of a training needs a validation part: "
+                    "set 'validation_fraction' above 0, for instance to 0.1."
+                )
+        self.optimizer()
+        self.rates()
+
+    @property
+    def candidates_per_connection(self) -> float:
+        """Cells that evolution looks at for every connection; 0 where it grows at random."""
+        return self.zeta * self.growth_candidates if self.growth == "gradient" else 0.0
+
+    def optimizer(self, factor: float = 1.0) -> MomentumSGD:
+        """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""
+        optimizer = MomentumSGD(self.momentum, self.weight_decay)
+        return optimizer if factor == 1 else optimizer.scaled(factor)
+
+    def rates(self) -> ScheduleConfig:
+        """Return the learning-rate schedule."""
+        return ScheduleConfig(
+            self.schedule, self.epochs, self.warmup_epochs, self.decay_every, self.decay_factor
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain Python values."""
+        return dataclasses.asdict(self)

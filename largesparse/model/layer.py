@@ -1,0 +1,319 @@
+"""One sparse layer: its topology, and its trained arrays with their velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..randomness import seed_sequence, stream
+from .activations import TRAINED, activate, initial_shape, left_slope
+from .initializers import INITIALIZERS, Sampler
+from .recipes import RECIPES, LayerRecipe
+from .topology import Topology, erdos_renyi
+
+if TYPE_CHECKING:
+    from .config import NetworkConfig
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+LayerArrays = dict[str, NDArray[Any]]
+
+
+class Parameter(NamedTuple):
+    """A trained array of a layer: float32, as are its velocity and its gradient, of one shape."""
+
+    velocity: str  # its velocity's name
+    of_connections: bool = False  # one number a connection, in input order; else for neurons
+    rows: int = 0  # numbers a neuron, (rows, n_out); 0 is one, (n_out,)
+    decays: bool = True  # whether the weight decay applies
+    is_of: Callable[[LayerConfig], bool] = lambda config: True  # whether a layer has it
+
+    def shape(self, nnz: int, n_out: int) -> tuple[int, ...]:
+        """Return the shape for a layer with so many connections and neurons."""
+        if self.of_connections:
+            return (nnz,)
+        return (self.rows, n_out) if self.rows else (n_out,)
+
+
+# Everything that copies, saves, shares, sums, averages or updates what is trained goes by this. A
+# new parameter is a line here, its first values in `initial_layer`, and its kernel.
+PARAMETERS = {
+    "values": Parameter("velocity", of_connections=True),
+    "bias": Parameter("bias_velocity"),
+    "srelu": Parameter("srelu_velocity", rows=4, decays=False, is_of=lambda c: c.has_shape),
+}
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What a layer is beside its arrays."""
+
+    slope: float  # left slope of the activation; 1 is none
+    rate_scale: float = 1.0  # the learning rate of the layer's weights is multiplied by this
+    regrowth: Sampler | None = None  # draws what connections that grow begin with; None is zero
+    centered: bool = False  # whether the gradients are: see `SparseMLP.finish_gradient`
+    shape_trained: tuple[bool, ...] = ()  # which rows of `srelu` are; () where there is none
+
+    @classmethod
+    def of(cls, config: NetworkConfig, k: int) -> LayerConfig:
+        """Return that of layer k (0 is the first hidden one) of a network."""
+        is_output = k == len(config.layer_sizes) - 2
+        activation = "linear" if is_output else config.activation
+        recipe = _recipe(config, k)
+        zero = (config.regrowth or recipe.regrowth) == "zero"
+        return cls(
+            slope=left_slope(activation, config.alpha, k + 2),
+            rate_scale=recipe.rate_scale,
+            regrowth=None if zero else _sampler(config, k),
+            centered=is_output and recipe.center_output,
+            shape_trained=TRAINED.get(activation, ()),
+        )
+
+    @property
+    def has_shape(self) -> bool:
+        """Whether the activation's shape is trained."""
+        return bool(self.shape_trained)
+
+    def trained_parts(self, parameter: Parameter) -> list[Any]:
+        """Return what to index a parameter with for the parts of it that are trained."""
+        if parameter.rows:
+            return [row for row, trained in enumerate(self.shape_trained) if trained]
+        return [...]
+
+    def shapes(self, nnz: int, n_out: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters of a layer with so many connections and neurons."""
+        return {
+            name: parameter.shape(nnz, n_out)
+            for name, parameter in PARAMETERS.items()
+            if parameter.is_of(self)
+        }
+
+
+def _recipe(config: NetworkConfig, k: int) -> LayerRecipe:
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    return RECIPES[config.recipe](n_in, n_out, config.probabilities()[k])
+
+
+def _sampler(config: NetworkConfig, k: int) -> Sampler:
+    recipe = _recipe(config, k)
+    return INITIALIZERS[config.initializer](recipe.fan_in, recipe.fan_out)
+
+
+def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
+    """Return layer k (0 is the first hidden one) of a network before training."""
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    seed = seed_sequence(config.seed, "topology", k)
+    probability, cover = config.probabilities()[k], config.coverage == "full"
+    topology = erdos_renyi(n_in, n_out, probability, seed, cover=cover, threads=threads)
+    values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
+    if k == len(config.layer_sizes) - 2:
+        values *= np.float32(_recipe(config, k).output_scale)
+    own = LayerConfig.of(config, k)
+    parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
+    if own.has_shape:
+        parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
+    return SparseLayer(k + 2, topology, parameters, own)
+
+
+class SparseLayer:
+    """A sparse layer z = Wᵀx + b, with W (n_in, n_out) of which only the connections are kept.
+
+    Parameters
+    ----------
+    number : int
+        The layer's number as the paper counts: the input is layer 1, the first hidden layer 2.
+    topology : Topology
+    parameters : dict of float32 arrays
+        By their names in `PARAMETERS`; the layer takes them over.
+    config : LayerConfig
+    velocities : dict of float32 arrays, optional
+        By the same names; by default zero.
+    dead : bool (n_out,), optional
+    values_by_output : float32 (nnz,), optional
+        Taken as it is.
+
+    Attributes
+    ----------
+    values, velocity : float32 (nnz,)
+        Weights and their velocities, in input order.
+    values_by_output : float32 (nnz,)
+        A copy of the weights in output order; `refresh` renews it.
+    bias, bias_velocity : float32 (n_out,)
+    srelu, srelu_velocity : float32 (4, n_out) or None
+        Parameters of an activation whose shape is trained, applied where slope is 1: see
+        `backends.srelu_kernels`.
+    dead : bool (n_out,) or None
+        The neurons that Importance Pruning has killed, which have no connections and a bias of 0.
+        Never changed in place.
+    """
+
+    values: Float32
+    velocity: Float32
+    bias: Float32
+    bias_velocity: Float32
+    srelu: Float32 | None
+    srelu_velocity: Float32 | None
+
+    def __init__(
+        self,
+        number: int,
+        topology: Topology,
+        parameters: LayerArrays,
+        config: LayerConfig,
+        *,
+        velocities: LayerArrays | None = None,
+        dead: NDArray[np.bool_] | None = None,
+        values_by_output: Float32 | None = None,
+    ) -> None:
+        self.number, self.topology, self.config, self.dead = number, topology, config, dead
+        if velocities is None:
+            velocities = {name: np.zeros_like(array) for name, array in parameters.items()}
+        for name, parameter in PARAMETERS.items():
+            setattr(self, name, parameters.get(name))
+            setattr(self, parameter.velocity, velocities.get(name))
+        if values_by_output is None:
+            self.values_by_output = np.empty_like(self.values)
+            self.refresh()
+        else:
+            self.values_by_output = values_by_output
+
+    @property
+    def parameters(self) -> LayerArrays:
+        """The trained arrays by their names in `PARAMETERS`; those that the layer has."""
+        return {name: array for name in PARAMETERS if (array := getattr(self, name)) is not None}
+
+    @property
+    def velocities(self) -> LayerArrays:
+        """The velocities by the names of what they are of."""
+        return {name: getattr(self, PARAMETERS[name].velocity) for name in self.parameters}
+
+    @property
+    def n_in(self) -> int:
+        """Number of inputs."""
+        return self.topology.n_in
+
+    @property
+    def n_out(self) -> int:
+        """Number of neurons."""
+        return self.topology.n_out
+
+    @property
+    def indptr_by_output(self) -> Int32:
+        """Row pointers of the output order."""
+        return self.topology.indptr_by_output
+
+    @property
+    def indices_by_output(self) -> Int32:
+        """Inputs of the connections in output order."""
+        return self.topology.indices_by_output
+
+    @property
+    def slope(self) -> float:
+        """Left slope of the activation."""
+        return self.config.slope
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return self.topology.nnz
+
+    @property
+    def n_living(self) -> int:
+        """Number of neurons that are not dead."""
+        return self.n_out if self.dead is None else self.n_out - int(np.count_nonzero(self.dead))
+
+    def living(self) -> NDArray[np.int64]:
+        """Return the numbers of the neurons that are not dead, ascending."""
+        return np.arange(self.n_out) if self.dead is None else np.flatnonzero(~self.dead)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        trained = (*self.parameters.values(), *self.velocities.values(), self.values_by_output)
+        return self.topology.nbytes + sum(array.nbytes for array in trained)
+
+    def arrays(self, velocities: bool = False) -> LayerArrays:
+        """Return what the layer can be made from again, as files have it; the layer's own arrays.
+
+        Returns
+        -------
+        arrays : dict
+            indptr and indices, int32, of the input order; the parameters; dead, if neurons are;
+            the velocities by names of their own.
+        """
+        arrays: LayerArrays = {"indptr": self.topology.indptr, "indices": self.topology.indices}
+        arrays |= self.parameters
+        if self.dead is not None:
+            arrays["dead"] = self.dead
+        if velocities:
+            arrays |= {PARAMETERS[name].velocity: v for name, v in self.velocities.items()}
+        return arrays
+
+    def snapshot(self) -> LayerArrays:
+        """Return `arrays` that training does not change: topology and `dead` never are in place."""
+        return self.arrays() | _copies(self.parameters)
+
+    def restore_(self, arrays: LayerArrays) -> None:
+        """Become what `arrays` or `snapshot` has returned, with zero velocities."""
+        pattern = arrays["indptr"], arrays["indices"]
+        values = arrays["values"].copy()
+        topology = Topology.from_input_order(self.n_in, self.n_out, *pattern)
+        self.replace(topology, values, np.zeros_like(values))
+        self.dead = arrays.get("dead")
+        velocities = self.velocities
+        for name, array in self.parameters.items():
+            if not PARAMETERS[name].of_connections:
+                array[...], velocities[name][...] = arrays[name], 0
+
+    def copy(self) -> SparseLayer:
+        """Return a layer with weights and velocities of its own; the topology is shared."""
+        owned = _copies(self.parameters), self.config
+        velocities = _copies(self.velocities)
+        return SparseLayer(
+            self.number, self.topology, *owned, velocities=velocities, dead=self.dead
+        )
+
+    def activate(self, z: Float32) -> Float32:
+        """Return f(z), float32 (..., n_out), as z."""
+        return activate(z, self.slope, self.srelu)
+
+    def refresh(self) -> None:
+        """Renew the copy of the weights in output order, after `values` changed."""
+        from ..backends.pattern_kernels import reorder
+
+        reorder(self.values, self.topology.to_output_order, self.values_by_output)
+
+    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
+        """Take over another topology with its weights and velocities."""
+        self.topology = topology
+        self.values = values
+        self.velocity = velocity
+        if len(self.values_by_output) != len(values):
+            self.values_by_output = np.empty_like(values)
+        self.refresh()
+
+
+def _copies(arrays: LayerArrays) -> LayerArrays:
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class ForwardLayer:
+    """A layer that can only predict: 8 bytes a connection, shared by worker processes."""
+
+    number: int
+    n_in: int
+    n_out: int
+    indptr_by_output: Int32
+    indices_by_output: Int32
+    values_by_output: Float32
+    bias: Float32
+    slope: float
+    srelu: Float32 | None
+
+
+Forward = SparseLayer | ForwardLayer  # what the forward pass takes

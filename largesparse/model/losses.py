@@ -1,0 +1,200 @@
+"""Losses and scores, on feature-major outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+
+Float32 = NDArray[np.float32]
+
+NO_LABELS = np.empty(0, dtype=np.int32)
+NO_TARGETS = np.empty((0, 0), dtype=np.float32)
+NO_WEIGHTS = np.empty(0, dtype=np.float32)
+
+
+def softmax(logits: Float32) -> Float32:
+    """Return the softmax over the classes of logits (n_classes, batch); NaN of infinite ones."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(axis=0)
+    np.exp(shifted, out=shifted)
+    shifted /= shifted.sum(axis=0)
+    return shifted
+
+
+def softmax_cross_entropy(
+    logits: Float32,
+    labels: NDArray[np.integer],
+    total: int | None = None,
+    weights: Float32 | None = None,
+) -> tuple[float, Float32]:
+    """Return the summed softmax cross-entropy and its gradient.
+
+    Parameters
+    ----------
+    logits : float32 (n_classes, batch)
+    labels : integers (batch,)
+        Class indices.
+    total : int, optional
+        Samples of the mini-batch that this micro-batch is a part of; the gradient is that of the
+        mean over it. By default `batch`.
+    weights : float32 (batch,), optional
+        Of the samples in the sum.
+
+    Returns
+    -------
+    loss : float
+        Sum over the batch.
+    delta : float32 (n_classes, batch)
+        Gradient with respect to the logits.
+
+    Raises
+    ------
+    DataError
+        Where a label is no class index, or lengths differ; so in all losses.
+    """
+    from ..backends import kernels
+
+    labels, weights = check_labels(labels, *logits.shape), check_weights(weights, logits.shape[1])
+    delta = np.empty_like(logits)
+    total = total or logits.shape[1]
+    loss = kernels.softmax_cross_entropy(logits, labels, weights, total, delta)
+    return loss, delta
+
+
+def mean_squared_error(
+    outputs: Float32, targets: Float32, total: int | None = None, weights: Float32 | None = None
+) -> tuple[float, Float32]:
+    """Return the sum over samples of the mean over targets of (output - target)², and its gradient.
+
+    Parameters
+    ----------
+    outputs : float32 (n_targets, batch)
+    targets : float32 (batch, n_targets)
+    total, weights
+        As in `softmax_cross_entropy`.
+
+    Returns
+    -------
+    loss : float
+    delta : float32 (n_targets, batch)
+    """
+    from ..backends import kernels
+
+    targets, weights = check_numbers(targets, *outputs.shape), check_weights(weights, len(targets))
+    delta = np.empty_like(outputs)
+    total = total or outputs.shape[1]
+    return kernels.mean_squared_error(outputs, targets, weights, total, delta), delta
+
+
+def check_labels(labels: Any, n_classes: int, batch: int) -> NDArray[np.int32]:
+    """Return labels as int32 (batch,), if all of them are class indices.
+
+    Kernels write to where a label points, so those of every mini-batch are looked at.
+    """
+    from ..backends import kernels
+
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub" or labels.shape != (batch,):
+        raise DataError(
+            f"y must be class indices, integers of shape ({batch},) in a mini-batch of {batch} "
+            f"rows. Got {labels.dtype} {labels.shape} instead. See `encode_labels`."
+        )
+    exact = labels if labels.dtype == np.int32 else labels.astype(np.int64)
+    if not kernels.are_below(exact, n_classes):
+        wrong = labels[(exact < 0) | (exact >= n_classes)][0]
+        raise DataError(
+            f"y must be class indices in the range [0, {n_classes - 1}], as the network has "
+            f"{n_classes} outputs. Got {wrong}. See `encode_labels`."
+        )
+    return exact.astype(np.int32, copy=False)
+
+
+def check_numbers(targets: Any, n_targets: int, batch: int) -> Float32:
+    """Return the targets of a regression as float32 (batch, n_targets)."""
+    targets = np.asarray(targets)
+    if targets.dtype.kind not in "biuf" or targets.shape != (batch, n_targets):
+        raise DataError(
+            f"y must be numbers of shape ({batch}, {n_targets}) in a mini-batch of {batch} rows, "
+            f"as the network has {n_targets} outputs. Got {targets.dtype} {targets.shape} instead."
+        )
+    return np.ascontiguousarray(targets, dtype=np.float32)
+
+
+def check_weights(weights: Any, batch: int) -> Float32:
+    """Return the weights of a mini-batch's samples as float32 (batch,); none for None."""
+    if weights is None:
+        return NO_WEIGHTS
+    weights = np.asarray(weights)
+    if weights.dtype.kind not in "biuf" or weights.shape != (batch,):
+        raise DataError(
+            f"sample_weight must be numbers of shape ({batch},) in a mini-batch of {batch} rows. "
+            f"Got {weights.dtype} {weights.shape} instead."
+        )
+    weights = np.ascontiguousarray(weights, dtype=np.float32)
+    if batch and not np.minimum.reduce(weights) >= 0:
+        raise DataError(f"sample_weight must be 0 or more. Got {weights[~(weights >= 0)][0]}.")
+    return weights
+
+
+class Loss(NamedTuple):
+    """What a network is trained for."""
+
+    function: Callable[..., tuple[float, Float32]]  # of outputs, y, total, weights
+    check_y: Callable[[Any, int, int], NDArray[Any]]  # of y, outputs, rows
+    is_classification: bool
+    least_outputs: int
+    outputs_are: str  # what the last entry of layer_sizes counts
+
+
+LOSSES = {
+    "softmax_cross_entropy": Loss(softmax_cross_entropy, check_labels, True, 2, "classes"),
+    "mean_squared_error": Loss(mean_squared_error, check_numbers, False, 1, "targets"),
+}
+
+
+class ScoreSums:
+    """Sums over batches from which the score follows: accuracy, or R² where y is numbers.
+
+    R² is 1 - Σ(y - ŷ)² / Σ(y - mean)², averaged over targets; a constant target that is not met
+    scores 0, and one that is met 1.
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.right = 0.0
+        self.errors: Any = 0.0
+        self.sums: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, outputs: Float32, y: NDArray[Any], weights: Float32 | None) -> None:
+        """Count a batch: outputs (n, batch), y int32 (batch,) or float32 (batch, n)."""
+        each = np.ones(len(y)) if weights is None else weights.astype(np.float64)
+        self.weight += float(each.sum())
+        if y.ndim == 1:
+            self.right += float(each @ (outputs.argmax(axis=0) == y))
+            return
+        exact = y.astype(np.float64)
+        self.errors = self.errors + each @ (outputs.T - exact) ** 2
+        self.sums = self.sums + each @ exact
+        self.squares = self.squares + each @ exact**2
+
+    def merge(self, other: ScoreSums) -> None:
+        """Count what another counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def score(self) -> float:
+        """Return accuracy or R² of all that was counted."""
+        if self.weight == 0:
+            return 0.0
+        if np.ndim(self.errors) == 0:
+            return self.right / self.weight
+        spread = np.maximum(self.squares - self.sums**2 / self.weight, 0)
+        constant = spread <= 1e-12 * np.maximum(self.squares, 1e-300)
+        r2 = 1 - self.errors / np.where(constant, 1, spread)
+        return float(np.mean(np.where(constant, self.errors <= 1e-12, r2)))

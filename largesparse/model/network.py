@@ -1,0 +1,372 @@
+"""The sparse multilayer perceptron: a list of layers, and three short loops over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ..backends.base import Backend
+from ..backends.operands import (
+    NO_DROPOUT,
+    NO_STATE,
+    RESOLUTION,
+    Connections,
+    Derivative,
+    Dropout,
+    Float32,
+)
+from ..machine.threads import kernel_threads
+from .config import NetworkConfig
+from .layer import Forward, SparseLayer, initial_layer
+from .optimizer import MomentumSGD
+from .storage import Storage, StoredLayer
+from .workspace import Gradients, Workspace
+
+if TYPE_CHECKING:
+    from ..data.standardizer import Standardizer
+    from ..data.tables import FileLayout
+
+
+Ahead = Callable[[Forward], None]
+Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
+
+
+def forward(
+    layers: Sequence[Forward],
+    workspace: Workspace,
+    batch: int,
+    backend: Backend,
+    *,
+    training: bool = False,
+    dropout: Dropout = NO_DROPOUT,
+    ahead: Ahead | None = None,
+    numbers: range | None = None,
+) -> Float32:
+    """Return the logits, float32 (n_classes, batch), of the inputs in the workspace.
+
+    Parameters
+    ----------
+    layers : sequence of layers
+    workspace : Workspace
+        Its first `batch` input columns are read.
+    batch : int
+    backend : Backend
+    training : bool
+        Whether to keep what the backward pass needs, and to drop neurons.
+    dropout : Dropout
+        Its layer is filled in for each hidden layer.
+    ahead : callable, optional
+        Called with the layer that comes next.
+    numbers : range, optional
+        Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
+    """
+    from ..backends.srelu_kernels import activate_srelu
+
+    if numbers is None:
+        numbers = range(len(layers))
+        workspace.segment = (len(layers) - 2) // workspace.keep_every
+    first = numbers[0]
+    X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
+    for k in numbers:
+        layer = layers[k]
+        if ahead is not None and k < numbers[-1]:
+            ahead(layers[k + 1])
+        out = workspace.activations(k, batch)
+        hidden = training and k < len(layers) - 1
+        shape = layer.srelu
+        Z = out if shape is None or not training else workspace.sums(k, batch)
+        state = workspace.state(k, batch) if hidden else None
+        backend.forward(
+            Connections(layer.indptr_by_output, layer.indices_by_output, layer.values_by_output),
+            layer.bias,
+            X,
+            slope=layer.slope,
+            out=Z,
+            state=state,
+            dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
+        )
+        if shape is not None:
+            keep_share = dropout.keep_share if hidden else np.float32(1)
+            activate_srelu(Z, shape, keep_share, NO_STATE if state is None else state, out)
+        X = out
+    return X
+
+
+class SparseMLP:
+    """A truly sparse multilayer perceptron.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+    threads : int
+        Threads of the initialisation; the result does not depend on it.
+    progress : bool, optional
+        Whether to show a progress bar over the layers; by default where standard error is a
+        terminal and the initialisation takes more than a second.
+    storage : Storage, optional
+        Where the arrays of the layers, and of a training, lie; by default in memory.
+
+    Attributes
+    ----------
+    layers : list of SparseLayer
+    preprocessing : Standardizer or None
+        Applied to every batch of inputs.
+    classes : ndarray or None
+        Labels of the classes, in the order of the outputs.
+    target_mean, target_scale : float64 (n_targets,) or None
+        What predicted numbers are: outputs · target_scale + target_mean, in float64.
+    feature_names : list of str or None
+        Names of the inputs' columns.
+    file_layout : FileLayout or None
+        How the file was read that it was trained on (`tables.FileLayout`).
+
+    Examples
+    --------
+    >>> network = SparseMLP(NetworkConfig((784, 100, 10), epsilon=10, seed=0))
+    >>> network.neurons, network.connections < 11_000
+    (100, True)
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        threads: int = 1,
+        progress: bool | None = None,
+        storage: Storage | None = None,
+    ) -> None:
+        self._prepare(config, storage)
+        hide = None if progress is None else not progress
+        layers = range(len(config.layer_sizes) - 1)
+        for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
+            with kernel_threads(threads):
+                layer = initial_layer(config, k, threads)
+                self.layers.append(layer if storage is None else StoredLayer(layer, storage))
+                del layer
+
+    def _prepare(self, config: NetworkConfig, storage: Storage | None = None) -> None:
+        self.config = config
+        self.layers: list[SparseLayer] = []
+        self.preprocessing: Standardizer | None = None
+        self.classes: NDArray[Any] | None = None
+        self.target_mean: NDArray[np.float64] | None = None
+        self.target_scale: NDArray[np.float64] | None = None
+        self.feature_names: list[str] | None = None
+        self.file_layout: FileLayout | None = None
+        self.storage = storage
+
+    @classmethod
+    def from_layers(
+        cls, config: NetworkConfig, layers: Iterable[SparseLayer], storage: Storage | None = None
+    ) -> SparseMLP:
+        """Return a network with layers that exist already, in a storage where one is given."""
+        network = cls.__new__(cls)
+        network._prepare(config, storage)
+        network.layers.extend(layers)
+        return network
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons, the sum of the hidden layers' sizes."""
+        return self.config.neurons
+
+    @property
+    def connections(self) -> int:
+        """Number of connections of all layers."""
+        return sum(layer.nnz for layer in self.layers)
+
+    @property
+    def layer_connections(self) -> list[int]:
+        """Number of connections of every layer."""
+        return [layer.nnz for layer in self.layers]
+
+    @property
+    def parameters(self) -> int:
+        """Number of connections and biases, those of dead neurons left out."""
+        return self.connections + sum(layer.n_living for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def forward(
+        self,
+        workspace: Workspace,
+        batch: int,
+        backend: Backend,
+        **options: Any,
+    ) -> Float32:
+        """Return the logits of the inputs in the workspace: see the function `forward`."""
+        ahead = None if self.storage is None else self.storage.before_forward
+        return forward(self.layers, workspace, batch, backend, ahead=ahead, **options)
+
+    def backward(
+        self,
+        workspace: Workspace,
+        delta: Float32,
+        backend: Backend,
+        *,
+        dropout: Dropout = NO_DROPOUT,
+        accumulate: bool = False,
+        visit: Visit | None = None,
+        weights: Float32 | None = None,
+    ) -> None:
+        """Compute all gradients into the workspace, after `forward` with `training=True`.
+
+        Parameters
+        ----------
+        workspace : Workspace
+        delta : float32 (n_classes, batch)
+            Gradient of the loss with respect to the logits.
+        backend : Backend
+        dropout : Dropout
+            As in `forward`.
+        accumulate : bool
+            Whether to add to the gradients of the micro-batches before.
+        visit : callable, optional
+            Called as visit(k, X, delta) with a layer's inputs and dL/dz, from the last layer to
+            the first, when the layer is not needed any more: it may change the connections.
+        weights : float32 (batch,), optional
+            Of the samples in the loss.
+        """
+        from ..backends import kernels
+
+        batch = delta.shape[1]
+        kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
+        if self.layers[-1].config.centered:
+            last = len(self.layers) - 1
+            X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
+            weights = np.empty(0, np.float32) if weights is None else weights
+            kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
+        for k in range(len(self.layers) - 1, 0, -1):
+            below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
+            if visit is not None:
+                visit(k, workspace.activations(k - 1, batch), delta)
+            delta = below
+        first, X = self.layers[0].topology, workspace.inputs(batch)
+        out = workspace.by_layer[0]["values"]
+        kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
+        if visit is not None:
+            visit(0, X, delta)
+
+    def _backward_layer(
+        self,
+        k: int,
+        workspace: Workspace,
+        delta: Float32,
+        backend: Backend,
+        dropout: Dropout,
+        accumulate: bool,
+    ) -> Float32:
+        """Compute the gradients of layer k's weights and of what else is trained of layer k - 1.
+
+        Returns
+        -------
+        float32 (n_in, batch)
+            dL/dz of layer k - 1, in the workspace.
+        """
+        from ..backends.srelu_kernels import differentiate_srelu
+
+        layer, below, batch = self.layers[k], self.layers[k - 1], delta.shape[1]
+        self._recompute(k - 1, workspace, batch, backend, dropout)
+        if self.storage is not None:
+            self.storage.before_backward(below, workspace, k - 1, batch)
+        out_delta = workspace.delta(k - 1, batch)
+        gradients, shape = workspace.by_layer[k - 1], below.srelu
+        bias_gradient, state = gradients["bias"], workspace.state(k - 1, batch)
+        backend.backward(
+            Connections(layer.topology.indptr, layer.topology.indices, layer.values),
+            workspace.activations(k - 1, batch),
+            delta,
+            Derivative(np.float32(below.slope), dropout.keep_share, state),
+            out_gradient=workspace.by_layer[k]["values"],
+            out_delta=out_delta,
+            out_bias_gradient=bias_gradient if shape is None else np.empty_like(bias_gradient),
+            accumulate=accumulate,
+        )
+        if shape is not None:
+            differentiate_srelu(
+                out_delta,
+                workspace.sums(k - 1, batch),
+                shape,
+                dropout.keep_share,
+                bias_gradient,
+                gradients["srelu"],
+                accumulate,
+            )
+        return out_delta
+
+    def _recompute(
+        self, k: int, workspace: Workspace, batch: int, backend: Backend, dropout: Dropout
+    ) -> None:
+        """Have the activations of hidden layer k in the workspace, from those that are kept."""
+        segment, place = divmod(k, workspace.keep_every)
+        if place < workspace.keep_every - 1 and segment < workspace.segment:
+            workspace.segment = segment
+            first = segment * workspace.keep_every
+            numbers = range(first, k + 1)
+            self.forward(workspace, batch, backend, training=True, dropout=dropout, numbers=numbers)
+
+    def finish_gradient(self, workspace: Gradients) -> None:
+        """Centre the output layer's gradients, where its recipe asks for it.
+
+        Activations with a mean above zero make the direction in which an output moves for all
+        samples at once the steepest by far, and a learning rate that suits the others overshoots
+        in it. Centred gradients leave it to the bias (Schraudolph, "Centering neural network
+        gradient factors", 1998).
+
+        Parameters
+        ----------
+        workspace : Workspace
+            After `backward` of all micro-batches.
+        """
+        from ..backends.kernels import center_gradient
+
+        layer = self.layers[-1]
+        if layer.config.centered:
+            center_gradient(
+                layer.topology.indptr,
+                layer.topology.indices,
+                workspace.input_sums,
+                layer.config.rate_scale,
+                workspace.bias_gradients[-1],
+                workspace.gradients[-1],
+            )
+
+    def update_(
+        self,
+        workspace: Gradients,
+        optimizer: MomentumSGD,
+        learning_rate: float,
+        *,
+        both_orders: bool = True,
+    ) -> None:
+        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`."""
+        for k, layer in enumerate(self.layers):
+            if self.storage is not None and k + 1 < len(self.layers):
+                self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
+            gradients = workspace.by_layer[k]
+            optimizer.update_(layer, gradients, learning_rate, both_orders=both_orders)
+
+
+def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:
+    """Return what the dropout bits of a micro-batch are a function of.
+
+    Parameters
+    ----------
+    rate : float in [0, 1)
+        Share of the neurons that are dropped.
+    seed : int
+        Of the training.
+    step : int
+        Updates before this one.
+    first_row : int
+        Row of the mini-batch that the micro-batch begins with.
+    """
+    keep_below = max(1, round((1 - rate) * RESOLUTION))
+    return Dropout(keep_below, seed, step, 0, first_row)

@@ -1,0 +1,268 @@
+"""Which connections of a layer exist: Erdős–Rényi sampling, coverage, and the two orders."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ParameterError, check_range
+
+logger = logging.getLogger(__name__)
+
+# The sampler draws this many connections at a time: what is drawn does not depend on the number
+# of threads, and its buffers stay small beside the layer.
+BLOCK_CONNECTIONS = 1 << 20
+MAX_CONNECTIONS = 2**31 - 1  # int32 indices
+
+Int32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The pattern of the connections of one layer, in two orders.
+
+    The *input order* (rows = inputs) is the pattern of W (n_in, n_out) in CSR form; values,
+    velocities and gradients are kept in it, and the backward pass uses it. The *output order*
+    (rows = outputs) is that of Wᵀ, and the forward pass uses it. Within a row, indices ascend.
+
+    Attributes
+    ----------
+    n_in, n_out : int
+    indptr : ndarray of int32, shape (n_in + 1,)
+    indices : ndarray of int32, shape (nnz,)
+        The output of every connection.
+    indptr_by_output : ndarray of int32, shape (n_out + 1,)
+    indices_by_output : ndarray of int32, shape (nnz,)
+        The input of every connection.
+    to_output_order : ndarray of int32, shape (nnz,)
+        Connection k of the input order is connection `to_output_order[k]` of the output order.
+    """
+
+    n_in: int
+    n_out: int
+    indptr: Int32
+    indices: Int32
+    indptr_by_output: Int32
+    indices_by_output: Int32
+    to_output_order: Int32
+
+    @classmethod
+    def from_input_order(cls, n_in: int, n_out: int, indptr: Int32, indices: Int32) -> Topology:
+        """Build the output order beside the input order given, in O(nnz + n_in + n_out)."""
+        from ..backends.pattern_kernels import transpose_pattern
+
+        by_output = transpose_pattern(n_out, indptr, indices)
+        return cls(n_in, n_out, indptr, indices, *by_output)
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return len(self.indices)
+
+    @property
+    def density(self) -> float:
+        """Share of the n_in * n_out cells that are connections."""
+        return self.nnz / (self.n_in * self.n_out)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def arrays(self) -> list[Int32]:
+        """The arrays, in the order of the fields."""
+        return [getattr(self, name) for name in self.__slots__[2:]]
+
+    def rows(self) -> Int32:
+        """Return the input of every connection, in input order: int32 of shape (nnz,)."""
+        return np.repeat(np.arange(self.n_in, dtype=np.int32), np.diff(self.indptr))
+
+
+def connection_probability(
+    n_in: int, n_out: int, *, epsilon: float | None = None, density: float | None = None
+) -> float:
+    """Return the probability that a cell is a connection: min(1, ε(n_in+n_out)/(n_in·n_out)).
+
+    Exactly one of `epsilon` (> 0) and `density` (in (0, 1]) is given.
+
+    Raises
+    ------
+    ParameterError
+        Where a value is out of range, or both or none are given.
+    """
+    check_range("n_in", n_in, "a layer", low=1, high=MAX_CONNECTIONS, integer=True)
+    check_range("n_out", n_out, "a layer", low=1, high=MAX_CONNECTIONS, integer=True)
+    n_in, n_out = int(n_in), int(n_out)
+    if (epsilon is None) == (density is None):
+        raise ParameterError(
+            "Give either 'epsilon' or 'density' of a layer, not both and not none."
+        )
+    if density is not None:
+        check_range("density", density, "a layer", low=0, high=1, low_open=True)
+        return float(density)
+    assert epsilon is not None
+    check_range("epsilon", epsilon, "a layer", low=0, high=math.inf, low_open=True, high_open=True)
+    return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
+
+
+def erdos_renyi(
+    n_in: int,
+    n_out: int,
+    probability: float,
+    seed: np.random.SeedSequence,
+    *,
+    cover: bool = False,
+    threads: int = 1,
+) -> Topology:
+    """Sample a topology in which each cell is a connection with `probability`, independently.
+
+    The gaps between the connections of a row-major walk over the cells are geometric, so only
+    the connections are drawn: time and memory are O(nnz + n_in + n_out), and the positions come
+    out sorted and distinct. Blocks of rows have streams of their own; threads draw blocks.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+    probability : float in (0, 1]
+    seed : SeedSequence
+    cover : bool
+        Whether to move connections to neurons that have none then: see `covering`.
+    threads : int
+        Blocks drawn at a time. The result does not depend on it.
+
+    Raises
+    ------
+    ParameterError
+        Where the layer would have more connections than int32 can count.
+    """
+    check_range("probability", probability, "erdos_renyi", low=0, high=1, low_open=True)
+    n_in, n_out = int(n_in), int(n_out)
+    expected = probability * n_in * n_out
+    if expected + 6 * math.sqrt(expected) > MAX_CONNECTIONS:
+        raise ParameterError(
+            f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
+            f"{expected:.3g} connections; a layer holds at most {MAX_CONNECTIONS}. "
+            "Lower epsilon, or use more and smaller layers."
+        )
+    if probability == 1.0:
+        logger.info("a layer of %d x %d is fully connected at this density", n_in, n_out)
+        columns = np.tile(np.arange(n_out, dtype=np.int32), n_in)
+        full = np.arange(n_in + 1, dtype=np.int64) * n_out
+        return Topology.from_input_order(n_in, n_out, full.astype(np.int32), columns)
+
+    rows_per_block = max(1, int(min(n_in, BLOCK_CONNECTIONS / (probability * n_out))))
+    starts = range(0, n_in, rows_per_block)
+
+    def generator(block: int) -> np.random.Generator:
+        key = (*seed.spawn_key, block)
+        return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
+
+    def sample(block: int) -> tuple[Int32, Int32]:
+        rows = min(rows_per_block, n_in - starts[block])
+        return _sample_rows(rows, n_out, probability, generator(block))
+
+    indptr, indices = _sample_blocks(sample, len(starts), threads)
+    if cover:
+        return covering(n_in, n_out, indptr, indices, generator(len(starts)))
+    return Topology.from_input_order(n_in, n_out, indptr, indices)
+
+
+def _sample_blocks(
+    sample: Callable[[int], tuple[Int32, Int32]], count: int, threads: int
+) -> tuple[Int32, Int32]:
+    """Return the pattern of all rows, in input order, from blocks as `_sample_rows` has them."""
+    if threads > 1 and count > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            blocks = list(pool.map(sample, range(count)))
+    else:
+        blocks = list(map(sample, range(count)))
+    counts = np.concatenate([block[0] for block in blocks])
+    indptr: Int32 = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=indptr[1:])
+    return indptr, np.concatenate([block[1] for block in blocks])
+
+
+def _sample_rows(
+    rows: int, n_out: int, probability: float, rng: np.random.Generator
+) -> tuple[Int32, Int32]:
+    """Return the connections per row, and the output of each connection, of a block of rows."""
+    cells = rows * n_out
+    mean = cells * probability
+    pieces = []
+    last = -1
+    while last < cells:
+        remaining = max(0.0, (cells - 1 - last) * probability)
+        gaps = rng.geometric(probability, size=int(remaining + 6 * math.sqrt(mean)) + 16)
+        np.minimum(gaps, 2**62 // len(gaps), out=gaps)  # so that their sum does not overflow
+        gaps[0] += last
+        positions = np.cumsum(gaps, out=gaps)
+        last = int(positions[-1])
+        pieces.append(positions)
+    positions = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    positions = positions[: np.searchsorted(positions, cells)]
+    row = positions // n_out
+    indices = (positions - row * n_out).astype(np.int32)
+    return np.bincount(row, minlength=rows).astype(np.int32), indices
+
+
+def covering(
+    n_in: int, n_out: int, indptr: Int32, indices: Int32, rng: np.random.Generator
+) -> Topology:
+    """Return a layer's topology after connections moved to the neurons that have none.
+
+    First an input without connections takes one over from an input that has several, with its
+    output; then an output without connections takes one over from an output that has several,
+    with its input. So the first step leaves the degrees of all outputs as they are, and the
+    second those of all inputs; the number of connections stays, and none comes to lie on another.
+    Each neuron can spare all of its connections but one, and all that can be spared move with the
+    same probability. Where a side has more neurons than there are connections, each connection
+    gets a neuron of its own there, and those are drawn with the same probability too.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+    indptr : int32 (n_in + 1,)
+    indices : int32 (nnz,)
+        The pattern in input order; within a row, indices ascend.
+    rng : Generator
+
+    Returns
+    -------
+    topology : Topology
+        min(nnz, n_in) inputs and min(nnz, n_out) outputs have a connection.
+    """
+    from ..backends.coverage_kernels import invert
+    from ..backends.pattern_kernels import transpose_pattern
+
+    by_input = _fill_rows((indptr, indices), rng)
+    by_output = _fill_rows(transpose_pattern(n_out, *by_input)[:2], rng)
+    del by_input
+    indptr, indices, to_input_order = transpose_pattern(n_in, *by_output)
+    to_output_order = np.empty_like(to_input_order)
+    invert(to_input_order, to_output_order)
+    return Topology(n_in, n_out, indptr, indices, by_output[0], by_output[1], to_output_order)
+
+
+def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[Int32, Int32]:
+    """Move connections to as many empty rows as can be, within their columns."""
+    from ..backends.coverage_kernels import move_to_rows
+
+    indptr, indices = pattern
+    empty = np.flatnonzero(indptr[1:] == indptr[:-1])
+    spare = len(indices) - (len(indptr) - 1 - len(empty))
+    count = min(len(empty), spare)
+    if count == 0:
+        return pattern
+    receivers = empty[(np.arange(count) * len(empty) + rng.integers(len(empty))) // count]
+    turns = rng.integers(2**62, size=count)
+    moved: tuple[Int32, Int32] = move_to_rows(
+        indptr, indices, receivers, int(rng.integers(spare)), turns
+    )
+    return moved

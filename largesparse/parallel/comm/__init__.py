@@ -1,0 +1,1 @@
+"""How ranks reach each other: messages, transfers, failures, control."""

@@ -1,0 +1,1 @@
+"""What the ranks of a node share: segments of memory, data, weights, slots."""

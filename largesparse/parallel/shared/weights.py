@@ -1,0 +1,275 @@
+"""What the ranks of a node share: the topology, the server's weights, and the compute slots.
+
+A slot is what computing a gradient takes: a snapshot of the weights in both orders, the gradient
+and the activations. There are as many as gradients are computed at a time, not as many as ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ParallelError
+from ...machine.mapped_memory import Allocate, Arena, Segment
+from ...model.config import NetworkConfig
+from ...model.layer import PARAMETERS, Float32, LayerArrays, LayerConfig, SparseLayer
+from ...model.network import SparseMLP
+from ...model.topology import Topology
+from ...training.memory import MicroBatching
+
+try:
+    import fcntl
+except ImportError:  # Windows; see `check_locks`
+    fcntl = None  # type: ignore[assignment]
+
+
+def check_locks() -> None:
+    """Refuse systems on which ranks cannot take turns at the weights.
+
+    Raises
+    ------
+    ParallelError
+    """
+    if fcntl is None:
+        raise ParallelError(
+            "Training by several ranks needs the file locks of POSIX, which this system does not "
+            "have. Train in one process, with as many 'threads' as there are cores."
+        )
+
+
+class Shape(NamedTuple):
+    """What the sizes of shared arrays follow from; the same on all ranks."""
+
+    config: NetworkConfig
+    room: tuple[int, ...]  # connections that each layer may have at most
+    micro_batching: MicroBatching
+
+    @classmethod
+    def of(cls, network: SparseMLP, micro_batching: MicroBatching) -> Shape:
+        """Return the shape of a network as it is now: connections only become fewer."""
+        room = tuple(layer.nnz for layer in network.layers)
+        return cls(network.config, room, micro_batching)
+
+
+def parameter_arrays(
+    config: NetworkConfig, connections: Sequence[int], allocate: Callable[..., NDArray]
+) -> list[LayerArrays]:
+    """Return room for the parameters of each layer, by their names in `layer.PARAMETERS`."""
+    found = []
+    for k, nnz in enumerate(connections):
+        shapes = LayerConfig.of(config, k).shapes(nnz, config.layer_sizes[k + 1])
+        found.append({name: allocate(shape, np.float32) for name, shape in shapes.items()})
+    return found
+
+
+class Counter:
+    """A number in the array `numbers` of what has it, which the ranks of a node share."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+    def __get__(self, owner: SharedTopology, _: type | None = None) -> int:
+        return int(owner.numbers[self.place])
+
+    def __set__(self, owner: SharedTopology, value: int) -> None:
+        owner.numbers[self.place] = value
+
+
+class SharedTopology:
+    """The topology of all layers, once a node.
+
+    Attributes
+    ----------
+    version : int
+        Updates made to the weights; counted on the server's node, as are samples.
+    samples : int
+        That the weights have been trained on in phase one.
+    generation : int
+        Evolutions made.
+    stopping : bool, as 0 or 1
+        Whether no more mini-batches are begun.
+    """
+
+    version, generation, samples, stopping = map(Counter, range(4))
+
+    def __init__(self, shape: Shape, allocate: Allocate) -> None:
+        self.shape = shape
+        sizes = shape.config.layer_sizes
+        self.numbers = allocate(4 + len(shape.room), np.int64)
+        self._layers = []
+        for k, room in enumerate(shape.room):
+            n_in, n_out = sizes[k : k + 2]
+            lengths = (n_in + 1, room, n_out + 1, room, room)  # as the fields of Topology
+            orders = [allocate(length, np.int32) for length in lengths]
+            self._layers.append((orders, allocate(n_out, np.bool_)))
+
+    def topology(self, k: int) -> Topology:
+        """Return the topology of layer k, as views."""
+        nnz, sizes = int(self.numbers[4 + k]), self.shape.config.layer_sizes
+        (indptr, indices, *by_output), _ = self._layers[k]
+        parts = (indptr, indices[:nnz], by_output[0], by_output[1][:nnz], by_output[2][:nnz])
+        return Topology(sizes[k], sizes[k + 1], *parts)
+
+    def dead(self, k: int) -> NDArray[np.bool_] | None:
+        """Return which neurons of layer k are dead: bool (n_out,), None if none are."""
+        dead = self._layers[k][1]
+        return dead if dead.any() else None
+
+    def store(self, k: int, topology: Topology) -> Topology:
+        """Copy the topology of layer k here; return the copy."""
+        self.numbers[4 + k] = topology.nnz
+        stored = self.topology(k)
+        for own, array in zip(stored.arrays, topology.arrays, strict=True):
+            np.copyto(own, array)
+        return stored
+
+    def store_dead(self, k: int, dead: NDArray[np.bool_] | None) -> None:
+        """Copy which neurons of layer k are dead."""
+        self._layers[k][1][...] = False if dead is None else dead
+
+    def arrays(self) -> list[NDArray]:
+        """Return all that another node needs of it."""
+        found: list[NDArray] = []
+        for k, (_, dead) in enumerate(self._layers):
+            found += [*self.topology(k).arrays, dead]
+        return found
+
+    @property
+    def connections(self) -> list[int]:
+        """Connections of every layer."""
+        return [int(nnz) for nnz in self.numbers[4:]]
+
+    @connections.setter
+    def connections(self, counts: Sequence[int]) -> None:
+        self.numbers[4:] = counts
+
+
+class SharedWeights:
+    """The weights and velocities of the server, in input order, on its node."""
+
+    def __init__(self, shape: Shape, allocate: Allocate, segment: Segment | None = None) -> None:
+        self.parameters = parameter_arrays(shape.config, shape.room, allocate)
+        self.velocities = parameter_arrays(shape.config, shape.room, allocate)
+        self._segment = segment
+
+    def snapshot(self, connections: Sequence[int]) -> list[Float32]:
+        """Return the parameters of layers with so many connections."""
+        return cut(self.parameters, connections)
+
+    def arrays(self, connections: Sequence[int]) -> list[Float32]:
+        """Return parameters, then velocities, of layers with so many connections."""
+        return cut(self.parameters, connections) + cut(self.velocities, connections)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the server from writing; a process that dies lets go."""
+        assert self._segment is not None
+        fcntl.lockf(self._segment.descriptor, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep all others from reading."""
+        assert self._segment is not None
+        fcntl.lockf(self._segment.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
+
+    def network(
+        self, topology: SharedTopology, by_output: Sequence[Float32 | None] | None = None
+    ) -> SparseMLP:
+        """Return a network of a node's topology and these weights, as they are now.
+
+        Parameters
+        ----------
+        topology : SharedTopology
+        by_output : sequence of float32 (nnz,) or None, optional
+            The copies in output order, which are made where it has None; by default there are none.
+        """
+        config, connections = topology.shape.config, topology.connections
+        copies = by_output or [np.empty(0, np.float32)] * len(connections)
+        layers = []
+        for k, nnz in enumerate(connections):
+            layer = SparseLayer(
+                k + 2,
+                topology.topology(k),
+                cut_layer(self.parameters[k], nnz),
+                LayerConfig.of(config, k),
+                velocities=cut_layer(self.velocities[k], nnz),
+                dead=topology.dead(k),
+                values_by_output=copies[k],
+            )
+            layers.append(layer)
+        return SparseMLP.from_layers(config, layers)
+
+
+class ServerLayer(SparseLayer):
+    """A layer of the server's network: topology and weights are shared, in input order only."""
+
+    def __init__(
+        self, layer: SparseLayer, k: int, topology: SharedTopology, weights: SharedWeights
+    ) -> None:
+        self._place = k, topology, weights
+        topology.store_dead(k, layer.dead)
+        super().__init__(
+            layer.number,
+            topology.store(k, layer.topology),
+            _fill_all(weights.parameters[k], layer.parameters),
+            layer.config,
+            velocities=_fill_all(weights.velocities[k], layer.velocities),
+            dead=layer.dead,
+            values_by_output=np.empty(0, np.float32),
+        )
+
+    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
+        """Copy another topology with its weights and velocities to the shared memory."""
+        k, shared, weights = self._place
+        self.topology = shared.store(k, topology)
+        self.values = _fill(weights.parameters[k]["values"], values)
+        self.velocity = _fill(weights.velocities[k]["values"], velocity)
+
+
+def in_both_orders(layer: SparseLayer) -> SparseLayer:
+    """Return an ordinary layer with the arrays of one that is in input order only."""
+    parts = layer.number, layer.topology, layer.parameters, layer.config
+    return SparseLayer(*parts, velocities=layer.velocities, dead=layer.dead)
+
+
+def cut(rooms: Sequence[LayerArrays], connections: Sequence[int]) -> list[Float32]:
+    """Return the parameters of layers with so many connections one after another."""
+    pairs = zip(rooms, connections, strict=True)
+    return [array for room, nnz in pairs for array in cut_layer(room, nnz).values()]
+
+
+def cut_layer(room: LayerArrays, nnz: int) -> LayerArrays:
+    """Return a layer's parameters, those of connections only as long as there are connections."""
+    return {
+        name: array[:nnz] if PARAMETERS[name].of_connections else array
+        for name, array in room.items()
+    }
+
+
+def shared_size(kind, shape: Shape, *more) -> int:
+    """Return the bytes that `kind(shape, *more, allocate)` takes."""
+    count = Arena()
+    kind(shape, *more, count)
+    return count.nbytes
+
+
+def _fill(room: Float32, values: Float32) -> Float32:
+    """Copy values to the start of a buffer; return that part."""
+    room[: len(values)] = values
+    return room[: len(values)]
+
+
+def _fill_all(rooms: LayerArrays, arrays: LayerArrays) -> LayerArrays:
+    return {name: _fill(room, arrays[name]) for name, room in rooms.items()}

@@ -1,0 +1,1 @@
+"""WASAP-SGD and WASSP-SGD: server, workers, replicas, averaging (Algorithm 1)."""

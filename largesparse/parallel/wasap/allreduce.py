@@ -1,0 +1,96 @@
+"""Synchronous training without a server between nodes: every node updates weights of its own.
+
+On a node its first rank, the *representative*, sums the gradients in the slots. The sums are added
+over the nodes by an all-reduce, and every representative makes the same update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...machine.threads import kernel_threads
+from ...model.network import SparseMLP
+from ...model.optimizer import MomentumSGD
+from ...model.workspace import Gradients
+from ..comm.nodes import Nodes
+from ..shared.weights import SharedTopology, SharedWeights
+
+
+def split_representatives(comm: Any, nodes: Nodes) -> Any:
+    """Return the communicator of the nodes' first ranks; of no use on other ranks."""
+    own = nodes.leader(nodes.node[comm.rank]) == comm.rank
+    return comm.Split(0 if own else 1)
+
+
+class Representative:
+    """A node's part in an all-reduce.
+
+    Parameters
+    ----------
+    representatives : mpi4py.MPI.Comm
+    topology : SharedTopology
+    weights : SharedWeights
+    chunk_bytes : int
+        Largest part of an array that is reduced at a time.
+    """
+
+    def __init__(
+        self,
+        representatives: Any,
+        topology: SharedTopology,
+        weights: SharedWeights,
+        chunk_bytes: int,
+    ) -> None:
+        self._comm = representatives
+        self._topology, self._weights = topology, weights
+        self._chunk = max(1, chunk_bytes // 4)  # float32
+        self._total: Gradients | None = None
+
+    def update(
+        self,
+        network: SparseMLP,
+        gradients: Sequence[Gradients],
+        optimizer: MomentumSGD,
+        rate: float,
+        threads: int,
+    ) -> None:
+        """Sum this node's gradients and those of the others, and update this node's weights.
+
+        Parameters
+        ----------
+        network : SparseMLP
+            The node's weights, in input order.
+        gradients : sequence of Gradients
+            Of this node, in a fixed order; there may be none.
+        optimizer : MomentumSGD
+        rate : float
+        threads : int
+        """
+        total = self._total = self._total or Gradients(network.layers)
+        total.resize_(network.layer_connections)
+        arrays = total.arrays()
+        if not gradients:
+            for array in arrays:
+                array[...] = 0
+        for number, part in enumerate(gradients):
+            for own, other in zip(arrays, part.arrays(), strict=True):
+                np.copyto(own, other) if number == 0 else np.add(own, other, out=own)
+        for array in arrays:
+            self._add_over_nodes(array.reshape(-1))
+        with self._weights.writing(), kernel_threads(threads):
+            network.finish_gradient(total)
+            network.update_(total, optimizer, rate, both_orders=False)
+            self._topology.version += 1
+
+    def _add_over_nodes(self, array: NDArray[np.float32]) -> None:
+        from mpi4py import MPI
+
+        for start in range(0, len(array), self._chunk):
+            part = array[start : start + self._chunk]
+            request = self._comm.Iallreduce(MPI.IN_PLACE, [part, MPI.FLOAT], MPI.SUM)
+            while not request.Test():  # the others are at it
+                pass

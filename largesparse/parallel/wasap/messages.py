@@ -1,0 +1,220 @@
+"""What rank 0 and the workers tell each other. Arrays go by shared memory or by `transfer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ...machine.mapped_memory import Shapes, SharedArray
+from ...model.config import TrainingConfig
+from ...model.losses import ScoreSums
+from ...model.optimizer import MomentumSGD
+from ...training.history import EpochRecord, History
+from ..options import ParallelOptions
+from ..shared.data import Layout
+from ..shared.weights import Shape
+from .deal import Batch
+
+
+class NodeSegments(NamedTuple):
+    """The paths of the segments that a node's first rank has made, and where the data is."""
+
+    topology: str
+    weights: str | None  # on the server's node, or where every node has its own
+    slots: list[str]
+    data: list[SharedArray]
+
+
+# --------------------------------------------------------------------------- to the workers
+@dataclass(frozen=True)
+class SetUpNode:
+    """To the first rank of another node: make the node's segments, and receive the data."""
+
+    shape: Shape
+    slots: int
+    has_weights: bool  # whether the node has weights of its own
+    shapes: Shapes  # of the arrays of the data
+    chunk_bytes: int
+
+
+@dataclass(frozen=True)
+class Join:
+    """To every worker: what the node has, and what the training is."""
+
+    shape: Shape
+    segments: NodeSegments
+    layout: Layout  # of the data
+    config: TrainingConfig
+    options: ParallelOptions
+
+
+class Weights(NamedTuple):
+    """Which weights a slot needs. Another node receives them, unless the slot has them."""
+
+    version: int
+    generation: int
+    sent: bool
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Compute the gradient of a mini-batch, or of a part of a joined one."""
+
+    slot: int
+    weights: Weights
+    batch: Batch
+    first_row: int = 0  # of the batch in a joined mini-batch
+    joined: int | None = None  # rows of that
+
+
+@dataclass(frozen=True)
+class Lease:
+    """To a worker on rank 0's node: train on mini-batches, and update the weights yourself."""
+
+    slot: int
+    batches: list[Batch]
+    limit: int  # samples at which the epoch is over, and with it the lease
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Sum loss and scores over rows of the training or the test data."""
+
+    slot: int
+    weights: Weights
+    part: str  # "train" | "test"
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SendGradient:
+    """The server is ready for the gradient in a slot."""
+
+    slot: int
+    connections: list[int]  # of every layer, when it was computed
+    with_snapshot: bool
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """To the first rank of another node: sum gradients over all nodes, and update."""
+
+    slots: list[int]
+    optimizer: MomentumSGD
+    rate: float
+
+
+@dataclass(frozen=True)
+class NewTopology:
+    """To the first rank of another node: receive topology (and weights) after an evolution."""
+
+    generation: int
+    connections: list[int]
+
+
+@dataclass(frozen=True)
+class TrainReplica:
+    """Train a replica alone, from the server's weights to the end."""
+
+    slot: int
+    replica: int
+    replicas: int
+    epoch: int  # epochs trained so far
+    step: int  # updates made so far
+    classes: Any
+    on_disk: bool  # where the result goes
+    checkpoint: str | None  # folder
+
+
+@dataclass(frozen=True)
+class SendReplicaLayer:
+    """Send a layer of a replica that was trained here."""
+
+    replica: int
+    layer: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """Tell what was used so far: the training is over."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Leave; this is what the training recorded."""
+
+    history: History
+
+
+# --------------------------------------------------------------------------- to rank 0
+@dataclass(frozen=True)
+class Done:
+    """What was asked for has been done."""
+
+
+@dataclass
+class Push:
+    """A gradient is ready in a slot."""
+
+    worker: int
+    task: Compute
+    loss: float
+    version: int  # of the weights it was computed on
+    connections: list[int]  # of every layer, at the time
+
+    # Filled in at rank 0:
+    gradients: Any = None  # Gradients
+    snapshot: Any = None  # list of arrays: the weights it was computed on
+    keeps_snapshot: bool = True  # until its slot is used to evaluate
+
+
+@dataclass(frozen=True)
+class Leased:
+    """Answer to `Lease`: the epoch is over, or all has been trained on."""
+
+    worker: int
+    task: Lease
+    updates: list[tuple[float, int]]  # loss and staleness of the first mini-batches
+    push: Push | None  # the gradient of the next, if it came too late for the epoch
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Answer to `Evaluate`."""
+
+    worker: int
+    task: Evaluate
+    loss: float
+    sums: ScoreSums
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A replica has trained an epoch."""
+
+    replica: int
+    record: EpochRecord
+    resumed: bool  # it is of the checkpoint that the replica went on from
+
+
+@dataclass(frozen=True)
+class ReplicaTrained:
+    """A replica is ready."""
+
+    worker: int
+    task: TrainReplica
+    path: str  # of its segment
+    connections: list[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank has used."""
+
+    idle_s: float
+    idle_cpu_s: float
+    cpu_s: float
+    pss_bytes: int  # in the end
+    slot_bytes: int  # beside that, of its own, while it had a slot
+    rss_bytes: int  # at its peak

@@ -1,0 +1,134 @@
+"""Phase two at rank 0: replicas are trained apart, then averaged layer by layer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+
+import numpy as np
+
+from ...machine.mapped_memory import Segment
+from ...model.config import NetworkConfig
+from ...model.layer import LayerArrays
+from ...training.history import EpochRecord
+from ...training.memory import available_memory
+from . import messages
+from .averaging import average_layers
+from .replicas import StoredReplica, layer_room, share_of_replica
+from .server import Server
+
+RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in
+
+
+def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTrained]:
+    """Let the workers train replicas alone, as many at a time as there are slots.
+
+    Returns
+    -------
+    list
+        What was trained, in the order of the replicas.
+    """
+    links, trainer, state = server.links, server.trainer, server.trainer.state
+    dispatcher = server.make_dispatcher(False)
+    connections = trainer.network.connections
+    one = result_bytes(connections, trainer.network.config)
+    on_disk = replicas * one > RESULTS_SHARE * available_memory()
+    rows, batch_size = server.run.data.train_rows, trainer.config.batch_size
+    shares = [share_of_replica(rows, batch_size, r, replicas) for r in range(replicas)]
+    samples = [sum(map(len, share)) for share in shares]
+    resumed_s = 0.0  # of epochs that replicas had trained before, summed over these
+    todo = deque(range(replicas))
+    trained: dict[int, messages.ReplicaTrained] = {}
+    records: dict[int, list[EpochRecord]] = {}
+    started = time.perf_counter()
+    while len(trained) < replicas:
+        for worker, slot in dispatcher.pairs(lambda _: bool(todo)):
+            task = messages.TrainReplica(
+                slot,
+                todo.popleft(),
+                replicas,
+                state.epoch,
+                state.step,
+                trainer.network.classes,
+                on_disk,
+                None if server.run.checkpoint is None else str(server.run.checkpoint),
+            )
+            dispatcher.begin(worker, slot)
+            links.begin_replica(worker, task)
+        message = links.next()
+        server.run.request.check()
+        if isinstance(message, messages.Progress):
+            record = message.record
+            records.setdefault(record.epoch, []).append(record)
+            resumed_s += (record.epoch_s or 0.0) if message.resumed else 0.0
+            server.run.bar.update(samples[message.replica])
+            server.run.bar.set_postfix(
+                replica=message.replica + 1, loss=f"{record.running_loss:.4f}"
+            )
+        elif isinstance(message, messages.ReplicaTrained):
+            trained[message.task.replica] = message
+            dispatcher.end(message.worker, message.task.slot)
+    server.report.phase_two_s = time.perf_counter() - started
+    seconds = server.report.phase_two_s + resumed_s / min(dispatcher.slots, replicas)
+    epochs = range(state.epoch + 1, trainer.config.epochs + 1)
+    for epoch in epochs:
+        found = records.get(epoch, [])
+        state.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
+    state.epoch = trainer.config.epochs
+    return [trained[replica] for replica in range(replicas)]
+
+
+def result_bytes(connections: int, config: NetworkConfig) -> int:
+    """Return the bytes of a trained replica with so many connections, until it is averaged."""
+    return 8 * connections + 4 * sum(config.layer_sizes[:-1]) + 5 * sum(config.layer_sizes[1:])
+
+
+def _summary(epoch: int, found: list[EpochRecord], seconds: float) -> EpochRecord:
+    """Return the record of an epoch of phase two: the model of it does not exist yet."""
+    losses = [r.running_loss for r in found if r.running_loss is not None]
+    evolutions = [r.evolution_s for r in found if r.evolution_s is not None]
+    return EpochRecord(
+        epoch,
+        None,
+        None,
+        running_loss=statistics.mean(losses) if losses else None,
+        epoch_s=seconds,
+        evolution_s=statistics.mean(evolutions) if evolutions else None,
+    )
+
+
+def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
+    """Give the server's network the average of the replicas, one layer at a time."""
+    links, network = server.links, server.trainer.network
+    started = time.perf_counter()
+    here: dict[int, StoredReplica] = {}
+    for result in trained:
+        if links.is_here(result.worker):
+            segment = Segment.open(result.path)
+            here[result.task.replica] = StoredReplica(network.config, result.connections, segment)
+            segment.close()
+    for k, layer in enumerate(network.layers):
+        parts = []
+        for result in trained:
+            replica = result.task.replica
+            if replica in here:
+                parts.append(here[replica].layers[k])
+            else:
+                room = layer_room(network.config, k, result.connections[k], np.empty)
+                message = messages.SendReplicaLayer(replica, k)
+                links.receive_layer(result.worker, list(room.values()), message)
+                parts.append(room)
+        with server.trainer.backend.threads(server.trainer.threads):
+            mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
+            layer.restore_(mean)
+        links.topology.store_dead(k, layer.dead)
+    links.topology.version += 1
+    links.topology.generation += 1
+    links.send_topology()
+    server.report.averaging_s = time.perf_counter() - started
+
+
+def _with_dead(part: LayerArrays) -> LayerArrays:
+    """Return the layer without `dead` where nobody is."""
+    return {name: array for name, array in part.items() if name != "dead" or array.any()}

@@ -1,0 +1,155 @@
+"""Phase two at a worker: a replica is trained alone and kept until it is averaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ...errors import CheckpointError
+from ...machine.environment import expand_user
+from ...machine.mapped_memory import Arena, Segment
+from ...model.config import NetworkConfig, TrainingConfig
+from ...model.layer import LayerArrays, LayerConfig
+from ...model.network import SparseMLP
+from ...model.workspace import Workspace
+from ...randomness import seed_sequence
+from ...training.history import EpochRecord, History
+from ...training.prepared import Augment, Rows, TrainingData
+from ...training.resumed_settings import load_checkpoint
+from ...training.state import TrainingState
+from ...training.trainer import Trainer, save_checkpoint
+from ..shared.weights import SharedTopology, SharedWeights
+from .messages import TrainReplica
+
+logger = logging.getLogger(__name__)
+
+
+def replica_seed(seed: int, replica: int) -> int:
+    """Return the seed of a replica's training; the first one goes on with the training's own."""
+    if replica == 0:
+        return seed
+    return int(seed_sequence(seed, "replica", replica).generate_state(1, np.uint64)[0])
+
+
+def share_of_replica(order: Rows, batch_size: int, replica: int, replicas: int) -> list[Rows]:
+    """Return a replica's mini-batches of an epoch: every `replicas`-th of the epoch's order."""
+    starts = range(replica * batch_size, len(order), replicas * batch_size)
+    return [order[start : start + batch_size] for start in starts]
+
+
+def start_replica(
+    task: TrainReplica,
+    network_config: NetworkConfig,
+    config: TrainingConfig,
+    topology: SharedTopology,
+    workspace: Workspace,
+    fill: Callable[[list[NDArray]], None],
+) -> Trainer:
+    """Return the trainer of a replica, as the server's network is or as its checkpoint is.
+
+    Parameters
+    ----------
+    task : TrainReplica
+    network_config : NetworkConfig
+    config : TrainingConfig
+        Of the whole training.
+    topology : SharedTopology
+        Its arrays are used, and never changed: evolution replaces them.
+    workspace : Workspace
+        Of the slot.
+    fill : callable
+        fill(arrays) copies the server's weights and velocities into arrays.
+    """
+    own = dataclasses.replace(config, seed=replica_seed(config.seed, task.replica))
+    if task.checkpoint is not None:
+        with suppress(CheckpointError):
+            found = load_checkpoint(_folder(task), threads=config.threads)
+            if found.config.seed == own.seed and found.config.epochs == own.epochs:
+                return Trainer(found.network, own, workspace=workspace, state=found.state)
+    connections = topology.connections
+    weights = SharedWeights(topology.shape._replace(room=tuple(connections)), np.empty)
+    fill(weights.arrays(connections))
+    network = weights.network(topology, [None] * len(connections))
+    history = History([EpochRecord(task.epoch, None, None, nnz=connections)])
+    state = TrainingState(task.epoch, task.step, history=history)
+    return Trainer(network, own, workspace=workspace, state=state)
+
+
+def train_replica(
+    trainer: Trainer,
+    task: TrainReplica,
+    data: TrainingData,
+    order: Callable[[int], Rows],
+    augment: Augment | None,
+) -> Iterator[EpochRecord]:
+    """Train a replica to the end, by its share of every epoch's order; yield a record an epoch.
+
+    The first records are those of epochs that its checkpoint has.
+    """
+    config = trainer.config
+    yield from (record for record in trainer.history if record.epoch > task.epoch)
+    with tqdm(disable=True) as bar:
+        while trainer.epoch < config.epochs:
+            share = order(trainer.epoch), config.batch_size, task.replica, task.replicas
+            trainer.run_epoch(data, share_of_replica(*share), bar, augment)
+            record = trainer.complete_epoch(loss=None, train_accuracy=None)
+            if trainer.epoch < config.epochs:  # averaging follows the last one
+                trainer.evolve_if_due(data, keep_maps=False)
+            if task.checkpoint is not None:
+                try:
+                    save_checkpoint(trainer, _folder(task))
+                except CheckpointError as error:
+                    logger.error("%s The one before, if there is one, is intact.", error)
+            yield record
+
+
+def _folder(task: TrainReplica) -> Path:
+    assert task.checkpoint is not None
+    return expand_user(task.checkpoint) / f"replica-{task.replica + 1:03d}"
+
+
+class StoredReplica:
+    """The result of a replica: its layers, in a segment that the server can open."""
+
+    def __init__(self, config: NetworkConfig, connections: list[int], segment: Segment) -> None:
+        self.segment = segment
+        self.layers = _all_layers(config, connections, Arena(segment.buffer))
+
+    @classmethod
+    def store(cls, network: SparseMLP, *, on_disk: bool) -> StoredReplica:
+        """Copy a network's layers into a new segment."""
+        connections = [layer.nnz for layer in network.layers]
+        count = Arena()
+        _all_layers(network.config, connections, count)
+        stored = cls(network.config, connections, Segment.create(count.nbytes, on_disk=on_disk))
+        for layer, room in zip(network.layers, stored.layers, strict=True):
+            for name, array in layer.arrays().items():
+                room[name][...] = array
+        if on_disk:
+            stored.segment.unload()  # the system can evict them, and the node's memory is not these
+        return stored
+
+
+def layer_room(
+    config: NetworkConfig, k: int, nnz: int, allocate: Callable[..., NDArray]
+) -> LayerArrays:
+    """Return room for what `SparseLayer.arrays` has of layer k with so many connections."""
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    shapes = LayerConfig.of(config, k).shapes(nnz, n_out)
+    return {
+        "indptr": allocate(n_in + 1, np.int32),
+        "indices": allocate(nnz, np.int32),
+        **{name: allocate(shape, np.float32) for name, shape in shapes.items()},
+        "dead": allocate(n_out, np.bool_),
+    }
+
+
+def _all_layers(config: NetworkConfig, connections: list[int], arena: Arena) -> list[LayerArrays]:
+    return [layer_room(config, k, nnz, arena) for k, nnz in enumerate(connections)]

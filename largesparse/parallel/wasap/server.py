@@ -1,0 +1,379 @@
+"""Rank 0: the parameter server of phase one, and what it evaluates and records."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...model.importance import active_neurons
+from ...model.layer import Float32
+from ...model.losses import ScoreSums
+from ...model.workspace import Gradients
+from ...training.history import EpochRecord, ParallelReport
+from ...training.trainer import Run, Trainer
+from ..options import ParallelOptions
+from . import messages
+from .allreduce import Representative
+from .deal import Batch, Deal, Dispatcher, samples
+from .links import Links
+from .retention import SlotMaps, retain_valid
+from .updating import Updater
+
+SMALL = 1_000_000  # connections up to which one thread updates fastest
+PIECES = 2  # of an evaluation, for every slot
+
+
+class Server:
+    """Applies gradients, evolves the topology, evaluates by the workers, and keeps the history.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        With the network, configuration and state; its layers are shared ones.
+    run : Run
+    links : Links
+    make_dispatcher : callable
+        make_dispatcher(prefetch) returns a Dispatcher.
+    options : ParallelOptions
+    report : ParallelReport
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: Run,
+        links: Links,
+        make_dispatcher: Callable[[bool], Dispatcher],
+        options: ParallelOptions,
+        report: ParallelReport,
+    ) -> None:
+        self.trainer, self.run, self.links = trainer, run, links
+        self.options, self.report = options, report
+        self.state = trainer.state
+        self.stopped = False
+        self.replicas_apart = False  # phase two has begun, and its result is not saved yet
+        self.make_dispatcher = make_dispatcher
+        self._dispatcher = make_dispatcher(options.algorithm == "wasap")
+        self._maps = SlotMaps()
+        self._arrived: deque[messages.Push] = deque()
+        self._threads = trainer.threads if trainer.network.connections > SMALL else 1
+        self._updater = Updater(
+            links.topology,
+            links.weights,
+            trainer.config,
+            options,
+            self._dispatcher.workers,
+            len(run.data.train_rows),
+        )
+        self._started = 0.0  # of the epoch
+
+    # ------------------------------------------------------------------ asynchronous
+    def train_asynchronously(self, deal: Deal) -> None:
+        """Let every gradient be applied as it is ready, until the deal has been trained on (WASAP).
+
+        Workers on this node update the weights themselves; this rank does it by the gradients of
+        the others. At the end of an epoch no new gradients are begun; those that are being
+        computed then are applied after the evolution, as far as they are still valid.
+        """
+        self._begin_epoch()
+        while not deal.is_done and not self.stopped:
+            if self.run.request.signal:
+                self._end_leases(deal)
+            limit = (self.state.epoch + 1) * deal.rows
+            if self._arrived and self._apply(self._arrived[0], deal, limit):
+                self._arrived.popleft()
+            elif deal.samples_applied < limit:
+                if self.links.topology.samples < limit:
+                    self._grant(deal, limit)
+                self._take(deal)
+            if deal.samples_applied >= limit:
+                while self.links.computing:
+                    self._take(deal)
+                self.finish_epoch(deal)
+
+    def _grant(self, deal: Deal, limit: int) -> None:
+        """Let workers that wait begin with their next mini-batches."""
+
+        def can_work(worker: int) -> bool:
+            return deal.has_more(worker) and self.links.can_begin(worker)
+
+        for worker, slot in self._dispatcher.pairs(can_work):
+            if self.links.is_here(worker):
+                self._dispatcher.begin(worker, slot)
+                self.links.lease(worker, messages.Lease(slot, deal.lease(worker), limit))
+            else:
+                self._begin(worker, slot, deal.next(worker))
+
+    def _begin(self, worker: int, slot: int, batch: Batch, **joined: int) -> None:
+        def make(weights: messages.Weights) -> messages.Compute:
+            return messages.Compute(slot, weights, batch, **joined)
+
+        self._dispatcher.begin(worker, slot)
+        self.links.begin(worker, slot, make)
+
+    def _take(self, deal: Deal, wanted: Callable[[messages.Push], bool] | None = None) -> None:
+        """Wait for something to happen; keep a gradient that arrives."""
+        message = self.links.next(wanted)
+        if isinstance(message, messages.Push):
+            self._arrived.append(message)
+        elif isinstance(message, messages.Leased):
+            self._end_lease(message, deal)
+
+    def _end_lease(self, leased: messages.Leased, deal: Deal) -> None:
+        """Count what a worker on this node has done."""
+        batches = leased.task.batches
+        for batch, (loss, staleness) in zip(batches, leased.updates, strict=False):
+            self._count(deal, batch, loss, staleness)
+        rest = batches[len(leased.updates) :]
+        if leased.push is None:
+            self._dispatcher.end(leased.worker, leased.task.slot)
+        else:
+            self._arrived.append(leased.push)
+            rest = rest[1:]
+        deal.give_back(leased.worker, rest)
+
+    def _apply(self, push: messages.Push, deal: Deal, limit: int) -> bool:
+        """Update the weights by a gradient that has arrived, unless the epoch is over."""
+        trainer, task = self.trainer, push.task
+        gradients, snapshot = push.gradients, push.snapshot if push.keeps_snapshot else None
+        if task.weights.generation != self._maps.generation:
+            maps = self._maps.since(task.weights.generation)
+            gradients, snapshot = retain_valid(gradients, maps, trainer.network.layers), None
+        staleness = self._update(gradients, [task.batch], push.version, snapshot, limit)
+        if staleness is None:
+            return False
+        self._count(deal, task.batch, push.loss, staleness)
+        self._end(push)
+        return True
+
+    def _update(
+        self,
+        gradients: Gradients,
+        batches: list[Batch],
+        version: int | None = None,
+        snapshot: list[Float32] | None = None,
+        limit: float = math.inf,
+    ) -> int | None:
+        trainer = self.trainer
+        with trainer.backend.threads(self._threads):
+            return self._updater.update(
+                trainer.network,
+                gradients,
+                samples(batches),
+                version=version,
+                snapshot=snapshot,
+                limit=limit,
+            )
+
+    def _count(self, deal: Deal, batch: Batch, loss: float, staleness: int) -> None:
+        """Count an update."""
+        self.state.step += 1
+        self.report.count(staleness)
+        self._count_samples(deal, batch, loss)
+
+    def _count_samples(self, deal: Deal, batch: Batch, loss: float) -> None:
+        rows = samples([batch])
+        deal.apply(batch)
+        part = self.state.begin_part_()
+        part.loss += loss * rows
+        part.samples += rows
+        self.run.bar.update(rows)
+
+    def _end(self, push: messages.Push) -> None:
+        """Let go of a gradient: its slot is free."""
+        self.links.release(push)
+        self._dispatcher.end(push.worker, push.task.slot)
+
+    # ------------------------------------------------------------------ synchronous
+    def train_synchronously(self, deal: Deal) -> None:
+        """Apply the mean of all workers' gradients, one joined mini-batch after another (WASSP)."""
+        self._begin_epoch()
+        total = Gradients(self.trainer.network.layers)
+        while not deal.is_done and not self.stopped:
+            self._look(deal)
+            parts = deal.next_joined()
+            self._sum_gradients(parts, total, deal)
+            trainer = self.trainer
+            with trainer.backend.threads(self._threads):
+                trainer.network.finish_gradient(total)
+            self._update(total, parts)
+            self.state.step += 1
+            self.report.count(0)
+            if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
+                self.finish_epoch(deal)
+
+    def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
+        """As `train_synchronously`, but every node sums its gradients and updates its weights."""
+        self._begin_epoch()
+        while not deal.is_done and not self.stopped:
+            self._look(deal)
+            parts = deal.next_joined()
+            joined = samples(parts)
+            for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
+                place = {"first_row": samples(parts[: worker - 1]), "joined": joined}
+                self._begin(worker, slot, parts[worker - 1], **place)
+            while len(self._arrived) < len(parts):
+                self._take(deal)
+            pushes = sorted(self._arrived, key=lambda push: push.worker)
+            self._arrived.clear()
+            how = self._updater.next_update()
+            self.links.reduce(representative, pushes, *how, self._threads)
+            self.links.topology.samples += joined
+            self.state.step += 1
+            self.report.count(0)
+            for push in pushes:
+                self._count_samples(deal, push.task.batch, push.loss)
+                self._end(push)
+            if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
+                self.finish_epoch(deal)
+
+    def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
+        """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
+        total.resize_(self.trainer.network.layer_connections)
+        joined = samples(parts)
+        begun = summed = 0
+
+        def is_next(push: messages.Push) -> bool:
+            return push.task.batch.start == parts[summed].start
+
+        while summed < len(parts):
+            push = next(filter(is_next, self._arrived), None)
+            if push is not None:
+                self._arrived.remove(push)
+                for own, part in zip(total.arrays(), push.gradients.arrays(), strict=True):
+                    np.copyto(own, part) if summed == 0 else np.add(own, part, out=own)
+                summed += 1
+                self._count_samples(deal, push.task.batch, push.loss)
+                self._end(push)
+                continue
+            while begun < len(parts):
+                worker = begun + 1
+                pair = next(self._dispatcher.pairs(worker.__eq__), None)
+                if pair is None or not self.links.can_begin(worker):
+                    break
+                batch = parts[begun]
+                self._begin(*pair, batch, first_row=samples(parts[:begun]), joined=joined)
+                begun += 1
+            self._take(deal, is_next)
+
+    # ------------------------------------------------------------------ epochs
+    def _begin_epoch(self) -> None:
+        """Begin with the next epoch, or go on with it."""
+        part = self.state.part
+        self._started = time.perf_counter() - (part.seconds if part else 0)
+
+    def finish_epoch(self, deal: Deal) -> None:
+        """Evaluate, prune and evolve; let all nodes know."""
+        self._look(deal, stop=False)
+        self.record()
+        self.evolve()
+        self._look(deal, stop=False)
+        if self.run.checkpoint is not None:
+            self.trainer.save(self.run.checkpoint)
+        self.call_back()
+        self._begin_epoch()
+
+    def _look(self, deal: Deal, *, stop: bool = True) -> None:
+        """Have at hand what a checkpoint needs, and end here if a signal has come."""
+        state, seconds = self.state, time.perf_counter() - self._started
+        if state.part is not None:
+            state.part.seconds = seconds
+        state.parallel = {"deal": deal.state(state.epoch), "replicas": deal.workers}
+        if stop:
+            self.run.request.check()
+
+    def _end_leases(self, deal: Deal) -> None:
+        """Let workers come to the end of their mini-batches, and stop."""
+        self.links.topology.stopping = True
+        while self.links.computing:
+            self._take(deal)
+        self._look(deal)
+
+    def evolve(self) -> None:
+        """Prune and evolve if that is due, and let all nodes have the new topology."""
+        trainer, topology = self.trainer, self.links.topology
+        layers = trainer.network.layers
+        if trainer.config.growth == "gradient":
+            for layer in layers:
+                layer.values_by_output = np.empty_like(layer.values)
+                layer.refresh()
+        steps = trainer.evolve_if_due(self.run.data)
+        if not steps:
+            return
+        for k, layer in enumerate(layers):
+            layer.values_by_output = np.empty(0, np.float32)
+            topology.store_dead(k, layer.dead)
+        waiting = [*self._arrived, *self.links.waiting]
+        self._maps.add(steps, {push.task.weights.generation for push in waiting})
+        topology.generation = self._maps.generation
+        self.links.send_topology()
+
+    def record(self) -> None:
+        """Evaluate by all workers, and complete the epoch, if there was one."""
+        found = EpochRecord(self.state.present_epoch, None, None)
+        self.fill_in(found)
+        names = ("loss", "train_accuracy", "test_accuracy", "inference_s", "active_neurons")
+        self.trainer.complete_epoch(**{name: getattr(found, name) for name in names})
+
+    def fill_in(self, record: EpochRecord) -> None:
+        """Evaluate the present weights by all workers, for a record."""
+        trainer, data = self.trainer, self.run.data
+        loss, sums = self.evaluate("train", len(data.loss_rows))
+        record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
+        record.nnz = trainer.network.layer_connections
+        with trainer.backend.threads(self._threads):
+            record.active_neurons = sum(active_neurons(trainer.network))
+        trainer.check_finite(record.loss, self.state.step, record.epoch)
+        if data.test is not None:
+            started = time.perf_counter()
+            record.test_accuracy = self.evaluate("test", len(data.test[1]))[1].score()
+            record.inference_s = time.perf_counter() - started
+        self.run.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+
+    def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
+        """Return summed loss and score sums of the present weights, computed by all workers.
+
+        Gradients that wait in slots stay there, but not the weights that they were computed on.
+        """
+        links, dispatcher = self.links, self.make_dispatcher(False)
+        for push in [*self._arrived, *links.waiting]:
+            push.keeps_snapshot = False
+        micro_batch = self.trainer.micro_batch
+        pieces = PIECES * dispatcher.slots
+        size = -(-rows // (pieces * micro_batch)) * micro_batch
+        starts = deque(range(0, rows, size))
+        found: dict[int, messages.Evaluated] = {}
+        expected = len(starts)
+        while len(found) < expected:
+            for worker, slot in dispatcher.pairs(lambda w: bool(starts) and links.can_begin(w)):
+                start = starts.popleft()
+                place = part, start, min(rows, start + size)
+
+                def make(
+                    weights: messages.Weights, slot: int = slot, place: Any = place
+                ) -> messages.Evaluate:
+                    return messages.Evaluate(slot, weights, *place)
+
+                dispatcher.begin(worker, slot)
+                links.begin(worker, slot, make)
+            message = links.next()
+            self.run.request.check()
+            if isinstance(message, messages.Push):
+                self._arrived.append(message)
+            elif message is not None:
+                found[message.task.start] = message
+                dispatcher.end(message.worker, message.task.slot)
+        loss, sums = 0.0, ScoreSums()
+        for start in sorted(found):
+            loss += found[start].loss
+            sums.merge(found[start].sums)
+        return loss, sums
+
+    def call_back(self) -> None:
+        """Call the callbacks with the newest record."""
+        self.stopped = self.run.call_back(self.trainer)

@@ -1,0 +1,114 @@
+"""How a gradient becomes an update of the shared weights, on rank 0 and by workers of its node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...model.config import TrainingConfig
+from ...model.layer import Float32
+from ...model.network import SparseMLP
+from ...model.optimizer import MomentumSGD
+from ...model.workspace import Gradients
+from ..options import ParallelOptions
+from ..shared.slots import Slot
+from ..shared.weights import SharedTopology, SharedWeights
+from .deal import epochs_of
+
+
+class Updater:
+    """Updates the shared weights by gradients, one at a time whoever does it.
+
+    Parameters
+    ----------
+    topology : SharedTopology
+        Counts versions and samples.
+    weights : SharedWeights
+    config : TrainingConfig
+    options : ParallelOptions
+    workers : int
+        Of the training.
+    rows : int
+        Training rows.
+    """
+
+    def __init__(
+        self,
+        topology: SharedTopology,
+        weights: SharedWeights,
+        config: TrainingConfig,
+        options: ParallelOptions,
+        workers: int,
+        rows: int,
+    ) -> None:
+        self._topology, self._weights = topology, weights
+        self._options, self._workers, self._rows = options, workers, rows
+        self._config, self._rates = config, config.rates()
+
+    def next_update(self, staleness: int = 0) -> tuple[MomentumSGD, float]:
+        """Return optimizer and learning rate of the next update."""
+        progress = epochs_of(self._topology.samples, self._rows)
+        factor = self._rates.factor(progress)
+        rate = self._config.learning_rate * factor
+        rate *= self._options.rate_factor(progress, staleness, self._workers)
+        return self._config.optimizer(factor), rate
+
+    def update(
+        self,
+        network: SparseMLP,
+        gradients: Gradients,
+        samples: int,
+        *,
+        version: int | None = None,
+        snapshot: Sequence[Float32] | None = None,
+        slot: Slot | None = None,
+        limit: float = math.inf,
+    ) -> int | None:
+        """Update the weights by a gradient of the present topology, unless the epoch is over.
+
+        Parameters
+        ----------
+        network : SparseMLP
+            Of the shared weights.
+        gradients : Gradients
+        samples : int
+            That it was computed on.
+        version : int, optional
+            Of the weights that it was computed on, by default the present one.
+        snapshot : list of arrays, optional
+            Those weights, for the compensation of the delay (Zheng et al., 2017), which changes
+            `gradients`.
+        slot : Slot, optional
+            Has the gradient, and takes the weights after the update with it.
+        limit : float
+            Samples at which the epoch is over.
+
+        Returns
+        -------
+        int or None
+            The staleness; None where the epoch is over, and nothing was done.
+        """
+        topology = self._topology
+        with self._weights.writing():
+            if topology.samples >= limit:
+                return None
+            staleness = 0 if version is None else topology.version - version
+            if snapshot is not None and self._options.delay_compensation > 0:
+                self._compensate(gradients, snapshot)
+            how = self.next_update(staleness)
+            network.update_(gradients, *how, both_orders=slot is not None)
+            topology.version += 1
+            topology.samples += samples
+            if slot is not None:
+                slot.renew(self._weights)
+        return staleness
+
+    def _compensate(self, gradients: Gradients, snapshot: Sequence[Float32]) -> None:
+        """Add λ·g²·(w - w_then) to the gradients, in place."""
+        strength = np.float32(self._options.delay_compensation)
+        now = self._weights.snapshot(self._topology.connections)
+        flat = [array for arrays in gradients.by_layer for array in arrays.values()]
+        for gradient, weights, then in zip(flat, now, snapshot, strict=True):
+            gradient += strength * gradient * gradient * (weights - then)

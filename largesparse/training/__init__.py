@@ -1,0 +1,1 @@
+"""The training loop in one process: steps, checkpoints, memory plan, prediction."""

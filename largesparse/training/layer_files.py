@@ -1,0 +1,65 @@
+"""The arrays of a layer as a file holds them, and what they must be on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model.config import NetworkConfig
+from ..model.layer import PARAMETERS, LayerArrays, LayerConfig, SparseLayer
+from ..model.topology import Topology
+
+
+def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: str) -> SparseLayer:
+    """Return layer k (0 is the first hidden one) of the arrays in a file called `name`."""
+    n_in, n_out = config.layer_sizes[k : k + 2]
+    indptr = expect(arrays, "indptr", np.int32, n_in + 1)
+    nnz = int(indptr[-1])
+    indices = expect(arrays, "indices", np.int32, nnz)
+    own = LayerConfig.of(config, k)
+    shapes = own.shapes(nnz, n_out).items()
+    parameters = {key: expect(arrays, key, np.float32, *shape) for key, shape in shapes}
+    if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
+        raise ValueError(f"{name}: indptr does not ascend from 0")
+    if nnz and (indices.min() < 0 or indices.max() >= n_out):
+        raise ValueError(f"{name}: an index is outside [0, {n_out})")
+    descends = indices[1:] <= indices[:-1]
+    starts = indptr[1:-1]
+    descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
+    if descends.any():
+        raise ValueError(f"{name}: the indices of a row do not ascend")
+    topology = Topology.from_input_order(n_in, n_out, indptr, indices)
+    dead = velocities = None
+    if "dead" in arrays:
+        dead = expect(arrays, "dead", np.bool_, n_out)
+        if dead.all() or k == len(config.layer_sizes) - 2:
+            raise ValueError(f"{name}: outputs, or all neurons of a layer, are dead")
+    if PARAMETERS["values"].velocity in arrays:
+        velocities = {
+            key: expect(arrays, PARAMETERS[key].velocity, np.float32, *shape)
+            for key, shape in shapes
+        }
+    return SparseLayer(k + 2, topology, parameters, own, velocities=velocities, dead=dead)
+
+
+def check_dead(layers: Sequence[SparseLayer], name: str) -> None:
+    """Verify that nothing leads to or from the dead neurons around the last one of the layers."""
+    layer = layers[-1]
+    dead_inputs = layers[-2].dead if len(layers) > 1 else None
+    if layer.dead is not None and np.diff(layer.topology.indptr_by_output)[layer.dead].any():
+        raise ValueError(f"{name}: a connection leads to a dead neuron")
+    if dead_inputs is not None and np.diff(layer.topology.indptr)[dead_inputs].any():
+        raise ValueError(f"{name}: a connection leads from a dead neuron")
+
+
+def expect(arrays: LayerArrays, name: str, dtype: type, *shape: int) -> NDArray[Any]:
+    """Return an array of the name, type and shape given; floats must be finite."""
+    array = arrays[name]
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{name} has a value that is not finite")
+    return array

@@ -1,0 +1,432 @@
+"""Prediction in batches, in this process or in several that share one copy of the model.
+
+Worker processes are spawned. They map model and inputs from files in shared memory, which are
+deleted as soon as every worker has them mapped: nothing is left behind, whatever happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from ..backends import Backend, get_backend
+from ..data.batches import load_batch
+from ..data.checks import check_X
+from ..data.frames import align_frame
+from ..data.standardizer import Standardizer
+from ..errors import NumericalError, ParameterError, WorkerError, check_range
+from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
+from ..machine.threads import available_threads, resolve_threads
+from ..model.layer import Forward, ForwardLayer
+from ..model.losses import LOSSES, softmax
+from ..model.network import SparseMLP, forward
+from ..model.workspace import Workspace, check_activation_dtype
+from .memory import prediction_batch
+
+MAX_PROCESSES = 1024
+FIELDS = [field.name for field in dataclasses.fields(ForwardLayer)]
+
+
+def predict_proba(network: SparseMLP, X: Any, **options: Any) -> NDArray[np.float32]:
+    """Return class probabilities, float32 (n_samples, n_classes); see `Predictor`."""
+    with Predictor(network, **options) as predictor:
+        return predictor.predict_proba(X)
+
+
+def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
+    """Return class labels (n_samples,), or predicted numbers; see `Predictor`."""
+    with Predictor(network, **options) as predictor:
+        return predictor.predict(X)
+
+
+class Predictor:
+    """Predicts by batches, with the same result for any number of processes and threads.
+
+    Several Python threads may use it at once. Without worker processes each of them has buffers
+    of its own while it predicts; with worker processes they wait for each other.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        Changes that are made to it later are not seen by worker processes.
+    processes : int
+        1 predicts in this process; more start that many worker processes, which stay until
+        `close`. A script that uses them needs the `if __name__ == "__main__":` guard.
+    threads : int, optional
+        Threads of each process; by default the cores divided by the processes.
+    batch_size : int, optional
+        Samples computed at once; by default at most 1024, fewer for wide networks.
+    backend : str, optional
+    activation_dtype : str
+        How activations are kept: "float32", or "bfloat16", which is faster in very wide networks
+        and has 8 bits of precision (backend "fused" only).
+
+    Examples
+    --------
+    >>> with Predictor(network, processes=4) as predictor:  # doctest: +SKIP
+    ...     labels = predictor.predict(X)
+    """
+
+    def __init__(
+        self,
+        network: SparseMLP,
+        *,
+        processes: int = 1,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        backend: str | None = None,
+        activation_dtype: str = "float32",
+    ) -> None:
+        check_range("processes", processes, "prediction", low=1, high=MAX_PROCESSES, integer=True)
+        if threads is None:
+            threads = max(1, available_threads() // processes)
+        threads = resolve_threads(threads, "prediction")
+        self._sizes = network.config.layer_sizes
+        self._batch_size = check_batch_size(batch_size) or prediction_batch(self._sizes)
+        self._outputs = Outputs.of(network)
+        self._feature_names = network.feature_names
+        self._workers: list[_Worker] = []
+        self._engine: Engine | None = None
+        # of the workers' connections; without them a predictor can be pickled
+        self._lock: Any = threading.RLock() if processes > 1 else nullcontext()
+        self._owner = os.getpid()
+        used = get_backend(backend)
+        activation = network.config.activation
+        check_activation_dtype(activation_dtype, used, activation, "prediction")
+        is_classification = self._outputs.is_classification
+        settings = self._batch_size, threads, used.name, is_classification, activation_dtype
+        if processes == 1:
+            self._engine = Engine(network.layers, network.preprocessing, *settings)
+            return
+        files = SharedFiles()
+        try:
+            layout, arrays = to_arrays(network)
+            places = [files.share(array) for array in arrays]
+            self._workers = [_Worker((layout, places, settings)) for _ in range(processes)]
+            for worker in self._workers:
+                worker.receive()  # it has mapped the model
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            files.delete()
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR.
+
+        Of a data frame the columns are taken that the network was trained on, by their names, where
+        it has names.
+
+        Where the loss is the mean squared error, return the predicted numbers, (n_samples,) or,
+        for several targets, (n_samples, n_targets): float64 where the network has the mean and
+        the scale of its targets, else float32. For errors see `predict_proba`.
+        """
+        return self._outputs.to_predictions(self.compute(self._check(X)))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return class probabilities, float32 (n_samples, n_classes).
+
+        Raises
+        ------
+        ParameterError
+            Where the network predicts numbers.
+        DataError
+            Where X cannot be used.
+        NumericalError
+            Where what the network computes is not finite.
+        WorkerError
+            Where a worker process failed; the predictor is closed then.
+        """
+        self._outputs.check_classes()
+        return self.compute(self._check(X))
+
+    def _check(self, X: Any) -> Any:
+        return check_X(align_frame(X, self._feature_names), self._sizes[0])
+
+    def compute(self, X: Any) -> NDArray[np.float32]:
+        """Return probabilities, or the outputs of a regression, float32 (n_samples, n_outputs).
+
+        Parameters
+        ----------
+        X : ndarray or CSR (n_samples, n_features)
+            As `check_X` returns it.
+        """
+        out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
+        parts = list(batches(0, X.shape[0], self._batch_size))
+        if (engine := self._engine) is not None:
+            for start, stop in parts:
+                out[start:stop] = engine.outputs(X, start, stop)
+            return check_outputs(out)
+        if self._workers and self._owner != os.getpid():
+            raise ParameterError(
+                "The worker processes of a predictor belong to the process that made it, and this "
+                "one is a fork of it: make a new one here."
+            )
+        with self._lock:
+            if not self._workers:
+                raise ParameterError("The predictor is closed: make a new one.")
+            try:
+                self._distribute(X, parts, out)
+            except BaseException:
+                self.close()
+                raise
+        return check_outputs(out)
+
+    def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
+        files = SharedFiles()
+        try:
+            places = [files.share(array) for array in X_to_arrays(X)]
+            data = X.shape if issparse(X) else None, places
+            for worker in self._workers:
+                worker.send(data)
+            for worker in self._workers:
+                worker.receive()  # it has mapped the data
+        finally:
+            files.delete()
+        waiting = list(reversed(parts))
+        busy: dict[Any, _Worker] = {}
+        idle = list(self._workers)
+        while waiting or busy:
+            while waiting and idle:
+                worker = idle.pop()
+                worker.send(waiting.pop())
+                busy[worker.connection] = worker
+            for connection in wait(list(busy)):
+                worker = busy.pop(connection)
+                start, stop, outputs = worker.receive()
+                out[start:stop] = outputs
+                idle.append(worker)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._engine = None
+        if self._owner != os.getpid():  # a fork: the workers are its parent's
+            return
+        with self._lock:
+            for worker in self._workers:
+                worker.connection.close()
+            for worker in self._workers:
+                worker.end()
+            self._workers = []
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Outputs(NamedTuple):
+    """What the outputs of a network mean: see `SparseMLP` for the fields."""
+
+    is_classification: bool
+    classes: NDArray[Any] | None
+    target_mean: Any
+    target_scale: Any
+
+    @classmethod
+    def of(cls, network: SparseMLP) -> Outputs:
+        is_classification = LOSSES[network.config.loss].is_classification
+        return cls(is_classification, network.classes, network.target_mean, network.target_scale)
+
+    def check_classes(self) -> None:
+        """Raise a ParameterError where the network predicts numbers."""
+        if not self.is_classification:
+            raise ParameterError("A network for regression has no classes: use predict.")
+
+    def to_predictions(self, out: NDArray[np.float32]) -> NDArray[Any]:
+        """Return labels, or numbers, of outputs, float32 (n_samples, n_outputs)."""
+        if self.is_classification:
+            best = out.argmax(axis=1)
+            return best if self.classes is None else self.classes[best]
+        found: NDArray[np.floating] = out
+        if self.target_scale is not None:
+            found = found * np.asarray(self.target_scale, dtype=np.float64)
+        if self.target_mean is not None:
+            found = found + np.asarray(self.target_mean, dtype=np.float64)
+        return found[:, 0] if found.shape[1] == 1 else found
+
+
+def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return outputs (n_samples, n_outputs) if they are finite, or raise a NumericalError."""
+    if not np.isfinite(out.sum(dtype=np.float64)):
+        row = int(np.argmin(np.isfinite(out).all(axis=1)))
+        raise NumericalError(
+            f"What the network computes for row {row} is not finite: either its weights are not, "
+            "after a training that diverged, or the row is far from what it was trained on. Train "
+            "it again with a lower learning rate, or check the row for extreme values."
+        )
+    return out
+
+
+class ForwardLayout(NamedTuple):
+    """What the arrays of `to_arrays` are, in their order."""
+
+    layers: list[tuple[dict[str, Any], list[str]]]  # sizes and slope, and the arrays' names
+    is_standardized: bool
+
+
+def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
+    """Return all that predicting needs of a network as arrays; `from_arrays` goes back."""
+    layers: list[tuple[dict[str, Any], list[str]]] = []
+    arrays: list[NDArray[Any]] = []
+    for layer in network.layers:
+        parts = {name: getattr(layer, name) for name in FIELDS}
+        found = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
+        layers.append(({name: parts[name] for name in parts if name not in found}, list(found)))
+        arrays += found.values()
+    scaling = network.preprocessing
+    if scaling is not None:
+        arrays += [scaling.mean, scaling.scale]
+    return ForwardLayout(layers, scaling is not None), arrays
+
+
+def from_arrays(
+    layout: ForwardLayout, arrays: Iterable[NDArray[Any]]
+) -> tuple[list[ForwardLayer], Standardizer | None]:
+    """Return the layers and the standardisation of the network that `to_arrays` was given."""
+    rest = iter(arrays)
+    layers = [
+        ForwardLayer(**(numbers | {name: next(rest) for name in names}))
+        for numbers, names in layout.layers
+    ]
+    return layers, Standardizer(next(rest), next(rest)) if layout.is_standardized else None
+
+
+def check_batch_size(batch_size: int | None) -> int | None:
+    """Return the batch size of a prediction if it is None or at least 1, or raise."""
+    if batch_size is not None:
+        check_range("batch_size", batch_size, "prediction", low=1, integer=True)
+    return batch_size
+
+
+def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Return the first row of every batch of rows [start, stop), and the row after its last."""
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+class Engine:
+    """Computes the probabilities (or numbers) of a range of rows, in one process.
+
+    Threads that call it at once get a workspace each, so that none waits for another and a fork
+    of the process meets no lock that is held; one thread alone has one workspace.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Forward],
+        preprocessing: Standardizer | None,
+        batch_size: int,
+        threads: int,
+        backend: str,
+        is_classification: bool,
+        activation_dtype: str = "float32",
+    ) -> None:
+        self.batch_size = batch_size
+        self.is_classification = is_classification
+        self.layers = layers
+        self.preprocessing = preprocessing
+        self.threads = threads
+        self.backend: Backend = get_backend(backend)
+        self.activation_dtype = activation_dtype
+        self._idle = [self._new_workspace()]  # pop and append are atomic
+
+    def _new_workspace(self) -> Workspace:
+        return Workspace(
+            self.layers, self.batch_size, training=False, activation_dtype=self.activation_dtype
+        )
+
+    def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
+        """Return those of rows [start, stop), at most a batch: float32 (rows, n_outputs)."""
+        rows = np.arange(start, stop)
+        try:
+            workspace = self._idle.pop()
+        except IndexError:
+            workspace = self._new_workspace()
+        try:
+            with self.backend.threads(self.threads):
+                load_batch(X, rows, self.preprocessing, out=workspace.inputs(stop - start))
+                logits = forward(self.layers, workspace, stop - start, self.backend)
+            return softmax(logits).T if self.is_classification else logits.T.copy()
+        finally:
+            if len(self._idle) < available_threads():  # more would not compute at once
+                self._idle.append(workspace)
+
+
+class _Worker:
+    """A worker process, as its parent sees it."""
+
+    def __init__(self, model: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, model), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the death of the worker is seen as the end of its messages
+
+    def send(self, request: Any) -> None:
+        try:
+            self.connection.send(request)
+        except OSError as error:
+            raise self._death() from error
+
+    def receive(self) -> Any:
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+        if kind == "failed":
+            raise WorkerError(f"A worker process of prediction failed: {content}")
+        return content
+
+    def _death(self) -> WorkerError:
+        self.process.join(5)
+        return WorkerError(
+            f"A worker process of prediction died (exit code {self.process.exitcode}); out "
+            "of memory is the usual cause. Use fewer processes or a smaller batch_size."
+        )
+
+    def end(self) -> None:
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _work(connection: Connection, model: Any) -> None:
+    """Run a worker: map the model, then answer requests until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    logging.getLogger("largesparse").setLevel(logging.ERROR)  # the parent has said it already
+    try:
+        layout, places, settings = model
+        layers, preprocessing = from_arrays(layout, [place.open() for place in places])
+        engine = Engine(layers, preprocessing, *settings)
+        engine.outputs(np.zeros((1, layers[0].n_in), dtype=np.float32), 0, 1)  # load kernels
+        connection.send(("ready", None))
+        X: Any = None
+        while True:
+            request = connection.recv()
+            if isinstance(request[1], list):
+                shape, places = request
+                X = X_from_arrays(shape, (place.open() for place in places))
+                connection.send(("ready", None))
+            else:
+                start, stop = request
+                outputs = np.ascontiguousarray(engine.outputs(X, start, stop))
+                connection.send(("done", (start, stop, outputs)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent closed the predictor, or is gone
+    except Exception as error:
+        connection.send(("failed", f"{type(error).__name__}: {error}"))

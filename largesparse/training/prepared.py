@@ -1,0 +1,204 @@
+"""What a training is given, checked and split into training and validation rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.batches import dense_rows
+from ..data.checks import (
+    check_lengths,
+    check_targets,
+    check_X,
+    encode_labels,
+    first_true,
+    narrow_targets,
+    refuse_masked,
+)
+from ..data.frames import align_frame, column_names
+from ..data.standardizer import Standardizer, refuse_rounding
+from ..errors import DataError, ParameterError
+from ..model.config import TrainingConfig
+from ..model.losses import LOSSES
+from ..model.network import SparseMLP
+from ..randomness import stream
+
+Rows = NDArray[np.int64]
+Augment = Callable[[NDArray[np.floating], Rows, int], NDArray[np.floating]]
+
+LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
+
+
+class TrainingData(NamedTuple):
+    """The rows of a training, checked."""
+
+    X: Any
+    y: NDArray[Any]  # int32 (n,) class indices or float32 (n, n_targets)
+    weights: NDArray[np.float32] | None  # (n,), with mean 1 over the training rows
+    train_rows: NDArray[np.int64]
+    loss_rows: NDArray[np.int64]
+    validation_rows: NDArray[np.int64]
+    test: tuple[Any, NDArray[Any]] | None
+
+
+def prepare(
+    network: SparseMLP,
+    config: TrainingConfig,
+    X: Any,
+    y: Any,
+    *,
+    sample_weight: Any = None,
+    test: tuple[Any, Any] | None = None,
+    is_checked: bool = False,
+) -> TrainingData:
+    """Check and split data; give the network its classes, features' names and standardisation.
+
+    Parameters are those of `Trainer.fit`; with `is_checked` X is what `check_X` returned. Rows of
+    weight 0 are in no part of the result's rows: the training is the same as if they were not
+    there.
+
+    Raises
+    ------
+    DataError, ParameterError
+        Where the data cannot be used.
+    """
+    n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
+    names = network.feature_names or column_names(X)
+    if not is_checked:
+        X = check_X(align_frame(X, names), n_features)
+    encoded, classes = encode(network, y)
+    check_lengths(X, encoded)
+    if classes is not None and len(classes) != n_outputs:
+        raise DataError(
+            f"The labels have {len(classes)} classes, and the network has {n_outputs} "
+            "outputs. Make the last entry of 'layer_sizes' the number of classes."
+        )
+    relative = None if sample_weight is None else relative_weights(sample_weight, len(encoded))
+    counted = len(encoded) if relative is None else np.flatnonzero(relative)
+    order = stream(config.seed, "split").permutation(counted)
+    n_validation = math.ceil(config.validation_fraction * len(order))
+    validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
+    _check_batch(config, len(train_rows), n_validation)
+    if test is not None:
+        if len(test) != 2:
+            raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
+        X_test = check_X(align_frame(test[0], names), n_features)
+        test = X_test, encode(network, test[1], classes)[0]
+        check_lengths(*test)
+    if n_validation:
+        _check_watched(encoded[validation_rows])
+    weights = None
+    if relative is not None:
+        weights = (relative / relative[train_rows].mean()).astype(np.float32)
+    network.classes, network.feature_names = classes, names
+    standardize_(network, X, train_rows, relative, wanted=config.standardize)
+    loss_rows = order[n_validation:][:LOSS_ROWS]
+    return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
+
+
+def standardize_(
+    network: SparseMLP, X: Any, rows: Rows, weights: NDArray[np.floating] | None, *, wanted: bool
+) -> None:
+    """Give the network mean and scale of rows of X, unless it has them.
+
+    Raises
+    ------
+    DataError
+        Where they are not wanted, and float32 cannot tell the rows apart.
+    """
+    if wanted and network.preprocessing is None:
+        network.preprocessing = Standardizer.fit(X, rows, weights)
+    if network.preprocessing is None:
+        refuse_rounding(X, rows)
+
+
+def _check_batch(config: TrainingConfig, n_train: int, n_validation: int) -> None:
+    """Refuse a mini-batch of more rows than are trained on."""
+    if config.batch_size <= n_train:
+        return
+    if n_validation:
+        raise ParameterError(
+            f"The 'validation_fraction' parameter of a training, {config.validation_fraction}, "
+            f"leaves {n_train} of {n_train + n_validation} rows to train on, and 'batch_size' is "
+            f"{config.batch_size}. Lower one of them."
+        )
+    raise ParameterError(
+        f"The 'batch_size' parameter of a training must be at most the number of "
+        f"training rows, {n_train}. Got {config.batch_size} instead."
+    )
+
+
+def encode(
+    network: SparseMLP, y: Any, classes: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return y as the network's loss takes it, and its classes (None for numbers)."""
+    if LOSSES[network.config.loss].is_classification:
+        return encode_labels(y, network.classes if classes is None else classes)
+    return narrow_targets(check_targets(y, network.config.layer_sizes[-1])), None
+
+
+def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
+    """Return the weights of samples, relative to the largest; 0 where float32 has no such number.
+
+    Raises
+    ------
+    DataError
+        Where they are not one finite number a sample, 0 or more, or are 0 everywhere.
+    """
+    refuse_masked(sample_weight=sample_weight)
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n_samples,):
+        raise DataError(
+            f"sample_weight must have shape ({n_samples},), one weight a sample. "
+            f"Got shape {weights.shape} instead."
+        )
+    if (place := first_true(~(np.isfinite(weights) & (weights >= 0)))) is not None:
+        raise DataError(
+            f"sample_weight must be 0 or more, but row {place[0]} has {weights[place]}."
+        )
+    if not weights.any():
+        raise DataError("sample_weight is 0 for all rows. Give some a positive weight.")
+    relative: NDArray[np.float64] = weights / weights.max()
+    relative[relative < np.finfo(np.float32).tiny] = 0
+    return relative
+
+
+def _check_watched(y: NDArray[Any]) -> None:
+    """Refuse a validation part whose score does not tell one epoch from another."""
+    remedy = "Set more rows aside, or none ('validation_fraction' 0, early_stopping=False)."
+    if len(y) < 2:
+        raise ParameterError(
+            "The 'validation_fraction' parameter of a training must leave at least 2 rows with a "
+            f"weight above 0 to watch. It leaves {len(y)}. {remedy}"
+        )
+    if y.ndim == 2 and (y == y[0]).all():
+        raise ParameterError(
+            f"All {len(y)} rows that 'validation_fraction' sets aside have the same targets, "
+            f"so that R² says nothing of the weights. {remedy}"
+        )
+
+
+def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
+    """Return the rows in the order that is drawn for an epoch."""
+    return rows[stream(seed, "shuffle", epoch).permutation(len(rows))]
+
+
+def epoch_batches(rows: Rows, config: TrainingConfig, epoch: int, done: int = 0) -> list[Rows]:
+    """Return the rows of every mini-batch of an epoch, but for the first `done` samples."""
+    order = epoch_order(rows, config.seed, epoch)
+    return [order[k : k + config.batch_size] for k in range(done, len(rows), config.batch_size)]
+
+
+def augmented(
+    data: TrainingData, batch: Rows, epoch: int, augment: Augment | None
+) -> tuple[Any, NDArray[Any], NDArray[np.float32] | None, Rows]:
+    """Return X, y, weights and the rows of them that are a mini-batch, changed by `augment`."""
+    if augment is None:
+        return data.X, data.y, data.weights, batch
+    X = augment(dense_rows(data.X, batch), batch, epoch)
+    weights = None if data.weights is None else data.weights[batch]
+    return X, data.y[batch], weights, np.arange(len(batch))

@@ -1,0 +1,96 @@
+"""A training that goes on from a checkpoint, and what it takes over of its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..backends import get_backend
+from ..errors import BackendError
+from ..model.config import TrainingConfig
+from ..model.storage import Storage
+from .checkpoint import read_checkpoint, reading
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    folder: str | Path, *, storage: Storage | None = None, **changes: Any
+) -> Trainer:
+    """Read a checkpoint, and return a trainer whose `fit` goes on from there.
+
+    The network of a training that is over has the weights that `fit` left it with.
+
+    Parameters
+    ----------
+    folder : path
+    storage : Storage, optional
+        Receives the layers' arrays, one layer after another; by default they are in memory.
+    **changes
+        Fields of the training's configuration to replace, for instance `threads`. With the same
+        data, and nothing but `threads` changed, the training goes on to the same bits as if it
+        had not been interrupted. The backend is the one that it had, whatever LARGESPARSE_BACKEND
+        is now; under another one that is named, or where it cannot be used here, a warning is
+        logged. A micro-batch that was the whole mini-batch stays the whole one. More `epochs`
+        prolong a training; a schedule that depends on its length (cosine) then goes on along the
+        curve of the longer one. A `patience` that is added counts from here, and so do the scores
+        of another validation part: those of rows that have been trained on already are too good.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder is missing, damaged, of another version, or a model without a training.
+    """
+    network, before, state = read_checkpoint(folder, storage)
+    assert state.folder is not None
+    # A mistake in the changes is not the folder's.
+    with nullcontext() if changes else reading(state.folder):
+        config = resumed_config(before, changes, state.folder)
+        trainer = Trainer(network, config, state=state)
+    state.watch_anew_(before, config)
+    if trainer.is_over:
+        trainer.restore_best()
+    return trainer
+
+
+def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path) -> TrainingConfig:
+    """Return the configuration of a checkpoint with changes.
+
+    It is told where the backend becomes another one, which gives other bits.
+
+    Parameters
+    ----------
+    before : TrainingConfig
+    changes : dict
+        Fields to replace.
+    folder : Path
+        The checkpoint, for the message.
+    """
+    now = dataclasses.replace(before, **changes)
+    whole = before.micro_batch == before.batch_size
+    if whole and "batch_size" in changes and "micro_batch" not in changes:
+        now = dataclasses.replace(now, micro_batch=None)  # the whole mini-batch, as before
+    if before.backend is None:  # of older checkpoints: not known
+        return now
+    missing = ""
+    if "backend" not in changes:
+        try:
+            get_backend(now.backend)
+        except BackendError as error:
+            missing, now = f"{error} ", dataclasses.replace(now, backend=None)
+    used = get_backend(now.backend).name
+    if used != before.backend:
+        logger.warning(
+            "%sThe training in %s used the backend %r and goes on with %r: the result will differ "
+            "in the last digits from that of %r alone.",
+            missing,
+            folder,
+            before.backend,
+            used,
+            before.backend,
+        )
+    return now

@@ -1,0 +1,353 @@
+"""What one update is: the gradient of a mini-batch, and momentum SGD; and evaluation."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import get_backend
+from ..data.batches import load_batch
+from ..data.checks import refuse_masked
+from ..errors import DataError, NumericalError
+from ..machine.mapped_memory import aligned_zeros
+from ..machine.threads import resolve_threads
+from ..model.activations import TRAINED
+from ..model.config import TrainingConfig
+from ..model.losses import LOSSES, ScoreSums, check_weights
+from ..model.network import SparseMLP, Visit, dropout_key
+from ..model.optimizer import MomentumSGD
+from ..model.workspace import Workspace, check_activation_dtype
+from .memory import MicroBatching
+from .state import TrainingState
+from .whole_step import WholeStep
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+CHECKED_ROWS = 4096  # of activations at a time, so that looking for overflows takes no memory
+
+
+def one_thread_at_a_time(method: Method) -> Method:
+    """Let a method of a stepper wait until no other thread uses the stepper's buffers.
+
+    They are as large as the memory plan allows, so there is one set of them, and a lock.
+    """
+
+    @functools.wraps(method)
+    def wait_and_call(self: Stepper, *arguments: Any, **options: Any) -> Any:
+        with self._lock:
+            return method(self, *arguments, **options)
+
+    return wait_and_call  # type: ignore[return-value]
+
+
+class Stepper:
+    """Updates a network by mini-batches. Threads may share it: they wait for each other.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        Changed in place.
+    config : TrainingConfig
+    workspace : Workspace, optional
+        The buffers of a step; by default made when they are first needed.
+    state : TrainingState, optional
+        How far the training is; by default it begins.
+    """
+
+    def __init__(
+        self,
+        network: SparseMLP,
+        config: TrainingConfig | None = None,
+        *,
+        workspace: Workspace | None = None,
+        state: TrainingState | None = None,
+    ) -> None:
+        self.network = network
+        self.config = config or TrainingConfig()
+        self.backend = get_backend(self.config.backend)
+        check_activation_dtype(
+            self.config.activation_dtype, self.backend, network.config.activation, "a training"
+        )
+        self.threads = resolve_threads(self.config.threads, "a training")
+        self.state = TrainingState() if state is None else state
+        self._loss = LOSSES[network.config.loss]
+        self._rates = self.config.rates()
+        self._workspace = workspace
+        self._lock = threading.RLock()
+        self._compiled_step: WholeStep | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled step has the addresses of this stepper's arrays.
+        return vars(self) | {"_compiled_step": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_lock": threading.RLock()})
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed: a loop of one's own counts them."""
+        return self.state.epoch
+
+    @epoch.setter
+    def epoch(self, count: int) -> None:
+        self.state.epoch = count
+
+    @property
+    def step_count(self) -> int:
+        """Updates made."""
+        return self.state.step
+
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self.state.step = count
+
+    @property
+    def workspace(self) -> Workspace:
+        """The buffers of a step; allocated when they are first needed."""
+        if self._workspace is None:
+            storage = self.network.storage
+            micro_batch, keep_every, activation_dtype = self.micro_batching
+            self._workspace = Workspace(
+                self.network.layers,
+                micro_batch,
+                keep_every=keep_every,
+                activation_dtype=activation_dtype,
+                allocate=aligned_zeros if storage is None else storage.zeros,
+            )
+        return self._workspace
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples computed at once."""
+        batch_size = self.config.batch_size
+        return min(self.config.micro_batch or batch_size, batch_size)
+
+    @property
+    def micro_batching(self) -> MicroBatching:
+        """How activations are computed and kept."""
+        return MicroBatching(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
+
+    def _is_whole(self, rows: NDArray[np.int64]) -> bool:
+        """Return whether a step can be one compiled call."""
+        possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
+        possible = possible and self.network.storage is None and self.workspace.keep_every == 1
+        possible = possible and self.workspace.activation_dtype == "float32"
+        return possible and len(rows) <= self.workspace.micro_batch
+
+    @one_thread_at_a_time
+    def step(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64] | None = None,
+        *,
+        progress: float | None = None,
+        sample_weight: NDArray[np.float32] | None = None,
+    ) -> float:
+        """Make one update from a mini-batch, and return its mean loss (with dropout).
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) dense or CSR
+        y : int32 (n_samples,) or float32 (n_samples, n_targets)
+            Class indices, or targets where the loss is the mean squared error.
+        rows : int64 (batch,), optional
+            The rows of the mini-batch; all of X by default. More than `config.batch_size` are one
+            larger mini-batch.
+        progress : float, optional
+            Epochs trained so far, for the schedule; by default the epochs completed.
+        sample_weight : float32 (n_samples,), optional
+            Factors of the samples' losses; 1 by default.
+
+        Raises
+        ------
+        DataError
+            Where X, y, rows or weights do not fit the network or each other.
+        NumericalError
+            Where the loss is not finite. The weights are those before the step, with both.
+        """
+        refuse_masked(X=X, y=y, sample_weight=sample_weight)
+        y, rows = _checked(X, y, rows, sample_weight)
+        factor = self._rates.factor(self.epoch if progress is None else progress)
+        rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
+        with self.backend.threads(self.threads):
+            if self._is_whole(rows):
+                loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
+            else:
+                loss = self.gradient(X, y, rows, sample_weight)
+                self.network.update_(self.workspace, optimizer, rate)
+        self.state.step += 1
+        return loss
+
+    @one_thread_at_a_time
+    def gradient(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None = None,
+        *,
+        plain: bool = False,
+        visit: Visit | None = None,
+        first_row: int = 0,
+        joined: int | None = None,
+    ) -> float:
+        """Compute the mini-batch's gradient, by micro-batches, into the workspace.
+
+        Parameters
+        ----------
+        X, y, rows, sample_weight
+            As in `step`.
+        plain : bool
+            Without dropout and centring.
+        visit : callable, optional
+            As in `SparseMLP.backward`.
+        first_row, joined : int, optional
+            Where the rows are a part of a mini-batch of `joined` rows that begins with its row
+            `first_row`: the gradient is this part of the mini-batch's, and is not centred yet.
+
+        Returns
+        -------
+        loss : float
+            Mean over the rows, with dropout.
+        """
+        y, rows = _checked(X, y, rows, sample_weight)
+        if self._is_whole(rows) and not plain and visit is None and joined is None:
+            return self._whole_step(X, y, rows, sample_weight)
+        config, workspace, backend = self.config, self.workspace, self.backend
+        total = 0.0
+        workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
+        for start in range(0, len(rows), workspace.micro_batch):
+            part = rows[start : start + workspace.micro_batch]
+            batch = len(part)
+            load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
+            rate = 0.0 if plain else config.dropout
+            dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
+            logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
+            weights = None if sample_weight is None else sample_weight[part]
+            loss, delta = self._loss.function(logits, y[part], joined or len(rows), weights)
+            self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
+            total += loss
+            options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
+            options |= {"visit": visit, "weights": weights}
+            self.network.backward(workspace, delta, backend, **options)
+        if not plain and joined is None:
+            self.network.finish_gradient(workspace)
+        return total / len(rows)
+
+    def _whole_step(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None,
+        optimizer: MomentumSGD | None = None,
+        rate: float = 0.0,
+    ) -> float:
+        """Compute the gradient and, if there is an optimizer, update, in one compiled call."""
+        step = self._compiled_step
+        if step is None or not step.fits(self.network, self.workspace, len(rows)):
+            self.workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
+            step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
+        load_batch(X, rows, self.network.preprocessing, out=step.inputs)
+        dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
+        n_outputs = self.network.layers[-1].n_out
+        labels = self._loss.check_y(y[rows], n_outputs, len(rows))
+        weights = check_weights(None if sample_weight is None else sample_weight[rows], len(rows))
+        loss = step.run(labels, weights, dropout, optimizer, rate) / len(rows)
+        self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
+        return loss
+
+    def check_finite(self, loss: float, step: int, epoch: int, batch: int = 0) -> None:
+        """Raise `NumericalError` where the loss of a forward pass of `batch` rows is not finite."""
+        if not math.isfinite(loss):
+            layer = self._overflown(batch)
+            place = "" if layer is None else f", first in layer {layer}"
+            raise NumericalError(
+                f"The loss became {loss} at step {step} (epoch {epoch}{place}). "
+                f"Lower 'learning_rate' (now {self.config.learning_rate}), or check the inputs "
+                "for extreme values."
+            )
+
+    def _overflown(self, batch: int) -> int | None:
+        """Return the number of the first layer with activations that are not finite, if known."""
+        if batch and self.workspace.keep_every == 1:
+            for k, layer in enumerate(self.network.layers):
+                activations = self.workspace.activations(k, batch)
+                blocks = range(0, len(activations), CHECKED_ROWS)
+                if not all(_are_finite(activations[b : b + CHECKED_ROWS]) for b in blocks):
+                    return layer.number
+        return None
+
+    def evaluate(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64] | None = None,
+        sample_weight: NDArray[np.float32] | None = None,
+    ) -> tuple[float, float]:
+        """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout.
+
+        Parameters are those of `step`, and so is the DataError.
+        """
+        refuse_masked(X=X, y=y, sample_weight=sample_weight)
+        y, rows = _checked(X, y, rows, sample_weight)
+        loss, sums = self.sum_scores(X, y, rows, sample_weight)
+        if sums.weight == 0:
+            raise DataError("sample_weight is 0 for all rows to evaluate. Give some a weight.")
+        return loss / sums.weight, sums.score()
+
+    @one_thread_at_a_time
+    def sum_scores(
+        self,
+        X: Any,
+        y: NDArray[Any],
+        rows: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None = None,
+    ) -> tuple[float, ScoreSums]:
+        """Return the loss summed over rows of a data set, and the sums behind their score."""
+        y, rows = _checked(X, y, rows, sample_weight)
+        loss, sums = 0.0, ScoreSums()
+        with self.backend.threads(self.threads):
+            for start in range(0, len(rows), self.workspace.micro_batch):
+                part = rows[start : start + self.workspace.micro_batch]
+                inputs = self.workspace.inputs(len(part))
+                load_batch(X, part, self.network.preprocessing, out=inputs)
+                outputs = self.network.forward(self.workspace, len(part), self.backend)
+                weights = None if sample_weight is None else sample_weight[part]
+                loss += self._loss.function(outputs, y[part], None, weights)[0]
+                sums.add(outputs, y[part], weights)
+        return loss, sums
+
+
+def _checked(
+    X: Any, y: Any, rows: NDArray[np.int64] | None, sample_weight: Any
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return y, and the rows of a mini-batch (by default all), where X, y and weights fit.
+
+    `load_batch` and the losses look at the values of these rows.
+    """
+    y = np.asarray(y)
+    counts = {"X": np.shape(X)[:1], "y": y.shape[:1]}
+    if sample_weight is not None:
+        counts["sample_weight"] = np.shape(sample_weight)[:1]
+    if len(set(counts.values())) > 1 or not counts["y"]:
+        found = ", ".join(f"{name} {count[0] if count else 0}" for name, count in counts.items())
+        raise DataError(f"X, y and sample_weight must have as many samples. Got {found}.")
+    rows = np.arange(len(y)) if rows is None else rows
+    if not len(rows):
+        raise DataError("A mini-batch needs at least 1 row. Got 0.")
+    return y, rows
+
+
+def _are_finite(activations: NDArray[Any]) -> bool:
+    """Return whether all are finite; uint16 is bfloat16."""
+    if activations.dtype == np.uint16:
+        return bool(np.all(activations & 0x7F80 != 0x7F80))
+    return bool(np.isfinite(activations).all())

@@ -1,0 +1,425 @@
+"""The sequential trainer: momentum SGD by mini-batches, SET evolution between epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ..errors import CheckpointError, DataError, ParameterError
+from ..machine.environment import expand_user
+from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
+from ..model.growth import Walk, evolve_layers
+from ..model.importance import active_neurons, prune_neurons
+from ..model.layer import SparseLayer
+from ..randomness import stream
+from .checkpoint import write_checkpoint
+from .early_stopping import Snapshot
+from .history import EpochRecord, History
+from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
+from .saving import check_checkpoint_folder, check_notes, save_elsewhere
+from .stepping import Stepper, one_thread_at_a_time
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[["Trainer", EpochRecord], bool | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A call that trains: what it trains on, who watches it, and what may stop it."""
+
+    data: TrainingData
+    bar: tqdm  # counts samples
+    request: StopRequest
+    checkpoint: str | Path | None
+    callbacks: Sequence[Callback]
+
+    def call_back(self, trainer: Trainer) -> bool:
+        """Call all callbacks with the newest record; return whether one ends the training."""
+        record = trainer.state.history.epochs[-1]
+        return any([bool(callback(trainer, record)) for callback in self.callbacks])
+
+
+def sample_bar(trainer: Trainer, rows: int, progress: bool | None, name: str) -> tqdm:
+    """Return a bar of the samples of all epochs, of `rows` each; see `fit` for `progress`."""
+    return tqdm(
+        total=trainer.config.epochs * rows,
+        initial=trainer.epoch * rows + trainer.state.samples,
+        unit=" samples",
+        disable=None if progress is None else not progress,
+        desc=name,
+    )
+
+
+class Trainer(Stepper):
+    """Trains a network in this process.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        Changed in place.
+    config : TrainingConfig
+    workspace : Workspace, optional
+        The buffers of a step; by default made when they are first needed.
+    state : TrainingState, optional
+        How far the training is; by default it begins.
+    """
+
+    @property
+    def history(self) -> History:
+        """The records of all epochs so far."""
+        return self.state.history
+
+    @property
+    def best(self) -> Snapshot | None:
+        """Weights of the epoch with the best validation score, where there is a validation part."""
+        return self.state.best
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the program that trains wants to find in its checkpoints: what JSON can hold."""
+        return self.state.notes
+
+    @one_thread_at_a_time
+    def evolve(
+        self, data: TrainingData | None = None, *, keep_maps: bool = True
+    ) -> list[NDArray[np.int32]]:
+        """Evolve every layer but the output one; return their slot maps, if they are to be kept.
+
+        Where connections grow by the gradient, `data` has the rows of which it takes a
+        micro-batch, without dropout.
+        """
+        config = self.config
+        evolution = max(0, self.epoch - 1) // config.evolution_interval
+        zeta = config.zeta * config.zeta_decay**evolution
+        walk = None
+        if config.growth == "gradient":
+            if data is None:
+                raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
+            size = min(self.workspace.micro_batch, len(data.train_rows))
+            rng = stream(config.seed, "growth", self.state.epochs_before + self.epoch)
+            rows = np.sort(rng.choice(data.train_rows, size, replace=False))
+            run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
+            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates)
+
+        def rng_of(layer: SparseLayer) -> np.random.Generator:
+            return stream(
+                config.seed, "evolution", self.state.epochs_before + self.epoch, layer.number
+            )
+
+        with self.backend.threads(self.threads):
+            layers = self.network.layers[:-1]
+            return evolve_layers(layers, zeta, rng_of, walk, keep_maps=keep_maps)
+
+    @one_thread_at_a_time
+    def prune(self) -> list[NDArray[np.int32]]:
+        """Prune neurons by importance, as configured; return the slot maps of all layers."""
+        with self.backend.threads(self.threads):
+            return prune_neurons(self.network, self.config.pruning_percentile)
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        test: tuple[Any, Any] | None = None,
+        augment: Augment | None = None,
+        callbacks: Iterable[Callback] = (),
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> History:
+        """Train until `config.epochs` epochs are complete, and return the history.
+
+        Where there is a validation part, the network then has the weights of the best epoch, with
+        zero velocities. They go on from there if `fit` is called again.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) dense or CSR
+        y : (n_samples,) or (n_samples, n_targets)
+            Class labels, or numbers where the loss is the mean squared error.
+        sample_weight : (n_samples,), optional
+            What each sample counts in the loss and in the standardisation, 0 or more; scaled to
+            mean 1. Rows of weight 0 are as if they were not there.
+        test : (X, y), optional
+            Rows whose score is recorded after every epoch.
+        augment : callable, optional
+            augment(part, rows, epoch) returns the rows of a mini-batch, float32 (batch,
+            n_features), changed as the epoch asks: see `augmentation.ImageAugmenter`.
+        callbacks : iterable of callables
+            Each is called as callback(trainer, record) after every epoch; one that returns True
+            ends the training.
+        checkpoint : path, optional
+            Folder that receives a checkpoint after every epoch. It may have one already only
+            where this training goes on from it; what else is in it stays. SIGTERM and Ctrl-C
+            then end the training after the present mini-batch, with a checkpoint that goes on
+            from there.
+        progress : bool, optional
+            Whether to show a progress bar; by default where standard error is a terminal.
+
+        Raises
+        ------
+        DataError, ParameterError
+            Where the data cannot be used.
+        CheckpointError
+            Before training, where the checkpoints cannot be written, or would replace another
+            training's.
+        NumericalError
+            Where the loss is not finite.
+        SystemExit, KeyboardInterrupt
+            After SIGTERM (with status 143) and Ctrl-C.
+        """
+        if checkpoint is not None:
+            self.check_saving(checkpoint)
+        data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
+        return self.train(
+            data, augment=augment, callbacks=callbacks, checkpoint=checkpoint, progress=progress
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `fit` would train no more."""
+        return self.state.is_over(self.config)
+
+    def restore_best(self) -> None:
+        """Give the network the weights of the best epoch, where one has been watched."""
+        if self.best is not None:
+            self.best.restore_(self.network)
+
+    def train(
+        self,
+        data: TrainingData,
+        *,
+        augment: Augment | None = None,
+        callbacks: Iterable[Callback] = (),
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> History:
+        """Do what `fit` does, with data from `prepare`."""
+        self.check_rows(data)
+        self.state.parallel = None
+        rows = len(data.train_rows)
+        bar = sample_bar(self, rows, progress, "training")
+        with stop_request(checkpoint is not None) as request:
+            try:
+                with bar:
+                    self._run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
+            except Stop:
+                assert checkpoint is not None
+                stopped(request, self.save_stopped(checkpoint, rows))
+        if checkpoint is not None:
+            self.rescue(checkpoint)
+        self.restore_best()
+        return self.history
+
+    def _run(self, run: Run, augment: Augment | None) -> None:
+        """Train and record epoch after epoch, to the end or until something stops it."""
+        state, data, request = self.state, run.data, run.request
+        if not state.history.epochs:
+            self._record(data, request)
+        elif state.part is None and not self.is_over:
+            self.evolve_if_due(data, keep_maps=False)  # the last epoch before it was prolonged
+        stop = self.is_over
+        while state.epoch < self.config.epochs and not stop:
+            number = state.epochs_before + state.epoch
+            batches = epoch_batches(data.train_rows, self.config, number, state.samples)
+            self.run_epoch(data, batches, run.bar, augment, request)
+            record = self._record(data, request)
+            run.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+            state.watch_(self.network, record)
+            stop = self.is_over
+            self.evolve_if_due(data, keep_maps=False)
+            if run.checkpoint is not None:
+                self.save(run.checkpoint)
+            stop = run.call_back(self) or stop
+            request.check()
+
+    def check_rows(self, data: TrainingData) -> None:
+        """Verify that a training that is resumed has as many rows as before."""
+        if self.state.rows not in (None, len(data.y)):
+            raise DataError(
+                f"The training to resume had {self.state.rows} rows of data, and these are "
+                f"{len(data.y)}. Pass the same data."
+            )
+        self.state.rows = len(data.y)
+
+    def check_saving(self, folder: str | Path) -> None:
+        """Verify, before training, that checkpoints can be kept in a folder.
+
+        Raises
+        ------
+        CheckpointError
+            As `check_checkpoint_folder`, or where the notes cannot be saved.
+        """
+        check_notes(self.notes)
+        layers = self.network.layers
+        arrays = [array for layer in layers for array in layer.arrays(True).values()]
+        going_on = self.state.folder
+        copies = 2 if going_on is None and self.config.epochs > 1 else 1
+        nbytes = copies * sum(array.nbytes for array in arrays)
+        check_checkpoint_folder(folder, going_on=going_on, nbytes=nbytes)
+
+    def run_epoch(
+        self,
+        data: TrainingData,
+        batches: Sequence[Rows],
+        bar: Any,
+        augment: Augment | None = None,
+        request: StopRequest | None = None,
+    ) -> None:
+        """Train on the mini-batches of an epoch, or what is left of them, and count in `part`.
+
+        Parameters
+        ----------
+        data : TrainingData
+        batches : sequence of int64 (batch,)
+            The rows of every mini-batch that is left.
+        bar : tqdm
+            Counts the samples.
+        augment : callable, optional
+            As in `fit`.
+        request : StopRequest, optional
+            Looked at after every mini-batch.
+        """
+        part = self.state.begin_part_()
+        rows = part.samples + sum(map(len, batches))
+        started = time.perf_counter() - part.seconds
+        for batch in batches:
+            epoch = self.state.epochs_before + self.epoch
+            X, y, weights, chosen = augmented(data, batch, epoch, augment)
+            progress = self.epoch + part.samples / rows
+            loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
+            part.loss += len(batch) * loss
+            part.samples += len(batch)
+            part.seconds = time.perf_counter() - started
+            bar.update(len(batch))
+            if request is not None:
+                request.check()
+
+    def complete_epoch(self, **measured: Any) -> EpochRecord:
+        """Count the epoch that `part` is as complete, and append a record of it to the history.
+
+        Without `part` the record is that of the state before training.
+        """
+        state = self.state
+        if state.part is not None:
+            measured |= {"running_loss": state.part.mean_loss, "epoch_s": state.part.seconds}
+            state.epoch += 1
+            state.part = None
+        record = EpochRecord(state.epoch, **measured)
+        record.nnz = self.network.layer_connections
+        if record.active_neurons is None:
+            with self.backend.threads(self.threads):
+                record.active_neurons = sum(active_neurons(self.network))
+        state.history.epochs.append(record)
+        return record
+
+    def _record(self, data: TrainingData, request: StopRequest) -> EpochRecord:
+        """Evaluate, and complete the epoch."""
+        with request.at_once():
+            measured = self._measure(data)
+        return self.complete_epoch(**measured)
+
+    def _measure(self, data: TrainingData) -> dict[str, float]:
+        """Return loss and scores of the present weights, by their names in a record."""
+        epoch = self.state.present_epoch
+        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
+        self.check_finite(loss, self.step_count, epoch)
+        measured = {"loss": loss, "train_accuracy": accuracy}
+        if len(data.validation_rows):
+            watched = data.X, data.y, data.validation_rows, data.weights
+            loss, measured["validation_accuracy"] = self.evaluate(*watched)
+            self.check_finite(loss, self.step_count, epoch)
+        if data.test is not None:
+            started = time.perf_counter()
+            measured["test_accuracy"] = self.evaluate(*data.test)[1]
+            measured["inference_s"] = time.perf_counter() - started
+        return measured
+
+    def save(self, folder: str | Path) -> bool:
+        """Write a checkpoint; where that fails, say so and go on with the training."""
+        place = expand_user(folder).resolve()
+        try:
+            if place != self.state.folder:  # another training may have begun there meanwhile
+                check_checkpoint_folder(place, going_on=self.state.folder)
+            save_checkpoint(self, place)
+        except CheckpointError as error:
+            logger.error("%s The checkpoint before, if there is one, is intact.", error)
+            self.state.is_unsaved = True
+            return False
+        self.state.saved_step, self.state.is_unsaved = self.step_count, False
+        self.state.folder = place
+        return True
+
+    def rescue(self, folder: str | Path) -> Path | None:
+        """Save a training that ends now elsewhere, if its last checkpoint failed; return where."""
+        if not self.state.is_unsaved:
+            return None
+        self.state.is_unsaved = False
+        place = save_elsewhere(lambda place: save_checkpoint(self, place), folder)
+        if place is not None:
+            logger.error("The training is %s", saved_in(place))
+        return place
+
+    def save_stopped(self, folder: str | Path, rows: int) -> str:
+        """Save a training that is stopped now, and return what there is to say of it."""
+        samples, place = self.state.samples, f"after epoch {self.epoch}"
+        if samples:
+            place = f"in epoch {self.epoch + 1}, after {samples:,} of {rows:,} samples"
+        complete = self.state.part is None and self.state.saved_step == self.step_count
+        if complete or self.save(folder):
+            return f"{place}; {saved_in(folder)}"
+        if (other := self.rescue(folder)) is not None:
+            return f"{place}; {saved_in(other)}"
+        return f"{place}, and not saved."
+
+    def evolve_if_due(
+        self, data: TrainingData, *, keep_maps: bool = True
+    ) -> list[list[NDArray[np.int32]]]:
+        """Prune and evolve after an epoch, unless it is the last one or that has been done.
+
+        Returns
+        -------
+        list of slot maps
+            The slot maps of the layers, for each of the two that was done; those of evolution
+            are empty unless they are to be kept.
+        """
+        config, record = self.config, self.history.epochs[-1]
+        last = self.epoch >= config.epochs and not config.evolve_last
+        start = config.pruning_start
+        pruning = start is not None and self.epoch >= max(1, start)
+        pruning &= self.epoch % config.pruning_every == 0
+        maps = []
+        if pruning and not last and record.pruning_s is None:
+            started = time.perf_counter()
+            maps.append(self.prune())
+            record.pruning_s = time.perf_counter() - started
+        due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
+        if due and not last and record.evolution_s is None:
+            started = time.perf_counter()
+            maps.append(self.evolve(data, keep_maps=keep_maps))
+            record.evolution_s = time.perf_counter() - started
+        return maps
+
+
+def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
+    """Write a training's state to a folder, from which `load_checkpoint` goes on.
+
+    Raises
+    ------
+    CheckpointError
+        Where the folder cannot be written; one that was there before is intact then.
+    """
+    backend = trainer.backend.name
+    config = dataclasses.replace(trainer.config, micro_batch=trainer.micro_batch, backend=backend)
+    write_checkpoint(trainer.network, config, trainer.state, folder)

@@ -1,0 +1,205 @@
+"""tools/compare_peers.py: its contestants, its tables, its processes."""
+
+import importlib
+import json
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.fixture
+def compare_peers():
+    environment = dict(os.environ)  # which the tool pins threads in
+    yield importlib.import_module("compare_peers")
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_our_step_is_timed(compare_peers, tmp_path, capsys):
+    arguments = ["--layers", "50,30,3", "--peers", "none", "--backends", "scipy"]
+    code = compare_peers.main([*arguments, "--repeats", "1", "--json", str(tmp_path / "t.json")])
+    assert not code
+    assert "ours, scipy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "t.json").read_text())
+
+
+def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
+    monkeypatch.setattr(compare_peers, "ENVIRONMENT", ())  # numba's threads have been started
+    monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
+    sizes = ["--layers", "50,40,30,3", "--epsilon", "4", "--batch-size", "16"]
+    compare_peers.main(
+        [*sizes, "--peers", "sklearn,scipy", "--backends", "fused,scipy", "--repeats", "2"]
+    )
+    captured = capsys.readouterr()
+    assert "warning" not in captured.err  # all of them train
+    for name in ("MLPClassifier, dense", "SciPy and numba, by rows", "ours, fused", "ours, scipy"):
+        assert name in captured.out
+
+
+def test_the_row_wise_peers_gradient_is_that_of_its_loss(compare_peers, monkeypatch):
+    peers = importlib.import_module("peers.cpu")
+    monkeypatch.setattr(peers, "DROPOUT", 0.0)
+    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8)
+    batches = problem.batches()
+    net = peers.SciPyRows(problem, batches)
+    taken = []
+    net.update = lambda values, velocity, gradient: taken.append((values, gradient.copy()))
+    loss = net.step(0)
+    rng = np.random.default_rng(0)
+    for values, gradient in taken[:]:
+        place = int(rng.integers(len(values)))
+        before, step = values[place], np.float32(1e-3)
+        values[place] = before + step
+        above = net.step(0)
+        values[place] = before - step
+        below = net.step(0)
+        values[place] = before
+        assert (above - below) / (2 * step) == pytest.approx(gradient[place], abs=2e-3)
+    assert net.step(0) == pytest.approx(loss)
+
+
+def test_noise_is_what_the_same_step_differs_by(compare_peers, monkeypatch, capsys):
+    arguments = ["--layers", "30,20,3", "--batch-size", "8", "--repeats", "20", "--check-noise"]
+
+    def said(spread):
+        rng = np.random.default_rng(1)
+
+        def measure(actions, repeats):
+            return {name: list(10 * rng.lognormal(0, spread, repeats)) for name in actions}
+
+        monkeypatch.setattr(compare_peers, "measure", measure)
+        compare_peers.main(arguments)
+        (share,) = re.findall(r"below (\d+\.\d) % are noise", capsys.readouterr().out)
+        return float(share)
+
+    assert said(0) == 0
+    # The median of n normal values scatters by 1.25 / √n; two of them, 19 times of 20.
+    assert said(0.02) == pytest.approx(100 * 0.02 * 1.25 * 1.96 * (2 / 20) ** 0.5, rel=0.8)
+    assert said(0.3) > 15
+
+
+def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, capsys):
+    monkeypatch.setattr(compare_peers, "BLOCK_SECONDS", 0.001)
+    sizes = ["--layers", "20,30,3", "--epsilon", "3", "--batch-size", "16", "--threads", "2"]
+    ours = ["--peers", "none", "--backends", "fused", "--products", "--scaling", "--repeats", "2"]
+    compare_peers.main([*sizes, *ours])
+    shown = capsys.readouterr().out
+    for row in (
+        "ours, fused  ",
+        "ours, fused, 1 thread",
+        "ours, fused: forward products",
+        "ours, fused: dX and dW products",
+        "ours, fused: reads and writes of forward",
+    ):
+        assert row in shown
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--backends", "cuda"], ["--layers", "5Q,3"], ["--peers", "tensorflow"]]
+)
+def test_mistakes_are_told_in_one_sentence(compare_peers, arguments, capsys):
+    from largesparse.commands.main import run_command
+
+    try:
+        code = run_command(lambda: compare_peers.main(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_phase_is_measured_in_a_process_of_its_own(compare_peers, tmp_path, capsys):
+    sizes = ["--layers", "60,40,30,3", "--epsilon", "4", "--batch-size", "16", "--phases"]
+    rows = ["--rows", "48", "--test-rows", "20", "--repeats", "1"]
+    contestants = ["--peers", "sklearn,scipy", "--backends", "fused"]
+    file = tmp_path / "phases.json"
+    assert not compare_peers.main([*sizes, *rows, *contestants, "--json", str(file)])
+    assert "MLPClassifier, dense" in capsys.readouterr().out
+    (problem,) = json.loads(file.read_text())["problems"]
+    found = {row.pop("contestant"): row for row in problem["results"]}
+    assert len(found) == 3
+    for name, row in found.items():
+        evolution = row.pop("evolution_s")
+        assert (evolution > 0) == ("sparse" not in name and "dense" not in name)
+        assert all(value >= 0 for value in row.values())
+        assert row["epoch_s"] > 0 and row["initialisation_s"] > 0
+
+
+def fail(how):
+    if how == "memory":
+        np.ones(2**50)
+    if how == "killed":
+        os.kill(os.getpid(), 9)
+    if how == "slow":
+        time.sleep(60)
+    if how == "wrong":
+        raise ValueError("a reason")
+    return how
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("memory", MemoryError, "allocate"),
+        ("killed", MemoryError, "ended the process"),
+        ("slow", TimeoutError, "longer than 3 s"),
+        ("wrong", RuntimeError, "ValueError: a reason"),
+    ],
+)
+def test_how_a_process_fails_is_told(compare_peers, how, kind, message):
+    phases = importlib.import_module("peers.phases")
+    with pytest.raises(kind, match=message):
+        phases.run_alone(fail, how, seconds=3 if how == "slow" else 60)
+
+
+def test_what_a_process_returns_is_returned(compare_peers):
+    phases = importlib.import_module("peers.phases")
+    assert phases.run_alone(fail, "not at all", seconds=60) == "not at all"
+
+
+def size_up_to_100(make, problem):
+    neurons = sum(problem.layer_sizes[1:-1])
+    if neurons > 100:
+        raise MemoryError("no more than 100")
+    return {"contestant": "it", "neurons": neurons}
+
+
+def test_layers_are_doubled_until_one_does_not_fit(compare_peers, monkeypatch):
+    phases = importlib.import_module("peers.phases")
+    monkeypatch.setattr(phases, "try_size", size_up_to_100)
+    problem = phases.Problem((10, 32, 16, 2))
+    found = phases.find_largest(problem, {"it": None}, 60).to_dict("records")
+    assert found == [{"contestant": "it", "neurons": 96, "next": "MemoryError: no more than 100"}]
+    assert phases.find_largest(phases.Problem((10, 101, 2)), {"it": None}, 60).empty
+
+
+@given(st.integers(2, 400), st.floats(0.05, 0.8), st.integers(0, 2**32))
+def test_evolution_of_a_peer_keeps_the_strong_and_the_number(total, density, seed):
+    problem = importlib.import_module("peers.problem")
+    rng = np.random.default_rng(seed)
+    cells = problem.draw_cells(rng, max(1, int(density * total)), total)
+    assert np.all(np.diff(cells) > 0) and cells[0] >= 0 and cells[-1] < total
+    values = rng.standard_normal(len(cells)).astype(np.float32)
+    velocity = values * 2
+    new_cells, new_values, new_velocity = problem.evolve_cells(
+        rng, cells, values, velocity, total, bound=1.0
+    )
+    assert len(new_cells) == len(cells) and np.all(np.diff(new_cells) > 0)
+    assert new_cells[-1] < total
+    removed = 0
+    for sign in (1, -1):
+        mine = np.sort(abs(values[values * sign > 0]))
+        weak = int(0.3 * len(mine))
+        removed += weak
+        strong = set(mine[weak:])
+        assert strong <= set(abs(new_values[new_values * sign > 0]))
+    kept = dict(zip(cells.tolist(), values.tolist(), strict=True))
+    same = [kept.get(c) == v for c, v in zip(new_cells.tolist(), new_values.tolist(), strict=True)]
+    assert sum(same) == len(cells) - removed
+    assert np.array_equal(new_velocity[same], 2 * new_values[same])
+    assert not np.any(new_velocity[~np.array(same)])
