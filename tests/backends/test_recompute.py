@@ -86,9 +86,9 @@ def test_every_layer_is_computed_twice_at_most(monkeypatch):
     stepper, widths = Stepper(network, config), []
     forward = type(get_backend("scipy")).forward
 
-    def counted(self, indptr, *args, **kwargs):
-        widths.append(id(indptr))
-        return forward(self, indptr, *args, **kwargs)
+    def counted(self, connections, *args, **kwargs):
+        widths.append(id(connections.indptr))
+        return forward(self, connections, *args, **kwargs)
 
     monkeypatch.setattr(type(stepper.backend), "forward", counted)
     stepper.gradient(X, y, np.arange(10))
