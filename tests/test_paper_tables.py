@@ -20,6 +20,7 @@ from largesparse.records import append_record, new_record
 from largesparse.reproduction import extremes, jobs, paper, run
 from largesparse.reproduction.distributions import neuron_distributions
 from largesparse.reproduction.figures import FIGURES, draw
+from largesparse.reproduction.recording import KIND
 from largesparse.reproduction.run import run_training
 from largesparse.reproduction.scores import TestScores
 from largesparse.reproduction.tables import (
@@ -327,7 +328,7 @@ def recorded(tmp_path):
                     for k in range(6)
                 ],
             }
-            append_record(path, new_record(run.KIND, settings=one.settings, **(made | values)))
+            append_record(path, new_record(KIND, settings=one.settings, **(made | values)))
         return Runs(read_records(path))
 
     return write
