@@ -151,7 +151,8 @@ def test_info_as_json(capsys):
 
 
 def test_what_is_missing_is_listed_as_not_installed(monkeypatch):
-    monkeypatch.setattr(info, "version", lambda package: None)
+    for module in (info, versions):
+        monkeypatch.setattr(module, "version", lambda package: None)
     found = info.collect()
     assert found["mpi_library"] is None
     assert {found["versions"][name] for name in info.PACKAGES} == {None}
