@@ -28,13 +28,14 @@ DATA = ROOT / "tests" / "data"
 
 
 def child_path() -> str:
-    """`PYTHONPATH` of child processes: the package under test, and this folder.
+    """`PYTHONPATH` of child processes: the package under test, and the tests' folders.
 
     Installed, the package is not the one of the working copy, whose kernels would be compiled too.
     """
     package = Path(largesparse.__file__).parents[1]
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    folders = (str(package), str(HERE.parent), *before)
+    tests = sorted(str(folder) for folder in HERE.parent.iterdir() if folder.is_dir())
+    folders = (str(package), str(HERE.parent), *tests, *before)
     return os.pathsep.join(dict.fromkeys(filter(None, folders)))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import TOOLS
 
 from largesparse import load_checkpoint, read_records
 from largesparse.backends import get_backend
@@ -21,7 +22,7 @@ from largesparse.machine import environment
 from largesparse.training import trainer as training_module
 from largesparse.training.memory import available_memory
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "bigmodel.py"
+TOOL = TOOLS / "bigmodel.py"
 TINY = ["--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy"]
 
 

@@ -7,11 +7,11 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import TOOLS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +36,6 @@ from largesparse.harness.series import PAPER
 from largesparse.model.topology import MAX_CONNECTIONS
 from largesparse.training.memory import GIB
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 COSTS = Costs(10**6, 1e-8, 1e-9, 5e-10, 1e-8, overhead=1.0)
 
 

@@ -199,7 +199,7 @@ def test_the_old_place_of_earlier_releases_is_read(old):
 def test_what_a_killed_writer_has_left_goes_and_a_living_one_s_stays(old, tmp_path):
     script = f"""
 import os, sys
-from largesparse import folders
+from largesparse.machine import folders
 from pathlib import Path
 with folders.replacing(Path({str(old)!r})) as beside:
     (beside / "layer-01.safetensors").write_bytes(b"x" * 1000)

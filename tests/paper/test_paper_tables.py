@@ -20,7 +20,7 @@ from largesparse.harness.records import append_record, new_record
 from largesparse.harness.series import colour_of
 from largesparse.machine.environment import find_mpiexec
 from largesparse.model.importance import prune_neurons
-from largesparse.paper import extremes, jobs, run
+from largesparse.paper import command, extremes, jobs, run
 from largesparse.paper import reported as paper
 from largesparse.paper.distributions import neuron_distributions
 from largesparse.paper.figures import FIGURES, draw

@@ -199,8 +199,9 @@ def test_a_training_that_does_not_fit_is_refused_before_anything_is_shared():
         import numpy as np
         from largesparse import NetworkConfig, SparseMLP, TrainingConfig
         from largesparse.commands.main import run_command
-        from largesparse import mapped_memory
-        from largesparse.parallel import job, plan, train_wasap
+        from largesparse.machine import mapped_memory
+        from largesparse.parallel.wasap import job
+        from largesparse.parallel import plan, train_wasap
         plan.memory_of_ranks = lambda comm, nodes: 300 * 2**20
         mapped_memory.Segment.create = job.connect = None  # neither is reached
         network = SparseMLP(NetworkConfig((4, 8, 2), epsilon=2), progress=False)

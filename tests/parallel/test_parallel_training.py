@@ -441,7 +441,8 @@ import sys
 from parallel_cases import Case
 from mpi4py import MPI
 from largesparse.errors import LargeSparseError
-from largesparse.parallel import leaving, train_wasap
+from largesparse.parallel.comm import leaving
+from largesparse.parallel import train_wasap
 
 comm, catches = MPI.COMM_WORLD, sys.argv[1]
 leaving.HEAD_START = leaving.UNHEEDED = 1
@@ -486,7 +487,7 @@ def test_a_signal_ends_a_rank_that_waits_in_mpi_for_ranks_that_are_gone(number):
 def test_a_signal_to_a_forked_child_of_rank_0_is_not_the_job_s():
     script = """
         import os, signal, time
-        from largesparse.parallel import leaving
+        from largesparse.parallel.comm import leaving
         from largesparse.parallel.comm.ranks import get_communicator
         leaving.UNHEEDED = 0.2
         if get_communicator().rank == 0:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from mpi_runs import mpiexec
 
-LAUNCHER = Path(__file__).resolve().parents[1] / "soak" / "two_hosts.sh"
+LAUNCHER = ROOT / "soak" / "two_hosts.sh"
 
 SCRIPT = """
 import socket, sys

@@ -6,10 +6,10 @@ tolerance; the connections are equal.
 
 import dataclasses
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import DATA
 
 from largesparse import (
     SparseMLPClassifier,
@@ -20,7 +20,7 @@ from largesparse import (
     predict_proba,
 )
 
-FOLDER = Path(__file__).parent / "data" / "version-2"
+FOLDER = DATA / "version-2"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 FUSED = {"backend": "fused", "threads": 1}
 
