@@ -229,7 +229,7 @@ def test_the_commit_of_a_checkout(checkout, monkeypatch):
 
 def test_the_commit_of_a_changed_checkout(checkout, monkeypatch):
     set_running(monkeypatch, checkout / "largesparse", "/elsewhere/script.py")
-    (checkout / "largesparse/commands/info.py").write_text("a = 2\n")
+    (checkout / "largesparse/info.py").write_text("a = 2\n")
     assert versions.commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
 
 

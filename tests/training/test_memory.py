@@ -40,12 +40,14 @@ FULL = [(30, 50, 40, 5), (8, 3, 2), (10, 2), (7, 100, 5, 80, 3)]
 
 
 def array_bytes(thing):
-    """The bytes of the NumPy arrays that an object keeps, in lists as well; views count once."""
-    found = {}
-    for value in vars(thing).values():
-        for array in value if isinstance(value, list) else [value]:
-            if isinstance(array, np.ndarray) and array.nbytes:
-                found[array.ctypes.data] = max(found.get(array.ctypes.data, 0), array.nbytes)
+    """The bytes of the NumPy arrays in an object, its lists and dictionaries; views count once."""
+    found, values = {}, list(vars(thing).values())
+    while values:
+        value = values.pop()
+        if isinstance(value, list | dict):
+            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, np.ndarray) and value.nbytes:
+            found[value.ctypes.data] = max(found.get(value.ctypes.data, 0), value.nbytes)
     return sum(found.values())
 
 

@@ -178,9 +178,9 @@ def test_the_schedule_sees_fractions_of_epochs(monkeypatch):
     rates = []
     update = SparseMLP.update_
 
-    def spy(network, workspace, optimizer, rate, backend):
+    def spy(network, workspace, optimizer, rate, **options):
         rates.append(rate)
-        update(network, workspace, optimizer, rate, backend)
+        update(network, workspace, optimizer, rate, **options)
 
     monkeypatch.setattr(SparseMLP, "update_", spy)
     trainer.fit(X, y, progress=False)
@@ -239,7 +239,7 @@ def test_shuffling_depends_on_seed_and_epoch_alone():
     for other in (
         {"learning_rate": 0.5, "dropout": 0.5, "zeta": 0.0},
         {"batch_size": 7, "micro_batch": 3, "epochs": 2},
-        {"sizes": (10, 5, 2), "network": {"seed": 9}, "threads": 2},
+        {"layer_sizes": (10, 5, 2), "network": {"seed": 9}, "threads": 2},
     ):
         assert same(order, rows_in_order(seed=3, **other))
 
