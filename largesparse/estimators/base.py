@@ -25,7 +25,7 @@ from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
 from ..training.prediction import Predictor
-from ..training.prepared import prepare, relative_weights, standardize_
+from ..training.prepared import prepare_, relative_weights, standardize_
 from ..training.state import TrainingState
 from ..training.trainer import Trainer
 from .defaults import (
@@ -395,7 +395,7 @@ class BaseSparseMLP(BaseEstimator):
         progress = None if self.verbose else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         weights = sample_weight
-        data = prepare(self.network_, config, X, y, sample_weight=weights, is_checked=True)
+        data = prepare_(self.network_, config, X, y, sample_weight=weights, is_checked=True)
         for retry in range(retries + 1):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)

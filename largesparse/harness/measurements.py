@@ -19,7 +19,7 @@ from .records import read_records
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTINGS = (
+CONDITIONS = (
     *("neurons", "features", "layers", "epsilon", "batch_size", "chunk_bytes", "backend"),
     *("algorithm", "activation_dtype"),
 )
@@ -27,7 +27,7 @@ COUNTS = ("threads", "ranks", "processes")
 COLUMNS = (
     "source",
     "figure",
-    *SETTINGS,
+    *CONDITIONS,
     *COUNTS,
     "value",
     "low",
@@ -147,7 +147,7 @@ def _rows_of(result: Any, described: dict[str, Any]) -> Iterator[dict[str, Any]]
 def _run_rows(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for run in run_table(records).to_dict("records"):
         common = {name: run[name] for name in ("neurons", "connections", "commit")}
-        common |= {name: run[name] for name in (*SETTINGS, *COUNTS) if name in run}
+        common |= {name: run[name] for name in (*CONDITIONS, *COUNTS) if name in run}
         common |= {"source": "bigmodel", "date": run["timestamp"], "machine": run["cpu"]}
         for figure in (*PHASES, "peak_bytes"):
             if _is_number(run[figure]):

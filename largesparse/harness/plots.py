@@ -30,7 +30,7 @@ PHASES = {  # column -> title
     "inference_s": f"inference of {TEST_SAMPLES} samples",
     "evolution_s": "evolution",
 }
-SETTINGS = (
+RUN_FIELDS = (
     *("features", "layers", "epsilon", "batch_size", "backend", "algorithm", "ranks", "threads"),
     *("activation_dtype", "commit", "cpu"),
 )
@@ -54,7 +54,7 @@ def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
         `inference_s` and `evolution_s`, medians in seconds, an epoch's for 7000 samples and
         inference's for 3000; `cost_s`, an epoch's seconds for each connection and sample;
         `planned_bytes` and `peak_bytes` of the node; `samples`, on which an epoch was measured;
-        `timestamp`; and the fields `SETTINGS` of the record. NaN or None where it has none.
+        `timestamp`; and the fields `RUN_FIELDS` of the record. NaN or None where it has none.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     )
     train, test = record["train_samples"] or NAN, record["test_samples"] or NAN
     peak = record["node_pss_bytes"] if ranks > 1 else record["peak_rss_bytes"]
-    settings = {name: record[name] for name in SETTINGS}
+    settings = {name: record[name] for name in RUN_FIELDS}
     return settings | {
         "series": series_of(record),
         "features": features_of(record),

@@ -26,7 +26,7 @@ from ..machine.hardware import cpu_model
 from ..machine.versions import versions
 from ..training.memory import GIB
 from . import pages
-from .measurements import COUNTS, SETTINGS, read_measurements
+from .measurements import CONDITIONS, COUNTS, read_measurements
 from .pages import Line, log_axes, new_figure, speedup_figure
 from .plots import TRAIN_SAMPLES, scaling_figures, scaling_table
 from .records import read_records
@@ -138,7 +138,7 @@ def runs_section(table: pd.DataFrame) -> str:
     runs = table[table["source"] == "bigmodel"].copy()
     runs["value"] = runs["value"].where(runs["figure"] != "peak_bytes", runs["value"] / GIB)
     runs["figure"] = runs["figure"].map(UNITS)
-    settings = [name for name in (*SETTINGS, *COUNTS) if name != "neurons"]
+    settings = [name for name in (*CONDITIONS, *COUNTS) if name != "neurons"]
     keys = ["neurons", "connections", *settings, "date", "commit", "machine"]
     values = runs.groupby([*keys, "figure"], dropna=False)["value"].last()
     wide = values.unstack("figure").reset_index()
@@ -149,7 +149,7 @@ def runs_section(table: pd.DataFrame) -> str:
 
 def benchmarks_section(table: pd.DataFrame) -> str:
     """Return a table of asv's newest results, with the interval that asv gives."""
-    settings = [*SETTINGS, *COUNTS]
+    settings = [*CONDITIONS, *COUNTS]
     rows = newest_results(table).sort_values(["figure", *settings, "machine"])
     rows["settings"] = [
         ", ".join(told(*pair) for pair in zip(settings, row, strict=True) if pair[1] == pair[1])
@@ -208,7 +208,9 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
         return None
     figure, (axes,) = new_figure()
     commits = list(rows.sort_values("date")["commit"].drop_duplicates())
-    for number, (label, line) in enumerate(split(rows, ("figure", *SETTINGS, *COUNTS, "machine"))):
+    for number, (label, line) in enumerate(
+        split(rows, ("figure", *CONDITIONS, *COUNTS, "machine"))
+    ):
         line = line.drop_duplicates("commit", keep="last").sort_values("date")
         places = [commits.index(commit) for commit in line["commit"]]
         values = line["value"] / line["value"].iloc[0]
@@ -319,7 +321,7 @@ def strong_scaling(runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = runs[(runs["source"] == "bigmodel") & (runs["figure"] == "epoch_s")].sort_values("date")
     spread = ["ranks", "threads", "algorithm"]
-    alike = [name for name in (*SETTINGS, "machine") if name not in spread]
+    alike = [name for name in (*CONDITIONS, "machine") if name not in spread]
     rows = rows.drop_duplicates([*alike, *spread], keep="last")
     several = rows.groupby(alike, dropna=False)["ranks"].transform("nunique") > 1
     found = rows[several].assign(samples_per_s=TRAIN_SAMPLES / rows[several]["value"])

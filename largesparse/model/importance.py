@@ -87,7 +87,7 @@ def prune_neurons(
     # From the last layer down: a neuron that dies puts out f of its own bias, without what
     # dying neurons below would add to it.
     for k in reversed(range(len(dying))):
-        _bury(network.layers[k], network.layers[k + 1], dying[k])
+        _kill_(network.layers[k], network.layers[k + 1], dying[k])
     none_of_inputs = np.zeros(network.layers[0].n_in, dtype=bool)
     none_of_outputs = np.zeros(network.layers[-1].n_out, dtype=bool)
     marks = [none_of_inputs, *dying, none_of_outputs]
@@ -199,7 +199,7 @@ def _select(layer: SparseLayer, percentile: float | None, threshold: float | Non
     return dying
 
 
-def _bury(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
+def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     """Mark neurons as dead, and move their constant output into the biases of the layer above.
 
     Their connections are still there; without the incoming ones, z is the bias.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..data.tables import FileLayout
 
 
-Ahead = Callable[[Forward], None]
+Prefetch = Callable[[Forward], None]
 Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
 
 
@@ -43,7 +43,7 @@ def forward(
     *,
     training: bool = False,
     dropout: Dropout = NO_DROPOUT,
-    ahead: Ahead | None = None,
+    prefetch: Prefetch | None = None,
     numbers: range | None = None,
 ) -> Float32:
     """Return the logits, float32 (n_classes, batch), of the inputs in the workspace.
@@ -59,7 +59,7 @@ def forward(
         Whether to keep what the backward pass needs, and to drop neurons.
     dropout : Dropout
         Its layer is filled in for each hidden layer.
-    ahead : callable, optional
+    prefetch : callable, optional
         Called with the layer that comes next.
     numbers : range, optional
         Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
@@ -73,8 +73,8 @@ def forward(
     X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
     for k in numbers:
         layer = layers[k]
-        if ahead is not None and k < numbers[-1]:
-            ahead(layers[k + 1])
+        if prefetch is not None and k < numbers[-1]:
+            prefetch(layers[k + 1])
         out = workspace.activations(k, batch)
         hidden = training and k < len(layers) - 1
         shape = layer.srelu
@@ -202,8 +202,8 @@ class SparseMLP:
         **options: Any,
     ) -> Float32:
         """Return the logits of the inputs in the workspace: see the function `forward`."""
-        ahead = None if self.storage is None else self.storage.before_forward
-        return forward(self.layers, workspace, batch, backend, ahead=ahead, **options)
+        prefetch = None if self.storage is None else self.storage.before_forward
+        return forward(self.layers, workspace, batch, backend, prefetch=prefetch, **options)
 
     def backward(
         self,

@@ -12,7 +12,7 @@ from ..training.history import History
 from ..training.prepared import Augment
 from ..training.trainer import Callback, Trainer
 from .comm.transfer import CHUNK_BYTES
-from .wasap.job import Given, train
+from .wasap.job import RootArguments, train
 
 
 def train_wasap(
@@ -105,7 +105,7 @@ def train_wasap(
         "initial_rate_epochs": initial_rate_epochs,
     }
     sources = network, config, X, y, test, sample_weight, checkpoint, resume, callbacks, progress
-    return train(Given(*sources), options, comm, augment)
+    return train(RootArguments(*sources), options, comm, augment)
 
 
 def train_wassp(
@@ -145,4 +145,4 @@ def train_wassp(
         "chunk_bytes": chunk_bytes,
     }
     sources = network, config, X, y, test, sample_weight, checkpoint, resume, callbacks, progress
-    return train(Given(*sources), options, comm, augment)
+    return train(RootArguments(*sources), options, comm, augment)

@@ -45,7 +45,7 @@ class TrainingData(NamedTuple):
     test: tuple[Any, NDArray[Any]] | None
 
 
-def prepare(
+def prepare_(
     network: SparseMLP,
     config: TrainingConfig,
     X: Any,

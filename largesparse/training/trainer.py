@@ -24,7 +24,7 @@ from ..randomness import stream
 from .checkpoint import write_checkpoint
 from .early_stopping import Snapshot
 from .history import EpochRecord, History
-from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare
+from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare_
 from .saving import check_checkpoint_folder, check_notes, save_elsewhere
 from .stepping import Stepper, one_thread_at_a_time
 
@@ -104,7 +104,7 @@ class Trainer(Stepper):
         walk = None
         if config.growth == "gradient":
             if data is None:
-                raise ParameterError("Growth by the gradient needs 'data': see `prepare`.")
+                raise ParameterError("Growth by the gradient needs 'data': see `prepare_`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
             rng = stream(config.seed, "growth", self.state.epochs_before + self.epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
@@ -181,7 +181,7 @@ class Trainer(Stepper):
         """
         if checkpoint is not None:
             self.check_saving(checkpoint)
-        data = prepare(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
+        data = prepare_(self.network, self.config, X, y, sample_weight=sample_weight, test=test)
         return self.train(
             data, augment=augment, callbacks=callbacks, checkpoint=checkpoint, progress=progress
         )

@@ -502,13 +502,13 @@ def test_the_working_directory_can_be_the_model(tmp_path, monkeypatch):
 
 def test_a_model_that_cannot_be_saved_at_the_end_is_saved_beside(tmp_path, monkeypatch, capsys):
     command = archive(tmp_path / "data.npz")
-    fit = Trainer.fit
+    train = Trainer.train
 
-    def fit_and_be_in_the_way(*arguments, **options):
+    def train_and_be_in_the_way(*arguments, **options):
         (tmp_path / "model").write_text("precious")
-        return fit(*arguments, **options)
+        return train(*arguments, **options)
 
-    monkeypatch.setattr(Trainer, "fit", fit_and_be_in_the_way)
+    monkeypatch.setattr(Trainer, "train", train_and_be_in_the_way)
     assert main([*command, "--out", str(tmp_path / "model")]) == 2
     (place,) = tmp_path.glob("model-*")
     shown = capsys.readouterr()

@@ -17,7 +17,7 @@ from largesparse import Predictor
 from largesparse.data.batches import load_batch
 from largesparse.data.standardizer import Standardizer
 from largesparse.errors import DataError, ParameterError
-from largesparse.training.prepared import prepare
+from largesparse.training.prepared import prepare_
 
 
 @settings(max_examples=40, deadline=None)
@@ -123,7 +123,7 @@ def test_an_augmentation_that_loses_rows_is_refused():
 
 def test_prepared_data_and_replaced_inputs_are_looked_at_too():
     trainer = make_trainer()
-    data = prepare(trainer.network, trainer.config, X, y)
+    data = prepare_(trainer.network, trainer.config, X, y)
     bad = data._replace(y=data.y + 1)
     with pytest.raises(DataError, match="range"), tqdm(disable=True) as bar:
         trainer.run_epoch(bad, [data.train_rows], bar)

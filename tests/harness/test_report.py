@@ -13,7 +13,7 @@ import pytest
 from largesparse.commands.main import run_command
 from largesparse.errors import DataError
 from largesparse.harness import records, report
-from largesparse.harness.measurements import COUNTS, SETTINGS, read_measurements
+from largesparse.harness.measurements import CONDITIONS, COUNTS, read_measurements
 from largesparse.harness.report import benchmark_figures, history_figure, strong_scaling
 from largesparse.harness.series import colour_of
 
@@ -270,7 +270,7 @@ def test_strong_and_weak_scaling_are_drawn_beside_linear():
 
 def test_what_differs_is_a_line_of_its_own():
     told = {"source": "asv", "figure": "step.Density.time_step", "date": pd.Timestamp("2026-01-01")}
-    empty = dict.fromkeys((*SETTINGS, *COUNTS)) | {"machine": "box"}
+    empty = dict.fromkeys((*CONDITIONS, *COUNTS)) | {"machine": "box"}
     rows = [
         told | empty | {"epsilon": epsilon, "commit": commit, "value": value, "threads": 1}
         for epsilon in (1, 20)

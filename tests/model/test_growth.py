@@ -16,7 +16,7 @@ from largesparse.model.evolution import survivors
 from largesparse.model.growth import GradientGrowth, score_cells
 from largesparse.model.topology import erdos_renyi
 from largesparse.randomness import stream
-from largesparse.training.prepared import prepare
+from largesparse.training.prepared import prepare_
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_cells_are_free_distinct_and_the_best(n_in, n_out, density, candidates, 
 def test_a_network_grows_where_the_gradient_is_largest(backend):
     X, y = task()
     trainer = make_trainer(backend, growth_candidates=1e6, dropout=0.4, batch_size=60)
-    data = prepare(trainer.network, trainer.config, X, y)
+    data = prepare_(trainer.network, trainer.config, X, y)
     trainer.epoch = 1
     rng = stream(2, "growth", 1)
     rows = np.sort(rng.choice(60, 60, replace=False))

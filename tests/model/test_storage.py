@@ -58,7 +58,8 @@ def test_arrays_and_their_changes_lie_in_files(tmp_path):
     trainer.fit(*data_of(), progress=False)
     prune_neurons(network, 40)
     workspace = trainer.workspace
-    stored = [*arrays_of(network), *workspace.arrays(), workspace.activations(1, 20)]
+    arrays = [array for array in arrays_of(network) if array.dtype != bool]  # not who is dead
+    stored = [*arrays, *workspace.arrays(), workspace.activations(1, 20)]
     stored += [workspace.state(1, 20), workspace.delta(1, 20)]
     for array in stored:
         assert array.size == 0 or array.ctypes.data in storage._maps

@@ -15,7 +15,8 @@ from scipy.sparse import csr_matrix
 from scipy.stats import binom, chi2
 
 from largesparse import NetworkConfig, SparseMLP
-from largesparse.backends import get_backend
+from largesparse.backends.kernels import momentum_update_reorder
+from largesparse.backends.operands import SGD
 from largesparse.errors import ParameterError
 from largesparse.model import topology
 from largesparse.model.topology import Topology, connection_probability, erdos_renyi
@@ -176,10 +177,9 @@ def test_weights_in_output_order_are_the_transpose():
         np.testing.assert_array_equal(layer.values_by_output, transpose.data)
         out = np.full(layer.nnz, np.nan, dtype=np.float32)
         still = np.zeros_like(layer.values)
-        settings = {"rate": 0.0, "momentum": 0.0, "decay": 0.0}
-        get_backend("scipy").update(
-            layer.values, still, still, places=pattern.to_output_order, out=out, **settings
-        )
+        nothing = SGD(*np.zeros(3, dtype=np.float32))
+        places = pattern.to_output_order
+        momentum_update_reorder(layer.values, still, still, nothing, places, out)
         np.testing.assert_array_equal(out, transpose.data)
 
 

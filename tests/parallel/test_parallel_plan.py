@@ -24,7 +24,7 @@ from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.plan import Workload, choose_parallel_plan, plan_parallel, slots_of_nodes
 from largesparse.parallel.shared.weights import Shape
 from largesparse.training.memory import HEADROOM, MemoryPlan, MicroBatching, expected_connections
-from largesparse.training.prepared import prepare
+from largesparse.training.prepared import prepare_
 
 Disk = namedtuple("Disk", "free")
 MILLION = NetworkConfig((2048, 500_000, 500_000, 2), epsilon=10.0)
@@ -99,7 +99,7 @@ def test_growth_by_the_gradient_takes_a_workspace_on_rank_0(monkeypatch):
     monkeypatch.setattr(plan_module, "memory_of_ranks", lambda *_: LOTS)
     for growth in ("random", "gradient"):
         trainer = Trainer(network, TrainingConfig(epochs=3, batch_size=32, growth=growth))
-        data = prepare(network, trainer.config, X, y)
+        data = prepare_(network, trainer.config, X, y)
         monkeypatch.setattr(
             plan_module, "check_fits", lambda plan, *_, g=growth: plans.update({g: plan})
         )

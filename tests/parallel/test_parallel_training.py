@@ -31,7 +31,7 @@ from parallel_cases import (
 
 from largesparse import Trainer, load_checkpoint
 from largesparse.parallel.wasap.replicas import replica_seed
-from largesparse.training.prepared import epoch_batches, prepare
+from largesparse.training.prepared import epoch_batches, prepare_
 
 
 class Job(NamedTuple):
@@ -154,7 +154,7 @@ def joined_twin():
     case = CASES["joined-one-node"]
     trainer = Trainer(case.make_network(), case.make_config(batch_size=18))
     given = case.given()
-    data = prepare(trainer.network, trainer.config, given["X"], given["y"])
+    data = prepare_(trainer.network, trainer.config, given["X"], given["y"])
     losses = [trainer.evaluate(data.X, data.y)[0]]
     with pytest.MonkeyPatch.context() as patch:
         for epoch in range(trainer.config.epochs):
@@ -188,7 +188,7 @@ def train_alone(start: Path, replica: int, replicas: int, case: Case):
     config = dataclasses.replace(found.config, seed=seed)
     trainer = Trainer(found.network, config, state=found.state)
     given = case.given()
-    data = prepare(trainer.network, found.config, given["X"], given["y"])
+    data = prepare_(trainer.network, found.config, given["X"], given["y"])
     while trainer.epoch < 4:
         batches = epoch_batches(data.train_rows, found.config, trainer.epoch)[replica::replicas]
         for rows in batches:

@@ -26,7 +26,7 @@ from largesparse.errors import (
     ParameterError,
 )
 from largesparse.training import stepping
-from largesparse.training.prepared import prepare
+from largesparse.training.prepared import prepare_
 from largesparse.training.warming import warm_up
 
 
@@ -573,7 +573,7 @@ def test_targets_of_which_all_that_are_watched_are_the_same_are_refused():
     trainer = make_trainer(
         (10, 24, 1), epochs=2, batch_size=4, validation_fraction=0.2, network=network
     )
-    rows = prepare(trainer.network, trainer.config, X, y).validation_rows
+    rows = prepare_(trainer.network, trainer.config, X, y).validation_rows
     targets = np.arange(20.0)
     targets[rows] = 3
     with pytest.raises(ParameterError, match=r"All 4 rows .* the same targets"):
@@ -591,7 +591,7 @@ def test_a_validation_part_that_overflows_is_told():
         standardize=False,
         network={"loss": "mean_squared_error"},
     )
-    rows = prepare(trainer.network, trainer.config, X, y).validation_rows
+    rows = prepare_(trainer.network, trainer.config, X, y).validation_rows
     X[rows] = 1e38
     with pytest.raises(NumericalError, match="The loss became"):
         trainer.fit(X, np.arange(20.0), progress=False)
@@ -602,7 +602,7 @@ def test_the_loss_is_over_rows_that_count(monkeypatch):
     weights = np.r_[np.zeros(30), np.ones(10)]
     monkeypatch.setattr("largesparse.training.prepared.LOSS_ROWS", 5)
     trainer = make_trainer()
-    data = prepare(trainer.network, make_trainer(batch_size=4).config, X, y, sample_weight=weights)
+    data = prepare_(trainer.network, make_trainer(batch_size=4).config, X, y, sample_weight=weights)
     assert len(data.loss_rows) == 5 and min(data.loss_rows) >= 30
 
 

@@ -17,7 +17,7 @@ from ...machine.usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
 from ...training.history import History, ParallelReport
-from ...training.prepared import Augment, TrainingData, prepare
+from ...training.prepared import Augment, TrainingData, prepare_
 from ...training.resumed_settings import load_checkpoint
 from ...training.trainer import Callback, Run, Trainer, sample_bar, save_checkpoint
 from ..comm import leaving
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class RootArguments:
     """What a caller has given. On other ranks than 0 only the configuration counts."""
 
     network: SparseMLP | None
@@ -66,7 +66,7 @@ class Given:
                 f"{fraction} instead. Pass the rows to watch as 'test'."
             )
         weight = self.sample_weight
-        data = prepare(
+        data = prepare_(
             trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
         )
         trainer.check_rows(data)
@@ -96,7 +96,9 @@ class Given:
         return trainer
 
 
-def train(given: Given, options: dict[str, Any], comm: Any, augment: Augment | None) -> History:
+def train(
+    given: RootArguments, options: dict[str, Any], comm: Any, augment: Augment | None
+) -> History:
     """Train by all ranks, or in this process where it is alone; every rank calls it."""
     comm = get_communicator(comm)
     if comm.size == 1:
@@ -133,7 +135,7 @@ def train(given: Given, options: dict[str, Any], comm: Any, augment: Augment | N
     return history
 
 
-def _check(given: Given, options: dict[str, Any]) -> ParallelOptions:
+def _check(given: RootArguments, options: dict[str, Any]) -> ParallelOptions:
     """Return the options, where they and the configuration can be used."""
     if not isinstance(given.config, TrainingConfig):
         raise ParameterError(
@@ -144,7 +146,7 @@ def _check(given: Given, options: dict[str, Any]) -> ParallelOptions:
     return ParallelOptions(**options | {"phase_one_epochs": length})
 
 
-def _train_alone(given: Given, augment: Augment | None) -> History:
+def _train_alone(given: RootArguments, augment: Augment | None) -> History:
     """Train in this process, where it is the only one."""
     return given.trainer().fit(
         given.X,
@@ -207,7 +209,7 @@ class Job:
         return ParallelReport(options.algorithm, self.comm.size, len(nodes), counts, each, length)
 
 
-def _serve(job: Job, given: Given, trainer: Trainer, data: TrainingData) -> History:
+def _serve(job: Job, given: RootArguments, trainer: Trainer, data: TrainingData) -> History:
     """Be the parameter server: lead the training from its beginning to its end."""
     nodes, options, checkpoint = job.nodes, job.options, given.checkpoint
     report = job.report(trainer.config.threads)
