@@ -1,7 +1,7 @@
 """How the tables' networks are trained where the paper leaves it open: by one rule for all data.
 
 `SETTINGS` has the rule, the paper's own settings, and those that were tuned on three data sets.
-docs/reproduction.md has what the rule was chosen by; `tools/choose_settings.py` repeats it.
+docs/notebook.md has what the rule was chosen by; `tools/choose_settings.py` repeats it.
 """
 
 from __future__ import annotations
