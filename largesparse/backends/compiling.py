@@ -28,18 +28,26 @@ if numba.config.DISABLE_JIT:
     )
 threading_layer()  # chosen before the first kernel lets numba start its threads
 
-# Reductions may be reordered and fused, so that they vectorise; NaN and infinity keep their
+# What sums may be reordered and fused in, so that they vectorise; NaN and infinity keep their
 # meaning (no `nnan`, no `ninf`), so that a diverging run is seen.
-FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+REORDERED = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
+def kernel(*, parallel: bool = True, reorder: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function at its first call and caches it on disk.
 
     The cache lies in `LARGESPARSE_CACHE`, so that an installation folder that is read-only does
     not matter; `NUMBA_CACHE_DIR` has precedence. Where that folder cannot be written, the cache is
     among the temporary files, and where that fails too, every process compiles.
+
+    Arithmetic is done as it is written. A kernel that others call exists several times, in a
+    library of its own and in those of its callers, each of them optimised for itself; the linker
+    takes the copy that is loaded first, which is another one in the process that has compiled them
+    than in those that find them in the cache. So all copies have to give the same bits. Only a
+    kernel that no other one calls may `reorder` its sums: see `REORDERED`.
     """
+
+    options = {"parallel": parallel, "fastmath": REORDERED if reorder else False}
 
     def compile_(function: Callable[..., Any]) -> Any:
         previous = numba.config.CACHE_DIR
@@ -47,9 +55,9 @@ def kernel(*, parallel: bool = True) -> Callable[[Callable[..., Any]], Any]:
         folder = named or _kernel_folder()
         try:
             numba.config.CACHE_DIR = named or str(folder)
-            dispatcher = _jit(function, parallel=parallel, cache=folder is not None)
+            dispatcher = _jit(function, cache=folder is not None, **options)
         except (RuntimeError, OSError):  # numba found no folder that can be written
-            dispatcher = _jit(function, parallel=parallel, cache=False)
+            dispatcher = _jit(function, cache=False, **options)
         finally:
             numba.config.CACHE_DIR = previous
         _survive_damage(dispatcher._cache)
@@ -120,7 +128,7 @@ def _source_digest() -> str:
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
-    return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
+    return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
 class _NotCached(Exception):
@@ -182,4 +190,4 @@ def _lock(folder: str | None) -> Iterator[None]:
 
 
 # For functions that kernels call; the compiler inlines them.
-inline = numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")
+inline = numba.njit(nogil=True, error_model="numpy")

@@ -25,9 +25,12 @@ from .rows import (
     prefetch_distance,
     prefetch_row,
     reorder_range,
+    row_sum,
     update_range,
+    weight_sum,
+    weighted_row_sum,
 )
-from .vectors import as_float, transpose_16
+from .vectors import fused_add, transpose_16
 
 BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
 NEGLIGIBLE = np.float32(1e-30)  # probability
@@ -187,12 +190,8 @@ def sddmm(indptr, indices, X, D, out, accumulate):
 @kernel()
 def sum_rows(X, out, accumulate):
     """out[i] = sum_b X[i, b], added to what `out` holds if `accumulate`."""
-    n, batch = X.shape
-    for i in prange(n):
-        row = X[i]
-        total = np.float32(0)
-        for b in range(batch):
-            total += as_float(row[b])
+    for i in prange(len(X)):
+        total = row_sum(X, i)
         out[i] = out[i] + total if accumulate else total
 
 
@@ -209,23 +208,11 @@ def sum_inputs(X, weights, out, accumulate):
     accumulate : bool
     """
     n, batch = X.shape
-    one = np.float32(1)
     weighted = len(weights) > 0
     for i in prange(n):
-        row = X[i]
-        total = np.float32(0)
-        if weighted:
-            for b in range(batch):
-                total += min(weights[b], one) * as_float(row[b])
-        else:
-            for b in range(batch):
-                total += as_float(row[b])
+        total = weighted_row_sum(X, i, weights) if weighted else row_sum(X, i)
         out[i] = out[i] + total if accumulate else total
-    count = np.float32(batch)
-    if weighted:
-        count = np.float32(0)
-        for b in range(batch):
-            count += min(weights[b], one)
+    count = weight_sum(weights) if weighted else np.float32(batch)
     out[n] = out[n] + count if accumulate else count
 
 
@@ -260,7 +247,7 @@ def center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, out)
             mean = input_sums[i] * share
             for k in range(indptr[i], indptr[i + 1]):
                 j = indices[k]
-                out[k] -= mean * bias_gradient[j]
+                out[k] = fused_add(-mean, bias_gradient[j], out[k])
                 shifts[block, j] += mean * out[k]
     for j in range(n_out):
         total = 0.0
@@ -293,20 +280,25 @@ def softmax_cross_entropy(logits, labels, weights, total, delta):
         largest = logits[0, b]
         for c in range(1, n_classes):
             largest = max(largest, logits[c, b])
-        exponentials = np.float32(0)
         for c in range(n_classes):
             exponential = np.float32(math.exp(logits[c, b] - largest))
             if exponential < NEGLIGIBLE:  # false for NaN
                 exponential = np.float32(0)
             delta[c, b] = exponential
-            exponentials += exponential
+        exponentials = np.float32(0)
+        for c in range(n_classes % 4):
+            exponentials += delta[c, b]
+        for c in range(n_classes % 4, n_classes, 4):  # in pairs: trainings go on as they began
+            pair = delta[c + 1, b] + delta[c + 2, b]
+            exponentials = exponentials + delta[c, b] + pair + delta[c + 3, b]
         label = labels[b]
         weight = weights[b] if len(weights) else np.float32(1)
-        loss += weight * (math.log(exponentials) - (logits[label, b] - largest))
-        scale = weight * share / exponentials
+        loss += weight * (math.log(exponentials) + largest - logits[label, b])
+        scale = weight * share
+        inverse = np.float32(1) / exponentials
         for c in range(n_classes):
-            delta[c, b] *= scale
-        delta[label, b] -= weight * share
+            delta[c, b] = scale * delta[c, b] * inverse
+        delta[label, b] -= scale
     return loss
 
 
@@ -325,6 +317,7 @@ def mean_squared_error(outputs, targets, weights, total, delta):
     n_targets, batch = outputs.shape
     loss = 0.0
     share = np.float32(1 / (total * n_targets))
+    of_target = 1 / n_targets
     for b in range(batch):
         weight = weights[b] if len(weights) else np.float32(1)
         squares = 0.0
@@ -332,7 +325,7 @@ def mean_squared_error(outputs, targets, weights, total, delta):
             error = outputs[t, b] - targets[b, t]
             squares += error * error
             delta[t, b] = np.float32(2) * weight * share * error
-        loss += weight * squares / n_targets
+        loss = fused_add(weight * of_target, squares, loss)
     return loss
 
 

@@ -128,6 +128,12 @@ def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
     return builder.call(function, [a, b, c])
 
 
+def at_most_one(builder: Builder, v: Value) -> Value:
+    """Return the numbers of a vector, and 1 for those above."""
+    one = ir.Constant(v.type, [1.0] * v.type.count)
+    return builder.select(builder.fcmp_ordered("<", one, v), one, v)
+
+
 def lane_products(builder: Builder, x: Value, d: Value) -> Value:
     """Return a vector of at most 16 lanes whose sum is x·d."""
     pairs = list(zip(lane_parts(builder, x), lane_parts(builder, d), strict=True))
@@ -137,12 +143,12 @@ def lane_products(builder: Builder, x: Value, d: Value) -> Value:
     return total
 
 
-def lane_parts(builder: Builder, v: Value) -> list[Value]:
-    """Return a vector cut into ones of at most 16 lanes."""
+def lane_parts(builder: Builder, v: Value, lanes: int = LANES) -> list[Value]:
+    """Return a vector cut into ones of at most `lanes` lanes."""
     width = v.type.count
-    if width <= LANES:
+    if width <= lanes:
         return [v]
-    return [shuffle(builder, v, v, range(s, s + LANES)) for s in range(0, width, LANES)]
+    return [shuffle(builder, v, v, range(s, s + lanes)) for s in range(0, width, lanes)]
 
 
 def lane_sum(builder: Builder, v: Value, left: int = 1) -> Value:

@@ -14,7 +14,7 @@ from .vectors import copy_16
 BLOCK = 1 << 16
 
 
-@kernel()
+@kernel(reorder=True)
 def read_in_order(X):
     """Return the sum of a flat float32 array, which reads it once."""
     n = len(X)
@@ -51,7 +51,7 @@ def copy_gathered(indptr, indices, X, ahead, out):
                 copy_row(X.ctypes.data + 4 * batch * np.int64(indices[k]), to, batch)
 
 
-@kernel()
+@kernel(reorder=True)
 def read_gathered(indptr, indices, X, ahead, out):
     """Read a number of every cache line of the rows that a forward product gathers.
 

@@ -19,6 +19,7 @@ from .lanes import (
     I32,
     I64,
     LANES,
+    at_most_one,
     gathered,
     lane_sum,
     load_lanes,
@@ -37,6 +38,7 @@ from .tiles import (
     put_sums,
     row_range,
     sampled_products,
+    sum_of_tiles,
     taken_apart,
     weighted_sum,
 )
@@ -200,6 +202,52 @@ def differentiate_row(typing, D, i, derivative):
         return builder.load(total)
 
     return f32(D, i64, derivative), generate
+
+
+@intrinsic
+def row_sum(typing, X, i):
+    """Return the sum of X[i], of float32 or bfloat16 (rows, batch)."""
+
+    def generate(context, builder, signature, arguments):
+        X, i = taken_apart(context, builder, signature.args, arguments)
+
+        def add(tile, total):
+            return builder.fadd(total, X.load(i, tile))
+
+        return sum_of_tiles(builder, X.shape[1], add)
+
+    return f32(X, i64), generate
+
+
+@intrinsic
+def weighted_row_sum(typing, X, i, weights):
+    """Return the sum of X[i] times the weights, float32 (batch,), of which 1 is the most."""
+
+    def generate(context, builder, signature, arguments):
+        X, i, weights = taken_apart(context, builder, signature.args, arguments)
+
+        def add(tile, total):
+            weight = at_most_one(builder, weights.load(None, tile))
+            return multiply_add(builder, weight, X.load(i, tile), total)
+
+        return sum_of_tiles(builder, X.shape[1], add)
+
+    return f32(X, i64, weights), generate
+
+
+@intrinsic
+def weight_sum(typing, weights):
+    """Return the sum of weights, float32 (n,), each of which counts 1 at most."""
+
+    def generate(context, builder, signature, arguments):
+        (weights,) = taken_apart(context, builder, signature.args, arguments)
+
+        def add(tile, total):
+            return builder.fadd(total, at_most_one(builder, weights.load(None, tile)))
+
+        return sum_of_tiles(builder, weights.shape[0], add)
+
+    return f32(weights), generate
 
 
 @intrinsic

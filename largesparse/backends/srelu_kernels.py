@@ -13,7 +13,7 @@ from numba import prange
 from .compiling import kernel
 
 
-@kernel()
+@kernel(reorder=True)
 def activate_srelu(Z, parameters, keep_share, state, out):
     """Turn z into activations.
 
@@ -50,7 +50,7 @@ def activate_srelu(Z, parameters, keep_share, state, out):
                 out[j, b] = a * inverse
 
 
-@kernel()
+@kernel(reorder=True)
 def differentiate_srelu(
     D, Z, parameters, keep_share, bias_gradient, parameter_gradient, accumulate
 ):

@@ -135,7 +135,7 @@ def center_and_update(layer, X, weights, input_sums, sgd, updates):
     indptr, indices, values = by_input(layer)
     gradient = carray(floats(layer.gradient), (layer.nnz,))
     bias_gradient = carray(floats(layer.bias_gradient), (layer.n_out,))
-    sum_inputs(X, weights, input_sums, False)
+    sum_inputs(X, weights, input_sums, np.bool_(False))
     center_gradient(indptr, indices, input_sums, layer.rate_scale, bias_gradient, gradient)
     if updates:
         velocity = carray(floats(layer.velocity), (layer.nnz,))
@@ -204,7 +204,7 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
         return loss
 
     D = delta
-    sum_rows(D, carray(floats(table[last].bias_gradient), (table[last].n_out,)), False)
+    sum_rows(D, carray(floats(table[last].bias_gradient), (table[last].n_out,)), np.bool_(False))
     for k in range(last, -1, -1):
         layer = table[k]
         X = inputs

@@ -10,6 +10,7 @@ computes it, and wherever the compiler inlines it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from .lanes import (
     as_pointer,
     first_lanes,
     gathered,
+    lane_parts,
     lane_products,
     lane_sum,
     load_lanes,
@@ -42,9 +44,8 @@ from .lanes import (
     vector_type,
 )
 
-# Of an addition that the compiler may not reorder: whether it did would depend on what else it
-# knows. numba gives operations without flags those of `compiling.FASTMATH`.
-ORDERED = ("nsz", "contract", "arcp")
+SUM_WIDTHS = (32, 4, 1)  # of tiles whose numbers are summed
+SUM_LANES = 8  # that the sums of a tile are brought to, part by part
 
 
 class Tile(NamedTuple):
@@ -76,6 +77,23 @@ def for_each_tile(
         emit(Tile(start, widths[-1], first_lanes(builder, rest, widths[-1])))
 
 
+def sum_of_tiles(builder: Builder, size: Value, add: Callable[[Tile, Value], Value]) -> Value:
+    """Return the sum over 0 <= column < size, a scalar; add(tile, sums) adds those of a tile."""
+    total = F32(0)
+    start = I64(0)
+    for width in SUM_WIDTHS:
+        kind = vector_type(width)
+        first = builder.insert_element(ir.Constant(kind, None), total, I32(0))
+        sums = cgutils.alloca_once_value(builder, first)
+        whole = builder.and_(size, I64(-width))
+        with cgutils.for_range_slice(builder, start, whole, I64(width)) as (column, _):
+            builder.store(add(Tile(column, width), builder.load(sums)), sums)
+        parts = lane_parts(builder, builder.load(sums), SUM_LANES)
+        total = builder.extract_element(lane_sum(builder, tree_sum(builder, parts)), I32(0))
+        start = whole
+    return total
+
+
 class Array:
     """A C-contiguous array of a kernel, as its compiler sees it. A uint16 is a bfloat16."""
 
@@ -100,9 +118,9 @@ class Array:
         """Return the bytes of a row, where there are two axes."""
         return self._builder.mul(self.shape[1], I64(self.itemsize))
 
-    def load(self, row: Value, tile: Tile) -> Value:
-        """Return a tile of a row as float32."""
-        address = self.at(row, tile.start)
+    def load(self, row: Value | None, tile: Tile) -> Value:
+        """Return a tile of a row as float32, or of the array where that has one axis."""
+        address = self.at(tile.start) if row is None else self.at(row, tile.start)
         return load_lanes(self._builder, address, tile.width, tile.mask, self.half)
 
     def store(self, row: Value, tile: Tile, value: Value) -> None:
@@ -149,7 +167,8 @@ def _accumulators(builder: Builder, first: Value) -> list[Value]:
 
 
 def _total(builder: Builder, accumulators: Sequence[Value]) -> Value:
-    return tree_sum(builder, [builder.load(total) for total in accumulators])
+    first, *others = (builder.load(total) for total in accumulators)
+    return builder.fadd(first, functools.reduce(builder.fadd, others)) if others else first
 
 
 def row_range(builder: Builder, indptr: Array, row: Value) -> tuple[Value, Value]:
@@ -236,7 +255,7 @@ def put_sums(builder: Builder, sums: Value, gradient: Array, k: Value, accumulat
     place = as_pointer(builder, gradient.at(k), sums.type)
     added = builder.load(place, align=4)
     for part in reversed(parts):
-        added = builder.fadd(added, part, flags=ORDERED)
+        added = builder.fadd(added, part)
     sums = builder.select(as_bit(builder, accumulate), added, sums)
     builder.store(sums, place, align=4)
 

@@ -5,10 +5,12 @@ Addresses are integers (`array.ctypes.data` in a kernel): the caller keeps the a
 
 from __future__ import annotations
 
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import F32, I32, I64, LANES, as_pointer, load_lanes, shuffle, store_lanes
+from .lanes import I64, LANES, as_pointer, load_lanes, shuffle, store_lanes
 
 
 @intrinsic
@@ -56,14 +58,16 @@ def copy_16(typing, source, target):
 
 
 @intrinsic
-def as_float(typing, value):
-    """Return a number of activations, float32 or bfloat16 (as uint16), as float32."""
+def fused_add(typing, a, b, c):
+    """Return a·b + c, in one rounding where the CPU can; all float32, or else float64."""
+    kind = types.float32 if a == b == c == types.float32 else types.float64
 
-    def widen(context, builder, signature, arguments):
-        bits = builder.shl(builder.zext(arguments[0], I32), I32(16))
-        return builder.bitcast(bits, F32)
+    def generate(context, builder, signature, arguments):
+        given = zip(arguments, signature.args, strict=True)
+        numbers = [context.cast(builder, value, given_as, kind) for value, given_as in given]
+        name = f"llvm.fmuladd.f{kind.bitwidth}"
+        function_type = ir.FunctionType(numbers[0].type, [numbers[0].type] * 3)
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        return builder.call(function, numbers)
 
-    def keep(context, builder, signature, arguments):
-        return arguments[0]
-
-    return types.float32(value), widen if value == types.uint16 else keep
+    return kind(a, b, c), generate

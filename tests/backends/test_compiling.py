@@ -136,3 +136,55 @@ def test_a_compiler_that_is_turned_off_is_told_in_a_sentence(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "NUMBA_DISABLE_JIT" in done.stderr
+
+
+# Bits
+
+
+CALLER = """
+import hashlib
+import numpy as np
+from largesparse.backends import kernels as k
+from largesparse.backends.compiling import kernel
+
+
+@kernel(parallel=False)
+def everything(X, labels, targets, weights, sums, delta, numbers):
+    k.sum_inputs(X, weights, sums, False)
+    k.sum_rows(X, delta[:, 0], False)
+    numbers[0] = k.softmax_cross_entropy(X, labels, weights, len(labels), delta)
+    k.sum_rows(delta, sums[: len(X)], True)
+    numbers[1] = k.mean_squared_error(X, targets, weights, len(labels), delta)
+
+
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+for batch in (16, 32, 50, 100, 128) * 10:
+    n = rng.integers(2, 12)
+    X = rng.standard_normal((n, batch), dtype=np.float32)
+    labels = rng.integers(0, n, batch, dtype=np.int32)
+    targets = rng.standard_normal((batch, n), dtype=np.float32)
+    weights = rng.uniform(0.1, 2, batch).astype(np.float32)
+    sums, delta, numbers = np.zeros(n + 1, np.float32), np.zeros_like(X), np.zeros(2)
+    everything(X, labels, targets, weights, sums, delta, numbers)
+    for array in (sums, delta, numbers):
+        digest.update(array.tobytes())
+print(sum(everything.stats.cache_hits.values()), digest.hexdigest())
+"""
+
+
+def test_copies_of_a_kernel_give_the_same_bits(tmp_path):
+    (program := tmp_path / "caller.py").write_text(CALLER)
+    environment = {key: value for key, value in os.environ.items() if key not in PLACES}
+    environment["LARGESPARSE_CACHE"] = str(tmp_path / "cache")
+
+    def run() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, str(program)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    (compiled, first), (loaded, second) = run(), run()
+    assert (compiled, loaded) == ("0", "1")
+    assert first == second  # linked to the kernel's own library, and to the caller's copy
