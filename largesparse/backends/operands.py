@@ -38,7 +38,8 @@ class Dropout(NamedTuple):
 
     def for_kernels(self) -> Dropout:
         """Return this by the types that kernels are compiled for: a seed may exceed int64."""
-        return self._replace(seed=np.uint64(self.seed))
+        keep_below, seed, step, layer, first_row = self  # quicker than `_replace`, at every step
+        return Dropout(keep_below, np.uint64(seed), step, layer, first_row)
 
 
 class Derivative(NamedTuple):

@@ -25,7 +25,8 @@ def _arrays(network: SparseMLP, workspace: Workspace) -> list[Any]:
     """Return the objects, in a fixed order, whose arrays stay in place between evolutions."""
     parts: list[Any] = []
     for layer, gradients in zip(network.layers, workspace.by_layer, strict=True):
-        parts += [*_of_layer(layer), *gradients.values()]
+        parts += _of_layer(layer)
+        parts += gradients.values()
     return parts
 
 
