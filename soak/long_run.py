@@ -138,7 +138,7 @@ def left_behind() -> set[str]:
 
 def is_of_a_job(process: psutil.Process) -> bool:
     try:
-        return {*BIGMODEL[1:]} <= {*process.cmdline()}
+        return {*BIGMODEL[1:], *JOB} <= {*process.cmdline()}  # not of other runs beside
     except psutil.Error:
         return False
 

@@ -53,7 +53,7 @@ def test_processes_that_are_left_are_seen(tool, monkeypatch, tmp_path):
     script.write_text("import time; time.sleep(99)")
     monkeypatch.setattr(tool, "BIGMODEL", [sys.executable, str(script)])
     before = tool.left_behind()
-    with subprocess.Popen([sys.executable, str(script)]) as left:
+    with subprocess.Popen([sys.executable, str(script), *tool.JOB]) as left:
         found = tool.left_behind() - before
         left.kill()
     assert f"process {left.pid}" in found
