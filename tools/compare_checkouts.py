@@ -1,10 +1,10 @@
 """Time a training step by two checkouts of the project, in turns, in one run.
 
-    git worktree add /tmp/before HEAD~20
-    python tools/compare_checkouts.py /tmp/before .
-    python tools/compare_checkouts.py /tmp/before . --nets fashion --threads 1 --backends fused
-    python tools/compare_checkouts.py /tmp/before . --nets 5M --rounds 5 --threads 2
-    python tools/compare_checkouts.py /tmp/before . --compile      # the first compilation instead
+    git worktree add ../before HEAD~20
+    python tools/compare_checkouts.py ../before .
+    python tools/compare_checkouts.py ../before . --nets fashion --threads 1 --backends fused
+    python tools/compare_checkouts.py ../before . --nets 5M --rounds 5 --threads 2
+    python tools/compare_checkouts.py ../before . --compile      # the first compilation instead
 
 Each checkout has a process of its own, with the same data, and waits while the other one is timed;
 who begins changes every round. Only public names are used, so that a checkout may be old. A row has
