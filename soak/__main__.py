@@ -24,7 +24,7 @@ def listing() -> str:
 
 def main() -> int:
     """Run the tool that the command line names."""
-    from largesparse.commands.main import run_command
+    from largesparse.machine.exit_codes import run_command
 
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in TOOLS:

@@ -32,8 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from largesparse.commands.main import run_command
 from largesparse.errors import LargeSparseError, check_range
+from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
 from largesparse.training.checkpoint import MANIFEST, has_checkpoint
 from soak import program

@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from largesparse import read_records
 from largesparse.backends import BACKENDS
-from largesparse.commands.main import run_command
 from largesparse.data.datasets import Dataset
 from largesparse.errors import ParameterError
 from largesparse.harness.records import append_record, check_output
+from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
 from largesparse.paper import reported as paper
 from largesparse.paper.run import load, run_sequential

@@ -59,10 +59,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
 from largesparse.commands import info
-from largesparse.commands.main import run_command
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.harness.records import check_output, new_record
 from largesparse.machine.environment import expand_user
+from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
 from largesparse.model.recipes import RECIPES
 

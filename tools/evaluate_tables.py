@@ -27,9 +27,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from largesparse.commands.main import run_command
 from largesparse.data.datasets import load_dataset
 from largesparse.errors import LargeSparseError
+from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
 from largesparse.machine.usage import peak_rss_bytes, start_peak_rss
 

@@ -18,7 +18,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from largesparse.commands.main import run_command
+from largesparse.machine.exit_codes import run_command
 
 MODULES = {  # of measuring/ -> its figures
     "learning": ("fashion", "madelon", "slopes", "twins"),

@@ -2,7 +2,7 @@
 
 import sys
 
-from largesparse.commands.main import run_command
+from largesparse.machine.exit_codes import run_command
 from largesparse.paper.command import main
 
 if __name__ == "__main__":

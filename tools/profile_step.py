@@ -28,8 +28,8 @@ from numba.core.registry import CPUDispatcher
 
 from largesparse import SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels, step_kernel
-from largesparse.commands.main import run_command
 from largesparse.errors import ParameterError
+from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
 from largesparse.training.warming import warm_up
 

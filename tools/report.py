@@ -2,8 +2,8 @@
 
 import sys
 
-from largesparse.commands.main import run_command
 from largesparse.harness.report import main
+from largesparse.machine.exit_codes import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""The command line, and how a process ends that runs a command.
+"""The command line.
 
 A subcommand is a function that adds a parser of its own and sets `run`, a function of the parsed
 arguments that returns the exit code; `COMMANDS` lists them. A driver is a module whose `main` takes
@@ -17,11 +17,9 @@ from .._version import __version__
 from ..machine.exit_codes import run_command
 from ..machine.launching import check_alone
 from ..machine.output import print_anything
-from ..machine.sizes import SizeError, parse_size, parse_sizes
+from ..machine.sizes import parse_size, parse_sizes
 from .models import add_evaluate, add_inspect, add_predict
 from .train import add_train
-
-__all__ = ["SizeError", "main", "make_parser", "parse_size", "run_command"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

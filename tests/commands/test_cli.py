@@ -13,6 +13,7 @@ from largesparse.commands import info
 from largesparse.commands import main as cli
 from largesparse.errors import DataError, ParameterError
 from largesparse.machine import versions
+from largesparse.machine.sizes import parse_size
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ from largesparse.machine import versions
     ],
 )
 def test_sizes(text, size):
-    assert cli.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 BAD_SIZES = ["5Q", "-3", "0", "0k", "2.5", "1.2345k", "", "k", "1e", "1e999", "1e30", "nan", "inf"]
@@ -41,13 +42,13 @@ BAD_SIZES = ["5Q", "-3", "0", "0k", "2.5", "1.2345k", "", "k", "1e", "1e999", "1
 @pytest.mark.parametrize("text", [*BAD_SIZES, "1_000", "٣"])
 def test_bad_sizes(text):
     with pytest.raises(ParameterError, match="positive whole number") as caught:
-        cli.parse_size(text)
+        parse_size(text)
     assert repr(text) in str(caught.value)
 
 
 def test_argparse_shows_the_sentence(capsys):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--neurons", type=cli.parse_size)
+    parser.add_argument("--neurons", type=parse_size)
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["--neurons", "5Q"])
     assert caught.value.code == 2
@@ -85,7 +86,7 @@ def test_run_command_after_an_interrupt():
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes break otherwise on Windows")
 def test_a_reader_that_has_gone_is_no_error():
     program = (
-        "import sys; from largesparse.commands.main import run_command;"
+        "import sys; from largesparse.machine.exit_codes import run_command;"
         "sys.stdin.read();"
         "sys.exit(run_command(lambda: print('x' * 10**6)))"
     )

@@ -16,9 +16,9 @@ from helpers import TOOLS
 
 from largesparse import load_checkpoint, read_records
 from largesparse.backends import get_backend
-from largesparse.commands.main import run_command
 from largesparse.harness import bigmodel, records
 from largesparse.machine import environment
+from largesparse.machine.exit_codes import run_command
 from largesparse.training import trainer as training_module
 from largesparse.training.memory import available_memory
 

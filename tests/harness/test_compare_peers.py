@@ -103,7 +103,7 @@ def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, cap
     "arguments", [["--backends", "cuda"], ["--layers", "5Q,3"], ["--peers", "tensorflow"]]
 )
 def test_mistakes_are_told_in_one_sentence(compare_peers, arguments, capsys):
-    from largesparse.commands.main import run_command
+    from largesparse.machine.exit_codes import run_command
 
     try:
         code = run_command(lambda: compare_peers.main(arguments))

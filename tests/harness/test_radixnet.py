@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from largesparse.commands.main import run_command
 from largesparse.errors import ParameterError
 from largesparse.harness.radixnet import FAN_IN, WEIGHT, generated_inputs, infer, radix_net
+from largesparse.machine.exit_codes import run_command
 
 
 def dense_rows(network, X):

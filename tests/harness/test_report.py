@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from largesparse.commands.main import run_command
 from largesparse.errors import DataError
 from largesparse.harness import records, report
 from largesparse.harness.measurements import CONDITIONS, COUNTS, read_measurements
 from largesparse.harness.report import benchmark_figures, history_figure, strong_scaling
 from largesparse.harness.series import colour_of
+from largesparse.machine.exit_codes import run_command
 
 TIME, TRACK = "step.Step.time_step", "limits.Machine.track_bandwidth"
 COMMITS = {"a" * 40: 1_700_000_000_000, "b" * 40: 1_700_000_360_000}

@@ -105,7 +105,7 @@ def test_several_ranks_without_file_locks_get_one_message():
         + """
 import numpy as np
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig
-from largesparse.commands.main import run_command
+from largesparse.machine.exit_codes import run_command
 from largesparse.parallel import train_wasap
 
 def main(argv=None):

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import Trainer, load_checkpoint
-from largesparse.commands.main import run_command
 from largesparse.machine import environment
 from largesparse.machine import signals as stopping
+from largesparse.machine.exit_codes import run_command
 from largesparse.training import trainer as training_module
 
 # The usual cache of compiled code, for child processes with another cache folder too.

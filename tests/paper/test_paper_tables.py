@@ -13,12 +13,12 @@ import pytest
 from helpers import ROOT
 
 from largesparse import Dataset, NetworkConfig, SparseMLP, Trainer, read_records
-from largesparse.commands.main import run_command
 from largesparse.data import publishers
 from largesparse.errors import DataError, ParameterError
 from largesparse.harness.records import append_record, new_record
 from largesparse.harness.series import colour_of
 from largesparse.machine.environment import find_mpiexec
+from largesparse.machine.exit_codes import run_command
 from largesparse.model.importance import prune_neurons
 from largesparse.paper import command, extremes, jobs, run
 from largesparse.paper import reported as paper

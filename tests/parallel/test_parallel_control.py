@@ -12,8 +12,8 @@ import pytest
 from helpers import ROOT
 from mpi_runs import mpi_run, mpiexec, run_mpi
 
-from largesparse.commands.main import run_command
 from largesparse.errors import DataError
+from largesparse.machine.exit_codes import run_command
 from largesparse.machine.threads import available_threads
 from largesparse.parallel.comm.collectives import barrier, broadcast, gather
 from largesparse.parallel.comm.control import connect
@@ -291,7 +291,7 @@ def test_an_end_of_rank_0_before_the_others_is_told():
 def test_an_unreachable_rank_0_is_told():
     script = """
         import sys
-        from largesparse.commands.main import run_command
+        from largesparse.machine.exit_codes import run_command
         from largesparse.parallel.comm import connecting, control
         from largesparse.parallel.comm.ranks import get_communicator
         comm = get_communicator()
@@ -351,7 +351,7 @@ def test_a_missing_mpi4py_is_told_once(tmp_path):
     script = f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
-        from largesparse.commands.main import run_command
+        from largesparse.machine.exit_codes import run_command
         from largesparse.parallel.comm import ranks
         ranks.HEAD_START = 1
         def main(): ranks.get_communicator()
@@ -370,7 +370,7 @@ def test_another_mpi_library_than_the_launchers_is_told_once():
         for name in [name for name in os.environ if name.startswith(("PMI_", "MPI", "HYDI"))]:
             del os.environ[name]
         os.environ.update(OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_SIZE="3")
-        from largesparse.commands.main import run_command
+        from largesparse.machine.exit_codes import run_command
         from largesparse.parallel.comm import ranks
         ranks.HEAD_START = 1
         def main(): ranks.get_communicator()

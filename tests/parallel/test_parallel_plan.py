@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from mpi_runs import run_mpi
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.commands.main import parse_size
 from largesparse.errors import MemoryPlanError
 from largesparse.harness.presets import hidden_sizes
+from largesparse.machine.sizes import parse_size
 from largesparse.model.workspace import Workspace
 from largesparse.parallel import plan as plan_module
 from largesparse.parallel.comm.nodes import Nodes
@@ -198,7 +198,7 @@ def test_a_training_that_does_not_fit_is_refused_before_anything_is_shared():
     script = """
         import numpy as np
         from largesparse import NetworkConfig, SparseMLP, TrainingConfig
-        from largesparse.commands.main import run_command
+        from largesparse.machine.exit_codes import run_command
         from largesparse.machine import mapped_memory
         from largesparse.parallel.wasap import job
         from largesparse.parallel import plan, train_wasap

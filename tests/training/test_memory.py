@@ -13,11 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.commands.main import parse_size
 from largesparse.errors import MemoryPlanError
 from largesparse.harness.presets import hidden_sizes
 from largesparse.machine import control_groups
 from largesparse.machine.control_groups import free_memory, group_free_memory, group_memory_limit
+from largesparse.machine.sizes import parse_size
 from largesparse.model.workspace import Workspace
 from largesparse.parallel.comm.nodes import Nodes
 from largesparse.parallel.comm.ranks import Alone
