@@ -16,12 +16,7 @@ LONGEST_SLEEP = 0.02  # seconds between two looks at a request
 
 
 def wait(request: Any) -> None:
-    """Wait for a request of MPI, sleeping for longer and longer between the looks at it.
-
-    Parameters
-    ----------
-    request : mpi4py.MPI.Request
-    """
+    """Wait for a request of MPI, sleeping for longer and longer between the looks at it."""
     sleep = 1e-4
     while not request.Test():
         time.sleep(sleep)

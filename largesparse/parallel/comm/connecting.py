@@ -7,6 +7,7 @@ behind it with them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -28,6 +29,7 @@ from .ranks import raise_together
 DIAL_TIMEOUT = 3.0  # seconds for an address to answer
 HANDSHAKE_TIMEOUT = 10.0  # seconds for either side to prove that it knows the key
 LOOPBACK = "127.0.0.1"
+NO_RANK = OSError, EOFError, AuthenticationError  # what a handshake with something else raises
 
 
 class Peer(NamedTuple):
@@ -52,13 +54,7 @@ class _Offer(NamedTuple):
 
 
 def connect_all(comm: Any) -> dict[int, Peer]:
-    """Connect every rank to rank 0, and return the peers: of rank 0 all others, of others it.
-
-    Raises
-    ------
-    ParallelError
-        If a rank cannot reach rank 0.
-    """
+    """Connect every rank to rank 0, and return the peers: of rank 0 all others, of others it."""
     here = Host.here()
     hosts = gather(comm, here)
     if hosts is not None:
@@ -90,31 +86,22 @@ def _listen(comm: Any, here: Host, hosts: list[Host]) -> dict[int, Peer]:
         while not finished:
             finished = tried.Test()  # those that have connected stand in the backlog by now
             while select.select([listener], [], [], 0.0 if finished else 0.01)[0]:
-                peer = _accept(listener, offer.key)
-                if peer is not None:
+                with contextlib.suppress(*NO_RANK):
+                    steps = (deliver_challenge, answer_challenge)
+                    peer = _handshake(listener.accept()[0], offer.key, steps, 0)
                     peers[peer.rank] = peer
     raise_together(comm, None)
     return peers
-
-
-def _accept(listener: socket.socket, key: bytes) -> Peer | None:
-    """Return the rank that connects, None where it is something else."""
-    try:
-        return _handshake(listener.accept()[0], key, (deliver_challenge, answer_challenge), 0)
-    except (OSError, EOFError, AuthenticationError):
-        return None
 
 
 def _dial(rank: int, here: Host, offer: _Offer) -> Peer | None:
     """Try the addresses of rank 0 in turn."""
     near = [LOOPBACK] if here == offer.host else []
     for address in dict.fromkeys(near + offer.addresses):
-        try:
+        with contextlib.suppress(*NO_RANK):
             dialled = socket.create_connection((address, offer.port), timeout=DIAL_TIMEOUT)
             steps = (answer_challenge, deliver_challenge)
             return _handshake(dialled, offer.key, steps, rank)
-        except (OSError, EOFError, AuthenticationError):
-            continue
     return None
 
 
@@ -169,17 +156,15 @@ def _create_open_server(backlog: int) -> socket.socket:
 
 def _own_addresses() -> list[str]:
     """Return the addresses of this host at which others may reach it, IPv4 first."""
-    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
-    found: list[tuple[bool, str]] = []
-    for name, addresses in psutil.net_if_addrs().items():
-        for address in addresses:
-            wide = address.family == socket.AF_INET6
-            if name not in up or not (wide or address.family == socket.AF_INET):
-                continue
-            local = address.address.startswith(("127.", "fe80:")) or address.address == "::1"
-            if not local:
-                found.append((wide, address.address))
-    return [address for _, address in sorted(found, key=lambda pair: pair[0])]
+    up = [name for name, state in psutil.net_if_stats().items() if state.isup]
+    addresses = psutil.net_if_addrs()
+    found = [each for name in addresses if name in up for each in addresses[name]]
+    return [
+        address
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for address in (each.address for each in found if each.family == family)
+        if not address.startswith(("127.", "fe80:")) and address != "::1"
+    ]
 
 
 def _unreachable(here: Host, offer: _Offer) -> str:

@@ -31,15 +31,9 @@ class RootLost(ParallelError):
 
 
 class RankFailed(ParallelError):
-    """Another rank has told an error.
+    """Another rank has told an error."""
 
-    Attributes
-    ----------
-    told : str
-        All that it wants to be written, with a traceback where there is one.
-    """
-
-    told = ""
+    told = ""  # all that it wants to be written, with a traceback where there is one
 
 
 class _Goodbye:
@@ -51,19 +45,12 @@ class _Release:
 
 
 class _Channel:
-    """What both ends have: messages, and the time that was spent waiting for them.
-
-    Attributes
-    ----------
-    idle_s : float
-        Seconds spent waiting in `receive`.
-    idle_cpu_s : float
-        Seconds of processor time that the whole process used in the meantime.
-    """
+    """What both ends have: messages, and the time that was spent waiting for them."""
 
     def __init__(self, peers: dict[int, Peer]) -> None:
         self._peers = peers
-        self.idle_s = self.idle_cpu_s = 0.0
+        self.idle_s = 0.0  # spent waiting in `receive`
+        self.idle_cpu_s = 0.0  # processor time of the whole process in the meantime
         self._closed = False
 
     @property
@@ -106,19 +93,12 @@ class RootChannel(_Channel):
         self._watch = Watch(peers) if peers else None
 
     def send(self, rank: int, message: Message) -> None:
-        """Send a message to a rank.
-
-        Raises
-        ------
-        ParallelError
-            If the rank has ended.
-        """
-        peer = self._peers[rank]
+        """Send a message to a rank; `ParallelError` if it has ended."""
         try:
-            self._send(peer, message)
+            self._send(self._peers[rank], message)
         except OSError:
             while True:  # until the error that it may have told, or the end
-                self._read(peer)
+                self._read(self._peers[rank])
 
     @overload
     def receive(self) -> tuple[int, Message]: ...
@@ -129,17 +109,9 @@ class RootChannel(_Channel):
     def receive(self, timeout: float | None = None) -> tuple[int, Message] | None:
         """Wait for a message and return it with the rank that sent it.
 
-        Messages of one rank come in order, and the ranks that have sent something take turns.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait, after which None is returned; 0 looks only.
-
-        Raises
-        ------
-        ParallelError
-            If a rank has failed or ended, or if nobody is left who could send anything.
+        Messages of one rank come in order, and the ranks that have sent something take turns. None
+        after so many seconds as `timeout`; 0 looks only. `ParallelError` if a rank has failed or
+        ended, or if nobody is left who could send anything.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while timeout is not None or len(self._left) < len(self._peers):
@@ -168,12 +140,8 @@ class RootChannel(_Channel):
     def close(self) -> None:
         """Wait until every rank closes its end, and close the connections.
 
-        Messages that have not been received are lost.
-
-        Raises
-        ------
-        ParallelError
-            If a rank has failed or ended without closing its end.
+        Messages that have not been received are lost. `ParallelError` if a rank has failed or ended
+        without closing its end.
         """
         if self._closed:
             return
@@ -226,28 +194,14 @@ class RankChannel(_Channel):
         self._end.register(self._peer.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
 
     def send(self, message: Message) -> None:
-        """Send a message to rank 0.
-
-        Raises
-        ------
-        RootLost
-            If rank 0 has ended.
-        """
+        """Send a message to rank 0; `RootLost` if it has ended."""
         try:
             self._send(self._peer, message)
         except OSError:
             raise RootLost(f"{self._peer} {KILLED}") from None
 
     def receive(self) -> Message:
-        """Wait for a message of rank 0's and return it.
-
-        Raises
-        ------
-        RootLost
-            If rank 0 has ended.
-        ParallelError
-            If rank 0 has closed its end.
-        """
+        """Wait for a message of rank 0's; `ParallelError` if it has closed its end, or ended."""
         message = self._read()
         if isinstance(message, _Goodbye):
             raise ParallelError(
@@ -256,13 +210,7 @@ class RankChannel(_Channel):
         return message
 
     def check(self) -> None:
-        """Look whether rank 0 lives, in a microsecond: for a rank that works long on its own.
-
-        Raises
-        ------
-        RootLost
-            If rank 0 has ended.
-        """
+        """Raise `RootLost` if rank 0 has ended; a microsecond, for ranks that work long alone."""
         if self._end.poll(0):
             raise RootLost(f"{self._peer} {KILLED}")
 
@@ -275,13 +223,7 @@ class RankChannel(_Channel):
                 self._read()
 
     def close(self) -> None:
-        """Wait until rank 0 closes its end, and close the connection.
-
-        Raises
-        ------
-        RootLost
-            If rank 0 has ended without closing its end.
-        """
+        """Wait until rank 0 closes its end, and close the connection; `RootLost` if it ends."""
         if self._closed:
             return
         self.send(_Goodbye())
@@ -302,17 +244,7 @@ def connect(comm: Any) -> RootChannel | RankChannel:
     """Connect every rank to rank 0, and return this rank's end; every rank calls it.
 
     The connections are closed at the end of the process or by the next call, not before: they show
-    whether the others live.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-        The communicator from `get_communicator`.
-
-    Raises
-    ------
-    ParallelError
-        If a rank cannot reach rank 0.
+    whether the others live. `ParallelError` if a rank cannot reach rank 0.
     """
     if comm.size == 1:
         return RootChannel({})

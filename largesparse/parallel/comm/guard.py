@@ -21,11 +21,6 @@ def guard(comm: Any) -> Iterator[None]:
     1, or 130 after Ctrl-C. An error that is not the library's comes with its traceback. Another
     rank sends its error to rank 0, which learns of it when it next sends or receives. In a single
     process exceptions pass as usual.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-        The communicator from `get_communicator`.
     """
     if comm.size == 1:
         yield

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...machine.environment import forget_left_over_variables, launched_ranks
 from ...machine.launching import HEAD_START, spare_shared_memory
@@ -28,25 +28,18 @@ from ...machine.mapped_memory import forget_names
 from ...machine.signals import StopRequest
 from .collectives import barrier
 
+if TYPE_CHECKING:
+    from .control import RankChannel, RootChannel
+
 FAILED = 1  # exit status of a job that a rank ended
 UNHEEDED = 30.0  # seconds after which a signal ends the job whatever the main thread does
 
 logger = logging.getLogger(__name__)
 
 
-class Closing(Protocol):
-    """The connections between the ranks: see `control`."""
-
-    def close(self) -> None:
-        """Wait until all ranks close theirs."""
-
-    def tell(self, text: str) -> None:
-        """Write the job's last message."""
-
-
 class _Job:
     comm: Any = None  # the ranks that end together
-    channel: Closing | None = None  # their connections, once there are any
+    channel: RootChannel | RankChannel | None = None  # their connections, once there are any
     status = FAILED
     interrupted = False
     request: StopRequest | None = None  # that notes signals, in place of an interruption
@@ -98,7 +91,7 @@ def watch_script() -> None:
         end_together(MPI.COMM_WORLD)
 
 
-def keep(channel: Closing) -> None:
+def keep(channel: RootChannel | RankChannel) -> None:
     """Take over the connections; those of an earlier run are closed."""
     if _Job.channel is not None:
         _Job.channel.close()

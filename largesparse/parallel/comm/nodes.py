@@ -39,30 +39,19 @@ class Host(NamedTuple):
 class Nodes:
     """The nodes of a run. Ranks of one node can share memory.
 
-    Attributes
-    ----------
-    node : list of int
-        The node of every rank; nodes are numbered by their first rank.
-    cores : list of int
-        The cores that the ranks of a node may run on together, at least 1. Nodes that one machine
-        is split into divide its cores.
-    machines : list of str
-        What tells the machine of every node from others.
+    Nodes that one machine is split into divide its cores.
     """
 
-    node: list[int]
-    cores: list[int]
+    node: list[int]  # of every rank; nodes are numbered by their first rank
+    cores: list[int]  # that the ranks of a node may run on together, at least 1
+    # what tells the machine of every node from others
     machines: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, comm: Any, ranks_per_node: int | None = None) -> Nodes:
         """Find the nodes; every rank calls it.
 
-        Parameters
-        ----------
-        comm : mpi4py.MPI.Comm
-        ranks_per_node : int, optional
-            Splits every machine into simulated nodes of so many consecutive ranks.
+        `ranks_per_node` splits every machine into simulated nodes of so many consecutive ranks.
         """
         if ranks_per_node is not None:
             check_range("ranks_per_node", ranks_per_node, "Nodes", low=1, integer=True)

@@ -34,17 +34,9 @@ class Alone:
 def get_communicator(comm: Any = None) -> Any:
     """Return the communicator of a run, by default that of all ranks; every rank calls it.
 
-    From then on the ranks end together: see `leaving`.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm, optional
-
-    Raises
-    ------
-    ParallelError
-        If a launcher has started several ranks, but there is no mpi4py, or its MPI library is
-        not the launcher's, so that every rank is alone. Rank 0 raises it: see `raise_at_first`.
+    From then on the ranks end together: see `leaving`. `ParallelError` on rank 0 if a launcher has
+    started several ranks, but there is no mpi4py, or its MPI library is not the launcher's, so that
+    every rank is alone: see `raise_at_first`.
     """
     _, size = launched_ranks()
     if comm is None:
@@ -100,19 +92,10 @@ def together(comm: Any, function: Callable[[], Result]) -> Result:
 
 
 def agree(comm: Any, facts: Mapping[str, Any]) -> None:
-    """Check that all ranks were given the same; every rank calls it.
+    """Check that all ranks were given the same arguments and have the same versions of libraries.
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    facts : mapping of str to values
-        Arguments by their name; they are compared by their `repr`. The versions of Python, NumPy
-        and this library are compared too.
-
-    Raises
-    ------
-    ParallelError
-        The item, two ranks and their values.
+    Every rank calls it. `facts` are compared by their `repr`; the `ParallelError` names the first
+    that differs, two ranks and their values.
     """
     versions = {
         "version of largesparse": __version__,
@@ -139,13 +122,12 @@ def _first_difference(everyone: list[dict[str, str]]) -> ParallelError | None:
 
 def _portable(error: Exception, rank: int) -> bytes:
     """Return what the other ranks raise, pickled: an error of the same class where that can be."""
-    text = str(error) if isinstance(error, LargeSparseError) else f"{type(error).__name__}: {error}"
+    own = isinstance(error, LargeSparseError)
+    text = str(error) if own else f"{type(error).__name__}: {error}"
     text = f"Rank {rank}: {text}" if rank > 0 else text
     same = error
-    if isinstance(error, LargeSparseError):
-        same = type(error)(text)
-    elif rank > 0:
-        same = ParallelError(text)
+    if own or rank > 0:
+        same = type(error)(text) if own else ParallelError(text)
     try:
         data = pickle.dumps(same)
         pickle.loads(data)

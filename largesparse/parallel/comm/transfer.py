@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,30 +29,12 @@ def start_send(
     tag: int = 1,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Transfer:
-    """Begin to send arrays to a rank, whose `start_receive` names arrays of the same sizes.
+    """Begin to send C-contiguous arrays to a rank, whose `start_receive` names as large ones.
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    arrays : sequence of C-contiguous arrays
-    rank : int
-    tag : int
-        Between two ranks and in one direction, transfers that share a tag start in the same
-        order on both.
-    chunk_bytes : int in [1, 2**30]
-        Bytes of a message at most; the same on both ranks.
-
-    Raises
-    ------
-    ParameterError
-        Where an array is not C-contiguous, or `chunk_bytes` is out of range.
+    Transfers that share a tag, between two ranks in one direction, start in the same order on both.
+    Messages have at most `chunk_bytes`, the same on both, in [1, 2**30].
     """
-    from mpi4py import MPI
-
-    def post(chunk: Bytes) -> Request:
-        return comm.Isend([chunk, chunk.nbytes, MPI.BYTE], rank, tag)
-
-    return Transfer(_as_bytes(arrays), check_chunk_bytes(chunk_bytes), post)
+    return Transfer(comm, arrays, rank, tag, chunk_bytes, receives=False)
 
 
 def start_receive(
@@ -64,16 +46,10 @@ def start_receive(
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Transfer:
     """Begin to receive into arrays what a rank sends with `start_send`; see there."""
-    from mpi4py import MPI
-
     for number, array in enumerate(arrays):
         if not array.flags.writeable:
             raise ParameterError(f"Array {number} of a transfer is received, but read-only.")
-
-    def post(chunk: Bytes) -> Request:
-        return comm.Irecv([chunk, chunk.nbytes, MPI.BYTE], rank, tag)
-
-    return Transfer(_as_bytes(arrays), check_chunk_bytes(chunk_bytes), post, receives=True)
+    return Transfer(comm, arrays, rank, tag, chunk_bytes, receives=True)
 
 
 class Transfer:
@@ -81,35 +57,29 @@ class Transfer:
 
     It advances in `done` and `wait` alone. Until it is done, arrays that are sent must not be
     changed, nor those that are received be read.
-
-    Attributes
-    ----------
-    nbytes : int
-        Of all arrays together.
     """
 
     def __init__(
         self,
-        arrays: Sequence[Bytes],
+        comm: Comm,
+        arrays: Sequence[NDArray[Any]],
+        rank: int,
+        tag: int,
         chunk_bytes: int,
-        post: Callable[[Bytes], Request],
         *,
-        receives: bool = False,
+        receives: bool,
     ) -> None:
+        self._chunks = _cut(_as_bytes(arrays), check_chunk_bytes(chunk_bytes))
         self.nbytes = sum(array.nbytes for array in arrays)
-        self._receives = receives
-        self._post = post
-        self._chunks = _cut(arrays, chunk_bytes)
+        self._receives, self._place = receives, (rank, tag)
+        self._post = comm.Irecv if receives else comm.Isend
         self._posted: deque[tuple[Request, int]] = deque()  # with their bytes, the oldest first
         self._post_more()
 
     def done(self) -> bool:
         """Advance the transfer without waiting, and return whether it is complete.
 
-        Raises
-        ------
-        WorkerError
-            Where a message is smaller than this rank expects.
+        `WorkerError` where a message is smaller than this rank expects.
         """
         from mpi4py import MPI
 
@@ -134,8 +104,11 @@ class Transfer:
             pass
 
     def _post_more(self) -> None:
+        from mpi4py import MPI
+
         while len(self._posted) < IN_FLIGHT and (chunk := next(self._chunks, None)) is not None:
-            self._posted.append((self._post(chunk), chunk.nbytes))
+            request = self._post([chunk, chunk.nbytes, MPI.BYTE], *self._place)
+            self._posted.append((request, chunk.nbytes))
 
 
 def check_chunk_bytes(chunk_bytes: int) -> int:
