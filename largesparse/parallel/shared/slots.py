@@ -6,34 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from ...machine.mapped_memory import Allocate, Arena
+from ...machine.mapped_memory import Allocate, Arena, Segment
 from ...model.layer import Float32, LayerConfig, SparseLayer
 from ...model.network import SparseMLP
 from ...model.topology import Topology
 from ...model.workspace import Workspace
-from .weights import Shape, SharedTopology, SharedWeights, cut, cut_layer, parameter_arrays
+from .weights import (
+    Shape,
+    SharedTopology,
+    SharedWeights,
+    cut,
+    cut_layer,
+    parameter_arrays,
+    shared_size,
+)
 
 
 class Slot:
     """What computing a gradient takes; the ranks of a node use its slots in turn.
 
-    Parameters
-    ----------
-    shape : Shape
-    topology : SharedTopology
-    allocate : callable
-        Gives what is shared.
-    allocate_activations : callable, optional
-        Gives what only the rank needs that computes a gradient, meanwhile. By default `allocate`.
-
-    Attributes
-    ----------
-    parameters : list of dict of float32 arrays
-        Snapshot of the weights, with room for all connections.
-    network : SparseMLP
-        The snapshot as a network.
-    workspace : Workspace
-        Activations, and the gradients.
+    It has the snapshot of the weights as `parameters` of each layer, with room for all connections,
+    and as a `network`; and a `workspace` for activations and gradients. `allocate` gives what is
+    shared, `allocate_activations` what only the rank needs that computes, meanwhile.
     """
 
     def __init__(
@@ -50,10 +44,10 @@ class Slot:
         self.parameters = parameter_arrays(shape.config, shape.room, allocate)
         self._by_output = [allocate(room) for room in shape.room]
         layers = []
+        empty = np.empty(0, np.float32)  # every rank would have its own
         for k, parameters in enumerate(self.parameters):
             n_in, n_out = shape.config.layer_sizes[k : k + 2]
             nothing = Topology(n_in, n_out, *[np.empty(0, np.int32)] * 5)  # until `use` shows it
-            empty = np.empty(0, np.float32)  # every rank would have its own
             layer = SparseLayer(
                 k + 2,
                 nothing,
@@ -126,6 +120,14 @@ class Slot:
     def arrays(self) -> list[Float32]:
         """Return the arrays that the snapshot consists of."""
         return cut(self.parameters, self._topology.connections)
+
+
+def create_segments(shape: Shape, slots: int, *, has_weights: bool) -> list[Segment]:
+    """Return a node's segments: of the topology, of the weights where it has them, of each slot."""
+    shared = [SharedTopology, SharedWeights] if has_weights else [SharedTopology]
+    slot, _ = slot_sizes(shape, SharedTopology(shape, Arena()))
+    sizes = [shared_size(kind, shape) for kind in shared] + [slot] * slots
+    return [Segment.create(size) for size in sizes]
 
 
 def slot_sizes(shape: Shape, topology: SharedTopology) -> tuple[int, int]:

@@ -7,7 +7,7 @@ and the activations. There are as many as gradients are computed at a time, not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +28,7 @@ except ImportError:  # Windows; see `check_locks`
 
 
 def check_locks() -> None:
-    """Refuse systems on which ranks cannot take turns at the weights.
-
-    Raises
-    ------
-    ParallelError
-    """
+    """Raise `ParallelError` on systems on which ranks cannot take turns at the weights."""
     if fcntl is None:
         raise ParallelError(
             "Training by several ranks needs the file locks of POSIX, which this system does not "
@@ -55,46 +50,37 @@ class Shape(NamedTuple):
         return cls(network.config, room, micro_batching)
 
 
+def parameter_room(
+    config: NetworkConfig, k: int, nnz: int, allocate: Callable[..., NDArray]
+) -> LayerArrays:
+    """Return room for the parameters of layer k with so many connections, by their names."""
+    shapes = LayerConfig.of(config, k).shapes(nnz, config.layer_sizes[k + 1])
+    return {name: allocate(shape, np.float32) for name, shape in shapes.items()}
+
+
 def parameter_arrays(
     config: NetworkConfig, connections: Sequence[int], allocate: Callable[..., NDArray]
 ) -> list[LayerArrays]:
-    """Return room for the parameters of each layer, by their names in `layer.PARAMETERS`."""
-    found = []
-    for k, nnz in enumerate(connections):
-        shapes = LayerConfig.of(config, k).shapes(nnz, config.layer_sizes[k + 1])
-        found.append({name: allocate(shape, np.float32) for name, shape in shapes.items()})
-    return found
+    """Return room for the parameters of each layer."""
+    return [parameter_room(config, k, nnz, allocate) for k, nnz in enumerate(connections)]
 
 
-class Counter:
-    """A number in the array `numbers` of what has it, which the ranks of a node share."""
+def counter(place: int) -> property:
+    """Return a number in its owner's array `numbers`, which the ranks of a node share."""
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    def store(owner: SharedTopology, value: int) -> None:
+        owner.numbers[place] = value
 
-    def __get__(self, owner: SharedTopology, _: type | None = None) -> int:
-        return int(owner.numbers[self.place])
-
-    def __set__(self, owner: SharedTopology, value: int) -> None:
-        owner.numbers[self.place] = value
+    return property(lambda owner: int(owner.numbers[place]), store)
 
 
 class SharedTopology:
-    """The topology of all layers, once a node.
+    """The topology of all layers, once a node."""
 
-    Attributes
-    ----------
-    version : int
-        Updates made to the weights; counted on the server's node, as are samples.
-    samples : int
-        That the weights have been trained on in phase one.
-    generation : int
-        Evolutions made.
-    stopping : bool, as 0 or 1
-        Whether no more mini-batches are begun.
-    """
-
-    version, generation, samples, stopping = map(Counter, range(4))
+    version = counter(0)  # updates made to the weights; counted on the server's node, as samples
+    generation = counter(1)  # evolutions made
+    samples = counter(2)  # that the weights have been trained on in phase one
+    stopping = counter(3)  # 1 where no more mini-batches are begun
 
     def __init__(self, shape: Shape, allocate: Allocate) -> None:
         self.shape = shape
@@ -164,21 +150,18 @@ class SharedWeights:
         """Return parameters, then velocities, of layers with so many connections."""
         return cut(self.parameters, connections) + cut(self.velocities, connections)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Keep the server from writing; a process that dies lets go."""
-        assert self._segment is not None
-        fcntl.lockf(self._segment.descriptor, fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._segment.descriptor, fcntl.LOCK_UN)
+        return self._locked(fcntl.LOCK_SH)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep all others from reading."""
+        return self._locked(fcntl.LOCK_EX)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep all others from reading."""
+    def _locked(self, kind: int) -> Iterator[None]:
         assert self._segment is not None
-        fcntl.lockf(self._segment.descriptor, fcntl.LOCK_EX)
+        fcntl.lockf(self._segment.descriptor, kind)
         try:
             yield
         finally:
@@ -189,11 +172,8 @@ class SharedWeights:
     ) -> SparseMLP:
         """Return a network of a node's topology and these weights, as they are now.
 
-        Parameters
-        ----------
-        topology : SharedTopology
-        by_output : sequence of float32 (nnz,) or None, optional
-            The copies in output order, which are made where it has None; by default there are none.
+        `by_output` are the copies in output order, made where it has None; by default there are
+        none.
         """
         config, connections = topology.shape.config, topology.connections
         copies = by_output or [np.empty(0, np.float32)] * len(connections)

@@ -26,17 +26,14 @@ def split_representatives(comm: Any, nodes: Nodes) -> Any:
     return comm.Split(0 if own else 1)
 
 
-class Representative:
-    """A node's part in an all-reduce.
+def add_(total: Gradients, part: Gradients, *, is_first: bool) -> None:
+    """Add a gradient to a sum, or begin with it, whatever the sum was."""
+    for own, other in zip(total.arrays(), part.arrays(), strict=True):
+        np.copyto(own, other) if is_first else np.add(own, other, out=own)
 
-    Parameters
-    ----------
-    representatives : mpi4py.MPI.Comm
-    topology : SharedTopology
-    weights : SharedWeights
-    chunk_bytes : int
-        Largest part of an array that is reduced at a time.
-    """
+
+class Representative:
+    """A node's part in an all-reduce, of at most `chunk_bytes` at a time."""
 
     def __init__(
         self,
@@ -60,26 +57,17 @@ class Representative:
     ) -> None:
         """Sum this node's gradients and those of the others, and update this node's weights.
 
-        Parameters
-        ----------
-        network : SparseMLP
-            The node's weights, in input order.
-        gradients : sequence of Gradients
-            Of this node, in a fixed order; there may be none.
-        optimizer : MomentumSGD
-        rate : float
-        threads : int
+        `network` has the node's weights, in input order. The node's own `gradients` are in a fixed
+        order; there may be none.
         """
         total = self._total = self._total or Gradients(network.layers)
         total.resize_(network.layer_connections)
-        arrays = total.arrays()
         if not gradients:
-            for array in arrays:
+            for array in total.arrays():
                 array[...] = 0
         for number, part in enumerate(gradients):
-            for own, other in zip(arrays, part.arrays(), strict=True):
-                np.copyto(own, other) if number == 0 else np.add(own, other, out=own)
-        for array in arrays:
+            add_(total, part, is_first=number == 0)
+        for array in total.arrays():
             self._add_over_nodes(array.reshape(-1))
         with self._weights.writing(), kernel_threads(threads):
             network.finish_gradient(total)

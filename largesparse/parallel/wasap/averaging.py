@@ -27,24 +27,10 @@ def average_layers(n_out: int, replicas: Sequence[LayerArrays]) -> LayerArrays:
     and the activation's parameters are plain means. A neuron is dead only if it is in all
     replicas.
 
-    Time is O(n_replicas · union + n_in + n_out). Beside the result, the memory is 8 bytes for a
-    connection of the union and for an input. The result does not depend on the number of threads;
-    that of one replica is a copy.
-
-    Parameters
-    ----------
-    n_out : int
-    replicas : sequence of dict of arrays
-        At least one; see `SparseLayer.arrays`.
-
-    Returns
-    -------
-    dict of arrays
-
-    Raises
-    ------
-    ParameterError
-        Where there is no replica, or where the replicas' layers are not alike.
+    Replicas, at least one, and their mean are as `SparseLayer.arrays`. Time is
+    O(n_replicas · union + n_in + n_out). Beside the result, the memory is 8 bytes for a connection
+    of the union and for an input. The result does not depend on the number of threads; that of one
+    replica is a copy.
     """
     _check(n_out, replicas)
     if len(replicas) == 1:

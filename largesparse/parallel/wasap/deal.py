@@ -38,21 +38,10 @@ def samples(batches: Iterable[Batch]) -> int:
 class Deal:
     """The mini-batches of phase one.
 
-    Parameters
-    ----------
-    rows : int
-        Training rows.
-    batch_size : int
-        Samples of a worker's mini-batch.
-    workers : int
-        Ranks 1 to `workers` work.
-    first_epoch, epochs : int
-        Epochs that are complete, and that will be at the end.
-    joined : bool
-        Whether the workers' mini-batches are parts of one joined mini-batch.
-    state : dict, optional
-        What `state` returned when a checkpoint was written: it is not at an epoch's border
-        exactly. The number of workers may be another one.
+    Of an epoch's `rows`, `batch_size` are a mini-batch of one of the workers 1 to `workers`. With
+    `joined`, the mini-batches of all workers are parts of one. `first_epoch` epochs are complete,
+    and `epochs` will be at the end. `state` is what `state` returned when a checkpoint was written,
+    which is not at an epoch's border exactly; the number of workers may be another one.
     """
 
     def __init__(
@@ -114,7 +103,7 @@ class Deal:
         return found
 
     def give_back(self, worker: int, batches: Sequence[Batch]) -> None:
-        """Let a worker have mini-batches next that it did not come to."""
+        """Deal mini-batches to a worker again, as its next, that it did not come to."""
         if batches:
             following = self._next[worker - 1]
             more = [] if following is None else [following]
@@ -133,13 +122,7 @@ class Deal:
         self.samples_applied += batch.stop - batch.start
 
     def state(self, epoch: int) -> dict[str, Any]:
-        """Return what JSON can hold, to go on from in another run.
-
-        Parameters
-        ----------
-        epoch : int
-            Epochs that are complete.
-        """
+        """Return what JSON can hold, to go on from in another run, after so many epochs."""
         low = min([epoch, *(e for e, starts in self._missing.items() if starts)])
         kept = {e: sorted(starts) for e, starts in self._missing.items() if e >= low}
         return {"batch_size": self.batch_size, "missing": kept}
@@ -169,15 +152,9 @@ class Deal:
 class Dispatcher:
     """Which worker may compute in which slot: first come, first served, on every node.
 
-    Parameters
-    ----------
-    nodes : sequence of int
-        The node of every rank; rank 0 does not work.
-    slots : sequence of int
-        The number of slots of every node.
-    prefetch : bool
-        Whether a worker is given its next task before it has done the one before, where its node
-        has two slots for every worker.
+    `nodes` has the node of every rank, of which rank 0 does not work, and `slots` the number of
+    every node. With `prefetch` a worker is given its next task before it has done the one before,
+    where its node has two slots for every worker.
     """
 
     def __init__(

@@ -13,7 +13,6 @@ from ...errors import ParameterError
 from ...machine.environment import expand_user
 from ...machine.mapped_memory import forget_names
 from ...machine.signals import Stop, saved_in, sentence
-from ...machine.usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
 from ...training.history import History, ParallelReport
@@ -65,10 +64,8 @@ class RootArguments:
                 "The 'validation_fraction' parameter must be 0 in parallel training. Got "
                 f"{fraction} instead. Pass the rows to watch as 'test'."
             )
-        weight = self.sample_weight
-        data = prepare_(
-            trainer.network, trainer.config, self.X, self.y, sample_weight=weight, test=self.test
-        )
+        given = {"sample_weight": self.sample_weight, "test": self.test}
+        data = prepare_(trainer.network, trainer.config, self.X, self.y, **given)
         trainer.check_rows(data)
         place = None if self.checkpoint is None else expand_user(self.checkpoint).resolve()
         state = trainer.state
@@ -103,7 +100,16 @@ def train(
     comm = get_communicator(comm)
     if comm.size == 1:
         _check(given, options)
-        return _train_alone(given, augment)
+        return given.trainer().fit(
+            given.X,
+            given.y,
+            sample_weight=given.sample_weight,
+            test=given.test,
+            augment=augment,
+            callbacks=given.callbacks,
+            checkpoint=given.checkpoint,
+            progress=given.progress,
+        )
 
     def prepare() -> tuple[ParallelOptions, Trainer | None, TrainingData | None]:
         check_locks()
@@ -127,9 +133,8 @@ def train(
         representatives = split_representatives(comm, nodes)
         if isinstance(channel, RootChannel):
             assert trainer is not None and data is not None
-            history = _serve(
-                Job(comm, channel, representatives, nodes, checked), given, trainer, data
-            )
+            shared = comm, channel, representatives, nodes, checked
+            history = _serve(*shared, given, trainer, data)
         else:
             history = Worker(comm, channel, representatives, augment).run()
     return history
@@ -144,20 +149,6 @@ def _check(given: RootArguments, options: dict[str, Any]) -> ParallelOptions:
         )
     length = phase_one_length(given.config.epochs, options["phase_one_epochs"])
     return ParallelOptions(**options | {"phase_one_epochs": length})
-
-
-def _train_alone(given: RootArguments, augment: Augment | None) -> History:
-    """Train in this process, where it is the only one."""
-    return given.trainer().fit(
-        given.X,
-        given.y,
-        sample_weight=given.sample_weight,
-        test=given.test,
-        augment=augment,
-        callbacks=given.callbacks,
-        checkpoint=given.checkpoint,
-        progress=given.progress,
-    )
 
 
 def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) -> Trainer:
@@ -182,51 +173,39 @@ def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) ->
     return trainer
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """The ranks of a training, as rank 0 sees them."""
-
-    comm: Any
-    channel: RootChannel
-    representatives: Any
-    nodes: Nodes
-    options: ParallelOptions
-
-    @property
-    def workers(self) -> int:
-        """Ranks but rank 0."""
-        return int(self.comm.size) - 1
-
-    def report(self, threads: int | None) -> ParallelReport:
-        """Return a report with the slots of every node, and the threads of a worker there."""
-        options, nodes = self.options, self.nodes
-        counts = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
-        each = []
-        for node, (cores, count) in enumerate(zip(nodes.cores, counts, strict=True)):
-            at_a_time = min(count, sum(rank > 0 for rank in nodes.ranks(node)))
-            each.append(threads or max(1, cores // max(1, at_a_time)))
-        length = options.phase_one_epochs
-        return ParallelReport(options.algorithm, self.comm.size, len(nodes), counts, each, length)
+def _report(nodes: Nodes, options: ParallelOptions, threads: int | None) -> ParallelReport:
+    """Return a report with the slots of every node, and the threads of a worker there."""
+    counts = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
+    each = []
+    for node, (cores, count) in enumerate(zip(nodes.cores, counts, strict=True)):
+        at_a_time = min(count, sum(rank > 0 for rank in nodes.ranks(node)))
+        each.append(threads or max(1, cores // max(1, at_a_time)))
+    shape = len(nodes.node), len(nodes), counts, each
+    return ParallelReport(options.algorithm, *shape, options.phase_one_epochs)
 
 
-def _serve(job: Job, given: RootArguments, trainer: Trainer, data: TrainingData) -> History:
+def _serve(
+    comm: Any,
+    channel: RootChannel,
+    representatives: Any,
+    nodes: Nodes,
+    options: ParallelOptions,
+    given: RootArguments,
+    trainer: Trainer,
+    data: TrainingData,
+) -> History:
     """Be the parameter server: lead the training from its beginning to its end."""
-    nodes, options, checkpoint = job.nodes, job.options, given.checkpoint
-    report = job.report(trainer.config.threads)
+    checkpoint = given.checkpoint
+    report = _report(nodes, options, trainer.config.threads)
     trainer.threads = nodes.cores[0]
-    links = Links(
-        job.comm,
-        job.channel,
-        nodes,
-        trainer.network,
-        Shape.of(trainer.network, trainer.micro_batching),
-        report.slots,
-        options,
-    )
-    links.join(data, trainer.config, options, report.threads)
+    shape = Shape.of(trainer.network, trainer.micro_batching)
+    links = Links(comm, channel, nodes, trainer.network, shape, report.slots, options)
+    links.join(data, trainer.config, report.threads)
     forget_names()
-    name = f"training by {job.workers} workers"
+    name = f"training by {len(channel.ranks)} workers"
     bar = sample_bar(trainer, len(data.train_rows), given.progress, name)
+    shared = representatives, links.topology, links.weights, options.chunk_bytes
+    representative = Representative(*shared) if options.algorithm == "allreduce" else None
 
     def make_dispatcher(prefetch: bool) -> Dispatcher:
         return Dispatcher(nodes.node, report.slots, prefetch=prefetch)
@@ -236,7 +215,7 @@ def _serve(job: Job, given: RootArguments, trainer: Trainer, data: TrainingData)
         server = Server(trainer, run, links, make_dispatcher, options, report)
         try:
             with bar:
-                _both_phases(server, job)
+                _both_phases(server, len(channel.ranks), representative)
             request.check()
             if checkpoint is not None:
                 trainer.rescue(checkpoint)
@@ -246,15 +225,15 @@ def _serve(job: Job, given: RootArguments, trainer: Trainer, data: TrainingData)
     history = trainer.history
     history.parallel = report
     report.bytes_moved = links.bytes_moved
-    _close(job.channel, nodes, history, report)
+    _close(channel, nodes, history, report)
     links.close()
     network = trainer.network
     network.layers[:] = [in_both_orders(layer) for layer in network.layers]
     return history
 
 
-def _both_phases(server: Server, job: Job) -> None:
-    trainer, state, options, workers = server.trainer, server.state, job.options, job.workers
+def _both_phases(server: Server, workers: int, representative: Representative | None) -> None:
+    trainer, state, options = server.trainer, server.state, server.options
     if not state.history.epochs:
         server.record()
     elif state.part is None and state.epoch < trainer.config.epochs:
@@ -270,12 +249,8 @@ def _both_phases(server: Server, job: Job) -> None:
         server.finish_epoch(deal)
     if options.algorithm == "wasap":
         server.train_asynchronously(deal)
-    elif options.algorithm == "wassp":
-        server.train_synchronously(deal)
     else:
-        links = server.links
-        shared = links.topology, links.weights, options.chunk_bytes
-        server.train_by_allreduce(deal, Representative(job.representatives, *shared))
+        server.train_synchronously(deal, representative)
     server.report.phase_one_s = time.perf_counter() - started
     if server.stopped or state.epoch >= trainer.config.epochs:
         return
@@ -333,10 +308,7 @@ def _close(channel: RootChannel, nodes: Nodes, history: History, report: Paralle
     for rank in channel.ranks:
         channel.send(rank, messages.Count())
     found: dict[int, messages.Report] = channel.answers(channel.ranks)
-    own = messages.Report(
-        channel.idle_s, channel.idle_cpu_s, cpu_seconds(), pss_bytes(), 0, peak_rss_bytes()
-    )
-    used = [own, *(found[rank] for rank in channel.ranks)]
+    used = [messages.Report.of(channel), *(found[rank] for rank in channel.ranks)]
     report.peak_rss_bytes = max(each.rss_bytes for each in used)
     report.idle_s = [each.idle_s for each in used]
     report.idle_cpu_s = [each.idle_cpu_s for each in used]

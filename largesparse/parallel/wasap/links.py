@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...machine.mapped_memory import Arena, Arrays, Segment, shapes_of, share
+from ...machine.mapped_memory import Arena, Arrays, shapes_of, share
 from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
 from ...model.optimizer import MomentumSGD
@@ -21,7 +21,7 @@ from ..comm.nodes import Nodes
 from ..comm.transfer import Transfer, start_receive, start_send
 from ..options import ParallelOptions
 from ..shared.data import to_arrays
-from ..shared.slots import Slot, slot_sizes
+from ..shared.slots import Slot, create_segments
 from ..shared.weights import (
     ServerLayer,
     Shape,
@@ -29,7 +29,6 @@ from ..shared.weights import (
     SharedWeights,
     cut,
     parameter_arrays,
-    shared_size,
 )
 from . import messages
 from .allreduce import Representative
@@ -41,31 +40,9 @@ PAUSE = 0.5  # seconds without messages after which rank 0 looks whether it is t
 class Links:
     """Gives tasks to workers on all nodes and takes their gradients.
 
-    On this node gradients and weights stay in shared memory. Workers on other nodes are sent the
-    weights and send gradients; both go on while rank 0 does other things.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    channel : RootChannel
-    nodes : Nodes
-    network : SparseMLP
-        Its layers are replaced by shared ones.
-    shape : Shape
-    slots : sequence of int
-        The number of slots of every node.
-    options : ParallelOptions
-
-    Attributes
-    ----------
-    topology : SharedTopology
-    weights : SharedWeights
-    slots : list of Slot
-        Of this node.
-    computing : int
-        Gradients that are being computed.
-    bytes_moved : int
-        Between nodes.
+    On this node gradients and weights stay in shared memory: the layers of `network` are replaced
+    by shared ones. Workers on other nodes are sent the weights and send gradients; both go on while
+    rank 0 does other things. Every node has a number of `slots`.
     """
 
     def __init__(
@@ -79,25 +56,23 @@ class Links:
         options: ParallelOptions,
     ) -> None:
         self._comm, self._channel, self._nodes = comm, channel, nodes
-        self._shape, self._counts = shape, list(slots)
+        self._shape, self._counts, self._options = shape, list(slots), options
         self._chunk_bytes = options.chunk_bytes
         # whether gradients come with the weights that they were computed on
         self._keep_snapshots = options.delay_compensation > 0
         # whether every node has weights of its own, so that gradients stay on their node
         self._replicated = options.algorithm == "allreduce"
-        self.bytes_moved = 0
-        self._segments = [Segment.create(shared_size(SharedTopology, shape))]
-        self.topology = SharedTopology(shape, Arena(self._segments[0].buffer))
-        self._segments.append(Segment.create(shared_size(SharedWeights, shape)))
-        self.weights = SharedWeights(shape, Arena(self._segments[1].buffer), self._segments[1])
+        self.bytes_moved = 0  # between nodes
+        self._segments = create_segments(shape, slots[0], has_weights=True)
+        topology, weights, *slot_segments = self._segments
+        self.topology = SharedTopology(shape, Arena(topology.buffer))
+        self.weights = SharedWeights(shape, Arena(weights.buffer), weights)
         for k, layer in enumerate(network.layers):
             network.layers[k] = ServerLayer(layer, k, self.topology, self.weights)
         self.network = network
-        size, _ = slot_sizes(shape, self.topology)
-        self._slot_segments = [Segment.create(size) for _ in range(slots[0])]
-        self.slots = [
+        self.slots = [  # of this node
             Slot(shape, self.topology, Arena(segment.buffer), Arena())  # it computes none itself
-            for segment in self._slot_segments
+            for segment in slot_segments
         ]
         self._held: dict[tuple[int, int], tuple[int, int]] = {}  # versions in other nodes' slots
         self._sending: Transfer | None = None
@@ -106,62 +81,47 @@ class Links:
         self._inbox_user: messages.Push | None = None
         self._receiving: Transfer | None = None
         self._offers: deque[messages.Push] = deque()
-        self.computing = 0
+        self.computing = 0  # gradients that are being computed
 
     def close(self) -> None:
         """Let go of the segments, when all workers have done with them."""
-        for segment in [*self._segments, *self._slot_segments]:
+        for segment in self._segments:
             segment.close()
 
     # ------------------------------------------------------------------ joining
-    def join(
-        self,
-        data: TrainingData,
-        config: TrainingConfig,
-        options: ParallelOptions,
-        threads: Sequence[int],
-    ) -> None:
+    def join(self, data: TrainingData, config: TrainingConfig, threads: Sequence[int]) -> None:
         """Let every worker have what its node shares; return when all are ready.
 
-        Parameters
-        ----------
-        data : TrainingData
-        config : TrainingConfig
-        options : ParallelOptions
-        threads : sequence of int
-            For a worker of every node.
+        `threads` has the threads of a worker of every node.
         """
         layout, arrays = to_arrays(data, self.network.preprocessing)
         places, data_segment = share(arrays)
+        paths = [segment.path for segment in self._segments]
+        hosting = [messages.NodeSegments(paths, True, places)]
         self._segments.append(data_segment)
-        hosting = [
-            messages.NodeSegments(
-                self._segments[0].path,
-                self._segments[1].path,
-                [segment.path for segment in self._slot_segments],
-                places,
-            )
-        ]
-        for node in range(1, len(self._nodes)):
-            leader = self._nodes.leader(node)
+        for node, leader in self._leaders:
             count, size = self._counts[node], self._chunk_bytes
             host = messages.SetUpNode(self._shape, count, self._replicated, shapes_of(arrays), size)
             self._channel.send(leader, host)
             self._send(leader, [np.ascontiguousarray(array) for array in arrays])
             hosting.append(self._channel.answers([leader])[leader])
-        for rank in range(1, self._comm.size):
+        for rank in self._channel.ranks:
             node = self._nodes.node[rank]
             own = dataclasses.replace(config, threads=threads[node])
-            join = messages.Join(self._shape, hosting[node], layout, own, options)
+            join = messages.Join(self._shape, hosting[node], layout, own, self._options)
             self._channel.send(rank, join)
-        self._channel.answers(range(1, self._comm.size))
+        self._channel.answers(self._channel.ranks)
         self.send_topology()
+
+    @property
+    def _leaders(self) -> list[tuple[int, int]]:
+        """The other nodes, with the first rank of each."""
+        return [(node, self._nodes.leader(node)) for node in range(1, len(self._nodes))]
 
     def send_topology(self) -> None:
         """Let the other nodes have the topology as it is now; nobody computes meanwhile."""
-        for node in range(1, len(self._nodes)):
-            leader = self._nodes.leader(node)
-            topology = self.topology
+        topology = self.topology
+        for _, leader in self._leaders:
             message = messages.NewTopology(topology.generation, topology.connections)
             self._channel.send(leader, message)
             self._send(leader, topology.arrays())
@@ -172,17 +132,19 @@ class Links:
     # ------------------------------------------------------------------ tasks
     def can_begin(self, worker: int) -> bool:
         """Return whether a task can be given to a worker now."""
-        return self._nodes.node[worker] == 0 or self._sending is None
+        return self.is_here(worker) or self._sending is None
 
-    def begin(self, worker: int, slot: int, make: Callable[[messages.Weights], Any]) -> None:
-        """Give a worker the task that `make` returns, and the weights where it needs them."""
+    def begin(
+        self, worker: int, kind: type[messages.Compute | messages.Evaluate], slot: int, *what: Any
+    ) -> None:
+        """Give a worker a task in a slot, and the weights where it needs them."""
         version, generation = self.topology.version, self.topology.generation
         node = self._nodes.node[worker]
         elsewhere = node > 0 and not self._replicated
         needed = elsewhere and self._held.get((node, slot)) != (version, generation)
-        task = make(messages.Weights(version, generation, needed))
-        self._channel.send(worker, task)
-        self.computing += isinstance(task, messages.Compute)
+        weights = messages.Weights(version, generation, needed)
+        self._channel.send(worker, kind(slot, weights, *what))
+        self.computing += kind is messages.Compute
         if needed:
             self._held[node, slot] = version, generation
             now = self.weights.snapshot(self.topology.connections)
@@ -200,7 +162,7 @@ class Links:
     def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
         """Let a worker train a replica; it gets weights and velocities."""
         self._channel.send(worker, task)
-        if self._nodes.node[worker] > 0 and not self._replicated:
+        if not self.is_here(worker) and not self._replicated:
             self._send(worker, self.weights.arrays(self.topology.connections))
 
     def is_here(self, worker: int) -> bool:
@@ -211,17 +173,9 @@ class Links:
     def next(self, wanted: Callable[[messages.Push], bool] | None = None) -> Any:
         """Wait for the next message, or for something else that changes what can be done.
 
-        Parameters
-        ----------
-        wanted : callable, optional
-            wanted(push) tells which of the gradients on other nodes is received now; any by
-            default.
-
-        Returns
-        -------
-        message or None
-            None too where nothing has happened for a while. A Push has its gradients, as has that
-            of a Leased.
+        `wanted(push)` tells which of the gradients on other nodes is received now; any by default.
+        Returns a message, in which a Push has its gradients, as has that of a Leased; or None, too
+        where nothing has happened for a while.
         """
         if self._sending is not None and self._sending.done():
             self.bytes_moved += self._sending.nbytes
@@ -278,30 +232,18 @@ class Links:
         rate: float,
         threads: int,
     ) -> None:
-        """Update the weights on every node by the sum of gradients in all slots.
-
-        Parameters
-        ----------
-        representative : Representative
-            Of this node.
-        pushes : sequence of Push
-            In a fixed order.
-        optimizer : MomentumSGD
-        rate : float
-        threads : int
-        """
+        """Update the weights on every node by the sum of gradients in all slots, in their order."""
         slots: list[list[int]] = [[] for _ in self._counts]
         for push in pushes:
             slots[self._nodes.node[push.worker]].append(push.task.slot)
-        leaders = [self._nodes.leader(node) for node in range(1, len(self._nodes))]
-        for node, leader in enumerate(leaders, start=1):
+        for node, leader in self._leaders:
             self._channel.send(leader, messages.Reduce(slots[node], optimizer, rate))
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
             workspace.resize_(self.topology.connections)
         representative.update(self.network, own, optimizer, rate, threads)
-        self.bytes_moved += 4 * self.network.connections * len(leaders)
-        self._channel.answers(leaders)
+        self.bytes_moved += 4 * self.network.connections * len(self._leaders)
+        self._channel.answers(leader for _, leader in self._leaders)
 
     @property
     def waiting(self) -> list[messages.Push]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...machine.mapped_memory import Shapes, SharedArray
+from ...machine.usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from ...model.config import TrainingConfig
 from ...model.losses import ScoreSums
 from ...model.optimizer import MomentumSGD
 from ...training.history import EpochRecord, History
+from ..comm.control import RankChannel, RootChannel
 from ..options import ParallelOptions
 from ..shared.data import Layout
 from ..shared.weights import Shape
@@ -17,28 +19,25 @@ from .deal import Batch
 
 
 class NodeSegments(NamedTuple):
-    """The paths of the segments that a node's first rank has made, and where the data is."""
+    """Where a node's ranks find what they share."""
 
-    topology: str
-    weights: str | None  # on the server's node, or where every node has its own
-    slots: list[str]
+    paths: list[str]  # of the segments, as `create_segments` returns them
+    has_weights: bool  # on the server's node, or where every node has its own
     data: list[SharedArray]
 
 
 # --------------------------------------------------------------------------- to the workers
-@dataclass(frozen=True)
-class SetUpNode:
+class SetUpNode(NamedTuple):
     """To the first rank of another node: make the node's segments, and receive the data."""
 
     shape: Shape
     slots: int
-    has_weights: bool  # whether the node has weights of its own
+    has_weights: bool
     shapes: Shapes  # of the arrays of the data
     chunk_bytes: int
 
 
-@dataclass(frozen=True)
-class Join:
+class Join(NamedTuple):
     """To every worker: what the node has, and what the training is."""
 
     shape: Shape
@@ -56,8 +55,7 @@ class Weights(NamedTuple):
     sent: bool
 
 
-@dataclass(frozen=True)
-class Compute:
+class Compute(NamedTuple):
     """Compute the gradient of a mini-batch, or of a part of a joined one."""
 
     slot: int
@@ -67,8 +65,7 @@ class Compute:
     joined: int | None = None  # rows of that
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """To a worker on rank 0's node: train on mini-batches, and update the weights yourself."""
 
     slot: int
@@ -76,8 +73,7 @@ class Lease:
     limit: int  # samples at which the epoch is over, and with it the lease
 
 
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(NamedTuple):
     """Sum loss and scores over rows of the training or the test data."""
 
     slot: int
@@ -87,8 +83,7 @@ class Evaluate:
     stop: int
 
 
-@dataclass(frozen=True)
-class SendGradient:
+class SendGradient(NamedTuple):
     """The server is ready for the gradient in a slot."""
 
     slot: int
@@ -96,8 +91,7 @@ class SendGradient:
     with_snapshot: bool
 
 
-@dataclass(frozen=True)
-class Reduce:
+class Reduce(NamedTuple):
     """To the first rank of another node: sum gradients over all nodes, and update."""
 
     slots: list[int]
@@ -105,16 +99,14 @@ class Reduce:
     rate: float
 
 
-@dataclass(frozen=True)
-class NewTopology:
+class NewTopology(NamedTuple):
     """To the first rank of another node: receive topology (and weights) after an evolution."""
 
     generation: int
     connections: list[int]
 
 
-@dataclass(frozen=True)
-class TrainReplica:
+class TrainReplica(NamedTuple):
     """Train a replica alone, from the server's weights to the end."""
 
     slot: int
@@ -127,28 +119,24 @@ class TrainReplica:
     checkpoint: str | None  # folder
 
 
-@dataclass(frozen=True)
-class SendReplicaLayer:
+class SendReplicaLayer(NamedTuple):
     """Send a layer of a replica that was trained here."""
 
     replica: int
     layer: int
 
 
-@dataclass(frozen=True)
 class Count:
     """Tell what was used so far: the training is over."""
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(NamedTuple):
     """Leave; this is what the training recorded."""
 
     history: History
 
 
 # --------------------------------------------------------------------------- to rank 0
-@dataclass(frozen=True)
 class Done:
     """What was asked for has been done."""
 
@@ -169,8 +157,7 @@ class Push:
     keeps_snapshot: bool = True  # until its slot is used to evaluate
 
 
-@dataclass(frozen=True)
-class Leased:
+class Leased(NamedTuple):
     """Answer to `Lease`: the epoch is over, or all has been trained on."""
 
     worker: int
@@ -179,8 +166,7 @@ class Leased:
     push: Push | None  # the gradient of the next, if it came too late for the epoch
 
 
-@dataclass(frozen=True)
-class Evaluated:
+class Evaluated(NamedTuple):
     """Answer to `Evaluate`."""
 
     worker: int
@@ -189,8 +175,7 @@ class Evaluated:
     sums: ScoreSums
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """A replica has trained an epoch."""
 
     replica: int
@@ -198,8 +183,7 @@ class Progress:
     resumed: bool  # it is of the checkpoint that the replica went on from
 
 
-@dataclass(frozen=True)
-class ReplicaTrained:
+class ReplicaTrained(NamedTuple):
     """A replica is ready."""
 
     worker: int
@@ -208,8 +192,7 @@ class ReplicaTrained:
     connections: list[int]
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a rank has used."""
 
     idle_s: float
@@ -218,3 +201,9 @@ class Report:
     pss_bytes: int  # in the end
     slot_bytes: int  # beside that, of its own, while it had a slot
     rss_bytes: int  # at its peak
+
+    @classmethod
+    def of(cls, channel: RootChannel | RankChannel, slot_bytes: int = 0) -> Report:
+        """Return what this rank has used, with its waiting for messages."""
+        idle = channel.idle_s, channel.idle_cpu_s
+        return cls(*idle, cpu_seconds(), pss_bytes(), slot_bytes, peak_rss_bytes())

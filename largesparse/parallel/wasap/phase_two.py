@@ -24,15 +24,11 @@ RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait i
 def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTrained]:
     """Let the workers train replicas alone, as many at a time as there are slots.
 
-    Returns
-    -------
-    list
-        What was trained, in the order of the replicas.
+    Returns what was trained, in the order of the replicas.
     """
     links, trainer, state = server.links, server.trainer, server.trainer.state
     dispatcher = server.make_dispatcher(False)
-    connections = trainer.network.connections
-    one = result_bytes(connections, trainer.network.config)
+    one = result_bytes(trainer.network.connections, trainer.network.config)
     on_disk = replicas * one > RESULTS_SHARE * available_memory()
     rows, batch_size = server.run.data.train_rows, trainer.config.batch_size
     shares = [share_of_replica(rows, batch_size, r, replicas) for r in range(replicas)]
@@ -63,9 +59,8 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
             records.setdefault(record.epoch, []).append(record)
             resumed_s += (record.epoch_s or 0.0) if message.resumed else 0.0
             server.run.bar.update(samples[message.replica])
-            server.run.bar.set_postfix(
-                replica=message.replica + 1, loss=f"{record.running_loss:.4f}"
-            )
+            told = {"replica": message.replica + 1, "loss": f"{record.running_loss:.4f}"}
+            server.run.bar.set_postfix(**told)
         elif isinstance(message, messages.ReplicaTrained):
             trained[message.task.replica] = message
             dispatcher.end(message.worker, message.task.slot)
@@ -73,8 +68,8 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
     seconds = server.report.phase_two_s + resumed_s / min(dispatcher.slots, replicas)
     epochs = range(state.epoch + 1, trainer.config.epochs + 1)
     for epoch in epochs:
-        found = records.get(epoch, [])
-        state.history.epochs.append(_summary(epoch, found, seconds / len(epochs)))
+        summary = _summary(epoch, records.get(epoch, []), seconds / len(epochs))
+        state.history.epochs.append(summary)
     state.epoch = trainer.config.epochs
     return [trained[replica] for replica in range(replicas)]
 

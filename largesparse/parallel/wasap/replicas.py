@@ -16,7 +16,7 @@ from ...errors import CheckpointError
 from ...machine.environment import expand_user
 from ...machine.mapped_memory import Arena, Segment
 from ...model.config import NetworkConfig, TrainingConfig
-from ...model.layer import LayerArrays, LayerConfig
+from ...model.layer import LayerArrays
 from ...model.network import SparseMLP
 from ...model.workspace import Workspace
 from ...randomness import seed_sequence
@@ -25,7 +25,7 @@ from ...training.prepared import Augment, Rows, TrainingData
 from ...training.resumed_settings import load_checkpoint
 from ...training.state import TrainingState
 from ...training.trainer import Trainer, save_checkpoint
-from ..shared.weights import SharedTopology, SharedWeights
+from ..shared.weights import SharedTopology, SharedWeights, parameter_room
 from .messages import TrainReplica
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ def share_of_replica(order: Rows, batch_size: int, replica: int, replicas: int) 
 
 def start_replica(
     task: TrainReplica,
-    network_config: NetworkConfig,
     config: TrainingConfig,
     topology: SharedTopology,
     workspace: Workspace,
@@ -54,18 +53,9 @@ def start_replica(
 ) -> Trainer:
     """Return the trainer of a replica, as the server's network is or as its checkpoint is.
 
-    Parameters
-    ----------
-    task : TrainReplica
-    network_config : NetworkConfig
-    config : TrainingConfig
-        Of the whole training.
-    topology : SharedTopology
-        Its arrays are used, and never changed: evolution replaces them.
-    workspace : Workspace
-        Of the slot.
-    fill : callable
-        fill(arrays) copies the server's weights and velocities into arrays.
+    `config` is that of the whole training, and `workspace` the slot's. The topology's arrays are
+    used, and never changed: evolution replaces them. `fill(arrays)` copies the server's weights and
+    velocities into arrays.
     """
     own = dataclasses.replace(config, seed=replica_seed(config.seed, task.replica))
     if task.checkpoint is not None:
@@ -125,7 +115,7 @@ class StoredReplica:
     @classmethod
     def store(cls, network: SparseMLP, *, on_disk: bool) -> StoredReplica:
         """Copy a network's layers into a new segment."""
-        connections = [layer.nnz for layer in network.layers]
+        connections = network.layer_connections
         count = Arena()
         _all_layers(network.config, connections, count)
         stored = cls(network.config, connections, Segment.create(count.nbytes, on_disk=on_disk))
@@ -142,11 +132,10 @@ def layer_room(
 ) -> LayerArrays:
     """Return room for what `SparseLayer.arrays` has of layer k with so many connections."""
     n_in, n_out = config.layer_sizes[k : k + 2]
-    shapes = LayerConfig.of(config, k).shapes(nnz, n_out)
     return {
         "indptr": allocate(n_in + 1, np.int32),
         "indices": allocate(nnz, np.int32),
-        **{name: allocate(shape, np.float32) for name, shape in shapes.items()},
+        **parameter_room(config, k, nnz, allocate),
         "dead": allocate(n_out, np.bool_),
     }
 

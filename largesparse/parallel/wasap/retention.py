@@ -14,27 +14,16 @@ Int32 = NDArray[np.int32]
 
 
 class SlotMaps:
-    """Where the connections of earlier generations of a topology are now.
-
-    Attributes
-    ----------
-    generation : int
-        Evolutions so far.
-    """
+    """Where the connections of earlier generations of a topology are now."""
 
     def __init__(self) -> None:
-        self.generation = 0
+        self.generation = 0  # evolutions so far
         self._since: dict[int, list[Int32]] = {}  # generation -> maps of all layers to the newest
 
     def add(self, steps: Sequence[Sequence[Int32]], needed: set[int]) -> None:
-        """Begin a new generation.
+        """Begin a new generation, by `steps` as `Trainer.evolve_if_due` returns them.
 
-        Parameters
-        ----------
-        steps : sequence of slot maps of all layers
-            As `Trainer.evolve_if_due` returns them; evolution's are without the output layer.
-        needed : set of int
-            Earlier generations of which gradients are still to come.
+        Gradients are still to come of the earlier generations that are `needed`.
         """
         kept = {old: maps for old, maps in self._since.items() if old in needed}
         if self.generation in needed:
@@ -52,7 +41,7 @@ class SlotMaps:
 
 def compose_(maps: list[Int32], step: Sequence[Int32]) -> None:
     """Let a step follow the maps of the layers, in place; -1 stays -1."""
-    for k, later in enumerate(step):
+    for k, later in enumerate(step):  # an evolution's has no output layer
         if k == len(maps):
             maps.append(later)
         else:
@@ -65,16 +54,8 @@ def retain_valid(
     """Return a gradient of an earlier generation as one of the present topology.
 
     What belongs to a connection that has gone is dropped, and a connection that has come since
-    has a gradient of 0, even where there was one at its place before.
-
-    Parameters
-    ----------
-    gradients : Gradients
-        Not changed.
-    maps : sequence of slot maps
-        From its generation to the present one; layers beyond their number have not changed.
-    layers : sequence of SparseLayer
-        As they are now.
+    has a gradient of 0, even where there was one at its place before. `maps` are from its
+    generation to the present one; layers beyond their number have not changed.
     """
     valid = Gradients(layers)
     for k, layer in enumerate(layers):

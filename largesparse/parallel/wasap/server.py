@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from ...model.importance import active_neurons
-from ...model.layer import Float32
 from ...model.losses import ScoreSums
 from ...model.workspace import Gradients
 from ...training.history import EpochRecord, ParallelReport
 from ...training.trainer import Run, Trainer
 from ..options import ParallelOptions
 from . import messages
-from .allreduce import Representative
+from .allreduce import Representative, add_
 from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
 from .retention import SlotMaps, retain_valid
@@ -31,16 +29,8 @@ PIECES = 2  # of an evaluation, for every slot
 class Server:
     """Applies gradients, evolves the topology, evaluates by the workers, and keeps the history.
 
-    Parameters
-    ----------
-    trainer : Trainer
-        With the network, configuration and state; its layers are shared ones.
-    run : Run
-    links : Links
-    make_dispatcher : callable
-        make_dispatcher(prefetch) returns a Dispatcher.
-    options : ParallelOptions
-    report : ParallelReport
+    The layers of the trainer's network are shared ones. `make_dispatcher(prefetch)` returns a
+    Dispatcher.
     """
 
     def __init__(
@@ -61,6 +51,7 @@ class Server:
         self._dispatcher = make_dispatcher(options.algorithm == "wasap")
         self._maps = SlotMaps()
         self._arrived: deque[messages.Push] = deque()
+
         self._threads = trainer.threads if trainer.network.connections > SMALL else 1
         self._updater = Updater(
             links.topology,
@@ -109,12 +100,9 @@ class Server:
             else:
                 self._begin(worker, slot, deal.next(worker))
 
-    def _begin(self, worker: int, slot: int, batch: Batch, **joined: int) -> None:
-        def make(weights: messages.Weights) -> messages.Compute:
-            return messages.Compute(slot, weights, batch, **joined)
-
+    def _begin(self, worker: int, slot: int, batch: Batch, *joined: int) -> None:
         self._dispatcher.begin(worker, slot)
-        self.links.begin(worker, slot, make)
+        self.links.begin(worker, messages.Compute, slot, batch, *joined)
 
     def _take(self, deal: Deal, wanted: Callable[[messages.Push], bool] | None = None) -> None:
         """Wait for something to happen; keep a gradient that arrives."""
@@ -144,31 +132,20 @@ class Server:
         if task.weights.generation != self._maps.generation:
             maps = self._maps.since(task.weights.generation)
             gradients, snapshot = retain_valid(gradients, maps, trainer.network.layers), None
-        staleness = self._update(gradients, [task.batch], push.version, snapshot, limit)
+        with trainer.backend.threads(self._threads):
+            staleness = self._updater.update(
+                trainer.network,
+                gradients,
+                samples([task.batch]),
+                version=push.version,
+                snapshot=snapshot,
+                limit=limit,
+            )
         if staleness is None:
             return False
         self._count(deal, task.batch, push.loss, staleness)
         self._end(push)
         return True
-
-    def _update(
-        self,
-        gradients: Gradients,
-        batches: list[Batch],
-        version: int | None = None,
-        snapshot: list[Float32] | None = None,
-        limit: float = math.inf,
-    ) -> int | None:
-        trainer = self.trainer
-        with trainer.backend.threads(self._threads):
-            return self._updater.update(
-                trainer.network,
-                gradients,
-                samples(batches),
-                version=version,
-                snapshot=snapshot,
-                limit=limit,
-            )
 
     def _count(self, deal: Deal, batch: Batch, loss: float, staleness: int) -> None:
         """Count an update."""
@@ -190,52 +167,46 @@ class Server:
         self._dispatcher.end(push.worker, push.task.slot)
 
     # ------------------------------------------------------------------ synchronous
-    def train_synchronously(self, deal: Deal) -> None:
-        """Apply the mean of all workers' gradients, one joined mini-batch after another (WASSP)."""
+    def train_synchronously(self, deal: Deal, representative: Representative | None = None) -> None:
+        """Apply the mean of all workers' gradients, one joined mini-batch after another (WASSP).
+
+        With a representative, by an all-reduce: every node sums its gradients, and updates weights
+        of its own.
+        """
+        update: Callable[[list[Batch], Deal], None]
+        if representative is None:
+            update = partial(self._update_jointly, Gradients(self.trainer.network.layers))
+        else:
+            update = partial(self._reduce, representative)
         self._begin_epoch()
-        total = Gradients(self.trainer.network.layers)
         while not deal.is_done and not self.stopped:
             self._look(deal)
-            parts = deal.next_joined()
-            self._sum_gradients(parts, total, deal)
-            trainer = self.trainer
-            with trainer.backend.threads(self._threads):
-                trainer.network.finish_gradient(total)
-            self._update(total, parts)
+            update(deal.next_joined(), deal)
             self.state.step += 1
             self.report.count(0)
             if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
                 self.finish_epoch(deal)
 
-    def train_by_allreduce(self, deal: Deal, representative: Representative) -> None:
-        """As `train_synchronously`, but every node sums its gradients and updates its weights."""
-        self._begin_epoch()
-        while not deal.is_done and not self.stopped:
-            self._look(deal)
-            parts = deal.next_joined()
-            joined = samples(parts)
-            for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
-                place = {"first_row": samples(parts[: worker - 1]), "joined": joined}
-                self._begin(worker, slot, parts[worker - 1], **place)
-            while len(self._arrived) < len(parts):
-                self._take(deal)
-            pushes = sorted(self._arrived, key=lambda push: push.worker)
-            self._arrived.clear()
-            how = self._updater.next_update()
-            self.links.reduce(representative, pushes, *how, self._threads)
-            self.links.topology.samples += joined
-            self.state.step += 1
-            self.report.count(0)
-            for push in pushes:
-                self._count_samples(deal, push.task.batch, push.loss)
-                self._end(push)
-            if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
-                self.finish_epoch(deal)
-
-    def _sum_gradients(self, parts: list[Batch], total: Gradients, deal: Deal) -> None:
-        """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
-        total.resize_(self.trainer.network.layer_connections)
+    def _reduce(self, representative: Representative, parts: list[Batch], deal: Deal) -> None:
         joined = samples(parts)
+        for worker, slot in self._dispatcher.pairs(range(1, len(parts) + 1).__contains__):
+            first_row = samples(parts[: worker - 1])
+            self._begin(worker, slot, parts[worker - 1], first_row, joined)
+        while len(self._arrived) < len(parts):
+            self._take(deal)
+        pushes = sorted(self._arrived, key=lambda push: push.worker)
+        self._arrived.clear()
+        how = self._updater.next_update()
+        self.links.reduce(representative, pushes, *how, self._threads)
+        self.links.topology.samples += joined
+        for push in pushes:
+            self._count_samples(deal, push.task.batch, push.loss)
+            self._end(push)
+
+    def _update_jointly(self, total: Gradients, parts: list[Batch], deal: Deal) -> None:
+        """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
+        network, joined = self.trainer.network, samples(parts)
+        total.resize_(network.layer_connections)
         begun = summed = 0
 
         def is_next(push: messages.Push) -> bool:
@@ -245,8 +216,7 @@ class Server:
             push = next(filter(is_next, self._arrived), None)
             if push is not None:
                 self._arrived.remove(push)
-                for own, part in zip(total.arrays(), push.gradients.arrays(), strict=True):
-                    np.copyto(own, part) if summed == 0 else np.add(own, part, out=own)
+                add_(total, push.gradients, is_first=summed == 0)
                 summed += 1
                 self._count_samples(deal, push.task.batch, push.loss)
                 self._end(push)
@@ -256,10 +226,12 @@ class Server:
                 pair = next(self._dispatcher.pairs(worker.__eq__), None)
                 if pair is None or not self.links.can_begin(worker):
                     break
-                batch = parts[begun]
-                self._begin(*pair, batch, first_row=samples(parts[:begun]), joined=joined)
+                self._begin(*pair, parts[begun], samples(parts[:begun]), joined)
                 begun += 1
             self._take(deal, is_next)
+        with self.trainer.backend.threads(self._threads):
+            network.finish_gradient(total)
+            self._updater.update(network, total, joined)
 
     # ------------------------------------------------------------------ epochs
     def _begin_epoch(self) -> None:
@@ -353,14 +325,8 @@ class Server:
             for worker, slot in dispatcher.pairs(lambda w: bool(starts) and links.can_begin(w)):
                 start = starts.popleft()
                 place = part, start, min(rows, start + size)
-
-                def make(
-                    weights: messages.Weights, slot: int = slot, place: Any = place
-                ) -> messages.Evaluate:
-                    return messages.Evaluate(slot, weights, *place)
-
                 dispatcher.begin(worker, slot)
-                links.begin(worker, slot, make)
+                links.begin(worker, messages.Evaluate, slot, *place)
             message = links.next()
             self.run.request.check()
             if isinstance(message, messages.Push):

@@ -21,17 +21,7 @@ from .deal import epochs_of
 class Updater:
     """Updates the shared weights by gradients, one at a time whoever does it.
 
-    Parameters
-    ----------
-    topology : SharedTopology
-        Counts versions and samples.
-    weights : SharedWeights
-    config : TrainingConfig
-    options : ParallelOptions
-    workers : int
-        Of the training.
-    rows : int
-        Training rows.
+    The topology counts versions and samples; `workers` and `rows` are those of the training.
     """
 
     def __init__(
@@ -78,17 +68,15 @@ class Updater:
         version : int, optional
             Of the weights that it was computed on, by default the present one.
         snapshot : list of arrays, optional
-            Those weights, for the compensation of the delay (Zheng et al., 2017), which changes
-            `gradients`.
+            Those weights, for the compensation of the delay, which changes `gradients`.
         slot : Slot, optional
             Has the gradient, and takes the weights after the update with it.
         limit : float
-            Samples at which the epoch is over.
+            Samples at which the epoch is over: nothing is done then, and None returned.
 
         Returns
         -------
-        int or None
-            The staleness; None where the epoch is over, and nothing was done.
+        staleness : int or None
         """
         topology = self._topology
         with self._weights.writing():

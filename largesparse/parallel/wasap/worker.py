@@ -16,7 +16,7 @@ from ...machine.mapped_memory import (
     make_arrays,
     places_in,
 )
-from ...machine.usage import cpu_seconds, own_bytes, peak_rss_bytes, pss_bytes
+from ...machine.usage import own_bytes
 from ...training.history import History
 from ...training.prepared import Augment, Rows, augmented, epoch_order
 from ...training.stepping import Stepper
@@ -24,8 +24,8 @@ from ...training.warming import warm_up
 from ..comm.control import RankChannel
 from ..comm.transfer import CHUNK_BYTES, start_receive, start_send
 from ..shared.data import from_arrays
-from ..shared.slots import Slot, slot_sizes
-from ..shared.weights import SharedTopology, SharedWeights, cut, shared_size
+from ..shared.slots import Slot, create_segments, slot_sizes
+from ..shared.weights import SharedTopology, SharedWeights, cut
 from . import messages
 from .allreduce import Representative
 from .deal import Batch, samples
@@ -36,24 +36,13 @@ SERVER = 0
 
 
 class Worker:
-    """Serves rank 0 until the training is over.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    channel : RankChannel
-    representatives : mpi4py.MPI.Comm
-        Of the first ranks of all nodes.
-    augment : callable, optional
-        As in `Trainer.fit`.
-    """
+    """Serves rank 0 until the training is over; `representatives` are the nodes' first ranks."""
 
     def __init__(
         self, comm: Any, channel: RankChannel, representatives: Any, augment: Augment | None = None
     ) -> None:
         self._comm = comm
         self._representatives = representatives
-        self._representative: Representative | None = None
         self._channel = channel
         self._augment = augment
         self._segments: list[Segment] = []  # that are open
@@ -88,57 +77,42 @@ class Worker:
     # ----------------------------------------------------------------------- joining
     def _set_up_node(self, host: messages.SetUpNode) -> None:
         """Make the segments of this node, and receive the topology and the data."""
-        topology_segment = Segment.create(shared_size(SharedTopology, host.shape))
-        topology = SharedTopology(host.shape, Arena(topology_segment.buffer))
-        weights_segment = None
-        if host.has_weights:
-            weights_segment = Segment.create(shared_size(SharedWeights, host.shape))
-            self._segments.append(weights_segment)
-        slot_size, _ = slot_sizes(host.shape, topology)
-        slots = [Segment.create(slot_size) for _ in range(host.slots)]
+        segments = create_segments(host.shape, host.slots, has_weights=host.has_weights)
         data_segment, data = make_arrays(host.shapes)
-        self._segments += [topology_segment, *slots, data_segment]
+        self._segments += [*segments, data_segment]
         self._chunk_bytes = host.chunk_bytes
         self._receive(data)
-        paths = [slot.path for slot in slots]
-        weights_path = None if weights_segment is None else weights_segment.path
-        places = places_in(data_segment, data)
-        self._channel.send(
-            messages.NodeSegments(topology_segment.path, weights_path, paths, places)
-        )
+        paths, places = [segment.path for segment in segments], places_in(data_segment, data)
+        self._channel.send(messages.NodeSegments(paths, host.has_weights, places))
 
     def _join(self, join: messages.Join) -> None:
         """Open what the node has."""
         self._config, self._chunk_bytes = join.config, join.options.chunk_bytes
-        topology = self._open(join.segments.topology)
+        topology, *segments = [Segment.open(path) for path in join.segments.paths]
+        self._segments += [topology, *segments]  # until the training is over
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
-        self._weights = None
-        if join.segments.weights is not None:
-            weights = self._open(join.segments.weights)
-            self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
         arrays = [place.open() for place in join.segments.data]
         self._data, scaling = from_arrays(join.layout, arrays)
-        if self._weights is not None:
-            shared = self._topology, self._weights, join.config, join.options
-            rows = len(self._data.train_rows)
-            self._updater = Updater(*shared, self._comm.size - 1, rows)
+        self._weights = None
+        if join.segments.has_weights:
+            weights = segments.pop(0)
+            self._weights = SharedWeights(join.shape, Arena(weights.buffer), weights)
+            shared = self._topology, self._weights
+            workers, rows = self._comm.size - 1, len(self._data.train_rows)
+            self._updater = Updater(*shared, join.config, join.options, workers, rows)
+            together = self._representatives, *shared, self._chunk_bytes
+            self._representative = Representative(*together)
         self._slots, self._steppers = [], []
         self._activations = PrivateMemory(slot_sizes(join.shape, self._topology)[1])
-        for path in join.segments.slots:
+        for segment in segments:
             own = Arena(self._activations.buffer)  # for all slots: it computes in one at a time
-            slot = Slot(join.shape, self._topology, Arena(self._open(path).buffer), own)
+            slot = Slot(join.shape, self._topology, Arena(segment.buffer), own)
             slot.network.preprocessing = scaling
             self._slots.append(slot)
             self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
         warm_up(join.config.backend, threads=join.config.threads or 1)
         forget_names()
         self._channel.send(messages.Done())
-
-    def _open(self, path: str) -> Segment:
-        """Map a segment of this node until the training is over."""
-        segment = Segment.open(path)
-        self._segments.append(segment)
-        return segment
 
     def _receive_topology(self, message: messages.NewTopology) -> None:
         """Receive the topology for this node: nobody computes meanwhile."""
@@ -164,11 +138,9 @@ class Worker:
 
     def _compute(self, task: messages.Compute) -> None:
         slot, stepper = self._prepare(task.slot, task.weights)
-        joined: dict[str, Any] = {}
-        if task.joined is not None:
-            joined = {"first_row": task.first_row, "joined": task.joined}
+        place = {"first_row": task.first_row, "joined": task.joined}
         with stepper.backend.threads(stepper.threads):
-            loss = self._gradient(stepper, task.batch, **joined)
+            loss = self._gradient(stepper, task.batch, **place)
         self._leave_slot()
         self._channel.send(self._push(task, loss, slot))
 
@@ -231,25 +203,11 @@ class Worker:
     def _reduce(self, message: messages.Reduce) -> None:
         """Be this node's part of an all-reduce."""
         assert self._weights is not None
-        if self._representative is None:
-            self._representative = Representative(
-                self._representatives,
-                self._topology,
-                self._weights,
-                self._chunk_bytes,
-            )
-        gradients = []
-        for slot in message.slots:
-            workspace = self._slots[slot].workspace
+        gradients = [self._slots[slot].workspace for slot in message.slots]
+        for workspace in gradients:
             workspace.resize_(self._topology.connections)
-            gradients.append(workspace)
-        self._representative.update(
-            self._weights.network(self._topology),
-            gradients,
-            message.optimizer,
-            message.rate,
-            self._steppers[0].threads,
-        )
+        network, threads = self._weights.network(self._topology), self._steppers[0].threads
+        self._representative.update(network, gradients, message.optimizer, message.rate, threads)
         self._channel.send(messages.Done())
 
     def _evaluate(self, task: messages.Evaluate) -> None:
@@ -268,8 +226,7 @@ class Worker:
         """Return the training rows in the order of an epoch, as sequential training has it."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            seed = self._config.seed
-            self._orders[epoch] = epoch_order(self._data.train_rows, seed, epoch)
+            self._orders[epoch] = epoch_order(self._data.train_rows, self._config.seed, epoch)
         return self._orders[epoch]
 
     # ----------------------------------------------------------------------- replicas
@@ -278,7 +235,6 @@ class Worker:
         slot = self._slots[task.slot]
         trainer = start_replica(
             task,
-            slot.network.config,
             self._config,
             self._topology,
             slot.workspace,
@@ -300,9 +256,8 @@ class Worker:
 
     def _copy_weights(self, arrays: list[NDArray]) -> None:
         assert self._weights is not None
-        for own, theirs in zip(
-            arrays, self._weights.arrays(self._topology.connections), strict=True
-        ):
+        shared = self._weights.arrays(self._topology.connections)
+        for own, theirs in zip(arrays, shared, strict=True):
             own[...] = theirs
 
     def _send_replica_layer(self, message: messages.SendReplicaLayer) -> None:
@@ -320,11 +275,8 @@ class Worker:
         self._own_bytes = max(self._own_bytes, own_bytes())
 
     def _count(self, _: messages.Count) -> None:
-        idle = self._channel.idle_s, self._channel.idle_cpu_s
         beside = max(0, self._own_bytes - own_bytes())
-        self._channel.send(
-            messages.Report(*idle, cpu_seconds(), pss_bytes(), beside, peak_rss_bytes())
-        )
+        self._channel.send(messages.Report.of(self._channel, beside))
 
     def _send(self, arrays: list[NDArray]) -> None:
         start_send(self._comm, arrays, SERVER, chunk_bytes=self._chunk_bytes).wait()
