@@ -51,15 +51,9 @@ class ParallelOptions:
         return 2 if self.algorithm == "wasap" and self.slots is not None else 1
 
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
-        """Return the factor of the learning rate in phase one.
+        """Return the factor of the learning rate in phase one, after so many epochs (`progress`).
 
-        Parameters
-        ----------
-        progress : float
-            Epochs trained so far.
-        staleness : int
-            Updates made between a gradient's weights and its own.
-        workers : int
+        Staleness counts the updates made between a gradient's weights and its own.
         """
         if self.algorithm == "wasap":
             initial = self.initial_rate_factor if progress < self.initial_rate_epochs else 1.0
@@ -68,13 +62,7 @@ class ParallelOptions:
 
 
 def phase_one_length(epochs: int, given: int | None = None) -> int:
-    """Return the number of epochs of phase one, by default 0.7 of all and at least 1.
-
-    Raises
-    ------
-    ParameterError
-        Where there are fewer epochs than given.
-    """
+    """Return the number of epochs of phase one, by default 0.7 of all and at least 1."""
     if given is None:
         return max(1, math.floor(PHASE_ONE_SHARE * epochs))
     check_range("phase_one_epochs", given, "parallel training", low=1, integer=True)

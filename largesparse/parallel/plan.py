@@ -63,13 +63,8 @@ class Workload:
 def slots_of_nodes(nodes: Nodes, most: int | None = None, *, each: int = 1) -> list[int]:
     """Return how many gradients every node computes at a time.
 
-    Parameters
-    ----------
-    nodes : Nodes
-    most : int, optional
-        By default the cores of the node.
-    each : int
-        How many a worker on another node can use. There are so many for each, or at most one.
+    At most `most`, by default the cores of the node. A worker on another node can use `each`: there
+    are so many for each, or at most one.
     """
     workers = [sum(rank > 0 for rank in nodes.ranks(node)) for node in range(len(nodes))]
     found = []
@@ -86,18 +81,10 @@ def plan_parallel(
     work: Workload,
     available: int | None = None,
 ) -> MemoryPlan:
-    """Return the bytes of a parallel training.
+    """Return the bytes of a parallel training, with so many `slots` on every node.
 
-    Parameters
-    ----------
-    shape : Shape
-        Of the network, with the connections that it has or is expected to have.
-    nodes : Nodes
-    slots : sequence of int
-        Of every node.
-    work : Workload
-    available : int, optional
-        Bytes that the training may use: they decide where trained replicas wait.
+    The shape has the connections that the network has or is expected to have. The bytes `available`
+    decide where trained replicas wait.
     """
     here = nodes.beside(0)
     counts = tuple(slots[node] for node in here)
@@ -169,27 +156,9 @@ def choose_parallel_plan(
     """Return the plan that fits with the most slots, and with the fastest useful settings.
 
     Fewer slots come before micro-batches under 32 (64 with bfloat16), and before activations that
-    are computed twice: a node's cores then work on fewer gradients.
-
-    Parameters
-    ----------
-    config : NetworkConfig
-    batch_size : int
-        Of a worker.
-    nodes : Nodes
-    micro_batch, keep_every, slots : int, optional
-        Given, they are taken; the micro-batch is at most the batch size.
-    activation_dtype : str
-        As in `TrainingConfig`.
-    available : int
-        Bytes that the training may use on the machine of rank 0: see `memory_of_ranks`.
-    **work
-        The fields of `Workload`.
-
-    Raises
-    ------
-    MemoryPlanError
-        Where nothing fits; the message says what would.
+    are computed twice: a node's cores then work on fewer gradients. `slots`, a micro-batch and
+    `keep_every` that are given are taken. `available` are the bytes of `memory_of_ranks`, and
+    `work` the fields of `Workload`. Where nothing fits, a `MemoryPlanError` says what would.
     """
     budget, workload = Budget(available), Workload(**work)
 
@@ -219,9 +188,9 @@ def check_disk(plan: MemoryPlan) -> None:
 
 
 def memory_of_ranks(comm: Any, nodes: Nodes) -> int:
-    """Return the bytes that the ranks on rank 0's machine may have together; all ranks call it.
+    """Return the bytes that the ranks on rank 0's machine may have together, theirs included.
 
-    What they have already is part of it. Ranks other than 0 return 0.
+    All ranks call it; others than 0 return 0.
     """
     held = gather(comm, pss_bytes())
     if held is None:
@@ -258,9 +227,8 @@ def check_memory(
             mapped=mapped,
         )
         slots = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
-        plan = plan_parallel(
-            Shape.of(network, trainer.micro_batching), nodes, slots, work, available
-        )
+        shape = Shape.of(network, trainer.micro_batching)
+        plan = plan_parallel(shape, nodes, slots, work, available)
         check_fits(plan, network.config, available)
         check_disk(plan)
 

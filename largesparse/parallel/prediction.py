@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -128,14 +127,10 @@ def predict(
     """
     options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
     found = _predict(network, X, comm, options, needs_classes=False)
-    if found is None:
-        return None
-    out, outputs = found
-    return outputs.to_predictions(out)
+    return None if found is None else found[1].to_predictions(found[0])
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(NamedTuple):
     """The same on all ranks."""
 
     threads: int | None
@@ -206,12 +201,8 @@ def _predict(
     prepared = together(comm, prepare)
     if comm.size == 1:
         assert network is not None and prepared is not None
-        with Predictor(
-            network,
-            threads=options.threads,
-            batch_size=options.batch_size,
-            backend=options.backend,
-        ) as predictor:
+        own: dict[str, Any] = {"threads": options.threads, "backend": options.backend}
+        with Predictor(network, batch_size=options.batch_size, **own) as predictor:
             return predictor.compute(prepared[0]), prepared[1]
     agree(comm, {"the options of prediction": options})
     nodes = Nodes.of(comm, options.ranks_per_node)
@@ -228,10 +219,7 @@ def _predict(
 
 
 class _Leader:
-    """Rank 0: deals out the rows, predicts its own, and collects what the others have found.
-
-    Ranks are taken node by node, so that the rows of a node are consecutive.
-    """
+    """Rank 0: deals out the rows, predicts its own, and collects what the others have found."""
 
     def __init__(
         self,
@@ -252,6 +240,7 @@ class _Leader:
         sizes = network.config.layer_sizes
         self._batch_size = options.batch_size or prediction_batch(sizes)
         self._backend = get_backend(options.backend).name
+        # node by node, so that the rows of a node are consecutive
         order = [rank for node in range(len(nodes)) for rank in nodes.ranks(node)]
         weights = [self._threads[nodes.node[rank]] for rank in order]
         shares = split_rows(X.shape[0], self._batch_size, weights)
@@ -311,8 +300,7 @@ class _Leader:
         self._channel.send(leader, TakeArrays(shapes_of(arrays)))
         self._answer(leader)
         start_send(self._comm, arrays, leader, chunk_bytes=self._chunk_bytes).wait()
-        places: list[SharedArray] = self._answer(leader)
-        return places
+        return self._answer(leader)
 
     def _settings(self, node: int) -> tuple[int, int, str, bool]:
         is_classification = Outputs.of(self._network).is_classification

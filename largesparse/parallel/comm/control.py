@@ -90,7 +90,7 @@ class RootChannel(_Channel):
             self._selector.register(peer.connection, selectors.EVENT_READ, peer)
         self._ready: deque[Peer] = deque()
         self._left: set[int] = set()  # ranks that have closed their end
-        self._watch = Watch(peers) if peers else None
+        self._watch = Watch(peers)
 
     def send(self, rank: int, message: Message) -> None:
         """Send a message to a rank; `ParallelError` if it has ended."""
@@ -134,7 +134,7 @@ class RootChannel(_Channel):
 
     def tell(self, text: str) -> None:
         """Write the job's last message to standard error; empty where it has been told."""
-        if self._watch is None or not self._watch.tell(text):
+        if not self._watch.tell(text):
             sys.stderr.write(text)
 
     def close(self) -> None:
@@ -150,8 +150,7 @@ class RootChannel(_Channel):
             if peer := self._turn(None):
                 self._read(peer)
         self._closed = True
-        if self._watch is not None:
-            self._watch.tell("")
+        self._watch.tell("")
         self._send_all(_Release())
         self._selector.close()
         for peer in self._peers.values():

@@ -1,4 +1,4 @@
-"""A small process beside rank 0 that says how the job ended when rank 0 cannot.
+"""A small process next to rank 0 that says how the job ended when rank 0 cannot.
 
 A launcher that sees a rank die may kill all others before rank 0 has said a word. The watcher has
 a session of its own, so that it outlives them by the moment that a message takes. It sleeps until

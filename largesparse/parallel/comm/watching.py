@@ -21,7 +21,7 @@ class Watch:
 
     def __init__(self, peers: Mapping[int, Peer]) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if not hasattr(select, "EPOLLRDHUP"):
+        if not (peers and hasattr(select, "EPOLLRDHUP")):
             return
         own = f"Rank 0 (host {socket.gethostname()}, pid {os.getpid()})"
         files = {peer.connection.fileno(): str(peer) for peer in peers.values()}

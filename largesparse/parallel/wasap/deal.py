@@ -70,7 +70,6 @@ class Deal:
         )
         self._shares: list[Iterator[Batch]] = [self._share(worker) for worker in range(workers)]
         self._next = [next(share, None) for share in self._shares]
-        self._joined_parts = self._join()
 
     @property
     def progress(self) -> float:
@@ -112,7 +111,9 @@ class Deal:
 
     def next_joined(self) -> list[Batch]:
         """Return the parts of the next joined mini-batch, of worker 1, 2, ..."""
-        return next(self._joined_parts)
+        epoch = min(batch.epoch for batch in self._next if batch is not None)
+        due = [batch is not None and batch.epoch == epoch for batch in self._next]
+        return [self.next(worker) for worker, is_due in enumerate(due, start=1) if is_due]
 
     def apply(self, batch: Batch) -> None:
         """Count a mini-batch as applied."""
@@ -128,22 +129,12 @@ class Deal:
         return {"batch_size": self.batch_size, "missing": kept}
 
     def _share(self, worker: int) -> Iterator[Batch]:
+        steps = -(-self.rows // self._step_rows)
         for epoch in range(self._first, self.epochs):
             starts = self._left.get(epoch, range(0, self.rows, self.batch_size))
             for start in starts[worker :: self.workers]:
-                yield self._batch(epoch, start)
-
-    def _join(self) -> Iterator[list[Batch]]:
-        for epoch in range(self._first, self.epochs):
-            starts = self._left.get(epoch, range(0, self.rows, self.batch_size))
-            for first in range(0, len(starts), self.workers):
-                parts = starts[first : first + self.workers]
-                yield [self._batch(epoch, start) for start in parts]
-
-    def _batch(self, epoch: int, start: int) -> Batch:
-        steps = -(-self.rows // self._step_rows)
-        step = epoch * steps + start // self._step_rows
-        return Batch(epoch, start, start + self._samples(start), step)
+                step = epoch * steps + start // self._step_rows
+                yield Batch(epoch, start, start + self._samples(start), step)
 
     def _samples(self, start: int) -> int:
         return min(self.batch_size, self.rows - start)

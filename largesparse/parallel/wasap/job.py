@@ -262,7 +262,7 @@ def _both_phases(server: Server, workers: int, representative: Representative | 
         state.parallel = None
         trainer.save(server.run.checkpoint)
     server.replicas_apart = False
-    server.call_back()
+    server.run.call_back(trainer)
 
 
 def _deal(server: Server, workers: int) -> Deal:

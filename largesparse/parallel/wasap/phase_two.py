@@ -8,14 +8,14 @@ from collections import deque
 
 import numpy as np
 
-from ...machine.mapped_memory import Segment
+from ...machine.mapped_memory import Arena, Segment
 from ...model.config import NetworkConfig
 from ...model.layer import LayerArrays
 from ...training.history import EpochRecord
 from ...training.memory import available_memory
 from . import messages
 from .averaging import average_layers
-from .replicas import StoredReplica, layer_room, share_of_replica
+from .replicas import layer_room, rooms, share_of_replica
 from .server import Server
 
 RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in
@@ -81,34 +81,30 @@ def result_bytes(connections: int, config: NetworkConfig) -> int:
 
 def _summary(epoch: int, found: list[EpochRecord], seconds: float) -> EpochRecord:
     """Return the record of an epoch of phase two: the model of it does not exist yet."""
-    losses = [r.running_loss for r in found if r.running_loss is not None]
-    evolutions = [r.evolution_s for r in found if r.evolution_s is not None]
-    return EpochRecord(
-        epoch,
-        None,
-        None,
-        running_loss=statistics.mean(losses) if losses else None,
-        epoch_s=seconds,
-        evolution_s=statistics.mean(evolutions) if evolutions else None,
-    )
+    summary = EpochRecord(epoch, None, None, epoch_s=seconds)
+    for name in ("running_loss", "evolution_s"):
+        known = [value for each in found if (value := getattr(each, name)) is not None]
+        setattr(summary, name, statistics.mean(known) if known else None)
+    return summary
 
 
 def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
     """Give the server's network the average of the replicas, one layer at a time."""
     links, network = server.links, server.trainer.network
     started = time.perf_counter()
-    here: dict[int, StoredReplica] = {}
+    here: dict[int, list[LayerArrays]] = {}
     for result in trained:
         if links.is_here(result.worker):
             segment = Segment.open(result.path)
-            here[result.task.replica] = StoredReplica(network.config, result.connections, segment)
+            arena = Arena(segment.buffer)
+            here[result.task.replica] = rooms(network.config, result.connections, arena)
             segment.close()
     for k, layer in enumerate(network.layers):
         parts = []
         for result in trained:
             replica = result.task.replica
             if replica in here:
-                parts.append(here[replica].layers[k])
+                parts.append(here[replica][k])
             else:
                 room = layer_room(network.config, k, result.connections[k], np.empty)
                 message = messages.SendReplicaLayer(replica, k)

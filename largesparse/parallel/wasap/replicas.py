@@ -105,26 +105,18 @@ def _folder(task: TrainReplica) -> Path:
     return expand_user(task.checkpoint) / f"replica-{task.replica + 1:03d}"
 
 
-class StoredReplica:
-    """The result of a replica: its layers, in a segment that the server can open."""
-
-    def __init__(self, config: NetworkConfig, connections: list[int], segment: Segment) -> None:
-        self.segment = segment
-        self.layers = _all_layers(config, connections, Arena(segment.buffer))
-
-    @classmethod
-    def store(cls, network: SparseMLP, *, on_disk: bool) -> StoredReplica:
-        """Copy a network's layers into a new segment."""
-        connections = network.layer_connections
-        count = Arena()
-        _all_layers(network.config, connections, count)
-        stored = cls(network.config, connections, Segment.create(count.nbytes, on_disk=on_disk))
-        for layer, room in zip(network.layers, stored.layers, strict=True):
-            for name, array in layer.arrays().items():
-                room[name][...] = array
-        if on_disk:
-            stored.segment.unload()  # the system can evict them, and the node's memory is not these
-        return stored
+def store(network: SparseMLP, *, on_disk: bool) -> tuple[Segment, list[LayerArrays]]:
+    """Copy a network's layers into a new segment, which the server can open; return both."""
+    shape, count = (network.config, network.layer_connections), Arena()
+    rooms(*shape, count)
+    segment = Segment.create(count.nbytes, on_disk=on_disk)
+    layers = rooms(*shape, Arena(segment.buffer))
+    for layer, room in zip(network.layers, layers, strict=True):
+        for name, array in layer.arrays().items():
+            room[name][...] = array
+    if on_disk:
+        segment.unload()  # the system can evict them, and the node's memory is not these
+    return segment, layers
 
 
 def layer_room(
@@ -140,5 +132,6 @@ def layer_room(
     }
 
 
-def _all_layers(config: NetworkConfig, connections: list[int], arena: Arena) -> list[LayerArrays]:
+def rooms(config: NetworkConfig, connections: list[int], arena: Arena) -> list[LayerArrays]:
+    """Return room for all layers."""
     return [layer_room(config, k, nnz, arena) for k, nnz in enumerate(connections)]

@@ -247,7 +247,7 @@ class Server:
         self._look(deal, stop=False)
         if self.run.checkpoint is not None:
             self.trainer.save(self.run.checkpoint)
-        self.call_back()
+        self.stopped = self.run.call_back(self.trainer)
         self._begin_epoch()
 
     def _look(self, deal: Deal, *, stop: bool = True) -> None:
@@ -339,7 +339,3 @@ class Server:
             loss += found[start].loss
             sums.merge(found[start].sums)
         return loss, sums
-
-    def call_back(self) -> None:
-        """Call the callbacks with the newest record."""
-        self.stopped = self.run.call_back(self.trainer)

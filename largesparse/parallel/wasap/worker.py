@@ -17,6 +17,7 @@ from ...machine.mapped_memory import (
     places_in,
 )
 from ...machine.usage import own_bytes
+from ...model.layer import LayerArrays
 from ...training.history import History
 from ...training.prepared import Augment, Rows, augmented, epoch_order
 from ...training.stepping import Stepper
@@ -29,7 +30,7 @@ from ..shared.weights import SharedTopology, SharedWeights, cut
 from . import messages
 from .allreduce import Representative
 from .deal import Batch, samples
-from .replicas import StoredReplica, start_replica, train_replica
+from .replicas import start_replica, store, train_replica
 from .updating import Updater
 
 SERVER = 0
@@ -46,7 +47,7 @@ class Worker:
         self._channel = channel
         self._augment = augment
         self._segments: list[Segment] = []  # that are open
-        self._replicas: dict[int, StoredReplica] = {}
+        self._replicas: dict[int, list[LayerArrays]] = {}  # the layers of those trained here
         self._orders: dict[int, Rows] = {}
         self._chunk_bytes = CHUNK_BYTES
         self._own_bytes = 0  # at most, in a slot
@@ -247,12 +248,10 @@ class Worker:
             self._channel.send(messages.Progress(task.replica, record, record.epoch <= begun))
         self._note_memory()
         self._leave_slot()
-        stored = StoredReplica.store(network, on_disk=task.on_disk)
-        self._replicas[task.replica] = stored
-        self._segments.append(stored.segment)
-        connections = network.layer_connections
-        trained = messages.ReplicaTrained(self._comm.rank, task, stored.segment.path, connections)
-        self._channel.send(trained)
+        segment, self._replicas[task.replica] = store(network, on_disk=task.on_disk)
+        self._segments.append(segment)
+        place = segment.path, network.layer_connections
+        self._channel.send(messages.ReplicaTrained(self._comm.rank, task, *place))
 
     def _copy_weights(self, arrays: list[NDArray]) -> None:
         assert self._weights is not None
@@ -261,8 +260,7 @@ class Worker:
             own[...] = theirs
 
     def _send_replica_layer(self, message: messages.SendReplicaLayer) -> None:
-        layer = self._replicas[message.replica].layers[message.layer]
-        self._send(list(layer.values()))
+        self._send(list(self._replicas[message.replica][message.layer].values()))
 
     # ----------------------------------------------------------------------- the rest
     def _leave_slot(self) -> None:
