@@ -39,7 +39,7 @@ from .comm.collectives import gather
 from .comm.nodes import Nodes
 from .comm.ranks import together
 from .options import ParallelOptions
-from .shared.data import to_arrays
+from .shared.data import take_arrays
 from .shared.slots import slot_sizes
 from .shared.weights import Shape, SharedTopology, SharedWeights, shared_size
 from .wasap.phase_two import RESULTS_SHARE, result_bytes
@@ -216,7 +216,7 @@ def check_memory(
         if trainer is None or data is None:
             return
         network, config = trainer.network, trainer.config
-        arrays = to_arrays(data, network.preprocessing)[1]
+        _, arrays = take_arrays((data, network.preprocessing))
         mapped = sum(array.nbytes for array in arrays if find_mapped(array) is not None)
         work = Workload(
             algorithm=options.algorithm,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
+from scipy.sparse import csr_array, issparse
 
 from ..backends import get_backend
 from ..data.checks import check_X
@@ -25,8 +25,6 @@ from ..machine.mapped_memory import (
     Segment,
     Shapes,
     SharedArray,
-    X_from_arrays,
-    X_to_arrays,
     arrays_of,
     forget_names,
     make_arrays,
@@ -40,7 +38,6 @@ from ..training import prediction as inference
 from ..training.memory import prediction_batch
 from ..training.prediction import (
     Engine,
-    ForwardLayout,
     Outputs,
     Predictor,
     batches,
@@ -52,6 +49,7 @@ from .comm.guard import guard
 from .comm.nodes import Nodes
 from .comm.ranks import agree, get_communicator, together
 from .comm.transfer import CHUNK_BYTES, check_chunk_bytes, start_receive, start_send
+from .shared.data import give_arrays, take_arrays
 
 SERVER = 0
 Float32 = NDArray[np.float32]
@@ -159,9 +157,8 @@ class TakeArrays(NamedTuple):
 class Share(NamedTuple):
     """To every rank that has rows: predict them."""
 
-    layout: ForwardLayout
-    X_shape: tuple[int, ...] | None  # of sparse rows of the node; None is dense ones
-    arrays: list[SharedArray]  # of the layers, then of the rows
+    model_and_X: bytes  # what they are but for their arrays; X has the rows of the node
+    arrays: list[SharedArray]
     start: int  # among the rows of the node
     stop: int
     settings: tuple[int, int, str, bool]  # of the engine
@@ -245,7 +242,7 @@ class _Leader:
         weights = [self._threads[nodes.node[rank]] for rank in order]
         shares = split_rows(X.shape[0], self._batch_size, weights)
         self._shares = {rank: part for rank, part in zip(order, shares, strict=True) if part}
-        self._layout, self._layers = inference.to_arrays(network)
+        self._model = inference.from_arrays(*inference.to_arrays(network))
         self._segments: list[Segment] = []
         self._done: deque[int] = deque()  # ranks whose outputs have not been received
         self._out = np.empty((X.shape[0], sizes[-1]), np.float32)
@@ -255,7 +252,7 @@ class _Leader:
         for node in range(len(self._nodes)):
             self._begin(node)
         own = self._shares[SERVER]
-        engine = Engine(self._network.layers, self._network.preprocessing, *self._settings(0))
+        engine = Engine(*self._model, *self._settings(0))
         compute(engine, self._X, own, self._out[own.start : own.stop], self._look)
         for _ in range(len(self._shares) - 1):
             rank = self._done.popleft() if self._done else self._channel.receive()[0]
@@ -277,8 +274,7 @@ class _Leader:
         if not others:
             return
         start, stop = self._shares[ranks[0]].start, self._shares[ranks[-1]].stop
-        X_shape = (stop - start, self._X.shape[1]) if issparse(self._X) else None
-        arrays = [*self._layers, *rows_of(self._X, start, stop)]
+        rest, arrays = take_arrays((self._model, rows_of(self._X, start, stop)))
         outputs = None
         if node == 0:
             places, segment = share(arrays)
@@ -291,8 +287,7 @@ class _Leader:
         for rank in others:
             part = self._shares[rank]
             rows = part.start - start, part.stop - start
-            task = self._layout, X_shape, places, *rows, self._settings(node), outputs
-            self._channel.send(rank, Share(*task))
+            self._channel.send(rank, Share(rest, places, *rows, self._settings(node), outputs))
 
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
         """Send arrays to another node; return where its ranks find them."""
@@ -343,9 +338,8 @@ def _follow(comm: Any, channel: RankChannel, chunk_bytes: int) -> None:
 
 def _compute_share(task: Share, look: Callable[[], None]) -> Float32:
     """Return the outputs of this rank's share of the rows."""
-    arrays = (place.open() for place in task.arrays)
-    layers, preprocessing = inference.from_arrays(task.layout, arrays)
-    X = X_from_arrays(task.X_shape, arrays)
+    arrays = [place.open() for place in task.arrays]
+    (layers, preprocessing), X = give_arrays(task.model_and_X, arrays)
     rows = range(task.start, task.stop)
     if task.outputs is None:
         out = np.empty((len(rows), layers[-1].n_out), np.float32)
@@ -371,12 +365,13 @@ def split_rows(n_rows: int, batch_size: int, weights: Sequence[int]) -> list[ran
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def rows_of(X: Any, start: int, stop: int) -> Arrays:
-    """Return the arrays of consecutive rows of a dense or CSR X; large ones are views."""
+def rows_of(X: Any, start: int, stop: int) -> Any:
+    """Return consecutive rows of a dense or CSR X; large arrays are views."""
     if not issparse(X):
-        return X_to_arrays(X[start:stop])
+        return X[start:stop]
     first, last = X.indptr[start], X.indptr[stop]
-    return [X.data[first:last], X.indices[first:last], X.indptr[start : stop + 1] - first]
+    parts = X.data[first:last], X.indices[first:last], X.indptr[start : stop + 1] - first
+    return csr_array(parts, shape=(stop - start, X.shape[1]))
 
 
 def compute(engine: Engine, X: Any, rows: range, out: Float32, look: Callable[[], None]) -> None:

@@ -145,12 +145,10 @@ def _limit_reads(connection: Connection, seconds: float) -> None:
 def _create_open_server(backlog: int) -> socket.socket:
     """Listen on all interfaces, by IPv6 too where there is any."""
     if socket.has_dualstack_ipv6():
-        try:
+        with contextlib.suppress(OSError):  # the kernel knows IPv6, but it is turned off
             return socket.create_server(
                 ("", 0), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
             )
-        except OSError:
-            pass  # the kernel knows IPv6, but it is turned off
     return socket.create_server(("", 0), backlog=backlog)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import logging
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -67,7 +66,13 @@ def end_together(comm: Any) -> None:
             os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
             threading.Thread(target=_end_unheeded, args=(reader,), daemon=True).start()
     if comm.rank > 0:
-        sys.excepthook = functools.partial(_tell_own, sys.excepthook)
+        write = sys.excepthook
+
+        def write_own(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
+            if not getattr(error, "is_told_elsewhere", False):  # else rank 0 does it
+                write(kind, error, trace)
+
+        sys.excepthook = write_own
 
 
 def watch_script() -> None:
@@ -116,10 +121,6 @@ def end_job(text: str) -> NoReturn:
     else:
         sys.stderr.write(text)
     sys.stderr.flush()
-    _abort()
-
-
-def _abort() -> NoReturn:
     forget_names()
     signal.alarm(10)  # its signal ends this process should MPI not do so
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI's own words
@@ -160,17 +161,6 @@ def _end_unheeded(reader: int) -> None:
         if _Job.heeded < came:
             _Job.status = 128 + number
             end_job("largesparse: interrupted\n")
-
-
-def _tell_own(
-    tell: Callable[..., Any],
-    kind: type[BaseException],
-    error: BaseException,
-    trace: TracebackType | None,
-) -> None:
-    """Write the traceback of an error that nobody has caught, unless rank 0 does."""
-    if not getattr(error, "is_told_elsewhere", False):
-        tell(kind, error, trace)
 
 
 def _leave() -> None:

@@ -1,57 +1,49 @@
-"""The data of a training as a list of arrays, which the ranks of a node share."""
+"""What ranks share apart from what they are sent: the arrays of a thing, and the rest of it."""
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 
-from ...data.standardizer import Standardizer
-from ...machine.mapped_memory import Arrays, X_from_arrays, X_to_arrays
-from ...training.prepared import TrainingData
+from ...machine.mapped_memory import Arrays
 
 
-class Layout(NamedTuple):
-    """What the arrays of a training's data are, in their order."""
+class _Taker(pickle.Pickler):
+    """Pickles a thing without its arrays, which it keeps."""
 
-    X_shape: tuple[int, ...] | None  # of a sparse X; None is a dense one
-    has_weights: bool
-    test_shape: tuple[int, ...] | None
-    has_test: bool
-    is_standardized: bool
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.arrays: Arrays = []
 
-
-def to_arrays(data: TrainingData, scaling: Standardizer | None) -> tuple[Layout, Arrays]:
-    """Return the data and the standardisation as arrays; `from_arrays` goes back."""
-    arrays = [*X_to_arrays(data.X), data.y, data.train_rows, data.loss_rows]
-    if data.weights is not None:
-        arrays.append(data.weights)
-    if data.test is not None:
-        arrays += [*X_to_arrays(data.test[0]), data.test[1]]
-    if scaling is not None:
-        arrays += [scaling.mean, scaling.scale]
-    layout = Layout(
-        data.X.shape if issparse(data.X) else None,
-        data.weights is not None,
-        data.test[0].shape if data.test is not None and issparse(data.test[0]) else None,
-        data.test is not None,
-        scaling is not None,
-    )
-    return layout, arrays
+    def persistent_id(self, part: Any) -> int | None:
+        if not isinstance(part, np.ndarray):
+            return None
+        self.arrays.append(part)
+        return len(self.arrays) - 1
 
 
-def from_arrays(
-    layout: Layout, arrays: Sequence[NDArray]
-) -> tuple[TrainingData, Standardizer | None]:
-    """Return the data and the standardisation that `to_arrays` was given."""
-    rest = iter(arrays)
-    X = X_from_arrays(layout.X_shape, rest)
-    y, train_rows, loss_rows = next(rest), next(rest), next(rest)
-    weights = next(rest) if layout.has_weights else None
-    test = (X_from_arrays(layout.test_shape, rest), next(rest)) if layout.has_test else None
-    scaling = Standardizer(next(rest), next(rest)) if layout.is_standardized else None
-    nothing = np.empty(0, np.int64)
-    return TrainingData(X, y, weights, train_rows, loss_rows, nothing, test), scaling
+class _Giver(pickle.Unpickler):
+    def __init__(self, rest: bytes, arrays: Sequence[NDArray[Any]]) -> None:
+        super().__init__(io.BytesIO(rest))
+        self._arrays = arrays
+
+    def persistent_load(self, place: int) -> NDArray[Any]:
+        return self._arrays[place]
+
+
+def take_arrays(thing: Any) -> tuple[bytes, Arrays]:
+    """Return what a thing is but for its arrays, and these; `give_arrays` goes back."""
+    file = io.BytesIO()
+    taker = _Taker(file)
+    taker.dump(thing)
+    return file.getvalue(), taker.arrays
+
+
+def give_arrays(rest: bytes, arrays: Sequence[NDArray[Any]]) -> Any:
+    """Return the thing that `take_arrays` was given, with these arrays."""
+    return _Giver(rest, arrays).load()

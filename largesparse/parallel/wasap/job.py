@@ -162,13 +162,8 @@ def _with_fitting_batches(trainer: Trainer, data: TrainingData, workers: int) ->
     if -(-rows // config.batch_size) >= workers:
         return trainer
     smaller = rows // workers
-    logger.warning(
-        "%d workers share %d training rows: the batch size is %d in place of %d.",
-        workers,
-        rows,
-        smaller,
-        config.batch_size,
-    )
+    told = workers, rows, smaller, config.batch_size
+    logger.warning("%d workers share %d training rows: the batch size is %d in place of %d.", *told)
     trainer.config = dataclasses.replace(config, batch_size=smaller)
     return trainer
 

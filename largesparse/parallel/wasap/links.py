@@ -20,7 +20,7 @@ from ..comm.control import RootChannel
 from ..comm.nodes import Nodes
 from ..comm.transfer import Transfer, start_receive, start_send
 from ..options import ParallelOptions
-from ..shared.data import to_arrays
+from ..shared.data import take_arrays
 from ..shared.slots import Slot, create_segments
 from ..shared.weights import (
     ServerLayer,
@@ -94,7 +94,7 @@ class Links:
 
         `threads` has the threads of a worker of every node.
         """
-        layout, arrays = to_arrays(data, self.network.preprocessing)
+        rest, arrays = take_arrays((data, self.network.preprocessing))
         places, data_segment = share(arrays)
         paths = [segment.path for segment in self._segments]
         hosting = [messages.NodeSegments(paths, True, places)]
@@ -108,7 +108,7 @@ class Links:
         for rank in self._channel.ranks:
             node = self._nodes.node[rank]
             own = dataclasses.replace(config, threads=threads[node])
-            join = messages.Join(self._shape, hosting[node], layout, own, self._options)
+            join = messages.Join(self._shape, hosting[node], rest, own, self._options)
             self._channel.send(rank, join)
         self._channel.answers(self._channel.ranks)
         self.send_topology()

@@ -13,7 +13,6 @@ from ...model.optimizer import MomentumSGD
 from ...training.history import EpochRecord, History
 from ..comm.control import RankChannel, RootChannel
 from ..options import ParallelOptions
-from ..shared.data import Layout
 from ..shared.weights import Shape
 from .deal import Batch
 
@@ -42,7 +41,7 @@ class Join(NamedTuple):
 
     shape: Shape
     segments: NodeSegments
-    layout: Layout  # of the data
+    data: bytes  # what it is but for its arrays, with the standardisation
     config: TrainingConfig
     options: ParallelOptions
 

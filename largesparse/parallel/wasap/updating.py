@@ -56,27 +56,12 @@ class Updater:
         slot: Slot | None = None,
         limit: float = math.inf,
     ) -> int | None:
-        """Update the weights by a gradient of the present topology, unless the epoch is over.
+        """Update the weights by a gradient of the present topology; return its staleness.
 
-        Parameters
-        ----------
-        network : SparseMLP
-            Of the shared weights.
-        gradients : Gradients
-        samples : int
-            That it was computed on.
-        version : int, optional
-            Of the weights that it was computed on, by default the present one.
-        snapshot : list of arrays, optional
-            Those weights, for the compensation of the delay, which changes `gradients`.
-        slot : Slot, optional
-            Has the gradient, and takes the weights after the update with it.
-        limit : float
-            Samples at which the epoch is over: nothing is done then, and None returned.
-
-        Returns
-        -------
-        staleness : int or None
+        It was computed on so many samples, and on a version of the weights, by default the present
+        one; their snapshot is for the compensation of the delay, which changes `gradients`. A slot
+        that has the gradient takes the weights after the update with it. After `limit` samples the
+        epoch is over: nothing is done, and None returned.
         """
         topology = self._topology
         with self._weights.writing():

@@ -24,7 +24,7 @@ from ...training.stepping import Stepper
 from ...training.warming import warm_up
 from ..comm.control import RankChannel
 from ..comm.transfer import CHUNK_BYTES, start_receive, start_send
-from ..shared.data import from_arrays
+from ..shared.data import give_arrays
 from ..shared.slots import Slot, create_segments, slot_sizes
 from ..shared.weights import SharedTopology, SharedWeights, cut
 from . import messages
@@ -93,7 +93,7 @@ class Worker:
         self._segments += [topology, *segments]  # until the training is over
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         arrays = [place.open() for place in join.segments.data]
-        self._data, scaling = from_arrays(join.layout, arrays)
+        self._data, scaling = give_arrays(join.data, arrays)
         self._weights = None
         if join.segments.has_weights:
             weights = segments.pop(0)
