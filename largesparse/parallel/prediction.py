@@ -228,7 +228,7 @@ class _Leader:
         options: _Options,
     ) -> None:
         self._comm, self._channel, self._nodes = comm, channel, nodes
-        self._network, self._X = network, X
+        self._X = X
         self._chunk_bytes = options.chunk_bytes
         self._threads = [
             options.threads or max(1, cores // len(nodes.ranks(node)))
@@ -237,6 +237,7 @@ class _Leader:
         sizes = network.config.layer_sizes
         self._batch_size = options.batch_size or prediction_batch(sizes)
         self._backend = get_backend(options.backend).name
+        self._is_classification = Outputs.of(network).is_classification
         # node by node, so that the rows of a node are consecutive
         order = [rank for node in range(len(nodes)) for rank in nodes.ranks(node)]
         weights = [self._threads[nodes.node[rank]] for rank in order]
@@ -298,8 +299,7 @@ class _Leader:
         return self._answer(leader)
 
     def _settings(self, node: int) -> tuple[int, int, str, bool]:
-        is_classification = Outputs.of(self._network).is_classification
-        return self._batch_size, self._threads[node], self._backend, is_classification
+        return self._batch_size, self._threads[node], self._backend, self._is_classification
 
     def _look(self) -> None:
         """Learn of ranks that are done, or have failed."""

@@ -159,7 +159,7 @@ class Machine:
             self.outboxes[rank].append(answer)
 
     def train(self, rank, lease, memory, always):
-        """As `Worker._make_updates`."""
+        """As `Worker._train`."""
         topology, updates, push = self.topology, [], None
         assert memory.batch is None, "a gradient is overwritten"
         for batch in lease.batches:

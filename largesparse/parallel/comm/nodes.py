@@ -82,12 +82,10 @@ class Nodes:
         for host, quota in zip(hosts, quotas, strict=False):
             if quota is not None:
                 limits[host.machine] = max(math.ceil(quota), limits.get(host.machine, 0))
-        totals: dict[str, Fraction] = dict.fromkeys(machines, Fraction(0))
-        for machine, share in zip(machines, shares, strict=True):
-            totals[machine] += share
+        totals = Counter(machine for machine, _ in users)
         for k, machine in enumerate(machines):
             if limits.get(machine, totals[machine]) < totals[machine]:
-                shares[k] *= limits[machine] / totals[machine]
+                shares[k] *= Fraction(limits[machine], totals[machine])
         return cls(node, [max(1, int(share)) for share in shares], machines)
 
     def __len__(self) -> int:

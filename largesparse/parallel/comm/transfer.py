@@ -113,17 +113,9 @@ class Transfer:
 
 def check_chunk_bytes(chunk_bytes: int) -> int:
     """Return the size of a chunk, if it is in the range [1, 2**30]."""
-    return int(
-        check_range(
-            "chunk_bytes",
-            chunk_bytes,
-            "a transfer",
-            low=1,
-            high=MAX_CHUNK_BYTES,
-            integer=True,
-            remedy="Messages of 4 MB and more are fast; the default is 2**28.",
-        )
-    )
+    interval = {"low": 1, "high": MAX_CHUNK_BYTES, "integer": True}
+    remedy = "Messages of 4 MB and more are fast; the default is 2**28."
+    return int(check_range("chunk_bytes", chunk_bytes, "a transfer", **interval, remedy=remedy))
 
 
 def _as_bytes(arrays: Sequence[NDArray[Any]]) -> list[Bytes]:

@@ -101,8 +101,7 @@ class Worker:
             shared = self._topology, self._weights
             workers, rows = self._comm.size - 1, len(self._data.train_rows)
             self._updater = Updater(*shared, join.config, join.options, workers, rows)
-            together = self._representatives, *shared, self._chunk_bytes
-            self._representative = Representative(*together)
+            self._representative = Representative(self._representatives, *shared, self._chunk_bytes)
         self._slots, self._steppers = [], []
         self._activations = PrivateMemory(slot_sizes(join.shape, self._topology)[1])
         for segment in segments:
@@ -159,39 +158,32 @@ class Worker:
 
     def _train(self, lease: messages.Lease) -> None:
         """Update the weights by the gradients of mini-batches, until the epoch is over."""
-        stepper = self._steppers[lease.slot]
-        with stepper.backend.threads(stepper.threads):
-            updates, push = self._make_updates(lease)
-        self._leave_slot()
-        self._channel.send(messages.Leased(self._comm.rank, lease, updates, push))
-
-    def _make_updates(
-        self, lease: messages.Lease
-    ) -> tuple[list[tuple[float, int]], messages.Push | None]:
-        """Return loss and staleness of the updates, and what came too late."""
         assert self._weights is not None
         slot, stepper = self._slots[lease.slot], self._steppers[lease.slot]
         updates: list[tuple[float, int]] = []
-        for batch in lease.batches:
-            if self._topology.samples >= lease.limit or self._topology.stopping:
-                break
-            slot.take(self._weights)
-            loss = self._gradient(stepper, batch)
-            staleness = self._updater.update(
-                slot.updated(self._weights),
-                slot.workspace,
-                samples([batch]),
-                version=slot.version,
-                snapshot=slot.arrays(),
-                slot=slot,
-                limit=lease.limit,
-            )
-            if staleness is None:
-                weights = messages.Weights(slot.version, self._topology.generation, False)
-                task = messages.Compute(lease.slot, weights, batch)
-                return updates, self._push(task, loss, slot)
-            updates.append((loss, staleness))
-        return updates, None
+        late = None
+        with stepper.backend.threads(stepper.threads):
+            for batch in lease.batches:
+                if self._topology.samples >= lease.limit or self._topology.stopping:
+                    break
+                slot.take(self._weights)
+                loss = self._gradient(stepper, batch)
+                staleness = self._updater.update(
+                    slot.updated(self._weights),
+                    slot.workspace,
+                    samples([batch]),
+                    version=slot.version,
+                    snapshot=slot.arrays(),
+                    slot=slot,
+                    limit=lease.limit,
+                )
+                if staleness is None:
+                    weights = messages.Weights(slot.version, self._topology.generation, False)
+                    late = self._push(messages.Compute(lease.slot, weights, batch), loss, slot)
+                    break
+                updates.append((loss, staleness))
+        self._leave_slot()
+        self._channel.send(messages.Leased(self._comm.rank, lease, updates, late))
 
     def _send_gradient(self, message: messages.SendGradient) -> None:
         slot = self._slots[message.slot]
@@ -234,13 +226,8 @@ class Worker:
     def _train_replica(self, task: messages.TrainReplica) -> None:
         """Train a replica alone on its share of the rows; keep the result in a segment."""
         slot = self._slots[task.slot]
-        trainer = start_replica(
-            task,
-            self._config,
-            self._topology,
-            slot.workspace,
-            self._copy_weights if self._weights is not None else self._receive,
-        )
+        fill = self._receive if self._weights is None else self._copy_weights
+        trainer = start_replica(task, self._config, self._topology, slot.workspace, fill)
         network = trainer.network
         network.preprocessing, network.classes = slot.network.preprocessing, task.classes
         begun = trainer.epoch
