@@ -1,4 +1,7 @@
-"""Where a gradient is computed: a snapshot of the weights, buffers, and the gradient."""
+"""Where a gradient is computed: a snapshot of the weights, buffers, and the gradient.
+
+A node has as many slots as gradients are computed at a time, not as many as ranks.
+"""
 
 from __future__ import annotations
 

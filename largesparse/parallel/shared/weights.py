@@ -1,8 +1,4 @@
-"""What the ranks of a node share: the topology, the server's weights, and the compute slots.
-
-A slot is what computing a gradient takes: a snapshot of the weights in both orders, the gradient
-and the activations. There are as many as gradients are computed at a time, not as many as ranks.
-"""
+"""What the ranks of a node share: the topology, and the server's weights."""
 
 from __future__ import annotations
 

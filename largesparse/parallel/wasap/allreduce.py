@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...machine.threads import kernel_threads
 from ...model.network import SparseMLP
-from ...model.optimizer import MomentumSGD
 from ...model.workspace import Gradients
 from ..comm.nodes import Nodes
-from ..shared.weights import SharedTopology, SharedWeights
 
 
 def split_representatives(comm: Any, nodes: Nodes) -> Any:
@@ -35,31 +32,13 @@ def add_(total: Gradients, part: Gradients, *, is_first: bool) -> None:
 class Representative:
     """A node's part in an all-reduce, of at most `chunk_bytes` at a time."""
 
-    def __init__(
-        self,
-        representatives: Any,
-        topology: SharedTopology,
-        weights: SharedWeights,
-        chunk_bytes: int,
-    ) -> None:
+    def __init__(self, representatives: Any, chunk_bytes: int) -> None:
         self._comm = representatives
-        self._topology, self._weights = topology, weights
         self._chunk = max(1, chunk_bytes // 4)  # float32
         self._total: Gradients | None = None
 
-    def update(
-        self,
-        network: SparseMLP,
-        gradients: Sequence[Gradients],
-        optimizer: MomentumSGD,
-        rate: float,
-        threads: int,
-    ) -> None:
-        """Sum this node's gradients and those of the others, and update this node's weights.
-
-        `network` has the node's weights, in input order. The node's own `gradients` are in a fixed
-        order; there may be none.
-        """
+    def sum(self, network: SparseMLP, gradients: Sequence[Gradients]) -> Gradients:
+        """Return the sum of the gradients of the network on all nodes; here there may be none."""
         total = self._total = self._total or Gradients(network.layers)
         total.resize_(network.layer_connections)
         if not gradients:
@@ -69,10 +48,7 @@ class Representative:
             add_(total, part, is_first=number == 0)
         for array in total.arrays():
             self._add_over_nodes(array.reshape(-1))
-        with self._weights.writing(), kernel_threads(threads):
-            network.finish_gradient(total)
-            network.update_(total, optimizer, rate, both_orders=False)
-            self._topology.version += 1
+        return total
 
     def _add_over_nodes(self, array: NDArray[np.float32]) -> None:
         from mpi4py import MPI

@@ -199,8 +199,9 @@ def _serve(
     forget_names()
     name = f"training by {len(channel.ranks)} workers"
     bar = sample_bar(trainer, len(data.train_rows), given.progress, name)
-    shared = representatives, links.topology, links.weights, options.chunk_bytes
-    representative = Representative(*shared) if options.algorithm == "allreduce" else None
+    representative = None
+    if options.algorithm == "allreduce":
+        representative = Representative(representatives, options.chunk_bytes)
 
     def make_dispatcher(prefetch: bool) -> Dispatcher:
         return Dispatcher(nodes.node, report.slots, prefetch=prefetch)

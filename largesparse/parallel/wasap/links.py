@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ...machine.mapped_memory import Arena, Arrays, shapes_of, share
 from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
-from ...model.optimizer import MomentumSGD
 from ...model.workspace import Gradients
 from ...training.prepared import TrainingData
 from ..comm.control import RootChannel
@@ -228,20 +227,23 @@ class Links:
         self,
         representative: Representative,
         pushes: Sequence[messages.Push],
-        optimizer: MomentumSGD,
-        rate: float,
-        threads: int,
+        joined: int,
+        update: Callable[[Gradients, int], None],
     ) -> None:
-        """Update the weights on every node by the sum of gradients in all slots, in their order."""
+        """Update the weights on every node by the sum of gradients in all slots, in their order.
+
+        They are of `joined` samples; `update(total, joined)` makes the update of this node.
+        """
         slots: list[list[int]] = [[] for _ in self._counts]
         for push in pushes:
             slots[self._nodes.node[push.worker]].append(push.task.slot)
         for node, leader in self._leaders:
-            self._channel.send(leader, messages.Reduce(slots[node], optimizer, rate))
+            message = messages.Reduce(slots[node], self.topology.samples, joined)
+            self._channel.send(leader, message)
         own = [self.slots[slot].workspace for slot in slots[0]]
         for workspace in own:
             workspace.resize_(self.topology.connections)
-        representative.update(self.network, own, optimizer, rate, threads)
+        update(representative.sum(self.network, own), joined)
         self.bytes_moved += 4 * self.network.connections * len(self._leaders)
         self._channel.answers(leader for _, leader in self._leaders)
 

@@ -9,7 +9,6 @@ from ...machine.mapped_memory import Shapes, SharedArray
 from ...machine.usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from ...model.config import TrainingConfig
 from ...model.losses import ScoreSums
-from ...model.optimizer import MomentumSGD
 from ...training.history import EpochRecord, History
 from ..comm.control import RankChannel, RootChannel
 from ..options import ParallelOptions
@@ -94,8 +93,8 @@ class Reduce(NamedTuple):
     """To the first rank of another node: sum gradients over all nodes, and update."""
 
     slots: list[int]
-    optimizer: MomentumSGD
-    rate: float
+    samples: int  # that the weights have been trained on
+    joined: int  # samples of the gradients
 
 
 class NewTopology(NamedTuple):

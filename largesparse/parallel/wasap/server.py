@@ -196,17 +196,15 @@ class Server:
             self._take(deal)
         pushes = sorted(self._arrived, key=lambda push: push.worker)
         self._arrived.clear()
-        how = self._updater.next_update()
-        self.links.reduce(representative, pushes, *how, self._threads)
-        self.links.topology.samples += joined
+        self.links.reduce(representative, pushes, joined, self._update)
         for push in pushes:
             self._count_samples(deal, push.task.batch, push.loss)
             self._end(push)
 
     def _update_jointly(self, total: Gradients, parts: list[Batch], deal: Deal) -> None:
         """Let each worker compute its part of a joined mini-batch; sum the parts in their order."""
-        network, joined = self.trainer.network, samples(parts)
-        total.resize_(network.layer_connections)
+        joined = samples(parts)
+        total.resize_(self.trainer.network.layer_connections)
         begun = summed = 0
 
         def is_next(push: messages.Push) -> bool:
@@ -229,6 +227,11 @@ class Server:
                 self._begin(*pair, parts[begun], samples(parts[:begun]), joined)
                 begun += 1
             self._take(deal, is_next)
+        self._update(total, joined)
+
+    def _update(self, total: Gradients, joined: int) -> None:
+        """Update the weights by the sum of the gradients of so many samples."""
+        network = self.trainer.network
         with self.trainer.backend.threads(self._threads):
             network.finish_gradient(total)
             self._updater.update(network, total, joined)

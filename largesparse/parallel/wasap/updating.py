@@ -37,7 +37,7 @@ class Updater:
         self._options, self._workers, self._rows = options, workers, rows
         self._config, self._rates = config, config.rates()
 
-    def next_update(self, staleness: int = 0) -> tuple[MomentumSGD, float]:
+    def _next_update(self, staleness: int) -> tuple[MomentumSGD, float]:
         """Return optimizer and learning rate of the next update."""
         progress = epochs_of(self._topology.samples, self._rows)
         factor = self._rates.factor(progress)
@@ -70,7 +70,7 @@ class Updater:
             staleness = 0 if version is None else topology.version - version
             if snapshot is not None and self._options.delay_compensation > 0:
                 self._compensate(gradients, snapshot)
-            how = self.next_update(staleness)
+            how = self._next_update(staleness)
             network.update_(gradients, *how, both_orders=slot is not None)
             topology.version += 1
             topology.samples += samples

@@ -101,7 +101,7 @@ class Worker:
             shared = self._topology, self._weights
             workers, rows = self._comm.size - 1, len(self._data.train_rows)
             self._updater = Updater(*shared, join.config, join.options, workers, rows)
-            self._representative = Representative(self._representatives, *shared, self._chunk_bytes)
+            self._representative = Representative(self._representatives, self._chunk_bytes)
         self._slots, self._steppers = [], []
         self._activations = PrivateMemory(slot_sizes(join.shape, self._topology)[1])
         for segment in segments:
@@ -199,8 +199,13 @@ class Worker:
         gradients = [self._slots[slot].workspace for slot in message.slots]
         for workspace in gradients:
             workspace.resize_(self._topology.connections)
-        network, threads = self._weights.network(self._topology), self._steppers[0].threads
-        self._representative.update(network, gradients, message.optimizer, message.rate, threads)
+        network = self._weights.network(self._topology)
+        total = self._representative.sum(network, gradients)
+        self._topology.samples = message.samples
+        stepper = self._steppers[0]
+        with stepper.backend.threads(stepper.threads):
+            network.finish_gradient(total)
+            self._updater.update(network, total, message.joined)
         self._channel.send(messages.Done())
 
     def _evaluate(self, task: messages.Evaluate) -> None:
