@@ -253,7 +253,8 @@ class _Leader:
         for node in range(len(self._nodes)):
             self._begin(node)
         own = self._shares[SERVER]
-        engine = Engine(*self._model, *self._settings(0))
+        layers, preprocessing = self._model
+        engine = Engine(layers, preprocessing, *self._settings(0))
         compute(engine, self._X, own, self._out[own.start : own.stop], self._look)
         for _ in range(len(self._shares) - 1):
             rank = self._done.popleft() if self._done else self._channel.receive()[0]

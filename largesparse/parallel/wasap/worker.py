@@ -19,7 +19,7 @@ from ...machine.mapped_memory import (
 from ...machine.usage import own_bytes
 from ...model.layer import LayerArrays
 from ...training.history import History
-from ...training.prepared import Augment, Rows, augmented, epoch_order
+from ...training.prepared import Augment, Rows, TrainingData, augmented, epoch_order
 from ...training.stepping import Stepper
 from ...training.warming import warm_up
 from ..comm.control import RankChannel
@@ -93,6 +93,7 @@ class Worker:
         self._segments += [topology, *segments]  # until the training is over
         self._topology = SharedTopology(join.shape, Arena(topology.buffer))
         arrays = [place.open() for place in join.segments.data]
+        self._data: TrainingData
         self._data, scaling = give_arrays(join.data, arrays)
         self._weights = None
         if join.segments.has_weights:
