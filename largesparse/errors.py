@@ -95,3 +95,10 @@ def check_range(
         f"Got {value!r} instead."
     )
     raise ParameterError(f"{message} {remedy}".rstrip())
+
+
+def check_share(name, value, owner, *, remedy=""):
+    """Return `value` if it is a number in (0, 1), as `check_range` does."""
+    return check_range(
+        name, value, owner, low=0, high=1, low_open=True, high_open=True, remedy=remedy
+    )

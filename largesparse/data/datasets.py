@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, ParameterError, check_range
+from ..errors import DataError, ParameterError, check_range, check_share
 from ..machine import environment
 from ..machine.environment import expand_user
 from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
@@ -99,9 +99,7 @@ def load_dataset(
     ParameterError
         If `test_fraction`, `seed` or an option is out of range, or the source has no such option.
     """
-    check_range(
-        "test_fraction", test_fraction, "load_dataset", low=0, high=1, low_open=True, high_open=True
-    )
+    check_share("test_fraction", test_fraction, "load_dataset")
     check_range("seed", seed, "load_dataset", low=0, high=2**32 - 1, integer=True)
     source = read_source(name_or_path, folder=folder, **options)
     if len(source.arrays) == 2:
@@ -115,13 +113,7 @@ def read_source(
     folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Source:
-    """Read a data set as it comes, with the labels of its source; see `load_dataset`.
-
-    Raises
-    ------
-    DataError, ParameterError
-        As `load_dataset` does, which checks the arrays.
-    """
+    """Read a data set as it comes, with the labels of its source; see `load_dataset`."""
     if name_or_path in NAMES:
         return _named(str(name_or_path), folder, options)
     if isinstance(name_or_path, str) and name_or_path.startswith(OPENML):

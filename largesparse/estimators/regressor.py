@@ -70,7 +70,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         DataError, ParameterError, NumericalError
             As `SparseMLPClassifier.fit` does.
         """
-        going_on = self.warm_start and self._has_network()
+        going_on = self.warm_start and hasattr(self, "network_")
         X, targets = self._check_targets(X, y, reset=not going_on)
         weights = self._check_weights(sample_weight, X, ratios=True)
         if going_on:
@@ -93,7 +93,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         sample_weight : (n_samples,), optional
             The gradient of every row is multiplied by its weight; rows of weight 0 are left out.
         """
-        first = not self._has_network()
+        first = not hasattr(self, "network_")
         X, targets = self._check_targets(X, y, reset=first)
         X = check_X(X)
         weights = self._check_weights(sample_weight, X, ratios=False)

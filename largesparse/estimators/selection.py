@@ -20,6 +20,7 @@ from sklearn.utils.validation import _num_features, check_is_fitted
 from ..errors import ParameterError, check_range
 from ..model.evolution import mark_smallest
 from ..model.network import SparseMLP
+from .classifier import SparseMLPClassifier
 
 OWNER = "SparseFeatureSelector"
 
@@ -100,7 +101,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
             check_is_fitted(self.estimator)
             self.estimator_ = self.estimator
         else:
-            self.estimator_ = _default() if self.estimator is None else clone(self.estimator)
+            chosen = SparseMLPClassifier() if self.estimator is None else self.estimator
+            self.estimator_ = clone(chosen)
             self.estimator_.fit(X, y, **fit_params)
         self.strengths_ = input_strength(self.estimator_.network_)
         self.n_features_in_ = len(self.strengths_)
@@ -153,9 +155,3 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
         tags.target_tags.required = not self.prefit
         tags.input_tags.sparse = True
         return tags
-
-
-def _default() -> Any:
-    from .classifier import SparseMLPClassifier
-
-    return SparseMLPClassifier()
