@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +23,7 @@ from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
 from .archives import array_names, csr_from_archive, flatten_rows, holds_sparse, read_archive
 from .columns import read_csv, read_parquet
+from .files import reading
 from .frames import first_doubled, positions_of
 from .precision import narrowest, needs_float64
 from .targets import check_values
@@ -129,16 +129,12 @@ def read_table(
         table = _narrow(_read_npz(path, target, part), dtype)
     else:
         table = _narrow(_read_svmlight(path, target, zero_based), dtype)
-    _check_part(path, part)
-    return _check_rows(table if columns is None else align_columns(table, columns), path, target)
-
-
-def _check_part(path: Path, part: str | None) -> None:
     if part is not None and not parts_of(path):
         raise ParameterError(
             f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
             "parts. Leave the part out."
         )
+    return _check_rows(table if columns is None else align_columns(table, columns), path, target)
 
 
 def _narrow(table: Table, dtype: type | None) -> Table:
@@ -296,14 +292,10 @@ def _read_svmlight(path: Path, target: str | int | None, zero_based: bool | None
             f"{path} is an svmlight file, which begins every line with the label: it has no "
             f"column {target!r}. Leave the target out."
         )
-    try:
+    lines = "Lines are 'label index:value ...', with one label and rising indices."
+    with reading(path, "as svmlight", lines):
         # From 0 in any case: how low the indices go is seen only then.
         X, y = load_svmlight_file(str(path), dtype=np.float64, zero_based=True)
-    except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{path} cannot be read as svmlight: {error}. Lines are 'label index:value ...', "
-            "with one label and rising indices."
-        ) from error
     has_zero = bool((X.indices == 0).any())
     if zero_based is None:
         zero_based = has_zero
