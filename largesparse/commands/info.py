@@ -108,6 +108,11 @@ def format_listing(info: dict[str, Any]) -> str:
     cpu, memory = info["cpu"], info["memory"]
     own = info["largesparse"]
     commit_note = f" (commit {own['commit']})" if own["commit"] else ""
+    quota, free = "", ""
+    if cpu["quota_cores"] is not None:
+        quota = f" (control groups leave the time of {cpu['quota_cores']:g})"
+    if memory["cgroup_free_bytes"] is not None:
+        free = f" ({_gib(memory['cgroup_free_bytes'])} free)"
     groups: list[list[tuple[str, str]]] = [
         [
             ("largesparse", f"{own['version']}{commit_note}"),
@@ -118,13 +123,12 @@ def format_listing(info: dict[str, Any]) -> str:
                 "cores",
                 f"{_shown(cpu['physical_cores'], '?')} physical, "
                 f"{_shown(cpu['logical_cores'], '?')} logical, "
-                f"{cpu['usable_cores']} usable by this process" + _quota_of(cpu["quota_cores"]),
+                f"{cpu['usable_cores']} usable by this process{quota}",
             ),
             (
                 "memory",
                 f"{_gib(memory['total_bytes'])}, {_gib(memory['available_bytes'])} available, "
-                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}"
-                + _free_of(memory["cgroup_free_bytes"]),
+                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}{free}",
             ),
         ],
         [(name, _shown(info["versions"][name])) for name in PACKAGES],
@@ -196,14 +200,6 @@ def _shown(value: Any, absent: str = "not installed") -> str:
     if value is None or value == []:
         return absent
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _quota_of(cores: float | None) -> str:
-    return "" if cores is None else f" (control groups leave the time of {cores:g})"
-
-
-def _free_of(n_bytes: int | str | None) -> str:
-    return "" if n_bytes is None else f" ({_gib(n_bytes)} free)"
 
 
 def _gib(n_bytes: int | str | None) -> str:

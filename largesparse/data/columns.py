@@ -221,7 +221,8 @@ def _gather(
     columns: _Columns, chunks: Iterable[DataFrame], dtype: type, rounding: Rounding | None = None
 ) -> Parts:
     """Check chunks, whose columns are positions, and put them together in a dtype."""
-    values, labels, n_rows = bytearray(), [np.empty(0, np.str_)], 0
+    values, n_rows = bytearray(), 0
+    labels: list[NDArray] = []
     for chunk in chunks:
         block = chunk[columns.features].to_numpy(np.float64)
         with np.errstate(over="ignore"):  # infinities are refused
@@ -243,7 +244,7 @@ def _gather(
     names, target = columns.names, columns.target
     return Parts(
         np.frombuffer(values, dtype).reshape(n_rows, len(columns.features)),
-        None if target is None else np.concatenate(labels[1:] or labels),
+        None if target is None else np.concatenate(labels or [np.empty(0, np.str_)]),
         None if names is None else [names[i] for i in columns.features],
         None if target is None else _name(columns, target),
     )

@@ -1,12 +1,4 @@
-"""Data sets in the files that their publishers distribute: which files, and their readers.
-
-| name | files | publisher |
-|---|---|---|
-| `mnist`, `fashion_mnist` | `train-images-idx3-ubyte`, ... (4, IDX) | LeCun et al.; Zalando |
-| `madelon` | `madelon_train.data`, ... (4, text) | UCI, NIPS 2003 |
-| `higgs` | `HIGGS.csv` | UCI, Baldi et al. 2014 |
-| `cifar10` | `data_batch_1.bin`, ... (6, the binary version) | Krizhevsky 2009 |
-| `leukemia` | `GSE13159_series_matrix.txt` | GEO, Haferlach et al. 2010 |
+"""Data sets in the files that their publishers distribute: `PUBLISHERS` has these, and readers.
 
 All but CIFAR10's may also be gzipped. They lie in a folder, or in a subfolder of it named as the
 data set or as the publisher's archive unpacks.
@@ -171,13 +163,13 @@ class Publisher(NamedTuple):
 
 
 PUBLISHERS = {
-    "fashion_mnist": Publisher(
+    "fashion_mnist": Publisher(  # Zalando
         IDX_FILES, partial(_read_images, "fashion_mnist", "mnist"), ("fashion_mnist",)
     ),
-    "mnist": Publisher(
+    "mnist": Publisher(  # LeCun et al.
         IDX_FILES, partial(_read_images, "mnist", "fashion_mnist"), ("mnist", "MNIST/raw")
     ),
-    "madelon": Publisher(
+    "madelon": Publisher(  # UCI, NIPS 2003
         (
             ("madelon_train.data",),
             ("madelon_train.labels",),
@@ -187,13 +179,14 @@ PUBLISHERS = {
         _read_madelon,
         ("madelon", "MADELON", "madelon/MADELON"),
     ),
+    # UCI, Baldi et al. 2014
     "higgs": Publisher((("HIGGS.csv",),), _read_higgs, ("higgs",), ("n_train", "n_test")),
-    "cifar10": Publisher(
+    "cifar10": Publisher(  # Krizhevsky 2009, the binary version
         (*((f"data_batch_{i}.bin",) for i in range(1, 6)), ("test_batch.bin",)),
         _read_cifar10,
         ("cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"),
     ),
-    "leukemia": Publisher(
+    "leukemia": Publisher(  # GEO, Haferlach et al. 2010
         (("GSE13159_series_matrix.txt",),), _read_leukemia, ("leukemia",), ("class_field",)
     ),
 }

@@ -125,21 +125,25 @@ def read_table(
         table = Table(*parts, FileLayout(header=parts.feature_names is not None))
     elif kind == "parquet":
         table = Table(*read_parquet(path, target, columns, dtype=dtype))
-    elif kind == "npz":
-        table = _narrow(_read_npz(path, target, part), dtype)
     else:
-        table = _narrow(_read_svmlight(path, target, zero_based), dtype)
+        npz = kind == "npz"
+        table = _read_npz(path, target, part) if npz else _read_svmlight(path, target, zero_based)
+        table = table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
     if part is not None and not parts_of(path):
         raise ParameterError(
             f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
             "parts. Leave the part out."
         )
-    return _check_rows(table if columns is None else align_columns(table, columns), path, target)
-
-
-def _narrow(table: Table, dtype: type | None) -> Table:
-    """Return the table with X in a dtype, by default the narrowest that is enough."""
-    return table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
+    if columns is not None:
+        table = align_columns(table, columns)
+    if not table.X.shape[0]:
+        raise DataError(f"{path} has no rows of data. Get or write it again.")
+    if table.y is not None:
+        owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
+        table = table._replace(y=check_values(table.y, owner))
+    if target is not None and table.X.shape[0] == 1:
+        raise DataError(f"{path} has one row only. Training and testing need more samples.")
+    return table
 
 
 def _check_file(
@@ -167,18 +171,6 @@ def _check_file(
     if not path.stat().st_size:
         raise DataError(f"{path} is empty. Get or write it again.")
     return kind
-
-
-def _check_rows(table: Table, path: Path, target: str | int | None) -> Table:
-    """Return a table of the file with checked labels, if there are rows enough."""
-    if table.y is not None and table.X.shape[0]:
-        owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
-        table = table._replace(y=check_values(table.y, owner))
-    if not table.X.shape[0]:
-        raise DataError(f"{path} has no rows of data. Get or write it again.")
-    if target is not None and table.X.shape[0] == 1:
-        raise DataError(f"{path} has one row only. Training and testing need more samples.")
-    return table
 
 
 def read_table_for(

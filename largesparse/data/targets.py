@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
@@ -112,19 +112,13 @@ def check_values(y: NDArray, name: str) -> NDArray:
         raise DataError(
             f"{name} has {value} in row {row + 1}, which is missing or infinite. Remove such rows."
         )
-    if y.dtype.kind == "U":
-        check_unicode(np.unique(y).tolist(), name)
-    return y
-
-
-def check_unicode(texts: Iterable[str], owner: str) -> None:
-    """Raise a DataError where a text has half a surrogate pair, which no file can hold."""
-    for text in texts:
+    for text in np.unique(y).tolist() if y.dtype.kind == "U" else ():
         try:
             text.encode()
-        except UnicodeEncodeError as error:
-            message = f"{owner} has the text {text!a:.50}, which is not Unicode. Change it."
+        except UnicodeEncodeError as error:  # half a surrogate pair, which no file can hold
+            message = f"{name} has the text {text!a:.50}, which is not Unicode. Change it."
             raise DataError(message) from error
+    return y
 
 
 def numbers_of_text(y: NDArray) -> NDArray:

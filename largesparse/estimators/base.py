@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..data.checks import LARGEST, refuse_masked
+from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
 from ..model.config import NetworkConfig, TrainingConfig
@@ -195,10 +195,12 @@ class BaseSparseMLP(BaseEstimator):
         raise NotImplementedError
 
     def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
-        """Return X, dense or CSR, and y as scikit-learn checks them; `fit` checks the numbers."""
+        """Return X as `check_X` does, and y; without `reset` training goes on with the network."""
         refuse_masked(X=X, y=y)
         X, y = validate_data(self, X, y, reset=reset, **AS_GIVEN, **options)
-        return X, y
+        if not reset:
+            self._check_same_network()
+        return check_X(X), y
 
     def _check_weights(self, sample_weight: Any, X: Any, *, ratios: bool) -> Weights | None:
         """Return the weights of rows; if only their `ratios` matter, relative to the largest."""
@@ -309,8 +311,8 @@ class BaseSparseMLP(BaseEstimator):
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
-        own, fields = vars(self), dataclasses.fields(TrainingConfig)
-        options = {field.name: own[field.name] for field in fields if field.name in own}
+        own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
+        options = {name: own[name] for name in known if name in own}
         options |= {
             "epochs": chosen,
             "batch_size": min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
@@ -405,20 +407,19 @@ class BaseSparseMLP(BaseEstimator):
         self.n_iter_ = 1
         self.loss_curve_ = [*self.loss_curve_, total / n_rows]
 
-    def _predictor(self, n_rows: int) -> Predictor:
-        sizes = self.network_.config.layer_sizes
-        return Predictor(
-            self.network_,
-            threads=resolve_jobs(self.n_jobs),
-            batch_size=max(1, min(n_rows, prediction_batch(sizes))),
-            backend=self.backend,
-        )
-
-    def _check_inputs(self, X: Any) -> Any:
-        """Return X for a predictor, which looks at its values."""
+    def _predict(self, X: Any, predict: Callable[[Predictor, Any], NDArray]) -> NDArray:
+        """Return what a method of `Predictor`, which looks at the values of X, says of X."""
         check_is_fitted(self)
         refuse_masked(X=X)
-        return validate_data(self, X, reset=False, **AS_GIVEN)
+        X = validate_data(self, X, reset=False, **AS_GIVEN)
+        most = prediction_batch(self.network_.config.layer_sizes)
+        with Predictor(
+            self.network_,
+            threads=resolve_jobs(self.n_jobs),
+            batch_size=max(1, min(X.shape[0], most)),
+            backend=self.backend,
+        ) as predictor:
+            return predict(predictor, X)
 
 
 def count_rows(X: Any, weights: Weights | None) -> int:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from ..data.checks import LARGEST, check_X, encode_labels, refuse_masked
+from ..data.checks import LARGEST, encode_labels, refuse_masked
 from ..data.targets import warn_of_quantities
 from ..errors import ParameterError, check_range
+from ..training.prediction import Predictor
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
 
 
@@ -149,9 +150,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         warn_of_quantities(y)
         check_classification_targets(y)
         weights = self._weights(sample_weight, X, y, ratios=True)
-        if going_on:
-            self._check_same_network()
-        X = check_X(X)
         if not going_on:
             self.classes_ = encode_labels(y)[1]
             self._make_network(len(self.classes_), count_rows(X, weights), X, weights)
@@ -186,7 +184,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             )
         X, y = self._check_data(X, y, reset=first)
         check_classification_targets(y)
-        X = check_X(X)
         if isinstance(self.class_weight, str):
             raise ParameterError(
                 f"The 'class_weight' parameter {self.class_weight!r} needs all rows at once and "
@@ -204,8 +201,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             self.classes_ = known
             self._make_network(len(known), None, X, weights)
             self.network_.classes = known
-        else:
-            self._check_same_network()
         self._train_once(X, labels, weights)
         return self
 
@@ -216,9 +211,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return class probabilities, float32 (n_samples, n_classes), in the order of classes_."""
-        X = self._check_inputs(X)
-        with self._predictor(X.shape[0]) as predictor:
-            return predictor.predict_proba(X)
+        return self._predict(X, Predictor.predict_proba)
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the logarithms of `predict_proba`."""
