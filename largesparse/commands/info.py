@@ -43,15 +43,10 @@ ASK_MPI = (
 )
 
 
-def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """Return all that `largesparse info` prints, as plain values that JSON can hold.
 
     What is not there is None; what could not be found out is a string "failed: ...".
-
-    Parameters
-    ----------
-    mpi_timeout : float
-        Seconds to wait for the child process that loads MPI.
     """
     return {
         "largesparse": {"version": __version__, "commit": _probe(commit)},
@@ -73,7 +68,7 @@ def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
         "versions": versions(),
         "backend": _probe(_backend),
         "mkl_code_path": _probe(_mkl_code_path),
-        "mpi_library": _probe(mpi_library, mpi_timeout),
+        "mpi_library": _probe(mpi_library),
         "numba_threads": _probe(_numba_threads),
         "thread_pools": _probe(_thread_pools),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
@@ -180,13 +175,13 @@ def _thread_pools() -> list[str]:
     )
 
 
-def _probe(function: Callable[..., Any], *arguments: Any) -> Any:
+def _probe(function: Callable[[], Any]) -> Any:
     """Call `function`, or say in one line how it failed.
 
     Whatever is broken on a machine is what the report is for, so every exception is caught.
     """
     try:
-        return function(*arguments)
+        return function()
     except Exception as error:
         return f"failed: {type(error).__name__}: {_last_line(str(error))}"
 

@@ -61,8 +61,9 @@ def read_csv(
         names = rows[0] if named else None
         columns = _choose_columns(path, len(rows[0]), names, target, wanted)
         parts = _collect(columns, partial(_numbers_and_text, columns, rows[0], separator), dtype)
-        if parts.y is not None and parts.y.dtype.kind != "f":  # not a feature too and read as one
-            parts = parts._replace(y=labels_of_text(parts.y, partial(_refuse_label, columns)))
+        y, position = parts.y, columns.target
+        if y is not None and position is not None and y.dtype.kind != "f":  # of a feature read so
+            parts = parts._replace(y=labels_of_text(y, partial(_refuse, columns, position)))
     return parts
 
 
@@ -237,7 +238,8 @@ def _gather(
             label = chunk[columns.target]
             if label.isna().any():
                 row = n_rows + int(label.isna().to_numpy().argmax())
-                _refuse_label(columns, "a missing value", row, "Remove the samples without label")
+                remedy = "Remove the samples without label"
+                _refuse(columns, columns.target, "a missing value", row, remedy)
             array = label.to_numpy()  # strings are Python objects
             labels.append(array if array.dtype.kind in "biuf" else np.array(label.tolist()))
         n_rows += len(chunk)
@@ -331,11 +333,6 @@ def _refuse_word(columns: _Columns, position: int, value: Any, row: int) -> NoRe
             "the command line)"
         )
     _refuse(columns, position, f"{value!r:.50}, which is not a number,", row, remedy)
-
-
-def _refuse_label(columns: _Columns, what: str, row: int, remedy: str) -> NoReturn:
-    assert columns.target is not None
-    _refuse(columns, columns.target, what, row, remedy)
 
 
 def _refuse(columns: _Columns, position: int, what: str, row: int, remedy: str) -> NoReturn:
