@@ -63,19 +63,8 @@ def check_range(
 ):
     """Return `value` if it is a number in the interval given, else raise `ParameterError`.
 
-    Parameters
-    ----------
-    name, owner : str
-        The parameter and what it belongs to, as the message names them.
-    value : int or float
-    low, high : number, optional
-        Bounds of the interval; None is unbounded.
-    low_open, high_open : bool
-        Whether a bound itself is excluded.
-    integer : bool
-        Whether only whole numbers are allowed.
-    remedy : str
-        A sentence that says what to do.
+    An open bound is itself excluded. The message names the parameter and its owner, and ends with
+    the remedy, a sentence that says what to do.
     """
     import numbers
 

@@ -46,15 +46,9 @@ def read_series_matrix(
     path : path
         Of a `*_series_matrix.txt` or `.txt.gz`.
     class_field : str
-        Which characteristic holds the class: what stands before the colon, in any case. Or the
-        name of another sample line: "title" or "source_name_ch1", say. By default that of
-        GSE13159, the paper's Leukemia: 2096 samples, 54675 probes, 18 classes.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, cut off or of another format, has missing values, or not every
-        sample has that field, with one value.
+        Which characteristic holds the class, of every sample one: what stands before the colon,
+        in any case. Or the name of another sample line: "title" or "source_name_ch1", say. By
+        default that of GSE13159, the paper's Leukemia: 2096 samples, 54675 probes, 18 classes.
     """
     path = expand_user(path)
     with reading(path, "", AGAIN), open_text(path, "utf-8", errors="replace") as file:

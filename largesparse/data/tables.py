@@ -243,14 +243,6 @@ def align_columns(
     number of columns must agree; a CSR table may have fewer, as svmlight files leave out the last
     features when they are 0 in all samples.
 
-    Parameters
-    ----------
-    table : Table
-    feature_names : sequence of str or None
-        Of the model.
-    n_features : int, optional
-        Of the model; by default the number of names.
-
     Raises
     ------
     DataError
