@@ -22,6 +22,7 @@ TASKS = ("auto", "classification", "regression")
 FEW_CLASSES = 20  # distinct whole numbers that need no look at what they are
 ROWS_PER_CLASS = 10  # that each of more whole numbers has, where they number classes
 PADDED = re.compile(r"[+-]?0\d|.*_")  # float() reads these, but they are codes, not numbers
+Refuse = Callable[[str, int, str], NoReturn]  # what is wrong, the row from 0, and the remedy
 # The rule as --help tells it.
 RULE = (
     "auto: regression where the target has fractions; classification where it is text, where it "
@@ -30,9 +31,6 @@ RULE = (
     "until you choose: other whole numbers, and more than two labels that are more than half as "
     "many as the rows"
 )
-
-
-Refuse = Callable[[str, int, str], NoReturn]  # what is wrong, the row from 0, and the remedy
 
 
 def labels_of_text(texts: NDArray[np.str_], refuse: Refuse) -> NDArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def input_strength(network: SparseMLP) -> NDArray[np.float32]:
     return sums.astype(np.float32)
 
 
+@dataclass(eq=False, repr=False)
 class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     """Selects the features whose inputs are the strongest in a sparse network.
 
@@ -63,18 +65,11 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     >>> X_small = selector.fit_transform(X, y)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        n_features_to_select: int | float | None = None,
-        threshold: float | None = None,
-        prefit: bool = False,
-    ) -> None:
-        self.estimator = estimator
-        self.n_features_to_select = n_features_to_select
-        self.threshold = threshold
-        self.prefit = prefit
+    estimator: Any = None
+    _: KW_ONLY
+    n_features_to_select: int | float | None = None
+    threshold: float | None = None
+    prefit: bool = False
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> SparseFeatureSelector:
         """Fit the estimator, where it is not yet, and measure the strengths.
