@@ -7,102 +7,68 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from .data.datasets import Dataset, load_dataset
-    from .data.skewness import alpha_from_skewness
-    from .data.standardizer import Standardizer
-    from .data.synthetic import make_large_classification
-    from .errors import LargeSparseError
-    from .estimators.classifier import SparseMLPClassifier
-    from .estimators.regressor import SparseMLPRegressor
-    from .estimators.selection import SparseFeatureSelector, input_strength
-    from .harness.measurements import read_measurements
-    from .harness.records import read_records
-    from .model.config import NetworkConfig, TrainingConfig
-    from .model.importance import active_neurons, compact, neuron_importance, prune_neurons
-    from .model.network import SparseMLP
-    from .parallel import train_wasap, train_wassp
-    from .training.checkpoint import load_model, save_model
-    from .training.history import EpochRecord, History, ParallelReport
-    from .training.monitoring import GradientFlow, InputDegrees
-    from .training.prediction import Predictor, predict, predict_proba
-    from .training.resumed_settings import load_checkpoint
-    from .training.trainer import Trainer, save_checkpoint
+if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
+    from .data.datasets import Dataset as Dataset
+    from .data.datasets import load_dataset as load_dataset
+    from .data.skewness import alpha_from_skewness as alpha_from_skewness
+    from .data.standardizer import Standardizer as Standardizer
+    from .data.synthetic import make_large_classification as make_large_classification
+    from .errors import LargeSparseError as LargeSparseError
+    from .estimators.classifier import SparseMLPClassifier as SparseMLPClassifier
+    from .estimators.regressor import SparseMLPRegressor as SparseMLPRegressor
+    from .estimators.selection import SparseFeatureSelector as SparseFeatureSelector
+    from .estimators.selection import input_strength as input_strength
+    from .harness.measurements import read_measurements as read_measurements
+    from .harness.records import read_records as read_records
+    from .model.config import NetworkConfig as NetworkConfig
+    from .model.config import TrainingConfig as TrainingConfig
+    from .model.importance import active_neurons as active_neurons
+    from .model.importance import compact as compact
+    from .model.importance import neuron_importance as neuron_importance
+    from .model.importance import prune_neurons as prune_neurons
+    from .model.network import SparseMLP as SparseMLP
+    from .parallel import train_wasap as train_wasap
+    from .parallel import train_wassp as train_wassp
+    from .training.checkpoint import load_model as load_model
+    from .training.checkpoint import save_model as save_model
+    from .training.history import EpochRecord as EpochRecord
+    from .training.history import History as History
+    from .training.history import ParallelReport as ParallelReport
+    from .training.monitoring import GradientFlow as GradientFlow
+    from .training.monitoring import InputDegrees as InputDegrees
+    from .training.prediction import Predictor as Predictor
+    from .training.prediction import predict as predict
+    from .training.prediction import predict_proba as predict_proba
+    from .training.resumed_settings import load_checkpoint as load_checkpoint
+    from .training.trainer import Trainer as Trainer
+    from .training.trainer import save_checkpoint as save_checkpoint
 
-# public name -> module that defines it; imported when it is first used
-_MODULES = {
-    "Dataset": "data.datasets",
-    "EpochRecord": "training.history",
-    "GradientFlow": "training.monitoring",
-    "History": "training.history",
-    "InputDegrees": "training.monitoring",
-    "LargeSparseError": "errors",
-    "NetworkConfig": "model.config",
-    "ParallelReport": "training.history",
-    "Predictor": "training.prediction",
-    "SparseFeatureSelector": "estimators.selection",
-    "SparseMLP": "model.network",
-    "SparseMLPClassifier": "estimators.classifier",
-    "SparseMLPRegressor": "estimators.regressor",
-    "Standardizer": "data.standardizer",
-    "Trainer": "training.trainer",
-    "TrainingConfig": "model.config",
-    "active_neurons": "model.importance",
-    "alpha_from_skewness": "data.skewness",
-    "compact": "model.importance",
-    "input_strength": "estimators.selection",
-    "load_checkpoint": "training.resumed_settings",
-    "load_dataset": "data.datasets",
-    "load_model": "training.checkpoint",
-    "make_large_classification": "data.synthetic",
-    "neuron_importance": "model.importance",
-    "predict": "training.prediction",
-    "predict_proba": "training.prediction",
-    "prune_neurons": "model.importance",
-    "read_measurements": "harness.measurements",
-    "read_records": "harness.records",
-    "save_checkpoint": "training.trainer",
-    "save_model": "training.checkpoint",
-    "train_wasap": "parallel",
-    "train_wassp": "parallel",
+# module -> its public names; it is imported when one of them is first used
+_NAMES = {
+    "data.datasets": ("Dataset", "load_dataset"),
+    "data.skewness": ("alpha_from_skewness",),
+    "data.standardizer": ("Standardizer",),
+    "data.synthetic": ("make_large_classification",),
+    "errors": ("LargeSparseError",),
+    "estimators.classifier": ("SparseMLPClassifier",),
+    "estimators.regressor": ("SparseMLPRegressor",),
+    "estimators.selection": ("SparseFeatureSelector", "input_strength"),
+    "harness.measurements": ("read_measurements",),
+    "harness.records": ("read_records",),
+    "model.config": ("NetworkConfig", "TrainingConfig"),
+    "model.importance": ("active_neurons", "compact", "neuron_importance", "prune_neurons"),
+    "model.network": ("SparseMLP",),
+    "parallel": ("train_wasap", "train_wassp"),
+    "training.checkpoint": ("load_model", "save_model"),
+    "training.history": ("EpochRecord", "History", "ParallelReport"),
+    "training.monitoring": ("GradientFlow", "InputDegrees"),
+    "training.prediction": ("Predictor", "predict", "predict_proba"),
+    "training.resumed_settings": ("load_checkpoint",),
+    "training.trainer": ("Trainer", "save_checkpoint"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "Dataset",
-    "EpochRecord",
-    "GradientFlow",
-    "History",
-    "InputDegrees",
-    "LargeSparseError",
-    "NetworkConfig",
-    "ParallelReport",
-    "Predictor",
-    "SparseFeatureSelector",
-    "SparseMLP",
-    "SparseMLPClassifier",
-    "SparseMLPRegressor",
-    "Standardizer",
-    "Trainer",
-    "TrainingConfig",
-    "active_neurons",
-    "alpha_from_skewness",
-    "compact",
-    "input_strength",
-    "load_checkpoint",
-    "load_dataset",
-    "load_model",
-    "make_large_classification",
-    "neuron_importance",
-    "predict",
-    "predict_proba",
-    "prune_neurons",
-    "read_measurements",
-    "read_records",
-    "save_checkpoint",
-    "save_model",
-    "train_wasap",
-    "train_wassp",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
@@ -112,4 +78,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -63,19 +63,8 @@ def check_range(
 ):
     """Return `value` if it is a number in the interval given, else raise `ParameterError`.
 
-    Parameters
-    ----------
-    name, owner : str
-        The parameter and what it belongs to, as the message names them.
-    value : int or float
-    low, high : number, optional
-        Bounds of the interval; None is unbounded.
-    low_open, high_open : bool
-        Whether a bound itself is excluded.
-    integer : bool
-        Whether only whole numbers are allowed.
-    remedy : str
-        A sentence that says what to do.
+    An open bound is itself excluded. The message names the parameter and its owner, and ends with
+    the remedy, a sentence that says what to do.
     """
     import numbers
 
@@ -95,3 +84,10 @@ def check_range(
         f"Got {value!r} instead."
     )
     raise ParameterError(f"{message} {remedy}".rstrip())
+
+
+def check_share(name, value, owner, *, remedy=""):
+    """Return `value` if it is a number in (0, 1), as `check_range` does."""
+    return check_range(
+        name, value, owner, low=0, high=1, low_open=True, high_open=True, remedy=remedy
+    )

@@ -22,18 +22,9 @@ STREAMS = {
 
 
 def stream(seed: int, name: str, *key: int, rank: int = 0) -> np.random.Generator:
-    """Return the generator of the stream `name`.
+    """Return the generator of a stream of `STREAMS`, as rank 0 or another MPI rank draws from it.
 
-    Parameters
-    ----------
-    seed : int
-        The seed of the run, >= 0.
-    name : str
-        A key of `STREAMS`.
-    *key : int
-        What the stream is for within its name, for instance (layer,) or (epoch, layer).
-    rank : int
-        The MPI rank that draws; 0 in one process.
+    `key` is what the stream is for within its name, for instance (layer,) or (epoch, layer).
     """
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, name, *key, rank=rank)))
 

@@ -43,15 +43,10 @@ ASK_MPI = (
 )
 
 
-def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """Return all that `largesparse info` prints, as plain values that JSON can hold.
 
     What is not there is None; what could not be found out is a string "failed: ...".
-
-    Parameters
-    ----------
-    mpi_timeout : float
-        Seconds to wait for the child process that loads MPI.
     """
     return {
         "largesparse": {"version": __version__, "commit": _probe(commit)},
@@ -73,7 +68,7 @@ def collect(mpi_timeout: float = 20.0) -> dict[str, Any]:
         "versions": versions(),
         "backend": _probe(_backend),
         "mkl_code_path": _probe(_mkl_code_path),
-        "mpi_library": _probe(mpi_library, mpi_timeout),
+        "mpi_library": _probe(mpi_library),
         "numba_threads": _probe(_numba_threads),
         "thread_pools": _probe(_thread_pools),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
@@ -108,6 +103,11 @@ def format_listing(info: dict[str, Any]) -> str:
     cpu, memory = info["cpu"], info["memory"]
     own = info["largesparse"]
     commit_note = f" (commit {own['commit']})" if own["commit"] else ""
+    quota, free = "", ""
+    if cpu["quota_cores"] is not None:
+        quota = f" (control groups leave the time of {cpu['quota_cores']:g})"
+    if memory["cgroup_free_bytes"] is not None:
+        free = f" ({_gib(memory['cgroup_free_bytes'])} free)"
     groups: list[list[tuple[str, str]]] = [
         [
             ("largesparse", f"{own['version']}{commit_note}"),
@@ -118,13 +118,12 @@ def format_listing(info: dict[str, Any]) -> str:
                 "cores",
                 f"{_shown(cpu['physical_cores'], '?')} physical, "
                 f"{_shown(cpu['logical_cores'], '?')} logical, "
-                f"{cpu['usable_cores']} usable by this process" + _quota_of(cpu["quota_cores"]),
+                f"{cpu['usable_cores']} usable by this process{quota}",
             ),
             (
                 "memory",
                 f"{_gib(memory['total_bytes'])}, {_gib(memory['available_bytes'])} available, "
-                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}"
-                + _free_of(memory["cgroup_free_bytes"]),
+                f"cgroup limit {_gib(memory['cgroup_limit_bytes'])}{free}",
             ),
         ],
         [(name, _shown(info["versions"][name])) for name in PACKAGES],
@@ -176,13 +175,13 @@ def _thread_pools() -> list[str]:
     )
 
 
-def _probe(function: Callable[..., Any], *arguments: Any) -> Any:
+def _probe(function: Callable[[], Any]) -> Any:
     """Call `function`, or say in one line how it failed.
 
     Whatever is broken on a machine is what the report is for, so every exception is caught.
     """
     try:
-        return function(*arguments)
+        return function()
     except Exception as error:
         return f"failed: {type(error).__name__}: {_last_line(str(error))}"
 
@@ -196,14 +195,6 @@ def _shown(value: Any, absent: str = "not installed") -> str:
     if value is None or value == []:
         return absent
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _quota_of(cores: float | None) -> str:
-    return "" if cores is None else f" (control groups leave the time of {cores:g})"
-
-
-def _free_of(n_bytes: int | str | None) -> str:
-    return "" if n_bytes is None else f" ({_gib(n_bytes)} free)"
 
 
 def _gib(n_bytes: int | str | None) -> str:

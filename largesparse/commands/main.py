@@ -1,8 +1,8 @@
 """The command line.
 
 A subcommand is a function that adds a parser of its own and sets `run`, a function of the parsed
-arguments that returns the exit code; `COMMANDS` lists them. A driver is a module whose `main` takes
-the words behind its name; `DRIVERS` lists them.
+arguments that returns the exit code; `COMMANDS` lists them. A driver is a module, loaded when it is
+called, whose `main` takes the words behind its name; `DRIVERS` lists them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 from .._version import __version__
 from ..machine.exit_codes import run_command
@@ -33,7 +32,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if words and not words[0].startswith("-") and words[0] not in FOR_RANKS:
         check_alone(f"largesparse {words[0]}")
     if words and words[0] in DRIVERS:
-        return int(DRIVERS[words[0]].load().main(words[1:], f"largesparse {words[0]}"))
+        driver = importlib.import_module(DRIVERS[words[0]][0], __package__)
+        return int(driver.main(words[1:], f"largesparse {words[0]}"))
     arguments = make_parser().parse_args(argv)
     return int(arguments.run(arguments))
 
@@ -48,8 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_command in COMMANDS:
         add_command(subparsers)
-    for name, driver in DRIVERS.items():
-        subparsers.add_parser(name, help=driver.help)
+    for name, (_, help_text) in DRIVERS.items():
+        subparsers.add_parser(name, help=help_text)
     return parser
 
 
@@ -121,25 +121,16 @@ def _tune(arguments: argparse.Namespace) -> int:
 COMMANDS = (add_train, add_predict, add_evaluate, add_inspect, _add_info, _add_tune)
 
 
-class Driver(NamedTuple):
-    """A command that parses its flags itself, in a module that is loaded when it is called."""
-
-    module: str
-    help: str
-
-    def load(self) -> Any:
-        """Return the module, which has `make_parser` and `main`."""
-        return importlib.import_module(self.module, __package__)
-
-
 DRIVERS = {
-    "bigmodel": Driver(
-        "..harness.bigmodel", "train extremely large networks, also by ranks, and time every phase"
+    "bigmodel": (
+        "..harness.bigmodel",
+        "train extremely large networks, also by ranks, and time every phase",
     ),
-    "scaling": Driver(
-        "..harness.scaling", "run the paper's Table 4, one size after another, and plot it"
+    "scaling": (
+        "..harness.scaling",
+        "run the paper's Table 4, one size after another, and plot it",
     ),
-    "report": Driver("..harness.report", "make one HTML page of what asv and these have measured"),
-    "paper": Driver("..paper.command", "repeat the paper's tables and figures beside its own"),
+    "report": ("..harness.report", "make one HTML page of what asv and these have measured"),
+    "paper": ("..paper.command", "repeat the paper's tables and figures beside its own"),
 }
 FOR_RANKS = ("info", "bigmodel")  # info is of use on every node

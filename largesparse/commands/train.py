@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,14 @@ from .learning_curve import check_plot, plot_curve, text_curve
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
+
+# The estimators' parameters whose flags have other names.
+RENAMED = {
+    "hidden": "hidden_layer_sizes",
+    "epochs": "max_epochs",
+    "threads": "n_jobs",
+    "seed": "random_state",
+}
 
 
 def add_train(subparsers: Any) -> None:
@@ -205,24 +214,10 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
             f"--balanced weighs classes, and {samples.target} is predicted as numbers. Leave it "
             "out, or say --task classification."
         )
-    given = {
-        "alpha": arguments.alpha,
-        "zeta": arguments.zeta,
-        "dropout": arguments.dropout,
-        "learning_rate": arguments.learning_rate,
-        "max_epochs": arguments.epochs,
-        "batch_size": arguments.batch_size,
-    }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options |= {
-        "hidden_layer_sizes": arguments.hidden,
-        "epsilon": arguments.epsilon,
-        "activation": arguments.activation,
-        "backend": arguments.backend,
-        "n_jobs": arguments.threads,
-        "random_state": arguments.seed,
-        "verbose": not arguments.quiet,
-    }
+    said = {RENAMED.get(flag, flag): value for flag, value in vars(arguments).items()}
+    known = [field.name for field in dataclasses.fields(SparseMLPRegressor)]
+    options = {name: said[name] for name in known if said.get(name) is not None}
+    options["verbose"] = not arguments.quiet
     if samples.task == "regression":
         return SparseMLPRegressor(**options)
     return SparseMLPClassifier(**options, class_weight="balanced" if arguments.balanced else None)

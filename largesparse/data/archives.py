@@ -13,6 +13,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .files import reading
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -27,29 +28,22 @@ DEFLATED = 1032
 
 
 def read_archive(path: Path) -> dict[str, NDArray]:
-    """Return the arrays of a NumPy archive by their names.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or holds Python objects or a single array.
-    """
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it is a single array")
-            _check_sizes(archive.zip, path.stat().st_size)
-            arrays = {key: archive[key] for key in archive.files}
+    """Return the arrays of a NumPy archive by their names, or raise."""
+    remedy = "Get it again, or write it with numpy.savez from arrays of numbers or strings."
+    # A damaged file makes zipfile, zlib and NumPy raise all sorts.
+    with (
+        reading(path, "as a NumPy archive", remedy, damage=(Exception,)),
+        open(path, "rb") as file,
+    ):
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is a single array")
+        _check_sizes(archive.zip, path.stat().st_size)
+        arrays = {key: archive[key] for key in archive.files}
         for key, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"{key} is not an array")
-        return arrays
-    except Exception as error:  # a damaged file makes zipfile, zlib and NumPy raise all sorts
-        raise DataError(
-            f"{path} cannot be read as a NumPy archive: {error}. Get it again, or write it with "
-            "numpy.savez from arrays of numbers or strings."
-        ) from error
+    return arrays
 
 
 def array_names(path: Path) -> set[str]:
@@ -62,13 +56,7 @@ def array_names(path: Path) -> set[str]:
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
-    """Verify that no member can be as large as its header says by a lie of the header.
-
-    Raises
-    ------
-    ValueError
-        Where a member is not an array, or its shape takes other bytes than there are.
-    """
+    """Raise a ValueError where a header lies: its member would take memory before it is read."""
     for info in archive.infolist():
         if info.compress_size > size or info.file_size > DEFLATED * (info.compress_size + 1):
             raise ValueError(f"{info.filename} says that it has {info.file_size} bytes")
@@ -91,12 +79,7 @@ def csr_from_archive(arrays: dict[str, NDArray], path: Path) -> csr_array:
     """Make a CSR array of what `scipy.sparse.save_npz` wrote, in any format.
 
     Without `format` the arrays are `indptr, indices, shape` of a CSR array, and if it is there
-    `data` (else ones).
-
-    Raises
-    ------
-    DataError
-        If the arrays do not fit together.
+    `data` (else ones). Arrays that do not fit together raise a DataError.
     """
     import scipy.sparse as sp
 

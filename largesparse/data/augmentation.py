@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, ParameterError, check_range
 from ..randomness import seed_sequence
+from .checks import row_blocks
 
 BLOCK_BYTES = 2**19  # of an image block: its temporaries, a few times this, stay in the cache
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the increment of SplitMix64
@@ -80,20 +81,9 @@ class ImageAugmenter:
     def __call__(
         self, batch: NDArray[Any], rows: NDArray[np.int64], epoch: int
     ) -> NDArray[np.float32]:
-        """Return changed copies of images.
+        """Return changed copies of images, float32 (batch, height * width * channels).
 
-        Parameters
-        ----------
-        batch : array (batch, height * width * channels)
-            Usually float32.
-        rows : int64 (batch,)
-            The rows of the data set that these images are, >= 0.
-        epoch : int
-            >= 0.
-
-        Returns
-        -------
-        float32 (batch, height * width * channels)
+        `rows`, int64 (batch,), are those of the data set that these images are.
 
         Raises
         ------
@@ -108,9 +98,7 @@ class ImageAugmenter:
                 "Set its shape to (height, width, channels) of the images."
             )
         result = np.empty(batch.shape, np.float32)
-        step = max(1, BLOCK_BYTES // (4 * n_features))
-        for start in range(0, len(batch), step):
-            part = slice(start, start + step)
+        for part in row_blocks(len(batch), 4 * n_features, BLOCK_BYTES):
             self._change(batch[part], self._draw(rows[part], epoch), result[part])
         return result
 

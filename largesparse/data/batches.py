@@ -26,19 +26,8 @@ def load_batch(
 ) -> None:
     """Write rows of a data set into a feature-major batch: out[f, b] = X[rows[b], f].
 
-    Parameters
-    ----------
-    X : ndarray (n_samples, n_features) of any real dtype, or CSR
-        May be a memory map; only the rows asked for are read.
-    rows : int64 (batch,)
-    preprocessing : Standardizer or None
-        Applied in float64 where the values of X may not be those of float32.
-    out : float32 (n_features, batch)
-
-    Raises
-    ------
-    DataError
-        Where X is of another kind or shape, or a row is not in it.
+    X (n_samples, n_features), of any real dtype or CSR, may be a memory map: only the rows asked
+    for are read. They are standardised in float64 where they may not be those of float32.
     """
     from ..backends import kernels
 

@@ -25,26 +25,12 @@ STEPS = 2**10  # of float32 that the values of a target must span
 
 
 def check_X(X: Any, n_features: int | None = None) -> NDArray | csr_array:
-    """Return X as a 2-D array or CSR array of finite real numbers, or raise.
+    """Return X as a 2-D array or CSR array of finite real numbers, or raise a DataError.
 
-    Parameters
-    ----------
-    X : array-like or SciPy sparse array of shape (n_samples, n_features)
-        Booleans, integers or floats. Nested lists, data frames and memory maps are welcome.
-    n_features : int, optional
-        The number of features that a fitted model expects.
-
-    Returns
-    -------
-    numpy.ndarray or scipy.sparse.csr_array
-        Dense input keeps its dtype and memory. Sparse input becomes CSR with sorted indices and
-        no duplicates (a copy only if it was not so already) and keeps its index dtype.
-
-    Raises
-    ------
-    DataError
-        If X is not 2-D, is empty, has another number of features, is not real, or holds NaN,
-        an infinity or a magnitude beyond half the largest float32 (training is in float32).
+    Nested lists, data frames and memory maps are welcome; `n_features` is what a fitted model
+    expects. Dense input keeps its dtype and memory. Sparse input becomes CSR with sorted indices
+    and no duplicates (a copy only if it was not so already) and keeps its index dtype. Magnitudes
+    are at most half the largest float32, which training is in.
     """
     from scipy.sparse import issparse
 
@@ -83,13 +69,7 @@ def check_X(X: Any, n_features: int | None = None) -> NDArray | csr_array:
 
 
 def check_X_y(X: Any, y: Any, n_features: int | None = None) -> tuple[NDArray | csr_array, NDArray]:
-    """Return `check_X(X, n_features)` and the labels y as an array of shape (n_samples,).
-
-    Raises
-    ------
-    DataError
-        As `check_X` does, if y is not one label a sample, or if the lengths differ.
-    """
+    """Return `check_X(X, n_features)` and the labels y as an array of shape (n_samples,)."""
     X, labels = check_X(X, n_features), _label_vector(y)
     check_lengths(X, labels)
     return X, labels
@@ -104,17 +84,7 @@ def check_lengths(X: NDArray | csr_array, y: NDArray) -> None:
 
 
 def check_targets(y: Any, n_targets: int) -> NDArray[np.float64]:
-    """Return the targets of a regression as float64 (n_samples, n_targets).
-
-    Parameters
-    ----------
-    y : array-like of shape (n_samples,) or (n_samples, n_targets)
-
-    Raises
-    ------
-    DataError
-        If y is empty, not numeric, not finite, or of another shape.
-    """
+    """Return the finite targets of a regression as float64 (n_samples, n_targets), or raise."""
     if y is None:
         raise DataError("A regressor requires y to be passed, but the target y is None.")
     targets = _as_array(y, "y")
@@ -138,13 +108,7 @@ def check_targets(y: Any, n_targets: int) -> NDArray[np.float64]:
 
 
 def narrow_targets(targets: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return targets as float32, which training is in.
-
-    Raises
-    ------
-    DataError
-        If one is too large for float32, or if a column differs by too little for it.
-    """
+    """Return targets as float32, or raise where that cannot hold them or tell them apart."""
     remedy = (
         "Shift and scale the targets to about mean 0 and deviation 1, as SparseMLPRegressor does, "
         "and set the network's target_mean and target_scale to what was taken out."
@@ -166,41 +130,44 @@ def narrow_targets(targets: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def check_labels(y: Any) -> NDArray[Any]:
-    """Return class labels (n_samples,) as booleans, integers, whole floats or strings.
-
-    Raises
-    ------
-    DataError
-        If y is empty, one-hot, continuous or has a missing label.
-    """
-    return _whole_or_string(_label_vector(y))
+    """Return class labels (n_samples,) as booleans, integers, whole floats or strings, or raise."""
+    labels = _label_vector(y)
+    if labels.dtype.kind == "O":
+        kind = str if isinstance(labels[0], str) else (numbers.Real, np.bool_)
+        for row, label in enumerate(labels):
+            if not isinstance(label, kind):
+                raise DataError(
+                    f"Unknown label type: y has {label!r:.50} at row {row}. "
+                    "Pass labels that are all integers or all strings, with none missing."
+                )
+        labels = np.array(labels.tolist())
+    if labels.dtype.kind == "f":
+        if (place := first_true(~np.isfinite(labels))) is not None:
+            raise DataError(f"y has a label that is NaN or infinite at row {place[0]}. Remove it.")
+        if (place := first_true(np.abs(labels) > 2.0**53)) is not None:
+            raise DataError(
+                f"y has {labels[place]} at row {place[0]}, beyond the whole numbers that a float "
+                "tells apart. Pass such labels as strings, or as integers."
+            )
+        if (place := first_true(labels != np.trunc(labels))) is not None:
+            raise DataError(
+                f"Unknown label type: y is continuous (row {place[0]} is {labels[place]}). "
+                "Pass class labels, integers or strings; this is a classifier."
+            )
+    if labels.dtype.kind not in "biufUS":
+        raise DataError(
+            f"Unknown label type: {labels.dtype}. Pass integers or strings as class labels."
+        )
+    return labels
 
 
 def encode_labels(
     y: Any, classes: ArrayLike | None = None
 ) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Replace labels by class indices.
+    """Return class indices (n_samples,) and classes (n_classes,): y is `classes[indices]`.
 
-    Parameters
-    ----------
-    y : array-like of shape (n_samples,) or (n_samples, 1)
-        Integers (gaps allowed), whole floats, booleans or strings.
-    classes : array-like of shape (n_classes,), optional
-        The distinct labels of a fitted model, whose positions are the indices. By default the
-        labels in y, sorted.
-
-    Returns
-    -------
-    indices : int32 array of shape (n_samples,)
-        In 0..n_classes-1.
-    classes : array of shape (n_classes,)
-        `classes[indices]` equals y.
-
-    Raises
-    ------
-    DataError
-        If y is empty, one-hot, continuous or has a missing label; if it holds one class only
-        while `classes` is not given; or if a label is not among `classes`.
+    `classes` are the distinct labels of a fitted model, among which those of y must be; by default
+    the labels in y, sorted, of which there must be two.
     """
     labels = check_labels(y)
     if classes is None:
@@ -321,37 +288,6 @@ def _label_vector(y: Any) -> NDArray:
         )
     if not len(labels):
         raise DataError("y is empty. Pass one label a sample.")
-    return labels
-
-
-def _whole_or_string(labels: NDArray) -> NDArray:
-    """Return labels as booleans, integers, whole floats or strings, or raise."""
-    if labels.dtype.kind == "O":
-        kind = str if isinstance(labels[0], str) else (numbers.Real, np.bool_)
-        for row, label in enumerate(labels):
-            if not isinstance(label, kind):
-                raise DataError(
-                    f"Unknown label type: y has {label!r:.50} at row {row}. "
-                    "Pass labels that are all integers or all strings, with none missing."
-                )
-        labels = np.array(labels.tolist())
-    if labels.dtype.kind == "f":
-        if (place := first_true(~np.isfinite(labels))) is not None:
-            raise DataError(f"y has a label that is NaN or infinite at row {place[0]}. Remove it.")
-        if (place := first_true(np.abs(labels) > 2.0**53)) is not None:
-            raise DataError(
-                f"y has {labels[place]} at row {place[0]}, beyond the whole numbers that a float "
-                "tells apart. Pass such labels as strings, or as integers."
-            )
-        if (place := first_true(labels != np.trunc(labels))) is not None:
-            raise DataError(
-                f"Unknown label type: y is continuous (row {place[0]} is {labels[place]}). "
-                "Pass class labels, integers or strings; this is a classifier."
-            )
-    if labels.dtype.kind not in "biufUS":
-        raise DataError(
-            f"Unknown label type: {labels.dtype}. Pass integers or strings as class labels."
-        )
     return labels
 
 

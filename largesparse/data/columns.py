@@ -6,7 +6,6 @@ import csv
 import difflib
 import itertools
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .checks import first_true
+from .files import open_text, reading
 from .frames import SHOWN, first_doubled, positions_of
-from .headers import has_names, is_missing, is_number, open_text, read_first_rows
-from .labels import labels_of_text
+from .headers import has_names, is_missing, is_number, read_first_rows
 from .precision import Rounding, float32_prints_the_same
+from .targets import labels_of_text
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
 CHUNK_BYTES = 2**25  # of the values of a chunk, in float64
 
@@ -54,21 +55,16 @@ def read_csv(
     dtype: type | None = None,
 ) -> Parts:
     """Read text with separators, as `tables.read_table` says."""
-    try:
+    with reading(path, "as a table", "Write it again."):
         rows, separator = read_first_rows(path)
         named = has_names(path, rows, target, wanted) if header is None else header
         names = rows[0] if named else None
         columns = _choose_columns(path, len(rows[0]), names, target, wanted)
         parts = _collect(columns, partial(_numbers_and_text, columns, rows[0], separator), dtype)
-        if parts.y is None or parts.y.dtype.kind == "f":  # none, or a feature too and read as one
-            return parts
-        return parts._replace(y=labels_of_text(parts.y, partial(_refuse_label, columns)))
-    except DataError:
-        raise
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as a table: {str(error).strip()}. Write it again."
-        ) from error
+        y, position = parts.y, columns.target
+        if y is not None and position is not None and y.dtype.kind != "f":  # of a feature read so
+            parts = parts._replace(y=labels_of_text(y, partial(_refuse, columns, position)))
+    return parts
 
 
 def _numbers_and_text(columns: _Columns, first: list[str], separator: str) -> Iterator[DataFrame]:
@@ -99,22 +95,8 @@ def csv_chunks(
 ) -> Iterator[DataFrame]:
     """Read text in chunks of rows whose columns are positions.
 
-    All columns are read: pandas checks the lengths of lines only then.
-
-    Parameters
-    ----------
-    path : path
-        Plain or gzipped.
-    every : range
-        The positions of the columns.
-    dtype : dtype, or dict of position to dtype
-    dialect : dict
-        Further keywords of `pandas.read_csv`: the separator and the header.
-
-    Raises
-    ------
-    DataError
-        If the rows have more fields than there are columns. Else what pandas raises.
+    All columns are read: pandas checks the lengths of lines only then. `dialect` are further
+    keywords of `pandas.read_csv`: the separator and the header.
     """
     import pandas as pd
 
@@ -152,19 +134,19 @@ def read_parquet(
             f"Reading {path} needs pyarrow, which is not installed. Install it with pip install "
             "'largesparse[tables]', or save the table as .csv."
         ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            frame = file.schema_arrow.empty_table().to_pandas()  # without pandas' index columns
-            names = [str(name) for name in frame.columns]
-            columns = _choose_columns(path, len(names), names, target, wanted)
-            if columns.target is not None:
-                _check_type(columns, file.schema_arrow.field(names[columns.target]).type)
-            size = max(1, CHUNK_BYTES // (8 * len(names)))
-            return _collect(columns, partial(_frames, file, size, columns), dtype)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file makes pyarrow and pandas raise all sorts
-        raise DataError(f"{path} cannot be read as parquet: {error}. Write it again.") from error
+    # A damaged file makes pyarrow and pandas raise all sorts.
+    with (
+        reading(path, "as parquet", "Write it again.", damage=(Exception,)),
+        parquet.ParquetFile(path) as file,
+    ):
+        frame = file.schema_arrow.empty_table().to_pandas()  # without pandas' index columns
+        names = [str(name) for name in frame.columns]
+        columns = _choose_columns(path, len(names), names, target, wanted)
+        if columns.target is not None:
+            _check_type(columns, file.schema_arrow.field(names[columns.target]).type)
+        size = max(1, CHUNK_BYTES // (8 * len(names)))
+        parts = _collect(columns, partial(_frames, file, size, columns), dtype)
+    return parts
 
 
 def _choose_columns(
@@ -223,66 +205,51 @@ def _collect(
     columns: _Columns, chunks: Callable[[], Iterable[DataFrame]], dtype: type | None
 ) -> Parts:
     """Collect chunks, by default in float32 if that is enough; X is never there twice."""
-    samples = _Samples(columns, dtype or np.float32)
-    for chunk in chunks():
-        samples.add(chunk)
-    if dtype is None and (suspects := samples.rounding.suspects()).size:
+    rounding = Rounding(len(columns.features))
+    parts = _gather(columns, chunks(), dtype or np.float32, rounding)
+    if dtype is None and (suspects := rounding.suspects()).size:
         features = [columns.features[k] for k in suspects]
         exact = (
             float32_prints_the_same(chunk[features].to_numpy(np.float64)) for chunk in chunks()
         )
         if not all(exact):
-            samples = _Samples(columns, np.float64)
-            for chunk in chunks():
-                samples.add(chunk)
-    return samples.parts()
+            del parts
+            return _gather(columns, chunks(), np.float64)
+    return parts
 
 
-class _Samples:
-    """The rows of a file so far, whose chunks have positions for columns."""
-
-    def __init__(self, columns: _Columns, dtype: type) -> None:
-        self.columns = columns
-        self.dtype = np.dtype(dtype)
-        self.rounding = Rounding(len(columns.features))
-        self.values = bytearray()
-        self.labels: list[NDArray] = []
-        self.n_rows = 0
-
-    def add(self, chunk: DataFrame) -> None:
-        columns = self.columns
+def _gather(
+    columns: _Columns, chunks: Iterable[DataFrame], dtype: type, rounding: Rounding | None = None
+) -> Parts:
+    """Check chunks, whose columns are positions, and put them together in a dtype."""
+    values, n_rows = bytearray(), 0
+    labels: list[NDArray] = []
+    for chunk in chunks:
         block = chunk[columns.features].to_numpy(np.float64)
         with np.errstate(over="ignore"):  # infinities are refused
             rounded = block.astype(np.float32)
-        if not np.isfinite(rounded).all():
-            row, column = np.argwhere(~np.isfinite(rounded))[0]
-            position = columns.features[column]
-            _refuse_number(columns, position, float(block[row, column]), self.n_rows + int(row))
-        self.rounding.add(block, rounded)
-        self.values += (rounded if self.dtype == np.float32 else block).tobytes()
+        if (place := first_true(~np.isfinite(rounded))) is not None:
+            row, column = place
+            _refuse_number(columns, columns.features[column], float(block[place]), n_rows + row)
+        if rounding is not None:
+            rounding.add(block, rounded)
+        values += (rounded if np.dtype(dtype) == np.float32 else block).tobytes()
         if columns.target is not None:
             label = chunk[columns.target]
             if label.isna().any():
-                row = self.n_rows + int(label.isna().to_numpy().argmax())
-                _refuse_label(columns, "a missing value", row, "Remove the samples without label")
-            self.labels.append(_label_array(label))
-        self.n_rows += len(chunk)
-
-    def parts(self) -> Parts:
-        columns = self.columns
-        names, target = columns.names, columns.target
-        return Parts(
-            np.frombuffer(self.values, self.dtype).reshape(self.n_rows, len(columns.features)),
-            None if target is None else np.concatenate(self.labels or [np.empty(0, np.str_)]),
-            None if names is None else [names[i] for i in columns.features],
-            None if target is None else _name(columns, target),
-        )
-
-
-def _label_array(labels: Series) -> NDArray:
-    """Return labels in their own type: numbers, booleans, or strings, not Python objects."""
-    array = labels.to_numpy()
-    return array if array.dtype.kind in "biuf" else np.array(labels.tolist())
+                row = n_rows + int(label.isna().to_numpy().argmax())
+                remedy = "Remove the samples without label"
+                _refuse(columns, columns.target, "a missing value", row, remedy)
+            array = label.to_numpy()  # strings are Python objects
+            labels.append(array if array.dtype.kind in "biuf" else np.array(label.tolist()))
+        n_rows += len(chunk)
+    names, target = columns.names, columns.target
+    return Parts(
+        np.frombuffer(values, dtype).reshape(n_rows, len(columns.features)),
+        None if target is None else np.concatenate(labels or [np.empty(0, np.str_)]),
+        None if names is None else [names[i] for i in columns.features],
+        None if target is None else _name(columns, target),
+    )
 
 
 def _frames(file: Any, size: int, columns: _Columns) -> Iterator[DataFrame]:
@@ -366,11 +333,6 @@ def _refuse_word(columns: _Columns, position: int, value: Any, row: int) -> NoRe
             "the command line)"
         )
     _refuse(columns, position, f"{value!r:.50}, which is not a number,", row, remedy)
-
-
-def _refuse_label(columns: _Columns, what: str, row: int, remedy: str) -> NoReturn:
-    assert columns.target is not None
-    _refuse(columns, columns.target, what, row, remedy)
 
 
 def _refuse(columns: _Columns, position: int, what: str, row: int, remedy: str) -> NoReturn:

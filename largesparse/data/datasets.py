@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, ParameterError, check_range
+from ..errors import DataError, ParameterError, check_range, check_share
 from ..machine import environment
 from ..machine.environment import expand_user
 from .archives import csr_from_archive, flatten_rows, holds_sparse, read_archive
@@ -99,14 +99,9 @@ def load_dataset(
     ParameterError
         If `test_fraction`, `seed` or an option is out of range, or the source has no such option.
     """
-    check_range(
-        "test_fraction", test_fraction, "load_dataset", low=0, high=1, low_open=True, high_open=True
-    )
+    check_share("test_fraction", test_fraction, "load_dataset")
     check_range("seed", seed, "load_dataset", low=0, high=2**32 - 1, integer=True)
-    source = read_source(name_or_path, folder=folder, **options)
-    if len(source.arrays) == 2:
-        return _split(source, test_fraction, seed)
-    return _dataset(source)
+    return _split(read_source(name_or_path, folder=folder, **options), test_fraction, seed)
 
 
 def read_source(
@@ -115,13 +110,7 @@ def read_source(
     folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Source:
-    """Read a data set as it comes, with the labels of its source; see `load_dataset`.
-
-    Raises
-    ------
-    DataError, ParameterError
-        As `load_dataset` does, which checks the arrays.
-    """
+    """Read a data set as it comes, with the labels of its source; see `load_dataset`."""
     if name_or_path in NAMES:
         return _named(str(name_or_path), folder, options)
     if isinstance(name_or_path, str) and name_or_path.startswith(OPENML):
@@ -211,27 +200,20 @@ def _archive(path: Path, name: str) -> Source:
 
 
 def _split(source: Source, test_fraction: float, seed: int) -> Dataset:
-    from sklearn.model_selection import train_test_split
-
+    """Return the source's arrays, checked, with the test part that it has or one of a share."""
     try:
-        X, labels = check_X_y(*source.arrays)
-        labels, _ = encode_labels(labels)
-        parts = train_test_split(
-            X, labels, test_size=test_fraction, stratify=labels, random_state=int(seed)
-        )
+        X, labels = check_X_y(*source.arrays[:2])
+        y, classes = encode_labels(labels)
+        if len(source.arrays) == 2:
+            from sklearn.model_selection import train_test_split
+
+            X, X_test, y, y_test = train_test_split(
+                X, y, test_size=test_fraction, stratify=y, random_state=int(seed)
+            )
+        else:
+            X_test, y_test = source.arrays[2:]
+            X_test, labels = check_X_y(X_test, y_test, n_features=X.shape[1])
+            y_test, _ = encode_labels(labels, classes)
     except ValueError as error:  # sklearn's as well: a class of one sample cannot be divided
         raise DataError(f"{source.place} cannot be used: {error}") from error
-    X_train, X_test, y_train, y_test = parts
-    return Dataset(X_train, y_train, X_test, y_test, source.name)
-
-
-def _dataset(source: Source) -> Dataset:
-    x_train, y_train, x_test, y_test = source.arrays
-    try:
-        X_train, labels_train = check_X_y(x_train, y_train)
-        X_test, labels_test = check_X_y(x_test, y_test, n_features=X_train.shape[1])
-        labels_train, classes = encode_labels(labels_train)
-        labels_test, _ = encode_labels(labels_test, classes)
-    except DataError as error:
-        raise DataError(f"{source.place} cannot be used: {error}") from error
-    return Dataset(X_train, labels_train, X_test, labels_test, source.name)
+    return Dataset(X, y, X_test, y_test, source.name)

@@ -17,13 +17,7 @@ def first_doubled(names: list[str]) -> str | None:
 
 
 def positions_of(wanted: list[str], names: list[str], owner: str) -> list[int]:
-    """Return where the wanted names stand among `names`; `owner` is for the message.
-
-    Raises
-    ------
-    DataError
-        If one is not there, or stands for more than one column.
-    """
+    """Return where the wanted names stand among `names`, or raise; `owner` is for the message."""
     if wanted == names:
         return list(range(len(names)))
     where = {name: position for position, name in enumerate(names)}
@@ -55,13 +49,8 @@ def column_names(X: Any) -> list[str] | None:
 def align_frame(X: Any, feature_names: list[str] | None) -> Any:
     """Return a data frame's columns that a network was trained on, in its order.
 
-    Other columns are left out. An array, a network without names, and a frame whose columns are
-    only counted stay as they are.
-
-    Raises
-    ------
-    DataError
-        If columns are missing, or a name is doubled.
+    Other columns are left out; missing and doubled ones raise. An array, a network without names,
+    and a frame whose columns are only counted stay as they are.
     """
     columns = _columns(X)
     if feature_names is None or columns is None:

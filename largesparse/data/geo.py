@@ -8,23 +8,23 @@ line a probe between `!series_matrix_table_begin` and `!series_matrix_table_end`
 from __future__ import annotations
 
 import csv
-import gzip
 import os
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..machine.environment import expand_user
+from .files import open_text, reading
 
 CHARACTERISTICS = "!Sample_characteristics_ch1"
 BEGIN, END = "!series_matrix_table_begin", "!series_matrix_table_end"
 CLASS_FIELD = "leukemia class"  # of GSE13159
+AGAIN = "Get it again from GEO."
 
 
 class SeriesMatrix(NamedTuple):
@@ -46,43 +46,25 @@ def read_series_matrix(
     path : path
         Of a `*_series_matrix.txt` or `.txt.gz`.
     class_field : str
-        Which characteristic holds the class: what stands before the colon, in any case. Or the
-        name of another sample line: "title" or "source_name_ch1", say. By default that of
-        GSE13159, the paper's Leukemia: 2096 samples, 54675 probes, 18 classes.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, cut off or of another format, has missing values, or not every
-        sample has that field, with one value.
+        Which characteristic holds the class, of every sample one: what stands before the colon,
+        in any case. Or the name of another sample line: "title" or "source_name_ch1", say. By
+        default that of GSE13159, the paper's Leukemia: 2096 samples, 54675 probes, 18 classes.
     """
     path = expand_user(path)
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:
-            sample_lines = _read_sample_lines(file, path)
-            samples = _fields(file.readline())[1:]
-            if not samples:
-                raise DataError(f"{path} has a table without samples. Get it again from GEO.")
-            labels = _classes(sample_lines, len(samples), class_field, path)
-            values, probes = bytearray(), []
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", DeprecationWarning)  # NumPy's sign of other text
-                for probe, row in _rows(file, samples, path):
-                    values += row.tobytes()
-                    probes.append(probe)
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}. Get it again from GEO.") from error
+    with reading(path, "", AGAIN), open_text(path, "utf-8", errors="replace") as file:
+        sample_lines = _read_sample_lines(file, path)
+        samples = _fields(file.readline())[1:]
+        if not samples:
+            raise DataError(f"{path} has a table without samples. {AGAIN}")
+        labels = _classes(sample_lines, len(samples), class_field, path)
+        values, probes = bytearray(), []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # NumPy's sign of other text
+            for probe, row in _rows(file, samples, path):
+                values += row.tobytes()
+                probes.append(probe)
     table = np.frombuffer(values, np.float32).reshape(len(probes), len(samples))
     return SeriesMatrix(np.ascontiguousarray(table.T), np.array(labels), samples, probes)
-
-
-def read_leukemia(
-    files: list[Path], class_field: str = CLASS_FIELD
-) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """Read Leukemia, GSE13159: X (2096, 54675) float32 and the class names (2096,)."""
-    series = read_series_matrix(files[0], class_field)
-    return series.X, series.labels
 
 
 def _fields(line: str) -> list[str]:
@@ -99,8 +81,7 @@ def _read_sample_lines(file: TextIO, path: Path) -> list[list[str]]:
         if line.startswith("!Sample_"):
             lines.append(_fields(line))
     raise DataError(
-        f"{path} is no GEO series matrix, or is cut off: it has no line {BEGIN}. "
-        "Get it again from GEO."
+        f"{path} is no GEO series matrix, or is cut off: it has no line {BEGIN}. {AGAIN}"
     )
 
 
@@ -150,7 +131,7 @@ def _rows(
         if len(row) != len(samples) or not np.isfinite(row).all():
             _refuse_row(probe, text, samples, path)
         yield probe.strip('"'), row
-    raise DataError(f"{path} is cut off: it has no line {END}. Get it again from GEO.")
+    raise DataError(f"{path} is cut off: it has no line {END}. {AGAIN}")
 
 
 def _refuse_row(probe: str, text: str, samples: list[str], path: Path) -> None:
@@ -158,7 +139,7 @@ def _refuse_row(probe: str, text: str, samples: list[str], path: Path) -> None:
     if len(values) != len(samples):
         raise DataError(
             f"{path} is damaged: the probe {probe} has {len(values)} values for {len(samples)} "
-            "samples. Get it again from GEO."
+            f"samples. {AGAIN}"
         )
     for sample, value in zip(samples, values, strict=True):
         try:

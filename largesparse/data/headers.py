@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .files import open_text
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MISSING = frozenset({"", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "?"})  # lower case
@@ -25,12 +24,6 @@ OUTLIERS = 0.75  # share of the columns in which a header of numbers lies far fr
 SAY_WHICH = (
     "Say which it is: header=True or header=False (--header yes or --header no on the command line)"
 )
-
-
-def open_text(path: Path) -> Any:
-    """Open plain or gzipped text for the module `csv`."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
 def read_first_rows(path: Path) -> tuple[list[list[str]], str]:
@@ -52,23 +45,8 @@ def has_names(
 
     It does where all of it is text, where it has the wanted names or a target that is text, where
     text stands above numbers, and where it counts 0, 1, 2, ..., as pandas does. It does not where
-    it is numbers and there is no reason to think otherwise.
-
-    Parameters
-    ----------
-    path : path
-        For messages.
-    rows : sequence of lists of str
-        The first row and some that follow it.
-    target : str or int, optional
-        The column of the labels.
-    wanted : sequence of str, optional
-        The features that a model has.
-
-    Raises
-    ------
-    DataError
-        Where it may be either.
+    it is numbers and there is no reason to think otherwise. Where it may be either, a DataError
+    is raised.
     """
     first, following = rows[0], rows[1:]
     if wanted is not None and set(wanted) <= set(first):

@@ -20,27 +20,8 @@ def fetch(name: str, version: int | None = None) -> tuple[NDArray | csr_array, N
     """Fetch a data set from OpenML with `sklearn.datasets.fetch_openml`.
 
     It is kept in the folder `openml` of `environment.cache_folder()`, so that a network is needed
-    the first time only.
-
-    Parameters
-    ----------
-    name : str
-        The name on OpenML, or the number of the data set.
-    version : int, optional
-        By default the oldest version that is active. Not for numbers.
-
-    Returns
-    -------
-    X : array or CSR array of shape (n_samples, n_features)
-    y : array of shape (n_samples,)
-
-    Raises
-    ------
-    DataError
-        If there is no network or no such data set, or if the set has no single target or has
-        features that are not numbers.
-    ParameterError
-        If `version` is out of range.
+    the first time only. `name` may be the number of the data set, which implies the version; by
+    default that is the oldest that is active.
     """
     from sklearn.datasets import fetch_openml
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import row_blocks
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
@@ -19,12 +21,7 @@ BLOCK_BYTES = 2**22
 
 
 class Rounding:
-    """What rounding to float32 does to columns that come in blocks of rows.
-
-    Parameters
-    ----------
-    n_columns : int
-    """
+    """What rounding to float32 does to columns that come in blocks of rows."""
 
     def __init__(self, n_columns: int) -> None:
         self.count = 0
@@ -89,9 +86,8 @@ def needs_float64(preprocessing: Standardizer | None) -> bool:
 
 def _dense_loses(X: NDArray) -> bool:
     rounding = Rounding(X.shape[1])
-    step = max(1, BLOCK_BYTES // (8 * max(1, X.shape[1])))
-    for start in range(0, len(X), step):
-        block = X[start : start + step].astype(np.float64)
+    for rows in row_blocks(len(X), 8 * max(1, X.shape[1]), BLOCK_BYTES):
+        block = X[rows].astype(np.float64)
         rounding.add(block, block.astype(np.float32))
     return not all(float32_prints_the_same(X[:, k].astype(float)) for k in rounding.suspects())
 

@@ -1,12 +1,4 @@
-"""Data sets in the files that their publishers distribute: which files, and their readers.
-
-| name | files | publisher |
-|---|---|---|
-| `mnist`, `fashion_mnist` | `train-images-idx3-ubyte`, ... (4, IDX) | LeCun et al.; Zalando |
-| `madelon` | `madelon_train.data`, ... (4, text) | UCI, NIPS 2003 |
-| `higgs` | `HIGGS.csv` | UCI, Baldi et al. 2014 |
-| `cifar10` | `data_batch_1.bin`, ... (6, the binary version) | Krizhevsky 2009 |
-| `leukemia` | `GSE13159_series_matrix.txt` | GEO, Haferlach et al. 2010 |
+"""Data sets in the files that their publishers distribute: `PUBLISHERS` has these, and readers.
 
 All but CIFAR10's may also be gzipped. They lie in a folder, or in a subfolder of it named as the
 data set or as the publisher's archive unpacks.
@@ -18,8 +10,8 @@ import gzip
 import math
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +20,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, check_range
 from ..machine.environment import expand_user
-from .geo import read_leukemia
+from .files import reading
+from .geo import read_series_matrix
 
 IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IDX_FILES = (
@@ -53,20 +46,11 @@ Arrays = tuple[NDArray, ...]
 
 
 def read_idx(path: str | os.PathLike[str]) -> NDArray:
-    """Read a file of the IDX format, plain or gzipped, as MNIST and FashionMNIST come.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, its header is not one of IDX, or its size is not what the
-        header says.
-    """
-    try:
+    """Read a file of the IDX format, plain or gzipped, as MNIST and FashionMNIST come, or raise."""
+    with reading(f"The IDX file {path}", "", "Get it again."):
         content = expand_user(path).read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"The IDX file {path} cannot be read: {error}. Get it again.") from error
     zeros, code, n_dimensions = struct.unpack(">HBB", content[:4].ljust(4, b"\0"))
     if zeros or code not in IDX_DTYPES or not n_dimensions:
         raise DataError(
@@ -89,64 +73,42 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray:
     return values.astype(dtype.newbyteorder("="))
 
 
-def read_mnist(files: list[Path]) -> Arrays:
-    """Read MNIST: 60000 and 10000 images, uint8 (n, 28, 28), with labels 0..9 in uint8 (n,).
-
-    `files` are the IDX files of the training images, training labels, test images and test
-    labels, plain or gzipped.
-
-    Raises
-    ------
-    DataError
-        If a file is damaged, is not IDX, or is FashionMNIST's.
-    """
-    return _read_images(files, "mnist", "fashion_mnist")
+def _read_images(name: str, other: str, files: list[Path]) -> Arrays:
+    """Read MNIST or FashionMNIST: images uint8 (n, 28, 28), with labels 0..9 in uint8 (n,)."""
+    arrays = tuple(read_idx(path) for path in files)
+    if arrays[1][:10].tolist() == FIRST_LABELS[other]:
+        raise DataError(
+            f"The files in {files[0].parent} are those of {other}, not of {name}. Both have the "
+            f"same file names: put them into subfolders {name} and {other}."
+        )
+    return arrays
 
 
-def read_fashion_mnist(files: list[Path]) -> Arrays:
-    """Read FashionMNIST, which comes as MNIST does (`read_mnist`)."""
-    return _read_images(files, "fashion_mnist", "mnist")
-
-
-def read_madelon(files: list[Path]) -> Arrays:
-    """Read Madelon: 2000 training and 600 validation rows of 500 integers, labels -1 and 1.
+def _read_madelon(files: list[Path]) -> Arrays:
+    """Read Madelon: int16 (2000, 500) and (600, 500), with labels -1 and 1 in int16 (n,).
 
     The validation part serves as the test part, since the labels of UCI's own test part are not
-    public. Arrays are int16 (n, 500) and int16 (n,).
-
-    Raises
-    ------
-    DataError
-        If a file is damaged or has other sizes.
+    public.
     """
     arrays = []
-    for (n_rows, n_features), data, labels in zip(
-        MADELON_SHAPES.values(), files[::2], files[1::2], strict=True
-    ):
-        for path, n_columns in ((data, n_features), (labels, 1)):
-            values = _read_integers(path)
-            if values.shape != (n_rows, n_columns):
-                raise DataError(
-                    f"{path} holds {values.shape[0]} rows of {values.shape[1]} values instead of "
-                    f"{n_rows} rows of {n_columns}. Get it again from UCI."
-                )
-            arrays.append(values if path is data else values.ravel())
+    shapes = [(n, width) for n, n_features in MADELON_SHAPES.values() for width in (n_features, 1)]
+    for path, (n_rows, n_columns) in zip(files, shapes, strict=True):
+        with reading(path, "as rows of integers", "Get it again from UCI."):
+            values = np.loadtxt(path, np.int16, ndmin=2, comments=None)
+        if values.shape != (n_rows, n_columns):
+            raise DataError(
+                f"{path} holds {values.shape[0]} rows of {values.shape[1]} values instead of "
+                f"{n_rows} rows of {n_columns}. Get it again from UCI."
+            )
+        arrays.append(values if n_columns > 1 else values.ravel())
     return tuple(arrays)
 
 
-def read_higgs(files: list[Path], n_train: int = 105_000, n_test: int = 50_000) -> Arrays:
+def _read_higgs(files: list[Path], n_train: int = 105_000, n_test: int = 50_000) -> Arrays:
     """Read the first rows of HIGGS: float32 (n, 28), labels 0 (background) and 1 in float32.
 
-    The rows, which are independent simulations, are read as a stream: the first `n_train` are the
-    training part and the next `n_test` the test part. The defaults are the paper's sizes; the
-    paper does not say which rows it took.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, or has other columns or too few rows.
-    ParameterError
-        If `n_train` or `n_test` is out of range.
+    The rows are independent simulations. The defaults are the paper's sizes; the paper does not
+    say which rows it took.
     """
     from .columns import csv_chunks
 
@@ -155,18 +117,13 @@ def read_higgs(files: list[Path], n_train: int = 105_000, n_test: int = 50_000) 
     path, n_rows = files[0], n_train + n_test
     X, y = np.empty((n_rows, HIGGS_FEATURES), np.float32), np.empty(n_rows, np.float32)
     done = 0
-    try:
+    with reading(path, "as HIGGS.csv", "Get it again from UCI."):
         dialect = {"sep": ",", "header": None, "nrows": n_rows}
         for chunk in csv_chunks(path, range(1 + HIGGS_FEATURES), np.float32, dialect):
             part = slice(done, done + len(chunk))
             values = chunk.to_numpy()
             X[part], y[part] = values[:, 1:], values[:, 0]
             done += len(chunk)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = str(error).strip()
-        raise DataError(
-            f"{path} cannot be read as HIGGS.csv: {reason}. Get it again from UCI."
-        ) from error
     if done < n_rows:
         raise DataError(
             f"{path} has {done} rows, but n_train + n_test is {n_rows}. Get it again from UCI "
@@ -175,17 +132,10 @@ def read_higgs(files: list[Path], n_train: int = 105_000, n_test: int = 50_000) 
     return X[:n_train], y[:n_train], X[n_train:], y[n_train:]
 
 
-def read_cifar10(files: list[Path]) -> Arrays:
+def _read_cifar10(files: list[Path]) -> Arrays:
     """Read the binary version of CIFAR10: 50000 and 10000 rows, uint8 (n, 3072), labels 0..9.
 
-    A row is three planes of 32 x 32 pixels, red, green and blue. `files` are the five training
-    batches in their order, then the test batch. (The Python version consists of pickles, which
-    are not read, since a pickle can run any program.)
-
-    Raises
-    ------
-    DataError
-        If a file has another size, or a label is not one of the ten.
+    The Python version consists of pickles, which are not read, since a pickle can run any program.
     """
     *batches, test = files
     X = np.empty((len(batches) * CIFAR10_RECORDS, CIFAR10_PIXELS), np.uint8)
@@ -195,6 +145,12 @@ def read_cifar10(files: list[Path]) -> Arrays:
         y[part], X[part] = _read_cifar10_batch(path)
     y_test, X_test = _read_cifar10_batch(test)
     return X, y, X_test, y_test
+
+
+def _read_leukemia(files: list[Path], **options: str) -> Arrays:
+    """Read GSE13159: X (2096, 54675) float32 and the class names (2096,)."""
+    series = read_series_matrix(files[0], **options)
+    return series.X, series.labels
 
 
 class Publisher(NamedTuple):
@@ -207,38 +163,37 @@ class Publisher(NamedTuple):
 
 
 PUBLISHERS = {
-    "fashion_mnist": Publisher(IDX_FILES, read_fashion_mnist, ("fashion_mnist",)),
-    "mnist": Publisher(IDX_FILES, read_mnist, ("mnist", "MNIST/raw")),
-    "madelon": Publisher(
+    "fashion_mnist": Publisher(  # Zalando
+        IDX_FILES, partial(_read_images, "fashion_mnist", "mnist"), ("fashion_mnist",)
+    ),
+    "mnist": Publisher(  # LeCun et al.
+        IDX_FILES, partial(_read_images, "mnist", "fashion_mnist"), ("mnist", "MNIST/raw")
+    ),
+    "madelon": Publisher(  # UCI, NIPS 2003
         (
             ("madelon_train.data",),
             ("madelon_train.labels",),
             ("madelon_valid.data",),
             ("madelon_valid.labels", "../madelon_valid.labels"),  # as UCI's archive has it
         ),
-        read_madelon,
+        _read_madelon,
         ("madelon", "MADELON", "madelon/MADELON"),
     ),
-    "higgs": Publisher((("HIGGS.csv",),), read_higgs, ("higgs",), ("n_train", "n_test")),
-    "cifar10": Publisher(
+    # UCI, Baldi et al. 2014
+    "higgs": Publisher((("HIGGS.csv",),), _read_higgs, ("higgs",), ("n_train", "n_test")),
+    "cifar10": Publisher(  # Krizhevsky 2009, the binary version
         (*((f"data_batch_{i}.bin",) for i in range(1, 6)), ("test_batch.bin",)),
-        read_cifar10,
+        _read_cifar10,
         ("cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"),
     ),
-    "leukemia": Publisher(
-        (("GSE13159_series_matrix.txt",),), read_leukemia, ("leukemia",), ("class_field",)
+    "leukemia": Publisher(  # GEO, Haferlach et al. 2010
+        (("GSE13159_series_matrix.txt",),), _read_leukemia, ("leukemia",), ("class_field",)
     ),
 }
 
 
 def find_files(name: str, folder: Path) -> list[Path] | None:
-    """Return the publisher's files of a data set in `folder`, or None if none of them is there.
-
-    Raises
-    ------
-    DataError
-        If some of the files are there and others are missing.
-    """
+    """Return the publisher's files of a data set in `folder`, or None if none of them is there."""
     publisher = PUBLISHERS[name]
     for holder in (*(folder / subfolder for subfolder in publisher.subfolders), folder):
         found = [next(_existing(holder, names), None) for names in publisher.files]
@@ -260,32 +215,11 @@ def _existing(holder: Path, names: tuple[str, ...]) -> Iterator[Path]:
                 yield path
 
 
-def _read_images(files: list[Path], name: str, other: str) -> Arrays:
-    arrays = tuple(read_idx(path) for path in files)
-    if arrays[1][:10].tolist() == FIRST_LABELS[other]:
-        raise DataError(
-            f"The files in {files[0].parent} are those of {other}, not of {name}. Both have the "
-            f"same file names: put them into subfolders {name} and {other}."
-        )
-    return arrays
-
-
-def _read_integers(path: Path) -> NDArray[np.int16]:
-    try:
-        return np.loadtxt(path, np.int16, ndmin=2, comments=None)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as rows of integers: {error}. Get it again from UCI."
-        ) from error
-
-
 def _read_cifar10_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return labels (10000,) and pixels (10000, 3072)."""
     expected = CIFAR10_RECORDS * (1 + CIFAR10_PIXELS)
-    try:
+    with reading(path, "", "Check its permissions."):
         content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}. Check its permissions.") from error
     if len(content) != expected:
         raise DataError(
             f"{path} holds {len(content)} bytes, but {expected} make {CIFAR10_RECORDS} images. "

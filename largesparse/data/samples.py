@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,29 +19,18 @@ if TYPE_CHECKING:
 TEST_FRACTION = 0.2  # held out where the data has no test part
 
 
-class Rows(NamedTuple):
-    """What a file or a data set holds: X (n, n_features), y (n,) and possibly a test part."""
-
-    X: Any
-    y: NDArray[Any]
-    test: tuple[Any, NDArray[Any]] | None
-    feature_names: list[str] | None
-    target: str  # what messages call y
-    layout: FileLayout | None = None
-
-
 class Samples(NamedTuple):
     """Rows to train on, and rows to test on (none where X_test is None)."""
 
     X: Any
     y: NDArray[Any]
     X_test: Any
-    y_test: NDArray[Any] | None
-    feature_names: list[str] | None
-    target: str
-    task: str  # classification | regression
-    notes: list[str]  # what the user should know of the choice, a sentence each
-    layout: FileLayout | None  # of a file
+    y_test: Any
+    target: str  # what messages call y
+    feature_names: list[str] | None = None
+    layout: FileLayout | None = None  # of a file
+    task: str = "auto"  # classification | regression, once it is chosen
+    notes: Sequence[str] = ()  # what the user should know of the choice, a sentence each
 
 
 def read_samples(
@@ -53,21 +43,11 @@ def read_samples(
     header: bool | None = None,
     zero_based: bool | None = None,
 ) -> Samples:
-    """Read a file or a data set, find out what its target is, and hold rows out.
+    """Read a file or a data set by its name, find out what its target is, and hold rows out.
 
-    Parameters
-    ----------
-    source : str
-        A path, or the name of a data set (`datasets.read_source`).
-    target : str, optional
-        The column to predict.
-    task : "auto", "classification" or "regression"
-    test_fraction : float in [0, 1), optional
-        By default `TEST_FRACTION` where the data has no test part, which is taken else.
-    seed : int
-        Of the rows that are held out.
-    header, zero_based : bool, optional
-        As in `tables.read_table`.
+    `target` is the column to predict, `task` one of `targets.TASKS`. Where the data has no test
+    part the share `test_fraction` is held out, `TEST_FRACTION` by default; `header` and
+    `zero_based` are as in `tables.read_table`.
 
     Raises
     ------
@@ -75,37 +55,39 @@ def read_samples(
         Where the data cannot be used, with the part that is tested on, or an option does not fit.
     """
     rows = _read(source, target, header, zero_based)
+    X, y, X_test, y_test, *_ = rows
     if task == "regression":
-        test = rows.test and (rows.test[0], numbers_of_text(rows.test[1]))
-        rows = rows._replace(y=numbers_of_text(rows.y), test=test)
-    if rows.test is not None and test_fraction is not None:
+        y = numbers_of_text(y)
+        y_test = None if y_test is None else numbers_of_text(y_test)
+    if X_test is not None and test_fraction is not None:
         raise ParameterError(
-            f"--test-fraction: {source} has a test part of its own, of {rows.test[0].shape[0]} "
-            "rows. Leave the flag out."
+            f"--test-fraction: {source} has a test part of its own, of {X_test.shape[0]} rows. "
+            "Leave the flag out."
         )
-    task = choose_task(rows.y, task, rows.target)
+    task = choose_task(y, task, rows.target)
+    indices = None
     try:
-        X, y, indices, test = check_X(rows.X), rows.y, None, rows.test
+        X = check_X(X)
         if task == "classification":
             indices, _ = encode_labels(y)
-        if test is not None:
-            test = _check_test(X.shape[1], y, test, task)
+        if X_test is not None:
+            X_test, y_test = _check_test(X.shape[1], y, X_test, y_test, task)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     notes: list[str] = []
-    if test is None and test_fraction != 0:
+    if X_test is None and test_fraction != 0:
         train_rows, test_rows, alone = hold_out(len(y), indices, test_fraction, seed)
         if len(alone):
             notes.append(
                 f"{len(alone)} of the classes {'has' if len(alone) == 1 else 'have'} one row only, "
                 f"which is trained on and never held out: {some_of(y[alone].tolist())}"
             )
-        X, test, y = X[train_rows], (X[test_rows], y[test_rows]), y[train_rows]
-    X_test, y_test = test or (None, None)
-    return Samples(X, y, X_test, y_test, rows.feature_names, rows.target, task, notes, rows.layout)
+        X, X_test, y, y_test = X[train_rows], X[test_rows], y[train_rows], y[test_rows]
+    return rows._replace(X=X, y=y, X_test=X_test, y_test=y_test, task=task, notes=notes)
 
 
-def _read(source: str, target: str | None, header: bool | None, zero_based: bool | None) -> Rows:
+def _read(source: str, target: str | None, header: bool | None, zero_based: bool | None) -> Samples:
+    """Return what the source holds, with its test part where it has one."""
     from .datasets import NAMES, OPENML, read_source
     from .tables import parts_of, read_table, table_format
 
@@ -124,8 +106,8 @@ def _read(source: str, target: str | None, header: bool | None, zero_based: bool
             )
         X, y, *rest = read_source(source).arrays
         owner = f"{source}: the target"
-        test = (rest[0], check_values(rest[1], owner)) if rest else None
-        return Rows(X, check_values(y, owner), test, None, owner)
+        X_test, y_test = (rest[0], check_values(rest[1], owner)) if rest else (None, None)
+        return Samples(X, check_values(y, owner), X_test, y_test, owner)
     options: dict[str, Any] = {"header": header, "zero_based": zero_based}
     table = read_table(path, target, **options)
     if table.y is None:
@@ -133,7 +115,7 @@ def _read(source: str, target: str | None, header: bool | None, zero_based: bool
             f"{path} has no values to predict. Name their column by --target"
             + (f"; its columns are {some_of(table.feature_names)}." if table.feature_names else ".")
         )
-    test = None
+    X_test = y_test = None
     if "test" in parts_of(path):
         part = read_table(path, target, part="test", **options)
         if part.y is None:
@@ -141,17 +123,17 @@ def _read(source: str, target: str | None, header: bool | None, zero_based: bool
                 f"{path} has a test part without known values: x_test but no y_test. Add them, or "
                 "leave x_test out of the archive."
             )
-        test = part.X, part.y
+        X_test, y_test = part.X, part.y
     owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
-    return Rows(table.X, table.y, test, table.feature_names, owner, table.layout)
+    return Samples(table.X, table.y, X_test, y_test, owner, table.feature_names, table.layout)
 
 
 def _check_test(
-    n_features: int, y: NDArray[Any], test: tuple[Any, NDArray[Any]], task: str
+    n_features: int, y: NDArray[Any], X_test: Any, y_test: NDArray[Any], task: str
 ) -> tuple[Any, NDArray[Any]]:
     """Return a test part that a model of the training part can be tested on, or raise."""
     try:
-        X_test, y_test = check_X(test[0], n_features), test[1]
+        X_test = check_X(X_test, n_features)
         if y_test.ndim != y.ndim or y_test.shape[1:] != y.shape[1:]:
             raise DataError(f"y has the shape {y_test.shape}, and {y.shape} in the training part.")
         if task == "classification":
@@ -170,28 +152,14 @@ def hold_out(
     """Divide rows in those that are trained on and those that are held out.
 
     Classes are divided alike where there are rows enough, and each keeps at least one row to train
-    on, so that no class is tested which the model has never seen.
-
-    Parameters
-    ----------
-    n_rows : int
-    indices : int32 (n_rows,), optional
-        The class of every row; None for a regression.
-    fraction : float in (0, 1), optional
-        Share held out, `TEST_FRACTION` by default; of a few rows or small classes less.
-    seed : int
-        Same seed, same rows.
+    on, so that no class is tested which the model has never seen. `indices` are the classes of the
+    rows, None for a regression.
 
     Returns
     -------
     train_rows, test_rows : int64
     alone : int64
         Those of `train_rows` that are the only ones of their class.
-
-    Raises
-    ------
-    ParameterError
-        Where nothing can be held out, or too little would be left.
     """
     from sklearn.model_selection import train_test_split
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from ..errors import DataError
+from .checks import row_blocks
 
 LEAST, MOST = 0.05, 0.75  # the smallest and the largest slope of the paper's Table 7
 BLOCK = 1 << 20  # values looked at together
@@ -21,16 +24,9 @@ def alpha_from_skewness(X: Any) -> float:
     where the input is skewed to the left side, "the chosen slope should reflect the level of
     distortion". It gives no formula. Here α is the skewness of all values of X taken together,
     E(x - m)³ / σ³, and at least 0.05 and at most 0.75, the bounds of the slopes in Table 7. The
-    skewness is above 0 where most values lie on the left, among the small ones. On the data sets
-    of the paper that could be had it comes close to what the grid search found:
-
-    ================  ========  ====  ===========
-    data              skewness  α     Table 7's α
-    ================  ========  ====  ===========
-    Madelon           0.52      0.52  0.5
-    FashionMNIST      0.70      0.70  0.6
-    HIGGS             -0.21     0.05  0.05
-    ================  ========  ====  ===========
+    skewness is above 0 where most values lie on the left, among the small ones. On Madelon,
+    FashionMNIST and HIGGS α comes close to what the paper's grid search found: 0.52 for 0.5,
+    0.70 for 0.6, and 0.05 for 0.05.
 
     Parameters
     ----------
@@ -52,12 +48,6 @@ def alpha_from_skewness(X: Any) -> float:
     >>> alpha_from_skewness(np.array([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.5]]))
     0.75
     """
-    skewness = _skewness(X)
-    return min(MOST, max(LEAST, skewness))
-
-
-def _skewness(X: Any) -> float:
-    """Return the skewness of all values of X, in two passes with small buffers."""
     count = math.prod(X.shape)
     stored = X.data if issparse(X) else X
     if count == 0:
@@ -72,15 +62,12 @@ def _skewness(X: Any) -> float:
         squares += float(block @ block)
         cubes += float(block**2 @ block)
     deviation = math.sqrt(squares / count)
-    # Of equal values only rounding is left.
-    if deviation <= 1e-9 * abs(mean):
-        return 0.0
-    return cubes / count / deviation**3
+    if deviation <= 1e-9 * abs(mean):  # of equal values only rounding is left
+        return LEAST
+    return min(MOST, max(LEAST, cubes / count / deviation**3))
 
 
-def _blocks(values: Any):
-    """Yield copies of a few rows at a time, flat float64."""
-    rows = len(values)
-    step = max(1, BLOCK // max(1, math.prod(values.shape[1:])))
-    for start in range(0, rows, step):
-        yield np.asarray(values[start : start + step]).astype(np.float64).ravel()
+def _blocks(values: Any) -> Iterator[NDArray[np.float64]]:
+    """Yield copies of a few rows at a time, flat."""
+    for block in row_blocks(len(values), max(1, math.prod(values.shape[1:])), BLOCK):
+        yield np.asarray(values[block]).astype(np.float64).ravel()

@@ -43,7 +43,15 @@ class Standardizer:
     ) -> Standardizer:
         """Take mean and 1 / standard deviation (divisor n) of the features of X.
 
-        A constant feature gets scale 1. For the parameters see `moments`.
+        A constant feature gets scale 1.
+
+        Parameters
+        ----------
+        X : array or CSR array of shape (n_samples, n_features)
+        rows : integer array, optional
+            The rows that count, by default all.
+        weights : (n_samples,), optional
+            What each row counts, 0 or more and of a finite sum; by default 1.
         """
         mean, deviation = moments(X, rows, weights)
         deviation[deviation < np.finfo(np.float64).tiny] = 1
@@ -75,16 +83,8 @@ def moments(
     """Return mean and standard deviation (divisor n) of the columns of X, float64 (n_columns,).
 
     They are accumulated in float64 over blocks of rows (Chan, Golub and LeVeque 1983), less the
-    first row, so that a constant column has the deviation 0 exactly.
-
-    Parameters
-    ----------
-    X : array or CSR array of shape (n_samples, n_columns)
-        As `check_X` returns it.
-    rows : integer array, optional
-        The rows that count, by default all.
-    weights : (n_samples,), optional
-        What each row counts, 0 or more and of a finite sum; by default 1.
+    first row, so that a constant column has the deviation 0 exactly. X is as `check_X` returns it;
+    `rows` are those that count, by default all, each as much as its weight, 0 or more.
     """
     n_columns = X.shape[1]
     chosen = np.arange(X.shape[0]) if rows is None else np.sort(rows)  # sorted reads faster
@@ -113,13 +113,7 @@ def moments(
 
 
 def refuse_rounding(X: NDArray | csr_array, rows: NDArray[np.integer]) -> None:
-    """Refuse an X whose rows float32 cannot tell apart, where it is not standardised first.
-
-    Raises
-    ------
-    DataError
-        Where a column differs by little, compared with its size, and is not exact in float32.
-    """
+    """Refuse an X whose rows float32 cannot tell apart, where it is not standardised first."""
     if X.dtype.str[1:] in EXACT:
         return
     mean, deviation = moments(X, rows)
@@ -141,10 +135,7 @@ def _block_moments(
     weights: NDArray[np.float64],
     total: float,
 ) -> tuple[NDArray, NDArray]:
-    """Return mean and sum of squared deviations of every column of X - shift, rows weighted.
-
-    `total` is the sum of the weights.
-    """
+    """Return mean and sum of squared deviations of every column of X - shift, rows weighted."""
     if isinstance(X, np.ndarray):
         centred = X - shift
         mean = np.einsum("i,ij->j", weights, centred) / total

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, ParameterError, check_range
+from ..errors import DataError, ParameterError, check_range, check_share
 from ..machine import environment
 from ..machine.environment import expand_user
 from ..machine.threads import available_threads
@@ -88,23 +88,19 @@ def make_large_classification(
     DataError
         If the cache cannot be written or the disk is too small.
     """
-    parameters = {
-        "n_samples": n_samples,
-        "n_features": n_features,
-        "n_informative": n_informative,
-        "n_redundant": n_redundant,
-        "test_fraction": test_fraction,
-        "random_state": random_state,
-    }
-    parameters = _checked(parameters)
+    parameters = _checked(
+        {
+            "n_samples": n_samples,
+            "n_features": n_features,
+            "n_informative": n_informative,
+            "n_redundant": n_redundant,
+            "test_fraction": test_fraction,
+            "random_state": random_state,
+        }
+    )
     cache = environment.cache_folder() if cache_dir is None else expand_user(cache_dir)
     digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
     folder = cache / f"classification-{n_samples}x{n_features}-{digest}"
-    return _cached(folder, parameters, progress)
-
-
-def _cached(folder: Path, parameters: dict[str, Any], progress: bool | None) -> Dataset:
-    """Return the data in a folder of the cache, which are made if they are not there."""
     for _ in range(3):  # once in general; again if what is there is damaged
         if not os.path.isdir(folder):
             _generate(folder, parameters, progress)
@@ -126,34 +122,20 @@ def _cached(folder: Path, parameters: dict[str, Any], progress: bool | None) -> 
 
 def _checked(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters as plain numbers, or raise `ParameterError`."""
-    minimum = {
-        "n_samples": (4, ""),
-        "n_informative": (2, "Two classes of two clusters each need 2**n_informative >= 4."),
-        "n_redundant": (0, ""),
+    clusters = "Two classes of two clusters each need 2**n_informative >= 4."
+    limits: dict[str, dict[str, Any]] = {
+        "n_samples": {"low": 4},
+        "n_informative": {"low": 2, "remedy": clusters},
+        "n_redundant": {"low": 0},
+        "random_state": {"low": 0, "high": 2**32 - 1},
     }
-    for name, (low, remedy) in minimum.items():
-        check_range(name, parameters[name], OWNER, low=low, integer=True, remedy=remedy)
-    check_range(
-        "n_features",
-        parameters["n_features"],
-        OWNER,
-        low=parameters["n_informative"] + parameters["n_redundant"],
-        integer=True,
-        remedy="It counts the informative and the redundant features as well.",
-    )
-    check_range(
-        "random_state", parameters["random_state"], OWNER, low=0, high=2**32 - 1, integer=True
-    )
-    check_range(
-        "test_fraction",
-        parameters["test_fraction"],
-        OWNER,
-        low=0,
-        high=1,
-        low_open=True,
-        high_open=True,
-    )
-    fraction = float(parameters["test_fraction"])
+    for name, allowed in limits.items():
+        check_range(name, parameters[name], OWNER, integer=True, **allowed)
+    least = parameters["n_informative"] + parameters["n_redundant"]
+    remedy = "It counts the informative and the redundant features as well."
+    n_features = parameters["n_features"]
+    check_range("n_features", n_features, OWNER, low=least, integer=True, remedy=remedy)
+    fraction = float(check_share("test_fraction", parameters["test_fraction"], OWNER))
     return {name: int(value) for name, value in parameters.items()} | {"test_fraction": fraction}
 
 

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +23,7 @@ from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
 from .archives import array_names, csr_from_archive, flatten_rows, holds_sparse, read_archive
 from .columns import read_csv, read_parquet
+from .files import reading
 from .frames import first_doubled, positions_of
 from .precision import narrowest, needs_float64
 from .targets import check_values
@@ -125,25 +125,25 @@ def read_table(
         table = Table(*parts, FileLayout(header=parts.feature_names is not None))
     elif kind == "parquet":
         table = Table(*read_parquet(path, target, columns, dtype=dtype))
-    elif kind == "npz":
-        table = _narrow(_read_npz(path, target, part), dtype)
     else:
-        table = _narrow(_read_svmlight(path, target, zero_based), dtype)
-    _check_part(path, part)
-    return _check_rows(table if columns is None else align_columns(table, columns), path, target)
-
-
-def _check_part(path: Path, part: str | None) -> None:
+        npz = kind == "npz"
+        table = _read_npz(path, target, part) if npz else _read_svmlight(path, target, zero_based)
+        table = table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
     if part is not None and not parts_of(path):
         raise ParameterError(
             f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
             "parts. Leave the part out."
         )
-
-
-def _narrow(table: Table, dtype: type | None) -> Table:
-    """Return the table with X in a dtype, by default the narrowest that is enough."""
-    return table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
+    if columns is not None:
+        table = align_columns(table, columns)
+    if not table.X.shape[0]:
+        raise DataError(f"{path} has no rows of data. Get or write it again.")
+    if table.y is not None:
+        owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
+        table = table._replace(y=check_values(table.y, owner))
+    if target is not None and table.X.shape[0] == 1:
+        raise DataError(f"{path} has one row only. Training and testing need more samples.")
+    return table
 
 
 def _check_file(
@@ -171,18 +171,6 @@ def _check_file(
     if not path.stat().st_size:
         raise DataError(f"{path} is empty. Get or write it again.")
     return kind
-
-
-def _check_rows(table: Table, path: Path, target: str | int | None) -> Table:
-    """Return a table of the file with checked labels, if there are rows enough."""
-    if table.y is not None and table.X.shape[0]:
-        owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
-        table = table._replace(y=check_values(table.y, owner))
-    if not table.X.shape[0]:
-        raise DataError(f"{path} has no rows of data. Get or write it again.")
-    if target is not None and table.X.shape[0] == 1:
-        raise DataError(f"{path} has one row only. Training and testing need more samples.")
-    return table
 
 
 def read_table_for(
@@ -255,14 +243,6 @@ def align_columns(
     number of columns must agree; a CSR table may have fewer, as svmlight files leave out the last
     features when they are 0 in all samples.
 
-    Parameters
-    ----------
-    table : Table
-    feature_names : sequence of str or None
-        Of the model.
-    n_features : int, optional
-        Of the model; by default the number of names.
-
     Raises
     ------
     DataError
@@ -296,14 +276,10 @@ def _read_svmlight(path: Path, target: str | int | None, zero_based: bool | None
             f"{path} is an svmlight file, which begins every line with the label: it has no "
             f"column {target!r}. Leave the target out."
         )
-    try:
+    lines = "Lines are 'label index:value ...', with one label and rising indices."
+    with reading(path, "as svmlight", lines):
         # From 0 in any case: how low the indices go is seen only then.
         X, y = load_svmlight_file(str(path), dtype=np.float64, zero_based=True)
-    except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{path} cannot be read as svmlight: {error}. Lines are 'label index:value ...', "
-            "with one label and rising indices."
-        ) from error
     has_zero = bool((X.indices == 0).any())
     if zero_based is None:
         zero_based = has_zero

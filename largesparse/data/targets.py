@@ -1,4 +1,4 @@
-"""What the values of a target are: labels of classes, or numbers to predict.
+"""What the values of a target are: text or numbers, and labels of classes or numbers to predict.
 
 Whole numbers may be either. They are labels where there are few of them, or where they number the
 classes; else the user is asked, because a wrong guess trains for nothing.
@@ -6,18 +6,23 @@ classes; else the user is asked, because a wrong guess trains for nothing.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, ParameterError
 from .checks import encode_labels
+from .headers import MISSING
 
 TASKS = ("auto", "classification", "regression")
 FEW_CLASSES = 20  # distinct whole numbers that need no look at what they are
 ROWS_PER_CLASS = 10  # that each of more whole numbers has, where they number classes
+PADDED = re.compile(r"[+-]?0\d|.*_")  # float() reads these, but they are codes, not numbers
+Refuse = Callable[[str, int, str], NoReturn]  # what is wrong, the row from 0, and the remedy
 # The rule as --help tells it.
 RULE = (
     "auto: regression where the target has fractions; classification where it is text, where it "
@@ -28,21 +33,62 @@ RULE = (
 )
 
 
+def labels_of_text(texts: NDArray[np.str_], refuse: Refuse) -> NDArray:
+    """Return labels that were read as text as int64, float64 or text.
+
+    They are numbers where each is printed as it stands in the file: `1`, `-2` and `1.0`, but not
+    `007`, `+1`, `1_1` or an integer beyond int64. Numbers of which some have a fraction are
+    measurements, whatever their digits. `NA`, `None` and the like are labels among other words; in
+    a column that is numbers but for them they are missing values. `refuse` raises for a label that
+    cannot be used.
+    """
+    texts = np.char.strip(texts)
+    missing = np.isin(np.char.lower(texts), list(MISSING))
+    empty = texts == ""
+    if empty.any():
+        refuse("a missing value", int(empty.argmax()), "Remove the samples that have no label")
+    labels = _parse(texts[~missing], refuse, np.flatnonzero(~missing))
+    if not missing.any():
+        return labels
+    if labels.dtype.kind == "U" or not len(labels):
+        return texts
+    row = int(missing.argmax())
+    refuse(
+        f"{str(texts[row])!r} among numbers, which is taken for a missing value,",
+        row,
+        "Remove the samples that have no label, or write the label as another word",
+    )
+
+
+def _parse(texts: NDArray[np.str_], refuse: Refuse, rows: NDArray[np.int64]) -> NDArray:
+    try:
+        whole = texts.astype(np.int64)
+        if (whole.astype(np.str_) == texts).all():
+            return whole
+    except (ValueError, OverflowError):
+        pass
+    try:
+        numbers = texts.astype(np.float64)
+    except ValueError:
+        return texts
+    if any(map(PADDED.match, texts.tolist())):
+        return texts
+    infinite = ~np.isfinite(numbers)
+    if infinite.any():
+        first = int(infinite.argmax())
+        what = f"{str(texts[first])!r:.50}, which is infinite,"
+        refuse(what, int(rows[first]), "Remove or replace it")
+    if (numbers != np.trunc(numbers)).any() or (numbers.astype(np.str_) == texts).all():
+        return numbers
+    return texts
+
+
 def check_values(y: NDArray, name: str) -> NDArray:
     """Return a target as booleans, numbers or text, (n_samples,) or (n_samples, n_targets).
 
     Bytes, as other programs write text into archives, become text, and a single column flat.
-
-    Parameters
-    ----------
-    y : array of shape (n_samples, ...)
-    name : str
-        What the messages call it.
-
-    Raises
-    ------
-    DataError
-        If y holds something else, a value that is not finite, or text that is not Unicode.
+    Anything else raises a DataError, as do values that are not finite and text that is not Unicode;
+    `name` is what the messages call y.
     """
     if y.dtype.kind == "S":
         try:
@@ -64,19 +110,13 @@ def check_values(y: NDArray, name: str) -> NDArray:
         raise DataError(
             f"{name} has {value} in row {row + 1}, which is missing or infinite. Remove such rows."
         )
-    if y.dtype.kind == "U":
-        check_unicode(np.unique(y).tolist(), name)
-    return y
-
-
-def check_unicode(texts: Iterable[str], owner: str) -> None:
-    """Raise a DataError where a text has half a surrogate pair, which no file can hold."""
-    for text in texts:
+    for text in np.unique(y).tolist() if y.dtype.kind == "U" else ():
         try:
             text.encode()
-        except UnicodeEncodeError as error:
-            message = f"{owner} has the text {text!a:.50}, which is not Unicode. Change it."
+        except UnicodeEncodeError as error:  # half a surrogate pair, which no file can hold
+            message = f"{name} has the text {text!a:.50}, which is not Unicode. Change it."
             raise DataError(message) from error
+    return y
 
 
 def numbers_of_text(y: NDArray) -> NDArray:
@@ -94,22 +134,10 @@ def numbers_of_text(y: NDArray) -> NDArray:
 
 
 def choose_task(y: NDArray, asked: str, name: str) -> str:
-    """Return "classification" or "regression" for the target y.
+    """Return "classification" or "regression" for a target that `check_values` returned.
 
-    Parameters
-    ----------
-    y : array
-        As `check_values` returns it.
-    asked : "auto", "classification" or "regression"
-    name : str
-        What the messages call it.
-
-    Raises
-    ------
-    DataError
-        If what is asked for cannot be done with y.
-    ParameterError
-        If "auto" cannot tell.
+    A DataError is raised if what is asked for cannot be done with y, a ParameterError if "auto"
+    cannot tell.
     """
     text = y.dtype.kind == "U"
     fractions = y.dtype.kind == "f" and bool(_is_fraction(y).any())
@@ -185,13 +213,7 @@ def _check_looks_like_classes(y: NDArray, name: str) -> None:
 
 
 def match_labels(labels: NDArray, classes: NDArray) -> NDArray:
-    """Return labels that compare with classes: a file of few rows may read as numbers what is text.
-
-    Raises
-    ------
-    DataError
-        If labels that are text are not among classes that are numbers.
-    """
+    """Return labels in the type of classes: in a file of few rows text may read as numbers."""
     if (labels.dtype.kind == "U") == (classes.dtype.kind == "U"):
         return labels
     if classes.dtype.kind == "U":

@@ -7,8 +7,9 @@ import functools
 import logging
 import numbers
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..data.checks import LARGEST, refuse_masked
+from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
-from ..errors import DataError, NumericalError, ParameterError, check_range
+from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.network import SparseMLP
 from ..training.checkpoint import load_model, read_estimator, save_model
@@ -51,6 +52,13 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe", "regrowth")
 
+# `validate_data` leaves the values to the checks of the training and of the prediction.
+AS_GIVEN: dict[str, Any] = {
+    "accept_sparse": "csr",
+    "dtype": "numeric",
+    "ensure_all_finite": False,
+}
+
 Weights = NDArray[np.float64]
 
 
@@ -79,74 +87,46 @@ def undone_on_error(train: Callable[..., Any]) -> Any:
     return careful
 
 
+@dataclass(eq=False, repr=False)
 class BaseSparseMLP(BaseEstimator):
-    """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters."""
+    """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters.
 
-    network_: SparseMLP
-    _loss: str  # of NetworkConfig
+    The fields are the parameters: scikit-learn reads them from the `__init__` that they make.
+    """
 
-    def __init__(
-        self,
-        hidden_layer_sizes: tuple[int, ...] = (400, 400),
-        *,
-        epsilon: float | None = None,
-        density: float | None = None,
-        activation: str = "all_relu",
-        alpha: float | str = 0.1,
-        recipe: str = "auto",
-        regrowth: str | None = None,
-        zeta: float = 0.3,
-        zeta_decay: float = 1.0,
-        growth: str = "random",
-        pruning_start: int | None = None,
-        pruning_every: int = 10,
-        pruning_percentile: float = 5.0,
-        dropout: float = 0.2,
-        learning_rate: float | str = "auto",
-        schedule: str = "cosine",
-        momentum: float = 0.9,
-        weight_decay: float = 1e-5,
-        batch_size: int | str = "auto",
-        max_epochs: int | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 20,
-        standardize: bool = True,
-        warm_start: bool = False,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        backend: str | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.epsilon = epsilon
-        self.density = density
-        self.activation = activation
-        self.alpha = alpha
-        self.recipe = recipe
-        self.regrowth = regrowth
-        self.zeta = zeta
-        self.zeta_decay = zeta_decay
-        self.growth = growth
-        self.pruning_start = pruning_start
-        self.pruning_every = pruning_every
-        self.pruning_percentile = pruning_percentile
-        self.dropout = dropout
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.max_epochs = max_epochs
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.standardize = standardize
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.backend = backend
-        self.verbose = verbose
+    hidden_layer_sizes: tuple[int, ...] = (400, 400)
+    _: KW_ONLY
+    epsilon: float | None = None
+    density: float | None = None
+    activation: str = "all_relu"
+    alpha: float | str = 0.1
+    recipe: str = "auto"
+    regrowth: str | None = None
+    zeta: float = 0.3
+    zeta_decay: float = 1.0
+    growth: str = "random"
+    pruning_start: int | None = None
+    pruning_every: int = 10
+    pruning_percentile: float = 5.0
+    dropout: float = 0.2
+    learning_rate: float | str = "auto"
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    batch_size: int | str = "auto"
+    max_epochs: int | str = "auto"
+    early_stopping: bool | str = "auto"
+    validation_fraction: float = 0.1
+    patience: int = 20
+    standardize: bool = True
+    warm_start: bool = False
+    random_state: Any = None
+    n_jobs: int | None = None
+    backend: str | None = None
+    verbose: bool = False
+
+    network_: SparseMLP = field(init=False)
+    _loss: ClassVar[str]  # of NetworkConfig
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model and the estimator's parameters to a folder, without pickles.
@@ -215,11 +195,12 @@ class BaseSparseMLP(BaseEstimator):
         raise NotImplementedError
 
     def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
-        """Return X, dense or CSR, and y as scikit-learn checks them; `fit` checks the numbers."""
+        """Return X as `check_X` does, and y; without `reset` training goes on with the network."""
         refuse_masked(X=X, y=y)
-        options |= {"accept_sparse": "csr", "dtype": "numeric", "ensure_all_finite": False}
-        X, y = validate_data(self, X, y, reset=reset, **options)
-        return X, y
+        X, y = validate_data(self, X, y, reset=reset, **AS_GIVEN, **options)
+        if not reset:
+            self._check_same_network()
+        return check_X(X), y
 
     def _check_weights(self, sample_weight: Any, X: Any, *, ratios: bool) -> Weights | None:
         """Return the weights of rows; if only their `ratios` matter, relative to the largest."""
@@ -230,9 +211,6 @@ class BaseSparseMLP(BaseEstimator):
         weights: Weights = _check_sample_weight(sample_weight, X, **options)
         relative = relative_weights(weights, X.shape[0])
         return relative if ratios else weights
-
-    def _has_network(self) -> bool:
-        return hasattr(self, "network_")
 
     def _forget_training(self) -> None:
         """Set the attributes that tell the course of trainings to those of none."""
@@ -250,15 +228,9 @@ class BaseSparseMLP(BaseEstimator):
     def _make_network(
         self, n_outputs: int, n_rows: int | None, X: Any, weights: Weights | None
     ) -> None:
-        """Set `network_` to a new one, which has not been trained.
+        """Set `network_` to a new one, which is trained first on X.
 
-        Parameters
-        ----------
-        n_outputs : int
-        n_rows : int or None
-            Of a weight above 0, where these are all rows that it will be trained on.
-        X, weights
-            What it is trained on first.
+        `n_rows` are those of a weight above 0, or None where other rows may come.
         """
         self.alpha_ = self.alpha
         if self._is_auto("alpha"):
@@ -331,44 +303,28 @@ class BaseSparseMLP(BaseEstimator):
         fraction = 0.0
         if epochs is None:
             if stops_early(self.early_stopping, n_rows):
-                check_range(
-                    "validation_fraction",
-                    self.validation_fraction,
-                    OWNER,
-                    low=0,
-                    high=1,
-                    low_open=True,
-                    high_open=True,
-                    remedy="Set early_stopping=False to train on all rows.",
-                )
+                remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
+                check_share("validation_fraction", fraction, OWNER, remedy=remedy)
             chosen = self._auto("max_epochs", auto_epochs(n_rows, self.n_features_in_))
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
-        return TrainingConfig(
-            epochs=chosen,
-            batch_size=min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
-            learning_rate=self._rate(n_rows, partial=epochs is not None),
-            schedule=schedule,
-            warmup_epochs=warmup,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            dropout=self.dropout,
-            zeta=self.zeta,
-            zeta_decay=self.zeta_decay,
-            growth=self.growth,
-            pruning_start=self.pruning_start,
-            pruning_every=self.pruning_every,
-            pruning_percentile=self.pruning_percentile,
-            validation_fraction=fraction,
-            patience=self.patience if fraction else None,
-            standardize=self.standardize,
-            seed=self._seed,
-            backend=self.backend,
-            threads=resolve_jobs(self.n_jobs),
-        )
+        own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
+        options = {name: own[name] for name in known if name in own}
+        options |= {
+            "epochs": chosen,
+            "batch_size": min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
+            "learning_rate": self._rate(n_rows, partial=epochs is not None),
+            "schedule": schedule,
+            "warmup_epochs": warmup,
+            "validation_fraction": fraction,
+            "patience": self.patience if fraction else None,
+            "seed": self._seed,
+            "threads": resolve_jobs(self.n_jobs),
+        }
+        return TrainingConfig(**options)
 
     def _is_auto(self, name: str) -> bool:
         value = getattr(self, name)
@@ -394,8 +350,7 @@ class BaseSparseMLP(BaseEstimator):
         config = self._training_config(count_rows(X, sample_weight))
         progress = None if self.verbose else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
-        weights = sample_weight
-        data = prepare_(self.network_, config, X, y, sample_weight=weights, is_checked=True)
+        data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, is_checked=True)
         for retry in range(retries + 1):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
@@ -405,9 +360,8 @@ class BaseSparseMLP(BaseEstimator):
             except NumericalError as error:
                 if retry == retries:
                     raise
-                config = dataclasses.replace(
-                    config, learning_rate=config.learning_rate * RETRY_FACTOR
-                )
+                rate = config.learning_rate * RETRY_FACTOR
+                config = dataclasses.replace(config, learning_rate=rate)
                 logger.warning("%s Starting again with %g.", error, config.learning_rate)
                 self._start_again()
         self.learning_rate_ = config.learning_rate
@@ -453,21 +407,19 @@ class BaseSparseMLP(BaseEstimator):
         self.n_iter_ = 1
         self.loss_curve_ = [*self.loss_curve_, total / n_rows]
 
-    def _predictor(self, n_rows: int) -> Predictor:
-        sizes = self.network_.config.layer_sizes
-        return Predictor(
-            self.network_,
-            threads=resolve_jobs(self.n_jobs),
-            batch_size=max(1, min(n_rows, prediction_batch(sizes))),
-            backend=self.backend,
-        )
-
-    def _check_inputs(self, X: Any) -> Any:
-        """Return X for a predictor, which looks at its values."""
+    def _predict(self, X: Any, predict: Callable[[Predictor, Any], NDArray]) -> NDArray:
+        """Return what a method of `Predictor`, which looks at the values of X, says of X."""
         check_is_fitted(self)
         refuse_masked(X=X)
-        options: dict[str, Any] = {"accept_sparse": "csr", "dtype": "numeric"}
-        return validate_data(self, X, reset=False, ensure_all_finite=False, **options)
+        X = validate_data(self, X, reset=False, **AS_GIVEN)
+        most = prediction_batch(self.network_.config.layer_sizes)
+        with Predictor(
+            self.network_,
+            threads=resolve_jobs(self.n_jobs),
+            batch_size=max(1, min(X.shape[0], most)),
+            backend=self.backend,
+        ) as predictor:
+            return predict(predictor, X)
 
 
 def count_rows(X: Any, weights: Weights | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -9,12 +10,14 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from ..data.checks import LARGEST, check_X, encode_labels, refuse_masked
+from ..data.checks import LARGEST, encode_labels, refuse_masked
 from ..data.targets import warn_of_quantities
 from ..errors import ParameterError, check_range
+from ..training.prediction import Predictor
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     """A classifier: a truly sparse multilayer perceptron that evolves while it is trained.
 
@@ -117,75 +120,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     True
     """
 
-    classes_: NDArray[Any]
-    _loss = "softmax_cross_entropy"
+    class_weight: dict[Any, float] | str | None = None
 
-    def __init__(
-        self,
-        hidden_layer_sizes: tuple[int, ...] = (400, 400),
-        *,
-        epsilon: float | None = None,
-        density: float | None = None,
-        activation: str = "all_relu",
-        alpha: float | str = 0.1,
-        recipe: str = "auto",
-        regrowth: str | None = None,
-        zeta: float = 0.3,
-        zeta_decay: float = 1.0,
-        growth: str = "random",
-        pruning_start: int | None = None,
-        pruning_every: int = 10,
-        pruning_percentile: float = 5.0,
-        dropout: float = 0.2,
-        learning_rate: float | str = "auto",
-        schedule: str = "cosine",
-        momentum: float = 0.9,
-        weight_decay: float = 1e-5,
-        batch_size: int | str = "auto",
-        max_epochs: int | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float = 0.1,
-        patience: int = 20,
-        standardize: bool = True,
-        class_weight: dict[Any, float] | str | None = None,
-        warm_start: bool = False,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        backend: str | None = None,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            hidden_layer_sizes,
-            epsilon=epsilon,
-            density=density,
-            activation=activation,
-            alpha=alpha,
-            recipe=recipe,
-            regrowth=regrowth,
-            zeta=zeta,
-            zeta_decay=zeta_decay,
-            growth=growth,
-            pruning_start=pruning_start,
-            pruning_every=pruning_every,
-            pruning_percentile=pruning_percentile,
-            dropout=dropout,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            max_epochs=max_epochs,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            standardize=standardize,
-            warm_start=warm_start,
-            random_state=random_state,
-            n_jobs=n_jobs,
-            backend=backend,
-            verbose=verbose,
-        )
-        self.class_weight = class_weight
+    classes_: NDArray[Any] = field(init=False)
+    _loss = "softmax_cross_entropy"
 
     @undone_on_error
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -207,14 +145,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         NumericalError
             Where the loss is not finite. As after any error, the estimator is as before the call.
         """
-        going_on = self.warm_start and self._has_network()
+        going_on = self.warm_start and hasattr(self, "network_")
         X, y = self._check_data(X, y, reset=not going_on)
         warn_of_quantities(y)
         check_classification_targets(y)
         weights = self._weights(sample_weight, X, y, ratios=True)
-        if going_on:
-            self._check_same_network()
-        X = check_X(X)
         if not going_on:
             self.classes_ = encode_labels(y)[1]
             self._make_network(len(self.classes_), count_rows(X, weights), X, weights)
@@ -241,7 +176,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         DataError, ParameterError, NumericalError
             As `fit` does.
         """
-        first = not self._has_network()
+        first = not hasattr(self, "network_")
         if first and classes is None:
             raise ParameterError(
                 "The 'classes' parameter must be passed on the first call to partial_fit: all "
@@ -249,7 +184,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             )
         X, y = self._check_data(X, y, reset=first)
         check_classification_targets(y)
-        X = check_X(X)
         if isinstance(self.class_weight, str):
             raise ParameterError(
                 f"The 'class_weight' parameter {self.class_weight!r} needs all rows at once and "
@@ -267,8 +201,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             self.classes_ = known
             self._make_network(len(known), None, X, weights)
             self.network_.classes = known
-        else:
-            self._check_same_network()
         self._train_once(X, labels, weights)
         return self
 
@@ -279,9 +211,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return class probabilities, float32 (n_samples, n_classes), in the order of classes_."""
-        X = self._check_inputs(X)
-        with self._predictor(X.shape[0]) as predictor:
-            return predictor.predict_proba(X)
+        return self._predict(X, Predictor.predict_proba)
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the logarithms of `predict_proba`."""

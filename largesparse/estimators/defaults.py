@@ -29,27 +29,13 @@ PARTIAL_FACTOR = 0.25  # of the rate, where neither a warm-up nor a schedule tam
 
 
 def auto_batch_size(n_rows: int) -> int:
-    """Return the samples per update for a number of training rows: a power of two, 8 to 128.
-
-    Examples
-    --------
-    >>> [auto_batch_size(n) for n in (5, 105, 800, 1_000_000)]
-    [5, 8, 32, 128]
-    """
+    """Return the samples per update for a number of training rows: a power of two, 8 to 128."""
     wanted = max(SMALLEST_BATCH, min(LARGEST_BATCH, n_rows // STEPS_PER_EPOCH))
     return min(n_rows, 2 ** (wanted.bit_length() - 1))
 
 
 def auto_epochs(n_rows: int, n_features: int) -> int:
-    """Return the number of epochs: 100, fewer for large tables.
-
-    Examples
-    --------
-    >>> [auto_epochs(n, 30) for n in (105, 40_000, 1_000_000)]
-    [100, 50, 20]
-    >>> auto_epochs(800, 88_119)
-    28
-    """
+    """Return the number of epochs: 100, fewer for large tables."""
     most = min(MOST_EPOCHS, EPOCH_ROWS // n_rows, EPOCH_CELLS // (n_rows * n_features))
     return max(FEWEST_EPOCHS, most)
 
@@ -58,11 +44,6 @@ def auto_epsilon(layer_sizes: tuple[int, ...]) -> float:
     """Return ε where the user gives neither it nor a density: 20, less for very wide tables.
 
     On 800 × 88,119 binary features ε 5 is faster and no less accurate than 20.
-
-    Examples
-    --------
-    >>> auto_epsilon((22_283, 400, 400, 10)), round(auto_epsilon((88_119, 400, 400, 2)), 1)
-    (20.0, 5.6)
     """
     sizes = sum(n_in + n_out for n_in, n_out in itertools.pairwise(layer_sizes))
     return max(1.0, min(LARGEST_EPSILON, MOST_CONNECTIONS / sizes))

@@ -13,13 +13,7 @@ PROGRESS = ("n_iter_", "n_steps_", "learning_rate_", "_epochs", "_fit_rate")
 
 
 def describe(estimator: Any) -> dict[str, Any]:
-    """Return an estimator's parameters and progress, as JSON can hold them.
-
-    Raises
-    ------
-    ParameterError
-        Where a parameter is of a kind that JSON cannot hold.
-    """
+    """Return an estimator's parameters and progress as JSON can hold them, or raise."""
     parameters = estimator.get_params(deep=False)
     return {
         "parameters": {name: _to_json(name, value) for name, value in parameters.items()},

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 
-from ..data.checks import LARGEST, check_targets, check_X, first_true, refuse_masked
+from ..data.checks import LARGEST, check_targets, first_true, refuse_masked
 from ..data.standardizer import moments
 from ..errors import DataError
+from ..training.prediction import Predictor
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
 
 
@@ -63,19 +64,11 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         X : (n_samples, n_features) dense or sparse
         y : (n_samples,) or (n_samples, n_outputs)
         sample_weight : (n_samples,), optional
-            At least 0; only ratios matter. Rows of weight 0 are as if they were not there.
-
-        Raises
-        ------
-        DataError, ParameterError, NumericalError
-            As `SparseMLPClassifier.fit` does.
+            As in `SparseMLPClassifier.fit`, which raises the same errors.
         """
-        going_on = self.warm_start and self._has_network()
+        going_on = self.warm_start and hasattr(self, "network_")
         X, targets = self._check_targets(X, y, reset=not going_on)
         weights = self._check_weights(sample_weight, X, ratios=True)
-        if going_on:
-            self._check_same_network()
-        X = check_X(X)
         if not going_on:
             self._scale_targets(targets, weights, count_rows(X, weights), X)
         self._train(X, self._scaled(targets, weights), weights)
@@ -91,24 +84,19 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
         ----------
         X, y : as in `fit`
         sample_weight : (n_samples,), optional
-            The gradient of every row is multiplied by its weight; rows of weight 0 are left out.
+            As in `SparseMLPClassifier.partial_fit`.
         """
-        first = not self._has_network()
+        first = not hasattr(self, "network_")
         X, targets = self._check_targets(X, y, reset=first)
-        X = check_X(X)
         weights = self._check_weights(sample_weight, X, ratios=False)
         if first:
             self._scale_targets(targets, weights, None, X)
-        else:
-            self._check_same_network()
         self._train_once(X, self._scaled(targets, weights), weights)
         return self
 
     def predict(self, X: Any) -> NDArray[np.floating]:
         """Return float64 (n_samples,); of several targets (n_samples, n_outputs_)."""
-        X = self._check_inputs(X)
-        with self._predictor(X.shape[0]) as predictor:
-            return predictor.predict(X)
+        return self._predict(X, Predictor.predict)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² of `predict(X)`."""

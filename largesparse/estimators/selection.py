@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.utils.validation import _num_features, check_is_fitted
 from ..errors import ParameterError, check_range
 from ..model.evolution import mark_smallest
 from ..model.network import SparseMLP
+from .classifier import SparseMLPClassifier
 
 OWNER = "SparseFeatureSelector"
 
@@ -32,6 +34,7 @@ def input_strength(network: SparseMLP) -> NDArray[np.float32]:
     return sums.astype(np.float32)
 
 
+@dataclass(eq=False, repr=False)
 class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     """Selects the features whose inputs are the strongest in a sparse network.
 
@@ -62,18 +65,11 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     >>> X_small = selector.fit_transform(X, y)  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        n_features_to_select: int | float | None = None,
-        threshold: float | None = None,
-        prefit: bool = False,
-    ) -> None:
-        self.estimator = estimator
-        self.n_features_to_select = n_features_to_select
-        self.threshold = threshold
-        self.prefit = prefit
+    estimator: Any = None
+    _: KW_ONLY
+    n_features_to_select: int | float | None = None
+    threshold: float | None = None
+    prefit: bool = False
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> SparseFeatureSelector:
         """Fit the estimator, where it is not yet, and measure the strengths.
@@ -100,7 +96,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
             check_is_fitted(self.estimator)
             self.estimator_ = self.estimator
         else:
-            self.estimator_ = _default() if self.estimator is None else clone(self.estimator)
+            chosen = SparseMLPClassifier() if self.estimator is None else self.estimator
+            self.estimator_ = clone(chosen)
             self.estimator_.fit(X, y, **fit_params)
         self.strengths_ = input_strength(self.estimator_.network_)
         self.n_features_in_ = len(self.strengths_)
@@ -153,9 +150,3 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
         tags.target_tags.required = not self.prefit
         tags.input_tags.sparse = True
         return tags
-
-
-def _default() -> Any:
-    from .classifier import SparseMLPClassifier
-
-    return SparseMLPClassifier()

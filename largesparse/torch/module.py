@@ -68,15 +68,7 @@ class Network(torch.nn.Module):
     def forward(self, x: Any) -> Any:
         """Return logits, float32 (batch, n_classes), or numbers (batch, n_targets).
 
-        Parameters
-        ----------
-        x : (batch, n_features)
-            float32, or float64, where float32 does not hold what tells the rows apart.
-
-        Raises
-        ------
-        DataError
-            Where x has another shape.
+        x (batch, n_features) may be float64 where float32 does not tell the rows apart.
         """
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise DataError(

@@ -15,6 +15,7 @@ import largesparse.data.skewness
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, Trainer, TrainingConfig
 from largesparse.data.skewness import alpha_from_skewness
 from largesparse.errors import DataError, ParameterError
+from largesparse.estimators import selection
 from largesparse.estimators.selection import SparseFeatureSelector, input_strength
 
 
@@ -118,8 +119,9 @@ def test_another_number_of_features_is_told(task, fitted):
         SparseFeatureSelector(fitted, prefit=True).fit(task[0][:, :5], task[1])
 
 
-def test_the_default_and_a_sparse_classifier(task):
-    assert isinstance(largesparse.estimators.selection._default(), SparseMLPClassifier)
+def test_the_default_and_a_sparse_classifier(task, monkeypatch):
+    monkeypatch.setattr(selection, "SparseMLPClassifier", SmallClassifier)
+    assert isinstance(SparseFeatureSelector().fit(*task).estimator_, SmallClassifier)
     estimator = SparseMLPClassifier(hidden_layer_sizes=(20,), max_epochs=2, backend="scipy")
     selector = SparseFeatureSelector(estimator, n_features_to_select=5)
     assert selector.fit_transform(*task).shape == (400, 5)
