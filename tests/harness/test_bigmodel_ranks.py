@@ -80,14 +80,14 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     ("arguments", "words"),
     [
         (["--neurons=5Q"], ["--neurons", "'5Q'"]),  # argparse
-        (["--neurons=20G", "--layers=10"], ["would fit", "3 ranks", "GiB"]),
+        (["--neurons=20G", "--layers=10"], ["would fit", "2 ranks", "GiB"]),
         (["--phase-one-epochs=3"], ["'phase_one_epochs'", "at most", "2", "Got 3"]),
         (["--processes=2"], ["'processes'", "mpiexec"]),
         (["--resume=nowhere"], ["nowhere", "manifest.json"]),  # after the data has been made
     ],
 )
 def test_a_mistake_is_told_once(run, folder, arguments, words):
-    result = run(3, "--out", folder / "none.jsonl", *arguments)
+    result = run(2, "--out", folder / "none.jsonl", *arguments)
     assert result.status != 0
     (message,) = [line for line in result.err.splitlines() if "error: " in line]
     for word in words:

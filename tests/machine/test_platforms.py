@@ -93,7 +93,7 @@ config = TrainingConfig(epochs=2, batch_size=16, backend="fused", threads=1)
 history = train_wasap(network, config, X, (X[:, 0] > 0) * 1, progress=False)
 assert len(history) == 3
 """,
-        3,
+        2,
         timeout=300,
     )
     assert result.status == 0, result.err
@@ -115,7 +115,7 @@ def main(argv=None):
 
 sys.exit(run_command(main))
 """,
-        3,
+        2,
         timeout=300,
     )
     assert result.status != 0
