@@ -145,7 +145,8 @@ def emitted(result: Any = types.void) -> Callable[[Callable[..., Value | None]],
         @functools.wraps(emit)
         def typed(typing: Any, *kinds: Any) -> Any:
             def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
-                value = emit(builder, *_taken_apart(context, builder, signature.args, values))
+                given = zip(signature.args, values, strict=True)
+                value = emit(builder, *(_taken_apart(context, builder, *pair) for pair in given))
                 return context.get_dummy_value() if value is None else value
 
             return result(*map(passed, kinds)), generate
@@ -155,18 +156,14 @@ def emitted(result: Any = types.void) -> Callable[[Callable[..., Value | None]],
     return decorate
 
 
-def _taken_apart(
-    context: Any, builder: Builder, kinds: Sequence[Any], values: Sequence[Value]
-) -> tuple[Any, ...]:
-    def part(kind: Any, value: Value) -> Any:
-        if isinstance(kind, types.Array):
-            return Array(context, builder, kind, value)
-        if isinstance(kind, types.BaseTuple):
-            parts = cgutils.unpack_tuple(builder, value, len(kind.types))
-            return _taken_apart(context, builder, kind.types, parts)
-        return value
-
-    return tuple(part(*pair) for pair in zip(kinds, values, strict=True))
+def _taken_apart(context: Any, builder: Builder, kind: Any, value: Value) -> Any:
+    if isinstance(kind, types.Array):
+        return Array(context, builder, kind, value)
+    if isinstance(kind, types.BaseTuple):
+        parts = cgutils.unpack_tuple(builder, value, len(kind.types))
+        given = zip(kind.types, parts, strict=True)
+        return tuple(_taken_apart(context, builder, *pair) for pair in given)
+    return value
 
 
 def bits_at(builder: Builder, base: Value, tile: Tile) -> Value:
