@@ -26,11 +26,8 @@ _told = False
 def get_backend(name: str | None = None) -> Backend:
     """Return a backend by name.
 
-    Parameters
-    ----------
-    name : {"mkl", "fused", "scipy"}, optional
-        By default the environment variable LARGESPARSE_BACKEND; where that is not set, `mkl`, or
-        `scipy` on a machine without MKL (logged once).
+    The default is that of LARGESPARSE_BACKEND, else `mkl`, or `scipy` on a machine without MKL
+    (logged once).
 
     Raises
     ------

@@ -55,7 +55,10 @@ def leave_column(replicas, column, places, stops, columns):
 
 @kernel()
 def count_union(replicas, n_in, block_rows):
-    """Return the row pointers of the union of the replicas' patterns: int64 (n_in + 1,)."""
+    """Return the row pointers of the union of the replicas' patterns: int64 (n_in + 1,).
+
+    A thread takes `block_rows` rows at a time.
+    """
     indptr = np.zeros(n_in + 1, dtype=np.int64)
     for block in prange((n_in + block_rows - 1) // block_rows):
         places = np.empty(len(replicas), dtype=np.int64)
@@ -77,15 +80,7 @@ def count_union(replicas, n_in, block_rows):
 def average_union(replicas, indptr, block_rows, indices, values):
     """Average the replicas over the union of their patterns: what one does not have counts 0.
 
-    Parameters
-    ----------
-    replicas : REPLICA (n_replicas,)
-    indptr : int64 (n_in + 1,)
-        As `count_union` returned it.
-    block_rows : int
-        Rows that a thread takes at a time.
-    indices, values : int32 and float32 (n_union,)
-        Receive the mean. Sums are float64.
+    `indptr` is that of `count_union`; indices and values receive the mean. Sums are float64.
     """
     n_in = len(indptr) - 1
     for block in prange((n_in + block_rows - 1) // block_rows):
@@ -122,17 +117,7 @@ def count_by_bits(values, shift, prefix):
 def keep_largest(indptr, indices, values, block_rows, threshold, ties):
     """Return the connections above a magnitude, and those of it after the first `ties`.
 
-    Parameters
-    ----------
-    indptr, indices, values : int64 (n_in + 1,), int32 (nnz,), float32 (nnz,)
-    block_rows : int
-    threshold : int
-        The bits of the magnitude.
-    ties : int
-
-    Returns
-    -------
-    indptr, indices, values : int32 (n_in + 1,), int32 (kept,), float32 (kept,)
+    `threshold` is the bits of the magnitude; `indptr` is int64, and int32 in what is returned.
     """
     n_in = len(indptr) - 1
     n_blocks = (n_in + block_rows - 1) // block_rows

@@ -38,31 +38,18 @@ class Backend(ABC):
 
     def forward(
         self,
-        connections: Connections,
-        bias: Float32,
-        X: Float32,
+        connections: Connections,  # in output order
+        bias: Float32,  # (n_out,)
+        X: Float32,  # (n_in, batch)
         *,
-        slope: float,
-        out: Float32,
-        state: UInt32 | None = None,
+        slope: float,  # left one of the activation f; 1 is none
+        out: Float32,  # (n_out, batch)
+        state: UInt32 | None = None,  # (n_out, 2, words): receives what the backward pass needs
         dropout: Dropout = NO_DROPOUT,
     ) -> None:
-        """Compute a layer's activations: dropout(f(WᵀX + b)).
+        """Compute a layer's activations, out = dropout(f(WᵀX + b)).
 
-        Parameters
-        ----------
-        connections : Connections
-            In output order.
-        bias : float32 (n_out,)
-        X : float32 (n_in, batch)
-        slope : float
-            Left slope of the activation f; 1 is none.
-        out : float32 (n_out, batch)
-            Receives the activations.
-        state : uint32 (n_out, 2, words), optional
-            Receives what the backward pass needs; without it nothing is stored, and nothing
-            is dropped.
-        dropout : Dropout
+        Without a state nothing is stored, and nothing is dropped.
         """
         from . import kernels
 
@@ -73,36 +60,17 @@ class Backend(ABC):
 
     def backward(
         self,
-        connections: Connections,
-        X: Float32,
-        delta: Float32,
-        below: Derivative,
+        connections: Connections,  # in input order
+        X: Float32,  # (n_in, batch): the activations of the layer below
+        delta: Float32,  # (n_out, batch)
+        below: Derivative,  # of the layer below
         *,
-        out_gradient: Float32,
-        out_delta: Float32,
-        out_bias_gradient: Float32,
-        accumulate: bool,
+        out_gradient: Float32,  # (nnz,): receives dL/dW
+        out_delta: Float32,  # (n_in, batch): receives dL/dz of the layer below
+        out_bias_gradient: Float32,  # (n_in,): receives the row sums of `out_delta`
+        accumulate: bool,  # whether to add to what the gradients hold
     ) -> None:
-        """Take a layer's delta = dL/dz to its weight gradient and to the layer below's delta.
-
-        Parameters
-        ----------
-        connections : Connections
-            In input order.
-        X : float32 (n_in, batch)
-            The activations of the layer below.
-        delta : float32 (n_out, batch)
-        below : Derivative
-            Of the layer below.
-        out_gradient : float32 (nnz,)
-            Receives dL/dW.
-        out_delta : float32 (n_in, batch)
-            Receives dL/dz of the layer below.
-        out_bias_gradient : float32 (n_in,)
-            Receives the row sums of `out_delta`.
-        accumulate : bool
-            Whether to add to what the gradients hold.
-        """
+        """Take a layer's delta = dL/dz to its weight gradient and to the layer below's delta."""
         from . import kernels
 
         indptr, indices, _ = connections

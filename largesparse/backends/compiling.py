@@ -15,6 +15,7 @@ from typing import Any
 
 import numba
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.cpu_options import ParallelOptions
 
 from ..errors import BackendError, ParameterError
 from ..machine.environment import cache_folder, launched_ranks, temporary_cache_folder
@@ -31,6 +32,13 @@ threading_layer()  # chosen before the first kernel lets numba start its threads
 # What sums may be reordered and fused in, so that they vectorise; NaN and infinity keep their
 # meaning (no `nnan`, no `ninf`), so that a diverging run is seen.
 REORDERED = {"reassoc", "contract", "arcp", "nsz"}
+# Only what is written as `prange` is parallel: an array expression would be compiled as a loop of
+# threads too, for a second each.
+WHOLE = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
+PARALLEL = ParallelOptions(dict.fromkeys(WHOLE, False))
+
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+inline = numba.njit(**OPTIONS)  # for functions that kernels call; the compiler inlines them
 
 
 def kernel(*, parallel: bool = True, reorder: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -46,18 +54,17 @@ def kernel(*, parallel: bool = True, reorder: bool = False) -> Callable[[Callabl
     than in those that find them in the cache. So all copies have to give the same bits. Only a
     kernel that no other one calls may `reorder` its sums: see `REORDERED`.
     """
-
-    options = {"parallel": parallel, "fastmath": REORDERED if reorder else False}
+    fastmath = REORDERED if reorder else False
+    options = OPTIONS | {"parallel": PARALLEL if parallel else False, "fastmath": fastmath}
 
     def compile_(function: Callable[..., Any]) -> Any:
         previous = numba.config.CACHE_DIR
-        named = os.environ.get("NUMBA_CACHE_DIR")
-        folder = named or _kernel_folder()
+        folder = os.environ.get("NUMBA_CACHE_DIR") or _kernel_folder()
         try:
-            numba.config.CACHE_DIR = named or str(folder)
-            dispatcher = _jit(function, cache=folder is not None, **options)
+            numba.config.CACHE_DIR = str(folder)
+            dispatcher = numba.njit(cache=folder is not None, **options)(function)
         except (RuntimeError, OSError):  # numba found no folder that can be written
-            dispatcher = _jit(function, cache=False, **options)
+            dispatcher = numba.njit(**options)(function)
         finally:
             numba.config.CACHE_DIR = previous
         _survive_damage(dispatcher._cache)
@@ -127,29 +134,27 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _jit(function: Callable[..., Any], **options: Any) -> Any:
-    return numba.njit(nogil=True, error_model="numpy", **options)(function)
-
-
 class _NotCached(Exception):
-    """A kernel is neither compiled nor in the cache, and this process has not got the lock."""
+    """A kernel is neither compiled nor in the cache, and this process has not got its lock."""
 
 
-_held = 0  # locks that this process has, of kernels that are compiled for kernels
 _told = False
 
 
 def _compile_once(dispatcher: Any) -> None:
-    """Let one process at a time compile, so that the others find the result in the cache.
+    """Let one process at a time compile a kernel, so that the others find it in the cache.
 
-    The first compilation in a process says that it takes a while.
+    Others compile other kernels meanwhile. Those that a kernel calls are locked within its lock;
+    as no call leads back, no two processes wait for each other. The first compilation in a process
+    says that it takes a while.
     """
     load_or_compile = dispatcher.compile
     compile_here = dispatcher._compiler.compile
+    locked = False
 
     def compile_(arguments: Any, return_type: Any) -> Any:
         global _told
-        if not _held:
+        if not locked:
             raise _NotCached
         if not _told:
             logger.warning("Compiling the kernels for this machine, once: up to a minute.")
@@ -157,37 +162,35 @@ def _compile_once(dispatcher: Any) -> None:
         return compile_here(arguments, return_type)
 
     def compile_once(signature: Any) -> Any:
+        nonlocal locked
         try:
             return load_or_compile(signature)
         except _NotCached:
-            with _lock(dispatcher._cache.cache_path):
-                return load_or_compile(signature)
+            with _lock(dispatcher):
+                locked = True
+                try:
+                    return load_or_compile(signature)
+                finally:
+                    locked = False
 
     dispatcher._compiler.compile = compile_
     dispatcher.compile = compile_once
 
 
 @contextmanager
-def _lock(folder: str | None) -> Iterator[None]:
-    """Hold the lock of a cache folder, where there is one that can be locked."""
-    global _held
+def _lock(dispatcher: Any) -> Iterator[None]:
+    """Hold the lock of a kernel, where there is a cache folder that can be locked."""
     with ExitStack() as stack:
         stack.enter_context(global_compiler_lock)  # first: another thread may compile
-        if folder is not None and not _held:
+        if dispatcher._cache.cache_path is not None:
             try:
                 import fcntl
 
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(Path(folder) / "lock", "wb"))
+                folder = Path(dispatcher._cache.cache_path)
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"{dispatcher.__module__}.{dispatcher.__qualname__}.lock"
+                file = stack.enter_context(open(folder / name, "wb"))
                 fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, or the process ends
             except (ImportError, OSError) as error:
                 logger.debug("Compiling without a lock: %s", error)
-        _held += 1
-        try:
-            yield
-        finally:
-            _held -= 1
-
-
-# For functions that kernels call; the compiler inlines them.
-inline = numba.njit(nogil=True, error_model="numpy")
+        yield

@@ -5,23 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .compiling import inline, kernel
+from .compiling import kernel
 
 ROW_BLOCK = 4096
 
 
 @kernel()
 def mark_reaching(indptr, indices, marked, out):
-    """out[i] = whether a connection of row i has a column that is marked.
-
-    Parameters
-    ----------
-    indptr : int32 (rows + 1,)
-    indices : int32 (nnz,)
-    marked : bool (columns,)
-    out : bool (rows,)
-        Receives the result.
-    """
+    """out[i] = whether a connection of row i has a column that is marked; both are bool."""
     n = len(out)
     for block in prange((n + ROW_BLOCK - 1) // ROW_BLOCK):
         for i in range(block * ROW_BLOCK, min(n, (block + 1) * ROW_BLOCK)):
@@ -33,25 +24,6 @@ def mark_reaching(indptr, indices, marked, out):
             out[i] = found
 
 
-@inline
-def rows_with_moved(indptr, indices, receivers, moved, gone):
-    """Return the columns by row: those not gone, and for every receiver the one moved to it."""
-    n, r = len(indptr) - 1, len(receivers)
-    new_indices = np.empty(len(indices), dtype=np.int32)
-    place = 0
-    e = 0
-    for i in range(n):
-        if e < r and receivers[e] == i:
-            new_indices[place] = moved[e]
-            place += 1
-            e += 1
-        for k in range(indptr[i], indptr[i + 1]):
-            if not gone[k]:
-                new_indices[place] = indices[k]
-                place += 1
-    return new_indices
-
-
 @kernel(parallel=False)
 def move_to_rows(indptr, indices, receivers, offset, turns):
     """Move connections to empty rows from rows of two or more, within their columns.
@@ -59,22 +31,10 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
     A row of d connections can spare d - 1. Those that all rows can spare are numbered; with s of
     them and r receivers, number ⌊(k·s + offset) / r⌋ goes to receiver k.
 
-    Parameters
-    ----------
-    indptr : int32 (rows + 1,)
-    indices : int32 (nnz,)
-    receivers : int64 (r,)
-        Rows without connections, ascending; r <= s.
-    offset : int
-        Below s.
-    turns : int64 (r,)
-        Not negative. A row that gives connections away, the first of them to receiver k, numbers
-        its own from the turns[k]-th on; the last of them is the one that stays.
-
-    Returns
-    -------
-    indptr, indices : int32
-        The columns of a row keep their order.
+    Receivers, int64 (r,), are rows without connections, ascending; r <= s, and offset < s. A row
+    that gives connections away, the first of them to receiver k, numbers its own from the
+    turns[k]-th on; the last of them is the one that stays. Returned are the new indptr and
+    indices; the columns of a row keep their order.
     """
     n, r = len(indptr) - 1, len(receivers)
     s = 0
@@ -107,7 +67,16 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
             e += 1
         new_indptr[i + 1] = new_indptr[i] + left
 
-    return new_indptr, rows_with_moved(indptr, indices, receivers, moved, gone)
+    new_indices = np.empty(len(indices), dtype=np.int32)
+    for e in range(r):
+        new_indices[new_indptr[receivers[e]]] = moved[e]
+    for i in range(n):
+        place = new_indptr[i]
+        for k in range(indptr[i], indptr[i + 1]):
+            if not gone[k]:
+                new_indices[place] = indices[k]
+                place += 1
+    return new_indptr, new_indices
 
 
 @kernel()

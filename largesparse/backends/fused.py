@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +50,11 @@ class FusedBackend(Backend):
         X: Float32,
         delta: Float32,
         below: Derivative,
-        *,
-        out_gradient: Float32,
-        out_delta: Float32,
-        out_bias_gradient: Float32,
-        accumulate: bool,
+        **gradients: Any,  # as in `Backend`, whose names the kernel has
     ) -> None:
         from . import fused_kernels
 
-        outputs = out_gradient, out_delta, out_bias_gradient
-        fused_kernels.backward(connections, X, delta, below, *outputs, accumulate)
+        fused_kernels.backward(connections, X, delta, below, **gradients)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Compiled kernels of the `fused` backend: a layer's pass in one walk over its connections.
 
-Arrays are as in `kernels`.
+Arrays are as in `kernels`. Chunks are numbered by int64, which the index of a parallel loop is
+while its types are inferred, but not when it runs: functions of a chunk are compiled once then.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def forward_by_rows(connections, bias, X, slope, dropout, out, state):
     chunks = (len(out) + ROWS - 1) // ROWS
     divide_loop(chunks)
     for chunk in prange(chunks):
-        forward_rows(chunk, connections, bias, X, slope, dropout, out, state)
+        forward_rows(np.int64(chunk), connections, bias, X, slope, dropout, out, state)
     divide_evenly()
 
 
@@ -52,7 +53,7 @@ def forward_by_rows(connections, bias, X, slope, dropout, out, state):
 def forward_by_parts(connections, bias, X, slope, dropout, out, state):
     """`forward`, where rows are so long that threads share them.
 
-    The rows of X of a part nearly follow each other, so the CPU foresees them.
+    The rows of X of a part nearly follow each other, so the CPU prefetches them by itself.
     """
     n, batch = out.shape
     indptr, indices, values = connections
@@ -72,7 +73,8 @@ def forward_by_parts(connections, bias, X, slope, dropout, out, state):
         forward_row(rows, p, X, zero, (one, one), all_kept, parts, no_state)
     for j in prange(n):
         total = out[j]
-        total[:] = 0
+        for b in range(batch):
+            total[b] = 0
         for p in range(first[j], first[j + 1]):
             part = parts[p]
             for b in range(batch):
@@ -82,10 +84,7 @@ def forward_by_parts(connections, bias, X, slope, dropout, out, state):
 
 @kernel(parallel=False)
 def forward(connections, bias, X, slope, dropout, out, state):
-    """Product, bias, activation and dropout in one pass over the output.
-
-    Parameters are those of `kernels.activate`, and the connections in output order.
-    """
+    """`kernels.activate` of a product, in one pass over `out`; connections are in output order."""
     if len(connections.indices) > 2 * PART * out.shape[0]:
         forward_by_parts(connections, bias, X, slope, dropout, out, state)
     else:
@@ -93,10 +92,9 @@ def forward(connections, bias, X, slope, dropout, out, state):
 
 
 @inline
-def backward_rows(
-    chunk, connections, X, D, below, out_gradient, out_delta, out_bias_gradient, accumulate
-):
+def backward_rows(chunk, connections, X, D, below, outputs, accumulate):
     """Compute the gradients of a chunk of inputs."""
+    out_gradient, out_delta, out_bias_gradient = outputs
     indptr, indices, _ = connections
     ahead = prefetch_distance(D)
     for i in range(chunk * ROWS, min(len(X), (chunk + 1) * ROWS)):
@@ -115,8 +113,7 @@ def backward(connections, X, D, below, out_gradient, out_delta, out_bias_gradien
     """
     chunks = (len(X) + ROWS - 1) // ROWS
     divide_loop(chunks)
+    outputs = out_gradient, out_delta, out_bias_gradient
     for chunk in prange(chunks):
-        backward_rows(
-            chunk, connections, X, D, below, out_gradient, out_delta, out_bias_gradient, accumulate
-        )
+        backward_rows(np.int64(chunk), connections, X, D, below, outputs, accumulate)
     divide_evenly()

@@ -21,16 +21,16 @@ from .philox import draw_keep_words, share_kept
 from .rows import (
     activate_row,
     differentiate_row,
+    fused_add,
     gradient_row,
     prefetch_distance,
     prefetch_row,
     reorder_range,
     row_sum,
+    transpose_16,
     update_range,
-    weight_sum,
     weighted_row_sum,
 )
-from .vectors import fused_add, transpose_16
 
 BLOCK = 4096  # elements of a flat array that one thread takes at a time, in the cache
 NEGLIGIBLE = np.float32(1e-30)  # probability
@@ -54,16 +54,13 @@ def load_dense(X, rows, out):
 def load_float32(X, rows, out):
     """`load_dense` of a C-contiguous float32 X, int64 rows."""
     n_features, batch = out.shape
-    size = 4 * X.shape[1]
     for t in prange((n_features + LANES - 1) // LANES):
         first = t * LANES
         part = slice(first, min(n_features, first + LANES))
         to = out[part]
         whole = batch - batch % LANES if len(to) == LANES else 0
         for b in range(0, whole, LANES):
-            source = X.ctypes.data + 4 * first
-            target = out.ctypes.data + 4 * (first * batch + b)
-            transpose_16(source, rows.ctypes.data + 8 * b, size, target, 4 * batch)
+            transpose_16(X, rows, first, out, b)
         for b in range(whole, batch):
             row = X[np.uint64(rows[b]), part]
             for f in range(len(row)):
@@ -109,18 +106,9 @@ def load_standardised(indptr, indices, values, rows, mean, scale, out):
 
 @kernel()
 def activate(Z, bias, slope, dropout, state):
-    """Turn products into activations, in place: bias, activation, inverted dropout.
+    """Turn Z, (n, batch), from W·X into activations, in place: bias, activation, inverted dropout.
 
-    Parameters
-    ----------
-    Z : float32 (n, batch)
-        W·X on entry, the activations on return.
-    bias : float32 (n,)
-    slope : float32
-        Left slope of the activation.
-    dropout : Dropout
-    state : uint32 (n, 2, words)
-        Written; see the module's docstring. With no words, nothing is written.
+    `slope`, a float32, is the activation's left one. The state is written, if it has words.
     """
     n, batch = Z.shape
     chunks = (n + ROWS - 1) // ROWS
@@ -137,17 +125,9 @@ def activate(Z, bias, slope, dropout, state):
 
 @kernel()
 def differentiate(D, derivative, bias_gradient, accumulate):
-    """Multiply D by the derivative of the activation, in place, and sum its rows.
+    """Turn D, (n, batch), from dL/da into dL/dz, in place, and sum its rows to `bias_gradient`.
 
-    Parameters
-    ----------
-    D : float32 (n, batch)
-        dL/da on entry, dL/dz on return.
-    derivative : Derivative
-    bias_gradient : float32 (n,)
-        Receives the sum of every row.
-    accumulate : bool
-        Whether the sums are added to what `bias_gradient` holds.
+    If `accumulate`, the sums are added to what that holds.
     """
     for j in prange(len(D)):
         total = differentiate_row(D, j, derivative)
@@ -169,21 +149,14 @@ def gradient_rows(chunk, connections, X, D, accumulate):
 def sddmm(indptr, indices, X, D, out, accumulate):
     """Sampled dense-dense product, the weight gradient: out[k] = sum_b X[i, b] D[indices[k], b].
 
-    Parameters
-    ----------
-    indptr, indices : int32
-        The pattern in input order; i is the row of connection k.
-    X : float32 (n_in, batch)
-    D : float32 (n_out, batch)
-    out : float32 (nnz,)
-    accumulate : bool
-        Whether the products are added to what `out` holds.
+    The pattern is in input order; i is the row of connection k. If `accumulate`, the products are
+    added to what `out` holds.
     """
     connections = Connections(indptr, indices, out)
     chunks = (len(X) + ROWS - 1) // ROWS
     divide_loop(chunks)
     for chunk in prange(chunks):
-        gradient_rows(chunk, connections, X, D, accumulate)
+        gradient_rows(np.int64(chunk), connections, X, D, accumulate)
     divide_evenly()
 
 
@@ -197,22 +170,19 @@ def sum_rows(X, out, accumulate):
 
 @kernel()
 def sum_inputs(X, weights, out, accumulate):
-    """`sum_rows` with samples of a weight up to 1, and the sum of these weights behind the sums.
+    """`sum_rows` with weights of the samples, and the sum of these weights behind the sums.
 
-    Parameters
-    ----------
-    X : float32 or bfloat16 (n, batch)
-    weights : float32 (batch,)
-        Those above 1 count 1: the mean would be that of a few samples. Without any, all count 1.
-    out : float32 (n + 1,)
-    accumulate : bool
+    Weights above 1 count 1: the mean would be that of a few samples. Without any, all count 1.
     """
     n, batch = X.shape
     weighted = len(weights) > 0
+    capped = np.empty((1, len(weights)), dtype=np.float32)
+    for b in range(len(weights)):
+        capped[0, b] = np.float32(1) if weights[b] > 1 else weights[b]
     for i in prange(n):
-        total = weighted_row_sum(X, i, weights) if weighted else row_sum(X, i)
+        total = weighted_row_sum(X, i, capped) if weighted else row_sum(X, i)
         out[i] = out[i] + total if accumulate else total
-    count = weight_sum(weights) if weighted else np.float32(batch)
+    count = row_sum(capped, 0) if weighted else np.float32(batch)
     out[n] = out[n] + count if accumulate else count
 
 
@@ -224,17 +194,8 @@ def center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, out)
     bias. Its gradients are G - m gᵀ and g, where G and g are those of W and b; a step along
     them changes b by c's step less that of Wᵀm.
 
-    Parameters
-    ----------
-    indptr, indices : int32
-        The connections in input order.
-    input_sums : float32 (n_in + 1,)
-        Sums of the inputs over the mini-batch, and of its samples: see `sum_inputs`.
-    rate_scale : float
-        Factor of the learning rate of the weights, beside that of the bias.
-    bias_gradient : float32 (n_out,)
-    out : float32 (nnz,)
-        The gradient of the weights.
+    The connections are in input order, `out` has the gradient of the weights, `input_sums` what
+    `sum_inputs` gives; the rate of the weights is `rate_scale` times that of the bias.
     """
     n = len(indptr) - 1
     n_out = len(bias_gradient)
@@ -260,18 +221,9 @@ def center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, out)
 def softmax_cross_entropy(logits, labels, weights, total, delta):
     """Return the summed softmax cross-entropy; `delta` receives the gradient of sum / total.
 
-    Parameters
-    ----------
-    logits, delta : float32 (n_classes, batch)
-    labels : int32 (batch,)
-    weights : float32 (batch,)
-        Of the samples in the sum; without any, all count 1.
-    total : int
-
-    Notes
-    -----
-    Probabilities under 1e-30 are 0 in the gradient: what the layers below make of them would be
-    subnormal, which is slow.
+    Logits and delta are (n_classes, batch). Samples without weights count 1. Probabilities under
+    1e-30 are 0 in the gradient: what the layers below make of them would be subnormal, which is
+    slow.
     """
     n_classes, batch = logits.shape
     loss = 0.0
@@ -306,13 +258,7 @@ def softmax_cross_entropy(logits, labels, weights, total, delta):
 def mean_squared_error(outputs, targets, weights, total, delta):
     """Return the sum over samples of the mean over targets of (output - target)².
 
-    Parameters
-    ----------
-    outputs, delta : float32 (n_targets, batch)
-        `delta` receives the gradient of sum / total.
-    targets : float32 (batch, n_targets)
-    weights, total
-        As in `softmax_cross_entropy`.
+    Outputs are (n_targets, batch), targets (batch, n_targets); else as `softmax_cross_entropy`.
     """
     n_targets, batch = outputs.shape
     loss = 0.0

@@ -1,6 +1,7 @@
-"""Vectors in LLVM IR: loads, stores, shuffles and sums, as `vectors` puts them together.
+"""Vectors in LLVM IR: loads, stores, shuffles and sums.
 
 Operations have a fixed order, so that a result does not depend on where a compiler inlines it.
+Addresses are integers.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ def vector_type(width: int) -> Any:
     return ir.VectorType(F32, width)
 
 
+def call(builder: Builder, name: str, kind: Any, *arguments: Value) -> Value:
+    """Call an intrinsic of LLVM, whose result is of a kind."""
+    signature = ir.FunctionType(kind, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
+
+
 def as_pointer(builder: Builder, address: Value, kind: Any) -> Value:
     return builder.inttoptr(address, ir.PointerType(kind))
 
 
-def element(builder: Builder, base: Value, k: Value) -> Value:
-    """Return the address of element k of an array of 4-byte elements."""
-    return builder.add(base, builder.shl(k, I64(2)))
-
-
 def load_scalar(builder: Builder, base: Value, k: Value, kind: Any) -> Value:
-    return builder.load(as_pointer(builder, element(builder, base, k), kind), align=4)
+    """Return element k of an array of 4-byte elements."""
+    address = builder.add(base, builder.shl(k, I64(2)))
+    return builder.load(as_pointer(builder, address, kind), align=4)
 
 
 def gathered(builder: Builder, indices: Value, k: Value, X: Value, row_bytes: Value) -> Value:
@@ -70,10 +74,8 @@ def load_lanes(
     if mask is None:
         found = builder.load(pointer, align=size)
     else:
-        signature = ir.FunctionType(kind, [pointer.type, I32, mask.type, kind])
         name = f"llvm.masked.load.v{width}{'i16' if half else 'f32'}.p0"
-        function = cgutils.get_or_insert_function(builder.module, signature, name)
-        found = builder.call(function, [pointer, I32(size), mask, ir.Constant(kind, None)])
+        found = call(builder, name, kind, pointer, I32(size), mask, ir.Constant(kind, None))
     return widened(builder, found) if half else found
 
 
@@ -109,29 +111,13 @@ def store_lanes(
     pointer = as_pointer(builder, address, value.type)
     if mask is None:
         builder.store(value, pointer, align=size)
-        return
-    signature = ir.FunctionType(ir.VoidType(), [value.type, pointer.type, I32, mask.type])
-    name = f"llvm.masked.store.v{width}{'i16' if half else 'f32'}.p0"
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    builder.call(function, [value, pointer, I32(size), mask])
-
-
-def as_bit(builder: Builder, boolean: Value) -> Value:
-    """Return one of numba's booleans as one bit."""
-    return boolean if boolean.type == I1 else builder.trunc(boolean, I1)
+    else:
+        name = f"llvm.masked.store.v{width}{'i16' if half else 'f32'}.p0"
+        call(builder, name, ir.VoidType(), value, pointer, I32(size), mask)
 
 
 def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
-    name = f"llvm.fmuladd.v{a.type.count}f32"
-    signature = ir.FunctionType(a.type, [a.type] * 3)
-    function = cgutils.get_or_insert_function(builder.module, signature, name)
-    return builder.call(function, [a, b, c])
-
-
-def at_most_one(builder: Builder, v: Value) -> Value:
-    """Return the numbers of a vector, and 1 for those above."""
-    one = ir.Constant(v.type, [1.0] * v.type.count)
-    return builder.select(builder.fcmp_ordered("<", one, v), one, v)
+    return call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, a, b, c)
 
 
 def lane_products(builder: Builder, x: Value, d: Value) -> Value:
@@ -170,28 +156,24 @@ def tree_sum(builder: Builder, vectors: Sequence[Value]) -> Value:
 def sums_of_four(builder: Builder, vectors: Sequence[Value]) -> Value:
     """Return the sums of the lanes of four vectors, as a vector of four."""
 
-    def joined(a: Value, b: Value, groups: int) -> Value:
-        """Halve all groups of lanes of two vectors, and join what is left of both."""
-        size = a.type.count // groups
-        low = [g * size + lane for g in range(groups) for lane in range(size // 2)]
-        low += [a.type.count + lane for lane in low]
+    def halved(a: Value, b: Value, starts: Sequence[int], size: int) -> Value:
+        """Add the halves of groups of lanes of two vectors, and join the sums."""
+        low = [start + lane for start in starts for lane in range(size // 2)]
         high = [lane + size // 2 for lane in low]
         return builder.fadd(shuffle(builder, a, b, low), shuffle(builder, a, b, high))
 
     a, b, c, d = vectors
-    v = joined(joined(a, b, 1), joined(c, d, 1), 2)  # a group of lanes for each of the four
+    n = a.type.count
+    ab, cd = halved(a, b, (0, n), n), halved(c, d, (0, n), n)
+    v = halved(ab, cd, range(0, 2 * n, n // 2), n // 2)  # a group of lanes for each of the four
     while v.type.count > 4:
-        size = v.type.count // 4
-        low = [g * size + lane for g in range(4) for lane in range(size // 2)]
-        high = [lane + size // 2 for lane in low]
-        v = builder.fadd(shuffle(builder, v, v, low), shuffle(builder, v, v, high))
+        n = v.type.count
+        v = halved(v, v, range(0, n, n // 4), n // 4)
     return v
 
 
 def prefetch_line(builder: Builder, address: Value) -> None:
     """Ask for the cache line of an address, to be read soon."""
     pointer = as_pointer(builder, address, I8)
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     read, keep_in_all_caches, data = I32(0), I32(3), I32(1)
-    builder.call(function, [pointer, read, keep_in_all_caches, data])
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, read, keep_in_all_caches, data)

@@ -11,13 +11,21 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numba import prange
+from numba.core import cgutils
 from threadpoolctl import threadpool_limits
 
 from ..machine.threads import kernel_threads
+from .compiling import kernel
+from .lanes import CACHE_LINE, I64, LANES
+from .loops import ROWS
 from .operands import Float32, Int32
+from .rows import prefetch_row
+from .tiles import Tile, emitted
 
 DISTANCES = (0, 4, 8, 16, 32)  # connections
 TRIED_ROWS = 1 << 15  # of the output, for the best of them
+BLOCK = 1 << 16
 
 
 def seconds_of(function: Callable[[], object], repeats: int = 3) -> float:
@@ -32,11 +40,9 @@ def seconds_of(function: Callable[[], object], repeats: int = 3) -> float:
 
 def sequential_bandwidth(threads: int, megabytes: int = 512) -> float:
     """Return bytes a second that `threads` threads read from memory in order."""
-    from .limit_kernels import read_in_order
-
     X = np.ones(megabytes * 2**18, dtype=np.float32)
     with kernel_threads(threads):
-        return X.nbytes / seconds_of(lambda: read_in_order(X))
+        return X.nbytes / seconds_of(lambda: _read_in_order(X))
 
 
 def arithmetic_peak(threads: int, size: int = 1536) -> float:
@@ -50,25 +56,16 @@ def arithmetic_peak(threads: int, size: int = 1536) -> float:
 def gather(
     indptr: Int32, indices: Int32, X: Float32, ahead: int, out: Float32 | None = None
 ) -> None:
-    """Read the rows that a forward product gathers, in its order, and compute nothing.
+    """Read the rows of X (n_in, batch) that a forward product gathers, and compute nothing.
 
-    Parameters
-    ----------
-    indptr, indices : int32
-        Connections in output order.
-    X : float32 (n_in, batch)
-    ahead : int
-        Connections whose rows are prefetched ahead.
-    out : float32 (n_out, batch), optional
-        With it, rows are written too, as the product does: every gathered row is copied to the
-        output's row. The batch is then a multiple of 16.
+    Rows are read in the product's order, that of connections by output, and prefetched `ahead`
+    connections ahead. With `out` (n_out, batch) rows are written too, as the product does: every
+    gathered row is copied to the output's row. The batch is then a multiple of 16.
     """
-    from .limit_kernels import copy_gathered, read_gathered
-
     if out is not None:
-        copy_gathered(indptr, indices, X, ahead, out)
+        _copy_gathered(indptr, indices, X, ahead, out)
     else:
-        read_gathered(indptr, indices, X, ahead, np.empty(len(indptr) - 1, dtype=np.float32))
+        _read_gathered(indptr, indices, X, ahead, np.empty(len(indptr) - 1, dtype=np.float32))
 
 
 def best_distance(indptr: Int32, indices: Int32, X: Float32, out: Float32 | None = None) -> int:
@@ -80,3 +77,59 @@ def best_distance(indptr: Int32, indices: Int32, X: Float32, out: Float32 | None
         call = functools.partial(gather, first, indices, X, distance, out)
         seconds.append(seconds_of(call, repeats=1))
     return DISTANCES[int(np.argmin(seconds))]
+
+
+@kernel(reorder=True)
+def _read_in_order(X):
+    """Return the sum of a flat float32 array, which reads it once."""
+    n = len(X)
+    blocks = (n + BLOCK - 1) // BLOCK
+    sums = np.empty(blocks, dtype=np.float32)
+    for block in prange(blocks):
+        part = X[block * BLOCK : min(n, (block + 1) * BLOCK)]
+        total = np.float32(0)
+        for k in range(len(part)):
+            total += part[k]
+        sums[block] = total
+    return sums.sum()
+
+
+@emitted()
+def _copy_row(builder, X, i, out, j):
+    """out[j] = X[i], 16 columns at a time."""
+    with cgutils.for_range_slice(builder, I64(0), X.shape[1], I64(LANES)) as (column, _):
+        out.store(j, Tile(column, LANES), X.load(i, Tile(column, LANES)))
+
+
+@kernel()
+def _copy_gathered(indptr, indices, X, ahead, out):
+    n = len(out)
+    for chunk in prange((n + ROWS - 1) // ROWS):
+        for j in range(chunk * ROWS, min(n, (chunk + 1) * ROWS)):
+            if ahead > 0:
+                prefetch_row(indptr, indices, j, X, ahead)
+            for k in range(indptr[j], indptr[j + 1]):
+                _copy_row(X, indices[k], out, j)
+
+
+@kernel(reorder=True)
+def _read_gathered(indptr, indices, X, ahead, out):
+    """Read a number of every cache line of the rows that a forward product gathers.
+
+    Their sums go to `out`, float32 (n_out,), which is little beside them.
+    """
+    n = len(out)
+    batch = X.shape[1]
+    line = CACHE_LINE // 4
+    for chunk in prange((n + ROWS - 1) // ROWS):
+        for j in range(chunk * ROWS, min(n, (chunk + 1) * ROWS)):
+            start = np.int64(indptr[j])
+            stop = np.int64(indptr[j + 1])
+            if ahead > 0:
+                prefetch_row(indptr, indices, j, X, ahead)
+            total = np.float32(0)
+            for k in range(start, stop):
+                row = np.uint64(indices[k])
+                for b in range(0, batch, line):
+                    total += X[row, np.uint64(b)]
+            out[j] = total

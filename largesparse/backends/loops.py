@@ -7,39 +7,16 @@ others take what it has not begun.
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from .compiling import inline
 
 ROWS = 32  # of an array that are one iteration: they are computed, and their bits drawn, together
 PIECES = 4  # of a loop for each thread
 
-INT = ir.IntType(32)
-
-
-def _call(builder, name, arguments):
-    kind = ir.FunctionType(INT, [INT] * len(arguments))
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
 # As numba's functions of these names, with which kernels could not be cached on disk.
-@intrinsic
-def get_num_threads(typing):
-    def generate(context, builder, signature, arguments):
-        return _call(builder, "get_num_threads", arguments)
-
-    return types.int32(), generate
-
-
-@intrinsic
-def set_parallel_chunksize(typing, iterations):
-    def generate(context, builder, signature, arguments):
-        return _call(builder, "set_parallel_chunksize", arguments)
-
-    return types.int32(types.int32), generate
+get_num_threads = types.ExternalFunction("get_num_threads", types.int32())
+set_parallel_chunksize = types.ExternalFunction("set_parallel_chunksize", types.int32(types.int32))
 
 
 @inline

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from scipy.sparse import csr_matrix
 from ..errors import BackendError
 from ..machine.threading_layers import can_limit_tbb, limit_tbb
 from ..machine.threads import core_numbers
+from ..machine.versions import wheel_file
 from .base import Backend
 from .operands import Float32, Int32
 
 logger = logging.getLogger(__name__)
 
+LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB
 
 
@@ -39,10 +40,8 @@ def load_mkl() -> Any:
     BackendError
         Where MKL or `sparse_dot_mkl` is not installed or cannot be loaded.
     """
-    if not os.environ.get("MKL_RT"):
-        library = _wheel_library()
-        if library is not None:
-            os.environ["MKL_RT"] = str(library)
+    if not os.environ.get("MKL_RT") and (library := wheel_file("mkl", LIBRARY)) is not None:
+        os.environ["MKL_RT"] = str(library)
     take_tbb()  # before its first call
     try:
         import sparse_dot_mkl
@@ -52,17 +51,6 @@ def load_mkl() -> Any:
             "'pip install mkl sparse_dot_mkl' (x86-64 only), or choose another backend."
         ) from error
     return sparse_dot_mkl
-
-
-def _wheel_library() -> Path | None:
-    try:
-        files = importlib.metadata.files("mkl") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        if re.fullmatch(r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)", file.name):
-            return Path(str(file.locate())).resolve()
-    return None
 
 
 @functools.cache
@@ -119,18 +107,13 @@ class MKLBackend(Backend):
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
-        with super().threads(count):
+        with super().threads(count), ExitStack() as stack:
             if not self._on_tbb:
                 before = self._mkl.mkl_set_num_threads_local(count)
-                try:
-                    yield
-                finally:
-                    self._mkl.mkl_set_num_threads_local(before)
+                stack.callback(self._mkl.mkl_set_num_threads_local, before)
             elif count < self._most:
-                with limit_tbb(count):
-                    yield
-            else:
-                yield
+                stack.enter_context(limit_tbb(count))
+            yield
 
     def spmm(
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32

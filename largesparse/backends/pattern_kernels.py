@@ -43,11 +43,8 @@ def transpose_pattern(n_out, indptr, indices):
     """Return the output order of a pattern given in input order, by counting.
 
     Connections are dealt to buckets of neighbouring outputs first, so that the counters of a
-    bucket and the places that they point to stay in the cache.
-
-    Returns
-    -------
-    indptr_by_output, indices_by_output, to_output_order : int32 (n_out + 1,), (nnz,), (nnz,)
+    bucket and the places that they point to stay in the cache. Returned are indptr and indices,
+    and the places of the connections in them, all int32.
     """
     nnz = len(indices)
     n_buckets = (n_out >> BUCKET_BITS) + 1
@@ -117,25 +114,17 @@ def magnitude(value):
 
 @kernel()
 def count_magnitudes(values, shift, prefixes):
-    """Count the magnitudes of a sign by 16 of their bits, for every block of connections.
+    """Count the magnitudes of a sign by 16 of their bits: int32 (blocks, 2, 65536).
 
-    Parameters
-    ----------
-    values : float32 (nnz,)
-    shift : int
-        Bits below those that are counted by.
-    prefixes : int64 (2,)
-        Values whose magnitude's bits above differ from prefixes[sign] are left out.
-
-    Returns
-    -------
-    counts : int32 (blocks, 2, 65536)
-        Of values that are not negative, and of negative ones.
+    Signs are not negative, and negative. `shift` bits below those are left out, and so are values
+    whose bits above differ from prefixes[sign].
     """
     nnz = len(values)
     n_blocks = (nnz + BLOCK - 1) // BLOCK
-    counts = np.zeros((n_blocks, 2, BINS), dtype=np.int32)
+    counts = np.empty((n_blocks, 2, BINS), dtype=np.int32)
     for block in prange(n_blocks):
+        for b in range(BINS):
+            counts[block, 0, b] = counts[block, 1, b] = 0
         part = values[block * BLOCK : min(nnz, (block + 1) * BLOCK)]
         for k in range(len(part)):
             sign = 1 if part[k] < 0 else 0
@@ -147,18 +136,10 @@ def count_magnitudes(values, shift, prefixes):
 
 @kernel()
 def keep_large(values, thresholds, ties, keep):
-    """Mark the values that are kept.
+    """Mark the values that are kept: those of a sign above the magnitude thresholds[sign].
 
-    Parameters
-    ----------
-    values : float32 (nnz,)
-    thresholds : int64 (2,)
-        Of each sign, the magnitude up to which values go.
-    ties : int64 (blocks, 2)
-        How many values of that very magnitude go in every block: the first ones. Below 0, none of
-        the sign goes.
-    keep : bool (nnz,)
-        Receives the result.
+    Of that very magnitude, the first ties[block, sign] go in every block; below 0, none of the
+    sign goes.
     """
     nnz = len(values)
     for block in prange(len(ties)):
@@ -241,22 +222,10 @@ def merge_rows(indptr, keep, n_out, positions):
 def merge_pattern(old, velocity, keep, n_out, positions, grown, new, new_velocity, slot_map):
     """Merge the connections that are kept with new ones, in input order.
 
-    Parameters
-    ----------
-    old : Connections
-    velocity : float32 (nnz,)
-    keep : bool (nnz,)
-    n_out : int
-    positions : int64 (n_new,)
-        Row-major cells of the new connections: ascending, distinct, free.
-    grown : float32 (n_new,) or (0,)
-        Values of the new connections; zero where it is empty.
-    new : Connections
-        Its row pointers are those of `merge_rows`; indices and values are written.
-    new_velocity : float32 (kept + n_new,)
-        Receives the velocities.
-    slot_map : int32 (nnz,)
-        Receives the place of every old connection in the new pattern; -1 where it is gone.
+    `positions` are the row-major cells of the new connections, int64: ascending, distinct, free;
+    `grown` are their values, zero where it is empty. The row pointers of `new` are those of
+    `merge_rows`. `slot_map`, int32 (nnz,), receives the place of every old connection in the new
+    pattern, -1 where it is gone.
     """
     # numba loses what a parallel loop writes to an array of a tuple
     indptr, indices, values = old

@@ -47,16 +47,8 @@ def share_kept(dropout):
 def draw_keep_bytes(dropout, first_neuron, first_block, out):
     """Draw the dropout decisions of neurons, for blocks of 8 rows of a mini-batch.
 
-    Parameters
-    ----------
-    dropout : Dropout
-        Its seed is uint64; its step is below 2**32.
-    first_neuron : int
-    first_block : int
-        Block b is the rows 8 b to 8 b + 7.
-    out : uint8 (blocks, neurons)
-        Bit r of out[b, j] becomes 1 where neuron first_neuron + j is kept in row
-        8 (first_block + b) + r.
+    Bit r of out[b, j], uint8, becomes 1 where neuron first_neuron + j is kept in row
+    8 (first_block + b) + r. The step is below 2**32.
     """
     low = np.uint64(0xFFFFFFFF)
     k0 = dropout.seed & low
@@ -92,17 +84,10 @@ def decide(word, bound):
 
 @inline
 def draw_keep_words(dropout, first_neuron, rows, out):
-    """Draw the dropout decisions of neurons for the rows of a micro-batch.
+    """Draw the dropout decisions of neurons for a micro-batch of so many rows.
 
-    Parameters
-    ----------
-    dropout : Dropout
-    first_neuron : int
-    rows : int
-        Samples of the micro-batch.
-    out : uint32 (neurons, words)
-        Bit r of word w of out[j] becomes 1 where neuron first_neuron + j is kept in row
-        first_row + 32 w + r of the mini-batch. Bits beyond the rows are undefined.
+    Bit r of word w of out[j], uint32, becomes 1 where neuron first_neuron + j is kept in row
+    first_row + 32 w + r of the mini-batch. Bits beyond the rows are undefined.
     """
     neurons, words = out.shape
     if words == 0 or dropout.keep_below >= RESOLUTION:

@@ -15,18 +15,9 @@ from .compiling import kernel
 
 @kernel(reorder=True)
 def activate_srelu(Z, parameters, keep_share, state, out):
-    """Turn z into activations.
+    """Turn Z = z / keep_share, (n, batch), into out = f(z) / keep_share, which may be Z.
 
-    Parameters
-    ----------
-    Z : float32 (n, batch)
-        z / keep_share, and 0 where dropout has dropped.
-    parameters : float32 (4, n)
-    keep_share : float32
-    state : uint32 (n, 2, words)
-        Whose bits say which are kept; without words, all are.
-    out : float32 (n, batch)
-        Receives f(z) / keep_share, and 0 where dropped; may be Z.
+    Both are 0 where dropout has dropped: the state's bits say where. Without words, all are kept.
     """
     n, batch = Z.shape
     words = state.shape[2]
@@ -54,18 +45,10 @@ def activate_srelu(Z, parameters, keep_share, state, out):
 def differentiate_srelu(
     D, Z, parameters, keep_share, bias_gradient, parameter_gradient, accumulate
 ):
-    """Turn dL/df into dL/dz, in place, and sum the gradients of bias and parameters.
+    """Turn D, (n, batch), from dL/df into dL/dz, in place; sum what bias and parameters get.
 
-    Parameters
-    ----------
-    D : float32 (n, batch)
-        dL/df on entry, 0 where dropped; dL/dz on return.
-    Z, parameters, keep_share
-        As in `activate_srelu`.
-    bias_gradient : float32 (n,)
-    parameter_gradient : float32 (4, n)
-    accumulate : bool
-        Whether the sums are added to what the gradients hold.
+    If `accumulate`, their gradients are added to. For Z see `activate_srelu`; D is 0 where
+    dropped.
     """
     n, batch = D.shape
     for j in prange(n):

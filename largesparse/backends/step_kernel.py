@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, prange, types
-from numba.extending import intrinsic
 
 from .compiling import inline, kernel
 from .fused_kernels import backward_rows, forward
@@ -25,10 +23,12 @@ from .kernels import (
     sum_inputs,
     sum_rows,
 )
+from .lanes import F32, I32, as_pointer
 from .loops import ROWS, divide_evenly, divide_loop
 from .operands import RESOLUTION, SGD, Connections, Derivative, Dropout
 from .philox import share_kept
 from .rows import reorder_range, update_range
+from .tiles import emitted
 
 NUMBERS = ["n_in", "n_out", "nnz", "number", "centered"]
 ADDRESSES = [
@@ -42,21 +42,20 @@ LAYER = np.dtype(
 )
 
 
-def _make_pointer(dtype):
-    @intrinsic
-    def pointer(typing, address):
-        def generate(context, builder, signature, arguments):
-            kind = context.get_value_type(dtype)
-            return builder.inttoptr(arguments[0], ir.PointerType(kind))
-
-        return types.CPointer(dtype)(types.int64), generate
-
-    return pointer
+@emitted(types.CPointer(types.float32))
+def floats(builder, address):
+    """Return an address as a pointer."""
+    return as_pointer(builder, address, F32)
 
 
-floats = _make_pointer(types.float32)
-ints = _make_pointer(types.int32)
-words = _make_pointer(types.uint32)
+@emitted(types.CPointer(types.int32))
+def ints(builder, address):
+    return as_pointer(builder, address, I32)
+
+
+@emitted(types.CPointer(types.uint32))
+def words(builder, address):
+    return as_pointer(builder, address, I32)
 
 
 @inline
@@ -83,20 +82,8 @@ def by_input(layer):
 def backward_and_update(table, k, X, D, keep_share, out_delta, sgd, updates):
     """Backward pass of layer k and, if it `updates`, of its weights, a chunk of rows at a time.
 
-    The update finds gradients, weights and indices in the cache.
-
-    Parameters
-    ----------
-    table : LAYER (n_layers,)
-    k : int
-    X : float32 (n_in, batch)
-    D : float32 (n_out, batch)
-        dL/dz of the layer.
-    keep_share : float32
-    out_delta : float32 (n_in, batch)
-        Receives dL/dz of the layer below; not used for the first layer.
-    sgd : SGD
-    updates : bool
+    The update finds gradients, weights and indices in the cache. X has the layer's inputs, D its
+    dL/dz; `out_delta` receives that of the layer below, if there is one.
     """
     layer = table[k]
     below = table[max(k - 1, 0)]
@@ -111,16 +98,15 @@ def backward_and_update(table, k, X, D, keep_share, out_delta, sgd, updates):
     # tuples and numbers, not records, can pass into a parallel loop
     derivative = Derivative(below.slope, keep_share, state)
     sampled = Connections(indptr, indices, gradient)
-    bias_gradient = carray(floats(below.bias_gradient), (below.n_out,))
+    outputs = gradient, out_delta, carray(floats(below.bias_gradient), (below.n_out,))
+    adds = np.bool_(False)  # a literal would have the functions of rows compiled once more
     chunks = (n + ROWS - 1) // ROWS
     divide_loop(chunks)
     for chunk in prange(chunks):
         if k == 0:
-            gradient_rows(chunk, sampled, X, D, False)
+            gradient_rows(np.int64(chunk), sampled, X, D, adds)
         else:
-            backward_rows(
-                chunk, connections, X, D, derivative, gradient, out_delta, bias_gradient, False
-            )
+            backward_rows(np.int64(chunk), connections, X, D, derivative, outputs, adds)
         if updates:
             start = np.int64(indptr[chunk * ROWS])
             stop = np.int64(indptr[min(n, (chunk + 1) * ROWS)])
@@ -171,12 +157,14 @@ def forward_all(table, inputs, dropout):
 def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updates):
     """Make one update from a mini-batch, and return its summed loss, with dropout.
 
+    Where the loss is not finite, nothing is updated. The gradient is computed in any case.
+
     Parameters
     ----------
     table : LAYER (n_layers,)
     inputs : float32 (n_features, batch)
     y : int32 (batch,) and float32 (batch, n_targets)
-        Classes, and targets; one of the two is empty. That of targets is the mean squared error.
+        Classes, and targets of the mean squared error; one of the two is empty.
     weights : float32 (batch,)
         Of the samples in the loss; without any, all count 1.
     delta : float32 (n_classes, batch)
@@ -188,9 +176,7 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     sgd : SGD
         Its rate is float64.
     updates : bool
-        Whether the weights are updated; the gradient is computed in any case.
-
-    Where the loss is not finite, nothing is updated.
+        Whether the weights are updated.
     """
     batch = inputs.shape[1]
     last = len(table) - 1

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .lanes import (
     F32,
@@ -26,7 +27,6 @@ from .lanes import (
     LANES,
     Builder,
     Value,
-    as_bit,
     as_pointer,
     first_lanes,
     gathered,
@@ -118,9 +118,9 @@ class Array:
         """Return the bytes of a row, where there are two axes."""
         return self._builder.mul(self.shape[1], I64(self.itemsize))
 
-    def load(self, row: Value | None, tile: Tile) -> Value:
-        """Return a tile of a row as float32, or of the array where that has one axis."""
-        address = self.at(tile.start) if row is None else self.at(row, tile.start)
+    def load(self, row: Value, tile: Tile) -> Value:
+        """Return a tile of a row as float32."""
+        address = self.at(row, tile.start)
         return load_lanes(self._builder, address, tile.width, tile.mask, self.half)
 
     def store(self, row: Value, tile: Tile, value: Value) -> None:
@@ -129,32 +129,45 @@ class Array:
         store_lanes(self._builder, value, address, tile.width, tile.mask, self.half)
 
 
-def taken_apart(
-    context: Any, builder: Builder, kinds: Sequence[Any], values: Sequence[Value]
-) -> tuple[Any, ...]:
-    """Return arguments of a kernel: arrays as `Array`, and tuples as tuples of such."""
+def emitted(result: Any = types.void) -> Callable[[Callable[..., Value | None]], Any]:
+    """Return a decorator that makes a function of kernels from one that emits its code.
 
-    def part(kind: Any, value: Value) -> Any:
-        if isinstance(kind, types.Array):
-            return Array(context, builder, kind, value)
-        if isinstance(kind, types.BaseTuple):
-            parts = cgutils.unpack_tuple(builder, value, len(kind.types))
-            return taken_apart(context, builder, kind.types, parts)
-        return value
+    That one is called with the builder and the arguments: arrays as `Array`, tuples as tuples of
+    such, numbers as int64 and float32. What it returns, if anything, is of the type `result`.
+    """
 
-    return tuple(part(*pair) for pair in zip(kinds, values, strict=True))
+    def passed(kind: Any) -> Any:
+        if isinstance(kind, types.Integer):
+            return types.int64
+        return types.float32 if isinstance(kind, types.Float) else kind
+
+    def decorate(emit: Callable[..., Value | None]) -> Any:
+        @functools.wraps(emit)
+        def typed(typing: Any, *kinds: Any) -> Any:
+            def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
+                given = zip(signature.args, values, strict=True)
+                value = emit(builder, *(_taken_apart(context, builder, *pair) for pair in given))
+                return context.get_dummy_value() if value is None else value
+
+            return result(*map(passed, kinds)), generate
+
+        return intrinsic(typed)
+
+    return decorate
 
 
-def load_bits(builder: Builder, base: Value, tile: Tile) -> Value:
-    """Return the bits of a tile's columns, of those that begin at an address."""
-    return builder.load(_bits_at(builder, base, tile), align=1)
+def _taken_apart(context: Any, builder: Builder, kind: Any, value: Value) -> Any:
+    if isinstance(kind, types.Array):
+        return Array(context, builder, kind, value)
+    if isinstance(kind, types.BaseTuple):
+        parts = cgutils.unpack_tuple(builder, value, len(kind.types))
+        given = zip(kind.types, parts, strict=True)
+        return tuple(_taken_apart(context, builder, *pair) for pair in given)
+    return value
 
 
-def store_bits(builder: Builder, value: Value, base: Value, tile: Tile) -> None:
-    builder.store(value, _bits_at(builder, base, tile), align=1)
-
-
-def _bits_at(builder: Builder, base: Value, tile: Tile) -> Value:
+def bits_at(builder: Builder, base: Value, tile: Tile) -> Value:
+    """Return the pointer to the bits of a tile's columns, of those that begin at an address."""
     place = builder.add(base, builder.lshr(tile.start, I64(3)))
     return as_pointer(builder, place, ir.IntType(tile.width))
 
@@ -256,7 +269,7 @@ def put_sums(builder: Builder, sums: Value, gradient: Array, k: Value, accumulat
     added = builder.load(place, align=4)
     for part in reversed(parts):
         added = builder.fadd(added, part)
-    sums = builder.select(as_bit(builder, accumulate), added, sums)
+    sums = builder.select(accumulate, added, sums)
     builder.store(sums, place, align=4)
 
 
@@ -286,12 +299,13 @@ def activated(
     a = builder.fmul(z, builder.select(above, right, left))
     result = cgutils.alloca_once_value(builder, a)
     with builder.if_then(builder.icmp_signed(">", state.shape[2], I64(0))):
-        bits = load_bits(builder, keep, tile)
+        bits = builder.load(bits_at(builder, keep, tile), align=1)
         if tile.mask is not None:
             bits = builder.and_(bits, builder.bitcast(tile.mask, bits.type))
         positive = builder.bitcast(above, bits.type)
         for plane, value in enumerate((builder.not_(positive), positive)):
-            store_bits(builder, builder.and_(bits, value), state.at(row, I64(plane)), tile)
+            place = bits_at(builder, state.at(row, I64(plane)), tile)
+            builder.store(builder.and_(bits, value), place, align=1)
         kept = builder.bitcast(bits, above.type)
         builder.store(builder.select(kept, a, zero), result)
     return builder.load(result)
@@ -307,8 +321,8 @@ def differentiated(
 ) -> Value:
     """Return d · right or d · left, by the plane in which a number's bit is 1; else 0."""
     left, right = (splat(builder, factor, tile.width) for factor in factors)
-    planes = (state.at(row, I64(plane)) for plane in range(2))
-    low, high = (load_bits(builder, plane, tile) for plane in planes)
+    planes = (bits_at(builder, state.at(row, I64(plane)), tile) for plane in range(2))
+    low, high = (builder.load(plane, align=1) for plane in planes)
     lanes = ir.VectorType(I1, tile.width)
     d = builder.fmul(d, builder.select(builder.bitcast(high, lanes), right, left))
     kept = builder.bitcast(builder.or_(low, high), lanes)

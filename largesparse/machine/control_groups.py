@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
@@ -17,18 +16,10 @@ MOUNTS = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # bytes; version 1 says "no limit" by a number near 2**63
 
 
-class _Files(NamedTuple):
-    """The files of a group, and the lines in `memory.stat` about files in the page cache."""
-
-    limit: str
-    used: str
-    cached: tuple[str, str]
-
-
-VERSION_1 = _Files(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
-)
-VERSION_2 = _Files("memory.max", "memory.current", ("inactive_file", "active_file"))
+# By version: the files of a group, and what its lines on the page cache in `memory.stat` begin with
+LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
+USED = {1: "memory.usage_in_bytes", 2: "memory.current"}
+CACHED = {1: ("total_inactive_file ", "total_active_file "), 2: ("inactive_file ", "active_file ")}
 
 
 def free_memory() -> int:
@@ -53,10 +44,10 @@ def group_free_memory() -> int | None:
     group's processes use. The page cache is not in use, since the system evicts it when it must.
     """
     found = []
-    for folder, files, limit in _limited_groups():
-        lines = (line.split() for line in _read(folder / "memory.stat").splitlines())
-        cached = sum(int(line[1]) for line in lines if line[0] in files.cached)
-        used = _read(folder / files.used)
+    for folder, version, limit in _limited_groups():
+        lines = _read(folder / "memory.stat").splitlines()
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith(CACHED[version]))
+        used = _read(folder / USED[version])
         found.append(limit - max(0, (int(used) if used.isdigit() else 0) - cached))
     return max(0, min(found)) if found else None
 
@@ -75,13 +66,12 @@ def cpu_quota() -> float | None:
     return min(quotas, default=None)
 
 
-def _limited_groups() -> Iterator[tuple[Path, _Files, int]]:
-    """Return the groups with a limit of memory that this process is in."""
+def _limited_groups() -> Iterator[tuple[Path, int, int]]:
+    """Return the groups with a limit of memory that this process is in, their version and limit."""
     for folder, version in _groups("memory"):
-        files = VERSION_2 if version == 2 else VERSION_1
-        limit = _read(folder / files.limit)
+        limit = _read(folder / LIMIT[version])
         if limit.isdigit() and int(limit) < NO_LIMIT:
-            yield folder, files, int(limit)
+            yield folder, version, int(limit)
 
 
 def _groups(controller: str) -> Iterator[tuple[Path, int]]:

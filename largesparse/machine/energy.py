@@ -23,21 +23,12 @@ class Counter(NamedTuple):
     path: Path
     largest: int
 
-    def read(self) -> int:
-        """Return the count now; OSError or ValueError where it cannot be read."""
-        return int(self.path.read_text())
-
 
 def find_counters(folder: str | Path = POWERCAP) -> list[Counter]:
     """Return the counters that together are what processors and memory use, each watt once.
 
     These are the packages, and the memory beside them. The parts of a package (cores, graphics)
     are in the package already; the whole platform, which few machines tell, is left out.
-
-    Parameters
-    ----------
-    folder : path
-        Where the kernel's powercap zones are.
     """
     counters = []
     for zone in sorted(Path(folder).glob("intel-rapl:*")):
@@ -52,23 +43,11 @@ def find_counters(folder: str | Path = POWERCAP) -> list[Counter]:
 
 
 class EnergyMeter:
-    """Adds up the energy between entering and leaving a `with` block.
+    """Adds up the energy between entering and leaving a `with` block: `joules`.
 
-    It is that of the whole machine, whatever else runs there. A thread looks at the counters
-    every minute, so that none wraps around twice unseen.
-
-    Parameters
-    ----------
-    folder : path
-        Where the kernel's powercap zones are.
-    seconds : float
-        Between two looks.
-
-    Attributes
-    ----------
-    joules : float or None
-        None where there are no counters, or the user may not read them (on most systems only
-        root may).
+    It is that of the whole machine, whatever else runs there; None where there are no counters, or
+    the user may not read them (on most systems only root may). A thread looks at the counters
+    every few `seconds`, so that none wraps around twice unseen.
     """
 
     def __init__(self, folder: str | Path = POWERCAP, *, seconds: float = SECONDS_BETWEEN) -> None:
@@ -81,10 +60,7 @@ class EnergyMeter:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="energy")
 
     def __enter__(self) -> EnergyMeter:
-        try:
-            self._last = [counter.read() for counter in self._counters]
-        except (OSError, ValueError):
-            return self
+        self._last = self._read() or []
         if self._last:
             self.joules = 0.0
             self._thread.start()
@@ -101,15 +77,21 @@ class EnergyMeter:
         with self._lock:
             if self.joules is None:
                 return
-            try:
-                now = [counter.read() for counter in self._counters]
-            except (OSError, ValueError):
+            now = self._read()
+            if now is None:
                 self.joules = None
                 return
             for counter, before, after in zip(self._counters, self._last, now, strict=True):
                 used = after - before if after >= before else after + counter.largest - before
                 self.joules += used / 1e6
             self._last = now
+
+    def _read(self) -> list[int] | None:
+        """Return what all counters say, None where one cannot be read."""
+        try:
+            return [int(counter.path.read_text()) for counter in self._counters]
+        except (OSError, ValueError):
+            return None
 
     def _watch(self) -> None:
         while not self._end.wait(self._seconds):

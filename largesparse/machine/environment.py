@@ -25,12 +25,6 @@ def cache_folder() -> Path:
 
     It is `LARGESPARSE_CACHE`, else `$XDG_CACHE_HOME/largesparse`, else `~/.cache/largesparse`; for
     a user without a home, `temporary_cache_folder()`.
-
-    Raises
-    ------
-    ParameterError
-        Where `LARGESPARSE_CACHE` begins with a home that is not there, or `temporary_cache_folder`
-        cannot be made.
     """
     if named := os.environ.get(CACHE):
         return expand_user(named)
@@ -41,13 +35,7 @@ def cache_folder() -> Path:
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
-    """Return a path whose `~` is a home; a name that only begins so stays as it is.
-
-    Raises
-    ------
-    ParameterError
-        Where the user has no home.
-    """
+    """Return a path whose `~` is a home; a name that only begins so stays as it is."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -63,13 +51,9 @@ def temporary_cache_folder() -> Path:
     """Return this user's cache among the temporary files, which it makes.
 
     Nobody else can write into it: compiled kernels are code, and others might put theirs there.
-
-    Raises
-    ------
-    ParameterError
-        Where it cannot be made, or is somebody else's.
     """
-    folder = Path(tempfile.gettempdir()) / f"largesparse-{_user()}"
+    user = os.getuid() if hasattr(os, "getuid") else "cache"
+    folder = Path(tempfile.gettempdir()) / f"largesparse-{user}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -80,10 +64,6 @@ def temporary_cache_folder() -> Path:
             f"The cache folder {folder} cannot be used: {error}. Set {CACHE} to another."
         ) from error
     return folder
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "cache"
 
 
 def launched_ranks() -> tuple[int, int]:

@@ -15,12 +15,9 @@ from .signals import Interrupted
 def run_command(function: Callable[[], int | None]) -> int:
     """Call `function` and return the exit code of the process.
 
-    Returns
-    -------
-    int
-        What `function` returned (None is 0); 2 after a `LargeSparseError` or an error of the
-        operating system's, which is printed as one line on standard error; 130 after Ctrl-C; 141
-        where the reader of the output has gone, both as shells report it.
+    It is what `function` returned (None is 0); 2 after a `LargeSparseError` or an error of the
+    operating system's, which is printed as one line on standard error; 130 after Ctrl-C; 141
+    where the reader of the output has gone, both as shells report it.
     """
     print_anything()
     try:

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,7 @@ def locate(place: Path, name: str) -> Path:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Verify that nothing but files of this format would be replaced in a folder.
-
-    Raises
-    ------
-    CheckpointError
-        Where something else is in the way.
-    """
+    """Raise `CheckpointError` where other files than of this format would be replaced."""
     remedy = "Name another folder, or remove it."
     if not folder.exists():
         return
@@ -92,12 +86,7 @@ def check_replaceable(folder: Path) -> None:
 def try_writing(folder: Path) -> None:
     """Write a file to a folder and remove it, and the folder where it was not there.
 
-    Raises
-    ------
-    CheckpointError
-        As `check_replaceable`.
-    OSError
-        Where it cannot be written.
+    Errors are those of `replacing`.
     """
     with _writing(folder) as beside:
         (beside / MANIFEST).write_bytes(b"\0" * 4096)
@@ -134,25 +123,17 @@ def _writing(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     elif not folder.is_dir():
         check_replaceable(folder)
-    beside = None
-    try:
+    with ExitStack() as stack:
+        if is_new:
+            stack.callback(_remove_empty, folder)
         with _locked(folder):  # no other writer is half-way; none takes `beside` for abandoned
             check_replaceable(folder)
             _remove_abandoned(folder)
             beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
+            stack.callback(shutil.rmtree, beside, ignore_errors=True)
             beside.chmod(0o777 & ~umask())
-            held = _open_locked(beside)
-        try:
-            yield beside
-        finally:
-            if held is not None:
-                os.close(held)
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
-        if is_new:
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
+            stack.enter_context(_locked(beside))
+        yield beside
     if is_new:
         _sync(folder.parent)
 
@@ -165,8 +146,7 @@ def _settle(folder: Path) -> None:
     """
     complete = folder / COMPLETE
     if (manifest := read_manifest(complete)) is None:
-        with suppress(OSError):
-            complete.rmdir()
+        _remove_empty(complete)
         return
     names = _names(manifest)
     for name in sorted(names):
@@ -191,8 +171,7 @@ def _remove_model(folder: Path) -> None:
         if (manifest := read_manifest(place)) is not None:
             for name in (*sorted(_names(manifest)), MANIFEST):
                 (place / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            place.rmdir()
+        _remove_empty(place)
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -200,16 +179,19 @@ def _remove_abandoned(folder: Path) -> None:
     for path in folder.glob(f"{WRITING}*"):
         if path.is_symlink() or not path.is_dir():
             continue
-        if (held := _open_locked(path, wait=False)) is None:
-            continue  # somebody writes there
-        try:
+        with _locked(path, wait=False) as is_mine:
+            if not is_mine:
+                continue  # somebody writes there
             for file in path.iterdir():
                 if WRITTEN.fullmatch(file.name) or file.name == MANIFEST:
                     file.unlink(missing_ok=True)
-            with suppress(OSError):
-                path.rmdir()
-        finally:
-            os.close(held)
+            _remove_empty(path)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder, unless something is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _names(manifest: dict[str, Any]) -> set[str]:
@@ -232,29 +214,23 @@ def _is_ignored(path: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a folder, where the system and the file system have locks."""
-    held = _open_locked(folder)
-    try:
-        yield
-    finally:
-        if held is not None:
-            os.close(held)
-
-
-def _open_locked(folder: Path, *, wait: bool = True) -> int | None:
-    """Return a descriptor that locks a folder until it is closed; None where that is not so."""
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Keep other writers out of a folder; give whether the systems and another writer allow it."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return None
+        yield False
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_mine = True
+        except OSError:
+            is_mine = False
+        yield is_mine
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
 
 
 def umask() -> int:

@@ -17,13 +17,7 @@ HEAD_START = 3.0  # seconds in which rank 0 can tell an error before another ran
 
 
 def start_ranks(ranks: int) -> list[str]:
-    """Return the words that begin a command of so many ranks: none for one.
-
-    Raises
-    ------
-    ParameterError
-        Where there is no mpiexec.
-    """
+    """Return the words that begin a command of so many ranks: none for one."""
     if ranks == 1:
         return []
     mpiexec = find_mpiexec()
@@ -40,11 +34,6 @@ def check_alone(command: str) -> None:
 
     Each would do the whole work, into the same files. A command that is typed into a shell is
     alone, also where the shell belongs to a job and hands on its launcher's variables.
-
-    Raises
-    ------
-    ParallelError
-        On the launcher's rank 0: see `raise_at_first`.
     """
     _, size = launched_ranks()
     if size == 1 or _is_typed():
@@ -77,17 +66,8 @@ def spare_shared_memory() -> None:
 def raise_at_first(message: str) -> NoReturn:
     """Raise on the launcher's rank 0; the ranks cannot talk, and the others let it go first.
 
-    Parameters
-    ----------
-    message : str
-        Goes on with what a lone process can do that has a launcher's variables.
-
-    Raises
-    ------
-    ParallelError
-        On rank 0, and where somebody has typed the command and waits for an answer.
-    SystemExit
-        On the others, later: launchers end a job with the first of its ranks that fails.
+    `ParallelError` is raised on rank 0, and where somebody has typed the command and waits for an
+    answer; `SystemExit` on the others, later: launchers end a job with the first rank that fails.
     """
     if launched_ranks()[0] == 0 or _is_typed():
         names = " ".join(launcher_variables())

@@ -78,17 +78,11 @@ class Segment:
     It has no name in any file system: others open it through the process that made it, and the
     system frees it with the last process that uses it. So nothing is left behind, even where all
     are killed, and no limit of a memory file system applies.
-
-    Attributes
-    ----------
-    path : str
-        By which processes of the same user on the same machine can open it.
-    buffer : mmap
     """
 
     def __init__(self, descriptor: int, size: int, path: str) -> None:
         self.descriptor = descriptor
-        self.path = path
+        self.path = path  # by which processes of the same user on the same machine can open it
         self.buffer = mmap.mmap(descriptor, size)
         _take_large_pages(self.buffer)
 
@@ -140,21 +134,11 @@ class PrivateMemory:
     """Memory of this process alone, in large pages where the system has them on advice.
 
     Memory that is shared rarely has large pages, and what is read here and there is slower in
-    small ones.
-
-    Parameters
-    ----------
-    size : int
-        Bytes; none is taken before it is used.
-
-    Attributes
-    ----------
-    is_kept : bool
-        So little that `release` leaves it.
+    small ones. No memory is taken before it is used.
     """
 
     def __init__(self, size: int) -> None:
-        self.is_kept = size <= KEPT
+        self.is_kept = size <= KEPT  # by `release`
         self.buffer = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         _take_large_pages(self.buffer)
 
@@ -218,10 +202,13 @@ class SharedFiles:
             return mapped
         self._count += 1
         full = []
-        for place in _places():
+        places = [SHARED_FOLDER] if os.access(SHARED_FOLDER, os.W_OK) else []
+        for place in [*places, Path(tempfile.gettempdir())]:
             free = shutil.disk_usage(place).free
             if free > array.nbytes + array.nbytes // 8 + 2**20:
-                path = self._folder_in(place) / str(self._count)
+                if place not in self._folders:
+                    self._folders[place] = Path(tempfile.mkdtemp(prefix="largesparse-", dir=place))
+                path = self._folders[place] / str(self._count)
                 try:
                     np.ascontiguousarray(array).tofile(path)
                     return SharedArray(str(path), array.dtype.str, array.shape)
@@ -233,44 +220,21 @@ class SharedFiles:
             f"{', '.join(full)}. Use processes=1, or set TMPDIR to a folder with more room."
         )
 
-    def _folder_in(self, place: Path) -> Path:
-        if place not in self._folders:
-            self._folders[place] = Path(tempfile.mkdtemp(prefix="largesparse-", dir=place))
-        return self._folders[place]
-
     def delete(self) -> None:
         for folder in self._folders.values():
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _places() -> list[Path]:
-    """Return the folders for shared files, that in memory first."""
-    places = [SHARED_FOLDER] if os.access(SHARED_FOLDER, os.W_OK) else []
-    return [*places, Path(tempfile.gettempdir())]
-
-
 def find_mapped(array: NDArray[Any]) -> SharedArray | None:
     """Return where an array is, if it is a part of a memory-mapped file that others can open."""
-    mapped = _memory_map(array)
-    if mapped is None or not array.flags.c_contiguous:
-        return None
-    offset = mapped.offset + _address(array) - _address(mapped)
-    return SharedArray(str(mapped.filename), array.dtype.str, array.shape, offset)
-
-
-def _memory_map(array: NDArray[Any]) -> np.memmap[Any, Any] | None:
-    """Return the memory map of a file that an array is a view of, if another process sees it."""
     root: Any = array
     while isinstance(root.base, np.ndarray):
         root = root.base
-    if isinstance(root, np.memmap) and root.filename and root.mode != "c":
-        return root
-    return None
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+    is_seen = isinstance(root, np.memmap) and root.filename and root.mode != "c"
+    if not is_seen or not array.flags.c_contiguous:
+        return None
+    offset = root.offset + array.ctypes.data - root.ctypes.data
+    return SharedArray(str(root.filename), array.dtype.str, array.shape, offset)
 
 
 def shapes_of(arrays: Sequence[NDArray[Any]]) -> Shapes:
@@ -287,14 +251,6 @@ def make_arrays(shapes: Shapes) -> tuple[Segment, Arrays]:
     return segment, arrays_of(segment, shapes)
 
 
-def share_arrays(arrays: Sequence[NDArray[Any]]) -> tuple[Segment, Arrays]:
-    """Return a segment with copies of arrays, and the copies."""
-    segment, copies = make_arrays(shapes_of(arrays))
-    for copy, array in zip(copies, arrays, strict=True):
-        copy[...] = array
-    return segment, copies
-
-
 def arrays_of(segment: Segment, shapes: Shapes) -> Arrays:
     """Return the arrays of these shapes and dtypes that a segment holds."""
     arena = Arena(segment.buffer)
@@ -308,7 +264,9 @@ def share(arrays: Arrays) -> tuple[list[SharedArray], Segment]:
     """
     places = [find_mapped(array) for array in arrays]
     moved = [array for array, place in zip(arrays, places, strict=True) if place is None]
-    segment, copies = share_arrays(moved)
+    segment, copies = make_arrays(shapes_of(moved))
+    for copy, array in zip(copies, moved, strict=True):
+        copy[...] = array
     new = iter(places_in(segment, copies))
     return [next(new) if place is None else place for place in places], segment
 

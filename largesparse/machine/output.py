@@ -34,13 +34,7 @@ def print_anything() -> None:
 
 
 def check_printable(texts: list[str], encoding: str, where: str, remedy: str) -> None:
-    """Verify that data, which must not be changed on the way, can be written as text.
-
-    Raises
-    ------
-    ParameterError
-        If one of the texts cannot be encoded.
-    """
+    """Verify that data, which must not be changed on the way, can be written as text."""
     for text in texts:
         try:
             text.encode(encoding)

@@ -27,16 +27,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """What the process has been asked for so far.
-
-    Attributes
-    ----------
-    signal : signal.Signals or None
-        The first signal that has come.
-    """
+    """What the process has been asked for so far."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: signal.Signals | None = None  # the first that has come
         self._at_once = False
 
     def note(self, number: int, _: FrameType | None = None) -> None:
@@ -66,15 +60,10 @@ class StopRequest:
 
 @contextmanager
 def stop_request(wanted: bool = True) -> Iterator[StopRequest]:
-    """Note SIGTERM and Ctrl-C in place of ending by them, while the block runs.
+    """Note SIGTERM and Ctrl-C, if that is wanted, instead of ending by them in the block.
 
     Signals that the caller has handlers for, or ignores, are left alone, and all of them outside
     the main thread, where handlers cannot be set.
-
-    Parameters
-    ----------
-    wanted : bool
-        Whether to note them at all.
     """
     request = StopRequest()
     mine = []
@@ -92,20 +81,10 @@ def stop_request(wanted: bool = True) -> Iterator[StopRequest]:
 
 
 def stopped(request: StopRequest, text: str) -> NoReturn:
-    """End a training that a signal has stopped, and tell it on standard error.
+    """End a training that a signal has stopped, and tell on standard error what has been saved.
 
-    Parameters
-    ----------
-    request : StopRequest
-    text : str
-        Where the training was, and what has been saved.
-
-    Raises
-    ------
-    Interrupted
-        After Ctrl-C.
-    SystemExit
-        After SIGTERM, with the status that shells report then, 143.
+    Raised is `Interrupted` after Ctrl-C; `SystemExit` after SIGTERM, with the status that shells
+    report then, 143.
     """
     assert request.signal is not None
     sys.stderr.write(sentence(request, text))

@@ -19,17 +19,10 @@ class SizeError(argparse.ArgumentTypeError, ParameterError):
 
 
 def parse_size(text: str) -> int:
-    """Return the whole number that a size such as "250k" stands for.
+    """Return the whole number that a size such as "250k" stands for, below 2**63.
 
     Suffixes are k, M, and G or B (10**3, 10**6, 10**9), in either case; "1e6" works too.
 
-    Raises
-    ------
-    SizeError
-        If `text` is no size, not whole, not positive or beyond 64 bits.
-
-    Examples
-    --------
     >>> parse_size("2.5M")
     2500000
     """
@@ -46,8 +39,6 @@ def parse_size(text: str) -> int:
 def parse_sizes(text: str) -> tuple[int, ...]:
     """Return the numbers of a list such as "400,400" or "2.5k,10", each by `parse_size`.
 
-    Examples
-    --------
     >>> parse_sizes("2.5k,10")
     (2500, 10)
     """

@@ -8,18 +8,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BackendError
+from .versions import wheel_file
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +73,11 @@ def _can_load(name: str) -> bool:
     """Load a layer of numba and its library; return whether there are both."""
     if name not in MODULES:
         return False
-    if name == "tbb":
-        _load_tbb()
     try:
+        if name == "tbb":
+            _load_tbb()
         with _waiting_threads_sleep():
             importlib.import_module(f"numba.np.ufunc.{MODULES[name]}")
-        if name == "tbb":
-            _check_tbb()
     except ImportError as error:
         logger.debug("The threading layer %r cannot be loaded: %s", name, error)
         return False
@@ -89,22 +85,18 @@ def _can_load(name: str) -> bool:
 
 
 def _load_tbb() -> None:
-    """Load the library of the `tbb` wheel, which the linker does not see in an environment."""
-    try:
-        files = importlib.metadata.files("tbb") or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if re.fullmatch(r"libtbb\.so\.12|libtbb\.12\.dylib|tbb12\.dll", file.name):
-            try:
-                ctypes.CDLL(str(Path(str(file.locate())).resolve()))
-            except OSError as error:
-                logger.debug("TBB's library cannot be loaded: %s", error)
+    """Load TBB: that of the wheel, which the linker does not see in an environment, or another.
 
-
-def _check_tbb() -> None:
+    ImportError is raised where there is none, or it is too old for numba.
+    """
     from numba.np.ufunc import parallel
 
+    library = wheel_file("tbb", r"libtbb\.so\.12|libtbb\.12\.dylib|tbb12\.dll")
+    if library is not None:
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            logger.debug("TBB's library cannot be loaded: %s", error)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a version that is too old, which raises as well
         parallel._check_tbb_version_compatible()
@@ -161,9 +153,7 @@ def can_limit_tbb() -> bool:
 def limit_tbb(count: int) -> Iterator[None]:
     """Let TBB, in all of the process, use at most `count` threads."""
     functions = _global_control()
-    if functions is None:
-        yield
-        return
+    assert functions is not None  # can_limit_tbb()
     begin, end = functions
     control = _GlobalControl(count, 0, 0)
     begin(ctypes.byref(control))

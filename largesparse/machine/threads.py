@@ -52,23 +52,13 @@ def resolve_threads(threads: int | None, owner: str) -> int:
 
 @contextmanager
 def kernel_threads(count: int) -> Iterator[None]:
-    """Let the compiled kernels that the calling thread starts use `count` threads.
-
-    Raises
-    ------
-    BackendError
-        In a forked process whose kernels cannot run after a fork.
-    """
+    """Let the compiled kernels that the calling thread starts use `count` threads."""
     import numba
 
     threading_layer()  # before numba starts its threads
     check_fork()
     before = numba.get_num_threads()
-    count = min(count, numba.config.NUMBA_NUM_THREADS)
-    if count == before:
-        yield
-        return
-    numba.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:

@@ -54,13 +54,9 @@ def node_pss_bytes(pids: Iterable[int]) -> int | None:
 
     None where the system does not tell (not Linux, a process has ended, or is another's).
     """
-    total = 0
-    for pid in pids:
-        found = _told_bytes("smaps_rollup", "Pss", pid)
-        if found is None:
-            return None
-        total += found
-    return total
+    found = [_told_bytes("smaps_rollup", "Pss", pid) for pid in pids]
+    told = [size for size in found if size is not None]
+    return sum(told) if len(told) == len(found) else None
 
 
 def own_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import importlib.metadata
 import platform
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,16 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def wheel_file(package: str, pattern: str) -> Path | None:
+    """Return the path of a file of an installed wheel, by a pattern of its name; None without."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (file for file in files if re.fullmatch(pattern, file.name))
+    return next((Path(str(file.locate())).resolve() for file in found), None)
 
 
 def versions() -> dict[str, str | None]:

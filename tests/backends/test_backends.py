@@ -21,6 +21,7 @@ from largesparse.backends import mkl as mkl_module
 from largesparse.backends import scipy as scipy_module
 from largesparse.errors import BackendError, LargeSparseError, ParameterError
 from largesparse.machine.environment import BACKEND
+from largesparse.machine.versions import wheel_file
 
 
 @pytest.fixture(params=BACKENDS)
@@ -333,18 +334,14 @@ def test_an_mkl_that_cannot_be_loaded(monkeypatch, error):
 
 def test_the_library_of_the_wheel_is_found():
     backend_or_skip("mkl")
-    library = mkl_module._wheel_library()
+    library = wheel_file("mkl", mkl_module.LIBRARY)
     if library is None:
         pytest.skip("MKL is not installed as a wheel")
     assert library.is_file() and "mkl_rt" in library.name
 
 
-def test_no_wheel(monkeypatch):
-    def missing(name):
-        raise mkl_module.importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(mkl_module.importlib.metadata, "files", missing)
-    assert mkl_module._wheel_library() is None
+def test_no_wheel():
+    assert wheel_file("there-is-no-such-wheel", ".*") is None
 
 
 def test_a_library_that_is_named_is_left_alone(monkeypatch):

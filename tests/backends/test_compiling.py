@@ -53,6 +53,17 @@ def test_processes_that_start_together_compile_once(tmp_path):
     assert sum(errors.count("Compiling the kernels") for _, errors in results) == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_a_kernel_does_not_wait_for_another_one(tmp_path):
+    before = """
+from largesparse.backends import compiling, kernels
+lock = compiling._lock(kernels.has_columns)
+lock.__enter__()
+"""
+    output, errors = start(tmp_path, before).communicate(timeout=300)
+    assert output.strip() == "0", errors
+
+
 def test_a_damaged_cache_is_compiled_again(tmp_path):
     def hits() -> str:
         output, errors = (process := start(tmp_path)).communicate(timeout=300)

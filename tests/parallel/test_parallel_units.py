@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, prune_neurons
-from largesparse.machine.mapped_memory import KEPT, Arena, PrivateMemory, Segment, share_arrays
+from largesparse.machine.mapped_memory import (
+    KEPT,
+    Arena,
+    PrivateMemory,
+    Segment,
+    make_arrays,
+    shapes_of,
+)
 from largesparse.machine.usage import pss_bytes
 from largesparse.model.evolution import evolve
 from largesparse.model.workspace import Gradients
@@ -351,7 +358,9 @@ def test_an_unloaded_file_is_kept_and_is_not_the_process_s_memory(tmp_path, monk
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5))
 def test_an_arena_without_a_buffer_counts_what_one_with_a_buffer_gives(shapes):
     arrays = [np.arange(a * b, dtype=np.float32).reshape(a, b) for a, b in shapes]
-    segment, copies = share_arrays(arrays)
+    segment, copies = make_arrays(shapes_of(arrays))
+    for copy, array in zip(copies, arrays, strict=True):
+        copy[...] = array
     count = Arena()
     for shape in shapes:
         assert count(shape).shape == shape
