@@ -64,13 +64,7 @@ def evolve(
 
 
 def remove_connections(layer: SparseLayer, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Remove the connections that are not to be kept, in place; return the slot map.
-
-    Parameters
-    ----------
-    layer : SparseLayer
-    keep : bool (nnz,)
-    """
+    """Remove the connections not in `keep`, bool (nnz,), in place; return the slot map."""
     if keep.all():
         return np.arange(layer.nnz, dtype=np.int32)
     return _rebuild(layer, keep, np.empty(0, dtype=np.int64), None)
@@ -107,11 +101,17 @@ class Living(NamedTuple):
 Grow = Callable[[Topology, NDArray[np.bool_], int, np.random.Generator, Living | None], Int64]
 
 
-def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
-    """Return which connections an evolution step keeps: bool of shape (nnz,).
+def count_cells(topology: Topology, living: Living | None) -> int:
+    """Return the number of cells, between living neurons where some are dead."""
+    if living is None:
+        return topology.n_in * topology.n_out
+    return len(living.inputs) * len(living.outputs)
 
-    The magnitudes at which values go are found by counting by the upper and then the lower 16
-    bits, without sorting: O(nnz).
+
+def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
+    """Return which connections an evolution step keeps, bool (nnz,), in O(nnz).
+
+    Magnitudes are not sorted but counted, by the upper and then the lower 16 bits.
     """
     from ..backends.pattern_kernels import count_magnitudes, keep_large
 
@@ -161,11 +161,7 @@ def mark_smallest(values: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
 def _find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int64, list[int]]:
     """Return the bins in which the wanted-th magnitudes are, and what is wanted of those bins.
 
-    Parameters
-    ----------
-    counts : int32 (blocks, 2, bins)
-    wanted : two ints
-        How many of the smallest magnitudes of each sign.
+    `counts` is int32 (blocks, 2, bins); `wanted` has how many of the smallest of each sign.
     """
     bins = np.zeros(2, dtype=np.int64)
     rest = [0, 0]
@@ -201,15 +197,12 @@ def draw_free_cells(
     positions : int64 (count,)
         Row-major cells i·n_out + j, ascending.
     """
-    if living is None:
-        cells = topology.n_in * topology.n_out
-    else:
-        cells = len(living.inputs) * len(living.outputs)
+    from ..backends.pattern_kernels import find_occupied, sort_cells
+
+    cells = count_cells(topology, living)
 
     def place(drawn: Int64) -> Int64:
         return drawn if living is None else living.positions(drawn, topology.n_out)
-
-    from ..backends.pattern_kernels import find_occupied, sort_cells
 
     def is_occupied(found: Int64) -> NDArray[np.bool_]:
         taken = np.empty(len(found), dtype=bool)
@@ -238,10 +231,7 @@ def draw_free_cells(
 def _rebuild(
     layer: SparseLayer, keep: NDArray[np.bool_], positions: Int64, rng: np.random.Generator | None
 ) -> NDArray[np.int32]:
-    """Give the layer the topology of the kept and the new connections; return the slot map.
-
-    The generator draws the values of new connections.
-    """
+    """Give the layer the kept and the new connections, with values drawn; return the slot map."""
     from ..backends.pattern_kernels import merge_pattern, merge_rows
 
     old = layer.topology

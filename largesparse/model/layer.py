@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.operands import Float32, Int32
 from ..randomness import seed_sequence, stream
 from .activations import TRAINED, activate, initial_shape, left_slope
 from .initializers import INITIALIZERS, Sampler
@@ -18,8 +19,6 @@ from .topology import Topology, erdos_renyi
 if TYPE_CHECKING:
     from .config import NetworkConfig
 
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
 LayerArrays = dict[str, NDArray[Any]]
 
 
@@ -39,8 +38,8 @@ class Parameter(NamedTuple):
         return (self.rows, n_out) if self.rows else (n_out,)
 
 
-# Everything that copies, saves, shares, sums, averages or updates what is trained goes by this. A
-# new parameter is a line here, its first values in `initial_layer`, and its kernel.
+# All that copies, saves, shares, sums, averages or updates what is trained goes by this. A new
+# parameter is a line here, its first values in `initial_layer`, and its kernel.
 PARAMETERS = {
     "values": Parameter("velocity", of_connections=True),
     "bias": Parameter("bias_velocity"),
@@ -122,41 +121,19 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
 class SparseLayer:
     """A sparse layer z = Wᵀx + b, with W (n_in, n_out) of which only the connections are kept.
 
-    Parameters
-    ----------
-    number : int
-        The layer's number as the paper counts: the input is layer 1, the first hidden layer 2.
-    topology : Topology
-    parameters : dict of float32 arrays
-        By their names in `PARAMETERS`; the layer takes them over.
-    config : LayerConfig
-    velocities : dict of float32 arrays, optional
-        By the same names; by default zero.
-    dead : bool (n_out,), optional
-    values_by_output : float32 (nnz,), optional
-        Taken as it is.
-
-    Attributes
-    ----------
-    values, velocity : float32 (nnz,)
-        Weights and their velocities, in input order.
-    values_by_output : float32 (nnz,)
-        A copy of the weights in output order; `refresh` renews it.
-    bias, bias_velocity : float32 (n_out,)
-    srelu, srelu_velocity : float32 (4, n_out) or None
-        Parameters of an activation whose shape is trained, applied where slope is 1: see
-        `backends.srelu_kernels`.
-    dead : bool (n_out,) or None
-        The neurons that Importance Pruning has killed, which have no connections and a bias of 0.
-        Never changed in place.
+    Layers are numbered as in the paper: the input is layer 1, the first hidden layer 2. A layer
+    takes over the parameters and the velocities (by default zero), by their names in `PARAMETERS`,
+    and the weights in output order, if it is given them.
     """
 
-    values: Float32
-    velocity: Float32
-    bias: Float32
-    bias_velocity: Float32
-    srelu: Float32 | None
+    values: Float32  # (nnz,), the weights, in input order
+    velocity: Float32  # (nnz,)
+    bias: Float32  # (n_out,)
+    bias_velocity: Float32  # (n_out,)
+    srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
+    values_by_output: Float32  # (nnz,), a copy of the weights that `refresh` renews
+    dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
 
     def __init__(
         self,
@@ -239,11 +216,7 @@ class SparseLayer:
     def arrays(self, velocities: bool = False) -> LayerArrays:
         """Return what the layer can be made from again, as files have it; the layer's own arrays.
 
-        Returns
-        -------
-        arrays : dict
-            indptr and indices, int32, of the input order; the parameters; dead, if neurons are;
-            the velocities by names of their own.
+        Of the topology that is the input order; `dead` is there only if neurons are.
         """
         arrays: LayerArrays = {"indptr": self.topology.indptr, "indices": self.topology.indices}
         arrays |= self.parameters
@@ -264,17 +237,19 @@ class SparseLayer:
         topology = Topology.from_input_order(self.n_in, self.n_out, *pattern)
         self.replace(topology, values, np.zeros_like(values))
         self.dead = arrays.get("dead")
-        velocities = self.velocities
         for name, array in self.parameters.items():
             if not PARAMETERS[name].of_connections:
-                array[...], velocities[name][...] = arrays[name], 0
+                array[...], self.velocities[name][...] = arrays[name], 0
 
     def copy(self) -> SparseLayer:
         """Return a layer with weights and velocities of its own; the topology is shared."""
-        owned = _copies(self.parameters), self.config
-        velocities = _copies(self.velocities)
         return SparseLayer(
-            self.number, self.topology, *owned, velocities=velocities, dead=self.dead
+            self.number,
+            self.topology,
+            _copies(self.parameters),
+            self.config,
+            velocities=_copies(self.velocities),
+            dead=self.dead,
         )
 
     def activate(self, z: Float32) -> Float32:
