@@ -58,7 +58,8 @@ def evolve(
         return np.arange(layer.nnz, dtype=np.int32)
     living = None
     if layer.dead is not None or dead_inputs is not None:
-        living = Living.of(layer.n_in, layer.n_out, dead_inputs, layer.dead)
+        inputs = np.arange(layer.n_in) if dead_inputs is None else np.flatnonzero(~dead_inputs)
+        living = Living(inputs, layer.living())
     positions = (grow or draw_free_cells)(layer.topology, keep, count, rng, living)
     return _rebuild(layer, keep, positions, rng)
 
@@ -78,19 +79,6 @@ class Living(NamedTuple):
 
     inputs: Int64  # numbers of the living inputs, ascending
     outputs: Int64
-
-    @classmethod
-    def of(
-        cls,
-        n_in: int,
-        n_out: int,
-        dead_inputs: NDArray[np.bool_] | None,
-        dead_outputs: NDArray[np.bool_] | None,
-    ) -> Living:
-        """Return the living of a layer; None is a side without dead neurons."""
-        inputs = np.arange(n_in) if dead_inputs is None else np.flatnonzero(~dead_inputs)
-        outputs = np.arange(n_out) if dead_outputs is None else np.flatnonzero(~dead_outputs)
-        return cls(inputs, outputs)
 
     def positions(self, cells: Int64, n_out: int) -> Int64:
         """Return the row-major cells in the layer of row-major cells of the smaller matrix."""
@@ -182,20 +170,8 @@ def draw_free_cells(
 ) -> Int64:
     """Draw `count` distinct cells, uniformly from those with no connection that is kept.
 
-    Parameters
-    ----------
-    topology : Topology
-    keep : bool (nnz,)
-    count : int
-        At most the number of such cells.
-    rng : Generator
-    living : Living, optional
-        Restricts the draw to cells between living neurons.
-
-    Returns
-    -------
-    positions : int64 (count,)
-        Row-major cells i·n_out + j, ascending.
+    `keep` is bool (nnz,); `living` restricts the draw to cells between living neurons. The cells
+    are row-major, i·n_out + j, and ascend: int64 (count,).
     """
     from ..backends.pattern_kernels import find_occupied, sort_cells
 

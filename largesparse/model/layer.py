@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +28,7 @@ class Parameter(NamedTuple):
     of_connections: bool = False  # one number a connection, in input order; else for neurons
     rows: int = 0  # numbers a neuron, (rows, n_out); 0 is one, (n_out,)
     decays: bool = True  # whether the weight decay applies
-    is_of: Callable[[LayerConfig], bool] = lambda config: True  # whether a layer has it
+    of_activation: bool = False  # a trained activation's shape, which other layers do not have
 
     def shape(self, nnz: int, n_out: int) -> tuple[int, ...]:
         """Return the shape for a layer with so many connections and neurons."""
@@ -43,7 +42,7 @@ class Parameter(NamedTuple):
 PARAMETERS = {
     "values": Parameter("velocity", of_connections=True),
     "bias": Parameter("bias_velocity"),
-    "srelu": Parameter("srelu_velocity", rows=4, decays=False, is_of=lambda c: c.has_shape),
+    "srelu": Parameter("srelu_velocity", rows=4, decays=False, of_activation=True),
 }
 
 
@@ -72,23 +71,12 @@ class LayerConfig:
             shape_trained=TRAINED.get(activation, ()),
         )
 
-    @property
-    def has_shape(self) -> bool:
-        """Whether the activation's shape is trained."""
-        return bool(self.shape_trained)
-
-    def trained_parts(self, parameter: Parameter) -> list[Any]:
-        """Return what to index a parameter with for the parts of it that are trained."""
-        if parameter.rows:
-            return [row for row, trained in enumerate(self.shape_trained) if trained]
-        return [...]
-
     def shapes(self, nnz: int, n_out: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters of a layer with so many connections and neurons."""
         return {
             name: parameter.shape(nnz, n_out)
             for name, parameter in PARAMETERS.items()
-            if parameter.is_of(self)
+            if self.shape_trained or not parameter.of_activation
         }
 
 
@@ -113,7 +101,7 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
         values *= np.float32(_recipe(config, k).output_scale)
     own = LayerConfig.of(config, k)
     parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
-    if own.has_shape:
+    if own.shape_trained:
         parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
     return SparseLayer(k + 2, topology, parameters, own)
 

@@ -92,5 +92,6 @@ class MomentumSGD:
                 copy = layer.topology.to_output_order, layer.values_by_output
                 momentum_update_reorder(array, velocity, gradient, sgd, *copy)
                 continue
-            for part in layer.config.trained_parts(parameter):
+            rows = [row for row, trained in enumerate(layer.config.shape_trained) if trained]
+            for part in rows if parameter.rows else [...]:
                 momentum_update(array[part], velocity[part], gradient[part], sgd)

@@ -118,7 +118,7 @@ class Workspace(Gradients):
         self._are_written_above = are_written_above(hidden, keep_every)
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
-        shaped = [layer.n_out if layer.config.has_shape else 0 for layer in trained]
+        shaped = [layer.n_out if layer.config.shape_trained else 0 for layer in trained]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate_gradients)
 

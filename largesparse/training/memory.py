@@ -164,20 +164,10 @@ def choose_plan(
 ) -> MemoryPlan:
     """Return the fastest plan that fits.
 
-    Parameters
-    ----------
-    config : NetworkConfig
-    batch_size : int
-    micro_batch, keep_every : int, optional
-        Given, they are taken; the micro-batch is at most the batch size.
-    activation_dtype : str
-        As in `TrainingConfig`; `useful_dtype` has the fastest.
-    mapped : int
-        Bytes of memory-mapped data.
-    available : int, optional
-        Bytes that may be used; by default what the machine has free.
-    storage : path, optional
-        Folder of the files that the arrays lie in.
+    A micro-batch (at most the batch size) and a `keep_every` that are given are taken. For
+    `activation_dtype` see `TrainingConfig`; `useful_dtype` has the fastest. `mapped` are the bytes
+    of memory-mapped data, `available` those that may be used, by default what the machine has free.
+    `storage` is the folder of the files that the arrays lie in, if any.
 
     Raises
     ------
