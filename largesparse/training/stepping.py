@@ -92,6 +92,10 @@ class Stepper:
         """Updates made."""
         return self.state.step
 
+    @step_count.setter
+    def step_count(self, count: int) -> None:
+        self.state.step = count
+
     @property
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
