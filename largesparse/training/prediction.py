@@ -55,8 +55,8 @@ def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
 class Predictor:
     """Predicts by batches, with the same result for any number of processes and threads.
 
-    Several Python threads may use it at once. Without worker processes each of them has buffers
-    of its own while it predicts; with worker processes they wait for each other.
+    Several Python threads may use it at once: each has buffers of its own meanwhile, or, with
+    worker processes, waits for the others.
 
     Parameters
     ----------
@@ -187,9 +187,8 @@ class Predictor:
                 worker.receive()  # it has mapped the data
         finally:
             files.delete()
-        waiting = list(reversed(parts))
+        waiting, idle = list(reversed(parts)), list(self._workers)
         busy: dict[Any, _Worker] = {}
-        idle = list(self._workers)
         while waiting or busy:
             while waiting and idle:
                 worker = idle.pop()
@@ -254,7 +253,7 @@ class Outputs(NamedTuple):
 def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return outputs (n_samples, n_outputs) if they are finite, or raise a NumericalError."""
     if not np.isfinite(out.sum(dtype=np.float64)):
-        row = int(np.argmin(np.isfinite(out).all(axis=1)))
+        row = np.isfinite(out).all(axis=1).argmin()
         raise NumericalError(
             f"What the network computes for row {row} is not finite: either its weights are not, "
             "after a training that diverged, or the row is far from what it was trained on. Train "
