@@ -45,6 +45,7 @@ MODULES = (
     "augmentation",
     "export",
     "memory",
+    "memory_plan",
     "parallel",
     "parallel.options",
     "parallel.plan",

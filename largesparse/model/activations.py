@@ -47,19 +47,10 @@ def initial_shape(activation: str, alpha: float, n: int) -> NDArray[np.float32]:
 def activate(
     z: NDArray[np.float32], slope: float, srelu: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """Return f(z) as a layer has it.
+    """Return f(z), float32 (..., n_out), as z.
 
-    Parameters
-    ----------
-    z : float32 (..., n_out)
-    slope : float
-        Left slope; 1 where the shape is trained.
-    srelu : float32 (4, n_out) or None
-        The trained shape: t_l, a_l, t_r and a_r of every neuron.
-
-    Returns
-    -------
-    float32 (..., n_out)
+    `srelu` is the shape of every neuron where that is trained, float32 (4, n_out): t_l, a_l, t_r
+    and a_r. The left slope is 1 then.
     """
     if srelu is None:
         return np.where(z > 0, z, np.float32(slope) * z)

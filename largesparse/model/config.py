@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,14 @@ def _make_plain(config: Any) -> None:
         value = getattr(config, field.name)
         if isinstance(value, np.generic):
             object.__setattr__(config, field.name, value.item())
+
+
+def _check_choice(name: str, value: Any, choices: Collection[str], owner: str) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ParameterError(
+            f"The {name!r} parameter of {owner} must be one of {sorted(choices)}. "
+            f"Got {value!r} instead."
+        )
 
 
 @dataclass(frozen=True)
@@ -65,22 +73,13 @@ class NetworkConfig:
             object.__setattr__(self, "epsilon", 20.0)
         check_range("alpha", self.alpha, owner, low=0, high=math.inf, high_open=True)
         check_range("seed", self.seed, owner, low=0, high=2**64 - 1, integer=True)
-        for name, registry in (
-            ("activation", ACTIVATIONS),
-            ("initializer", INITIALIZERS),
-            ("recipe", RECIPES),
-            ("regrowth", REGROWTH),
-            ("loss", LOSSES),
-            ("coverage", COVERAGE),
-        ):
-            value = getattr(self, name)
-            if name == "regrowth" and value is None:
-                continue
-            if not isinstance(value, str) or value not in registry:
-                raise ParameterError(
-                    f"The {name!r} parameter of {owner} must be one of {sorted(registry)}. "
-                    f"Got {value!r} instead."
-                )
+        _check_choice("activation", self.activation, ACTIVATIONS, owner)
+        _check_choice("initializer", self.initializer, INITIALIZERS, owner)
+        _check_choice("recipe", self.recipe, RECIPES, owner)
+        if self.regrowth is not None:
+            _check_choice("regrowth", self.regrowth, REGROWTH, owner)
+        _check_choice("loss", self.loss, LOSSES, owner)
+        _check_choice("coverage", self.coverage, COVERAGE, owner)
         loss = LOSSES[self.loss]
         remedy = f"It is the number of {loss.outputs_are}."
         check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
@@ -149,22 +148,13 @@ class TrainingConfig:
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
-        if self.activation_dtype not in ACTIVATION_DTYPES:
-            raise ParameterError(
-                "The 'activation_dtype' parameter of a training must be one of "
-                f"{sorted(ACTIVATION_DTYPES)}. Got {self.activation_dtype!r} instead."
-            )
+        _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES, owner)
         check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
-        if self.growth not in GROWTH:
-            raise ParameterError(
-                f"The 'growth' parameter of a training must be one of {sorted(GROWTH)}. "
-                f"Got {self.growth!r} instead."
-            )
-        candidates = self.growth_candidates
-        check_range("growth_candidates", candidates, owner, low=1, high=1e6)
+        _check_choice("growth", self.growth, GROWTH, owner)
+        check_range("growth_candidates", self.growth_candidates, owner, low=1, high=1e6)
         if self.pruning_start is not None:
             check_range("pruning_start", self.pruning_start, owner, low=0, integer=True)
         percentile = self.pruning_percentile
@@ -189,8 +179,8 @@ class TrainingConfig:
 
     def optimizer(self, factor: float = 1.0) -> MomentumSGD:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""
-        optimizer = MomentumSGD(self.momentum, self.weight_decay)
-        return optimizer if factor == 1 else optimizer.scaled(factor)
+        decay = self.weight_decay if factor == 1 else self.weight_decay * factor
+        return MomentumSGD(self.momentum, decay)
 
     def rates(self) -> ScheduleConfig:
         """Return the learning-rate schedule."""

@@ -58,19 +58,14 @@ def evolve(
         return np.arange(layer.nnz, dtype=np.int32)
     living = None
     if layer.dead is not None or dead_inputs is not None:
-        living = Living.of(layer.n_in, layer.n_out, dead_inputs, layer.dead)
+        inputs = np.arange(layer.n_in) if dead_inputs is None else np.flatnonzero(~dead_inputs)
+        living = Living(inputs, layer.living())
     positions = (grow or draw_free_cells)(layer.topology, keep, count, rng, living)
     return _rebuild(layer, keep, positions, rng)
 
 
 def remove_connections(layer: SparseLayer, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Remove the connections that are not to be kept, in place; return the slot map.
-
-    Parameters
-    ----------
-    layer : SparseLayer
-    keep : bool (nnz,)
-    """
+    """Remove the connections not in `keep`, bool (nnz,), in place; return the slot map."""
     if keep.all():
         return np.arange(layer.nnz, dtype=np.int32)
     return _rebuild(layer, keep, np.empty(0, dtype=np.int64), None)
@@ -85,19 +80,6 @@ class Living(NamedTuple):
     inputs: Int64  # numbers of the living inputs, ascending
     outputs: Int64
 
-    @classmethod
-    def of(
-        cls,
-        n_in: int,
-        n_out: int,
-        dead_inputs: NDArray[np.bool_] | None,
-        dead_outputs: NDArray[np.bool_] | None,
-    ) -> Living:
-        """Return the living of a layer; None is a side without dead neurons."""
-        inputs = np.arange(n_in) if dead_inputs is None else np.flatnonzero(~dead_inputs)
-        outputs = np.arange(n_out) if dead_outputs is None else np.flatnonzero(~dead_outputs)
-        return cls(inputs, outputs)
-
     def positions(self, cells: Int64, n_out: int) -> Int64:
         """Return the row-major cells in the layer of row-major cells of the smaller matrix."""
         i, j = np.divmod(cells, len(self.outputs))
@@ -107,11 +89,17 @@ class Living(NamedTuple):
 Grow = Callable[[Topology, NDArray[np.bool_], int, np.random.Generator, Living | None], Int64]
 
 
-def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
-    """Return which connections an evolution step keeps: bool of shape (nnz,).
+def count_cells(topology: Topology, living: Living | None) -> int:
+    """Return the number of cells, between living neurons where some are dead."""
+    if living is None:
+        return topology.n_in * topology.n_out
+    return len(living.inputs) * len(living.outputs)
 
-    The magnitudes at which values go are found by counting by the upper and then the lower 16
-    bits, without sorting: O(nnz).
+
+def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
+    """Return which connections an evolution step keeps, bool (nnz,), in O(nnz).
+
+    Magnitudes are not sorted but counted, by the upper and then the lower 16 bits.
     """
     from ..backends.pattern_kernels import count_magnitudes, keep_large
 
@@ -161,11 +149,7 @@ def mark_smallest(values: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
 def _find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int64, list[int]]:
     """Return the bins in which the wanted-th magnitudes are, and what is wanted of those bins.
 
-    Parameters
-    ----------
-    counts : int32 (blocks, 2, bins)
-    wanted : two ints
-        How many of the smallest magnitudes of each sign.
+    `counts` is int32 (blocks, 2, bins); `wanted` has how many of the smallest of each sign.
     """
     bins = np.zeros(2, dtype=np.int64)
     rest = [0, 0]
@@ -186,30 +170,15 @@ def draw_free_cells(
 ) -> Int64:
     """Draw `count` distinct cells, uniformly from those with no connection that is kept.
 
-    Parameters
-    ----------
-    topology : Topology
-    keep : bool (nnz,)
-    count : int
-        At most the number of such cells.
-    rng : Generator
-    living : Living, optional
-        Restricts the draw to cells between living neurons.
-
-    Returns
-    -------
-    positions : int64 (count,)
-        Row-major cells i·n_out + j, ascending.
+    `keep` is bool (nnz,); `living` restricts the draw to cells between living neurons. The cells
+    are row-major, i·n_out + j, and ascend: int64 (count,).
     """
-    if living is None:
-        cells = topology.n_in * topology.n_out
-    else:
-        cells = len(living.inputs) * len(living.outputs)
+    from ..backends.pattern_kernels import find_occupied, sort_cells
+
+    cells = count_cells(topology, living)
 
     def place(drawn: Int64) -> Int64:
         return drawn if living is None else living.positions(drawn, topology.n_out)
-
-    from ..backends.pattern_kernels import find_occupied, sort_cells
 
     def is_occupied(found: Int64) -> NDArray[np.bool_]:
         taken = np.empty(len(found), dtype=bool)
@@ -238,10 +207,7 @@ def draw_free_cells(
 def _rebuild(
     layer: SparseLayer, keep: NDArray[np.bool_], positions: Int64, rng: np.random.Generator | None
 ) -> NDArray[np.int32]:
-    """Give the layer the topology of the kept and the new connections; return the slot map.
-
-    The generator draws the values of new connections.
-    """
+    """Give the layer the kept and the new connections, with values drawn; return the slot map."""
     from ..backends.pattern_kernels import merge_pattern, merge_rows
 
     old = layer.topology

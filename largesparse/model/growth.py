@@ -9,35 +9,24 @@ where RigL computes the gradient of every cell.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.operands import Float32
-from .evolution import Grow, Int64, Living, draw_free_cells, evolve, mark_smallest
+from .evolution import Grow, Int64, Living, count_cells, draw_free_cells, evolve, mark_smallest
 from .layer import SparseLayer
-from .network import Visit
 from .topology import Topology
 
 
+@dataclass(frozen=True)
 class GradientGrowth:
-    """Grows where |dL/dw| on a mini-batch is largest, of some free cells drawn at random.
+    """Grows where |dL/dw| on a mini-batch is largest, of some free cells drawn at random."""
 
-    Parameters
-    ----------
-    X : float32 (n_in, batch)
-        Inputs of the layer.
-    delta : float32 (n_out, batch)
-        dL/dz of the layer.
-    candidates : float >= 1
-        How many cells are drawn for every connection that grows.
-    """
-
-    def __init__(self, X: Float32, delta: Float32, candidates: float) -> None:
-        self.X = X
-        self.delta = delta
-        self.candidates = candidates
+    X: Float32  # (n_in, batch), the layer's inputs
+    delta: Float32  # (n_out, batch), dL/dz of the layer
+    candidates: float  # cells drawn for every connection that grows; at least 1
 
     def __call__(
         self,
@@ -48,11 +37,7 @@ class GradientGrowth:
         living: Living | None = None,
     ) -> Int64:
         """Return cells for `count` connections: see `evolution.draw_free_cells`."""
-        if living is None:
-            cells = topology.n_in * topology.n_out
-        else:
-            cells = len(living.inputs) * len(living.outputs)
-        free = cells - int(np.count_nonzero(keep))
+        free = count_cells(topology, living) - int(np.count_nonzero(keep))
         drawn = min(free, max(count, round(self.candidates * count)))
         positions = draw_free_cells(topology, keep, drawn, rng, living)
         scores = np.abs(score_cells(positions, self.X, self.delta))
@@ -62,16 +47,7 @@ class GradientGrowth:
 def score_cells(positions: Int64, X: Float32, delta: Float32) -> Float32:
     """Return dL/dw = Σ_b X[i, b] · delta[j, b] that a connection in each cell would have.
 
-    Parameters
-    ----------
-    positions : int64 (n,)
-        Row-major cells i·n_out + j, ascending.
-    X : float32 (n_in, batch)
-    delta : float32 (n_out, batch)
-
-    Returns
-    -------
-    scores : float32 (n,)
+    Cells are row-major, i·n_out + j, and ascend; X is (n_in, batch), delta (n_out, batch).
     """
     from ..backends.kernels import sddmm
 
@@ -84,35 +60,21 @@ def score_cells(positions: Int64, X: Float32, delta: Float32) -> Float32:
     return scores
 
 
-class Walk(NamedTuple):
-    """A backward pass through a network, from the last layer to the first."""
-
-    run: Callable[[Visit], object]  # see `SparseMLP.backward` for what it calls
-    candidates: float  # see `GradientGrowth`
-
-
 def evolve_layers(
     layers: Sequence[SparseLayer],
     zeta: float,
     rng_of: Callable[[SparseLayer], np.random.Generator],
-    walk: Walk | None = None,
+    gradient: Callable[..., object] | None = None,
+    candidates: float = 1.0,
     *,
     keep_maps: bool = True,
 ) -> list[NDArray[np.int32]]:
-    """Evolve the hidden layers of a network in place; return their slot maps.
+    """Evolve hidden layers, the first one first, in place; return slot maps, or empty ones.
 
-    Parameters
-    ----------
-    layers : sequence of SparseLayer
-        All but the output layer, the first hidden one first.
-    zeta : float in [0, 1)
-    rng_of : callable
-        Returns the generator that a layer's evolution draws from.
-    walk : Walk, optional
-        Lets connections grow by the gradient. Layers then evolve from the last to the first: each
-        when dL/dz has been passed through it to the layer below, by its old connections.
-    keep_maps : bool
-        Whether the slot maps are returned: 4 bytes for every connection.
+    Connections grow by the gradient where gradient(visit=visit) computes it: see
+    `SparseMLP.backward`, and `GradientGrowth` for `candidates`. Layers then evolve from the last to
+    the first: each when dL/dz has been passed through it to the layer below, by its old
+    connections. Kept maps take 4 bytes a connection.
     """
     maps = [np.empty(0, dtype=np.int32)] * len(layers)
 
@@ -123,12 +85,12 @@ def evolve_layers(
             maps[k] = found
 
     def visit(k: int, X: Float32, delta: Float32) -> None:
-        if walk is not None and k < len(layers):
-            evolve_one(k, GradientGrowth(X, delta, walk.candidates))
+        if k < len(layers):
+            evolve_one(k, GradientGrowth(X, delta, candidates))
 
-    if walk is None:
+    if gradient is not None:
+        gradient(visit=visit)
+    else:
         for k in range(len(layers)):
             evolve_one(k)
-    else:
-        walk.run(visit)
     return maps

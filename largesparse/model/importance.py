@@ -8,6 +8,7 @@ only the incoming weights were removed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -24,12 +25,9 @@ Bool = NDArray[np.bool_]
 
 
 def neuron_importance(layer: SparseLayer) -> Float32:
-    """Return the importance of every neuron: the sum of |incoming weights| (eq. 4).
+    """Return each neuron's importance, float32 (n_out,): the sum of |incoming weights| (eq. 4).
 
-    Returns
-    -------
-    importance : float32 (n_out,)
-        0 for the dead, and for those that no connection leads to.
+    It is 0 for the dead, and for those that no connection leads to.
     """
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
@@ -58,7 +56,7 @@ def prune_neurons(
 
     Returns
     -------
-    slot_maps : list of int32 (nnz,)
+    list of int32 (nnz,)
         For every layer: old connection -> its place in the new input order; -1 where it is gone.
 
     Raises
@@ -121,12 +119,9 @@ def compact(network: SparseMLP) -> SparseMLP:
         own = LayerConfig.of(config, k)
         layers.append(SparseLayer(layer.number, topology, kept[0], own, velocities=kept[1]))
         inputs = outputs
-    result = SparseMLP.from_layers(config, layers)
-    result.preprocessing = network.preprocessing
-    result.classes = None if network.classes is None else network.classes.copy()
-    result.target_mean, result.target_scale = network.target_mean, network.target_scale
-    result.feature_names = network.feature_names
-    result.file_layout = network.file_layout
+    result = copy.copy(network)
+    result.config, result.layers, result.storage = config, layers, None
+    result.classes = copy.copy(network.classes)
     return result
 
 
@@ -142,20 +137,9 @@ def active_neurons(network: SparseMLP) -> list[int]:
     """Return how many neurons of every hidden layer are on a path from an input to an output.
 
     The others cannot matter: without a path from an input a neuron's output is a constant, and
-    without a path to an output nothing depends on it. In layers of equal width at ε 1 every
-    seventh neuron has no connection that leads to it, and as many have none that leaves.
-
-    One sweep goes up the layers and one down: O(connections) time, a byte a hidden neuron.
-
-    Parameters
-    ----------
-    network : SparseMLP
-        Weights do not matter, zeros count as connections.
-
-    Returns
-    -------
-    counts : list of int
-        The first hidden layer first.
+    without a path to an output nothing depends on it. Weights do not matter here: zeros count as
+    connections. One sweep goes up the layers and one down: O(connections) time, a byte a hidden
+    neuron.
 
     Examples
     --------
@@ -200,13 +184,10 @@ def _select(layer: SparseLayer, percentile: float | None, threshold: float | Non
 
 
 def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
-    """Mark neurons as dead, and move their constant output into the biases of the layer above.
-
-    Their connections are still there; without the incoming ones, z is the bias.
-    """
+    """Mark neurons as dead, and move what they put out into the biases of the layer above."""
     if not dying.any():
         return
-    output = layer.activate(layer.bias)
+    output = layer.activate(layer.bias)  # without incoming connections, z is the bias
     output[~dying] = 0
     constants = output[above.topology.rows()] * above.values
     above.bias += np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)

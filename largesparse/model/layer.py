@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.operands import Float32, Int32
 from ..randomness import seed_sequence, stream
 from .activations import TRAINED, activate, initial_shape, left_slope
 from .initializers import INITIALIZERS, Sampler
@@ -18,8 +18,6 @@ from .topology import Topology, erdos_renyi
 if TYPE_CHECKING:
     from .config import NetworkConfig
 
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
 LayerArrays = dict[str, NDArray[Any]]
 
 
@@ -30,7 +28,7 @@ class Parameter(NamedTuple):
     of_connections: bool = False  # one number a connection, in input order; else for neurons
     rows: int = 0  # numbers a neuron, (rows, n_out); 0 is one, (n_out,)
     decays: bool = True  # whether the weight decay applies
-    is_of: Callable[[LayerConfig], bool] = lambda config: True  # whether a layer has it
+    of_activation: bool = False  # a trained activation's shape, which other layers do not have
 
     def shape(self, nnz: int, n_out: int) -> tuple[int, ...]:
         """Return the shape for a layer with so many connections and neurons."""
@@ -39,12 +37,12 @@ class Parameter(NamedTuple):
         return (self.rows, n_out) if self.rows else (n_out,)
 
 
-# Everything that copies, saves, shares, sums, averages or updates what is trained goes by this. A
-# new parameter is a line here, its first values in `initial_layer`, and its kernel.
+# All that copies, saves, shares, sums, averages or updates what is trained goes by this. A new
+# parameter is a line here, its first values in `initial_layer`, and its kernel.
 PARAMETERS = {
     "values": Parameter("velocity", of_connections=True),
     "bias": Parameter("bias_velocity"),
-    "srelu": Parameter("srelu_velocity", rows=4, decays=False, is_of=lambda c: c.has_shape),
+    "srelu": Parameter("srelu_velocity", rows=4, decays=False, of_activation=True),
 }
 
 
@@ -73,23 +71,12 @@ class LayerConfig:
             shape_trained=TRAINED.get(activation, ()),
         )
 
-    @property
-    def has_shape(self) -> bool:
-        """Whether the activation's shape is trained."""
-        return bool(self.shape_trained)
-
-    def trained_parts(self, parameter: Parameter) -> list[Any]:
-        """Return what to index a parameter with for the parts of it that are trained."""
-        if parameter.rows:
-            return [row for row, trained in enumerate(self.shape_trained) if trained]
-        return [...]
-
     def shapes(self, nnz: int, n_out: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the parameters of a layer with so many connections and neurons."""
         return {
             name: parameter.shape(nnz, n_out)
             for name, parameter in PARAMETERS.items()
-            if parameter.is_of(self)
+            if self.shape_trained or not parameter.of_activation
         }
 
 
@@ -114,7 +101,7 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
         values *= np.float32(_recipe(config, k).output_scale)
     own = LayerConfig.of(config, k)
     parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
-    if own.has_shape:
+    if own.shape_trained:
         parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
     return SparseLayer(k + 2, topology, parameters, own)
 
@@ -122,41 +109,19 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
 class SparseLayer:
     """A sparse layer z = Wᵀx + b, with W (n_in, n_out) of which only the connections are kept.
 
-    Parameters
-    ----------
-    number : int
-        The layer's number as the paper counts: the input is layer 1, the first hidden layer 2.
-    topology : Topology
-    parameters : dict of float32 arrays
-        By their names in `PARAMETERS`; the layer takes them over.
-    config : LayerConfig
-    velocities : dict of float32 arrays, optional
-        By the same names; by default zero.
-    dead : bool (n_out,), optional
-    values_by_output : float32 (nnz,), optional
-        Taken as it is.
-
-    Attributes
-    ----------
-    values, velocity : float32 (nnz,)
-        Weights and their velocities, in input order.
-    values_by_output : float32 (nnz,)
-        A copy of the weights in output order; `refresh` renews it.
-    bias, bias_velocity : float32 (n_out,)
-    srelu, srelu_velocity : float32 (4, n_out) or None
-        Parameters of an activation whose shape is trained, applied where slope is 1: see
-        `backends.srelu_kernels`.
-    dead : bool (n_out,) or None
-        The neurons that Importance Pruning has killed, which have no connections and a bias of 0.
-        Never changed in place.
+    Layers are numbered as in the paper: the input is layer 1, the first hidden layer 2. A layer
+    takes over the parameters and the velocities (by default zero), by their names in `PARAMETERS`,
+    and the weights in output order, if it is given them.
     """
 
-    values: Float32
-    velocity: Float32
-    bias: Float32
-    bias_velocity: Float32
-    srelu: Float32 | None
+    values: Float32  # (nnz,), the weights, in input order
+    velocity: Float32  # (nnz,)
+    bias: Float32  # (n_out,)
+    bias_velocity: Float32  # (n_out,)
+    srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
+    values_by_output: Float32  # (nnz,), a copy of the weights that `refresh` renews
+    dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
 
     def __init__(
         self,
@@ -239,11 +204,7 @@ class SparseLayer:
     def arrays(self, velocities: bool = False) -> LayerArrays:
         """Return what the layer can be made from again, as files have it; the layer's own arrays.
 
-        Returns
-        -------
-        arrays : dict
-            indptr and indices, int32, of the input order; the parameters; dead, if neurons are;
-            the velocities by names of their own.
+        Of the topology that is the input order; `dead` is there only if neurons are.
         """
         arrays: LayerArrays = {"indptr": self.topology.indptr, "indices": self.topology.indices}
         arrays |= self.parameters
@@ -264,17 +225,19 @@ class SparseLayer:
         topology = Topology.from_input_order(self.n_in, self.n_out, *pattern)
         self.replace(topology, values, np.zeros_like(values))
         self.dead = arrays.get("dead")
-        velocities = self.velocities
         for name, array in self.parameters.items():
             if not PARAMETERS[name].of_connections:
-                array[...], velocities[name][...] = arrays[name], 0
+                array[...], self.velocities[name][...] = arrays[name], 0
 
     def copy(self) -> SparseLayer:
         """Return a layer with weights and velocities of its own; the topology is shared."""
-        owned = _copies(self.parameters), self.config
-        velocities = _copies(self.velocities)
         return SparseLayer(
-            self.number, self.topology, *owned, velocities=velocities, dead=self.dead
+            self.number,
+            self.topology,
+            _copies(self.parameters),
+            self.config,
+            velocities=_copies(self.velocities),
+            dead=self.dead,
         )
 
     def activate(self, z: Float32) -> Float32:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.operands import Float32
 from ..errors import DataError
-
-Float32 = NDArray[np.float32]
 
 NO_LABELS = np.empty(0, dtype=np.int32)
 NO_TARGETS = np.empty((0, 0), dtype=np.float32)
@@ -32,30 +31,11 @@ def softmax_cross_entropy(
     total: int | None = None,
     weights: Float32 | None = None,
 ) -> tuple[float, Float32]:
-    """Return the summed softmax cross-entropy and its gradient.
+    """Return the summed softmax cross-entropy of class indices (batch,), and its gradient.
 
-    Parameters
-    ----------
-    logits : float32 (n_classes, batch)
-    labels : integers (batch,)
-        Class indices.
-    total : int, optional
-        Samples of the mini-batch that this micro-batch is a part of; the gradient is that of the
-        mean over it. By default `batch`.
-    weights : float32 (batch,), optional
-        Of the samples in the sum.
-
-    Returns
-    -------
-    loss : float
-        Sum over the batch.
-    delta : float32 (n_classes, batch)
-        Gradient with respect to the logits.
-
-    Raises
-    ------
-    DataError
-        Where a label is no class index, or lengths differ; so in all losses.
+    Logits and gradient are float32 (n_classes, batch). The gradient is that of the mean over the
+    `total` samples of the mini-batch that this micro-batch is a part of, by default all of it;
+    `weights`, float32 (batch,), are those of the samples in the sum.
     """
     from ..backends import kernels
 
@@ -71,17 +51,8 @@ def mean_squared_error(
 ) -> tuple[float, Float32]:
     """Return the sum over samples of the mean over targets of (output - target)², and its gradient.
 
-    Parameters
-    ----------
-    outputs : float32 (n_targets, batch)
-    targets : float32 (batch, n_targets)
-    total, weights
-        As in `softmax_cross_entropy`.
-
-    Returns
-    -------
-    loss : float
-    delta : float32 (n_targets, batch)
+    `outputs` and the gradient are float32 (n_targets, batch), `targets` (batch, n_targets); for the
+    rest see `softmax_cross_entropy`.
     """
     from ..backends import kernels
 
@@ -116,29 +87,29 @@ def check_labels(labels: Any, n_classes: int, batch: int) -> NDArray[np.int32]:
 
 def check_numbers(targets: Any, n_targets: int, batch: int) -> Float32:
     """Return the targets of a regression as float32 (batch, n_targets)."""
-    targets = np.asarray(targets)
-    if targets.dtype.kind not in "biuf" or targets.shape != (batch, n_targets):
-        raise DataError(
-            f"y must be numbers of shape ({batch}, {n_targets}) in a mini-batch of {batch} rows, "
-            f"as the network has {n_targets} outputs. Got {targets.dtype} {targets.shape} instead."
-        )
-    return np.ascontiguousarray(targets, dtype=np.float32)
+    return _as_float32(
+        "y", targets, (batch, n_targets), f", as the network has {n_targets} outputs"
+    )
 
 
 def check_weights(weights: Any, batch: int) -> Float32:
     """Return the weights of a mini-batch's samples as float32 (batch,); none for None."""
     if weights is None:
         return NO_WEIGHTS
-    weights = np.asarray(weights)
-    if weights.dtype.kind not in "biuf" or weights.shape != (batch,):
-        raise DataError(
-            f"sample_weight must be numbers of shape ({batch},) in a mini-batch of {batch} rows. "
-            f"Got {weights.dtype} {weights.shape} instead."
-        )
-    weights = np.ascontiguousarray(weights, dtype=np.float32)
+    weights = _as_float32("sample_weight", weights, (batch,))
     if batch and not np.minimum.reduce(weights) >= 0:
         raise DataError(f"sample_weight must be 0 or more. Got {weights[~(weights >= 0)][0]}.")
     return weights
+
+
+def _as_float32(name: str, values: Any, shape: tuple[int, ...], why: str = "") -> Float32:
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf" or values.shape != shape:
+        raise DataError(
+            f"{name} must be numbers of shape {shape} in a mini-batch of {shape[0]} rows{why}. "
+            f"Got {values.dtype} {values.shape} instead."
+        )
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 class Loss(NamedTuple):

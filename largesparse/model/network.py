@@ -22,6 +22,7 @@ from ..backends.operands import (
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
 from .layer import Forward, SparseLayer, initial_layer
+from .losses import NO_WEIGHTS
 from .optimizer import MomentumSGD
 from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
@@ -50,11 +51,8 @@ def forward(
 
     Parameters
     ----------
-    layers : sequence of layers
-    workspace : Workspace
-        Its first `batch` input columns are read.
-    batch : int
-    backend : Backend
+    layers, workspace, batch, backend
+        The workspace's first `batch` input columns are read.
     training : bool
         Whether to keep what the backward pass needs, and to drop neurons.
     dropout : Dropout
@@ -195,11 +193,7 @@ class SparseMLP:
         return sum(layer.nbytes for layer in self.layers)
 
     def forward(
-        self,
-        workspace: Workspace,
-        batch: int,
-        backend: Backend,
-        **options: Any,
+        self, workspace: Workspace, batch: int, backend: Backend, **options: Any
     ) -> Float32:
         """Return the logits of the inputs in the workspace: see the function `forward`."""
         prefetch = None if self.storage is None else self.storage.before_forward
@@ -220,17 +214,15 @@ class SparseMLP:
 
         Parameters
         ----------
-        workspace : Workspace
+        workspace, backend, dropout
+            As in `forward`.
         delta : float32 (n_classes, batch)
             Gradient of the loss with respect to the logits.
-        backend : Backend
-        dropout : Dropout
-            As in `forward`.
         accumulate : bool
             Whether to add to the gradients of the micro-batches before.
         visit : callable, optional
-            Called as visit(k, X, delta) with a layer's inputs and dL/dz, from the last layer to
-            the first, when the layer is not needed any more: it may change the connections.
+            Called with each layer's inputs and dL/dz, from the last layer to the first, when the
+            layer is not needed any more: it may change the connections.
         weights : float32 (batch,), optional
             Of the samples in the loss.
         """
@@ -241,7 +233,7 @@ class SparseMLP:
         if self.layers[-1].config.centered:
             last = len(self.layers) - 1
             X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
-            weights = np.empty(0, np.float32) if weights is None else weights
+            weights = NO_WEIGHTS if weights is None else weights
             kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
@@ -265,10 +257,7 @@ class SparseMLP:
     ) -> Float32:
         """Compute the gradients of layer k's weights and of what else is trained of layer k - 1.
 
-        Returns
-        -------
-        float32 (n_in, batch)
-            dL/dz of layer k - 1, in the workspace.
+        Return dL/dz of layer k - 1, float32 (n_in, batch), in the workspace.
         """
         from ..backends.srelu_kernels import differentiate_srelu
 
@@ -313,17 +302,12 @@ class SparseMLP:
             self.forward(workspace, batch, backend, training=True, dropout=dropout, numbers=numbers)
 
     def finish_gradient(self, workspace: Gradients) -> None:
-        """Centre the output layer's gradients, where its recipe asks for it.
+        """Centre the output layer's gradients, after all micro-batches, if its recipe asks for it.
 
         Activations with a mean above zero make the direction in which an output moves for all
         samples at once the steepest by far, and a learning rate that suits the others overshoots
         in it. Centred gradients leave it to the bias (Schraudolph, "Centering neural network
         gradient factors", 1998).
-
-        Parameters
-        ----------
-        workspace : Workspace
-            After `backward` of all micro-batches.
         """
         from ..backends.kernels import center_gradient
 
@@ -357,16 +341,7 @@ class SparseMLP:
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:
     """Return what the dropout bits of a micro-batch are a function of.
 
-    Parameters
-    ----------
-    rate : float in [0, 1)
-        Share of the neurons that are dropped.
-    seed : int
-        Of the training.
-    step : int
-        Updates before this one.
-    first_row : int
-        Row of the mini-batch that the micro-batch begins with.
+    `step` counts the updates before; the micro-batch begins with row `first_row` of its mini-batch.
     """
     keep_below = max(1, round((1 - rate) * RESOLUTION))
     return Dropout(keep_below, seed, step, 0, first_row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,24 +12,13 @@ from ..backends.operands import SGD
 from ..errors import ParameterError, check_range
 from .layer import PARAMETERS, LayerArrays, SparseLayer
 
-
-def _constant(progress: float, config: ScheduleConfig) -> float:
-    return 1.0
-
-
-def _step(progress: float, config: ScheduleConfig) -> float:
-    return config.decay_factor ** (progress // config.decay_every)
-
-
-def _cosine(progress: float, config: ScheduleConfig) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress / config.epochs)))
-
-
 # name -> factor of the learning rate after `progress` epochs (fractional)
 SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
-    "constant": _constant,
-    "step": _step,
-    "cosine": _cosine,
+    "constant": lambda progress, config: 1.0,
+    "step": lambda progress, config: config.decay_factor ** (progress // config.decay_every),
+    "cosine": lambda progress, config: (
+        0.5 * (1 + math.cos(math.pi * min(1.0, progress / config.epochs)))
+    ),
 }
 
 
@@ -79,10 +67,6 @@ class MomentumSGD:
         check_range("momentum", self.momentum, "momentum SGD", low=0, high=1, high_open=True)
         check_range("weight_decay", self.weight_decay, "momentum SGD", low=0, high=1)
 
-    def scaled(self, factor: float) -> MomentumSGD:
-        """Return one whose decay is this times `factor`."""
-        return dataclasses.replace(self, weight_decay=self.weight_decay * factor)
-
     def update_(
         self,
         layer: SparseLayer,
@@ -91,18 +75,10 @@ class MomentumSGD:
         *,
         both_orders: bool = True,
     ) -> None:
-        """Update what is trained of a layer, in place.
+        """Update what is trained of a layer by the mean gradients of a mini-batch, in place.
 
-        Weights and biases decay; the activation's parameters do not: 0 is not their middle.
-
-        Parameters
-        ----------
-        layer : SparseLayer
-        gradients : dict of float32 arrays
-            Means over the mini-batch, by the names of `SparseLayer.parameters`.
-        learning_rate : float
-        both_orders : bool
-            Whether the copy of the weights in output order is renewed too.
+        Weights and biases decay; the activation's parameters do not: 0 is not their middle. With
+        `both_orders` the copy of the weights in output order is renewed too.
         """
         from ..backends.kernels import momentum_update, momentum_update_reorder
 
@@ -116,5 +92,6 @@ class MomentumSGD:
                 copy = layer.topology.to_output_order, layer.values_by_output
                 momentum_update_reorder(array, velocity, gradient, sgd, *copy)
                 continue
-            for part in layer.config.trained_parts(parameter):
+            rows = [row for row, trained in enumerate(layer.config.shape_trained) if trained]
+            for part in rows if parameter.rows else [...]:
                 momentum_update(array[part], velocity[part], gradient[part], sgd)

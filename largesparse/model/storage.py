@@ -27,23 +27,7 @@ if TYPE_CHECKING:
 
 
 class Storage:
-    """Arrays in files of a folder.
-
-    Parameters
-    ----------
-    folder : path
-        On a fast local disk.
-
-    Attributes
-    ----------
-    nbytes : int
-        Bytes of all arrays that are in use; a file goes with its array.
-
-    Raises
-    ------
-    ParameterError
-        Where the folder is not one, or cannot be written.
-    """
+    """Arrays in files of a folder, which must be writable and should be on a fast local disk."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = expand_user(folder)
@@ -56,17 +40,11 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Bytes of all arrays that are in use; a file goes with its array."""
         return sum(map(len, self._maps.values()))
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """Return an array of zeros in a file of its own.
-
-        Raises
-        ------
-        MemoryPlanError
-            Where the disk has no room for it.
-        """
+        """Return an array of zeros in a file of its own; raise if the disk has no room for it."""
         dtype = np.dtype(dtype)
         count = math.prod(shape) if isinstance(shape, tuple) else shape
         if count == 0:
@@ -116,19 +94,12 @@ class Storage:
 
 
 class StoredLayer(SparseLayer):
-    """A layer whose arrays lie in files, which have room for the connections that it had at first.
-
-    Parameters
-    ----------
-    layer : SparseLayer
-        What is copied.
-    storage : Storage
-    """
+    """A copy of a layer in files, which have room for the connections that it had at first."""
 
     def __init__(self, layer: SparseLayer, storage: Storage) -> None:
         self._storage = storage
         topology = layer.topology
-        self._patterns = _copies(topology, storage)
+        self._patterns = list(map(storage.copy, topology.arrays))
         parameters, velocities = (
             {name: storage.copy(array) for name, array in arrays.items()}
             for arrays in (layer.parameters, layer.velocities)
@@ -148,7 +119,7 @@ class StoredLayer(SparseLayer):
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the files."""
         if len(values) > len(self._values):  # weights from before a pruning
-            self._patterns = _copies(topology, self._storage)
+            self._patterns = list(map(self._storage.copy, topology.arrays))
             self._values, self._velocity, self._by_output = map(
                 self._storage.copy, (values, velocity, values)
             )
@@ -162,11 +133,6 @@ class StoredLayer(SparseLayer):
     def snapshot(self) -> LayerArrays:
         """Return copies of all arrays in files: `replace` changes the topology in place."""
         return {name: self._storage.copy(array) for name, array in self.arrays().items()}
-
-
-def _copies(topology: Topology, storage: Storage) -> list[NDArray[Any]]:
-    """Return copies of a topology's arrays in files."""
-    return [storage.copy(array) for array in topology.arrays]
 
 
 def _fill(room: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:

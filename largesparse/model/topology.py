@@ -30,27 +30,15 @@ class Topology:
     The *input order* (rows = inputs) is the pattern of W (n_in, n_out) in CSR form; values,
     velocities and gradients are kept in it, and the backward pass uses it. The *output order*
     (rows = outputs) is that of Wᵀ, and the forward pass uses it. Within a row, indices ascend.
-
-    Attributes
-    ----------
-    n_in, n_out : int
-    indptr : ndarray of int32, shape (n_in + 1,)
-    indices : ndarray of int32, shape (nnz,)
-        The output of every connection.
-    indptr_by_output : ndarray of int32, shape (n_out + 1,)
-    indices_by_output : ndarray of int32, shape (nnz,)
-        The input of every connection.
-    to_output_order : ndarray of int32, shape (nnz,)
-        Connection k of the input order is connection `to_output_order[k]` of the output order.
     """
 
     n_in: int
     n_out: int
-    indptr: Int32
-    indices: Int32
-    indptr_by_output: Int32
-    indices_by_output: Int32
-    to_output_order: Int32
+    indptr: Int32  # (n_in + 1,)
+    indices: Int32  # (nnz,), the output of every connection
+    indptr_by_output: Int32  # (n_out + 1,)
+    indices_by_output: Int32  # (nnz,), the input of every connection
+    to_output_order: Int32  # (nnz,), the place in output order of connection k of the input order
 
     @classmethod
     def from_input_order(cls, n_in: int, n_out: int, indptr: Int32, indices: Int32) -> Topology:
@@ -125,7 +113,7 @@ def erdos_renyi(
 
     The gaps between the connections of a row-major walk over the cells are geometric, so only
     the connections are drawn: time and memory are O(nnz + n_in + n_out), and the positions come
-    out sorted and distinct. Blocks of rows have streams of their own; threads draw blocks.
+    out sorted and distinct.
 
     Parameters
     ----------
@@ -215,7 +203,7 @@ def _sample_rows(
 def covering(
     n_in: int, n_out: int, indptr: Int32, indices: Int32, rng: np.random.Generator
 ) -> Topology:
-    """Return a layer's topology after connections moved to the neurons that have none.
+    """Return a pattern's topology after connections moved to the neurons that have none.
 
     First an input without connections takes one over from an input that has several, with its
     output; then an output without connections takes one over from an output that has several,
@@ -223,20 +211,8 @@ def covering(
     second those of all inputs; the number of connections stays, and none comes to lie on another.
     Each neuron can spare all of its connections but one, and all that can be spared move with the
     same probability. Where a side has more neurons than there are connections, each connection
-    gets a neuron of its own there, and those are drawn with the same probability too.
-
-    Parameters
-    ----------
-    n_in, n_out : int
-    indptr : int32 (n_in + 1,)
-    indices : int32 (nnz,)
-        The pattern in input order; within a row, indices ascend.
-    rng : Generator
-
-    Returns
-    -------
-    topology : Topology
-        min(nnz, n_in) inputs and min(nnz, n_out) outputs have a connection.
+    gets a neuron of its own there, and those are drawn with the same probability too. So
+    min(nnz, n_in) inputs and min(nnz, n_out) outputs have a connection.
     """
     from ..backends.coverage_kernels import invert
     from ..backends.pattern_kernels import transpose_pattern

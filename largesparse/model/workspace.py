@@ -24,19 +24,9 @@ ACTIVATION_DTYPES: dict[str, type] = {"float32": np.float32, "bfloat16": np.uint
 class Gradients:
     """Buffers for the gradients of a mini-batch.
 
-    Parameters
-    ----------
-    layers : sequence of SparseLayer
-    allocate : callable
-        Gives the buffers; by default memory of this process.
-
-    Attributes
-    ----------
-    by_layer : list of dict of float32 arrays
-        The gradients of a layer's parameters, by their names in `layer.PARAMETERS`.
-    input_sums : float32 (n_in of the output layer + 1,)
-        Sums of the output layer's inputs over the mini-batch, and behind them of its samples;
-        empty if it is not centred.
+    `by_layer` has those of each layer's parameters, by their names in `layer.PARAMETERS`, and
+    `input_sums` the sums of the output layer's inputs over the mini-batch, and behind them of its
+    samples: float32 (n_in + 1,), empty if the layer is not centred.
     """
 
     def __init__(
@@ -79,34 +69,16 @@ class Workspace(Gradients):
 
     A training workspace keeps one number and two bits for every neuron and sample, one or two
     buffers for the backward pass, and the gradients; where the activation's shape is trained, a
-    second number. A layer's dL/dz is written over the activations of the layer above, which the
-    backward pass does not need any more, where that takes less memory. A workspace for prediction
-    has two activation buffers of the widest layer, which the layers use in turn.
+    second number. A workspace for prediction has two activation buffers of the widest layer, which
+    the layers use in turn.
 
     With `keep_every` K > 1, training keeps the activations of every K-th hidden layer. The K - 1
     layers below each of these share buffers with those of the other segments, and the backward
     pass, with two buffers of its own, computes them again, a segment at a time (Griewank and
     Walther, "Revolve", 2000).
 
-    Parameters
-    ----------
-    layers : sequence of layers
-        For training, of SparseLayer.
-    micro_batch : int
-    training : bool
-    keep_every : int
-        Of how many hidden layers one's activations are kept.
-    activation_dtype : str
-        Of `ACTIVATION_DTYPES`; inputs and outputs are float32 in any case.
-    allocate : callable
-        Gives the buffers; by default memory of this process.
-    allocate_activations : callable, optional
-        Gives those of them that nobody needs after a gradient; by default `allocate`.
-
-    Attributes
-    ----------
-    segment : int
-        Whose activations the shared buffers have: of layers segment·K to segment·K + K - 2.
+    Inputs and outputs are float32 whatever `activation_dtype` is. `allocate_activations` gives the
+    buffers that nobody needs after a gradient, by default as `allocate`.
     """
 
     def __init__(
@@ -124,6 +96,7 @@ class Workspace(Gradients):
         self.micro_batch, self.keep_every = micro_batch, keep_every
         self.activation_dtype = activation_dtype
         dtype = ACTIVATION_DTYPES[activation_dtype]
+        # whose activations the shared buffers have: of layers segment·K to segment·K + K - 2
         self.segment = (len(layers) - 2) // keep_every
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
@@ -145,7 +118,7 @@ class Workspace(Gradients):
         self._are_written_above = are_written_above(hidden, keep_every)
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
-        shaped = [layer.n_out if layer.config.has_shape else 0 for layer in trained]
+        shaped = [layer.n_out if layer.config.shape_trained else 0 for layer in trained]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate_gradients)
 
@@ -193,14 +166,7 @@ def check_activation_dtype(dtype: str, backend: Backend, activation: str, owner:
 
 
 def activation_buffers(hidden: Sequence[int], keep_every: int) -> list[int]:
-    """Return for every activation buffer of training the most neurons of a layer that uses it.
-
-    Parameters
-    ----------
-    hidden : sequence of int
-        Neurons of the hidden layers.
-    keep_every : int
-    """
+    """Return for every activation buffer of training the most neurons of a layer that uses it."""
     if are_written_above(hidden, keep_every):
         return _padded(hidden)
     sizes: dict[int, int] = {}

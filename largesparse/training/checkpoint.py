@@ -36,7 +36,7 @@ from ..model.network import SparseMLP
 from ..model.storage import Storage, StoredLayer
 from .history import History
 from .layer_files import check_dead, expect, layer_of_arrays
-from .saving import check_notes
+from .saving import check_notes, writing
 from .state import TrainingState
 
 VERSION = 2
@@ -81,13 +81,7 @@ def save_model(
 def write_checkpoint(
     network: SparseMLP, config: TrainingConfig, state: TrainingState, folder: str | Path
 ) -> None:
-    """Write a training to a folder, for `read_checkpoint`.
-
-    Raises
-    ------
-    CheckpointError
-        Where the folder cannot be written; one that was there before is intact then.
-    """
+    """Write a training to a folder, for `read_checkpoint`; errors are those of `save_model`."""
     check_notes(state.notes)
     manifest = {"kind": "checkpoint", "training": {"config": config.as_dict(), **state.as_dict()}}
     layers = None if state.best is None else state.best.layers
@@ -105,24 +99,15 @@ def load_model(folder: str | Path) -> SparseMLP:
     CheckpointError
         Where the folder is missing, damaged or of another version of the format.
     """
-    folder = _existing(folder)
-    manifest = _read_manifest(folder)
+    folder, manifest = _open(folder)
     return _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
 
 
 def read_checkpoint(
     folder: str | Path, storage: Storage | None = None
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
-    """Read what `write_checkpoint` wrote; `storage` receives the layers' arrays.
-
-    Raises
-    ------
-    CheckpointError
-        Where the folder is missing, damaged, of another version, or a model without a training.
-    """
-    folder = _existing(folder)
-    manifest = _read_manifest(folder)
-    training = _training_of(folder, manifest)
+    """Read what `write_checkpoint` wrote: see `load_checkpoint` for storage and errors."""
+    folder, manifest, training = _open_training(folder)
     network = _read_network(folder, manifest, storage)
     with reading(folder):
         best = None
@@ -139,45 +124,23 @@ def _has_best(manifest: dict[str, Any]) -> bool:
 
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
-    """Return the notes of a checkpoint's trainer, without reading the network.
-
-    Raises
-    ------
-    CheckpointError
-        As `load_checkpoint`.
-    """
-    folder = _existing(folder)
-    training = _training_of(folder, _read_manifest(folder))
+    """Return the notes of a checkpoint's trainer, without reading the network."""
+    folder, _, training = _open_training(folder)
     with reading(folder):
         return dict(training.get("notes") or {})
 
 
 def read_history(folder: str | Path) -> tuple[History, bool]:
     """Return a checkpoint's history, and whether it ends with a whole epoch: see `read_notes`."""
-    folder = _existing(folder)
-    training = _training_of(folder, _read_manifest(folder))
+    folder, _, training = _open_training(folder)
     with reading(folder):
         return History.from_list(training["history"]), training.get("part") is None
 
 
 def read_estimator(folder: str | Path) -> dict[str, Any] | None:
-    """Return what `save_model` was given of the estimator, without reading the network.
-
-    Raises
-    ------
-    CheckpointError
-        As `load_model`.
-    """
-    found: dict[str, Any] | None = _read_manifest(_existing(folder)).get("estimator")
+    """Return what `save_model` was given of the estimator, without reading the network."""
+    found: dict[str, Any] | None = _open(folder)[1].get("estimator")
     return found
-
-
-def _training_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    training = manifest.get("training")
-    if training is None:
-        raise CheckpointError(f"{folder} is a saved model, not a checkpoint to resume from.")
-    result: dict[str, Any] = training
-    return result
 
 
 def _write(
@@ -189,7 +152,7 @@ def _write(
     best: Sequence[LayerArrays] | None = None,
 ) -> None:
     folder = expand_user(folder).resolve()
-    with _writing(folder), replacing(folder) as beside:
+    with writing(folder), replacing(folder) as beside:
         files = {}
         own = (layer.arrays(velocities) for layer in network.layers)
         for prefix, layers in (("", own), (BEST, best or [])):
@@ -220,15 +183,6 @@ def _write(
             json.dump(complete, stream, indent=1, default=dataclasses.asdict)
             stream.flush()
             os.fsync(stream.fileno())
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the system says into a `CheckpointError` that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
 
 
 def _describe(classes: NDArray[Any]) -> dict[str, Any]:
@@ -266,16 +220,6 @@ def has_checkpoint(folder: str | Path) -> bool:
     return find(expand_user(folder).resolve()) is not None
 
 
-def _existing(folder: str | Path) -> Path:
-    folder = expand_user(folder).resolve()
-    with reading(folder):
-        found = find(folder)
-    if found is None:
-        message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
-        raise CheckpointError(message)
-    return found
-
-
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
     """Turn whatever a damaged file causes into a `CheckpointError` that names the folder."""
@@ -288,20 +232,34 @@ def reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return where the model or checkpoint of a folder is read, and its manifest."""
+    folder = expand_user(folder).resolve()
     with reading(folder):
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        place = find(folder)
+    if place is None:
+        message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
+        raise CheckpointError(message)
+    with reading(place):
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"{MANIFEST} does not describe a model")
         if manifest.get("version") not in READABLE:
             raise CheckpointError(
-                f"{folder} has version {manifest.get('version')} of the format; this release "
+                f"{place} has version {manifest.get('version')} of the format; this release "
                 f"reads versions {' and '.join(map(str, READABLE))}."
             )
         if manifest.pop("sha256", None) != _checksum(manifest):
             raise ValueError(f"{MANIFEST} has another checksum than when it was written")
-    result: dict[str, Any] = manifest
-    return result
+    return place, manifest
+
+
+def _open_training(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return what `_open` does of a checkpoint, and the training in its manifest."""
+    place, manifest = _open(folder)
+    if (training := manifest.get("training")) is None:
+        raise CheckpointError(f"{place} is a saved model, not a checkpoint to resume from.")
+    return place, manifest, training
 
 
 def _read_network(

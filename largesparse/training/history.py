@@ -39,11 +39,6 @@ class EpochPart:
     loss: float = 0.0  # with dropout, summed over the samples
     seconds: float = 0.0
 
-    @property
-    def mean_loss(self) -> float:
-        """Mean loss of the samples."""
-        return self.loss / max(1, self.samples)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EpochPart:
         """Return what `dataclasses.asdict` was given, if it can be true."""

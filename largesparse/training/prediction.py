@@ -1,7 +1,7 @@
-"""Prediction in batches, in this process or in several that share one copy of the model.
+"""Prediction in batches, in this process or in spawned ones that share one copy of the model.
 
-Worker processes are spawned. They map model and inputs from files in shared memory, which are
-deleted as soon as every worker has them mapped: nothing is left behind, whatever happens.
+Workers map model and inputs from files in shared memory, which are deleted as soon as every worker
+has them mapped: nothing is left behind, whatever happens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..backends import Backend, get_backend
+from ..backends import get_backend
 from ..data.batches import load_batch
 from ..data.checks import check_X
 from ..data.frames import align_frame
@@ -54,8 +55,8 @@ def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
 class Predictor:
     """Predicts by batches, with the same result for any number of processes and threads.
 
-    Several Python threads may use it at once. Without worker processes each of them has buffers
-    of its own while it predicts; with worker processes they wait for each other.
+    Several Python threads may use it at once: each has buffers of its own meanwhile, or, with
+    worker processes, waits for the others.
 
     Parameters
     ----------
@@ -102,8 +103,7 @@ class Predictor:
         # of the workers' connections; without them a predictor can be pickled
         self._lock: Any = threading.RLock() if processes > 1 else nullcontext()
         self._owner = os.getpid()
-        used = get_backend(backend)
-        activation = network.config.activation
+        used, activation = get_backend(backend), network.config.activation
         check_activation_dtype(activation_dtype, used, activation, "prediction")
         is_classification = self._outputs.is_classification
         settings = self._batch_size, threads, used.name, is_classification, activation_dtype
@@ -126,12 +126,10 @@ class Predictor:
     def predict(self, X: Any) -> NDArray[Any]:
         """Return class labels (n_samples,) of X (n_samples, n_features), dense or CSR.
 
-        Of a data frame the columns are taken that the network was trained on, by their names, where
-        it has names.
-
-        Where the loss is the mean squared error, return the predicted numbers, (n_samples,) or,
-        for several targets, (n_samples, n_targets): float64 where the network has the mean and
-        the scale of its targets, else float32. For errors see `predict_proba`.
+        Of a data frame the columns are taken that the network was trained on, by their names. A
+        regression returns numbers, (n_samples,) or, for several targets, (n_samples, n_targets):
+        float64 where the network has the mean and the scale of its targets, else float32. For
+        errors see `predict_proba`.
         """
         return self._outputs.to_predictions(self.compute(self._check(X)))
 
@@ -156,13 +154,7 @@ class Predictor:
         return check_X(align_frame(X, self._feature_names), self._sizes[0])
 
     def compute(self, X: Any) -> NDArray[np.float32]:
-        """Return probabilities, or the outputs of a regression, float32 (n_samples, n_outputs).
-
-        Parameters
-        ----------
-        X : ndarray or CSR (n_samples, n_features)
-            As `check_X` returns it.
-        """
+        """Return probabilities or numbers, float32 (n_samples, n_outputs), of X from `check_X`."""
         out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
         parts = list(batches(0, X.shape[0], self._batch_size))
         if (engine := self._engine) is not None:
@@ -195,9 +187,8 @@ class Predictor:
                 worker.receive()  # it has mapped the data
         finally:
             files.delete()
-        waiting = list(reversed(parts))
+        waiting, idle = list(reversed(parts)), list(self._workers)
         busy: dict[Any, _Worker] = {}
-        idle = list(self._workers)
         while waiting or busy:
             while waiting and idle:
                 worker = idle.pop()
@@ -262,7 +253,7 @@ class Outputs(NamedTuple):
 def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return outputs (n_samples, n_outputs) if they are finite, or raise a NumericalError."""
     if not np.isfinite(out.sum(dtype=np.float64)):
-        row = int(np.argmin(np.isfinite(out).all(axis=1)))
+        row = np.isfinite(out).all(axis=1).argmin()
         raise NumericalError(
             f"What the network computes for row {row} is not finite: either its weights are not, "
             "after a training that diverged, or the row is far from what it was trained on. Train "
@@ -271,26 +262,16 @@ def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
     return out
 
 
-class ForwardLayout(NamedTuple):
-    """What the arrays of `to_arrays` are, in their order."""
-
-    layers: list[tuple[dict[str, Any], list[str]]]  # sizes and slope, and the arrays' names
-    is_standardized: bool
+ForwardLayout = list[list[Any]]  # the fields of each layer, and mean and scale; ... is an array
 
 
 def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
     """Return all that predicting needs of a network as arrays; `from_arrays` goes back."""
-    layers: list[tuple[dict[str, Any], list[str]]] = []
-    arrays: list[NDArray[Any]] = []
-    for layer in network.layers:
-        parts = {name: getattr(layer, name) for name in FIELDS}
-        found = {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}
-        layers.append(({name: parts[name] for name in parts if name not in found}, list(found)))
-        arrays += found.values()
     scaling = network.preprocessing
-    if scaling is not None:
-        arrays += [scaling.mean, scaling.scale]
-    return ForwardLayout(layers, scaling is not None), arrays
+    parts = [[getattr(layer, name) for name in FIELDS] for layer in network.layers]
+    parts.append([] if scaling is None else [scaling.mean, scaling.scale])
+    arrays = [value for part in parts for value in part if isinstance(value, np.ndarray)]
+    return [[... if isinstance(v, np.ndarray) else v for v in part] for part in parts], arrays
 
 
 def from_arrays(
@@ -298,11 +279,9 @@ def from_arrays(
 ) -> tuple[list[ForwardLayer], Standardizer | None]:
     """Return the layers and the standardisation of the network that `to_arrays` was given."""
     rest = iter(arrays)
-    layers = [
-        ForwardLayer(**(numbers | {name: next(rest) for name in names}))
-        for numbers, names in layout.layers
-    ]
-    return layers, Standardizer(next(rest), next(rest)) if layout.is_standardized else None
+    parts: ForwardLayout = [[next(rest) if v is ... else v for v in part] for part in layout]
+    layers, scaling = [ForwardLayer(*part) for part in parts[:-1]], parts[-1]
+    return layers, Standardizer(*scaling) if scaling else None
 
 
 def check_batch_size(batch_size: int | None) -> int | None:
@@ -318,30 +297,21 @@ def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, stop)
 
 
+@dataclass(eq=False)
 class Engine:
-    """Computes the probabilities (or numbers) of a range of rows, in one process.
+    """Computes the probabilities (or numbers) of a range of rows, in one process."""
 
-    Threads that call it at once get a workspace each, so that none waits for another and a fork
-    of the process meets no lock that is held; one thread alone has one workspace.
-    """
+    layers: Sequence[Forward]
+    preprocessing: Standardizer | None
+    batch_size: int
+    threads: int
+    backend: str
+    is_classification: bool
+    activation_dtype: str = "float32"
 
-    def __init__(
-        self,
-        layers: Sequence[Forward],
-        preprocessing: Standardizer | None,
-        batch_size: int,
-        threads: int,
-        backend: str,
-        is_classification: bool,
-        activation_dtype: str = "float32",
-    ) -> None:
-        self.batch_size = batch_size
-        self.is_classification = is_classification
-        self.layers = layers
-        self.preprocessing = preprocessing
-        self.threads = threads
-        self.backend: Backend = get_backend(backend)
-        self.activation_dtype = activation_dtype
+    def __post_init__(self) -> None:
+        self._backend = get_backend(self.backend)
+        # A workspace for each thread at work: none waits, and a fork meets no lock that is held.
         self._idle = [self._new_workspace()]  # pop and append are atomic
 
     def _new_workspace(self) -> Workspace:
@@ -357,9 +327,9 @@ class Engine:
         except IndexError:
             workspace = self._new_workspace()
         try:
-            with self.backend.threads(self.threads):
+            with self._backend.threads(self.threads):
                 load_batch(X, rows, self.preprocessing, out=workspace.inputs(stop - start))
-                logits = forward(self.layers, workspace, stop - start, self.backend)
+                logits = forward(self.layers, workspace, stop - start, self._backend)
             return softmax(logits).T if self.is_classification else logits.T.copy()
         finally:
             if len(self._idle) < available_threads():  # more would not compute at once
@@ -417,15 +387,13 @@ def _work(connection: Connection, model: Any) -> None:
         connection.send(("ready", None))
         X: Any = None
         while True:
-            request = connection.recv()
-            if isinstance(request[1], list):
-                shape, places = request
-                X = X_from_arrays(shape, (place.open() for place in places))
+            first, second = connection.recv()
+            if isinstance(second, list):  # new data: its shape, and the places of its arrays
+                X = X_from_arrays(first, (place.open() for place in second))
                 connection.send(("ready", None))
             else:
-                start, stop = request
-                outputs = np.ascontiguousarray(engine.outputs(X, start, stop))
-                connection.send(("done", (start, stop, outputs)))
+                outputs = np.ascontiguousarray(engine.outputs(X, first, second))
+                connection.send(("done", (first, second, outputs)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent closed the predictor, or is gone
     except Exception as error:

@@ -57,14 +57,9 @@ def prepare_(
 ) -> TrainingData:
     """Check and split data; give the network its classes, features' names and standardisation.
 
-    Parameters are those of `Trainer.fit`; with `is_checked` X is what `check_X` returned. Rows of
-    weight 0 are in no part of the result's rows: the training is the same as if they were not
-    there.
-
-    Raises
-    ------
-    DataError, ParameterError
-        Where the data cannot be used.
+    Parameters and errors are those of `Trainer.fit`; with `is_checked` X is what `check_X`
+    returned. Rows of weight 0 are in no part of the result's rows: the training is the same as if
+    they were not there.
     """
     n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
     names = network.feature_names or column_names(X)
@@ -105,10 +100,7 @@ def standardize_(
 ) -> None:
     """Give the network mean and scale of rows of X, unless it has them.
 
-    Raises
-    ------
-    DataError
-        Where they are not wanted, and float32 cannot tell the rows apart.
+    Where they are not wanted, and float32 cannot tell the rows apart, raise a `DataError`.
     """
     if wanted and network.preprocessing is None:
         network.preprocessing = Standardizer.fit(X, rows, weights)
@@ -142,13 +134,7 @@ def encode(
 
 
 def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
-    """Return the weights of samples, relative to the largest; 0 where float32 has no such number.
-
-    Raises
-    ------
-    DataError
-        Where they are not one finite number a sample, 0 or more, or are 0 everywhere.
-    """
+    """Return weights relative to the largest, if valid; 0 where float32 has no such number."""
     refuse_masked(sample_weight=sample_weight)
     weights = np.asarray(sample_weight, dtype=np.float64)
     if weights.shape != (n_samples,):

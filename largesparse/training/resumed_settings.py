@@ -58,17 +58,9 @@ def load_checkpoint(
 
 
 def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path) -> TrainingConfig:
-    """Return the configuration of a checkpoint with changes.
+    """Return the configuration of the checkpoint in a folder with changes.
 
-    It is told where the backend becomes another one, which gives other bits.
-
-    Parameters
-    ----------
-    before : TrainingConfig
-    changes : dict
-        Fields to replace.
-    folder : Path
-        The checkpoint, for the message.
+    A warning tells where the backend becomes another one, which gives other bits.
     """
     now = dataclasses.replace(before, **changes)
     whole = before.micro_batch == before.batch_size
@@ -85,12 +77,8 @@ def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path
     used = get_backend(now.backend).name
     if used != before.backend:
         logger.warning(
-            "%sThe training in %s used the backend %r and goes on with %r: the result will differ "
-            "in the last digits from that of %r alone.",
-            missing,
-            folder,
-            before.backend,
-            used,
-            before.backend,
+            f"{missing}The training in {folder} used the backend {before.backend!r} and goes on "
+            f"with {used!r}: the result will differ in the last digits from that of "
+            f"{before.backend!r} alone."
         )
     return now

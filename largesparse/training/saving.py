@@ -6,8 +6,8 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,15 @@ from ..machine.folders import find, read_manifest, try_writing
 
 
 def check_model_folder(folder: str | Path) -> None:
-    """Verify that a model can be saved to a folder, which may have one already.
-
-    Raises
-    ------
-    CheckpointError
-        Where it cannot be written, or has the checkpoint of a training.
-    """
+    """Raise a `CheckpointError` if a folder cannot be written, or has a training's checkpoint."""
     folder = expand_user(folder).resolve()
     if epoch := _epoch(find(folder)):
         raise CheckpointError(
             f"{folder} has the checkpoint of a training ({epoch}), which the model would replace. "
             "Name another folder, or remove that one."
         )
-    _check_writing(folder)
+    with writing(folder):
+        try_writing(folder)
 
 
 def check_checkpoint_folder(
@@ -38,18 +33,8 @@ def check_checkpoint_folder(
 ) -> None:
     """Verify, before work starts, that a training can keep its checkpoints in a folder.
 
-    Parameters
-    ----------
-    folder : path
-    going_on : path, optional
-        The checkpoint that the training goes on from: no other may be there.
-    nbytes : int
-        What is written to the disk at most, beside what is there.
-
-    Raises
-    ------
-    CheckpointError
-        Where it cannot be written, or has a model or the checkpoint of another training.
+    Raise a `CheckpointError` where it cannot be written, has no room for `nbytes` more, or has a
+    model or another checkpoint than `going_on`, from which the training goes on.
     """
     folder = expand_user(folder).resolve()
     found = find(folder)
@@ -63,7 +48,8 @@ def check_checkpoint_folder(
             else f"{folder} has a saved model, which a checkpoint would replace. Name another "
             "folder, or remove it."
         )
-    _check_writing(folder)
+    with writing(folder):
+        try_writing(folder)
     place = next(path for path in (folder, *folder.parents) if path.exists())
     usage = shutil.disk_usage(place)
     if usage.total and usage.free < nbytes:
@@ -85,19 +71,9 @@ def check_notes(notes: Any) -> None:
 
 
 def save_elsewhere(save: Callable[[Path], None], folder: str | Path) -> Path | None:
-    """Save to a new folder what another has not taken: beside it, else among temporary files.
+    """Save where `save(folder)` has failed to a new folder beside it, else to a temporary one.
 
-    Parameters
-    ----------
-    save : callable
-        save(folder) writes a model or a checkpoint.
-    folder : path
-        Where that has failed.
-
-    Returns
-    -------
-    path or None
-        Where it has been saved, if anywhere.
+    Return where it has been saved, if anywhere.
     """
     folder = expand_user(folder).resolve()
     for parent in (folder.parent, None):  # None: the folder of temporary files
@@ -114,9 +90,11 @@ def save_elsewhere(save: Callable[[Path], None], folder: str | Path) -> Path | N
     return None
 
 
-def _check_writing(folder: Path) -> None:
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the system says into a `CheckpointError` that names the folder."""
     try:
-        try_writing(folder)
+        yield
     except OSError as error:
         raise CheckpointError(f"Cannot write a checkpoint to {folder}: {error}.") from error
 

@@ -11,8 +11,21 @@ from typing import Any
 from ..model.config import TrainingConfig
 from ..model.layer import LayerArrays
 from ..model.network import SparseMLP
-from .early_stopping import Snapshot, best_record
 from .history import EpochPart, EpochRecord, History
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The weights of a network after an epoch, which further training does not change."""
+
+    layers: list[LayerArrays]  # see `SparseLayer.snapshot`
+    epoch: int
+    score: float  # on the validation part
+
+    def restore_(self, network: SparseMLP) -> None:
+        """Give the network a copy of the weights, with zero velocities."""
+        for layer, arrays in zip(network.layers, self.layers, strict=True):
+            layer.restore_(arrays)
 
 
 @dataclass
@@ -52,7 +65,8 @@ class TrainingState:
         """Keep the network's weights if the epoch has the best validation score so far."""
         score = record.validation_accuracy
         if score is not None and (self.best is None or score > self.best.score):
-            self.best = Snapshot.of(network, record.epoch, score)
+            layers = [layer.snapshot() for layer in network.layers]
+            self.best = Snapshot(layers, record.epoch, score)
 
     def watch_anew_(self, before: TrainingConfig, now: TrainingConfig) -> None:
         """Let early stopping begin here, if its settings have become others."""
@@ -88,14 +102,7 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], best: Sequence[LayerArrays] | None) -> TrainingState:
-        """Return the state that `as_dict` was given, if it can be true.
-
-        Parameters
-        ----------
-        values : dict
-        best : list of LayerArrays, optional
-            Weights of the best epoch.
-        """
+        """Return the state that `as_dict` was given, if it can be; `best` has the best weights."""
         part = values.get("part")
         state = cls(
             epoch=int(values["epoch"]),
@@ -110,7 +117,8 @@ class TrainingState:
         if best is not None:
             found = values.get("best")
             if found is None:  # older checkpoints leave it to the history
-                record = best_record(state.history)
+                watched = [r for r in state.history.epochs[1:] if r.validation_accuracy is not None]
+                record = max(watched, key=lambda record: record.validation_accuracy or 0.0)
                 found = {"epoch": record.epoch, "score": record.validation_accuracy}
             state.best = Snapshot(list(best), int(found["epoch"]), float(found["score"]))
         return state

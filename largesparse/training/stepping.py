@@ -47,18 +47,7 @@ def one_thread_at_a_time(method: Method) -> Method:
 
 
 class Stepper:
-    """Updates a network by mini-batches. Threads may share it: they wait for each other.
-
-    Parameters
-    ----------
-    network : SparseMLP
-        Changed in place.
-    config : TrainingConfig
-    workspace : Workspace, optional
-        The buffers of a step; by default made when they are first needed.
-    state : TrainingState, optional
-        How far the training is; by default it begins.
-    """
+    """Updates a network by mini-batches: see `Trainer`. Threads that share it wait in turn."""
 
     def __init__(
         self,
@@ -111,15 +100,9 @@ class Stepper:
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
-            storage = self.network.storage
-            micro_batch, keep_every, activation_dtype = self.micro_batching
-            self._workspace = Workspace(
-                self.network.layers,
-                micro_batch,
-                keep_every=keep_every,
-                activation_dtype=activation_dtype,
-                allocate=aligned_zeros if storage is None else storage.zeros,
-            )
+            layers, storage = self.network.layers, self.network.storage
+            allocate = aligned_zeros if storage is None else storage.zeros
+            self._workspace = Workspace(layers, **self.micro_batching._asdict(), allocate=allocate)
         return self._workspace
 
     @property
@@ -198,7 +181,7 @@ class Stepper:
         first_row: int = 0,
         joined: int | None = None,
     ) -> float:
-        """Compute the mini-batch's gradient, by micro-batches, into the workspace.
+        """Compute a gradient, by micro-batches, into the workspace; return the mean loss.
 
         Parameters
         ----------
@@ -211,11 +194,6 @@ class Stepper:
         first_row, joined : int, optional
             Where the rows are a part of a mini-batch of `joined` rows that begins with its row
             `first_row`: the gradient is this part of the mini-batch's, and is not centred yet.
-
-        Returns
-        -------
-        loss : float
-            Mean over the rows, with dropout.
         """
         y, rows = _checked(X, y, rows, sample_weight)
         if self._is_whole(rows) and not plain and visit is None and joined is None:
@@ -234,9 +212,15 @@ class Stepper:
             loss, delta = self._loss.function(logits, y[part], joined or len(rows), weights)
             self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
             total += loss
-            options: dict[str, Any] = {"dropout": dropout, "accumulate": start > 0}
-            options |= {"visit": visit, "weights": weights}
-            self.network.backward(workspace, delta, backend, **options)
+            self.network.backward(
+                workspace,
+                delta,
+                backend,
+                dropout=dropout,
+                accumulate=start > 0,
+                visit=visit,
+                weights=weights,
+            )
         if not plain and joined is None:
             self.network.finish_gradient(workspace)
         return total / len(rows)

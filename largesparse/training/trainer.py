@@ -17,15 +17,15 @@ from tqdm.auto import tqdm
 from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
-from ..model.growth import Walk, evolve_layers
+from ..model.growth import evolve_layers
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
 from ..randomness import stream
 from .checkpoint import write_checkpoint
-from .early_stopping import Snapshot
 from .history import EpochRecord, History
 from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare_
 from .saving import check_checkpoint_folder, check_notes, save_elsewhere
+from .state import Snapshot
 from .stepping import Stepper, one_thread_at_a_time
 
 logger = logging.getLogger(__name__)
@@ -98,27 +98,25 @@ class Trainer(Stepper):
         Where connections grow by the gradient, `data` has the rows of which it takes a
         micro-batch, without dropout.
         """
-        config = self.config
+        config, epoch = self.config, self.state.epochs_before + self.epoch
         evolution = max(0, self.epoch - 1) // config.evolution_interval
         zeta = config.zeta * config.zeta_decay**evolution
-        walk = None
+        gradient = None
         if config.growth == "gradient":
             if data is None:
                 raise ParameterError("Growth by the gradient needs 'data': see `prepare_`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
-            rng = stream(config.seed, "growth", self.state.epochs_before + self.epoch)
+            rng = stream(config.seed, "growth", epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
-            run = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
-            walk = Walk(lambda visit: run(visit=visit), config.growth_candidates)
+            gradient = partial(self.gradient, data.X, data.y, rows, data.weights, plain=True)
 
         def rng_of(layer: SparseLayer) -> np.random.Generator:
-            return stream(
-                config.seed, "evolution", self.state.epochs_before + self.epoch, layer.number
-            )
+            return stream(config.seed, "evolution", epoch, layer.number)
 
         with self.backend.threads(self.threads):
             layers = self.network.layers[:-1]
-            return evolve_layers(layers, zeta, rng_of, walk, keep_maps=keep_maps)
+            grow = gradient, config.growth_candidates
+            return evolve_layers(layers, zeta, rng_of, *grow, keep_maps=keep_maps)
 
     @one_thread_at_a_time
     def prune(self) -> list[NDArray[np.int32]]:
@@ -254,13 +252,7 @@ class Trainer(Stepper):
         self.state.rows = len(data.y)
 
     def check_saving(self, folder: str | Path) -> None:
-        """Verify, before training, that checkpoints can be kept in a folder.
-
-        Raises
-        ------
-        CheckpointError
-            As `check_checkpoint_folder`, or where the notes cannot be saved.
-        """
+        """Verify, before training, that checkpoints can be kept in a folder, or raise."""
         check_notes(self.notes)
         layers = self.network.layers
         arrays = [array for layer in layers for array in layer.arrays(True).values()]
@@ -277,19 +269,9 @@ class Trainer(Stepper):
         augment: Augment | None = None,
         request: StopRequest | None = None,
     ) -> None:
-        """Train on the mini-batches of an epoch, or what is left of them, and count in `part`.
+        """Train on the mini-batches that are left of an epoch, given by their rows.
 
-        Parameters
-        ----------
-        data : TrainingData
-        batches : sequence of int64 (batch,)
-            The rows of every mini-batch that is left.
-        bar : tqdm
-            Counts the samples.
-        augment : callable, optional
-            As in `fit`.
-        request : StopRequest, optional
-            Looked at after every mini-batch.
+        `bar` and the state's `part` count the samples; `request` is looked at after each.
         """
         part = self.state.begin_part_()
         rows = part.samples + sum(map(len, batches))
@@ -311,9 +293,9 @@ class Trainer(Stepper):
 
         Without `part` the record is that of the state before training.
         """
-        state = self.state
-        if state.part is not None:
-            measured |= {"running_loss": state.part.mean_loss, "epoch_s": state.part.seconds}
+        state, part = self.state, self.state.part
+        if part is not None:
+            measured |= {"running_loss": part.loss / max(1, part.samples), "epoch_s": part.seconds}
             state.epoch += 1
             state.part = None
         record = EpochRecord(state.epoch, **measured)
@@ -326,25 +308,21 @@ class Trainer(Stepper):
 
     def _record(self, data: TrainingData, request: StopRequest) -> EpochRecord:
         """Evaluate, and complete the epoch."""
+        measured: dict[str, float] = {}
         with request.at_once():
-            measured = self._measure(data)
+            measured["loss"], measured["train_accuracy"] = self._score(data, data.loss_rows)
+            if len(data.validation_rows):
+                measured["validation_accuracy"] = self._score(data, data.validation_rows)[1]
+            if data.test is not None:
+                started = time.perf_counter()
+                measured["test_accuracy"] = self.evaluate(*data.test)[1]
+                measured["inference_s"] = time.perf_counter() - started
         return self.complete_epoch(**measured)
 
-    def _measure(self, data: TrainingData) -> dict[str, float]:
-        """Return loss and scores of the present weights, by their names in a record."""
-        epoch = self.state.present_epoch
-        loss, accuracy = self.evaluate(data.X, data.y, data.loss_rows, data.weights)
-        self.check_finite(loss, self.step_count, epoch)
-        measured = {"loss": loss, "train_accuracy": accuracy}
-        if len(data.validation_rows):
-            watched = data.X, data.y, data.validation_rows, data.weights
-            loss, measured["validation_accuracy"] = self.evaluate(*watched)
-            self.check_finite(loss, self.step_count, epoch)
-        if data.test is not None:
-            started = time.perf_counter()
-            measured["test_accuracy"] = self.evaluate(*data.test)[1]
-            measured["inference_s"] = time.perf_counter() - started
-        return measured
+    def _score(self, data: TrainingData, rows: Rows) -> tuple[float, float]:
+        loss, score = self.evaluate(data.X, data.y, rows, data.weights)
+        self.check_finite(loss, self.step_count, self.state.present_epoch)
+        return loss, score
 
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""
@@ -388,24 +366,19 @@ class Trainer(Stepper):
     ) -> list[list[NDArray[np.int32]]]:
         """Prune and evolve after an epoch, unless it is the last one or that has been done.
 
-        Returns
-        -------
-        list of slot maps
-            The slot maps of the layers, for each of the two that was done; those of evolution
-            are empty unless they are to be kept.
+        Return the slot maps of the layers for each of the two that was done: see `evolve`.
         """
         config, record = self.config, self.history.epochs[-1]
-        last = self.epoch >= config.epochs and not config.evolve_last
-        start = config.pruning_start
-        pruning = start is not None and self.epoch >= max(1, start)
-        pruning &= self.epoch % config.pruning_every == 0
-        maps = []
-        if pruning and not last and record.pruning_s is None:
+        if self.epoch == 0 or (self.epoch >= config.epochs and not config.evolve_last):
+            return []
+        maps, start = [], config.pruning_start
+        is_pruned = start is not None and self.epoch >= start
+        if is_pruned and self.epoch % config.pruning_every == 0 and record.pruning_s is None:
             started = time.perf_counter()
             maps.append(self.prune())
             record.pruning_s = time.perf_counter() - started
-        due = config.zeta > 0 and self.epoch > 0 and self.epoch % config.evolution_interval == 0
-        if due and not last and record.evolution_s is None:
+        due = config.zeta > 0 and self.epoch % config.evolution_interval == 0
+        if due and record.evolution_s is None:
             started = time.perf_counter()
             maps.append(self.evolve(data, keep_maps=keep_maps))
             record.evolution_s = time.perf_counter() - started

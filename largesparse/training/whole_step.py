@@ -34,19 +34,8 @@ class WholeStep:
     """The training step of a network on mini-batches of one size, as one compiled call.
 
     The result is that of `SparseMLP.forward`, `backward`, `finish_gradient` and `update_` with
-    the fused backend, which small networks spend much of their time between the kernels of.
-
-    Parameters
-    ----------
-    network : SparseMLP
-    workspace : Workspace
-    batch : int
-        At most the workspace's micro-batch.
-
-    Attributes
-    ----------
-    inputs : float32 (n_features, batch)
-        Where the mini-batch is written before a step.
+    the fused backend, which small networks spend much of their time between the kernels of. The
+    mini-batch is written to `inputs`, float32 (n_features, batch), before a step.
     """
 
     def __init__(self, network: SparseMLP, workspace: Workspace, batch: int) -> None:
@@ -90,16 +79,8 @@ class WholeStep:
     ) -> float:
         """Make one update, and return the summed loss; where that is not finite, update nothing.
 
-        Parameters
-        ----------
-        y : int32 (batch,) or float32 (batch, n_targets)
-            Checked: see `losses.check_labels`.
-        weights : float32 (batch,)
-            Of the samples in the loss; without any, all count 1.
-        dropout : Dropout
-        optimizer : MomentumSGD, optional
-            Without one, only the gradient is computed, into the workspace.
-        learning_rate : float
+        Without an optimizer only the gradient is computed, into the workspace. `y` and `weights`
+        are what `Loss.check_y` and `check_weights` return.
         """
         from ..backends.step_kernel import train_step
 
