@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, install_command
 from .frames import SHOWN, first_doubled, positions_of
 from .headers import has_names, is_missing, is_number, open_text, read_first_rows
 from .labels import labels_of_text
@@ -149,8 +149,8 @@ def read_parquet(
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(
-            f"Reading {path} needs pyarrow, which is not installed. Install it with pip install "
-            "'largesparse[tables]', or save the table as .csv."
+            f"Reading {path} needs pyarrow, which is not installed. Install it with "
+            f"{install_command('tables')}, or save the table as .csv."
         ) from error
     try:
         with parquet.ParquetFile(path) as file:
