@@ -95,6 +95,12 @@ def test_the_suite_has_what_every_phase_needs():
     assert kinds == {"time_", "track"}
 
 
+def test_every_benchmark_has_a_name_of_its_own_to_be_read():
+    methods = {(case.values[0], case.values[1]) for case in CASES}
+    names = {getattr(kind, method).pretty_name for kind, method in methods}
+    assert len(names) == len(methods)
+
+
 def test_pruning_leaves_the_shared_network_as_it_was():
     network = common.make_network(10_000)
     before = network.connections
