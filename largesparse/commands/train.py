@@ -219,7 +219,7 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
         "epsilon": arguments.epsilon,
         "activation": arguments.activation,
         "backend": arguments.backend,
-        "n_jobs": arguments.threads,
+        "n_jobs": -1 if arguments.threads is None else arguments.threads,
         "random_state": arguments.seed,
         "verbose": not arguments.quiet,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from ..data.checks import LARGEST, check_X, encode_labels, refuse_masked
 from ..data.targets import warn_of_quantities
 from ..errors import ParameterError, check_range
+from ..model.config import Activation, Growth, Recipe, Regrowth, Schedule
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
 
 
@@ -80,11 +81,13 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Whether `fit` goes on with the network of the call before.
     random_state : int, RandomState or None
     n_jobs : int or None
-        Threads; None and -1 are all cores. The result does not depend on it.
+        Threads. As in scikit-learn, None is 1, or what `joblib.parallel_config` says, and -1 is
+        all cores. The result does not depend on it.
     backend : {"mkl", "fused", "scipy"} or None
         None is the environment's LARGESPARSE_BACKEND, else "mkl".
     verbose : bool
-        Whether to show a progress bar, where standard error is a terminal.
+        Whether to show a progress bar where standard error is a terminal, and elsewhere to print
+        a line for every tenth of the epochs.
 
     Attributes
     ----------
@@ -126,28 +129,28 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         *,
         epsilon: float | None = None,
         density: float | None = None,
-        activation: str = "all_relu",
-        alpha: float | str = 0.1,
-        recipe: str = "auto",
-        regrowth: str | None = None,
+        activation: Activation = "all_relu",
+        alpha: float | Literal["auto"] = 0.1,
+        recipe: Recipe | Literal["auto"] = "auto",
+        regrowth: Regrowth | None = None,
         zeta: float = 0.3,
         zeta_decay: float = 1.0,
-        growth: str = "random",
+        growth: Growth = "random",
         pruning_start: int | None = None,
         pruning_every: int = 10,
         pruning_percentile: float = 5.0,
         dropout: float = 0.2,
-        learning_rate: float | str = "auto",
-        schedule: str = "cosine",
+        learning_rate: float | Literal["auto"] = "auto",
+        schedule: Schedule = "cosine",
         momentum: float = 0.9,
         weight_decay: float = 1e-5,
-        batch_size: int | str = "auto",
-        max_epochs: int | str = "auto",
-        early_stopping: bool | str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        max_epochs: int | Literal["auto"] = "auto",
+        early_stopping: bool | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
         patience: int = 20,
         standardize: bool = True,
-        class_weight: dict[Any, float] | str | None = None,
+        class_weight: dict[Any, float] | Literal["balanced"] | None = None,
         warm_start: bool = False,
         random_state: Any = None,
         n_jobs: int | None = None,

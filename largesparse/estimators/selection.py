@@ -20,6 +20,7 @@ from sklearn.utils.validation import _num_features, check_is_fitted
 from ..errors import ParameterError, check_range
 from ..model.evolution import mark_smallest
 from ..model.network import SparseMLP
+from .defaults import DOC_LINK
 
 OWNER = "SparseFeatureSelector"
 
@@ -61,6 +62,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     >>> selector = SparseFeatureSelector(SparseMLPClassifier(), n_features_to_select=20)
     >>> X_small = selector.fit_transform(X, y)  # doctest: +SKIP
     """
+
+    _doc_link_module, _doc_link_template = DOC_LINK
 
     def __init__(
         self,
