@@ -47,3 +47,5 @@ class Averaging:
 
     def time_average_layers(self, neurons):
         average_layers(self.n_out, self.replicas)
+
+    time_average_layers.pretty_name = "Average of 3 replicas of a layer, time"

@@ -147,7 +147,7 @@ def run_mpi(module: str, ranks: int, *arguments: Any) -> float:
     """
     mpiexec = find_mpiexec()
     if mpiexec is None:
-        raise NotImplementedError("there is no mpiexec: pip install 'largesparse[mpi]'")
+        raise NotImplementedError("there is no mpiexec: pip install '.[mpi]'")
     command = [mpiexec, "-n", str(ranks), sys.executable, "-m", f"benchmarks.{module}"]
     return _answer([*command, *map(str, arguments)])
 

@@ -24,5 +24,7 @@ class Evolution:
     def time_evolve(self, neurons):
         evolve(self.layer, ZETA, np.random.default_rng(0))
 
+    time_evolve.pretty_name = "SET evolution of a layer, time"
+
     def teardown(self, neurons):
         self.layer.replace(*self.start)  # evolution makes new arrays: these are as they were

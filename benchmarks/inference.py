@@ -44,6 +44,8 @@ class Inference:
     def time_predict(self, neurons, backend):
         self.predictor.predict(self.X)
 
+    time_predict.pretty_name = "Prediction of a batch, time"
+
 
 class Processes:
     """The time to predict the labels of 8 batches by worker processes of one thread each.
@@ -68,6 +70,8 @@ class Processes:
 
     def time_predict(self, processes):
         self.predictor.predict(self.X)
+
+    time_predict.pretty_name = "Prediction of 8 batches by processes, time"
 
     def teardown(self, processes):
         self.predictor.close()

@@ -31,6 +31,8 @@ class Initialization:
     def time_network(self, neurons):
         SparseMLP(self.config, threads=THREADS, progress=False)
 
+    time_network.pretty_name = "Making a network, time"
+
 
 class Size:
     """How large the networks are that all benchmarks use, and the memory to make them."""
@@ -48,7 +50,9 @@ class Size:
         return made[neurons]["peak_bytes"]
 
     track_connections.unit = "connections"
+    track_connections.pretty_name = "Size of a network"
     track_peak_bytes.unit = "bytes"
+    track_peak_bytes.pretty_name = "Making a network, peak memory"
 
 
 def connections_and_peak(neurons: int) -> dict[str, int]:

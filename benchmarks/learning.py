@@ -33,7 +33,9 @@ class Learning:
         return trained[backend][1]
 
     track_accuracy.unit = "%"
+    track_accuracy.pretty_name = "Test accuracy after 10 epochs"
     track_epoch.unit = "s"
+    track_epoch.pretty_name = "Epoch of learning, time"
 
 
 def train(backend: str) -> tuple[float, float] | None:

@@ -53,8 +53,11 @@ class Product:
         return measured[neurons]["share_of_the_limit"]
 
     track_gigaflops.unit = "GFLOP/s"
+    track_gigaflops.pretty_name = "Product of a layer, arithmetic"
     track_gigabytes.unit = "GB/s"
+    track_gigabytes.pretty_name = "Product of a layer, bandwidth"
     track_share_of_the_limit.unit = "%"
+    track_share_of_the_limit.pretty_name = "Product of a layer, share of the machine's limit"
 
     def measure(self, neurons: int) -> dict[str, float]:
         """Return the three figures of one size."""
@@ -95,4 +98,6 @@ class Machine:
         return arithmetic_peak(THREADS) / 1e9
 
     track_bandwidth.unit = "GB/s"
+    track_bandwidth.pretty_name = "Machine, bandwidth of memory"
     track_arithmetic.unit = "GFLOP/s"
+    track_arithmetic.pretty_name = "Machine, peak of arithmetic"

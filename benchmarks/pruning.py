@@ -24,6 +24,8 @@ class Pruning:
     def time_prune_neurons(self, neurons):
         prune_neurons(self.network, PERCENTILE)
 
+    time_prune_neurons.pretty_name = "Importance Pruning of a tenth of the neurons, time"
+
     def teardown(self, neurons):
         for layer, (arrays, bias, dead) in zip(self.network.layers, self.start, strict=True):
             layer.replace(*arrays)

@@ -29,6 +29,7 @@ class Ranks:
         return run_mpi("ranks", ranks, algorithm, ROWS)
 
     track_rate.unit = "samples/s"
+    track_rate.pretty_name = "Training by ranks, strong scaling"
 
 
 class WeakRanks:
@@ -41,6 +42,7 @@ class WeakRanks:
         return run_mpi("ranks", ranks, "wasap", (ranks - 1) * ROWS // 2)
 
     track_rate.unit = "samples/s"
+    track_rate.pretty_name = "Training by ranks, weak scaling"
 
 
 def main(algorithm: str, rows: int) -> None:

@@ -63,6 +63,8 @@ class Step:
     def time_step(self, neurons, backend):
         self.trainer.step(*self.batch)
 
+    time_step.pretty_name = "Training step, time"
+
 
 class Density:
     """The time of a step at another ε."""
@@ -77,6 +79,8 @@ class Density:
 
     def time_step(self, epsilon):
         self.trainer.step(*self.batch)
+
+    time_step.pretty_name = "Training step by ε, time"
 
 
 class Batch:
@@ -93,6 +97,8 @@ class Batch:
     def time_step(self, batch_size):
         self.trainer.step(*self.batch)
 
+    time_step.pretty_name = "Training step by size of the mini-batch, time"
+
 
 class Threads:
     """The time of a step by several threads."""
@@ -104,6 +110,7 @@ class Threads:
         return in_fresh_process(seconds_of_a_step, MIDDLE, threads)
 
     track_step.unit = "s"
+    track_step.pretty_name = "Training step by threads, strong scaling"
 
 
 class WeakThreads:
@@ -116,6 +123,7 @@ class WeakThreads:
         return in_fresh_process(samples_a_second, MIDDLE, threads)
 
     track_rate.unit = "samples/s"
+    track_rate.pretty_name = "Training by threads, weak scaling"
 
 
 def seconds_of_a_step(neurons: int) -> float:
@@ -161,6 +169,7 @@ class Relative:
         return statistics.median(ratios)
 
     track_step.unit = "x SciPy's product"
+    track_step.pretty_name = "Training step over SciPy's product"
 
 
 class Rate:
@@ -179,7 +188,9 @@ class Rate:
         return measured[neurons]["peak_bytes"]
 
     track_rate.unit = "connections x samples/s"
+    track_rate.pretty_name = "Training, connections × samples a second"
     track_peak_bytes.unit = "bytes"
+    track_peak_bytes.pretty_name = "Training, peak memory"
 
 
 def rate_and_peak(neurons: int) -> dict[str, float]:

@@ -26,6 +26,7 @@ class Transfers:
         return run_mpi("transfers", 2, chunk_bytes)
 
     track_rate.unit = "bytes/s"
+    track_rate.pretty_name = "Transfer between two ranks"
 
 
 def main(chunk_bytes: int) -> None:

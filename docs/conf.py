@@ -14,7 +14,8 @@ author = "The largesparse developers"
 release = version = largesparse.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
+    "sphinx_copybutton",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "mathml",  # this and those below are in docs/extensions
@@ -28,7 +29,15 @@ html_theme = "furo"
 html_title = f"largesparse {release}"
 html_math_renderer = "mathml"
 html_copy_source = False
-exclude_patterns = ["_build", "extensions"]
+exclude_patterns = ["_build", "extensions", "jupyter_execute"]  # what myst_nb writes
+
+nb_execution_mode = "auto"  # notebooks are stored without outputs
+nb_execution_timeout = 600  # seconds a cell: the first one may compile the kernels
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_output_stderr = "remove"
+nb_merge_streams = True
+copybutton_exclude = ".linenos, .gp, .go"  # prompts and what was printed
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # as code hosts make them
@@ -44,14 +53,16 @@ python_maximum_signature_line_length = 88
 
 def order_pages(app, page, source):
     """Take the order of the pages from the index: a page comes where it is first linked."""
-    if page == "index":
-        pages = dict.fromkeys(re.findall(r"\]\(([\w-]+)\.md", source[0]))
+    if page in ("index", "api"):
+        below = r"[\w-]+|examples/\w+" if page == "index" else r"api/[\w-]+"
+        pages = dict.fromkeys(re.findall(rf"\]\(({below})\.(?:md|ipynb)", source[0]))
         source[0] += "\n".join(["", "```{toctree}", ":hidden:", *pages, "```", ""])
 
 
 def attach_files(app, page, source):
     """Let links that leave this folder, such as that to the README, offer the file itself."""
-    source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]+)\)", r"{download}`\1 <\2>`", source[0])
+    if "/" not in page:
+        source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]+)\)", r"{download}`\1 <\2>`", source[0])
 
 
 def escape_text(app, kind, name, found, options, lines):

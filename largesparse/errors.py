@@ -49,6 +49,14 @@ class WorkerError(LargeSparseError, RuntimeError):
     """A worker process of multiprocess prediction died or failed."""
 
 
+def install_command(extra: str) -> str:
+    """Return what to type for an extra of the package, which is on no index yet."""
+    from ._version import __version__
+
+    wheel = f"largesparse-{__version__}-py3-none-any.whl"
+    return f"pip install '.[{extra}]' in a checkout of largesparse, or '{wheel}[{extra}]'"
+
+
 def check_range(
     name,
     value,

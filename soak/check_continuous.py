@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from largesparse.errors import LargeSparseError, check_range
+from largesparse.errors import LargeSparseError, check_range, install_command
 from largesparse.machine.sizes import parse_size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = subprocess.run(machine, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().rpartition("\n")[2]
-            raise LargeSparseError(f"asv cannot be run ({last}): pip install 'largesparse[bench]'.")
+            raise LargeSparseError(f"asv cannot be run ({last}): {install_command('bench')}.")
         names = [name for _ in range(options.times) for name in ("slower", "unchanged")]
         for name in tqdm(names, desc="comparisons", disable=None):
             found = compare(folder, commits["newest"], commits[name], options.bench)

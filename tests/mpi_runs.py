@@ -126,7 +126,7 @@ def mpiexec() -> str:
     """Return the path of mpiexec; the test is skipped where there is none, or no mpi4py."""
     found = find_mpiexec()
     if found is None or find_spec("mpi4py") is None:
-        pytest.skip("needs mpi4py and mpiexec: pip install 'largesparse[mpi]'")
+        pytest.skip("needs mpi4py and mpiexec: pip install '.[mpi]'")
     return found
 
 

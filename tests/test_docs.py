@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
+import largesparse
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, save_model
 from largesparse.backends.operands import PREFETCH_AHEAD, PREFETCH_BYTES
 from largesparse.commands.main import main
@@ -114,6 +116,28 @@ def test_the_picture_of_the_rooms_has_every_module(monkeypatch):
     assert rooms.levels(["a", "b", "c"], {("a", "b"), ("b", "c")}) == [["a"], ["b"], ["c"]]
     drawn = ElementTree.fromstring(rooms.picture())
     assert len(drawn.findall("{*}rect")) == len(modules)
+
+
+def test_notebooks_are_stored_without_outputs_and_are_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    notebooks = sorted((ROOT / "docs" / "examples").glob("*.ipynb"))
+    assert [notebook.stem for notebook in notebooks] == ["digits", "microarray", "scaling"]
+    for notebook in notebooks:
+        assert f"](examples/{notebook.name})" in index
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                assert not cell["outputs"] and cell["execution_count"] is None
+
+
+def test_every_public_name_is_on_the_page_of_its_room(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "extensions"))
+    import public_names
+
+    pages = {page.stem for page in (ROOT / "docs" / "api").glob("*.md")}
+    names = [name for page in pages for name in public_names.names_of(page)]
+    assert sorted(names) == sorted(largesparse.__all__)
+    contents = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\(api/(\w+)\.md\)", contents)) == pages
 
 
 def test_the_number_of_test_processes_is_told():

@@ -6,6 +6,9 @@ import re
 import pytest
 from helpers import ROOT, run_python
 
+import largesparse
+from largesparse.errors import install_command
+
 HEAVY = {"mpi4py", "numba", "sparse_dot_mkl", "pandas", "sklearn"}
 
 
@@ -26,6 +29,17 @@ def test_the_module_can_be_run():
     assert child.returncode == 0, child.stderr
     assert "MKL code path" in child.stdout
     assert "Traceback" not in child.stderr
+
+
+def test_messages_name_no_index_before_the_package_is_on_one():
+    wheel = f"largesparse-{largesparse.__version__}-py3-none-any.whl"
+    assert install_command("mpi") == (
+        f"pip install '.[mpi]' in a checkout of largesparse, or '{wheel}[mpi]'"
+    )
+    files = [ROOT / "README.md"]
+    for folder in ("largesparse", "soak", "tools", "benchmarks", "docs"):
+        files += [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")]
+    assert not [file for file in files if re.search(r"largesparse\[[a-z]", file.read_text("utf-8"))]
 
 
 def ci_variable(name):

@@ -1,7 +1,7 @@
-"""Fills docs/api.md: every name of `largesparse.__all__`, and the modules that users need.
+"""Fills docs/api/ROOM.md: the public names that a room of the package defines, then its modules.
 
 Names and modules are found wherever the package has them, so that they may move. A public name
-that no group below has is documented at the end of the groups.
+that is not in ORDER comes after those that are.
 """
 
 import importlib
@@ -12,26 +12,21 @@ import largesparse
 
 PACKAGE = Path(largesparse.__file__).parent
 
-GROUPS = {
-    "Estimators": ("SparseMLPClassifier", "SparseMLPRegressor", "SparseFeatureSelector"),
-    "Networks": ("NetworkConfig", "SparseMLP"),
-    "Training": ("TrainingConfig", "Trainer", "History", "EpochRecord"),
-    "Prediction": ("Predictor", "predict", "predict_proba"),
-    "Data": (
-        "Standardizer",
-        "Dataset",
-        "load_dataset",
-        "make_large_classification",
-        "alpha_from_skewness",
-    ),
-    "Saved models": ("save_model", "load_model", "save_checkpoint", "load_checkpoint"),
-    "Importance pruning": ("neuron_importance", "prune_neurons", "compact"),
-    "Measuring a network": ("GradientFlow", "InputDegrees", "input_strength", "active_neurons"),
-    "Parallel training": ("train_wasap", "train_wassp", "ParallelReport"),
-    "Run records": ("read_records", "read_measurements"),
-    "Errors": ("LargeSparseError",),
-}
-FURTHER = "Further names"
+PAGES = Path(__file__).parents[1] / "api"
+
+ORDER = (
+    *("SparseMLPClassifier", "SparseMLPRegressor", "SparseFeatureSelector", "input_strength"),
+    *("NetworkConfig", "TrainingConfig", "SparseMLP"),
+    *("Trainer", "History", "EpochRecord", "ParallelReport"),
+    *("Predictor", "predict", "predict_proba"),
+    *("save_model", "load_model", "save_checkpoint", "load_checkpoint"),
+    *("neuron_importance", "prune_neurons", "compact", "active_neurons"),
+    *("GradientFlow", "InputDegrees"),
+    *("Dataset", "load_dataset", "make_large_classification"),
+    *("Standardizer", "alpha_from_skewness"),
+    *("train_wasap", "train_wassp"),
+    *("read_records", "read_measurements"),
+)
 
 # The ends of their dotted paths.
 MODULES = (
@@ -43,7 +38,8 @@ MODULES = (
     "evolution",
     "tables",
     "augmentation",
-    "export",
+    "model.export",
+    "torch.export",
     "memory",
     "memory_plan",
     "parallel",
@@ -79,13 +75,18 @@ def defining_module(name):
     return getattr(largesparse, name).__module__.partition(".")[2]
 
 
-def grouped_names():
-    """Return the public names by group, in the order of the groups."""
-    known = {name for names in GROUPS.values() for name in names}
-    groups = GROUPS | {FURTHER: [name for name in largesparse.__all__ if name not in known]}
-    public = set(largesparse.__all__)
-    groups = {group: [name for name in names if name in public] for group, names in groups.items()}
-    return {group: names for group, names in groups.items() if names}
+def room_of(path):
+    """Return the room of a module's path below the package, which has a page."""
+    room = path.partition(".")[0]
+    if not (PAGES / f"{room}.md").exists():
+        raise LookupError(f"docs/extensions/public_names.py: docs/api has no page for {path}")
+    return room
+
+
+def names_of(room):
+    """Return the public names that a room defines, in their order on its page."""
+    names = [name for name in largesparse.__all__ if room_of(defining_module(name)) == room]
+    return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 def directive(kind, name, **options):
@@ -110,23 +111,22 @@ def inheritance(cls):
     return {"show_inheritance": "", "inherited_members": ", ".join(foreign)}
 
 
-def public_names():
-    """Return the sections of the public names."""
-    for group, names in grouped_names().items():
-        yield f"## {group}\n"
-        for name in names:
-            path = f"largesparse.{name}"
-            found = getattr(largesparse, name)
-            if inspect.isclass(found):
-                yield directive("class", path, members="", **inheritance(found))
-            else:
-                yield directive("function", path)
+def public_names(room):
+    """Return the directives of a room's public names."""
+    for name in names_of(room):
+        path = f"largesparse.{name}"
+        found = getattr(largesparse, name)
+        if inspect.isclass(found):
+            yield directive("class", path, members="", **inheritance(found))
+        else:
+            yield directive("function", path)
 
 
-def modules():
-    """Return the sections of the modules, without what is documented elsewhere."""
-    yield "## Modules\n"
+def modules(room):
+    """Return the sections of a room's modules, without what is documented elsewhere."""
     for module in map(find_module, MODULES):
+        if room_of(module) != room:
+            continue
         path = f"largesparse.{module}"
         found = importlib.import_module(path)
         taken = [name for name in largesparse.__all__ if defining_module(name) == module]
@@ -136,13 +136,14 @@ def modules():
         options = {"exclude_members": ", ".join(taken)} if taken else {}
         if module == "errors":
             options["show_inheritance"] = ""
-        yield f"### {path}\n"
+        yield f"## {path}\n"
         yield directive("module", path, members="", **options)
 
 
 def fill_page(app, page, source):
-    if page == "api":
-        source[0] += "\n" + "\n".join([*public_names(), *modules()])
+    folder, _, room = page.rpartition("/")
+    if folder == "api":
+        source[0] += "\n" + "\n".join([*public_names(room), *modules(room)])
         app.env.note_dependency(largesparse.__file__)
         app.env.note_dependency(__file__)
 

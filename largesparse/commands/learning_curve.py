@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ParameterError
+from ..errors import ParameterError, install_command
 from ..harness.records import check_output
 from ..machine.environment import expand_user
 
@@ -35,7 +35,7 @@ def check_plot(path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ParameterError("--plot needs matplotlib: pip install 'largesparse[plot]'.") from error
+        raise ParameterError(f"--plot needs matplotlib: {install_command('plot')}.") from error
     formats = Figure().canvas.get_supported_filetypes()
     suffix = expand_user(path).suffix[1:].lower()
     if suffix and suffix not in formats:

@@ -218,6 +218,7 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
     known = [field.name for field in dataclasses.fields(SparseMLPRegressor)]
     options = {name: said[name] for name in known if said.get(name) is not None}
     options["verbose"] = not arguments.quiet
+    options.setdefault("n_jobs", -1)
     if samples.task == "regression":
         return SparseMLPRegressor(**options)
     return SparseMLPClassifier(**options, class_weight="balanced" if arguments.balanced else None)

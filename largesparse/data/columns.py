@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, install_command
 from .checks import first_true
 from .files import open_text, reading
 from .frames import SHOWN, first_doubled, positions_of
@@ -131,8 +131,8 @@ def read_parquet(
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(
-            f"Reading {path} needs pyarrow, which is not installed. Install it with pip install "
-            "'largesparse[tables]', or save the table as .csv."
+            f"Reading {path} needs pyarrow, which is not installed. Install it with "
+            f"{install_command('tables')}, or save the table as .csv."
         ) from error
     # A damaged file makes pyarrow and pandas raise all sorts.
     with (

@@ -3,7 +3,7 @@
 - `.csv`, `.tsv` (also with `.gz`): a column a feature, separated by comma, semicolon or tab. The
   file is read in chunks. Labels are numbers where printing these gives the same text, or where some
   have a fraction, else text, without spaces around it: `007`, `+1` and `NA` stay so.
-- `.parquet`: likewise, with types of its own; needs pyarrow (`pip install 'largesparse[tables]'`).
+- `.parquet`: likewise, with types of its own; needs pyarrow (`pip install '.[tables]'`).
 - `.svm`, `.libsvm`, `.svmlight` (also with `.gz`): X is CSR and y the labels.
 - `.npz`: arrays `X` and possibly `y`, or `x_train, y_train, x_test, y_test`, or CSR arrays
   `indptr, indices, shape` and possibly `data` and `y`, or what `scipy.sparse.save_npz` writes,

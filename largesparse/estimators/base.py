@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,16 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
-from ..model.config import NetworkConfig, TrainingConfig
+from ..model.config import (
+    Activation,
+    Growth,
+    Loss,
+    NetworkConfig,
+    Recipe,
+    Regrowth,
+    Schedule,
+    TrainingConfig,
+)
 from ..model.network import SparseMLP
 from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
@@ -30,6 +39,7 @@ from ..training.prepared import prepare_, relative_weights, standardize_
 from ..training.state import TrainingState
 from ..training.trainer import Trainer
 from .defaults import (
+    DOC_LINK,
     LARGEST_BATCH,
     OWNER,
     PARTIAL_FACTOR,
@@ -43,6 +53,7 @@ from .defaults import (
     stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
+from .verbose import EpochLines, is_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -98,24 +109,24 @@ class BaseSparseMLP(BaseEstimator):
     _: KW_ONLY
     epsilon: float | None = None
     density: float | None = None
-    activation: str = "all_relu"
-    alpha: float | str = 0.1
-    recipe: str = "auto"
-    regrowth: str | None = None
+    activation: Activation = "all_relu"
+    alpha: float | Literal["auto"] = 0.1
+    recipe: Recipe | Literal["auto"] = "auto"
+    regrowth: Regrowth | None = None
     zeta: float = 0.3
     zeta_decay: float = 1.0
-    growth: str = "random"
+    growth: Growth = "random"
     pruning_start: int | None = None
     pruning_every: int = 10
     pruning_percentile: float = 5.0
     dropout: float = 0.2
-    learning_rate: float | str = "auto"
-    schedule: str = "cosine"
+    learning_rate: float | Literal["auto"] = "auto"
+    schedule: Schedule = "cosine"
     momentum: float = 0.9
     weight_decay: float = 1e-5
-    batch_size: int | str = "auto"
-    max_epochs: int | str = "auto"
-    early_stopping: bool | str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    max_epochs: int | Literal["auto"] = "auto"
+    early_stopping: bool | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int = 20
     standardize: bool = True
@@ -126,7 +137,8 @@ class BaseSparseMLP(BaseEstimator):
     verbose: bool = False
 
     network_: SparseMLP = field(init=False)
-    _loss: ClassVar[str]  # of NetworkConfig
+    _loss: ClassVar[Loss]  # of NetworkConfig
+    _doc_link_module, _doc_link_template = DOC_LINK
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model and the estimator's parameters to a folder, without pickles.
@@ -274,7 +286,7 @@ class BaseSparseMLP(BaseEstimator):
             density=self.density,
             activation=self.activation,
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
-            recipe="width" if self._is_auto("recipe") else self.recipe,
+            recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
             regrowth=self.regrowth,
             loss=self._loss,
             seed=self._seed,
@@ -355,7 +367,8 @@ class BaseSparseMLP(BaseEstimator):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
             try:
-                history = trainer.train(data, progress=progress)
+                lines = [EpochLines()] if self.verbose and not is_terminal() else []
+                history = trainer.train(data, progress=progress, callbacks=lines)
                 break
             except NumericalError as error:
                 if retry == retries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,11 +83,13 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Whether `fit` goes on with the network of the call before.
     random_state : int, RandomState or None
     n_jobs : int or None
-        Threads; None and -1 are all cores. The result does not depend on it.
+        Threads. As in scikit-learn, None is 1, or what `joblib.parallel_config` says, and -1 is
+        all cores. The result does not depend on it.
     backend : {"mkl", "fused", "scipy"} or None
         None is the environment's LARGESPARSE_BACKEND, else "mkl".
     verbose : bool
-        Whether to show a progress bar, where standard error is a terminal.
+        Whether to show a progress bar where standard error is a terminal, and elsewhere to print
+        a line for every tenth of the epochs.
 
     Attributes
     ----------
@@ -120,7 +122,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     True
     """
 
-    class_weight: dict[Any, float] | str | None = None
+    class_weight: dict[Any, float] | Literal["balanced"] | None = None
 
     classes_: NDArray[Any] = field(init=False)
     _loss = "softmax_cross_entropy"

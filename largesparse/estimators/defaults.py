@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import joblib
 import numpy as np
 
+from .._version import DOCUMENTATION
 from ..errors import ParameterError, check_range
 from ..machine.threads import available_threads
-from ..model.config import NetworkConfig
+from ..model.config import NetworkConfig, Recipe
 
 OWNER = "a sparse MLP estimator"
+DOC_LINK = "largesparse", f"{DOCUMENTATION}api/estimators.html#largesparse.{{estimator_name}}"
 STOPPING_ROWS = 10_000  # early_stopping="auto" sets a validation part aside above these
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
@@ -56,7 +59,7 @@ def auto_rate(config: NetworkConfig, n_rows: int) -> float:
     return rate * WIDE_FACTOR if wide else rate
 
 
-def auto_recipe(config: NetworkConfig, n_rows: int | None) -> str:
+def auto_recipe(config: NetworkConfig, n_rows: int | None) -> Recipe:
     """Return the recipe of a network that is trained on a number of rows (None: not known).
 
     That is "width", which learns at every width. With more features than rows the paper's
@@ -80,18 +83,16 @@ def stops_early(early_stopping: bool | str, n_rows: int) -> bool:
 
 
 def resolve_jobs(n_jobs: int | None) -> int:
-    """Return the threads that scikit-learn's `n_jobs` means: None and -1 are all cores.
+    """Return the threads that scikit-learn's `n_jobs` means: None is 1, -1 all cores.
 
-    In the worker processes of joblib, None is what joblib allots to one of them.
+    Under `joblib.parallel_config(n_jobs=…)`, None is that number.
     """
     if n_jobs is None:
-        import numba
-
-        return min(available_threads(), numba.config.NUMBA_NUM_THREADS)
+        return int(joblib.effective_n_jobs(None))
     check_range("n_jobs", n_jobs, OWNER, low=-4096, high=4096, integer=True)
     if n_jobs == 0:
         raise ParameterError(
             f"The 'n_jobs' parameter of {OWNER} must not be 0: pass the number of threads, or "
-            "None or -1 for all cores."
+            "-1 for all cores."
         )
     return int(n_jobs) if n_jobs > 0 else max(1, available_threads() + 1 + int(n_jobs))

@@ -22,6 +22,7 @@ from ..errors import ParameterError, check_range
 from ..model.evolution import mark_smallest
 from ..model.network import SparseMLP
 from .classifier import SparseMLPClassifier
+from .defaults import DOC_LINK
 
 OWNER = "SparseFeatureSelector"
 
@@ -64,6 +65,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     >>> selector = SparseFeatureSelector(SparseMLPClassifier(), n_features_to_select=20)
     >>> X_small = selector.fit_transform(X, y)  # doctest: +SKIP
     """
+
+    _doc_link_module, _doc_link_template = DOC_LINK
 
     estimator: Any = None
     _: KW_ONLY

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, LargeSparseError
+from ..errors import DataError, LargeSparseError, install_command
 from ..machine.environment import expand_user
 from .plots import PHASES, run_table
 from .records import read_records
@@ -92,7 +92,7 @@ def _asv_rows(folder: Path) -> Iterator[dict[str, Any]]:
         from asv.util import UserError
     except ImportError as error:
         raise LargeSparseError(
-            "asv's results are read with asv: pip install 'largesparse[bench]'."
+            f"asv's results are read with asv: {install_command('bench')}."
         ) from error
     path = folder / "benchmarks.json"
     try:

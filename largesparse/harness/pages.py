@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from ..errors import LargeSparseError, ParameterError
+from ..errors import LargeSparseError, ParameterError, install_command
 from ..machine.environment import expand_user
 from .series import colour_of, marker_of
 
@@ -172,7 +172,7 @@ def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LargeSparseError("Plots need matplotlib: pip install 'largesparse[plot]'.") from error
+        raise LargeSparseError(f"Plots need matplotlib: {install_command('plot')}.") from error
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for one in axes:

@@ -6,6 +6,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from ..model.config import Schedule
+
 FEATURES, BATCH_SIZE = 65_536, 128  # of section 2.4
 
 
@@ -57,7 +59,7 @@ class Hyperparameters:
     """What a recipe trains with, unless the command line says otherwise."""
 
     dropout: float
-    schedule: str
+    schedule: Schedule
     warmup_epochs: float
     alpha: float
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import NoReturn
 
-from ..errors import ParallelError, ParameterError
+from ..errors import ParallelError, ParameterError, install_command
 from .environment import SHARED_FOLDER, find_mpiexec, launched_ranks, launcher_variables
 
 UCX_BYTES = 8 * 2**20  # of shared memory that a rank takes at most, by trials with 2 to 16 ranks
@@ -24,7 +24,7 @@ def start_ranks(ranks: int) -> list[str]:
     if mpiexec is None:
         raise ParameterError(
             f"{ranks} ranks need mpiexec, which lies neither beside {sys.executable} nor on PATH: "
-            "pip install 'largesparse[mpi]'."
+            f"{install_command('mpi')}."
         )
     return [mpiexec, "-n", str(ranks)]
 

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,9 +20,17 @@ from .recipes import RECIPES
 from .topology import connection_probability
 from .workspace import ACTIVATION_DTYPES
 
-REGROWTH = ("initial", "zero")
-GROWTH = ("random", "gradient")
-COVERAGE = ("random", "full")
+Activation = Literal["all_relu", "relu", "leaky_relu", "linear", "srelu", "prelu"]
+Initializer = Literal["he_uniform", "xavier", "normal"]
+Recipe = Literal["paper", "width"]
+Regrowth = Literal["initial", "zero"]
+Loss = Literal["softmax_cross_entropy", "mean_squared_error"]
+Coverage = Literal["random", "full"]
+Growth = Literal["random", "gradient"]
+Schedule = Literal["constant", "step", "cosine"]
+ActivationDtype = Literal["float32", "bfloat16"]
+
+REGROWTH, GROWTH, COVERAGE = get_args(Regrowth), get_args(Growth), get_args(Coverage)
 
 
 def _make_plain(config: Any) -> None:
@@ -48,14 +56,14 @@ class NetworkConfig:
     layer_sizes: tuple[int, ...]  # features, hidden layers, classes (or targets)
     epsilon: float | None = None  # density control; 20 where density is not given either
     density: float | None = None  # share of the cells of every layer, in place of epsilon
-    activation: str = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
+    activation: Activation = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
     alpha: float = 0.6  # slope of the negative side
-    initializer: str = "he_uniform"  # he_uniform | xavier | normal
-    recipe: str = "paper"  # paper | width: see largesparse.model.recipes
-    regrowth: str | None = None  # values of new connections: initial | zero; None is the recipe's
+    initializer: Initializer = "he_uniform"  # he_uniform | xavier | normal
+    recipe: Recipe = "paper"  # paper | width: see largesparse.model.recipes
+    regrowth: Regrowth | None = None  # of new connections: initial | zero; None is the recipe's
     seed: int = 0
-    loss: str = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
-    coverage: str = "random"  # random | full: see largesparse.coverage
+    loss: Loss = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
+    coverage: Coverage = "random"  # random | full: see largesparse.coverage
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -116,9 +124,9 @@ class TrainingConfig:
     batch_size: int = 128  # samples per update; the last one of an epoch may be smaller
     micro_batch: int | None = None  # samples computed at once; by default the whole mini-batch
     keep_every: int = 1  # keep every k-th hidden layer's activations, compute the others twice
-    activation_dtype: str = "float32"  # how activations are kept: float32 | bfloat16 (fused only)
+    activation_dtype: ActivationDtype = "float32"  # as they are kept: float32 | bfloat16 (fused)
     learning_rate: float = 0.01
-    schedule: str = "constant"  # constant | step | cosine
+    schedule: Schedule = "constant"  # constant | step | cosine
     warmup_epochs: float = 0.0  # the learning rate rises linearly over these
     decay_every: float = 100.0  # epochs; schedule "step"
     decay_factor: float = 0.5  # schedule "step"
@@ -129,7 +137,7 @@ class TrainingConfig:
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
     evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
-    growth: str = "random"  # random | gradient: see largesparse.model.growth
+    growth: Growth = "random"  # random | gradient: see largesparse.model.growth
     growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
     pruning_every: int = 10  # epochs between prunings

@@ -201,6 +201,16 @@ class SparseLayer:
         trained = (*self.parameters.values(), *self.velocities.values(), self.values_by_output)
         return self.topology.nbytes + sum(array.nbytes for array in trained)
 
+    def __repr__(self) -> str:
+        activation = (
+            "a trained shape" if self.config.shape_trained else f"left slope {self.slope:g}"
+        )
+        return (
+            f"{type(self).__name__}(number {self.number}, {self.n_in}-{self.n_out}, "
+            f"{self.nnz:,} connections, density {100 * self.nnz / (self.n_in * self.n_out):.3g} %, "
+            f"{activation})"
+        )
+
     def arrays(self, velocities: bool = False) -> LayerArrays:
         """Return what the layer can be made from again, as files have it; the layer's own arrays.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,14 @@ class SparseMLP:
         network._prepare(config, storage)
         network.layers.extend(layers)
         return network
+
+    def __repr__(self) -> str:
+        sizes, connections = self.config.layer_sizes, self.connections
+        cells = sum(n_in * n_out for n_in, n_out in itertools.pairwise(sizes))
+        return (
+            f"{type(self).__name__}({'-'.join(map(str, sizes))}, {connections:,} connections, "
+            f"density {100 * connections / cells:.3g} %, {self.config.activation})"
+        )
 
     @property
     def neurons(self) -> int:

@@ -16,7 +16,7 @@ from typing import TextIO, cast
 
 from tqdm import tqdm
 
-from ..errors import LargeSparseError, ParameterError
+from ..errors import LargeSparseError, ParameterError, install_command
 from ..machine.environment import find_mpiexec
 from ..machine.launching import start_ranks
 from .trainings import Training
@@ -59,7 +59,7 @@ class Children:
         if parallel and find_mpiexec() is None:
             raise ParameterError(
                 "mpiexec was not found, which WASAP and WASSP are trained by: "
-                "pip install 'largesparse[mpi]', or leave them out by --only."
+                f"{install_command('mpi')}, or leave them out by --only."
             )
         failures = []
         total = sum(one.training.epochs for one in trainings.values())

@@ -9,6 +9,8 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from typing import NamedTuple
 
+from ..model.config import Initializer
+
 EPOCHS = 500
 TRIALS = 5  # trainings of each, with the mean of their best test accuracies
 PRUNING_START = 200  # τ; the paper does not state p and t
@@ -22,7 +24,7 @@ class Task(NamedTuple):
     epsilon: float
     learning_rate: float
     batch_size: int
-    initializer: str
+    initializer: Initializer
     alpha: float
     train_samples: int
     test_samples: int

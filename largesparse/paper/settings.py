@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import check_range
+from ..model.config import Schedule
 from . import reported as paper
 
 PUBLISHED_DECAY = 2e-4  # λ of Mocanu et al. (2018), whose configuration the paper says it follows
@@ -23,7 +24,7 @@ class Settings:
 
     learning_rate: float
     weight_decay: float = PUBLISHED_DECAY  # λ, of an update; a schedule scales it with η
-    schedule: str = "constant"  # constant | cosine | step: a factor after every epoch
+    schedule: Schedule = "constant"  # constant | cosine | step: a factor after every epoch
     decay_factor: float = 1.0  # of η, and of λ with it; schedule "step"
     warmup_epochs: float = 0.0
     zeta_decay: float = 1.0

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import ParameterError, check_range
-from ..model.config import NetworkConfig, TrainingConfig
+from ..model.config import Activation, NetworkConfig, Regrowth, Schedule, TrainingConfig
 from . import reported as paper
 from .settings import SETTINGS, Settings
 
 PRUNED = "+pruning"
-VARIANTS = {  # of Table 2 -> activation
+VARIANTS: dict[str, Activation] = {  # of Table 2 -> activation
     "relu": "relu",
     "all_relu": "all_relu",
     "srelu": "srelu",
@@ -49,14 +49,14 @@ class Protocol:
     seeds: tuple[int, ...] = (0,)
     train_samples: int | None = None  # which the rule's λ follows from; None is Table 1's
     learning_rate: float | None = None
-    schedule: str | None = None
+    schedule: Schedule | None = None
     decay_factor: float | None = None
     warmup_epochs: float | None = None
     weight_decay: float | None = None
     dropout: float | None = None
     zeta: float = paper.ZETA
     zeta_decay: float | None = None
-    regrowth: str = "initial"
+    regrowth: Regrowth = "initial"
     augment: bool | None = None
     validation_fraction: float = 0.0
     pruning_start: int | None = None  # None is 0.4 of the epochs, as 200 of 500
@@ -179,7 +179,7 @@ def rows_of(
 def _row(name: str, dataset: str, protocol: Protocol, results: tuple[paper.Result, ...]) -> Row:
     variant, suffix, _ = name.partition(PRUNED)
     pruning = bool(suffix)
-    activation = VARIANTS.get(variant, "all_relu")
+    activation: Activation = VARIANTS.get(variant, "all_relu")
     task = paper.TASKS[dataset]
     dense = variant.startswith("dense") or variant == "mlp_classifier"
     alpha = {
@@ -197,7 +197,7 @@ def _row(name: str, dataset: str, protocol: Protocol, results: tuple[paper.Resul
 
 
 def _slope_row(dataset: str, alpha: float, protocol: Protocol) -> Row:
-    activation = "all_relu" if alpha else "relu"
+    activation: Activation = "all_relu" if alpha else "relu"
     trainings = tuple(
         _training(dataset, protocol, seed, activation, alpha) for seed in protocol.seeds
     )
@@ -210,7 +210,7 @@ def _training(
     dataset: str,
     protocol: Protocol,
     seed: int,
-    activation: str,
+    activation: Activation,
     alpha: float,
     dense: bool = False,
     pruning: bool = False,

@@ -24,6 +24,12 @@ class Layer(torch.nn.Module):
     The weights are buffers of dense arrays, which PyTorch can copy and save.
     """
 
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor
+    srelu: torch.Tensor | None
+
     def __init__(self, layer: SparseLayer) -> None:
         super().__init__()
         self.shape = layer.n_out, layer.n_in

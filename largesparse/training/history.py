@@ -104,8 +104,32 @@ class History:
     parallel: ParallelReport | None = None  # what a training by several ranks took beside
 
     def __getitem__(self, name: str) -> list[Any]:
-        """Return a field of every epoch, for instance history["loss"]."""
+        """Return a field of every epoch, for instance history["loss"].
+
+        Raises
+        ------
+        KeyError
+            Where `EpochRecord` has no such field; the message has those that there are.
+        """
+        names = [field.name for field in dataclasses.fields(EpochRecord)]
+        if name not in names:
+            raise KeyError(f"A history has no {name!r}. It has {', '.join(names)}.")
         return [getattr(record, name) for record in self.epochs]
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "History(no epochs)"
+        first, last = self.epochs[0], self.epochs[-1]
+        scores = {
+            f.name.replace("_", " "): value
+            for f in dataclasses.fields(EpochRecord)
+            if (f.name == "loss" or f.name.endswith("accuracy"))
+            and (value := getattr(last, f.name)) is not None
+        }
+        told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        return (
+            f"History(epochs {first.epoch} to {last.epoch}, {sum(last.nnz):,} connections; {told})"
+        )
 
     def __len__(self) -> int:
         return len(self.epochs)

@@ -30,6 +30,7 @@ from ..data.standardizer import Standardizer
 from ..errors import NumericalError, ParameterError, WorkerError, check_range
 from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
 from ..machine.threads import available_threads, resolve_threads
+from ..model.config import ActivationDtype
 from ..model.layer import Forward, ForwardLayer
 from ..model.losses import LOSSES, softmax
 from ..model.network import SparseMLP, forward
@@ -88,7 +89,7 @@ class Predictor:
         threads: int | None = None,
         batch_size: int | None = None,
         backend: str | None = None,
-        activation_dtype: str = "float32",
+        activation_dtype: ActivationDtype = "float32",
     ) -> None:
         check_range("processes", processes, "prediction", low=1, high=MAX_PROCESSES, integer=True)
         if threads is None:
@@ -307,7 +308,7 @@ class Engine:
     threads: int
     backend: str
     is_classification: bool
-    activation_dtype: str = "float32"
+    activation_dtype: ActivationDtype = "float32"
 
     def __post_init__(self) -> None:
         self._backend = get_backend(self.backend)

@@ -74,6 +74,12 @@ class Trainer(Stepper):
         How far the training is; by default it begins.
     """
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.network!r}, epoch {self.epoch} of {self.config.epochs}, "
+            f"backend {self.backend.name}, {self.threads} thread{'s'[: self.threads > 1]})"
+        )
+
     @property
     def history(self) -> History:
         """The records of all epochs so far."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..model.config import NetworkConfig, TrainingConfig
+from ..model.config import ActivationDtype, NetworkConfig, TrainingConfig
 from ..model.network import SparseMLP
 from .trainer import Trainer
 
 
 def warm_up(
-    backend: str | None = None, threads: int = 1, activation_dtype: str = "float32"
+    backend: str | None = None, threads: int = 1, activation_dtype: ActivationDtype = "float32"
 ) -> None:
     """Compile every kernel, or load it from the cache, by training a tiny network.
 

@@ -230,7 +230,7 @@ def test_damaged_parquet_is_refused(tmp_path):
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "own.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"pip install 'largesparse\[tables\]'"):
+    with pytest.raises(DataError, match=r"pip install '\.\[tables\]'"):
         read_table(tmp_path / "own.parquet")
 
 

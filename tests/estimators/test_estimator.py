@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from functools import partial
 
 import helpers
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +23,8 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import largesparse
-from largesparse import SparseMLPClassifier, SparseMLPRegressor
+from largesparse import SparseFeatureSelector, SparseMLPClassifier, SparseMLPRegressor
+from largesparse._version import DOCUMENTATION
 from largesparse.data.skewness import alpha_from_skewness
 from largesparse.errors import CheckpointError, DataError, NumericalError, ParameterError
 from largesparse.estimators import base as estimator_base
@@ -261,7 +264,28 @@ def test_the_result_depends_on_random_state_and_not_on_n_jobs(two_classes):
 def test_n_jobs_counts_as_in_scikit_learn():
     cores = available_threads()
     assert (resolve_jobs(3), resolve_jobs(-1), resolve_jobs(-cores - 5)) == (3, cores, 1)
-    assert 1 <= resolve_jobs(None) <= cores
+    assert resolve_jobs(None) == 1
+    with joblib.parallel_config(n_jobs=2):
+        assert (resolve_jobs(None), resolve_jobs(3)) == (2, 3)
+
+
+def test_verbose_prints_lines_where_there_is_no_terminal(two_classes, capsys):
+    X, y = two_classes
+    classifier(max_epochs=30, verbose=True).fit(X, y)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert re.fullmatch(r"epoch 3 of 30: loss \d+\.\d{4}, \d+\.\d s", lines[0])
+    assert lines[-1].startswith("epoch 30 of 30: ")
+    classifier(max_epochs=3, early_stopping=True, verbose=True).fit(X, y)
+    assert "validation score 0." in capsys.readouterr().err
+    classifier(max_epochs=3).fit(X, y)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor, SparseFeatureSelector])
+def test_the_html_representation_links_to_the_documentation(kind):
+    link = f"{DOCUMENTATION}api/estimators.html#largesparse.{kind.__name__}"
+    assert f'href="{link}"' in kind()._repr_html_()
 
 
 # Weights

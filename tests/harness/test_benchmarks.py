@@ -24,7 +24,6 @@ with pytest.MonkeyPatch.context() as patch:
 common = MODULES["common"]
 
 
-
 def combinations(kind, name):
     """Return the parameters of a benchmark; of those that are jobs of ranks the least and most."""
     found = list(itertools.product(*getattr(kind, "params", ())))
@@ -101,6 +100,12 @@ def test_the_suite_has_what_every_phase_needs():
     assert modules == {f"benchmarks.{name}" for name in phases + beside}
     kinds = {case.values[1][:5] for case in CASES}
     assert kinds == {"time_", "track"}
+
+
+def test_every_benchmark_has_a_name_of_its_own_to_be_read():
+    methods = {(case.values[0], case.values[1]) for case in CASES}
+    names = {getattr(kind, method).pretty_name for kind, method in methods}
+    assert len(names) == len(methods)
 
 
 def test_pruning_leaves_the_shared_network_as_it_was():

@@ -229,7 +229,7 @@ def test_mistakes_are_told(asv, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     assert "cannot be written" in run("--asv", str(asv), "--out", str(tmp_path / "file"))
     monkeypatch.setitem(sys.modules, "asv.results", None)
-    assert "largesparse[bench]" in run("--asv", str(asv))
+    assert "pip install '.[bench]'" in run("--asv", str(asv))
 
 
 def test_strong_and_weak_scaling_are_drawn_beside_linear():

@@ -554,7 +554,7 @@ def test_what_does_not_fit_into_the_memory_is_left_out(monkeypatch, capsys):
 
 def test_a_parallel_training(madelon, capsys):
     if find_mpiexec() is None:
-        pytest.skip("needs mpiexec: pip install 'largesparse[mpi]'")
+        pytest.skip("needs mpiexec: pip install '.[mpi]'")
     pytest.importorskip("mpi4py")
     assert call("--table", "3", "--only", "wasap", "--workers", "2") == 0
     assert "| wasap | 1 " in " ".join(capsys.readouterr().out.split())

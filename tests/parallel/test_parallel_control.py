@@ -358,7 +358,7 @@ def test_a_missing_mpi4py_is_told_once(tmp_path):
         sys.exit(run_command(main))
     """
     result = run_mpi(script, 3, timeout=ENDS_IN)
-    assert_one_message(result, "3 ranks", "no such library", "pip install 'largesparse[mpi]'")
+    assert_one_message(result, "3 ranks", "no such library", "pip install '.[mpi]'")
     assert "Traceback" not in result.err
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy
 
 from ..._version import __version__
-from ...errors import LargeSparseError, ParallelError
+from ...errors import LargeSparseError, ParallelError, install_command
 from ...machine.environment import launched_ranks
 from ...machine.launching import raise_at_first
 from .collectives import broadcast, gather
@@ -47,7 +47,7 @@ def get_communicator(comm: Any = None) -> Any:
                 return Alone()
             raise_at_first(
                 f"{size} ranks were started, but mpi4py cannot be imported by {sys.executable}: "
-                f"{error}. Install it together with an MPI: pip install 'largesparse[mpi]'.",
+                f"{error}. Install it together with an MPI: {install_command('mpi')}.",
             )
         comm = MPI.COMM_WORLD
         if comm.size == 1 and size > 1:
@@ -55,8 +55,8 @@ def get_communicator(comm: Any = None) -> Any:
             raise_at_first(
                 f"The launcher has started {size} ranks, but each thinks it is alone: mpi4py uses "
                 f"another MPI library ({library}) than the launcher belongs to. "
-                "Start the job with the mpiexec that belongs to that library: with "
-                "'largesparse[mpi]' from pip it lies beside the Python program.",
+                "Start the job with the mpiexec that belongs to that library: that of the extra "
+                "'mpi' lies beside the Python program.",
             )
     end_together(comm)
     return comm

@@ -1,0 +1,36 @@
+"""What `verbose` says where a progress bar cannot be shown: in logs and notebooks."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from ..training.history import EpochRecord
+from ..training.trainer import Trainer
+
+LINES, SECONDS = 10, 30  # of a training, about; and the longest silence that epochs allow
+
+
+def is_terminal() -> bool:
+    """Return whether standard error is a terminal, where tqdm shows its bar."""
+    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+class EpochLines:
+    """A callback that prints a line on standard error for every tenth of the epochs."""
+
+    def __init__(self) -> None:
+        self.begun = self.told = time.perf_counter()
+
+    def __call__(self, trainer: Trainer, record: EpochRecord) -> None:
+        """Print the loss, the validation score and the time, where a line is due."""
+        epochs, now = trainer.config.epochs, time.perf_counter()
+        due = record.epoch * LINES // epochs > (record.epoch - 1) * LINES // epochs
+        if not (due or trainer.is_over or now - self.told >= SECONDS):
+            return
+        self.told = now
+        loss = record.running_loss if record.loss is None else record.loss
+        line = f"epoch {record.epoch} of {epochs}: loss {loss:.4f}"
+        if record.validation_accuracy is not None:
+            line += f", validation score {record.validation_accuracy:.4f}"
+        print(f"{line}, {now - self.begun:.1f} s", file=sys.stderr, flush=True)
