@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from ..machine.threading_layers import can_limit_tbb, limit_tbb
 from ..machine.threads import core_numbers
 from .base import Backend
 from .operands import Float32, Int32
-
-logger = logging.getLogger(__name__)
 
 TBB = 4  # MKL_THREADING_TBB
 
@@ -110,12 +107,6 @@ class MKLBackend(Backend):
         one = np.ones((1, 1), dtype=np.float32)
         pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
         self.spmm(*pattern, one[0], one, out=one.copy())  # MKL chooses its code path now
-        if loaded_code_path() == "generic":
-            logger.warning(
-                "MKL runs its generic code path on this CPU, because the CPU is not Intel's: "
-                "products are 1.2 to 3 times slower than they could be. 'largesparse info' shows "
-                "the path, 'largesparse tune' whether another backend is faster on your shapes."
-            )
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
