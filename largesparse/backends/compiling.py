@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
 
 from ..errors import BackendError, ParameterError
-from ..machine.environment import cache_folder, launched_ranks, temporary_cache_folder
+from ..machine.environment import cache_folder, temporary_cache_folder
+from ..machine.output import tell_once
 from ..machine.threading_layers import threading_layer
 
 logger = logging.getLogger(__name__)
@@ -88,16 +88,13 @@ def _kernel_folder() -> Path | None:
             reason = reason or str(error)
             continue
         if reason:
-            _tell(f"Compiled kernels are kept in {folder}, because of this: {reason}")
+            tell_once(logger, f"Compiled kernels are kept in {folder}, because of this: {reason}")
         return folder
-    _tell(f"Every process compiles its kernels, for up to a minute, because of this: {reason}")
+    tell_once(
+        logger,
+        f"Every process compiles its kernels, for up to a minute, because of this: {reason}",
+    )
     return None
-
-
-def _tell(text: str) -> None:
-    """Warn once a run: worker processes and further ranks meet the same."""
-    if multiprocessing.parent_process() is None and launched_ranks()[0] == 0:
-        logger.warning(text)
 
 
 def _survive_damage(cache: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from ..machine.threads import core_numbers
 from ..machine.versions import wheel_file
 from .base import Backend
 from .operands import Float32, Int32
-
-logger = logging.getLogger(__name__)
 
 LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB
@@ -98,12 +95,6 @@ class MKLBackend(Backend):
         one = np.ones((1, 1), dtype=np.float32)
         pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
         self.spmm(*pattern, one[0], one, out=one.copy())  # MKL chooses its code path now
-        if loaded_code_path() == "generic":
-            logger.warning(
-                "MKL runs its generic code path on this CPU, because the CPU is not Intel's: "
-                "products are 1.2 to 3 times slower than they could be. 'largesparse info' shows "
-                "the path, 'largesparse tune' whether another backend is faster on your shapes."
-            )
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:

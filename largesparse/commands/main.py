@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from .._version import __version__
+from ..errors import LargeSparseError
+from ..machine.environment import BACKEND, CACHE
 from ..machine.exit_codes import run_command
 from ..machine.launching import check_alone
 from ..machine.output import print_anything
@@ -75,47 +78,78 @@ def _add_tune(subparsers) -> None:
     parser = subparsers.add_parser(
         "tune",
         help="measure the backends on this machine",
-        description="Time a training step with every backend, and with every threading layer of "
-        "numba that works here, at the shapes given. The fastest stands first; choose it by "
-        "LARGESPARSE_BACKEND and NUMBA_THREADING_LAYER, or by the backend argument.",
+        description="Time a training step of a small, a wide and an extreme network with the "
+        "backends mkl and fused, and keep in the cache folder which is fastest: backend 'auto', "
+        "the default, takes it. With --layers, time every backend with every threading layer of "
+        "numba that works here, on a network of yours.",
     )
     add = parser.add_argument
-    add(
-        "--layers",
-        type=parse_sizes,
-        default="784,1000,1000,1000,10",
-        help="sizes from features to classes (%(default)s)",
-    )
-    add("--epsilon", type=float, default=20.0, help="density control (%(default)s)")
-    add("--batch-size", type=parse_size, default=128, help="samples a step (%(default)s)")
+    add("--layers", type=parse_sizes, metavar="SIZES",
+        help="sizes of your network from features to classes, as 784,1000,1000,10")  # fmt: skip
+    add("--epsilon", type=float, default=20.0, help="with --layers: density control (%(default)s)")
+    add("--batch-size", type=parse_size, default=128,
+        help="with --layers: samples a step (%(default)s)")  # fmt: skip
     add("--threads", type=parse_size, help="threads (all cores)")
-    add("--repeats", type=parse_size, default=7, help="timings of each (%(default)s)")
+    add("--repeats", type=parse_size, default=7,
+        help="with --layers: timings of each (%(default)s)")  # fmt: skip
+    add("--no-store", action="store_true", help="measure only; what is stored stays")
     add("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_tune)
 
 
 def _tune(arguments: argparse.Namespace) -> int:
+    from ..backends.choice import machine_file, shape_class, store_choices
+    from ..harness.tune import fastest, measure_classes
+    from ..machine.threads import resolve_threads
+
+    machine_file()  # where it cannot be found, now
+    threads = resolve_threads(arguments.threads, "tune")
+    if arguments.layers is None:
+        table = measure_classes(threads=threads)
+    else:
+        table = _tune_network(arguments, threads)
+        table.insert(0, "shapes", shape_class(arguments.layers))
+    if arguments.json:
+        print(table.to_json(orient="records"))
+    else:
+        print(table.to_string(index=False, float_format="{:.3f}".format))
+    best = fastest(table)
+    output = sys.stderr if arguments.json else sys.stdout
+    print(", ".join(f"{kind} networks: {best[kind]['backend']}" for kind in best), file=output)
+    outcome = "not stored"
+    if not arguments.no_store:
+        try:
+            store_choices(best)
+        except OSError as error:
+            raise LargeSparseError(
+                f"Not stored: {error}. Set {CACHE} to a folder that can be written."
+            ) from error
+        outcome = "stored; these backends will be used"
+        if os.environ.get(BACKEND):
+            outcome = f"stored; but {BACKEND} is set, and comes first"
+    print(outcome, file=output)
+    return 0
+
+
+def _tune_network(arguments: argparse.Namespace, threads: int) -> Any:
+    """Compare all backends and threading layers on the network given; return the table."""
     from ..backends.limits import arithmetic_peak, sequential_bandwidth
     from ..harness.tune import compare_backends
-    from ..machine.threads import resolve_threads
     from ..model.config import NetworkConfig
     from ..training.memory import choose_plan
 
-    sizes = arguments.layers
+    sizes, size = arguments.layers, arguments.batch_size
     network = NetworkConfig(sizes, epsilon=arguments.epsilon)
-    threads = resolve_threads(arguments.threads, "tune")
-    size = arguments.batch_size
     choose_plan(network, size, micro_batch=size, keep_every=1)
     table = compare_backends(network, batch_size=size, threads=threads, repeats=arguments.repeats)
-    if arguments.json:
-        print(table.to_json(orient="records"))
-        return 0
-    connections = network.expected_connections()
-    print(f"{'-'.join(map(str, sizes))}, about {connections:,.0f} connections, {threads} threads")
-    print(table.to_string(index=False, float_format="{:.3f}".format))
-    print(f"memory, read in order: {sequential_bandwidth(threads) / 1e9:.1f} GB/s")
-    print(f"dense product (BLAS): {arithmetic_peak(threads) / 1e9:.0f} GFLOP/s")
-    return 0
+    if not arguments.json:
+        connections = network.expected_connections()
+        print(
+            f"{'-'.join(map(str, sizes))}, about {connections:,.0f} connections, {threads} threads"
+        )
+        print(f"memory, read in order: {sequential_bandwidth(threads) / 1e9:.1f} GB/s")
+        print(f"dense product (BLAS): {arithmetic_peak(threads) / 1e9:.0f} GFLOP/s")
+    return table
 
 
 COMMANDS = (add_train, add_predict, add_evaluate, add_inspect, _add_info, _add_tune)

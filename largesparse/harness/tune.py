@@ -16,12 +16,59 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..backends import BACKENDS
+from ..backends.choice import ShapeClass
 from ..errors import BackendError, LargeSparseError, WorkerError
 from ..machine.threading_layers import VARIABLE, threading_layer
 from ..model.config import NetworkConfig, TrainingConfig
 
 THREADING_LAYERS = ("tbb", "omp", "workqueue")  # numba's
 BLOCK_STEPS, BLOCK_SECONDS = 3, 0.05  # a timing spans at least these
+CLASS_REPEATS = 5
+
+# A network and a mini-batch of each class of shapes.
+TYPICAL: dict[ShapeClass, tuple[NetworkConfig, int]] = {
+    "small": (NetworkConfig((500, 400, 100, 400, 2), epsilon=10), 32),
+    "wide": (NetworkConfig((10_000, 400, 400, 4)), 32),
+    "extreme": (NetworkConfig((16_384, 100_000, 100_000, 2), epsilon=10), 32),
+}
+
+
+def measure_classes(*, threads: int, progress: bool | None = None) -> pd.DataFrame:
+    """Time a training step of a typical network of each class of shapes, with mkl and fused.
+
+    Backend scipy is a reference, and numba's threading layer the present one.
+
+    Returns
+    -------
+    DataFrame
+        Columns as those of `compare_backends`, after "shapes"; the fastest of a class first.
+    """
+    hide = None if progress is None else not progress
+    tables = []
+    for kind, (network, batch_size) in tqdm(
+        TYPICAL.items(), desc="shapes", leave=False, disable=hide
+    ):
+        table = compare_backends(
+            network,
+            batch_size=batch_size,
+            threads=threads,
+            backends=("mkl", "fused"),
+            layers=(threading_layer().name,),
+            repeats=CLASS_REPEATS,
+            progress=False,
+        )
+        table.insert(0, "shapes", kind)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def fastest(table: pd.DataFrame) -> dict[ShapeClass, dict[str, Any]]:
+    """Return what `choice.store_choices` keeps of timings that have a column "shapes"."""
+    found: dict[ShapeClass, dict[str, Any]] = {}
+    for kind, rows in table.groupby("shapes", sort=False):
+        times = rows.groupby("backend")["median_ms"].min().sort_values()
+        found[kind] = {"backend": times.index[0], "median_ms": times.round(4).to_dict()}
+    return found
 
 
 def compare_backends(

@@ -16,6 +16,7 @@ DATA = "LARGESPARSE_DATA"  # the folder in which data sets lie
 CACHE = "LARGESPARSE_CACHE"  # the folder for generated data and compiled kernels
 BENCH_MAX = "LARGESPARSE_BENCH_MAX"  # the largest size that benchmarks run
 ADDRESS = "LARGESPARSE_ADDRESS"  # where the other ranks reach rank 0 by TCP
+TOLD = "LARGESPARSE_TOLD"  # set by the library: what a job has been warned of
 
 SHARED_FOLDER = Path("/dev/shm")  # memory that has file names, on Linux
 

@@ -1,12 +1,17 @@
-"""Printing to a standard output that cannot hold every character, as redirected on Windows."""
+"""What is said to the user: once, and in characters that the output can hold."""
 
 from __future__ import annotations
 
 import codecs
+import hashlib
+import logging
+import multiprocessing
+import os
 import sys
 from io import TextIOWrapper
 
 from ..errors import ParameterError
+from .environment import TOLD, launched_ranks
 
 HANDLER = "largesparse"
 # What the commands print beyond ASCII, of which names and labels of the user's are escaped.
@@ -42,3 +47,13 @@ def check_printable(texts: list[str], encoding: str, where: str, remedy: str) ->
             raise ParameterError(
                 f"{where} is {encoding}, which cannot hold the text {text!a:.50}. {remedy}"
             ) from error
+
+
+def tell_once(logger: logging.Logger, text: str) -> None:
+    """Warn once a job: its worker processes, its other ranks and what it starts meet the same."""
+    key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    told = os.environ.get(TOLD, "").split()
+    if key in told or multiprocessing.parent_process() is not None or launched_ranks()[0] != 0:
+        return
+    os.environ[TOLD] = " ".join([*told, key])  # child processes inherit it
+    logger.warning(text)

@@ -1,9 +1,8 @@
-"""The backends' sparse-dense products against dense NumPy, and which backend is chosen."""
+"""The backends' sparse-dense products against dense NumPy, and how MKL is found."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
 
@@ -15,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, backends
-from largesparse.backends import BACKENDS, DEFAULT, get_backend
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
+from largesparse.backends import BACKENDS, get_backend
 from largesparse.backends import mkl as mkl_module
 from largesparse.backends import scipy as scipy_module
-from largesparse.errors import BackendError, LargeSparseError, ParameterError
-from largesparse.machine.environment import BACKEND
+from largesparse.errors import BackendError
 from largesparse.machine.versions import wheel_file
 
 
@@ -227,91 +225,6 @@ def test_threads_are_set_for_a_while(backend):
     assert numba.get_num_threads() == before
 
 
-# Which backend is chosen
-
-
-@pytest.fixture
-def no_environment(monkeypatch):
-    monkeypatch.delenv(BACKEND, raising=False)
-    monkeypatch.setattr(backends, "_told", False)
-
-
-@pytest.fixture
-def no_mkl(monkeypatch, no_environment):
-    def load():
-        raise BackendError("The 'mkl' backend needs MKL.")
-
-    monkeypatch.setattr(mkl_module, "load", load)
-
-
-def warnings_in(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_chosen_by_name(no_environment, name):
-    backend = backend_or_skip(name)
-    assert backend.name == name
-    assert get_backend(name) is backend  # made once in a process
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_chosen_by_environment_variable(monkeypatch, no_environment, name):
-    backend_or_skip(name)
-    monkeypatch.setenv(BACKEND, name)
-    assert get_backend().name == name
-    network = SparseMLP(NetworkConfig((4, 3, 2), epsilon=1), progress=False)
-    assert Trainer(network, TrainingConfig()).backend.name == name
-
-
-def test_the_argument_precedes_the_environment_variable(monkeypatch, no_environment):
-    monkeypatch.setenv(BACKEND, "nonsense")
-    assert get_backend("scipy").name == "scipy"
-
-
-def test_the_default_is_mkl(monkeypatch, no_environment):
-    assert DEFAULT == "mkl"
-    backend_or_skip("mkl")
-    assert get_backend().name == "mkl"
-    monkeypatch.setenv(BACKEND, "")  # as if it were not set
-    assert get_backend().name == "mkl"
-
-
-@pytest.mark.parametrize("name", ["numpy", "MKL", "base", "kernels", "../mkl"])
-def test_bad_names(monkeypatch, no_environment, name):
-    with pytest.raises(ParameterError, match=r"'backend' parameter must be one of \['mkl', "):
-        get_backend(name)
-    monkeypatch.setenv(BACKEND, name)
-    with pytest.raises(ParameterError, match=rf"{BACKEND} must be one of .* Got '{name}' instead"):
-        get_backend()
-
-
-def test_without_mkl_scipy_is_used_and_told_once(no_mkl, caplog):
-    assert get_backend().name == "scipy"
-    assert get_backend().name == "scipy"
-    (message,) = warnings_in(caplog)
-    assert message.startswith("The 'mkl' backend needs MKL. The 'scipy' backend is used")
-
-
-def test_without_mkl_asking_for_it_is_an_error(monkeypatch, no_mkl, caplog):
-    with pytest.raises(BackendError, match="needs MKL") as caught:
-        get_backend("mkl")
-    assert isinstance(caught.value, LargeSparseError)
-    monkeypatch.setenv(BACKEND, "mkl")
-    with pytest.raises(BackendError, match="needs MKL"):
-        get_backend()
-    assert not warnings_in(caplog)
-    assert get_backend("scipy").name == "scipy"
-
-
-def test_without_mkl_a_training_works(no_mkl):
-    network = SparseMLP(NetworkConfig((4, 3, 2), epsilon=1), progress=False)
-    X = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
-    trainer = Trainer(network, TrainingConfig(epochs=1, batch_size=4))
-    trainer.fit(X, np.arange(8) % 2, progress=False)
-    assert trainer.backend.name == "scipy"
-
-
 # How MKL is found
 
 
@@ -352,22 +265,6 @@ def test_a_library_that_is_named_is_left_alone(monkeypatch):
 
 
 # The code path of MKL
-
-
-@pytest.mark.parametrize("path, told", [("generic", 1), ("avx512", 0), ("avx2", 0), (None, 0)])
-def test_the_generic_code_path_is_told_when_mkl_is_loaded(monkeypatch, caplog, path, told):
-    backend_or_skip("mkl")
-    monkeypatch.setattr(mkl_module, "loaded_code_path", lambda: path)
-    caplog.clear()
-    backend = mkl_module.MKLBackend()
-    *arrays, _ = random_product(4, 5, 3, 1, 0)
-    for _ in range(2):
-        backend.spmm(*arrays, out=np.empty((4, 3), dtype=np.float32))
-    messages = warnings_in(caplog)
-    assert len(messages) == told
-    assert all(
-        "generic code path" in message and "largesparse tune" in message for message in messages
-    )
 
 
 @pytest.mark.parametrize(

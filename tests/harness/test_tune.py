@@ -6,17 +6,21 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from largesparse import NetworkConfig
 from largesparse.backends import limits
+from largesparse.backends.choice import choose_backend, shape_class, stored_choices
 from largesparse.commands import main as cli
 from largesparse.errors import LargeSparseError
 from largesparse.harness import tune
+from largesparse.machine.environment import BACKEND, CACHE
 from largesparse.model.topology import erdos_renyi
 from largesparse.randomness import seed_sequence
 
 SMALL = ["tune", "--layers", "20,30,3", "--batch-size", "16", "--threads", "1", "--repeats", "2"]
+SMALL += ["--no-store"]
 
 
 def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
@@ -30,14 +34,15 @@ def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
         "compare_backends",
         lambda *given, **options: found.append(compare(*given, **options)) or found[-1],
     )
-    before = dict(os.environ)
+    before, stored = dict(os.environ), stored_choices()
     assert cli.main(SMALL) == 0
     shown = capsys.readouterr().out
     assert "20-30-3" in shown and "10.0 GB/s" in shown and "100 GFLOP/s" in shown
-    lines = [line.split() for line in shown.splitlines() if line.split()[1:2] == ["workqueue"]]
-    assert {"fused", "scipy"} <= {line[0] for line in lines}
-    assert all(float(line[2]) > 0 for line in lines)
+    lines = [line.split() for line in shown.splitlines() if line.split()[2:3] == ["workqueue"]]
+    assert {"fused", "scipy"} <= {line[1] for line in lines}
+    assert all(float(line[3]) > 0 for line in lines)
     assert dict(os.environ) == before
+    assert shown.splitlines()[-1] == "not stored" and stored_choices() == stored
 
     monkeypatch.setattr(tune, "compare_backends", lambda *_, **__: found[0])
     assert cli.main([*SMALL, "--json"]) == 0
@@ -45,6 +50,57 @@ def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
     medians = [row["median_ms"] for row in found]
     assert medians == sorted(medians)
     assert all(row["q25_ms"] <= row["median_ms"] <= row["q75_ms"] for row in found)
+
+
+def timings(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["shapes", "backend", "median_ms"])
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """A machine on which typical networks have been timed."""
+    found = timings(("small", "mkl", 2.0), ("small", "fused", 1.0), ("wide", "mkl", 3.0))
+    monkeypatch.setattr(tune, "measure_classes", lambda *, threads: found)
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.delenv(BACKEND, raising=False)
+
+
+def test_what_is_fastest_is_stored_and_used(measured, capsys):
+    assert cli.main(["tune"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "stored; these backends will be used"
+    assert lines[-2] == "small networks: fused, wide networks: mkl"
+    assert choose_backend(None, (5000, 30, 3)).name == "mkl"
+
+
+def test_where_the_environment_chooses_that_is_told(measured, capsys, monkeypatch):
+    monkeypatch.setenv(BACKEND, "scipy")
+    assert cli.main(["tune"]) == 0
+    assert f"{BACKEND} is set" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_cache_that_cannot_be_written_is_told(measured, capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE, str(tmp_path / "file" / "cache"))
+    assert cli.main(["tune"]) == 2
+    said = capsys.readouterr()
+    assert "small networks: fused" in said.out  # what was measured is not lost
+    assert "Not stored" in said.err and CACHE in said.err
+
+
+def test_typical_networks_are_of_their_classes():
+    for kind, (network, batch_size) in tune.TYPICAL.items():
+        assert shape_class(network.layer_sizes) == kind and batch_size == 32
+
+
+def test_every_class_is_measured(monkeypatch):
+    tiny = NetworkConfig((20, 30, 3), epsilon=3), 8
+    monkeypatch.setattr(tune, "TYPICAL", {"small": tiny, "wide": tiny})
+    monkeypatch.setattr(tune, "BLOCK_SECONDS", 0)
+    table = tune.measure_classes(threads=1, progress=False)
+    assert list(table["shapes"].unique()) == ["small", "wide"]
+    assert {"fused"} <= set(table["backend"]) <= {"fused", "mkl"}
+    assert (table["median_ms"] > 0).all()
 
 
 def test_a_threading_layer_that_is_not_there_is_left_out():
