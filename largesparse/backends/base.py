@@ -14,13 +14,14 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..machine.threads import kernel_threads
+from .choice import BackendName
 from .operands import NO_DROPOUT, NO_STATE, Connections, Derivative, Dropout, Float32, Int32, UInt32
 
 
 class Backend(ABC):
     """What a layer computes. A backend supplies `spmm`, and may replace more."""
 
-    name: str
+    name: BackendName
     has_whole_step = False  # whether `step_kernel.train_step` computes what this backend does
     takes_bfloat16 = False  # whether activations and their gradients may be bfloat16
 

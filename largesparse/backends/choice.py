@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from ..errors import BackendError, LargeSparseError, ParameterError
 from ..machine.environment import BACKEND, cache_folder
@@ -20,12 +20,21 @@ from ..machine.versions import versions
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("mkl", "fused", "scipy")
 AUTO = "auto"
 BackendName = Literal["auto", "mkl", "fused", "scipy"]
+BACKENDS: tuple[BackendName, ...] = ("mkl", "fused", "scipy")
+
+BACKEND_HELP = (
+    "mkl, fused, scipy, or auto (default): LARGESPARSE_BACKEND, else what 'largesparse tune' "
+    "measured here, else the usually fastest for such a network"
+)
 
 ShapeClass = Literal["small", "wide", "extreme"]
-SHAPE_CLASSES: tuple[ShapeClass, ...] = get_args(ShapeClass)
+TYPICAL_SIZES: dict[ShapeClass, tuple[int, ...]] = {
+    "small": (500, 400, 100, 400, 2),
+    "wide": (10_000, 400, 400, 4),
+    "extreme": (16_384, 100_000, 100_000, 2),
+}
 WIDE_INPUTS = 2_000  # features from which on a network is wide
 EXTREME_NEURONS = 50_000  # of a hidden layer, from which on it is extreme
 
@@ -36,7 +45,7 @@ _COUNTED = ("largesparse", "numba", "llvmlite", "sparse_dot_mkl", "mkl", "scipy"
 class Choice(NamedTuple):
     """A backend by name, and why it is used."""
 
-    name: str
+    name: BackendName
     reason: str
 
 
@@ -142,7 +151,7 @@ def stored_choices() -> dict[ShapeClass, str]:
     """
     try:
         stored = json.loads(_read(machine_file()))
-        found = {kind: stored[kind]["backend"] for kind in SHAPE_CLASSES if kind in stored}
+        found = {kind: stored[kind]["backend"] for kind in TYPICAL_SIZES if kind in stored}
         if not set(found.values()) <= set(BACKENDS):
             raise ValueError(f"it names {sorted(set(found.values()))}")
     except FileNotFoundError:

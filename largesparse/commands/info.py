@@ -141,10 +141,11 @@ def format_listing(info: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _backend() -> str:
-    from ..backends import get_backend
+def _backend() -> list[str]:
+    from ..backends.choice import TYPICAL_SIZES, choose_backend
 
-    return get_backend().name
+    chosen = {kind: choose_backend(None, sizes) for kind, sizes in TYPICAL_SIZES.items()}
+    return [f"{kind} networks: {name} ({reason})" for kind, (name, reason) in chosen.items()]
 
 
 def _mkl_code_path() -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..backends.choice import BACKEND_HELP
 from ..data.samples import some_of
 from ..data.targets import match_labels
 from ..errors import DataError, ParameterError
@@ -72,7 +73,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
         help="of an archive with x_train and x_test (test, where it is there)")  # fmt: skip
     add("--processes", type=parse_size, default=1, help="worker processes (%(default)s)")
     add("--threads", type=parse_size, help="threads of each (all cores)")
-    add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
+    add("--backend", help=BACKEND_HELP)
 
 
 def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | None) -> Any:
@@ -235,7 +236,7 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     from ..model.importance import active_neurons
 
     active = [*active_neurons(network), network.layers[-1].n_out]
-    config = network.config
+    config, used = network.config, network.trained_with
     n_features = config.layer_sizes[0]
     strength = input_strength(network)
     names = network.feature_names or [f"feature {k}" for k in range(n_features)]
@@ -246,6 +247,7 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
         "classes": None if network.classes is None else network.classes.tolist(),
         "features": n_features,
         "activation": f"{config.activation}, alpha {config.alpha:g}",
+        "backend": None if used is None else f"{used.name}: {used.reason}",
         "standardised inputs": network.preprocessing is not None,
         "hidden neurons": network.neurons,
         "active neurons": sum(active[:-1]),

@@ -8,6 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
 from ..machine.sizes import parse_size, parse_sizes
@@ -61,7 +62,7 @@ def add_train(subparsers: Any) -> None:
     add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
     add("--balanced", action="store_true", 
         help="weigh classes by one over their frequency (classification)")  # fmt: skip
-    add("--backend", help="mkl, fused or scipy (LARGESPARSE_BACKEND, else mkl)")
+    add("--backend", help=BACKEND_HELP)
     add("--threads", type=parse_size, help="threads (all cores)")
     add("--seed", type=int, default=0, help="of everything random (%(default)s)")
     add("--plot", metavar="FILE", help="learning curve as a picture (needs matplotlib)")
@@ -169,7 +170,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
             f"--alpha: the activation {arguments.activation} has no slope to set. Leave it out."
         )
     resolve_threads(arguments.threads, "train")
-    get_backend(arguments.backend)
+    get_backend(arguments.backend, sizes)
 
 
 def print_score(rows: str, estimator: Any, X: Any, y: Any) -> None:

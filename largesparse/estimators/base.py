@@ -17,6 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ..backends.choice import BackendName
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
@@ -133,7 +134,7 @@ class BaseSparseMLP(BaseEstimator):
     warm_start: bool = False
     random_state: Any = None
     n_jobs: int | None = None
-    backend: str | None = None
+    backend: BackendName | None = "auto"
     verbose: bool = False
 
     network_: SparseMLP = field(init=False)

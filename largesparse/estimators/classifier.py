@@ -85,8 +85,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     n_jobs : int or None
         Threads. As in scikit-learn, None is 1, or what `joblib.parallel_config` says, and -1 is
         all cores. The result does not depend on it.
-    backend : {"mkl", "fused", "scipy"} or None
-        None is the environment's LARGESPARSE_BACKEND, else "mkl".
+    backend : {"auto", "mkl", "fused", "scipy"}
+        "auto" is the environment's LARGESPARSE_BACKEND, else what `largesparse tune` has measured
+        here for such a network, else what is fastest on most machines: "fused", or "mkl" for
+        extremely large networks where MKL has a code path made for the CPU.
     verbose : bool
         Whether to show a progress bar where standard error is a terminal, and elsewhere to print
         a line for every tenth of the epochs.

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ..backends import get_backend
+from ..backends import choose_backend, get_backend
 from ..data.synthetic import make_large_classification
 from ..errors import ParameterError, check_range
 from ..machine.environment import launched_ranks
@@ -208,13 +208,14 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     steps = options.epochs * -(-train_samples // options.batch_size)
     rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
     training = training_config(options, plan, rate)
-    print(describe_plan(config, plan), flush=True)
+    backend = choose_backend(options.backend, config.layer_sizes)
+    print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
     if not options.plan:
         check_output(options.out)
         if options.checkpoint:
             nbytes = int(12 * config.expected_connections())
             check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
-        get_backend(options.backend)
+        get_backend(backend.name)
         if plan.slots:
             check_disk(plan)
     return Job(options, config, training, plan)
@@ -280,7 +281,7 @@ def training_config(options: argparse.Namespace, plan: MemoryPlan, rate: float) 
         zeta=options.zeta,
         evolve_last=True,  # to time it
         seed=options.seed,
-        backend=options.backend,
+        backend=options.backend or "auto",
         threads=threads,
     )
 
@@ -299,7 +300,7 @@ def prepare(job: Job, leads: bool) -> Any:
         )
     training = job.training
     warm_up(
-        get_backend(options.backend).name,
+        get_backend(options.backend, job.config.layer_sizes).name,
         threads=training.threads or 1,
         activation_dtype=training.activation_dtype,
     )
@@ -377,6 +378,7 @@ def record_of(job: Job, trainer: Trainer, history: History, data: Any, init_s: f
         parameters=network.parameters,
         connections=network.connections,
         backend=trainer.backend.name,
+        backend_reason=network.trained_with and network.trained_with.reason,
         recipe=config.recipe,
         batch_size=used.batch_size,
         micro_batch=trainer.micro_batch,

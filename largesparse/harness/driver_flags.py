@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-from ..backends import BACKENDS
+from ..backends.choice import AUTO, BACKEND_HELP, BACKENDS
 from ..machine.sizes import parse_size
 from ..model.config import COVERAGE
 from ..model.workspace import ACTIVATION_DTYPES
@@ -133,7 +133,7 @@ def add_training_flags(parser: ArgumentParser) -> None:
 def add_run_flags(parser: ArgumentParser) -> None:
     """Add the flags about how it runs and what it leaves."""
     group = parser.add_argument_group("run")
-    group.add_argument("--backend", choices=BACKENDS, help="default: LARGESPARSE_BACKEND, else mkl")
+    group.add_argument("--backend", choices=(AUTO, *BACKENDS), help=BACKEND_HELP)
     group.add_argument(
         "--threads",
         type=parse_size,

@@ -98,6 +98,7 @@ class RunRecord:
     distributions: dict[str, Any] | None = None  # see reproduction.distributions
     energy_j: float | None = None  # of the machine's processors, while it trained
     features: int | None = None
+    backend_reason: str | None = None  # why that backend was used
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

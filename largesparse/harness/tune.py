@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..backends import BACKENDS
-from ..backends.choice import ShapeClass
+from ..backends.choice import TYPICAL_SIZES, BackendName, ShapeClass
 from ..errors import BackendError, LargeSparseError, WorkerError
 from ..machine.threading_layers import VARIABLE, threading_layer
 from ..model.config import NetworkConfig, TrainingConfig
@@ -27,9 +27,7 @@ CLASS_REPEATS = 5
 
 # A network and a mini-batch of each class of shapes.
 TYPICAL: dict[ShapeClass, tuple[NetworkConfig, int]] = {
-    "small": (NetworkConfig((500, 400, 100, 400, 2), epsilon=10), 32),
-    "wide": (NetworkConfig((10_000, 400, 400, 4)), 32),
-    "extreme": (NetworkConfig((16_384, 100_000, 100_000, 2), epsilon=10), 32),
+    kind: (NetworkConfig(sizes, epsilon=10), 32) for kind, sizes in TYPICAL_SIZES.items()
 }
 
 
@@ -65,7 +63,10 @@ def measure_classes(*, threads: int, progress: bool | None = None) -> pd.DataFra
 def fastest(table: pd.DataFrame) -> dict[ShapeClass, dict[str, Any]]:
     """Return what `choice.store_choices` keeps of timings that have a column "shapes"."""
     found: dict[ShapeClass, dict[str, Any]] = {}
-    for kind, rows in table.groupby("shapes", sort=False):
+    for kind in TYPICAL_SIZES:
+        rows = table[table["shapes"] == kind]
+        if rows.empty:
+            continue
         times = rows.groupby("backend")["median_ms"].min().sort_values()
         found[kind] = {"backend": times.index[0], "median_ms": times.round(4).to_dict()}
     return found
@@ -76,7 +77,7 @@ def compare_backends(
     *,
     batch_size: int,
     threads: int,
-    backends: Sequence[str] = BACKENDS,
+    backends: Sequence[BackendName] = BACKENDS,
     layers: Sequence[str] = THREADING_LAYERS,
     repeats: int = 7,
     progress: bool | None = None,
@@ -154,7 +155,7 @@ _steps: dict[str, Any] = {}  # in a worker process: backend -> a function that m
 
 
 def _prepare(
-    network: NetworkConfig, batch_size: int, threads: int, backends: Sequence[str]
+    network: NetworkConfig, batch_size: int, threads: int, backends: Sequence[BackendName]
 ) -> bool:
     """Make a trainer for every backend that can be loaded, and a step with each; are there any?"""
     from ..model.network import SparseMLP

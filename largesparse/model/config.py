@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
 from .activations import ACTIVATIONS
 from .initializers import INITIALIZERS
@@ -146,7 +147,7 @@ class TrainingConfig:
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     standardize: bool = True  # features to zero mean and unit variance, by the training rows
     seed: int = 0
-    backend: str | None = None  # mkl | fused | scipy; None is LARGESPARSE_BACKEND, else mkl
+    backend: BackendName | None = "auto"  # auto | mkl | fused | scipy: see `choose_backend`
     threads: int | None = None  # None is all cores
 
     def __post_init__(self) -> None:

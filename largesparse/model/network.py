@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..backends.base import Backend
+from ..backends.choice import Choice
 from ..backends.operands import (
     NO_DROPOUT,
     NO_STATE,
@@ -122,6 +123,8 @@ class SparseMLP:
         Names of the inputs' columns.
     file_layout : FileLayout or None
         How the file was read that it was trained on (`tables.FileLayout`).
+    trained_with : Choice or None
+        The backend of its last training, and why that was used.
 
     Examples
     --------
@@ -156,6 +159,7 @@ class SparseMLP:
         self.target_scale: NDArray[np.float64] | None = None
         self.feature_names: list[str] | None = None
         self.file_layout: FileLayout | None = None
+        self.trained_with: Choice | None = None
         self.storage = storage
 
     @classmethod

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
 from ..model.config import Activation, NetworkConfig, Regrowth, Schedule, TrainingConfig
 from . import reported as paper
@@ -64,7 +65,7 @@ class Protocol:
     pruning_percentile: float | None = None  # None leaves about the paper's share of connections
     workers: int = paper.WORKERS
     phase_one_epochs: int | None = None
-    backend: str = "fused"
+    backend: BackendName = "fused"
 
     def __post_init__(self) -> None:
         if self.settings not in SETTINGS:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.choice import Choice
 from ..data.standardizer import Standardizer
 from ..data.tables import FileLayout
 from ..errors import CheckpointError
@@ -175,6 +176,7 @@ def _write(
             "classes": None if network.classes is None else _describe(network.classes),
             "feature_names": network.feature_names,
             "file_layout": None if network.file_layout is None else network.file_layout._asdict(),
+            "trained_with": network.trained_with and network.trained_with._asdict(),
             **manifest,
             "files": files,
         }
@@ -288,6 +290,8 @@ def _read_network(
             network.target_mean, network.target_scale = targets
         network.feature_names = _read_names(manifest, config.layer_sizes[0])
         network.file_layout = _read_layout(manifest)
+        if (used := manifest.get("trained_with")) is not None:  # since version 0.2
+            network.trained_with = Choice(**used)
     return network
 
 

@@ -287,7 +287,8 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     Where layers are so wide that memory bounds the passes, bfloat16 halves what they move.
     """
     widest = max(config.layer_sizes[1:-1], default=0)
-    possible = get_backend(backend).takes_bfloat16 and config.activation not in TRAINED
+    possible = get_backend(backend, config.layer_sizes).takes_bfloat16
+    possible &= config.activation not in TRAINED
     return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 
 

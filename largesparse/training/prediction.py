@@ -104,7 +104,7 @@ class Predictor:
         # of the workers' connections; without them a predictor can be pickled
         self._lock: Any = threading.RLock() if processes > 1 else nullcontext()
         self._owner = os.getpid()
-        used, activation = get_backend(backend), network.config.activation
+        used, activation = get_backend(backend, self._sizes), network.config.activation
         check_activation_dtype(activation_dtype, used, activation, "prediction")
         is_classification = self._outputs.is_classification
         settings = self._batch_size, threads, used.name, is_classification, activation_dtype

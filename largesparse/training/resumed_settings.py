@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def load_checkpoint(
     assert state.folder is not None
     # A mistake in the changes is not the folder's.
     with nullcontext() if changes else reading(state.folder):
-        config = resumed_config(before, changes, state.folder)
+        config = resumed_config(before, changes, state.folder, network.config.layer_sizes)
         trainer = Trainer(network, config, state=state)
     state.watch_anew_(before, config)
     if trainer.is_over:
@@ -57,7 +58,9 @@ def load_checkpoint(
     return trainer
 
 
-def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path) -> TrainingConfig:
+def resumed_config(
+    before: TrainingConfig, changes: dict[str, Any], folder: Path, layer_sizes: Sequence[int]
+) -> TrainingConfig:
     """Return the configuration of the checkpoint in a folder with changes.
 
     A warning tells where the backend becomes another one, which gives other bits.
@@ -73,8 +76,8 @@ def resumed_config(before: TrainingConfig, changes: dict[str, Any], folder: Path
         try:
             get_backend(now.backend)
         except BackendError as error:
-            missing, now = f"{error} ", dataclasses.replace(now, backend=None)
-    used = get_backend(now.backend).name
+            missing, now = f"{error} ", dataclasses.replace(now, backend="auto")
+    used = get_backend(now.backend, layer_sizes).name
     if used != before.backend:
         logger.warning(
             f"{missing}The training in {folder} used the backend {before.backend!r} and goes on "

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends import get_backend
+from ..backends import choose_backend, get_backend
 from ..data.batches import load_batch
 from ..data.checks import refuse_masked
 from ..errors import DataError, NumericalError
@@ -59,7 +59,8 @@ class Stepper:
     ) -> None:
         self.network = network
         self.config = config or TrainingConfig()
-        self.backend = get_backend(self.config.backend)
+        network.trained_with = choose_backend(self.config.backend, network.config.layer_sizes)
+        self.backend = get_backend(network.trained_with.name)
         check_activation_dtype(
             self.config.activation_dtype, self.backend, network.config.activation, "a training"
         )

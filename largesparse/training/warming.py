@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..backends.choice import BackendName
 from ..model.config import ActivationDtype, NetworkConfig, TrainingConfig
 from ..model.network import SparseMLP
 from .trainer import Trainer
 
 
 def warm_up(
-    backend: str | None = None, threads: int = 1, activation_dtype: ActivationDtype = "float32"
+    backend: BackendName | None = None,
+    threads: int = 1,
+    activation_dtype: ActivationDtype = "float32",
 ) -> None:
     """Compile every kernel, or load it from the cache, by training a tiny network.
 

@@ -195,7 +195,8 @@ def _serve(
     trainer.threads = nodes.cores[0]
     shape = Shape.of(trainer.network, trainer.micro_batching)
     links = Links(comm, channel, nodes, trainer.network, shape, report.slots, options)
-    links.join(data, trainer.config, report.threads)
+    own = dataclasses.replace(trainer.config, backend=trainer.backend.name)  # the same everywhere
+    links.join(data, own, report.threads)
     forget_names()
     name = f"training by {len(channel.ranks)} workers"
     bar = sample_bar(trainer, len(data.train_rows), given.progress, name)
