@@ -87,7 +87,7 @@ def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None =
         asked, reason = os.environ.get(BACKEND) or AUTO, f"{BACKEND} names it"
         source = f"environment variable {BACKEND}"
     if asked in BACKENDS:
-        return Choice(asked, reason)
+        return Choice(asked, reason)  # type: ignore[arg-type]
     if asked != AUTO:
         raise ParameterError(
             f"The {source} must be one of {[AUTO, *BACKENDS]}. Got {asked!r} instead."

@@ -53,7 +53,8 @@ def plot_curve(history: History, path: str) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     loss, score = figure.subplots(1, 2)
     epochs = history["epoch"]
-    loss.plot(epochs, history["loss"])
+    measured = any(value is not None for value in history["loss"])
+    loss.plot(epochs, history["loss" if measured else "running_loss"])
     loss.set(xlabel="epoch", ylabel="loss", title="rows trained on")
     for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
         if any(value is not None for value in history[name]):

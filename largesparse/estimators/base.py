@@ -50,6 +50,7 @@ from .defaults import (
     auto_epsilon,
     auto_rate,
     auto_recipe,
+    evolution_interval,
     resolve_jobs,
     stops_early,
 )
@@ -57,6 +58,8 @@ from .files import PROGRESS, describe, parameters_of
 from .verbose import EpochLines, is_terminal
 
 logger = logging.getLogger(__name__)
+
+COPY_BYTES = 2**28  # a dense table of up to so many bytes in float32 is standardised once
 
 RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a lower rate
 WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
@@ -326,9 +329,12 @@ class BaseSparseMLP(BaseEstimator):
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
+        batch_size = min(n_train, self._auto("batch_size", auto_batch_size(n_train)))
         options |= {
             "epochs": chosen,
-            "batch_size": min(n_train, self._auto("batch_size", auto_batch_size(n_train))),
+            "batch_size": batch_size,
+            "evolution_interval": evolution_interval(n_train, batch_size),
+            "loss_rows": 0,  # the loss curve is the running loss
             "learning_rate": self._rate(n_rows, partial=epochs is not None),
             "schedule": schedule,
             "warmup_epochs": warmup,
@@ -363,7 +369,8 @@ class BaseSparseMLP(BaseEstimator):
         config = self._training_config(count_rows(X, sample_weight))
         progress = None if self.verbose else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
-        data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, is_checked=True)
+        given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
+        data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
         for retry in range(retries + 1):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
@@ -385,7 +392,7 @@ class BaseSparseMLP(BaseEstimator):
         self.n_iter_ = trainer.epoch
         self._epochs += trainer.epoch
         self.history_ = history
-        self.loss_curve_ = self.loss_curve_ + history["loss"][1:]
+        self.loss_curve_ = self.loss_curve_ + history["running_loss"][1:]
         if trainer.config.validation_fraction:
             scores = history["validation_accuracy"][1:]
             self.validation_scores_ = (self.validation_scores_ or []) + scores

@@ -16,6 +16,7 @@ OWNER = "a sparse MLP estimator"
 DOC_LINK = "largesparse", f"{DOCUMENTATION}api/estimators.html#largesparse.{{estimator_name}}"
 STOPPING_ROWS = 10_000  # early_stopping="auto" sets a validation part aside above these
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
+UPDATES_PER_EVOLUTION = 16
 STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
 EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
@@ -35,6 +36,19 @@ def auto_batch_size(n_rows: int) -> int:
     """Return the samples per update for a number of training rows: a power of two, 8 to 128."""
     wanted = max(SMALLEST_BATCH, min(LARGEST_BATCH, n_rows // STEPS_PER_EPOCH))
     return min(n_rows, 2 ** (wanted.bit_length() - 1))
+
+
+def evolution_interval(n_rows: int, batch_size: int) -> int:
+    """Return the epochs between evolutions: between two of them are at least 16 updates.
+
+    Fewer do not tell which weights stay small, and evolution would take longer than they do.
+
+    Examples
+    --------
+    >>> evolution_interval(114, 32), evolution_interval(60_000, 128)
+    (4, 1)
+    """
+    return -(-UPDATES_PER_EVOLUTION // -(-n_rows // batch_size))
 
 
 def auto_epochs(n_rows: int, n_features: int) -> int:

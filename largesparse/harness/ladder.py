@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..training.prepared import LOSS_ROWS
+from ..model.config import LOSS_ROWS
 
 RUNGS = (1_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000, 100_000_000, 125_800_000)
 TABLE_4_SAMPLES = 10_000

@@ -23,7 +23,7 @@ from .workspace import ACTIVATION_DTYPES
 
 Activation = Literal["all_relu", "relu", "leaky_relu", "linear", "srelu", "prelu"]
 Initializer = Literal["he_uniform", "xavier", "normal"]
-Recipe = Literal["paper", "width"]
+Recipe = Literal["paper", "width", "few_rows"]
 Regrowth = Literal["initial", "zero"]
 Loss = Literal["softmax_cross_entropy", "mean_squared_error"]
 Coverage = Literal["random", "full"]
@@ -31,6 +31,7 @@ Growth = Literal["random", "gradient"]
 Schedule = Literal["constant", "step", "cosine"]
 ActivationDtype = Literal["float32", "bfloat16"]
 
+LOSS_ROWS = 1024
 REGROWTH, GROWTH, COVERAGE = get_args(Regrowth), get_args(Growth), get_args(Coverage)
 
 
@@ -60,7 +61,7 @@ class NetworkConfig:
     activation: Activation = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
     alpha: float = 0.6  # slope of the negative side
     initializer: Initializer = "he_uniform"  # he_uniform | xavier | normal
-    recipe: Recipe = "paper"  # paper | width: see largesparse.model.recipes
+    recipe: Recipe = "paper"  # paper | width | few_rows: see largesparse.model.recipes
     regrowth: Regrowth | None = None  # of new connections: initial | zero; None is the recipe's
     seed: int = 0
     loss: Loss = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
@@ -145,6 +146,7 @@ class TrainingConfig:
     pruning_percentile: float = 5.0  # of a layer's living neurons, in importance, below it they die
     validation_fraction: float = 0.0  # share of the rows set aside to watch
     patience: int | None = None  # epochs without a better validation accuracy before stopping
+    loss_rows: int = LOSS_ROWS  # of training that are evaluated after an epoch; 0: running loss
     standardize: bool = True  # features to zero mean and unit variance, by the training rows
     seed: int = 0
     backend: BackendName | None = "auto"  # auto | mkl | fused | scipy: see `choose_backend`
@@ -178,6 +180,7 @@ class TrainingConfig:
                     "The 'patience' parameter of a training needs a validation part: "
                     "set 'validation_fraction' above 0, for instance to 0.1."
                 )
+        check_range("loss_rows", self.loss_rows, owner, low=0, integer=True)
         self.optimizer()
         self.rates()
 

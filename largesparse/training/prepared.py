@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.batches import dense_rows
+from ..data.batches import StandardizedRows, dense_rows
 from ..data.checks import (
     check_lengths,
     check_targets,
@@ -29,8 +29,6 @@ from ..randomness import stream
 
 Rows = NDArray[np.int64]
 Augment = Callable[[NDArray[np.floating], Rows, int], NDArray[np.floating]]
-
-LOSS_ROWS = 1024  # rows of the fixed set that the loss is taken over
 
 
 class TrainingData(NamedTuple):
@@ -54,6 +52,7 @@ def prepare_(
     sample_weight: Any = None,
     test: tuple[Any, Any] | None = None,
     is_checked: bool = False,
+    copy_bytes: int = 0,
 ) -> TrainingData:
     """Check and split data; give the network its classes, features' names and standardisation.
 
@@ -91,7 +90,10 @@ def prepare_(
         weights = (relative / relative[train_rows].mean()).astype(np.float32)
     network.classes, network.feature_names = classes, names
     standardize_(network, X, train_rows, relative, wanted=config.standardize)
-    loss_rows = order[n_validation:][:LOSS_ROWS]
+    loss_rows = order[n_validation:][: config.loss_rows]
+    dense = isinstance(X, np.ndarray) and 4 * X.size <= copy_bytes
+    if dense and network.preprocessing is not None:
+        X = StandardizedRows(X, network.preprocessing)
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
 
 

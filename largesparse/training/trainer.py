@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -239,7 +240,8 @@ class Trainer(Stepper):
             batches = epoch_batches(data.train_rows, self.config, number, state.samples)
             self.run_epoch(data, batches, run.bar, augment, request)
             record = self._record(data, request)
-            run.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+            loss = record.running_loss if record.loss is None else record.loss
+            run.bar.set_postfix(loss=f"{loss:.4f}", test=record.test_accuracy)
             state.watch_(self.network, record)
             stop = self.is_over
             self.evolve_if_due(data, keep_maps=False)
@@ -316,7 +318,10 @@ class Trainer(Stepper):
         """Evaluate, and complete the epoch."""
         measured: dict[str, float] = {}
         with request.at_once():
-            measured["loss"], measured["train_accuracy"] = self._score(data, data.loss_rows)
+            if len(data.loss_rows):
+                measured["loss"], measured["train_accuracy"] = self._score(data, data.loss_rows)
+            else:
+                self._check_weights()
             if len(data.validation_rows):
                 measured["validation_accuracy"] = self._score(data, data.validation_rows)[1]
             if data.test is not None:
@@ -329,6 +334,12 @@ class Trainer(Stepper):
         loss, score = self.evaluate(data.X, data.y, rows, data.weights)
         self.check_finite(loss, self.step_count, self.state.present_epoch)
         return loss, score
+
+    def _check_weights(self) -> None:
+        """Find out, without evaluating a row, whether the last update has overflown."""
+        for layer in self.network.layers:
+            if not all(np.isfinite(array).all() for array in layer.parameters.values()):
+                self.check_finite(math.nan, self.step_count, self.state.present_epoch)
 
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""

@@ -597,12 +597,11 @@ def test_a_validation_part_that_overflows_is_told():
         trainer.fit(X, np.arange(20.0), progress=False)
 
 
-def test_the_loss_is_over_rows_that_count(monkeypatch):
+def test_the_loss_is_over_rows_that_count():
     X, y = task(40)
     weights = np.r_[np.zeros(30), np.ones(10)]
-    monkeypatch.setattr("largesparse.training.prepared.LOSS_ROWS", 5)
-    trainer = make_trainer()
-    data = prepare_(trainer.network, make_trainer(batch_size=4).config, X, y, sample_weight=weights)
+    trainer = make_trainer(batch_size=4, loss_rows=5)
+    data = prepare_(trainer.network, trainer.config, X, y, sample_weight=weights)
     assert len(data.loss_rows) == 5 and min(data.loss_rows) >= 30
 
 

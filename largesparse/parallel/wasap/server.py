@@ -298,17 +298,18 @@ class Server:
     def fill_in(self, record: EpochRecord) -> None:
         """Evaluate the present weights by all workers, for a record."""
         trainer, data = self.trainer, self.run.data
-        loss, sums = self.evaluate("train", len(data.loss_rows))
-        record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
+        if len(data.loss_rows):
+            loss, sums = self.evaluate("train", len(data.loss_rows))
+            record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
+            trainer.check_finite(record.loss, self.state.step, record.epoch)
         record.nnz = trainer.network.layer_connections
         with trainer.backend.threads(self._threads):
             record.active_neurons = sum(active_neurons(trainer.network))
-        trainer.check_finite(record.loss, self.state.step, record.epoch)
         if data.test is not None:
             started = time.perf_counter()
             record.test_accuracy = self.evaluate("test", len(data.test[1]))[1].score()
             record.inference_s = time.perf_counter() - started
-        self.run.bar.set_postfix(loss=f"{record.loss:.4f}", test=record.test_accuracy)
+        self.run.bar.set_postfix(loss=record.loss, test=record.test_accuracy)
 
     def evaluate(self, part: str, rows: int) -> tuple[float, ScoreSums]:
         """Return summed loss and score sums of the present weights, computed by all workers.
