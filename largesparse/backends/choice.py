@@ -87,7 +87,7 @@ def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None =
         asked, reason = os.environ.get(BACKEND) or AUTO, f"{BACKEND} names it"
         source = f"environment variable {BACKEND}"
     if asked in BACKENDS:
-        return Choice(asked, reason)
+        return Choice(asked, reason)  # type: ignore[arg-type]
     if asked != AUTO:
         raise ParameterError(
             f"The {source} must be one of {[AUTO, *BACKENDS]}. Got {asked!r} instead."
@@ -144,7 +144,7 @@ def machine_file() -> Path:
     return cache_folder() / f"backends-{digest}.json"
 
 
-def stored_choices() -> dict[ShapeClass, str]:
+def stored_choices() -> dict[ShapeClass, BackendName]:
     """Return the fastest backend of each class of shapes that was measured on this machine.
 
     A file that is damaged counts as none.
