@@ -109,7 +109,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         table = measure_classes(threads=threads)
     else:
         table = _tune_network(arguments, threads)
-        table = table.assign(shapes=shape_class(arguments.layers))
+        table.insert(0, "shapes", shape_class(arguments.layers))
     if arguments.json:
         print(table.to_json(orient="records"))
     else:

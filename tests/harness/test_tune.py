@@ -33,7 +33,7 @@ def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
     monkeypatch.setattr(
         tune,
         "compare_backends",
-        lambda *given, **options: found.append(compare(*given, **options)) or found[-1],
+        lambda *given, **options: found.append(compare(*given, **options)) or found[-1].copy(),
     )
     before, stored = dict(os.environ), stored_choices()
     assert cli.main(SMALL) == 0
