@@ -10,12 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..machine.threads import kernel_threads
-from .choice import BackendName
 from .operands import NO_DROPOUT, NO_STATE, Connections, Derivative, Dropout, Float32, Int32, UInt32
+
+if TYPE_CHECKING:
+    from .choice import BackendName
 
 
 class Backend(ABC):

@@ -144,7 +144,7 @@ def machine_file() -> Path:
     return cache_folder() / f"backends-{digest}.json"
 
 
-def stored_choices() -> dict[ShapeClass, str]:
+def stored_choices() -> dict[ShapeClass, BackendName]:
     """Return the fastest backend of each class of shapes that was measured on this machine.
 
     A file that is damaged counts as none.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-import joblib
 import numpy as np
+from joblib import effective_n_jobs
 
 from .._version import DOCUMENTATION
 from ..errors import ParameterError, check_range
@@ -102,7 +102,7 @@ def resolve_jobs(n_jobs: int | None) -> int:
     Under `joblib.parallel_config(n_jobs=…)`, None is that number.
     """
     if n_jobs is None:
-        return int(joblib.effective_n_jobs(None))
+        return int(effective_n_jobs(None))
     check_range("n_jobs", n_jobs, OWNER, low=-4096, high=4096, integer=True)
     if n_jobs == 0:
         raise ParameterError(
