@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from .operands import Float32, Int32
 
 LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB
+AS_IT_IS = 10  # SPARSE_OPERATION_NON_TRANSPOSE
+FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
 @functools.cache
@@ -82,6 +85,37 @@ def loaded_code_path() -> str | None:
     return "generic" if found else None
 
 
+class Handles:
+    """MKL's own descriptions of matrices, which live as long as the arrays that they point to.
+
+    Making one takes longer than a small product. The values of the arrays may change meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], Any] = {}
+
+    def of(self, indptr: Int32, indices: Int32, values: Float32, shape: tuple[int, int]) -> Any:
+        """Return that of a CSR matrix."""
+        arrays = indptr, indices, values
+        key = (*map(id, arrays), *shape)
+        if key not in self._known:
+            from sparse_dot_mkl._mkl_interface import _create_mkl_sparse, _destroy_mkl_handle
+
+            matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
+            handle = _create_mkl_sparse(matrix)[0]
+            if self._known.setdefault(key, handle) is not handle:  # another thread was faster
+                _destroy_mkl_handle(handle)
+            for array in arrays:  # an id is another array's after this one's end
+                weakref.finalize(array, self._forget, key).atexit = False
+        return self._known[key]
+
+    def _forget(self, key: tuple[int, ...]) -> None:
+        from sparse_dot_mkl._mkl_interface import _destroy_mkl_handle
+
+        if (handle := self._known.pop(key, None)) is not None:
+            _destroy_mkl_handle(handle)
+
+
 class MKLBackend(Backend):
     """Sparse-dense products by MKL; the rest by the shared kernels."""
 
@@ -91,7 +125,7 @@ class MKLBackend(Backend):
         self._mkl = load_mkl()
         self._on_tbb = take_tbb()
         self._most = len(core_numbers())  # threads that TBB uses, unless it is limited
-        self._product = self._mkl.dot_product_mkl
+        self._handles = Handles()
         one = np.ones((1, 1), dtype=np.float32)
         pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
         self.spmm(*pattern, one[0], one, out=one.copy())  # MKL chooses its code path now
@@ -109,17 +143,31 @@ class MKLBackend(Backend):
     def spmm(
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
+        from sparse_dot_mkl import _mkl_interface as mkl
+
         shape = (out.shape[0], X.shape[0])
         if len(indices) == 0:
             out[:] = 0
             return
-        matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
         # With one column, MKL takes its product with a vector, whose sums depend on which thread
         # comes to which rows first.
         result = np.empty((shape[0], 2), dtype=np.float32) if X.shape[1] == 1 else out
         X = np.repeat(X, 2, axis=1) if X.shape[1] == 1 else X
-        # `out_scalar` is needed: without it, `out=` is added to.
-        self._product(matrix, X, out=result, out_scalar=0.0)
+        n_columns = X.shape[1]
+        status = mkl.MKL._mkl_sparse_s_mm(
+            AS_IT_IS,
+            1.0,
+            self._handles.of(indptr, indices, values, shape),
+            mkl.matrix_descr(),
+            mkl.LAYOUT_CODE_C,
+            X,
+            n_columns,
+            n_columns,
+            0.0,
+            result.ctypes.data_as(FLOATS),
+            n_columns,
+        )
+        mkl._check_return_value(status, "mkl_sparse_s_mm")
         if result is not out:
             out[:] = result[:, :1]
 

@@ -38,7 +38,7 @@ ADDRESSES = [
 ]
 LAYER = np.dtype(
     [(name, np.int64) for name in NUMBERS + ADDRESSES]
-    + [("slope", np.float32), ("rate_scale", np.float64), ("bias_rate_scale", np.float64)]
+    + [("slope", np.float32), ("rate_scale", np.float64)]
 )
 
 
@@ -122,8 +122,7 @@ def center_and_update(layer, X, weights, input_sums, sgd, updates):
     gradient = carray(floats(layer.gradient), (layer.nnz,))
     bias_gradient = carray(floats(layer.bias_gradient), (layer.n_out,))
     sum_inputs(X, weights, input_sums, np.bool_(False))
-    relative = layer.rate_scale / layer.bias_rate_scale
-    center_gradient(indptr, indices, input_sums, relative, bias_gradient, gradient)
+    center_gradient(indptr, indices, input_sums, layer.rate_scale, bias_gradient, gradient)
     if updates:
         velocity = carray(floats(layer.velocity), (layer.nnz,))
         places = carray(ints(layer.to_output_order), (layer.nnz,))
@@ -210,7 +209,7 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
                 carray(floats(layer.bias), (layer.n_out,)),
                 carray(floats(layer.bias_velocity), (layer.n_out,)),
                 carray(floats(layer.bias_gradient), (layer.n_out,)),
-                SGD(np.float32(sgd.rate * layer.bias_rate_scale), sgd.momentum, sgd.decay),
+                SGD(np.float32(sgd.rate), sgd.momentum, sgd.decay),
             )
         D = out_delta
     return loss

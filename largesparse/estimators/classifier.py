@@ -40,7 +40,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     regrowth : {"initial", "zero"} or None
         Values of new connections: drawn like the first ones, or 0. None is by recipe.
     zeta : float in [0, 1)
-        Share ζ of the connections that evolution replaces after every epoch; 0 keeps the topology.
+        Share ζ of the connections that evolution replaces after an epoch, with at least 16 updates
+        in between; 0 keeps the topology.
     zeta_decay : float in [0, 1]
         ζ is multiplied by this after every evolution.
     growth : {"random", "gradient"}
@@ -101,9 +102,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Where X had names of columns that are all strings.
     network_ : SparseMLP
     history_ : History
-        Of the last call of `fit`.
+        Of the last call of `fit`; no training row is evaluated, so that `running_loss` is the loss.
     loss_curve_ : list of float
-        Mean loss after every epoch; with `warm_start` over all calls.
+        Mean loss, with dropout, of the mini-batches of every epoch; with `warm_start` over all
+        calls.
     validation_scores_ : list of float or None
         Accuracy over the rows set aside, after every epoch.
     best_validation_score_ : float or None

@@ -23,7 +23,7 @@ from .workspace import ACTIVATION_DTYPES
 
 Activation = Literal["all_relu", "relu", "leaky_relu", "linear", "srelu", "prelu"]
 Initializer = Literal["he_uniform", "xavier", "normal"]
-Recipe = Literal["paper", "width", "few_rows"]
+Recipe = Literal["paper", "width"]
 Regrowth = Literal["initial", "zero"]
 Loss = Literal["softmax_cross_entropy", "mean_squared_error"]
 Coverage = Literal["random", "full"]
@@ -61,7 +61,7 @@ class NetworkConfig:
     activation: Activation = "all_relu"  # all_relu | relu | leaky_relu | linear | srelu | prelu
     alpha: float = 0.6  # slope of the negative side
     initializer: Initializer = "he_uniform"  # he_uniform | xavier | normal
-    recipe: Recipe = "paper"  # paper | width | few_rows: see largesparse.model.recipes
+    recipe: Recipe = "paper"  # paper | width: see largesparse.model.recipes
     regrowth: Regrowth | None = None  # of new connections: initial | zero; None is the recipe's
     seed: int = 0
     loss: Loss = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error

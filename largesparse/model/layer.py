@@ -52,7 +52,6 @@ class LayerConfig:
 
     slope: float  # left slope of the activation; 1 is none
     rate_scale: float = 1.0  # the learning rate of the layer's weights is multiplied by this
-    bias_rate_scale: float = 1.0  # that of its biases by this
     regrowth: Sampler | None = None  # draws what connections that grow begin with; None is zero
     centered: bool = False  # whether the gradients are: see `SparseMLP.finish_gradient`
     shape_trained: tuple[bool, ...] = ()  # which rows of `srelu` are; () where there is none
@@ -67,7 +66,6 @@ class LayerConfig:
         return cls(
             slope=left_slope(activation, config.alpha, k + 2),
             rate_scale=recipe.rate_scale,
-            bias_rate_scale=recipe.bias_rate_scale if is_output else 1.0,
             regrowth=None if zero else _sampler(config, k),
             centered=is_output and recipe.center_output,
             shape_trained=TRAINED.get(activation, ()),

@@ -330,7 +330,7 @@ class SparseMLP:
                 layer.topology.indptr,
                 layer.topology.indices,
                 workspace.input_sums,
-                layer.config.rate_scale / layer.config.bias_rate_scale,
+                layer.config.rate_scale,
                 workspace.bias_gradients[-1],
                 workspace.gradients[-1],
             )

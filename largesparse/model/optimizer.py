@@ -85,8 +85,7 @@ class MomentumSGD:
         for name, gradient in gradients.items():
             parameter = PARAMETERS[name]
             array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
-            of_layer = layer.config
-            scale = of_layer.rate_scale if parameter.of_connections else of_layer.bias_rate_scale
+            scale = layer.config.rate_scale if parameter.of_connections else 1.0
             decay = self.weight_decay if parameter.decays else 0.0
             sgd = SGD(*map(np.float32, (learning_rate * scale, self.momentum, decay)))
             if parameter.of_connections and both_orders:

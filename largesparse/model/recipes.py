@@ -15,10 +15,6 @@ RATE_FAN_IN = 8.0  # connections of a neuron up to which the learning rate is no
 OUTPUT_SCALE = 0.01  # the output layer starts near zero, so that its size does not matter
 
 
-OUTPUT_BIAS_RATE = 16.0
-FEW_ROWS_OUTPUT_SCALE = 1.0
-
-
 @dataclass(frozen=True)
 class LayerRecipe:
     """Numbers that one layer is built with."""
@@ -26,7 +22,6 @@ class LayerRecipe:
     fan_in: float  # what the initializer takes for the number of inputs of a neuron
     fan_out: float
     rate_scale: float = 1.0  # factor of the learning rate of the layer's weights
-    bias_rate_scale: float = 1.0  # and of its biases, if it is the output layer
     output_scale: float = 1.0  # factor of the initial values, if it is the output layer
     regrowth: str = "initial"  # values of the connections that evolution adds: initial | zero
     center_output: bool = False  # if it is the output layer, its gradient is centred
@@ -50,20 +45,4 @@ def width(n_in: int, n_out: int, probability: float) -> LayerRecipe:
     )
 
 
-def few_rows(n_in: int, n_out: int, probability: float) -> LayerRecipe:
-    """Return numbers for tables that have more features than rows.
-
-    The weights alone fit such a table, and the biases of the classes, whose gradients are as many
-    times smaller as there are features, would stay where they began: on classes of unequal sizes,
-    where no unregularised intercept of logistic regression would.
-    """
-    return LayerRecipe(
-        n_in, n_out, bias_rate_scale=OUTPUT_BIAS_RATE, output_scale=FEW_ROWS_OUTPUT_SCALE
-    )
-
-
-RECIPES: dict[str, Callable[[int, int, float], LayerRecipe]] = {
-    "paper": paper,
-    "width": width,
-    "few_rows": few_rows,
-}
+RECIPES: dict[str, Callable[[int, int, float], LayerRecipe]] = {"paper": paper, "width": width}

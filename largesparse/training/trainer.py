@@ -321,7 +321,7 @@ class Trainer(Stepper):
             if len(data.loss_rows):
                 measured["loss"], measured["train_accuracy"] = self._score(data, data.loss_rows)
             else:
-                self._check_weights()
+                self.check_weights()
             if len(data.validation_rows):
                 measured["validation_accuracy"] = self._score(data, data.validation_rows)[1]
             if data.test is not None:
@@ -335,7 +335,7 @@ class Trainer(Stepper):
         self.check_finite(loss, self.step_count, self.state.present_epoch)
         return loss, score
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         """Find out, without evaluating a row, whether the last update has overflown."""
         for layer in self.network.layers:
             if not all(np.isfinite(array).all() for array in layer.parameters.values()):

@@ -60,9 +60,7 @@ class WholeStep:
                 record[name] = array.ctypes.data
             record["n_in"], record["n_out"], record["nnz"] = layer.n_in, layer.n_out, layer.nnz
             record["number"], record["centered"] = layer.number, layer.config.centered
-            record["slope"] = layer.slope
-            record["rate_scale"] = layer.config.rate_scale
-            record["bias_rate_scale"] = layer.config.bias_rate_scale
+            record["slope"], record["rate_scale"] = layer.slope, layer.config.rate_scale
 
     def fits(self, network: SparseMLP, workspace: Workspace, batch: int) -> bool:
         """Return whether this is the step of that network, as it is now, and batch size."""

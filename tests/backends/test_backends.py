@@ -308,3 +308,33 @@ def test_code_path_where_there_is_no_proc(monkeypatch):
 def test_code_path_of_the_mkl_that_is_loaded():
     backend_or_skip("mkl")
     assert mkl_module.loaded_code_path() is not None
+
+
+# MKL's own descriptions of matrices
+
+
+def test_a_description_is_kept_as_long_as_its_arrays_and_sees_their_values_change():
+    mkl = backend_or_skip("mkl")
+    known = mkl._handles._known
+    before = len(known)
+    indptr, indices, values, X, dense = random_product(30, 20, 8, 0.3, 0)
+    out = np.empty((30, 8), dtype=np.float32)
+    for factor in (1, 2, -3):
+        values *= factor
+        dense *= factor
+        mkl.spmm(indptr, indices, values, X, out=out)
+        np.testing.assert_allclose(out, dense @ X, rtol=1e-4, atol=1e-4)
+    assert len(known) == before + 1
+    mkl.spmm(indptr, indices, values.copy(), X, out=out)  # arrays of which one is gone
+    assert len(known) == before + 1
+    del indices
+    assert len(known) == before
+
+
+def test_arrays_that_take_the_places_of_others_are_not_taken_for_them():
+    mkl = backend_or_skip("mkl")
+    for seed in range(50):  # the memory of one is the next one's
+        *arrays, X, dense = random_product(12, 9, 4, 0.4, seed)
+        out = np.empty((12, 4), dtype=np.float32)
+        mkl.spmm(*arrays, X, out=out)
+        np.testing.assert_allclose(out, dense @ X, rtol=1e-4, atol=1e-4)

@@ -14,6 +14,7 @@ from scipy.sparse import csc_array, csr_array, random_array
 from tqdm import tqdm
 
 from largesparse import Predictor
+from largesparse.data import batches
 from largesparse.data.batches import load_batch
 from largesparse.data.standardizer import Standardizer
 from largesparse.errors import DataError, ParameterError
@@ -158,3 +159,25 @@ def test_more_rows_than_a_mini_batch_are_one_larger_mini_batch():
     X, y = data_of(40)
     one, two = make_trainer(), make_trainer(batch_size=40, micro_batch=4)
     assert one.step(X, y) == two.step(X, y)
+
+
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 30),
+    dtype=st.sampled_from(["u1", "i2", "i8", "f4", "f8", "?"]),
+    offset=st.sampled_from([0, 1e8]),
+    block=st.sampled_from([1, 400, 2**22]),
+)
+def test_a_table_that_is_standardised_once_gives_the_same_bits(rows, columns, dtype, offset, block):
+    rng = np.random.default_rng(rows * columns)
+    X = (offset * (dtype == "f8") + 50 * rng.standard_normal((rows, columns))).astype(dtype)
+    scaling = Standardizer.fit(X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "BLOCK_BYTES", block)
+        once = batches.StandardizedRows(X, scaling)
+    assert once.shape == X.shape and once.dtype == np.float32
+    chosen = rng.integers(rows, size=7)
+    found, expected = np.empty((2, columns, 7), dtype=np.float32)
+    batches.load_batch(once, chosen, scaling, out=found)
+    batches.load_batch(X, chosen, scaling, out=expected)
+    np.testing.assert_array_equal(found, expected)

@@ -317,6 +317,7 @@ def test_what_the_attributes_tell(two_classes):
     X, y = two_classes
     model = classifier().fit(X, y)
     assert model.n_iter_ == len(model.loss_curve_) == len(model.history_) - 1 == 10
+    assert model.loss_curve_ == model.history_["running_loss"][1:]
     assert model.loss_curve_[-1] < model.loss_curve_[0]
     assert model.n_steps_ == 10 * -(-300 // auto_batch_size(300))
     assert model.validation_scores_ is None is model.best_validation_score_

@@ -597,6 +597,25 @@ def test_a_validation_part_that_overflows_is_told():
         trainer.fit(X, np.arange(20.0), progress=False)
 
 
+def test_without_loss_rows_no_row_is_evaluated_and_the_weights_are_the_same():
+    X, y = task(40)
+    plain, quick = make_trainer(epochs=3), make_trainer(epochs=3, loss_rows=0)
+    expected = plain.fit(X, y, progress=False)
+    quick.evaluate = None  # whoever calls it fails
+    found = quick.fit(X, y, progress=False)
+    assert found["loss"] == found["train_accuracy"] == [None] * 4
+    assert found["running_loss"] == expected["running_loss"]
+    assert same(plain.network, quick.network)
+
+
+def test_weights_that_the_last_update_makes_infinite_are_told_without_loss_rows():
+    X, y = task(20)
+    options = {"loss_rows": 0, "learning_rate": 1e38, "batch_size": 20, "epochs": 1}
+    trainer = make_trainer(**options, network={"loss": "mean_squared_error"}, layer_sizes=(10, 1))
+    with pytest.raises(NumericalError, match="The loss became nan at step 1"):
+        trainer.fit(X, np.where(y, 1e3, -1e3), progress=False)
+
+
 def test_the_loss_is_over_rows_that_count():
     X, y = task(40)
     weights = np.r_[np.zeros(30), np.ones(10)]

@@ -302,6 +302,8 @@ class Server:
             loss, sums = self.evaluate("train", len(data.loss_rows))
             record.loss, record.train_accuracy = loss / max(sums.weight, 1e-300), sums.score()
             trainer.check_finite(record.loss, self.state.step, record.epoch)
+        else:
+            trainer.check_weights()
         record.nnz = trainer.network.layer_connections
         with trainer.backend.threads(self._threads):
             record.active_neurons = sum(active_neurons(trainer.network))
