@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from .files import open_text
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MISSING = frozenset({"", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "?"})  # lower case
 
+SPACE = " "  # separates fields by any number of spaces and tabs
 SAMPLED_ROWS = 20  # that the first line is compared with
 LONG_ORDER = 6  # so many numbers in order are by chance once in 360
 USUAL = 0.25  # share of the rows from which on an order like the first line's is the data's own
@@ -26,16 +27,31 @@ SAY_WHICH = (
 )
 
 
-def read_first_rows(path: Path) -> tuple[list[list[str]], str]:
-    """Return the fields of the first rows that are not blank, and what separates them."""
+def read_first_rows(
+    path: Path, delimiter: str | None = None, decimal: str = "."
+) -> tuple[list[list[str]], str]:
+    """Return the fields of the first rows that are not blank, and what separates them.
+
+    Unless it is given, that is the most frequent of comma, semicolon and tab in the first line,
+    else spaces where the suffix is not .csv; a comma where numbers have a decimal comma is none.
+    """
     with open_text(path) as file:
         line = next((line for line in file if line.strip()), "")
         if not line:
             raise DataError(f"{path} is empty. Get or write it again.")
-        separator = max(",;\t", key=line.count)
+        separator = delimiter or max(",;\t".replace(decimal, ""), key=line.count)
+        plain = {".csv", ".tsv"}.isdisjoint(suffix.lower() for suffix in path.suffixes)
+        if plain and delimiter is None and separator not in line and SPACE in line.strip():
+            separator = SPACE
         file.seek(0)
-        rows = (row for row in csv.reader(file, delimiter=separator, skipinitialspace=True) if row)
-        return list(itertools.islice(rows, 1 + SAMPLED_ROWS)), separator
+        return list(itertools.islice(csv_rows(file, separator), 1 + SAMPLED_ROWS)), separator
+
+
+def csv_rows(file: Iterable[str], separator: str) -> Iterator[list[str]]:
+    """Read the fields of rows that are not blank; where spaces separate them, of any number."""
+    if separator == SPACE:
+        file = (line.strip().replace("\t", SPACE) for line in file)
+    return (row for row in csv.reader(file, delimiter=separator, skipinitialspace=True) if row)
 
 
 def has_names(

@@ -20,7 +20,8 @@ from largesparse import (
     save_model,
 )
 from largesparse.data.frames import align_frame
-from largesparse.data.tables import FileLayout, align_columns, read_table, read_table_for
+from largesparse.data.layout import FileLayout
+from largesparse.data.tables import align_columns, read_table, read_table_for
 from largesparse.data.targets import match_labels
 from largesparse.errors import CheckpointError, DataError
 from largesparse.training import checkpoint
@@ -59,10 +60,11 @@ def test_a_first_line_of_numbers_that_may_be_names_is_not_guessed(tmp_path, firs
         read_table(path, target)
     table = read_table(path, header=True)
     np.testing.assert_allclose(table.X, np.asarray(rows), rtol=1e-6)
-    assert table.feature_names == first.split(",") and table.layout == FileLayout(header=True)
+    assert table.feature_names == first.split(",") and table.layout.header
     table = read_table(path, header=False)
     assert (len(table.X), table.feature_names) == (1 + len(rows), None)
-    assert table.layout == FileLayout(header=False)
+    positions = [str(k) for k in range(len(first.split(",")))]
+    assert table.layout == FileLayout(header=False, columns=positions)
 
 
 @pytest.mark.parametrize(
