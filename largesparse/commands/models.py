@@ -253,7 +253,8 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     config, used = network.config, network.trained_with
     n_features = config.layer_sizes[0]
     strength = input_strength(network)
-    names = network.feature_names or [f"feature {k}" for k in range(n_features)]
+    positions = network.file_layout and network.file_layout.columns
+    names = network.feature_names or [f"feature {k}" for k in positions or range(n_features)]
     strongest = np.argsort(-strength, kind="stable")[:features]
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     return {

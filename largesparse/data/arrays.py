@@ -130,6 +130,7 @@ def read_mat(path: Path, target: Target) -> Parts:
     try:
         with reading(path, "as a file of MATLAB", "Save it again.", damage=(Exception,)):
             found = loadmat(path)
+            arrays = {name: _plain(value) for name, value in found.items() if name[:2] != "__"}
     except DataError as error:
         if isinstance(error.__cause__, NotImplementedError):
             raise DataError(
@@ -137,7 +138,6 @@ def read_mat(path: Path, target: Target) -> Parts:
                 f"save('{path.name}', 'X', 'y', '-v7')."
             ) from error
         raise
-    arrays = {name: _plain(value) for name, value in found.items() if name[:2] != "__"}
     for name, others in (("X", ("x",)), ("y", ("Y", "labels", "label"))):
         for other in others:
             if name not in arrays and other in arrays:
@@ -162,6 +162,8 @@ def _plain(value: Any) -> Any:
     from scipy.sparse import csr_array, issparse
 
     if issparse(value):
+        if hasattr(value, "check_format"):
+            value.check_format(full_check=True)  # conversions trust indices
         return csr_array(value)
     if isinstance(value, np.ndarray) and value.dtype.kind == "O":
         cells = [np.asarray(cell).squeeze() for cell in value.ravel()]

@@ -61,7 +61,8 @@ def has_names(
 
     It does where all of it is text, where it has the wanted names or a target that is text, where
     text stands above numbers, and where it counts 0, 1, 2, ..., as pandas does. It does not where
-    it is numbers and there is no reason to think otherwise. Where it may be either, a DataError
+    it is numbers and there is no reason to think otherwise, nor where it has numbers and a text
+    that stands in the same column again. Where it may be either, a DataError
     is raised.
     """
     first, following = rows[0], rows[1:]
@@ -70,7 +71,9 @@ def has_names(
     text = [not is_number(field) and not is_missing(field) for field in first]
     if any(text):
         columns = [[row[k] for row in following if k < len(row)] for k in np.flatnonzero(text)]
-        return _check_text(path, first, columns, target)
+        if all(text) or not _recurs([first[k] for k in np.flatnonzero(text)], columns):
+            return _check_text(path, first, columns, target)
+        return False
     if len(first) > 2 and first == [str(k) for k in range(len(first))]:
         return True
     shown = ", ".join(first[:5]) + (", …" if len(first) > 5 else "")
@@ -89,6 +92,11 @@ def has_names(
             f"{SAY_WHICH}."
         )
     return False
+
+
+def _recurs(fields: list[str], columns: list[list[str]]) -> bool:
+    """Return whether a field of the first line stands below it too, as a name never does."""
+    return any(field in column for field, column in zip(fields, columns, strict=True))
 
 
 def _check_text(

@@ -169,7 +169,7 @@ def read_table(
         decimal=decimal or ".",
     )
     table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
-    if columns is not None:
+    if columns is not None and categorical is None:
         table = align_columns(table, columns)
     if labels is not None:
         table = _with_labels(table, labels, target)
@@ -301,7 +301,7 @@ def read_table_for(
         "id": id,
     }
     check_file(path, part, format, given)
-    unnamed = trained.header is False or (kind == "npy" and trained.columns is not None)
+    counted = all(name.isdecimal() for name in trained.columns or [])
     wanted = Wanted(
         target=None if labels is not None else target,
         columns=trained.columns if trained.categories else network.feature_names,
@@ -313,7 +313,7 @@ def read_table_for(
         header=header,
         delimiter=delimiter,
         decimal=decimal or ".",
-        positions=list(map(int, trained.columns or [])) if unnamed else None,
+        positions=list(map(int, trained.columns or [])) if counted else None,
         categories=trained.categories,
     )
     table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)

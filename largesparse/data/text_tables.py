@@ -268,6 +268,6 @@ def read_transposed(path: Path, wanted: Wanted) -> Parts:
         ids = np.array(samples, str)
         return parts._replace(
             y=_labels(owner, parts.y, target, wanted.decimal),
-            ids=ids,
+            ids=ids if parts.ids is None else parts.ids,
             layout=parts.layout._replace(transpose=True),
         )

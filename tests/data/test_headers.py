@@ -96,12 +96,16 @@ def test_names_of_numbers_and_words(tmp_path, first, label):
 
 @pytest.mark.parametrize("first", ["5.1,3.5,setosa", "5,3,setosa"])
 def test_data_with_words_is_not_taken_for_names(tmp_path, first):
-    path = write(tmp_path / "own.csv", first, [[4.9, 3.0, "setosa"], [6.1, 2.8, "virginica"]])
+    path = write(tmp_path / "own.csv", first, [[4.9, 3.0, "Setosa"], [6.1, 2.8, "virginica"]])
     for target in (None, -1, "2"):
         with pytest.raises(DataError, match=r"first line looks like data.*header=False"):
             read_table(path, target)
     table = read_table(path, -1, header=False)
+    assert table.y.tolist() == ["setosa", "Setosa", "virginica"] and not table.notes
+    path = write(tmp_path / "own.csv", first, [[4.9, 3.0, "setosa"], [6.1, 2.8, "virginica"]])
+    table = read_table(path, -1)  # a name would not stand below itself
     assert table.y.tolist() == ["setosa", "setosa", "virginica"]
+    assert "taken for data" in table.notes[0]
     with pytest.raises(DataError, match="'setosa', which is not a number"):
         read_table(path, 0, header=False)
 
