@@ -67,10 +67,11 @@ def choose_columns(path: Path, n_columns: int, names: list[str] | None, wanted: 
     dropped = {find(column, "--drop") for column in wanted.drop}
     if names is not None:
         kept = [name for k, name in enumerate(names) if k not in dropped]
-        if "" in kept:
+        if "" in kept and wanted.id != "":
             raise DataError(
                 f"{path}: column {names.index('') + 1} has no name. Name it, or leave it out if it "
-                "only counts the rows: drop=[''] (--drop '' on the command line)."
+                "only counts or names the rows: drop=[''] or id='' (--drop '' or --id '' on the "
+                "command line)."
             )
         if (twice := first_doubled(kept)) is not None:
             raise DataError(f"{path} has two columns named {twice!r}. Rename or remove one.")

@@ -77,7 +77,8 @@ def read_samples(
         if X_test is not None:
             X_test, y_test = _check_test(X.shape[1], y, X_test, y_test, task)
     except DataError as error:
-        raise DataError(f"{source}: {error}") from error
+        more = " Or say --missing mean or --missing drop." if "NaN" in str(error) else ""
+        raise DataError(f"{source}: {error}{more}") from error
     notes = [*rows.notes, *_note_counts(X)]
     if test_fraction is None and not held_out_by_default:
         test_fraction = 0

@@ -44,17 +44,20 @@ SPELLINGS = [form for word in MISSING for form in (word, word.upper(), word.titl
 
 def read_csv(path: Path, wanted: Wanted) -> Parts:
     """Read text with separators, as `tables.read_table` says."""
-    with reading(path, "as a table", "Write it again."):
+    with reading(path, "as a table", "Write it again, as UTF-8 text."):
         rows, separator = read_first_rows(path, wanted.delimiter, wanted.decimal)
         plain = [[with_point(field, wanted.decimal) for field in row] for row in rows]
         guessed = wanted.header is None
         named = has_names(path, plain, wanted.target, wanted.columns) if guessed else wanted.header
-        names = rows[0] if named else None
+        names, following = rows[0] if named else None, rows[1:]
+        if names and following and all(len(row) == len(names) + 1 for row in following):
+            names = ["", *names]  # R writes names of rows under none
+        width = len(names or rows[0])
         _check_not_transposed(path, names, separator, wanted)
-        columns = choose_columns(path, len(rows[0]), names, wanted)
-        is_text = partial(_is_text, columns, len(rows[0]), separator, wanted.decimal)
-        columns = text_columns(columns, len(rows[0]), wanted, is_text)
-        chunks = partial(_numbers_and_text, columns, rows[0], separator, wanted.decimal)
+        columns = choose_columns(path, width, names, wanted)
+        is_text = partial(_is_text, columns, separator, wanted.decimal)
+        columns = text_columns(columns, width, wanted, is_text)
+        chunks = partial(_numbers_and_text, columns, width, separator, wanted.decimal)
         parts = collect(columns, chunks, wanted)
         parts = parts._replace(
             y=_labels(columns, parts.y, columns.target, wanted.decimal),
@@ -66,7 +69,7 @@ def read_csv(path: Path, wanted: Wanted) -> Parts:
     if guessed and not named:
         told = (
             f"the first line of {path} is taken for data (--header yes: it has names); columns are "
-            f"called by their positions, 0 to {len(rows[0]) - 1}"
+            f"called by their positions, 0 to {width - 1}"
         )
         parts = parts._replace(notes=(told, *parts.notes))
     return parts
@@ -91,12 +94,12 @@ def _plain_ids(ids: Any) -> Any:
 
 
 def _numbers_and_text(
-    columns: Columns, first: list[str], separator: str, decimal: str
+    columns: Columns, width: int, separator: str, decimal: str
 ) -> Iterator[DataFrame]:
     """Read chunks with features in float64, and all other columns as text."""
     from pandas.errors import ParserError
 
-    every, numbers = range(len(first)), set(columns.numbers)
+    every, numbers = range(width), set(columns.numbers)
     dtypes = {i: np.float64 if i in numbers else str for i in every}
     dialect: dict[str, Any] = {
         "sep": separator,
@@ -150,7 +153,7 @@ def csv_chunks(
             yield chunk
 
 
-def _is_text(columns: Columns, n_columns: int, separator: str, decimal: str, position: int) -> bool:
+def _is_text(columns: Columns, separator: str, decimal: str, position: int) -> bool:
     """Return whether a column has a value that is neither a number nor missing."""
     with open_text(columns.path) as file:
         rows = csv_rows(file, separator)
@@ -218,7 +221,7 @@ def read_transposed(path: Path, wanted: Wanted) -> Parts:
     """
     import pandas as pd
 
-    with reading(path, "as a table", "Write it again."):
+    with reading(path, "as a table", "Write it again, as UTF-8 text."):
         rows, separator = read_first_rows(path, wanted.delimiter, wanted.decimal)
         if len(rows) < 2:
             raise DataError(f"{path} has no rows of features. Get or write it again.")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier
 
-from largesparse import SparseMLPClassifier, load_model
+from largesparse import SparseMLPClassifier, SparseMLPRegressor, load_model
 from largesparse.commands.learning_curve import HeldOutScores
 from largesparse.commands.main import main
 from largesparse.commands.scores import accuracy, cross_validate
@@ -127,6 +127,11 @@ def test_rows_held_out_are_scored_by_epoch(folder):
     y = (X[:, 0] > 0).astype(int)
     options = {"max_epochs": 4, "hidden_layer_sizes": (20,), "backend": "scipy", "random_state": 0}
     plain = SparseMLPClassifier(**options).fit(X[:40], y[:40])
+    regressor = SparseMLPRegressor(**options)
+    regressor._callbacks = (HeldOutScores(regressor, X[40:], 9 + X[40:, 0]),)
+    regressor.fit(X[:40], 9 + X[:40, 0])
+    expected = regressor.score(X[40:], 9 + X[40:, 0])
+    assert regressor.history_["test_accuracy"][-1] == pytest.approx(expected)
     watched = SparseMLPClassifier(**options)
     watched._callbacks = (HeldOutScores(watched, X[40:], y[40:]),)
     watched.fit(X[:40], y[:40])

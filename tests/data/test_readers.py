@@ -83,6 +83,25 @@ def test_the_numbers_of_rows_are_asked_about(tmp_path):
     assert read_table(tmp_path / "own.csv", "y", drop=[""]).feature_names == ["a"]
 
 
+def test_names_of_rows_as_r_and_pandas_write_them(tmp_path):
+    text = '"a" "y"\n"r 1" 1.5 "u v"\n"r 2" 2 "w"\n'  # write.table
+    path = write(tmp_path / "own.txt", text)
+    with pytest.raises(DataError, match=r"column 1 has no name.*--id ''"):
+        read_table(path, "y")
+    table = read_table(path, "y", id="")
+    assert (table.X.tolist(), table.y.tolist()) == ([[1.5], [2]], ["u v", "w"])
+    assert table.ids.tolist() == ["r 1", "r 2"]
+    assert read_table(path, "y", drop=[""]).X.tolist() == [[1.5], [2]]
+    pd.DataFrame({"a": [1.5, 2.5]}, index=["p", "q"]).to_csv(tmp_path / "own.csv")
+    assert read_table(tmp_path / "own.csv", id="").ids.tolist() == ["p", "q"]
+
+
+def test_text_of_another_encoding_says_so(tmp_path):
+    (tmp_path / "own.csv").write_bytes("größe,y\n1,2\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"cannot be read as a table.*as UTF-8"):
+        read_table(tmp_path / "own.csv")
+
+
 def test_without_a_header_positions_are_names(tmp_path):
     path = write(tmp_path / "wdbc.data", "8,B,1.5,2,x\n9,M,4.5,5,y\n7,B,4,8,y\n")
     assert "taken for data" in read_table(path, 1, drop=[4]).notes[0]

@@ -147,7 +147,8 @@ def test_one_row_can_be_predicted_but_not_trained_on(tmp_path):
         ("5.1,iris\n0,2\n1,2\n", None, "first line looks like data .'5.1'"),
         ("a\n0\n1\n", "a", "no column of features"),
         ("a,b\n1,2\n1,2,3\n", "a", "Expected 2 fields in line 3, saw 3"),
-        ("a,b\n1,2,3\n1,2,3\n", "a", "more fields than the first line"),
+        ("a,b\n1,2,3\n1,2,3\n", "a", "column 1 has no name"),
+        ("a,b\n1,2,3,4\n1,2,3,4\n", "a", "more fields than the first line"),
         ('a,"b\n1,2\n', None, "cannot be read as a table"),
     ],
 )
