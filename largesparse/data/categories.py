@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .frames import SHOWN
 
 if TYPE_CHECKING:
     from .columns import Columns
@@ -60,4 +61,10 @@ def encode(
                 f"({unseen[0]!r:.40}{', …' if len(unseen) > 1 else ''}); they count as none of its "
                 "categories"
             )
+    if wanted.categories is None and found:
+        counts = ", ".join(
+            f"{name!r} ({len(kinds)})" for name, kinds in list(found.items())[:SHOWN]
+        )
+        more = ", …" if len(found) > SHOWN else ""
+        notes.append(f"columns encoded by their categories: {counts}{more}")
     return np.ascontiguousarray(np.hstack(blocks)), names, found, tuple(notes)

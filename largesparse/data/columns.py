@@ -139,9 +139,9 @@ def _known(names: list[str]) -> str:
 
 
 def text_columns(
-    columns: Columns, n_columns: int, wanted: Wanted, is_text: Callable[[int], bool]
+    columns: Columns, n_columns: int, wanted: Wanted, find_text: Callable[[], set[int]]
 ) -> Columns:
-    """Return the columns with those that are to be encoded, which `is_text` tells if none is named.
+    """Return the columns with those that are to be encoded: `find_text` tells if none is named.
 
     A model knows its own.
     """
@@ -160,8 +160,7 @@ def text_columns(
             f"{columns.path}: the column {columns.name(position)!r} is for --categorical, and no "
             "feature. Leave it out of one of the two."
         )
-    text = named or {i for i in columns.features if is_text(i)}
-    return columns._replace(text=frozenset(text))
+    return columns._replace(text=frozenset(named or find_text()))
 
 
 def collect(columns: Columns, chunks: Callable[[], Iterable[DataFrame]], wanted: Wanted) -> Parts:

@@ -39,6 +39,7 @@ from .typed_tables import parts_of_frame
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+INFINITE = ("inf", "infinity")
 SPELLINGS = [form for word in MISSING for form in (word, word.upper(), word.title())] + ["NaN"]
 
 
@@ -55,8 +56,8 @@ def read_csv(path: Path, wanted: Wanted) -> Parts:
         width = len(names or rows[0])
         _check_not_transposed(path, names, separator, wanted)
         columns = choose_columns(path, width, names, wanted)
-        is_text = partial(_is_text, columns, separator, wanted.decimal)
-        columns = text_columns(columns, width, wanted, is_text)
+        find_text = partial(_find_text, columns, separator, wanted.decimal)
+        columns = text_columns(columns, width, wanted, find_text)
         chunks = partial(_numbers_and_text, columns, width, separator, wanted.decimal)
         parts = collect(columns, chunks, wanted)
         parts = parts._replace(
@@ -77,7 +78,9 @@ def read_csv(path: Path, wanted: Wanted) -> Parts:
 
 def with_point(field: str, decimal: str) -> str:
     """Return a number with a decimal point, and other text as it is."""
-    changed = field.replace(decimal, ".") if decimal != "." else field
+    if decimal == ".":
+        return field
+    changed = field.replace(decimal, ".")
     return changed if is_number(changed) else field
 
 
@@ -153,15 +156,22 @@ def csv_chunks(
             yield chunk
 
 
-def _is_text(columns: Columns, separator: str, decimal: str, position: int) -> bool:
-    """Return whether a column has a value that is neither a number nor missing."""
+def _find_text(columns: Columns, separator: str, decimal: str) -> set[int]:
+    """Return the features that have a value which is neither a number nor missing."""
+    text: set[int] = set()
+    numbers = columns.features
     with open_text(columns.path) as file:
         rows = csv_rows(file, separator)
         for row in itertools.islice(rows, int(columns.names is not None), None):
-            field = row[position] if position < len(row) else ""
-            if not is_missing(field) and not is_number(with_point(field, decimal)):
-                return True
-    return False
+            fields = [with_point(row[i], decimal) if i < len(row) else "" for i in numbers]
+            if not _are_finite(fields):
+                text.update(i for i, field in zip(numbers, fields, strict=True) if _is_word(field))
+                numbers = [i for i in numbers if i not in text]
+    return text
+
+
+def _is_word(field: str) -> bool:
+    return not (is_missing(field) or is_number(field) or field.strip(" +-").lower() in INFINITE)
 
 
 def _refuse_text(columns: Columns, separator: str, n_rows: int, decimal: str) -> None:
@@ -185,7 +195,7 @@ def _refuse_text(columns: Columns, separator: str, n_rows: int, decimal: str) ->
 def _refuse_field(columns: Columns, position: int, field: str, row: int) -> NoReturn:
     if is_missing(field):
         refuse_number(columns, position, np.nan, row)
-    if is_number(field) or field.strip(" +-").lower() in ("inf", "infinity"):
+    if is_number(field) or field.strip(" +-").lower() in INFINITE:
         refuse_number(columns, position, np.inf, row)
     refuse_word(columns, position, field, row)
 
@@ -255,12 +265,14 @@ def read_transposed(path: Path, wanted: Wanted) -> Parts:
         words: dict[int, list[str]] = {}
         for k, line in enumerate(texts if texts is not None else ()):
             fields = [with_point(field, wanted.decimal) for field in line]
-            if not all(is_number(field) or is_missing(field) for field in fields):
-                words[k] = list(line)
-            else:
-                values[k] = [np.nan if is_missing(field) else float(field) for field in fields]
-                if features[k] == wanted.target:
+            if not _are_finite(fields):
+                if any(map(_is_word, fields)):
                     words[k] = fields
+                    continue
+                fields = ["nan" if is_missing(field) else field for field in fields]
+            values[k] = list(map(float, fields))
+            if features[k] == str(wanted.target):
+                words[k] = list(line)
         frame = pd.DataFrame(values.T, columns=range(len(features)))
         if words:
             text = pd.DataFrame({k: words[k] for k in words}, dtype=object)

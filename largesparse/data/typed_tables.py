@@ -36,7 +36,8 @@ def read_parquet(path: Path, wanted: Wanted) -> Parts:
         columns = choose_columns(path, len(names), names, wanted)
         if columns.target is not None:
             _check_type(columns, file.schema_arrow.field(names[columns.target]).type)
-        columns = text_columns(columns, len(names), wanted, lambda i: _is_text(frame.iloc[:, i]))
+        text = {i for i in columns.features if _is_text(frame.iloc[:, i])}
+        columns = text_columns(columns, len(names), wanted, lambda: text)
         size = max(1, columned.CHUNK_BYTES // (8 * len(names)))
         return collect(columns, partial(_frames, file, size, columns), wanted)
 
@@ -45,7 +46,8 @@ def parts_of_frame(path: Path, frame: DataFrame, names: list[str] | None, wanted
     """Take the wanted columns of a data frame, whose columns are positions."""
     n_columns = frame.shape[1]
     columns = choose_columns(path, n_columns, names, wanted)
-    columns = text_columns(columns, n_columns, wanted, lambda i: _is_text(frame[i]))
+    text = {i for i in columns.features if _is_text(frame[i])}
+    columns = text_columns(columns, n_columns, wanted, lambda: text)
     _check_numbers(columns, frame)
     return collect(columns, lambda: [frame], wanted)
 

@@ -211,6 +211,9 @@ def test_a_model_has_the_codes_of_its_text(tmp_path):
     with pytest.raises(DataError, match="'colour' has a missing value in row 4"):
         read_table(path, "y", categorical=[])
     table = read_table(path, "y", categorical=[], missing="mean")
+    assert table.notes == ("columns encoded by their categories: 'colour' (2)",)
+    with pytest.raises(DataError, match=r"'size' has a value that is infinite"):
+        read_table(write(tmp_path / "inf.csv", COLOURS.replace("1.5", "inf")), categorical=[])
     assert table.feature_names == ["size", "colour=blue", "colour=red", "n"]
     network = model_of(table, tmp_path)
     text = "y,n,colour,size\n0,1,blue,7\n0,1,pink,7\n0,1,,7\n0,1,mauve,7\n"
@@ -258,6 +261,13 @@ def test_genes_in_rows(tmp_path, corner):
     assert (again.X.tolist(), again.ids.tolist()) == ([[8, 9]], ["x"])
     with pytest.raises(DataError, match="'stage' has 'I'"):
         read_table(path, transpose=True)
+    table = read_table(path, "KRAS", transpose=True, categorical=[], id="TP53")
+    assert table.feature_names == ["stage=I", "stage=II"] and table.y.tolist() == [4, 5, 6]
+    assert table.X.tolist() == [[1, 0], [0, 1], [1, 0]] and table.ids.tolist() == [1, 2.5, 3]
+    gaps = write(tmp_path / "gaps.csv", "g,s1,s2\nA,1,NA\nB,2,4\nkind,u,v\n")
+    with pytest.raises(DataError, match="'A' has a missing value in row 2"):
+        read_table(gaps, "kind", transpose=True)
+    assert read_table(gaps, "kind", transpose=True, missing="mean").X.tolist() == [[1, 2], [1, 4]]
 
 
 @pytest.mark.parametrize(
