@@ -47,6 +47,7 @@ class Columns(NamedTuple):
     id: int | None = None
     missing: str | None = None
     text: frozenset[int] = frozenset()  # features that are encoded
+    n_columns: int | None = None  # of the file
 
     @property
     def numbers(self) -> list[int]:
@@ -90,23 +91,18 @@ def choose_columns(path: Path, n_columns: int, names: list[str] | None, wanted: 
     others = [i for i in range(n_columns) if i not in dropped | {target, number}]
     if names is not None and wanted.columns is not None:
         others = positions_of(list(wanted.columns), names, str(path))
-    elif (
-        names is None
-        and (trained := wanted.positions)
-        and len(others) != len(trained)
-        and n_columns > max(trained)
-    ):
-        others = list(trained)
+    elif names is None and wanted.positions and n_columns == wanted.n_columns:
+        others = list(wanted.positions)  # else they may have moved
     if not others:
         raise DataError(f"{path} has no column of features beside the target. Add some.")
-    return Columns(path, others, target, names, number, wanted.missing)
+    return Columns(path, others, target, names, number, wanted.missing, n_columns=n_columns)
 
 
 def _lacks_id(n_columns: int, names: list[str] | None, wanted: Wanted) -> bool:
     """Return whether a file is without the column of the training that names the rows."""
     if names is not None:
         return wanted.id not in names
-    return wanted.positions is None or n_columns <= len(wanted.positions)
+    return n_columns != wanted.n_columns
 
 
 def _position(
@@ -229,6 +225,7 @@ def _gather(
         columns=sources if names is None else None,
         id=None if columns.id is None else columns.name(columns.id),
         missing=columns.missing,
+        n_columns=columns.n_columns if names is None else None,
     )
     features = None if names is None else sources
     notes: tuple[str, ...] = ()

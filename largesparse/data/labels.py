@@ -40,7 +40,7 @@ def read_labels(
             rows = list(csv_rows(file, separator))
     width = len(rows[0])
     if width == 1:
-        named = len(rows) == n_rows + 1
+        named = len(rows) == n_rows + 1 and rows[0] not in rows[1:]  # a name is no label
         _check_count(path, len(rows) - named, n_rows)
         texts = [row[0] for row in rows[named:]]
         name = rows[0][0] if named else "labels"

@@ -29,6 +29,7 @@ class FileLayout(NamedTuple):
     decimal: str | None = None
     transpose: bool | None = None
     log: bool | None = None  # whether the features became log(1 + x)
+    n_columns: int | None = None  # of a file without names
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FileLayout:
@@ -38,7 +39,8 @@ class FileLayout(NamedTuple):
         words = (layout.id, layout.missing, layout.decimal)
         lists = [layout.columns or [], *(layout.categories or {}).values()]
         if (
-            not all(value is None or isinstance(value, bool) for value in truths)
+            not isinstance(layout.n_columns, int | None)
+            or not all(value is None or isinstance(value, bool) for value in truths)
             or not all(value is None or isinstance(value, str) for value in words)
             or not all(isinstance(value, list) for value in lists)
             or not all(isinstance(name, str) for names in lists for name in names)
@@ -63,6 +65,7 @@ class Wanted:
     decimal: str = "."
     # What a model says of the file of its training:
     positions: Sequence[int] | None = None  # of the features, where columns have no names
+    n_columns: int | None = None  # of a file whose features have these positions
     categories: Mapping[str, Sequence[str]] | None = None
     id_if_there: bool = False  # `id` is the model's, and the file may be without it
 

@@ -314,6 +314,7 @@ def read_table_for(
         delimiter=delimiter,
         decimal=decimal or ".",
         positions=list(map(int, trained.columns or [])) if counted else None,
+        n_columns=trained.n_columns,
         categories=trained.categories,
     )
     table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)

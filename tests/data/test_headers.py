@@ -64,7 +64,7 @@ def test_a_first_line_of_numbers_that_may_be_names_is_not_guessed(tmp_path, firs
     table = read_table(path, header=False)
     assert (len(table.X), table.feature_names) == (1 + len(rows), None)
     positions = [str(k) for k in range(len(first.split(",")))]
-    assert table.layout == FileLayout(header=False, columns=positions)
+    assert table.layout == FileLayout(header=False, columns=positions, n_columns=len(positions))
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,11 @@ def test_without_a_header_positions_are_names(tmp_path):
         assert again.X.tolist() == table.X.tolist() and again.ids.tolist() == ["8", "9", "7"]
     again = read_table_for(network, write(tmp_path / "new.data", "3,4\n5,6\n"))
     assert again.X.tolist() == [[3, 4], [5, 6]] and again.ids is None
+    moved = write(tmp_path / "new.data", "8,1.5,2,3\n9,4.5,5,6\n")  # without the target
+    with pytest.raises(DataError, match="4 columns, but the model was trained on 2"):
+        read_table_for(network, moved)
+    again = read_table_for(network, moved, id=0, drop=[3])
+    assert again.X.tolist() == [[1.5, 2], [4.5, 5]] and again.ids.tolist() == ["8", "9"]
     path = write(tmp_path / "own.csv", "5.5,1\n3.5,2\n7.25,3\n")
     (note,) = read_table(path).notes
     assert "taken for data (--header yes" in note and "0 to 1" in note
@@ -289,6 +294,7 @@ def test_labels_in_a_file_of_their_own(tmp_path, labels, expected):
     ("labels", "target", "message"),
     [
         ("a\nb\n", None, "2 labels for 3 samples"),
+        ("a\nb\na\na\n", None, "4 labels for 3 samples"),
         ("s1,a\ns2,b\n", None, "no label for 1 of 3 samples: 's3'"),
         ("s1,a\ns2,b\ns3,c\ns1,b\n", None, "two labels for 's1'"),
         ("n,a,b\ns1,a,b\ns2,a,b\ns3,a,b\n", None, "3 columns: name that of the labels"),
@@ -490,7 +496,9 @@ def test_counts_are_hinted_at_and_logarithms_kept(tmp_path, sparse):
         read_table(stored, log=True)
 
 
-@pytest.mark.parametrize("layout", [{"id": 3}, {"columns": "ab"}, {"categories": {"a": [1]}}])
+@pytest.mark.parametrize(
+    "layout", [{"id": 3}, {"n_columns": "3"}, {"columns": "ab"}, {"categories": {"a": [1]}}]
+)
 def test_a_layout_that_cannot_be_is_refused(layout):
     with pytest.raises(ValueError, match="is not known"):
         FileLayout.from_dict(layout)
