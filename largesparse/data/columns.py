@@ -93,6 +93,11 @@ def choose_columns(path: Path, n_columns: int, names: list[str] | None, wanted: 
         others = positions_of(list(wanted.columns), names, str(path))
     elif names is None and wanted.positions and n_columns == wanted.n_columns:
         others = list(wanted.positions)  # else they may have moved
+    if target is not None and target in others:
+        raise DataError(
+            f"{path}: the target {wanted.target!r} is one of the features that the model predicts "
+            "from. Name the column that it predicts."
+        )
     if not others:
         raise DataError(f"{path} has no column of features beside the target. Add some.")
     return Columns(path, others, target, names, number, wanted.missing, n_columns=n_columns)
@@ -253,7 +258,9 @@ def _plain(column: Any) -> NDArray:
 
 def _texts(column: Any) -> NDArray[np.str_]:
     """Return the values of a column as text without spaces around it, missing ones empty."""
-    texts = np.char.strip(np.array(["" if v is None or v != v else str(v) for v in column], str))
+    gaps = column.isna().to_numpy()
+    words = ["" if gap else str(value) for value, gap in zip(column, gaps, strict=True)]
+    texts = np.char.strip(np.array(words, str))
     return np.where(np.char.lower(texts) == "?", "", texts)
 
 

@@ -114,6 +114,8 @@ def test_without_a_header_positions_are_names(tmp_path):
         assert again.X.tolist() == table.X.tolist() and again.ids.tolist() == ["8", "9", "7"]
     again = read_table_for(network, write(tmp_path / "new.data", "3,4\n5,6\n"))
     assert again.X.tolist() == [[3, 4], [5, 6]] and again.ids is None
+    with pytest.raises(DataError, match="target 3 is one of the features"):
+        read_table_for(network, path, 3)
     moved = write(tmp_path / "new.data", "8,1.5,2,3\n9,4.5,5,6\n")  # without the target
     with pytest.raises(DataError, match="4 columns, but the model was trained on 2"):
         read_table_for(network, moved)
@@ -206,9 +208,14 @@ def test_text_is_encoded_as_pandas_does(tmp_path):
         expected = pd.get_dummies(frame.drop(columns="y"), columns=names, prefix_sep="=")
         assert sorted(table.feature_names) == sorted(expected.columns)
         np.testing.assert_array_equal(table.X, expected[table.feature_names].to_numpy(float))
+    pytest.importorskip("pyarrow")
+    frame["colour"] = frame["colour"].astype("string").replace("green", pd.NA)
     frame.to_parquet(tmp_path / "own.parquet")
-    again = read_table(tmp_path / "own.parquet", "y", categorical=[])
-    assert again.feature_names == ["size", "colour=blue", "colour=green", "colour=red", "n"]
+    again = read_table(tmp_path / "own.parquet", "y", categorical=[], missing="mean")
+    assert again.feature_names == ["size", "colour=blue", "colour=red", "n"]
+    assert again.X[3].tolist() == [4, 0, 0, 3]
+    with pytest.raises(DataError, match=r"'colour' has a missing value in row 4"):
+        read_table(tmp_path / "own.parquet", "y", categorical=[])
 
 
 def test_a_model_has_the_codes_of_its_text(tmp_path):
