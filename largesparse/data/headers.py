@@ -22,6 +22,7 @@ SAMPLED_ROWS = 20  # that the first line is compared with
 LONG_ORDER = 6  # so many numbers in order are by chance once in 360
 USUAL = 0.25  # share of the rows from which on an order like the first line's is the data's own
 OUTLIERS = 0.75  # share of the columns in which a header of numbers lies far from the data
+ALL_TEXT = 0.5  # share of the fields that recur in their columns, from which on text is data
 SAY_WHICH = (
     "Say which it is: header=True or header=False (--header yes or --header no on the command line)"
 )
@@ -62,8 +63,8 @@ def has_names(
     It does where all of it is text, where it has the wanted names or a target that is text, where
     text stands above numbers, and where it counts 0, 1, 2, ..., as pandas does. It does not where
     it is numbers and there is no reason to think otherwise, nor where it has numbers and a text
-    that stands in the same column again. Where it may be either, a DataError
-    is raised.
+    that stands in the same column again, or text that mostly does. Where it may be either, a
+    DataError is raised.
     """
     first, following = rows[0], rows[1:]
     if wanted is not None and set(wanted) <= set(first):
@@ -71,9 +72,10 @@ def has_names(
     text = [not is_number(field) and not is_missing(field) for field in first]
     if any(text):
         columns = [[row[k] for row in following if k < len(row)] for k in np.flatnonzero(text)]
-        if all(text) or not _recurs([first[k] for k in np.flatnonzero(text)], columns):
-            return _check_text(path, first, columns, target)
-        return False
+        words = [first[k] for k in np.flatnonzero(text)]
+        if target not in words and _recurring(words, columns) > (ALL_TEXT if all(text) else 0):
+            return False
+        return _check_text(path, first, columns, target)
     if len(first) > 2 and first == [str(k) for k in range(len(first))]:
         return True
     shown = ", ".join(first[:5]) + (", …" if len(first) > 5 else "")
@@ -94,9 +96,9 @@ def has_names(
     return False
 
 
-def _recurs(fields: list[str], columns: list[list[str]]) -> bool:
-    """Return whether a field of the first line stands below it too, as a name never does."""
-    return any(field in column for field, column in zip(fields, columns, strict=True))
+def _recurring(fields: list[str], columns: list[list[str]]) -> float:
+    """Return the share of fields of the first line that stand below it too, as names never do."""
+    return float(np.mean([field in column for field, column in zip(fields, columns, strict=True)]))
 
 
 def _check_text(

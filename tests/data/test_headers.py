@@ -110,6 +110,15 @@ def test_data_with_words_is_not_taken_for_names(tmp_path, first):
         read_table(path, 0, header=False)
 
 
+def test_a_table_of_letters_has_no_header(tmp_path):
+    rows = [["e", "x", "s", "n"], ["e", "b", "s", "w"], ["p", "x", "y", "w"]]
+    path = write(tmp_path / "mushrooms.data", "p,x,s,y", rows)
+    table = read_table(path, 0, categorical=[])
+    assert table.y.tolist() == ["p", "e", "e", "p"] and "taken for data" in table.notes[0]
+    path = write(tmp_path / "named.data", "class,cap,odor,n", rows * 2)
+    assert read_table(path, 0, categorical=[]).target == "class"
+
+
 def test_a_missing_value_does_not_make_a_header(tmp_path):
     path = write(tmp_path / "own.csv", "NA,1.5,2.0", [[1.0, 1.5, 2.0]])
     with pytest.raises(DataError, match="missing value in row 1"):
