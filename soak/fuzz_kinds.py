@@ -306,6 +306,32 @@ def make_svmlight(folder: Path) -> Path:
     return folder / "table.svm"
 
 
+def make_arff(folder: Path) -> Path:
+    X, y = sample_rows()
+    head = ["@relation own", *(f"@attribute {name} numeric" for name in "abcd")]
+    rows = [",".join(map(str, [*row, label])) for row, label in zip(X, y, strict=True)]
+    kinds = ",".join(sorted(set(map(str, y))))
+    lines = [*head, f"@attribute label {{{kinds}}}", "@data", *rows]
+    (folder / "table.arff").write_text("\n".join(lines) + "\n")
+    return folder / "table.arff"
+
+
+def make_npy(folder: Path) -> Path:
+    np.save(folder / "array.npy", sample_rows()[0])
+    return folder / "array.npy"
+
+
+def make_gaps(folder: Path) -> Path:
+    text = "a;b;c;label\n" + "1,5;red;?;x\n;blue;2;y\n3;;1,25;x\n" * 4
+    (folder / "table.data").write_text(text)
+    return folder / "table.data"
+
+
+def with_gaps(path: Path) -> Any:
+    """Read a table with decimal commas, gaps and a column of text."""
+    return read_table(path, "label", decimal=",", missing="mean", categorical=["b"]).X
+
+
 def make_idx(folder: Path) -> Path:
     images = np.arange(5 * 3 * 3, dtype=np.uint8)
     (folder / "images").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 5, 3, 3) + images.tobytes())
@@ -355,6 +381,9 @@ KINDS = {
     "csr": Kind(make_csr, change_archive, lambda path: checked(read_table(path).X)),
     "csc": Kind(make_csc, change_archive, lambda path: checked(read_table(path).X)),
     "svmlight": Kind(make_svmlight, change_bytes, lambda path: checked(read_table(path).X)),
+    "gaps": Kind(make_gaps, change_bytes, with_gaps),
+    "arff": Kind(make_arff, change_bytes, labelled),
+    "npy": Kind(make_npy, change_bytes, lambda path: read_table(path, -1).X),
     "idx": Kind(make_idx, change_bytes, read_idx),
     "series": Kind(make_series, change_gzip, lambda path: read_series_matrix(path).X),
     "records": Kind(make_records, change_bytes, lambda path: len(read_records(path))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from ..harness.records import check_output
 from ..machine.environment import expand_user
 
 if TYPE_CHECKING:
-    from ..training.history import History
+    from ..training.history import EpochRecord, History
+    from ..training.trainer import Trainer
 
 CURVE_WIDTH = 60  # characters of a learning curve in a terminal
 BARS = " ▁▂▃▄▅▆▇█"
@@ -46,6 +47,18 @@ def check_plot(path: str) -> None:
     check_output(path)
 
 
+class HeldOutScores:
+    """A callback that adds the score of the rows held out to the record of every epoch."""
+
+    def __init__(self, estimator: Any, X: Any, y: Any) -> None:
+        self.estimator, self.X, self.y = estimator, X, y
+
+    def __call__(self, trainer: Trainer, record: EpochRecord) -> None:
+        """Predict and score; a score of one row's numbers is not known."""
+        if hasattr(self.estimator, "classes_") or len(self.y) > 1:
+            record.test_accuracy = float(self.estimator.score(self.X, self.y))
+
+
 def plot_curve(history: History, path: str) -> None:
     """Draw loss and scores by epoch into a picture."""
     from matplotlib.figure import Figure
@@ -56,9 +69,11 @@ def plot_curve(history: History, path: str) -> None:
     measured = any(value is not None for value in history["loss"])
     loss.plot(epochs, history["loss" if measured else "running_loss"])
     loss.set(xlabel="epoch", ylabel="loss", title="rows trained on")
-    for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
-        if any(value is not None for value in history[name]):
-            score.plot(epochs, history[name], label=name.split("_")[0])
+    curves = {"train": "trained on", "validation": "validation", "test": "held out"}
+    for name, label in curves.items():
+        values = [np.nan if value is None else value for value in history[f"{name}_accuracy"]]
+        if not np.isnan(values).all():
+            score.plot(epochs, values, label=label)
     score.set(xlabel="epoch", title="accuracy, or R² of a regression")
     score.legend()
     try:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backends.choice import BACKEND_HELP
-from ..data.samples import some_of
+from ..data.frames import some_of
 from ..data.targets import match_labels
 from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import check_printable
 from ..machine.sizes import parse_size
-from .train import add_file_options, file_options
+from .files import READ, add_file_options, file_options
+from .scores import accuracy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ def add_predict(subparsers: Any) -> None:
         description="Predict for the rows of a file. Columns are found by their names, in any "
         "order; further columns are ignored. The model's own scaling is applied.",
     )
-    _add_model_and_data(parser)
+    _add_model_and_data(parser, labels=False)
     parser.add_argument("--out", metavar="FILE.csv", help="receives the predictions (the screen)")
     parser.add_argument("--proba", action="store_true", help="add the probability of every class")
     parser.set_defaults(run=_predict)
@@ -44,7 +45,7 @@ def add_evaluate(subparsers: Any) -> None:
         help="compare a saved model's predictions with known values",
         description="Print accuracy and a table of the classes, or R² and errors of a regression.",
     )
-    _add_model_and_data(parser)
+    _add_model_and_data(parser, labels=True)
     parser.add_argument("--target", help="the column with the known values")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=_evaluate)
@@ -64,11 +65,11 @@ def add_inspect(subparsers: Any) -> None:
     parser.set_defaults(run=_inspect)
 
 
-def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+def _add_model_and_data(parser: argparse.ArgumentParser, *, labels: bool) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a model or checkpoint")
-    add("--data", required=True, metavar="FILE", help="a table: CSV, parquet, svmlight, npz")
-    add_file_options(parser)
+    add("--data", required=True, metavar="FILE", help=f"a table ({READ})")
+    add_file_options(parser, labels=labels)
     add("--part", choices=("train", "test"),
         help="of an archive with x_train and x_test (test, where it is there)")  # fmt: skip
     add("--processes", type=parse_size, default=1, help="worker processes (%(default)s)")
@@ -78,9 +79,10 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
 
 def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | None) -> Any:
     """Read a table as a model takes it; of an archive with parts, tell which was taken."""
-    from ..data.tables import parts_of, read_table_for
+    from ..data.formats import parts_of
+    from ..data.tables import read_table_for
 
-    parts = parts_of(expand_user(arguments.data))
+    parts = parts_of(expand_user(arguments.data), arguments.format)
     part = arguments.part or (parts[-1] if parts else None)
     options = file_options(arguments)
     table = read_table_for(network, arguments.data, target, part=part, **options)
@@ -91,6 +93,8 @@ def _read_for(network: SparseMLP, arguments: argparse.Namespace, target: str | N
             f"--part {other} takes the other",
             file=sys.stderr,
         )
+    for note in table.notes:
+        print(f"largesparse: {note}", file=sys.stderr)
     return table
 
 
@@ -107,6 +111,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     network = load_model(arguments.model)
     if arguments.proba and network.classes is None:
         raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
+    if arguments.missing == "drop":
+        raise ParameterError(
+            "--missing drop would leave rows without a prediction. Say --missing mean, which takes "
+            "the means of the rows that were trained on."
+        )
     out = _check_output(network, arguments)
     table = _read_for(network, arguments, None)
     with Predictor(network, **_options(arguments)) as predictor:
@@ -122,6 +131,8 @@ def _predict(arguments: argparse.Namespace) -> int:
                 columns = {"prediction": found}
             else:
                 columns = {f"prediction {k}": column for k, column in enumerate(found.T)}
+    if table.ids is not None:
+        columns = {table.layout.id or "sample": table.ids} | columns
     try:
         pd.DataFrame(columns).to_csv(out or sys.stdout, index=False)
     except OSError as error:
@@ -177,12 +188,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         encode_labels(truth, network.classes)  # a class that the model does not know is an error
         found = predict(network, table.X, **_options(arguments))
         truth = truth.astype(network.classes.dtype)
-        report = metrics.classification_report
+        report, share = metrics.classification_report, accuracy(found == truth, truth)
         if arguments.json:
             result = report(truth, found, output_dict=True, zero_division=0)
+            result["95 % interval of the accuracy"] = [share.low, share.high]
+            result["always the most frequent class"] = share.baseline
             print(json.dumps(result, indent=2))
         else:
-            print(f"accuracy {metrics.accuracy_score(truth, found):.4f} of {len(truth)} rows\n")
+            head, _, more = str(share).partition(" ")
+            print(f"accuracy {head} of {len(truth)} rows {more}\n")
             print(report(truth, found, digits=4, zero_division=0))
         return 0
     truth = check_targets(table.y, network.config.layer_sizes[-1])
@@ -239,7 +253,8 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     config, used = network.config, network.trained_with
     n_features = config.layer_sizes[0]
     strength = input_strength(network)
-    names = network.feature_names or [f"feature {k}" for k in range(n_features)]
+    positions = network.file_layout and network.file_layout.columns
+    names = network.feature_names or [f"feature {k}" for k in positions or range(n_features)]
     strongest = np.argsort(-strength, kind="stable")[:features]
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     return {

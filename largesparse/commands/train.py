@@ -6,13 +6,16 @@ import argparse
 import dataclasses
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
 from ..machine.sizes import parse_size, parse_sizes
-from .learning_curve import check_plot, plot_curve, text_curve
+from .files import READ, add_file_options, file_options
+from .learning_curve import HeldOutScores, check_plot, plot_curve, text_curve
+from .scores import cross_validate, describe_score
 
 if TYPE_CHECKING:
     from ..data.samples import Samples
@@ -31,20 +34,27 @@ def add_train(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a model on a table and save it",
-        description="Train a sparse classifier or regressor on a file (CSV, parquet, svmlight, "
-        "npz) or on a data set by its name, and save it to a folder. A part of the rows is held "
-        "out and only used to tell how good the model is.",
+        description="Train a sparse classifier or regressor on a file or on a data set by its "
+        "name, and save it to a folder. A part of the rows is held out and only used to tell how "
+        "good the model is.",
         epilog="example: largesparse train --data patients.csv --target diagnosis --out model",
     )
     add = parser.add_argument
-    add("--data", required=True, metavar="FILE|NAME", help="a table, or a data set's name")
+    add(
+        "--data", required=True, metavar="FILE|NAME", help=f"a table ({READ}), or a data set's name"
+    )
     add("--target", help="the column to predict (tables with columns)")
     add_file_options(parser)
+    add("--categorical", nargs="*", metavar="COLUMN",
+        help="encode these columns, or all of text: a feature for each category")  # fmt: skip
+    add("--log", action="store_true", help="log(1 + x) of all features, for counts")
     add("--out", required=True, metavar="MODEL", help="folder that receives the model")
     add("--task", choices=TASKS, default="auto", help=RULE)
     add("--test-fraction", type=float,
         help="share held out, where the data has no test part (0.2; 0: none); of a class with few "
         "rows one at least is trained on")  # fmt: skip
+    add("--folds", type=parse_size, metavar="K",
+        help="cross-validate by K folds, then train on all of these rows")  # fmt: skip
     add(
         "--hidden",
         type=parse_sizes,
@@ -65,27 +75,10 @@ def add_train(subparsers: Any) -> None:
     add("--backend", help=BACKEND_HELP)
     add("--threads", type=parse_size, help="threads (all cores)")
     add("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    add("--plot", metavar="FILE", help="learning curve as a picture (needs matplotlib)")
+    add("--plot", metavar="FILE",
+        help="learning curve as a picture, with the rows held out (needs matplotlib)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_train)
-
-
-def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """Add what a file does not say itself."""
-    add = parser.add_argument
-    add("--header", choices=("yes", "no"),
-        help="whether the first line of CSV names the columns (found by its text)")  # fmt: skip
-    add("--index-base", type=int, choices=(0, 1),
-        help="first index of svmlight (0 if there is one, else 1; or as trained)")  # fmt: skip
-
-
-def file_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what was said by `add_file_options`, for `read_table`."""
-    header, base = arguments.header, arguments.index_base
-    return {
-        "header": None if header is None else header == "yes",
-        "zero_based": None if base is None else base == 0,
-    }
 
 
 def number_or_auto(text: str) -> float | str:
@@ -104,11 +97,14 @@ def _train(arguments: argparse.Namespace) -> int:
     check_model_folder(arguments.out)
     if arguments.plot:
         check_plot(arguments.plot)
+    if arguments.folds is not None:
+        check_range("--folds", arguments.folds, "train", low=2, integer=True)
     samples = read_samples(
         arguments.data,
         target=arguments.target,
         task=arguments.task,
         test_fraction=fraction,
+        held_out_by_default=arguments.folds is None,
         seed=arguments.seed,
         **file_options(arguments),
     )
@@ -117,13 +113,19 @@ def _train(arguments: argparse.Namespace) -> int:
     counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
     print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
     print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
-    started = time.perf_counter()
     with warnings.catch_warnings():
         # Of many classes: who says --task classification has chosen them.
         many = "The number of unique classes|y has .* different whole numbers"
         warnings.filterwarnings("ignore", many, UserWarning)
+        if arguments.folds is not None:
+            make = partial(_make_estimator, arguments, samples)
+            print(cross_validate(make, samples.X, samples.y, arguments.folds, arguments.seed))
+            print("the model saved is trained on all of these rows", flush=True)
+        if tested and arguments.plot:
+            estimator._callbacks = (HeldOutScores(estimator, samples.X_test, samples.y_test),)
+        started = time.perf_counter()
         estimator.fit(samples.X, samples.y)
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     estimator.network_.feature_names = samples.feature_names
     estimator.network_.file_layout = samples.layout
     place, failure = _save(estimator, arguments.out)
@@ -175,8 +177,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
 def print_score(rows: str, estimator: Any, X: Any, y: Any) -> None:
     name = "accuracy" if hasattr(estimator, "classes_") else "R²"
-    known = name == "accuracy" or len(y) > 1
-    print(f"{name} {rows} " + (f"{estimator.score(X, y):.4f}" if known else "one row has none"))
+    print(f"{name} {rows} {describe_score(estimator, X, y)}")
 
 
 def describe_task(samples: Samples, asked: str) -> str:

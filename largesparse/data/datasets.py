@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,7 +89,7 @@ def load_dataset(
         `n_train`, `n_test` : int, for "higgs": the numbers of rows (105000 and 50000).
         `class_field` : str, for "leukemia" and series matrices: see `geo.read_series_matrix`.
         `target` : str or int, for tables with columns: the column of the labels.
-        `header`, `zero_based` : bool, for text and svmlight: see `tables.read_table`.
+        `header`, `zero_based`, `drop`, ... : for tables: see `tables.read_table`.
         `version` : int, for OpenML: by default the oldest that is active.
         With the first two only the publisher's files are read, not an archive.
 
@@ -146,17 +147,17 @@ def _named(name: str, folder: str | os.PathLike[str] | None, options: dict[str, 
 
 
 def _file(path: Path, options: dict[str, Any]) -> Source:
-    from .tables import read_table, table_format
+    from .formats import table_format
+    from .tables import read_table
 
     name = path.name.split(".")[0]
     if path.name.endswith(("series_matrix.txt", "series_matrix.txt.gz")):
         _check_options(str(path), options, "class_field")
         series = read_series_matrix(path, **options)
         return Source(name, path, (series.X, series.labels))
-    kind = table_format(path)
-    if kind in ("csv", "parquet", "svmlight"):
-        known = {"csv": ("target", "header"), "parquet": ("target",), "svmlight": ("zero_based",)}
-        _check_options(str(path), options, *known[kind])
+    if options.get("format", table_format(path)) != "npz":
+        known = (name for name in inspect.signature(read_table).parameters if name != "path")
+        _check_options(str(path), options, *known)
         table = read_table(path, **options)
         if table.y is None:
             raise DataError(f"{path} needs the column of the labels: pass target=NAME.")

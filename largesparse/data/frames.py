@@ -11,6 +11,11 @@ from ..errors import DataError
 SHOWN = 5  # names in a message
 
 
+def some_of(names: list[Any], count: int = 8) -> str:
+    """Return the first names of a list as a message shows them."""
+    return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")
+
+
 def first_doubled(names: list[str]) -> str | None:
     """Return the first name that occurs more than once, or None."""
     return next((name for name, count in Counter(names).items() if count > 1), None)

@@ -31,13 +31,13 @@ class SeriesMatrix(NamedTuple):
     """X (n_samples, n_probes) float32, with a class label and an accession a sample."""
 
     X: NDArray[np.float32]
-    labels: NDArray[np.str_]
+    labels: NDArray[np.str_] | None
     samples: list[str]
     probes: list[str]
 
 
 def read_series_matrix(
-    path: str | os.PathLike[str], class_field: str = CLASS_FIELD
+    path: str | os.PathLike[str], class_field: str | None = CLASS_FIELD
 ) -> SeriesMatrix:
     """Read a GEO series matrix line by line; the peak is twice the result.
 
@@ -45,10 +45,11 @@ def read_series_matrix(
     ----------
     path : path
         Of a `*_series_matrix.txt` or `.txt.gz`.
-    class_field : str
+    class_field : str or None
         Which characteristic holds the class, of every sample one: what stands before the colon,
         in any case. Or the name of another sample line: "title" or "source_name_ch1", say. By
         default that of GSE13159, the paper's Leukemia: 2096 samples, 54675 probes, 18 classes.
+        None: without labels.
     """
     path = expand_user(path)
     with reading(path, "", AGAIN), open_text(path, "utf-8", errors="replace") as file:
@@ -56,7 +57,9 @@ def read_series_matrix(
         samples = _fields(file.readline())[1:]
         if not samples:
             raise DataError(f"{path} has a table without samples. {AGAIN}")
-        labels = _classes(sample_lines, len(samples), class_field, path)
+        labels = None
+        if class_field is not None:
+            labels = np.array(_classes(sample_lines, len(samples), class_field, path))
         values, probes = bytearray(), []
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # NumPy's sign of other text
@@ -64,7 +67,7 @@ def read_series_matrix(
                 values += row.tobytes()
                 probes.append(probe)
     table = np.frombuffer(values, np.float32).reshape(len(probes), len(samples))
-    return SeriesMatrix(np.ascontiguousarray(table.T), np.array(labels), samples, probes)
+    return SeriesMatrix(np.ascontiguousarray(table.T), labels, samples, probes)
 
 
 def _fields(line: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +17,42 @@ from .files import open_text
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 MISSING = frozenset({"", "#n/a", "<na>", "n/a", "na", "nan", "none", "null", "?"})  # lower case
 
+SPACE = " "  # separates fields by any number of spaces and tabs
 SAMPLED_ROWS = 20  # that the first line is compared with
 LONG_ORDER = 6  # so many numbers in order are by chance once in 360
 USUAL = 0.25  # share of the rows from which on an order like the first line's is the data's own
 OUTLIERS = 0.75  # share of the columns in which a header of numbers lies far from the data
+ALL_TEXT = 0.5  # share of the fields that recur in their columns, from which on text is data
 SAY_WHICH = (
     "Say which it is: header=True or header=False (--header yes or --header no on the command line)"
 )
 
 
-def read_first_rows(path: Path) -> tuple[list[list[str]], str]:
-    """Return the fields of the first rows that are not blank, and what separates them."""
+def read_first_rows(
+    path: Path, delimiter: str | None = None, decimal: str = "."
+) -> tuple[list[list[str]], str]:
+    """Return the fields of the first rows that are not blank, and what separates them.
+
+    Unless it is given, that is the most frequent of comma, semicolon and tab in the first line,
+    else spaces where the suffix is not .csv; a comma where numbers have a decimal comma is none.
+    """
     with open_text(path) as file:
         line = next((line for line in file if line.strip()), "")
         if not line:
             raise DataError(f"{path} is empty. Get or write it again.")
-        separator = max(",;\t", key=line.count)
+        separator = delimiter or max(",;\t".replace(decimal, ""), key=line.count)
+        plain = {".csv", ".tsv"}.isdisjoint(suffix.lower() for suffix in path.suffixes)
+        if plain and delimiter is None and separator not in line and SPACE in line.strip():
+            separator = SPACE
         file.seek(0)
-        rows = (row for row in csv.reader(file, delimiter=separator, skipinitialspace=True) if row)
-        return list(itertools.islice(rows, 1 + SAMPLED_ROWS)), separator
+        return list(itertools.islice(csv_rows(file, separator), 1 + SAMPLED_ROWS)), separator
+
+
+def csv_rows(file: Iterable[str], separator: str) -> Iterator[list[str]]:
+    """Read the fields of rows that are not blank; where spaces separate them, of any number."""
+    if separator == SPACE:
+        file = (line.strip().replace("\t", SPACE) for line in file)
+    return (row for row in csv.reader(file, delimiter=separator, skipinitialspace=True) if row)
 
 
 def has_names(
@@ -45,8 +62,9 @@ def has_names(
 
     It does where all of it is text, where it has the wanted names or a target that is text, where
     text stands above numbers, and where it counts 0, 1, 2, ..., as pandas does. It does not where
-    it is numbers and there is no reason to think otherwise. Where it may be either, a DataError
-    is raised.
+    it is numbers and there is no reason to think otherwise, nor where it has numbers and a text
+    that stands in the same column again, or text that mostly does. Where it may be either, a
+    DataError is raised.
     """
     first, following = rows[0], rows[1:]
     if wanted is not None and set(wanted) <= set(first):
@@ -54,6 +72,9 @@ def has_names(
     text = [not is_number(field) and not is_missing(field) for field in first]
     if any(text):
         columns = [[row[k] for row in following if k < len(row)] for k in np.flatnonzero(text)]
+        words = [first[k] for k in np.flatnonzero(text)]
+        if target not in words and _recurring(words, columns) > (ALL_TEXT if all(text) else 0):
+            return False
         return _check_text(path, first, columns, target)
     if len(first) > 2 and first == [str(k) for k in range(len(first))]:
         return True
@@ -73,6 +94,11 @@ def has_names(
             f"{SAY_WHICH}."
         )
     return False
+
+
+def _recurring(fields: list[str], columns: list[list[str]]) -> float:
+    """Return the share of fields of the first line that stand below it too, as names never do."""
+    return float(np.mean([field in column for field, column in zip(fields, columns, strict=True)]))
 
 
 def _check_text(

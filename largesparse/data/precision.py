@@ -34,6 +34,11 @@ class Rounding:
         """Count a block (rows, n_columns), and the same in float32."""
         if not len(block):
             return
+        if (absent := np.isnan(block)).any():  # missing values, which will be filled with means
+            present = np.where(absent, 0, block)
+            means = present.sum(axis=0) / np.maximum(1, (~absent).sum(axis=0))
+            block = np.where(absent, means, block)
+            rounded = np.where(absent, block, rounded)
         if self.origin is None:
             self.origin = block[0].copy()
         np.maximum(self.error, np.abs(block - rounded).max(axis=0), out=self.error)
@@ -59,7 +64,7 @@ def _suspects(error: NDArray[np.float64], variance: NDArray[np.float64]) -> NDAr
 
 def float32_prints_the_same(values: NDArray[np.float64]) -> bool:
     """Return whether values are decimals that float32 holds: it keeps them apart as text does."""
-    distinct = np.unique(values)
+    distinct = np.unique(values[~np.isnan(values)])
     printed = distinct.astype(np.float32).astype(np.str_)
     return bool((printed.astype(np.float64) == distinct).all())
 

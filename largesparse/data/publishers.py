@@ -110,7 +110,7 @@ def _read_higgs(files: list[Path], n_train: int = 105_000, n_test: int = 50_000)
     The rows are independent simulations. The defaults are the paper's sizes; the paper does not
     say which rows it took.
     """
-    from .columns import csv_chunks
+    from .text_tables import csv_chunks
 
     check_range("n_train", n_train, "higgs", low=1, high=HIGGS_ROWS, integer=True)
     check_range("n_test", n_test, "higgs", low=1, high=HIGGS_ROWS - n_train, integer=True)
@@ -150,6 +150,7 @@ def _read_cifar10(files: list[Path]) -> Arrays:
 def _read_leukemia(files: list[Path], **options: str) -> Arrays:
     """Read GSE13159: X (2096, 54675) float32 and the class names (2096,)."""
     series = read_series_matrix(files[0], **options)
+    assert series.labels is not None  # by default there is a field
     return series.X, series.labels
 
 

@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
 from .checks import check_X, encode_labels
+from .frames import some_of
 from .targets import check_values, choose_task, match_labels, numbers_of_text
 
 if TYPE_CHECKING:
-    from .tables import FileLayout
+    from .layout import FileLayout
 
+FEW_COUNTS = 50  # features of counts that are no wide table
+LARGE_COUNT = 1000  # from which on counts are told from codes and pixels
+FLAGS = {"zero_based": "index-base"}  # whose names differ
 TEST_FRACTION = 0.2  # held out where the data has no test part
 
 
@@ -30,7 +34,7 @@ class Samples(NamedTuple):
     feature_names: list[str] | None = None
     layout: FileLayout | None = None  # of a file
     task: str = "auto"  # classification | regression, once it is chosen
-    notes: Sequence[str] = ()  # what the user should know of the choice, a sentence each
+    notes: Sequence[str] = ()  # what the user should know of the data, a sentence each
 
 
 def read_samples(
@@ -40,21 +44,21 @@ def read_samples(
     task: str,
     test_fraction: float | None,
     seed: int,
-    header: bool | None = None,
-    zero_based: bool | None = None,
+    held_out_by_default: bool = True,
+    **options: Any,
 ) -> Samples:
     """Read a file or a data set by its name, find out what its target is, and hold rows out.
 
     `target` is the column to predict, `task` one of `targets.TASKS`. Where the data has no test
-    part the share `test_fraction` is held out, `TEST_FRACTION` by default; `header` and
-    `zero_based` are as in `tables.read_table`.
+    part the share `test_fraction` is held out; by default `TEST_FRACTION` or nothing. `options` are
+    parameters of `tables.read_table`.
 
     Raises
     ------
     DataError, ParameterError
         Where the data cannot be used, with the part that is tested on, or an option does not fit.
     """
-    rows = _read(source, target, header, zero_based)
+    rows = _read(source, target, options)
     X, y, X_test, y_test, *_ = rows
     if task == "regression":
         y = numbers_of_text(y)
@@ -73,8 +77,11 @@ def read_samples(
         if X_test is not None:
             X_test, y_test = _check_test(X.shape[1], y, X_test, y_test, task)
     except DataError as error:
-        raise DataError(f"{source}: {error}") from error
-    notes: list[str] = []
+        more = " Or say --missing mean or --missing drop." if "NaN" in str(error) else ""
+        raise DataError(f"{source}: {error}{more}") from error
+    notes = [*rows.notes, *_note_counts(X)]
+    if test_fraction is None and not held_out_by_default:
+        test_fraction = 0
     if X_test is None and test_fraction != 0:
         train_rows, test_rows, alone = hold_out(len(y), indices, test_fraction, seed)
         if len(alone):
@@ -86,37 +93,38 @@ def read_samples(
     return rows._replace(X=X, y=y, X_test=X_test, y_test=y_test, task=task, notes=notes)
 
 
-def _read(source: str, target: str | None, header: bool | None, zero_based: bool | None) -> Samples:
+def _read(source: str, target: str | None, options: dict[str, Any]) -> Samples:
     """Return what the source holds, with its test part where it has one."""
     from .datasets import NAMES, OPENML, read_source
-    from .tables import parts_of, read_table, table_format
+    from .formats import parts_of, table_format
+    from .tables import read_table
 
     path = expand_user(source)
-    if table_format(path) is None and not path.is_file():
-        named = source in NAMES or source.startswith(OPENML)
-        if target is not None and named:
+    if (source in NAMES or source.startswith(OPENML)) and not path.is_file():
+        said = {"target": target, **options}
+        if flags := [name for name, value in said.items() if value not in (None, (), False)]:
             raise ParameterError(
-                f"--target {target}: the data set {source!r} has labels of its own. Leave the "
-                "flag out."
-            )
-        if named and (header is not None or zero_based is not None):
-            raise ParameterError(
-                f"--header and --index-base are for files, and {source!r} is a data set. Leave "
-                "them out."
+                f"--{FLAGS.get(flags[0], flags[0])} is for files, and {source!r} is a data set "
+                "with labels of its own. Leave the flag out."
             )
         X, y, *rest = read_source(source).arrays
         owner = f"{source}: the target"
         X_test, y_test = (rest[0], check_values(rest[1], owner)) if rest else (None, None)
         return Samples(X, check_values(y, owner), X_test, y_test, owner)
-    options: dict[str, Any] = {"header": header, "zero_based": zero_based}
+    kind = options.get("format") or table_format(path)
+    if kind is None and not path.exists():
+        read_source(source)  # tells what is known
     table = read_table(path, target, **options)
     if table.y is None:
+        if kind == "series":
+            read_table(path, "")  # tells which characteristics there are
+        known = table.feature_names
         raise DataError(
-            f"{path} has no values to predict. Name their column by --target"
-            + (f"; its columns are {some_of(table.feature_names)}." if table.feature_names else ".")
+            f"{path} has no values to predict. Name their column by --target, or a file that has "
+            "them by --labels" + (f"; its columns are {some_of(known)}." if known else ".")
         )
     X_test = y_test = None
-    if "test" in parts_of(path):
+    if "test" in parts_of(path, kind):
         part = read_table(path, target, part="test", **options)
         if part.y is None:
             raise DataError(
@@ -125,7 +133,24 @@ def _read(source: str, target: str | None, header: bool | None, zero_based: bool
             )
         X_test, y_test = part.X, part.y
     owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
-    return Samples(table.X, table.y, X_test, y_test, owner, table.feature_names, table.layout)
+    names, layout = table.feature_names, table.layout
+    return Samples(table.X, table.y, X_test, y_test, owner, names, layout, notes=table.notes)
+
+
+def _note_counts(X: Any) -> list[str]:
+    """Return a hint where all features are counts of very different sizes."""
+    values = X if isinstance(X, np.ndarray) else X.data
+    if not values.size or X.shape[1] < FEW_COUNTS or values[:1].min() < 0:
+        return []
+    largest = float(values.max())
+    if largest < LARGE_COUNT or values.min() < 0 or (values != np.trunc(values)).any():
+        return []
+    if np.mean(values) * 10 > largest:  # such as the brightness of pixels
+        return []
+    return [
+        f"all features are counts, up to {largest:.0f}: their logarithm often predicts better; "
+        "try --log, log(1 + x)"
+    ]
 
 
 def _check_test(
@@ -186,8 +211,3 @@ def hold_out(
         train = np.concatenate([train, back, alone])
         test = test[~np.isin(test, back)]
     return train, test, alone
-
-
-def some_of(names: list[Any], count: int = 8) -> str:
-    """Return the first names of a list as a message shows them."""
-    return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")

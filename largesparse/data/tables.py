@@ -1,13 +1,19 @@
 """Tables of samples from files, whose format follows from the suffix.
 
-- `.csv`, `.tsv` (also with `.gz`): a column a feature, separated by comma, semicolon or tab. The
-  file is read in chunks. Labels are numbers where printing these gives the same text, or where some
-  have a fraction, else text, without spaces around it: `007`, `+1` and `NA` stay so.
+- `.csv`, `.tsv`, `.txt`, `.tab`, `.data` (also with `.gz`): a column a feature, separated by comma,
+  semicolon or tab, or by spaces where the suffix is none of the first two. The file is read in
+  chunks. Labels are numbers where printing these gives the same text, or where some have a
+  fraction, else text, without spaces around it: `007`, `+1` and `NA` stay so.
 - `.parquet`: likewise, with types of its own; needs pyarrow (`pip install '.[tables]'`).
+- `.arff` (also with `.gz`), dense and sparse: likewise; of sparse data X is CSR.
 - `.svm`, `.libsvm`, `.svmlight` (also with `.gz`): X is CSR and y the labels.
 - `.npz`: arrays `X` and possibly `y`, or `x_train, y_train, x_test, y_test`, or CSR arrays
   `indptr, indices, shape` and possibly `data` and `y`, or what `scipy.sparse.save_npz` writes,
   which becomes CSR; names may be in `feature_names`. Rows of images become flat.
+- `.npy`: an array of which the target may be a column.
+- `.mat`, before MATLAB's version 7.3: `X` and `y`, as in `.npz`, or `Y`; or a single matrix.
+- `*_series_matrix.txt` (also with `.gz`), of GEO: the target is a characteristic of the samples.
+- `.h5ad`: the target is a column of `obs`; needs anndata (`pip install '.[anndata]'`).
 """
 
 from __future__ import annotations
@@ -17,14 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
-from .archives import array_names, csr_from_archive, flatten_rows, holds_sparse, read_archive
-from .columns import read_csv, read_parquet
-from .files import reading
-from .frames import first_doubled, positions_of
+from .columns import Parts
+from .formats import check_file, table_format
+from .frames import positions_of
+from .labels import read_labels
+from .layout import FileLayout, Wanted
+from .missing import fill_with_means, keep_present, logarithms, row_numbers
 from .precision import narrowest, needs_float64
 from .targets import check_values
 
@@ -35,27 +43,6 @@ if TYPE_CHECKING:
 
     from ..model.network import SparseMLP
 
-SUFFIXES = {  # a further .gz may follow those of text
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".npz": "npz",
-    ".svm": "svmlight",
-    ".libsvm": "svmlight",
-    ".svmlight": "svmlight",
-}
-
-
-class FileLayout(NamedTuple):
-    """What a file does not say itself, and a model keeps of the file that it was trained on.
-
-    header: whether a text table begins with the names of its columns; zero_based: whether the
-    indices of an svmlight file begin at 0. None where there is no such thing, or it is not known.
-    """
-
-    header: bool | None = None
-    zero_based: bool | None = None
-
 
 class Table(NamedTuple):
     """Samples from a file.
@@ -64,7 +51,8 @@ class Table(NamedTuple):
     lose what distinguishes the values of a column (times in seconds, say); y (n_samples,) the
     labels as they are in the file, strings or numbers, or None; feature_names in the order of X's
     columns, or None where the file has none; target the name of the column that became y, or None;
-    layout how the file was read.
+    layout how the file was read; ids (n_samples,) the names of the samples, or None; notes what
+    was guessed and what looks wrong, a sentence each.
     """
 
     X: NDArray[np.float32] | NDArray[np.float64] | csr_array
@@ -72,6 +60,8 @@ class Table(NamedTuple):
     feature_names: list[str] | None
     target: str | None
     layout: FileLayout = FileLayout()
+    ids: NDArray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_table(
@@ -80,8 +70,18 @@ def read_table(
     *,
     columns: Sequence[str] | None = None,
     part: str | None = None,
+    format: str | None = None,
     header: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
     zero_based: bool | None = None,
+    drop: Sequence[str | int] = (),
+    id: str | int | None = None,
+    categorical: Sequence[str | int] | None = None,
+    missing: str | None = None,
+    transpose: bool = False,
+    labels: str | os.PathLike[str] | None = None,
+    log: bool = False,
     dtype: type | None = None,
 ) -> Table:
     """Read the samples of a file, whose format follows from its suffix: see above.
@@ -99,12 +99,38 @@ def read_table(
         columns may be anything. Where a file that is not text has no names their number must agree.
     part : "train" or "test", optional
         Which part of an archive that has two (see `parts_of`), by default the former.
+    format : str, optional
+        One of `FORMATS`, where the suffix does not say it.
     header : bool, optional
         Whether the first line of text holds the names of the columns. By default it does where it
         holds text, the wanted columns, or 0, 1, 2, ..., and does not where it is other numbers; a
         file where either may be meant is refused.
+    delimiter : str, optional
+        The character that separates the fields of text; a space stands for any number of spaces
+        and tabs. By default it is found in the first line.
+    decimal : "." or ",", optional
+        The decimal sign of text.
     zero_based : bool, optional
         Whether the indices of an svmlight file begin at 0. By default they do if a 0 is among them.
+    drop : sequence of str or int
+        Columns that are left out, as in `target`. The column without a name is "".
+    id : str or int, optional
+        The column that names the rows. It is no feature; `Table.ids` has it.
+    categorical : sequence of str or int, optional
+        Columns of text, each of which becomes a feature a category (`COLUMN=CATEGORY`) that is 1
+        in the rows of the category, else 0. An empty sequence: every column that has text.
+    missing : "mean" or "drop", optional
+        What becomes of values that are empty, `?` or `NA`: the mean of the column in this file, or
+        rows with one are left out. Of a category that is missing all features are 0. By default
+        they are refused.
+    transpose : bool
+        Whether the rows of text are features, named in the first column, and the columns samples,
+        named in the first line. The target is then a row.
+    labels : path, optional
+        A file with the labels, one a line in the order of the samples; or with the names of the
+        samples in a first column and the labels in a second, or in that called `target`.
+    log : bool
+        Whether the features become log(1 + x), as counts of very different sizes should.
     dtype : type, optional
         `numpy.float64` keeps X so. By default it is float32 if that is enough.
 
@@ -116,26 +142,105 @@ def read_table(
         line may hold names or data; or if there is one row only beside a target. Rows in messages
         count from 1, without the header.
     ParameterError
-        If `part` is another word, or it, `header` or `zero_based` is given and the file has none.
+        If a parameter has another value, or is given and the file has no such thing.
     """
     path = expand_user(path)
-    kind = _check_file(path, part, header=header, zero_based=zero_based)
-    if kind == "csv":
-        parts = read_csv(path, target, columns, header=header, dtype=dtype)
-        table = Table(*parts, FileLayout(header=parts.feature_names is not None))
-    elif kind == "parquet":
-        table = Table(*read_parquet(path, target, columns, dtype=dtype))
-    else:
-        npz = kind == "npz"
-        table = _read_npz(path, target, part) if npz else _read_svmlight(path, target, zero_based)
-        table = table._replace(X=narrowest(table.X) if dtype is None else table.X.astype(dtype))
-    if part is not None and not parts_of(path):
-        raise ParameterError(
-            f"{path} has no part {part!r}: only archives with arrays x_train and x_test have "
-            "parts. Leave the part out."
-        )
-    if columns is not None:
+    given = {
+        "header": header,
+        "delimiter": delimiter,
+        "decimal": decimal,
+        "transpose": transpose or None,
+        "zero_based": zero_based,
+        "drop": drop or None,
+        "id": id,
+        "categorical": categorical,
+    }
+    check_file(path, part, format, given)
+    wanted = Wanted(
+        target=None if labels is not None else target,
+        columns=columns,
+        drop=tuple(drop),
+        id=id,
+        categorical=categorical,
+        missing=missing,
+        dtype=dtype,
+        header=header,
+        delimiter=delimiter,
+        decimal=decimal or ".",
+    )
+    table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
+    if columns is not None and categorical is None:
         table = align_columns(table, columns)
+    if labels is not None:
+        table = _with_labels(table, labels, target)
+    table = _checked(path, _complete(table, missing, log=log), target)
+    if columns is None and isinstance(table.X, np.ndarray):
+        notes = row_numbers(table.X, table.feature_names)
+        table = table._replace(notes=(*table.notes, *notes))
+    return table
+
+
+def _read(
+    path: Path,
+    format: str | None,
+    wanted: Wanted,
+    *,
+    part: str | None,
+    zero_based: bool | None,
+    transpose: bool,
+) -> Table:
+    """Read a file with the reader of its format."""
+    from . import arff, arrays, text_tables, typed_tables
+
+    kind = format or table_format(path)
+    if kind == "csv":
+        read = text_tables.read_transposed if transpose else text_tables.read_csv
+        return Table(*read(path, wanted))
+    if kind == "parquet":
+        return Table(*typed_tables.read_parquet(path, wanted))
+    if kind == "npy":
+        return Table(*arrays.read_npy(path, wanted))
+    parts: Parts
+    if kind == "arff":
+        parts = arff.read_arff(path, wanted)
+    elif kind == "npz":
+        parts = arrays.read_npz(path, wanted.target, part)
+    elif kind == "mat":
+        parts = arrays.read_mat(path, wanted.target)
+    elif kind == "series":
+        parts = arrays.read_series(path, wanted.target)
+    elif kind == "h5ad":
+        parts = arrays.read_h5ad(path, wanted.target)
+    else:
+        parts = arrays.read_svmlight(path, wanted.target, zero_based)
+    X = narrowest(parts.X) if wanted.dtype is None else parts.X.astype(wanted.dtype)
+    return Table(*parts._replace(X=X))
+
+
+def _with_labels(table: Table, labels: str | os.PathLike[str], target: str | int | None) -> Table:
+    y, name = read_labels(str(labels), table.X.shape[0], table.ids, target)
+    return table._replace(y=y, target=name)
+
+
+def _complete(
+    table: Table, missing: str | None, *, log: bool, means: ArrayLike | None = None
+) -> Table:
+    """Take logarithms, and fill what is missing or leave such rows out."""
+    table = table._replace(layout=table.layout._replace(missing=missing, log=log or None))
+    if log:
+        table = table._replace(X=logarithms(table.X))
+    if missing is None or not isinstance(table.X, np.ndarray):
+        return table
+    if missing == "mean":
+        return table._replace(X=fill_with_means(table.X, means, table.feature_names))
+    X, y, ids = keep_present(table.X, table.y, table.ids)
+    notes = table.notes
+    if left := len(table.X) - len(X):
+        notes = (*notes, f"{left} rows with missing values are left out")
+    return table._replace(X=X, y=y, ids=ids, notes=notes)
+
+
+def _checked(path: Path, table: Table, target: str | int | None) -> Table:
     if not table.X.shape[0]:
         raise DataError(f"{path} has no rows of data. Get or write it again.")
     if table.y is not None:
@@ -146,66 +251,73 @@ def read_table(
     return table
 
 
-def _check_file(
-    path: Path, part: str | None, *, header: bool | None, zero_based: bool | None
-) -> str:
-    """Return the format of a file that is there, if what is asked for fits it."""
-    if part not in (None, "train", "test"):
-        raise ParameterError(
-            f"The 'part' parameter of read_table must be 'train' or 'test'. Got {part!r} instead."
-        )
-    kind = table_format(path)
-    if kind is None:
-        raise DataError(
-            f"{path} has a suffix that no reader knows. Known are {', '.join(SUFFIXES)}, of which "
-            "text may also end in .gz; rename or convert the file."
-        )
-    for name, value, owner in (("header", header, "csv"), ("zero_based", zero_based, "svmlight")):
-        if value is not None and kind != owner:
-            raise ParameterError(
-                f"The {name!r} parameter of read_table is for {owner} files, and {path} is "
-                f"{kind}. Leave it out."
-            )
-    if not path.is_file():
-        raise DataError(f"There is no file {path}. Check the path.")
-    if not path.stat().st_size:
-        raise DataError(f"{path} is empty. Get or write it again.")
-    return kind
-
-
 def read_table_for(
     network: SparseMLP,
     path: str | os.PathLike[str],
     target: str | int | None = None,
     *,
     part: str | None = None,
+    format: str | None = None,
     header: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
     zero_based: bool | None = None,
+    drop: Sequence[str | int] = (),
+    id: str | int | None = None,
+    missing: str | None = None,
+    transpose: bool = False,
+    labels: str | os.PathLike[str] | None = None,
 ) -> Table:
     """Read a file as `read_table` does, with the columns that a network was trained on.
 
     What the file does not say is as in the file of the training, where the network has it: whether
-    there are names of columns, and where indices begin.
+    there are names of columns, where indices begin, the decimal sign, whether rows are features,
+    the codes of categories, and the means that missing values are replaced by.
 
     Raises
     ------
     DataError
         As `read_table` does, or if it is not certain which column is which feature.
     """
-    kind, trained = table_format(Path(path)), network.file_layout or FileLayout()
-    if header is None and kind == "csv" and trained.header is False:
-        header = False
-    if zero_based is None and kind == "svmlight":
+    path = expand_user(path)
+    trained = network.file_layout or FileLayout()
+    kind = format or table_format(path)
+    if kind == "csv":
+        if header is None and trained.header is False:
+            header = False
+        decimal = decimal or trained.decimal
+        transpose = transpose or bool(trained.transpose)
+    if kind == "svmlight" and zero_based is None:
         zero_based = trained.zero_based
-    table = read_table(
-        path,
-        target,
-        columns=network.feature_names,
-        part=part,
-        header=header,
-        zero_based=zero_based,
+    if missing is None and trained.missing == "mean":
+        missing = "mean"
+    given = {
+        "header": header,
+        "delimiter": delimiter,
+        "decimal": decimal,
+        "transpose": transpose or None,
+        "zero_based": zero_based,
+        "drop": drop or None,
+        "id": id,
+    }
+    check_file(path, part, format, given)
+    counted = all(name.isdecimal() for name in trained.columns or [])
+    wanted = Wanted(
+        target=None if labels is not None else target,
+        columns=trained.columns if trained.categories else network.feature_names,
+        drop=tuple(drop),
+        id=trained.id if id is None else id,
+        id_if_there=id is None,
+        missing=missing,
         dtype=np.float64 if needs_float64(network.preprocessing) else None,
+        header=header,
+        delimiter=delimiter,
+        decimal=decimal or ".",
+        positions=list(map(int, trained.columns or [])) if counted else None,
+        n_columns=trained.n_columns,
+        categories=trained.categories,
     )
+    table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
     n_features = network.config.layer_sizes[0]
     if zero_based is None and table.layout.zero_based is False and table.X.shape[1] < n_features:
         raise DataError(
@@ -213,25 +325,16 @@ def read_table_for(
             f"{n_features} of the model, so they may begin at 0. Say which: zero_based=True or "
             "zero_based=False (--index-base 0 or --index-base 1 on the command line)."
         )
-    return align_columns(table, network.feature_names, n_features)
-
-
-def parts_of(path: Path) -> list[str]:
-    """Return which of the parts "train" and "test" of an archive have features.
-
-    There are none in an archive with `X` or CSR arrays, and in any other file.
-    """
-    names = array_names(path) if table_format(path) == "npz" else set()
-    return [] if "X" in names else [part for part in ("train", "test") if f"x_{part}" in names]
-
-
-def table_format(path: Path) -> str | None:
-    """Return "csv", "parquet", "npz" or "svmlight" after the suffix of `path`, or None."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        kind = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return kind if kind in ("csv", "svmlight") else None
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+    table = align_columns(table, network.feature_names, n_features)
+    if labels is not None:
+        table = _with_labels(table, labels, target)
+    means = None if network.preprocessing is None else network.preprocessing.mean
+    if missing == "mean" and means is None:
+        raise ParameterError(
+            "missing='mean' (--missing mean) takes the means of the model's standardisation, and "
+            "this model has none. Fill the values first."
+        )
+    return _checked(path, _complete(table, missing, log=bool(trained.log), means=means), target)
 
 
 def align_columns(
@@ -265,72 +368,3 @@ def align_columns(
         f"The table has {n_columns} columns, but the model was trained on {expected} features. "
         "Pass the same columns in the same order, or files with column names to both."
     )
-
-
-def _read_svmlight(path: Path, target: str | int | None, zero_based: bool | None) -> Table:
-    from scipy.sparse import csr_array
-    from sklearn.datasets import load_svmlight_file
-
-    if target is not None:
-        raise DataError(
-            f"{path} is an svmlight file, which begins every line with the label: it has no "
-            f"column {target!r}. Leave the target out."
-        )
-    lines = "Lines are 'label index:value ...', with one label and rising indices."
-    with reading(path, "as svmlight", lines):
-        # From 0 in any case: how low the indices go is seen only then.
-        X, y = load_svmlight_file(str(path), dtype=np.float64, zero_based=True)
-    has_zero = bool((X.indices == 0).any())
-    if zero_based is None:
-        zero_based = has_zero
-    elif has_zero and not zero_based:
-        raise DataError(
-            f"{path} has the index 0, but indices are to begin at 1, as in the file that a model "
-            "was trained on. Write it with the same indices as that file."
-        )
-    whole = np.abs(y).max(initial=0) < 2**53 and (y == np.trunc(y)).all()
-    y = y.astype(np.int64) if whole else y
-    if not zero_based:
-        X.indices -= 1
-        X = csr_array((X.data, X.indices, X.indptr), shape=(X.shape[0], max(0, X.shape[1] - 1)))
-    X = csr_array(X)
-    return Table(X, y, None, None, FileLayout(zero_based=zero_based))
-
-
-def _read_npz(path: Path, target: str | int | None, part: str | None) -> Table:
-    arrays = read_archive(path)
-    X: NDArray | csr_array
-    label = "y" if target is None else str(target)
-    if "X" in arrays:
-        X = arrays["X"]
-    elif "x_train" in arrays or "x_test" in arrays:
-        part = part or "train"
-        if f"x_{part}" not in arrays:
-            raise DataError(f"{path} has no array 'x_{part}'. Choose the other part.")
-        X, label = arrays[f"x_{part}"], f"{label}_{part}"
-    elif holds_sparse(arrays):
-        X = csr_from_archive(arrays, path)
-    else:
-        raise DataError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; a table needs X, or "
-            "x_train or x_test, or indptr, indices and shape."
-        )
-    y = arrays.get(label)
-    if y is None and target is not None:
-        raise DataError(
-            f"{path} has no array {label!r} for the target: it holds {', '.join(sorted(arrays))}."
-        )
-    if X.ndim < 2 or X.dtype.kind not in "biuf":
-        raise DataError(
-            f"X in {path} must be numbers of shape (samples, features), but is {X.dtype} of shape "
-            f"{X.shape}. Write it so."
-        )
-    if y is not None and y.shape[:1] != X.shape[:1]:
-        raise DataError(f"X in {path} has {X.shape[0]} samples but {label} has {y.shape[:1]}.")
-    names = [str(name) for name in arrays["feature_names"]] if "feature_names" in arrays else None
-    X = flatten_rows(X)
-    if names is not None and len(names) != X.shape[1]:
-        raise DataError(f"{path} has {len(names)} feature_names for {X.shape[1]} features.")
-    if names is not None and (twice := first_doubled(names)) is not None:
-        raise DataError(f"{path} has two features named {twice!r}. Rename or remove one.")
-    return Table(X, y, names, None if target is None else label)

@@ -38,7 +38,7 @@ from ..training.memory import prediction_batch
 from ..training.prediction import Predictor
 from ..training.prepared import prepare_, relative_weights, standardize_
 from ..training.state import TrainingState
-from ..training.trainer import Trainer
+from ..training.trainer import Callback, Trainer
 from .defaults import (
     DOC_LINK,
     LARGEST_BATCH,
@@ -142,6 +142,7 @@ class BaseSparseMLP(BaseEstimator):
 
     network_: SparseMLP = field(init=False)
     _loss: ClassVar[Loss]  # of NetworkConfig
+    _callbacks: ClassVar[tuple[Callback, ...]] = ()  # of `fit`, for the command line
     _doc_link_module, _doc_link_template = DOC_LINK
 
     def save(self, folder: str | Path) -> None:
@@ -376,7 +377,8 @@ class BaseSparseMLP(BaseEstimator):
             trainer = Trainer(self.network_, config, state=state)
             try:
                 lines = [EpochLines()] if self.verbose and not is_terminal() else []
-                history = trainer.train(data, progress=progress, callbacks=lines)
+                callbacks: list[Callback] = [*self._callbacks, *lines]
+                history = trainer.train(data, progress=progress, callbacks=callbacks)
                 break
             except NumericalError as error:
                 if retry == retries:

@@ -30,8 +30,8 @@ from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
 
 if TYPE_CHECKING:
+    from ..data.layout import FileLayout
     from ..data.standardizer import Standardizer
-    from ..data.tables import FileLayout
 
 
 Prefetch = Callable[[Forward], None]
@@ -122,7 +122,7 @@ class SparseMLP:
     feature_names : list of str or None
         Names of the inputs' columns.
     file_layout : FileLayout or None
-        How the file was read that it was trained on (`tables.FileLayout`).
+        How the file was read that it was trained on (`layout.FileLayout`).
     trained_with : Choice or None
         The backend of its last training, and why that was used.
 

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.choice import Choice
+from ..data.layout import FileLayout
 from ..data.standardizer import Standardizer
-from ..data.tables import FileLayout
 from ..errors import CheckpointError
 from ..machine.environment import expand_user
 from ..machine.folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
@@ -289,7 +289,8 @@ def _read_network(
             targets = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
             network.target_mean, network.target_scale = targets
         network.feature_names = _read_names(manifest, config.layer_sizes[0])
-        network.file_layout = _read_layout(manifest)
+        if (layout := manifest.get("file_layout")) is not None:  # since version 0.2
+            network.file_layout = FileLayout.from_dict(layout)
         if (used := manifest.get("trained_with")) is not None:  # since version 0.2
             network.trained_with = Choice(**used)
     return network
@@ -314,15 +315,6 @@ def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
     if not plain or len(names) != n_features:
         raise ValueError("the names of the features do not fit the inputs")
     return names
-
-
-def _read_layout(manifest: dict[str, Any]) -> FileLayout | None:
-    layout = manifest.get("file_layout")  # models of earlier releases have none
-    if layout is None:
-        return None
-    if not all(value is None or isinstance(value, bool) for value in layout.values()):
-        raise ValueError("what it says of the file it was trained on is not known")
-    return FileLayout(**layout)
 
 
 def _read_layers(

@@ -189,7 +189,13 @@ def test_a_model_of_a_file_without_names_reads_such_files(tmp_path, capsys):
     assert main(command) == 0
     expected = inference.predict(load_model(model), rows, backend="scipy")
     assert capsys.readouterr().out.split()[1:] == [str(label) for label in expected]
-    assert_one_sentence(["predict", model, "--data", data], "4 columns.*3 features", capsys)
+    assert main(["predict", model, "--data", data, "--backend", "scipy"]) == 0  # by positions
+    rows = table[list("pqr")].to_numpy()
+    expected = inference.predict(load_model(model), rows, backend="scipy")
+    assert capsys.readouterr().out.split()[1:] == [str(label) for label in expected]
+    rows = np.hstack([rows[:, :2], rows])
+    pd.DataFrame(rows[:, :2]).to_csv(tmp_path / "new.csv", index=False, header=False)
+    assert_one_sentence(command, "2 columns.*3 features", capsys)
 
 
 @pytest.mark.parametrize("labels", [["007", "7", "07"], ["NA", "None", "null"], ["1.0", "3.0"]])

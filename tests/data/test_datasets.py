@@ -178,7 +178,7 @@ def test_other_files_are_refused(tmp_path, content):
 
 def test_a_single_array_is_refused(tmp_path):
     np.save(tmp_path / "own.npy", np.ones(3))
-    with pytest.raises(DataError, match="single array"):
+    with pytest.raises(DataError, match="no array of numbers"):
         load_dataset(tmp_path / "own.npy")
 
 

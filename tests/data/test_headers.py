@@ -20,7 +20,8 @@ from largesparse import (
     save_model,
 )
 from largesparse.data.frames import align_frame
-from largesparse.data.tables import FileLayout, align_columns, read_table, read_table_for
+from largesparse.data.layout import FileLayout
+from largesparse.data.tables import align_columns, read_table, read_table_for
 from largesparse.data.targets import match_labels
 from largesparse.errors import CheckpointError, DataError
 from largesparse.training import checkpoint
@@ -59,10 +60,11 @@ def test_a_first_line_of_numbers_that_may_be_names_is_not_guessed(tmp_path, firs
         read_table(path, target)
     table = read_table(path, header=True)
     np.testing.assert_allclose(table.X, np.asarray(rows), rtol=1e-6)
-    assert table.feature_names == first.split(",") and table.layout == FileLayout(header=True)
+    assert table.feature_names == first.split(",") and table.layout.header
     table = read_table(path, header=False)
     assert (len(table.X), table.feature_names) == (1 + len(rows), None)
-    assert table.layout == FileLayout(header=False)
+    positions = [str(k) for k in range(len(first.split(",")))]
+    assert table.layout == FileLayout(header=False, columns=positions, n_columns=len(positions))
 
 
 @pytest.mark.parametrize(
@@ -94,14 +96,27 @@ def test_names_of_numbers_and_words(tmp_path, first, label):
 
 @pytest.mark.parametrize("first", ["5.1,3.5,setosa", "5,3,setosa"])
 def test_data_with_words_is_not_taken_for_names(tmp_path, first):
-    path = write(tmp_path / "own.csv", first, [[4.9, 3.0, "setosa"], [6.1, 2.8, "virginica"]])
+    path = write(tmp_path / "own.csv", first, [[4.9, 3.0, "Setosa"], [6.1, 2.8, "virginica"]])
     for target in (None, -1, "2"):
         with pytest.raises(DataError, match=r"first line looks like data.*header=False"):
             read_table(path, target)
     table = read_table(path, -1, header=False)
+    assert table.y.tolist() == ["setosa", "Setosa", "virginica"] and not table.notes
+    path = write(tmp_path / "own.csv", first, [[4.9, 3.0, "setosa"], [6.1, 2.8, "virginica"]])
+    table = read_table(path, -1)  # a name would not stand below itself
     assert table.y.tolist() == ["setosa", "setosa", "virginica"]
+    assert "taken for data" in table.notes[0]
     with pytest.raises(DataError, match="'setosa', which is not a number"):
         read_table(path, 0, header=False)
+
+
+def test_a_table_of_letters_has_no_header(tmp_path):
+    rows = [["e", "x", "s", "n"], ["e", "b", "s", "w"], ["p", "x", "y", "w"]]
+    path = write(tmp_path / "mushrooms.data", "p,x,s,y", rows)
+    table = read_table(path, 0, categorical=[])
+    assert table.y.tolist() == ["p", "e", "e", "p"] and "taken for data" in table.notes[0]
+    path = write(tmp_path / "named.data", "class,cap,odor,n", rows * 2)
+    assert read_table(path, 0, categorical=[]).target == "class"
 
 
 def test_a_missing_value_does_not_make_a_header(tmp_path):

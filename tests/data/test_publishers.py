@@ -371,8 +371,10 @@ def test_tables_are_data_sets_too(tmp_path):
         load_dataset(tmp_path / "own.csv.gz", target="kid")
     write(tmp_path / "own.svm", "1 1:2\n-1 2:5.5\n" * 10)
     assert load_dataset(tmp_path / "own.svm").X_train.shape == (14, 2)
-    with pytest.raises(ParameterError, match="no option 'target'"):
+    with pytest.raises(DataError, match="no column 'y'"):
         load_dataset(tmp_path / "own.svm", target="y")
+    with pytest.raises(ParameterError, match="no option 'targets'"):
+        load_dataset(tmp_path / "own.svm", targets="y")
     write(tmp_path / "numbers.csv", "a,b\n1,2\n3,4\n")
     with pytest.raises(DataError, match="target=NAME"):
         load_dataset(tmp_path / "numbers.csv")

@@ -227,7 +227,9 @@ def test_what_a_source_would_ignore_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LARGESPARSE_DATA", str(tmp_path))
     with pytest.raises(ParameterError, match="test part of its own, of 9 rows"):
         read("madelon", test_fraction=0.5)
-    with pytest.raises(ParameterError, match="--target y: the data set 'madelon' has labels"):
+    with pytest.raises(
+        ParameterError, match="--target is for files, and 'madelon' is a data set with labels"
+    ):
         read("madelon", target="y")
     assert read("madelon").X_test.shape == (9, 3)
 

@@ -1,0 +1,108 @@
+"""ARFF, the format of Weka, dense and sparse; the parser is scikit-learn's."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from .columns import Columns, Parts, choose_columns, refuse, refuse_word
+from .files import open_text, reading
+from .headers import is_number
+from .layout import FileLayout, Wanted
+from .targets import labels_of_text
+from .typed_tables import parts_of_frame
+
+SPARSE = re.compile(r"^@data\s*$(\s|%.*$)*\{", re.IGNORECASE | re.MULTILINE)
+
+
+def read_arff(path: Path, wanted: Wanted) -> Parts:
+    """Read the attributes as columns; nominal ones are text, unless all their values are numbers.
+
+    Of sparse data, X is CSR.
+    """
+    import pandas as pd
+    from sklearn.externals import _arff
+
+    with (
+        reading(path, "as ARFF", "Write it again.", damage=(Exception,)),
+        open_text(path) as file,
+    ):
+        content = file.read()
+        sparse = SPARSE.search(content) is not None
+        found = _arff.loads(content, return_type=_arff.LOD if sparse else _arff.DENSE)
+    names = [str(name) for name, _ in found["attributes"]]
+    kinds = [kind for _, kind in found["attributes"]]
+    if sparse:
+        return _of_sparse(path, found["data"], names, kinds, wanted)
+    columns = zip(*found["data"], strict=True)
+    numeric = [_is_numeric(kind) and name != wanted.target for name, kind in found["attributes"]]
+    parsed = {
+        k: np.array(values, np.float64 if is_numeric else object)
+        for k, (is_numeric, values) in enumerate(zip(numeric, columns, strict=True))
+    }
+    frame = pd.DataFrame(parsed) if parsed else pd.DataFrame(columns=range(len(names)))
+    parts = parts_of_frame(path, frame, names, wanted)
+    if parts.y is None or parts.y.dtype.kind != "U" or parts.target is None:
+        return parts
+    owner = Columns(path, [], names.index(parts.target), names)
+    y = labels_of_text(parts.y, partial(refuse, owner, owner.target or 0))
+    return parts._replace(y=y)
+
+
+def _is_numeric(kind: Any) -> bool:
+    """Return whether an attribute holds numbers; of a nominal one, its values."""
+    if isinstance(kind, list):
+        return all(map(is_number, kind))
+    return str(kind).upper() in ("NUMERIC", "REAL", "INTEGER")
+
+
+def _of_sparse(
+    path: Path, rows: list[dict[int, Any]], names: list[str], kinds: list[Any], wanted: Wanted
+) -> Parts:
+    """Return CSR of rows that name what is not 0, or not the first value of a nominal attribute."""
+    from scipy.sparse import coo_array, csr_array
+
+    columns = choose_columns(path, len(names), names, wanted)
+    for k in columns.features:
+        kind = kinds[k]
+        if not _is_numeric(kind):
+            refuse_word(columns, k, kind[0] if isinstance(kind, list) else kind, 0)
+        if isinstance(kind, list) and float(kind[0]) != 0:
+            raise DataError(
+                f"{path}: the values of {names[k]!r} begin with {kind[0]}, so that what is left "
+                "out is not 0. Write the file as dense ARFF."
+            )
+    where = {k: place for place, k in enumerate(columns.features)}
+    cells = [
+        (row, where[k], np.nan if value is None else float(value))
+        for row, values in enumerate(rows)
+        for k, value in values.items()
+        if k in where
+    ]
+    i, j, values = zip(*cells, strict=True) if cells else ((), (), ())
+    X = csr_array(coo_array((np.array(values, float), (np.array(i, int), np.array(j, int))),
+                            shape=(len(rows), len(where))))  # fmt: skip
+
+    def column(k: int | None) -> Any:
+        if k is None:
+            return None
+        kind = kinds[k]
+        absent = kind[0] if isinstance(kind, list) else 0
+        found = np.array([row.get(k, absent) for row in rows])
+        if found.dtype.kind == "O":
+            row = next(row for row, value in enumerate(found) if value is None)
+            refuse(columns, k, "a missing value", row, "Remove the samples without label")
+        return found
+
+    y = column(columns.target)
+    if y is not None and y.dtype.kind == "U":
+        y = labels_of_text(y, partial(refuse, columns, columns.target or 0))
+    target = None if columns.target is None else names[columns.target]
+    layout = FileLayout(id=None if columns.id is None else names[columns.id])
+    features = [names[k] for k in columns.features]
+    return Parts(X, y, features, target, layout, column(columns.id), ())
