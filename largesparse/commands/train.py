@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
-from ..machine.sizes import parse_size, parse_sizes
+from ..machine.sizes import parse_size, parse_sizes, show_seconds
 from .learning_curve import check_plot, plot_curve, text_curve
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _train(arguments: argparse.Namespace) -> int:
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     share = network.connections / dense
     print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}")
-    print(f"{estimator.n_iter_} epochs in {seconds:.1f} s")
+    print(f"{estimator.n_iter_} epochs in {show_seconds(seconds)}")
     print_score("on the rows trained on:", estimator, samples.X, samples.y)
     if tested:
         print_score("on the rows held out:   ", estimator, samples.X_test, samples.y_test)

@@ -21,6 +21,7 @@ from ..backends.choice import BackendName
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
+from ..machine.output import is_terminal
 from ..model.config import (
     Activation,
     Growth,
@@ -54,7 +55,7 @@ from .defaults import (
     stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
-from .verbose import EpochLines, is_terminal
+from .verbose import EpochLines
 
 logger = logging.getLogger(__name__)
 
