@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ..backends import choose_backend, get_backend
-from ..data.synthetic import make_large_classification
+from ..data.synthetic import is_made, make_large_classification
 from ..errors import ParameterError, check_range
 from ..machine.environment import launched_ranks
 from ..machine.sizes import show_seconds
@@ -54,7 +54,7 @@ from ..parallel.options import ParallelOptions, phase_one_length
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history
 from ..training.history import EpochRecord, History
-from ..training.memory import MemoryPlan, choose_plan, useful_dtype
+from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
 from ..training.prediction import MAX_PROCESSES, Predictor
 from ..training.resumed_settings import load_checkpoint
 from ..training.saving import check_checkpoint_folder
@@ -242,7 +242,12 @@ def plan_memory(
     """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
     ranks = len(nodes.node)
     choose: Callable[..., MemoryPlan]
-    choose = functools.partial(choose_plan, storage=options.storage)
+    choose = functools.partial(
+        choose_plan,
+        storage=options.storage,
+        backend=choose_backend(options.backend, config.layer_sizes).name,
+        once=bytes_once(is_made(**data_parameters(options))),
+    )
     if ranks > 1:
         spread = parallel_options(options)
         choose = functools.partial(
@@ -291,14 +296,7 @@ def prepare(job: Job, leads: bool) -> Any:
     """Have the kernels at hand, and on rank 0 the data."""
     options, data = job.options, None
     if leads:
-        data = make_large_classification(
-            options.samples,
-            options.features,
-            n_informative=options.informative,
-            n_redundant=options.redundant,
-            test_fraction=options.test_fraction,
-            random_state=options.seed,
-        )
+        data = make_large_classification(**data_parameters(options))
     training = job.training
     warm_up(
         get_backend(options.backend, job.config.layer_sizes).name,
@@ -307,6 +305,18 @@ def prepare(job: Job, leads: bool) -> Any:
         whole=training.micro_batch == training.batch_size,
     )
     return data
+
+
+def data_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the data follows from."""
+    return {
+        "n_samples": options.samples,
+        "n_features": options.features,
+        "n_informative": options.informative,
+        "n_redundant": options.redundant,
+        "test_fraction": options.test_fraction,
+        "random_state": options.seed,
+    }
 
 
 def initialise(job: Job) -> Trainer:

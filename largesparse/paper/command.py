@@ -236,8 +236,8 @@ def run_missing(
     there = sum(one in runs for _, one in wanted.values())
     print(f"{len(wanted)} trainings, {there} of them in {options.out} already", file=sys.stderr)
     if options.no_run and not there:
-        wanted = command_for(words, ["--table", *map(str, options.table)])
-        print(f"Make them by: {wanted}", file=sys.stderr)
+        making = command_for(words, ["--table", *map(str, options.table)])
+        print(f"Make them by: {making}", file=sys.stderr)
     if options.plan:
         for name, one in missing.items():
             ranks = f", {one.ranks} ranks" if one.ranks > 1 else ""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO, TypeAlias, cast
 
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from ..machine.launching import start_ranks
 from ..machine.output import LogLines, is_terminal
 from .trainings import Training
 
-Bar = tqdm | LogLines
+Bar: TypeAlias = tqdm | LogLines
 CHILD = f"{__package__}.child"
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
