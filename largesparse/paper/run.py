@@ -102,6 +102,8 @@ def run_sequential(
     flow.rows = trainer.notes.setdefault("gradient_flow", [])
     if resumed and trainer.epoch and all(row["epoch"] < trainer.epoch for row in flow.rows):
         flow(trainer, trainer.history.epochs[-1])  # which comes after the checkpoint
+    for record in trainer.history.epochs[1:]:  # before it was stopped
+        report(record.epoch, record.test_accuracy)
     trainer.cpu_began = cpu_seconds() - trainer.notes.get("cpu_s", 0.0)
     with EnergyMeter() as meter:
         try:
