@@ -95,6 +95,7 @@ def number_or_auto(text: str) -> float | str:
 def _train(arguments: argparse.Namespace) -> int:
     from ..data.samples import read_samples
     from ..training.saving import check_model_folder
+    from ..training.warming import warm_up_once
 
     fraction = arguments.test_fraction
     if fraction is not None:
@@ -117,6 +118,7 @@ def _train(arguments: argparse.Namespace) -> int:
     counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
     print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
     print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
+    warm_up_once(arguments.backend)
     started = time.perf_counter()
     with warnings.catch_warnings():
         # Of many classes: who says --task classification has chosen them.

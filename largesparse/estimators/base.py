@@ -362,14 +362,14 @@ class BaseSparseMLP(BaseEstimator):
     def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
-        progress = None if self.verbose else False
+        progress = None if self.verbose and is_terminal() else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, is_checked=True)
         for retry in range(retries + 1):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
             try:
-                lines = [EpochLines()] if self.verbose and not is_terminal() else []
+                lines = [EpochLines()] if self.verbose and progress is False else []
                 history = trainer.train(data, progress=progress, callbacks=lines)
                 break
             except NumericalError as error:

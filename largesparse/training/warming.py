@@ -38,3 +38,11 @@ def warm_up(
     survivors(
         np.linspace(-1, 1, FEW + 1, dtype=np.float32), zeta=0.3
     )  # of layers that are not tiny
+
+
+def warm_up_once(backend: BackendName | None = None) -> None:
+    """Compile the kernels at once, before a training, where this machine has none yet."""
+    from ..backends.compiling import is_cached
+
+    if not is_cached():
+        warm_up(backend)
