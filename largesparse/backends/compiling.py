@@ -6,8 +6,11 @@ import functools
 import hashlib
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from numba.core.cpu_options import ParallelOptions
 
 from ..errors import BackendError, ParameterError
 from ..machine.environment import cache_folder, temporary_cache_folder
-from ..machine.output import tell_once
+from ..machine.output import is_terminal, speaks, tell_once
 from ..machine.threading_layers import threading_layer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ def kernel(*, parallel: bool = True, reorder: bool = False) -> Callable[[Callabl
 
     def compile_(function: Callable[..., Any]) -> Any:
         previous = numba.config.CACHE_DIR
-        folder = os.environ.get("NUMBA_CACHE_DIR") or _kernel_folder()
+        folder = _folder()
         try:
             numba.config.CACHE_DIR = str(folder)
             dispatcher = numba.njit(cache=folder is not None, **options)(function)
@@ -72,6 +75,12 @@ def kernel(*, parallel: bool = True, reorder: bool = False) -> Callable[[Callabl
         return dispatcher
 
     return compile_
+
+
+def _folder() -> Path | None:
+    """Return the folder of compiled kernels, None if there is none."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    return Path(named) if named else _kernel_folder()
 
 
 @functools.cache
@@ -135,28 +144,111 @@ class _NotCached(Exception):
     """A kernel is neither compiled nor in the cache, and this process has not got its lock."""
 
 
-_told = False
+class _Watch:
+    """Watches a process compile: tells of it, and keeps the seconds beside the kernels.
+
+    The process that compiles first on this machine says that it takes a while. Later ones, that
+    lack a few kernels, say so where it takes long. A terminal shows each kernel; logs get a line
+    now and then.
+    """
+
+    TOLD = "largesparse.told"  # a file that is there where the first process has said so
+    SECONDS = "largesparse.seconds"  # a file with a line for each compilation: process and seconds
+    SILENCE = 15.0  # seconds without a line, about
+
+    def __init__(self) -> None:
+        self.depth = 0  # of kernels that are compiled for the kernel that calls them
+        self.kernels = 0
+        self.seconds = self.told = 0.0  # by this process, and when it said something
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Watch the compilation of a kernel."""
+        if self.depth == 0:
+            self.started = time.perf_counter() - self.seconds
+            if self.kernels == 0:
+                self._begin()
+        self.depth += 1
+        self.kernels += 1
+        self._show()
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if self.depth == 0:
+                self._end()
+
+    def _begin(self) -> None:
+        folder, took = _folder(), "up to a minute"
+        if not speaks():
+            return
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / self.TOLD).touch(exist_ok=False)
+                if last := _last_seconds(folder.parent.glob(f"*/{self.SECONDS}")):
+                    took = f"it took {last:.0f} s the last time"
+        except FileExistsError:
+            return
+        except OSError as error:
+            logger.debug("The seconds of compiling are not kept: %s", error)
+        tell_once(logger, f"Compiling the kernels for this machine, once: {took}.")
+
+    def _show(self) -> None:
+        seconds = time.perf_counter() - self.started
+        said = f"compiling kernels for this machine: {self.kernels} in {seconds:.0f} s"
+        if is_terminal() and speaks():
+            print(f"\r{said}", end="", file=sys.stderr, flush=True)
+        elif seconds - self.told >= self.SILENCE:
+            self.told = seconds
+            tell_once(logger, f"Still {said}.")
+
+    def _end(self) -> None:
+        before, self.seconds = self.seconds, time.perf_counter() - self.started
+        if is_terminal() and speaks():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if (folder := _folder()) is not None:
+            with suppress(OSError), open(folder / self.SECONDS, "a", encoding="ascii") as file:
+                file.write(f"{os.getpid()} {self.seconds - before:.3f}\n")
+
+
+def is_cached() -> bool:
+    """Return whether kernels have been compiled and kept on this machine."""
+    folder = _folder()
+    return folder is not None and (folder / _Watch.SECONDS).exists()
+
+
+def _last_seconds(files: Iterable[Path]) -> float:
+    """Return the seconds of the process that compiled most of the newest kernels, or 0."""
+    kept = [file for file in files if file.stat().st_size]
+    seconds: dict[str, float] = defaultdict(float)
+    if kept:
+        newest = max(kept, key=lambda file: file.stat().st_mtime)
+        for line in newest.read_text(encoding="ascii", errors="replace").splitlines():
+            process, _, number = line.partition(" ")
+            with suppress(ValueError):  # of a line that a full disk has cut
+                seconds[process] += float(number)
+    return max(seconds.values(), default=0)
+
+
+_watch = _Watch()
 
 
 def _compile_once(dispatcher: Any) -> None:
     """Let one process at a time compile a kernel, so that the others find it in the cache.
 
     Others compile other kernels meanwhile. Those that a kernel calls are locked within its lock;
-    as no call leads back, no two processes wait for each other. The first compilation in a process
-    says that it takes a while.
+    as no call leads back, no two processes wait for each other.
     """
     load_or_compile = dispatcher.compile
     compile_here = dispatcher._compiler.compile
     locked = False
 
     def compile_(arguments: Any, return_type: Any) -> Any:
-        global _told
         if not locked:
             raise _NotCached
-        if not _told:
-            logger.warning("Compiling the kernels for this machine, once: up to a minute.")
-            _told = True
-        return compile_here(arguments, return_type)
+        with _watch.compiling():
+            return compile_here(arguments, return_type)
 
     def compile_once(signature: Any) -> Any:
         nonlocal locked

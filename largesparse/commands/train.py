@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
-from ..machine.sizes import parse_size, parse_sizes
+from ..machine.sizes import parse_size, parse_sizes, show_seconds
 from .files import READ, add_file_options, file_options
 from .learning_curve import HeldOutScores, check_plot, plot_curve, text_curve
 from .scores import cross_validate, describe_score
@@ -88,6 +88,7 @@ def number_or_auto(text: str) -> float | str:
 def _train(arguments: argparse.Namespace) -> int:
     from ..data.samples import read_samples
     from ..training.saving import check_model_folder
+    from ..training.warming import warm_up_once
 
     fraction = arguments.test_fraction
     if fraction is not None:
@@ -113,6 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
     counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
     print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
     print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
+    warm_up_once(arguments.backend)
     with warnings.catch_warnings():
         # Of many classes: who says --task classification has chosen them.
         many = "The number of unique classes|y has .* different whole numbers"
@@ -134,7 +136,7 @@ def _train(arguments: argparse.Namespace) -> int:
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     share = network.connections / dense
     print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}")
-    print(f"{estimator.n_iter_} epochs in {seconds:.1f} s")
+    print(f"{estimator.n_iter_} epochs in {show_seconds(seconds)}")
     print_score("on the rows trained on:", estimator, samples.X, samples.y)
     if tested:
         print_score("on the rows held out:   ", estimator, samples.X_test, samples.y_test)

@@ -279,8 +279,8 @@ def refuse_number(columns: Columns, position: int, value: float, row: int) -> No
 def refuse_word(columns: Columns, position: int, value: Any, row: int) -> NoReturn:
     """Raise for a value that is no number."""
     remedy = (
-        "Encode the columns of text by categorical=[] (--categorical on the command line), leave "
-        "this one out by drop=… (--drop), or make it the target if it holds the labels"
+        "Encode the columns of text (categorical=[]; --categorical on the command line), leave "
+        "this one out (drop=…; --drop), or make it the target if it holds the labels"
     )
     if columns.names is None and row == 0:
         remedy = (

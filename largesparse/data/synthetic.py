@@ -98,9 +98,7 @@ def make_large_classification(
             "random_state": random_state,
         }
     )
-    cache = environment.cache_folder() if cache_dir is None else expand_user(cache_dir)
-    digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
-    folder = cache / f"classification-{n_samples}x{n_features}-{digest}"
+    folder = _folder(parameters, cache_dir)
     for _ in range(3):  # once in general; again if what is there is damaged
         if not os.path.isdir(folder):
             _generate(folder, parameters, progress)
@@ -118,6 +116,18 @@ def make_large_classification(
         f"The data written to {folder} cannot be read back. "
         f"Set {environment.CACHE} to a folder on another disk."
     )
+
+
+def is_made(**parameters: Any) -> bool:
+    """Return whether the cache has a task: all of its parameters are given."""
+    return _folder(_checked(parameters), None).is_dir()
+
+
+def _folder(parameters: dict[str, Any], cache_dir: str | os.PathLike[str] | None) -> Path:
+    cache = environment.cache_folder() if cache_dir is None else expand_user(cache_dir)
+    digest = hashlib.blake2b(json.dumps([FORMAT, parameters]).encode(), digest_size=6).hexdigest()
+    size = f"{parameters['n_samples']}x{parameters['n_features']}"
+    return cache / f"classification-{size}-{digest}"
 
 
 def _checked(parameters: dict[str, Any]) -> dict[str, Any]:

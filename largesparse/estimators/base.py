@@ -21,6 +21,7 @@ from ..backends.choice import BackendName
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
+from ..machine.output import is_terminal
 from ..model.config import (
     Activation,
     Growth,
@@ -55,7 +56,7 @@ from .defaults import (
     stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
-from .verbose import EpochLines, is_terminal
+from .verbose import EpochLines
 
 logger = logging.getLogger(__name__)
 
@@ -368,7 +369,7 @@ class BaseSparseMLP(BaseEstimator):
     def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
-        progress = None if self.verbose else False
+        progress = None if self.verbose and is_terminal() else False
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
@@ -376,7 +377,7 @@ class BaseSparseMLP(BaseEstimator):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
             try:
-                lines = [EpochLines()] if self.verbose and not is_terminal() else []
+                lines = [EpochLines()] if self.verbose and progress is False else []
                 callbacks: list[Callback] = [*self._callbacks, *lines]
                 history = trainer.train(data, progress=progress, callbacks=callbacks)
                 break

@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
+from ..machine.sizes import show_seconds
 from ..training.history import EpochRecord
 from ..training.trainer import Trainer
 
 LINES, SECONDS = 10, 30  # of a training, about; and the longest silence that epochs allow
-
-
-def is_terminal() -> bool:
-    """Return whether standard error is a terminal, where tqdm shows its bar."""
-    return bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
 class EpochLines:
@@ -33,4 +29,4 @@ class EpochLines:
         line = f"epoch {record.epoch} of {epochs}: loss {loss:.4f}"
         if record.validation_accuracy is not None:
             line += f", validation score {record.validation_accuracy:.4f}"
-        print(f"{line}, {now - self.begun:.1f} s", file=sys.stderr, flush=True)
+        print(f"{line}, {show_seconds(now - self.begun)}", file=sys.stderr, flush=True)

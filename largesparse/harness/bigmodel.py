@@ -7,8 +7,8 @@
     largesparse bigmodel --neurons 50M --checkpoint run
     largesparse bigmodel --resume run
 
-Initialisation, each epoch, inference and each evolution are timed separately and printed beside
-the paper's Table 4; one run record is appended to the output file.
+Initialisation, each epoch, inference and each evolution are timed separately and printed, at the
+sizes of the paper's Table 4 beside it; one run record is appended to the output file.
 
 Under mpiexec the network is trained by WASAP-SGD (Algorithm 1): rank 0 is the parameter server, the
 other ranks are workers. Ranks of one node share the model and the data. They compute in slots, by
@@ -37,9 +37,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ..backends import choose_backend, get_backend
-from ..data.synthetic import make_large_classification
+from ..data.synthetic import is_made, make_large_classification
 from ..errors import ParameterError, check_range
 from ..machine.environment import launched_ranks
+from ..machine.sizes import show_seconds
 from ..machine.threads import resolve_threads
 from ..machine.usage import peak_rss_bytes
 from ..model.config import NetworkConfig, TrainingConfig
@@ -53,7 +54,7 @@ from ..parallel.options import ParallelOptions, phase_one_length
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history
 from ..training.history import EpochRecord, History
-from ..training.memory import MemoryPlan, choose_plan, useful_dtype
+from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
 from ..training.prediction import MAX_PROCESSES, Predictor
 from ..training.resumed_settings import load_checkpoint
 from ..training.saving import check_checkpoint_folder
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if trainer is not None:  # on rank 0
         connections = trainer.network.connections
         print(describe_training(trainer, resumed=options.resume is not None))
-        print(f"initialised in {init_s:.1f} s: {connections:,} connections", flush=True)
+        print(f"initialised in {show_seconds(init_s)}: {connections:,} connections", flush=True)
     history = train(job, comm, trainer, data)
     if trainer is not None:
         processes_s = time_processes(options.processes, trainer, data.X_test)
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(history.to_frame().drop(columns=["nnz", "validation_accuracy"]).round(4).to_string())
         print(f"\n{compare_with_table_4(record, job.config)}")
         if processes_s is not None:
-            print(f"inference with {options.processes} processes: {processes_s:.1f} s")
+            print(f"inference with {options.processes} processes: {show_seconds(processes_s)}")
         print(describe_use(record, history))
         print(f"record appended to {options.out}")
     return 0
@@ -241,7 +242,12 @@ def plan_memory(
     """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
     ranks = len(nodes.node)
     choose: Callable[..., MemoryPlan]
-    choose = functools.partial(choose_plan, storage=options.storage)
+    choose = functools.partial(
+        choose_plan,
+        storage=options.storage,
+        backend=choose_backend(options.backend, config.layer_sizes).name,
+        once=bytes_once(is_made(**data_parameters(options))),
+    )
     if ranks > 1:
         spread = parallel_options(options)
         choose = functools.partial(
@@ -290,21 +296,27 @@ def prepare(job: Job, leads: bool) -> Any:
     """Have the kernels at hand, and on rank 0 the data."""
     options, data = job.options, None
     if leads:
-        data = make_large_classification(
-            options.samples,
-            options.features,
-            n_informative=options.informative,
-            n_redundant=options.redundant,
-            test_fraction=options.test_fraction,
-            random_state=options.seed,
-        )
+        data = make_large_classification(**data_parameters(options))
     training = job.training
     warm_up(
         get_backend(options.backend, job.config.layer_sizes).name,
         threads=training.threads or 1,
         activation_dtype=training.activation_dtype,
+        whole=training.micro_batch == training.batch_size,
     )
     return data
+
+
+def data_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the data follows from."""
+    return {
+        "n_samples": options.samples,
+        "n_features": options.features,
+        "n_informative": options.informative,
+        "n_redundant": options.redundant,
+        "test_fraction": options.test_fraction,
+        "random_state": options.seed,
+    }
 
 
 def initialise(job: Job) -> Trainer:

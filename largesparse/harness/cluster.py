@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import ParameterError
 from ..machine.mapped_memory import Arena
+from ..machine.sizes import show_seconds
 from ..model.config import NetworkConfig
 from ..model.topology import MAX_CONNECTIONS
 from ..parallel.comm.nodes import Nodes
@@ -224,4 +225,4 @@ def _duration(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.1f} s"
+    return show_seconds(seconds)

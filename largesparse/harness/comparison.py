@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..machine.sizes import show_seconds
 from ..model.config import NetworkConfig
 from ..training.history import EpochRecord, History
 from ..training.memory import GIB
-from .presets import nearest_row, nominal_parameters
+from .presets import FEATURES, nearest_row, nominal_parameters
 from .records import RunRecord, median_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def describe_epoch(record: EpochRecord, epochs: int) -> str:
             results += f", test accuracy {record.test_accuracy:.3f}"
     times = [("training", record.epoch_s), ("inference", record.inference_s)]
     times.append(("evolution", record.evolution_s))
-    shown = [f"{name} {value:.1f} s" for name, value in times if value is not None]
+    shown = [f"{name} {show_seconds(value)}" for name, value in times if value is not None]
     return f"epoch {record.epoch}/{epochs}: {', '.join([results, *shown])}"
 
 
@@ -69,7 +70,7 @@ def describe_new_epochs(epochs: Sequence[EpochRecord], total: int) -> list[str]:
 
 
 def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
-    """Return the times and sizes of a run beside those of the nearest row of Table 4."""
+    """Return the times and sizes of a run, of a size of Table 4 beside those of its row."""
     assert config.epsilon is not None
     nominal = nominal_parameters(config.layer_sizes, config.epsilon)
     row = nearest_row(config.neurons)
@@ -86,7 +87,7 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
             f"{row.parameters / 1e6:.1f} M",
         ),
         ("connections and biases", f"{(record.parameters or 0) / 1e6:.1f} M", "-"),
-        ("initialisation", f"{record.init_s:.1f} s", f"{row.init_min:g} min"),
+        ("initialisation", show_seconds(record.init_s or 0.0), f"{row.init_min:g} min"),
         ("epoch (median)", _median(record.epoch_s), f"{row.epoch_min:g} min"),
         ("inference (median)", _median(record.inference_s), f"{row.inference_min:g} min"),
         ("evolution (median)", _median(record.evolution_s), f"{row.evolution_min:g} min"),
@@ -96,6 +97,8 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
     ]
     lines = [f"{'':<32}{'this run':>16}{'paper, Table 4':>18}"]
     lines += [f"{name:<32}{ours:>16}{paper:>18}" for name, ours, paper in rows]
+    if (config.neurons, config.layer_sizes[0]) != (row.neurons, FEATURES):
+        lines = [line[:48] for line in lines]
     accuracies = [value for value in (record.accuracy or [])[1:] if value is not None]
     losses = [value for value in record.loss or [] if value is not None]
     lines += [
@@ -137,4 +140,4 @@ def _workers(record: RunRecord) -> str:
 
 def _median(values: Sequence[float | None] | None) -> str:
     median = median_of(values)
-    return "-" if median is None else f"{median:.1f} s"
+    return "-" if median is None else show_seconds(median)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -161,6 +162,12 @@ def save_figures(figures: dict[str, Figure], folder: str | Path, prefix: str) ->
     return paths
 
 
+def check_matplotlib() -> None:
+    """Raise a LargeSparseError without matplotlib: before what would be drawn takes hours."""
+    if find_spec("matplotlib") is None:
+        raise LargeSparseError(f"Plots need matplotlib: {install_command('plot')}.")
+
+
 def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a figure and its axes, row by row, in the style of all plots.
 
@@ -169,10 +176,9 @@ def new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     LargeSparseError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LargeSparseError(f"Plots need matplotlib: {install_command('plot')}.") from error
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for one in axes:

@@ -331,5 +331,7 @@ def strong_scaling(runs: pd.DataFrame) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Read the measurements and write the report."""
-    print(make_report(make_parser(prog).parse_args(argv)))
+    options = make_parser(prog).parse_args(argv)
+    pages.check_matplotlib()
+    print(make_report(options))
     return 0

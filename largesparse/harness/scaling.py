@@ -32,7 +32,7 @@ import pandas as pd
 from ..errors import DataError, LargeSparseError
 from ..machine.environment import expand_user
 from ..machine.launching import start_ranks
-from ..machine.sizes import parse_size
+from ..machine.sizes import parse_size, show_seconds
 from ..machine.threads import available_threads
 from ..training.memory import GIB
 from . import pages
@@ -342,6 +342,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.cluster:
         show_cluster(options)
         return 0
+    pages.check_matplotlib()
     if not options.plot_only:
         climb(options)
     try:
@@ -361,7 +362,9 @@ def _short(words: Sequence[str]) -> str:
 
 
 def _seconds(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+    if math.isnan(value) or value < 0.1:
+        return "-" if math.isnan(value) else show_seconds(value)
+    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
 
 
 def _rows(samples: float | None) -> str:

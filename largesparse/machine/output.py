@@ -8,7 +8,9 @@ import logging
 import multiprocessing
 import os
 import sys
+import time
 from io import TextIOWrapper
+from typing import Any
 
 from ..errors import ParameterError
 from .environment import TOLD, launched_ranks
@@ -49,11 +51,62 @@ def check_printable(texts: list[str], encoding: str, where: str, remedy: str) ->
             ) from error
 
 
+def is_terminal() -> bool:
+    """Return whether standard error is a terminal, where tqdm shows its bar."""
+    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def speaks() -> bool:
+    """Return whether this process warns for its job: no worker process, and of ranks the first."""
+    return multiprocessing.parent_process() is None and launched_ranks()[0] == 0
+
+
 def tell_once(logger: logging.Logger, text: str) -> None:
     """Warn once a job: its worker processes, its other ranks and what it starts meet the same."""
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     told = os.environ.get(TOLD, "").split()
-    if key in told or multiprocessing.parent_process() is not None or launched_ranks()[0] != 0:
+    if key in told or not speaks():
         return
     os.environ[TOLD] = " ".join([*told, key])  # child processes inherit it
     logger.warning(text)
+
+
+class LogLines:
+    """Stands for a bar of tqdm where no terminal shows one: work that takes minutes says how far.
+
+    Parameters
+    ----------
+    desc, total, unit, initial
+        As tqdm has them.
+    """
+
+    SECONDS = 60.0  # between two lines, at least
+
+    def __init__(self, desc: str, total: int, unit: str, initial: int = 0) -> None:
+        self.desc, self.total, self.unit = desc, total, unit
+        self.n = self.initial = initial
+        self.begun = self.told = time.monotonic()
+        self.results: dict[str, Any] = {}
+
+    def update(self, n: int = 1) -> None:
+        """Count n more, and print a line where one is due."""
+        self.n += n
+        now = time.monotonic()
+        if now - self.told < self.SECONDS or not speaks():
+            return
+        self.told, spent = now, now - self.begun
+        left = spent * (self.total - self.n) / max(1, self.n - self.initial)
+        shown = [f"{name} {value}" for name, value in self.results.items() if value is not None]
+        times = f"{spent / 60:.0f} minutes, about {left / 60:.0f} left"
+        line = f"{self.desc}: {self.n:,} of {self.total:,}{self.unit}, {times}"
+        print(", ".join([line, *shown]), file=sys.stderr, flush=True)
+
+    def set_postfix(self, **results: Any) -> None:
+        """Set what the next lines end with."""
+        self.results = results
+
+    def __enter__(self) -> LogLines:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass

@@ -1,4 +1,4 @@
-"""Sizes as people write them: 250k, 2.5M, 1B, 1e6."""
+"""Sizes as people write them: 250k, 2.5M, 1B, 1e6; and times as they read them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def parse_size(text: str) -> int:
             f"Got {text!r} instead."
         )
     return int(value)
+
+
+def show_seconds(seconds: float, digits: int = 1) -> str:
+    """Return a time with its unit, in ms below 0.1 s.
+
+    >>> show_seconds(0.0123), show_seconds(75.04)
+    ('12.3 ms', '75.0 s')
+    """
+    number, unit = (1e3 * seconds, "ms") if 0 < seconds < 0.1 else (seconds, "s")
+    return f"{number:,.{digits}f} {unit}"
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backends import BACKENDS, get_backend
-from ..errors import LargeSparseError, MemoryPlanError, ParameterError
-from ..harness.pages import make_folder, save_figures
+from ..errors import DataError, LargeSparseError, MemoryPlanError, ParameterError
+from ..harness.pages import check_matplotlib, make_folder, save_figures
 from ..harness.records import check_output
 from ..harness.scaling import BIGMODEL, records_of
 from ..machine.sizes import parse_size
@@ -55,6 +55,8 @@ from .settings import SETTINGS
 from .tables import Runs, keras_rows, markdown, pruning_table, results_table
 from .trainings import ROWS, TABLES, Protocol, Row, Training, rows_of
 
+Tables = dict[tuple[int, str], list[Row]]  # of a table and a data set
+CHOOSING = ("--table", "--figure", "--extremes", "--plan", "--no-run", "--again")
 NAMES = tuple(dict.fromkeys(name for names in ROWS.values() for name in names))
 
 
@@ -190,8 +192,38 @@ def fits(name: str, training: Training) -> bool:
     return True
 
 
+def check_drawable(
+    options: argparse.Namespace, protocol: Protocol, tables: Tables, words: Sequence[str]
+) -> None:
+    """Raise a DataError, before any work, for a figure whose trainings are not and will not be."""
+    runs = Runs(records_of(options.out))
+    planned = {} if options.no_run else tables
+    coming = {one.key for rows in planned.values() for row in rows for one in row.trainings}
+    for number in options.figure:
+        table, names = FIGURES[number][:2]
+        for dataset in options.dataset:
+            rows = rows_of(table, dataset, protocol, only=names)
+            if not any(one in runs or one.key in coming for row in rows for one in row.trainings):
+                wanted = ["--table", str(table), *(["--only", *names] if names else [])]
+                raise DataError(
+                    f"Figure {number} has no data: no training of {dataset} with these settings is "
+                    f"in {options.out}. Make it by: {command_for(words, wanted)}"
+                )
+
+
+def command_for(words: Sequence[str], wanted: Sequence[str]) -> str:
+    """Return a command that runs what is `wanted`, with the other flags of this one."""
+    kept, dropped = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropped = word.partition("=")[0] in (*CHOOSING, *wanted)
+        if not dropped:
+            kept.append(word)
+    return shlex.join(["largesparse", "paper", *wanted, *kept])
+
+
 def run_missing(
-    tables: dict[tuple[int, str], list[Row]], options: argparse.Namespace, command: str
+    tables: Tables, options: argparse.Namespace, command: str, words: Sequence[str]
 ) -> str | None:
     """Run the trainings that the records lack, or list them; return what went wrong."""
     runs = Runs(records_of(options.out))
@@ -203,6 +235,9 @@ def run_missing(
     missing = {name: one for name, one in wanted.values() if options.again or one not in runs}
     there = sum(one in runs for _, one in wanted.values())
     print(f"{len(wanted)} trainings, {there} of them in {options.out} already", file=sys.stderr)
+    if options.no_run and not there:
+        making = command_for(words, ["--table", *map(str, options.table)])
+        print(f"Make them by: {making}", file=sys.stderr)
     if options.plan:
         for name, one in missing.items():
             ranks = f", {one.ranks} ranks" if one.ranks > 1 else ""
@@ -235,17 +270,17 @@ def show(table: int, dataset: str, rows: list[Row], runs: Runs) -> None:
     epochs = rows[0].trainings[0].training.epochs if rows else 0
     print(f"\nTable {table}, {dataset}, {'-'.join(map(str, task.layer_sizes))}: {epochs} epochs")
     train, test = (done[0][f"{part}_samples"] if done else None for part in ("train", "test"))
-    if train and test and train != task.train_samples:
-        rows_here = f"{train:,.0f} training, {test:,.0f} test"
+    beside = not (train and test and train != task.train_samples)
+    if not beside:
         print(
-            f"Rows: {rows_here}; the paper {task.train_samples:,} and {task.test_samples:,}: "
-            "the accuracies do not compare with the paper's."
+            f"Rows: {train:,.0f} training, {test:,.0f} test; the paper {task.train_samples:,} and "
+            f"{task.test_samples:,}: its values, which do not compare, are left out."
         )
     if table == 6:
-        print(markdown(*pruning_table(rows[0], runs)))
+        print(markdown(*pruning_table(rows[0], runs, beside=beside)))
     else:
-        beside = keras_rows(dataset) if table == 3 else []
-        print(markdown(*results_table([*rows, *beside], runs)))
+        theirs = keras_rows(dataset) if table == 3 and beside else []
+        print(markdown(*results_table([*rows, *theirs], runs, beside=beside)))
 
 
 def run_extremes(sizes: list[int], options: argparse.Namespace) -> None:
@@ -293,7 +328,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 f"None of the rows of --only is in Table {table}, which has "
                 f"{', '.join(ROWS[table])}."
             )
-    failed = run_missing(tables, options, command) if tables else None
+    if options.figure and not options.plan:
+        check_matplotlib()
+        check_drawable(options, protocol, tables, words)
+    failed = run_missing(tables, options, command, words) if tables else None
     if not options.plan:
         runs = Runs(records_of(options.out))
         for (table, dataset), rows in tables.items():

@@ -12,15 +12,17 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO, TypeAlias, cast
 
 from tqdm import tqdm
 
 from ..errors import LargeSparseError, ParameterError, install_command
 from ..machine.environment import find_mpiexec
 from ..machine.launching import start_ranks
+from ..machine.output import LogLines, is_terminal
 from .trainings import Training
 
+Bar: TypeAlias = tqdm | LogLines
 CHILD = f"{__package__}.child"
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
@@ -63,12 +65,15 @@ class Children:
             )
         failures = []
         total = sum(one.training.epochs for one in trainings.values())
-        with tqdm(total=total, unit=" epochs", smoothing=0.02, disable=None) as bar:
+        bar: Bar = LogLines("trainings", total, " epochs")
+        if is_terminal():
+            bar = tqdm(total=total, unit=" epochs", smoothing=0.02)
+        with bar:
             for jobs, group in ((self.jobs, single), (1, parallel)):
                 failures += self._run_group(group, min(jobs, max(1, len(group))), bar)
         return failures
 
-    def _run_group(self, group: Mapping[str, Training], jobs: int, bar: tqdm) -> list[str]:
+    def _run_group(self, group: Mapping[str, Training], jobs: int, bar: Bar) -> list[str]:
         failures = []
         with ThreadPoolExecutor(jobs) as pool:
             futures = {
@@ -85,10 +90,15 @@ class Children:
             except BaseException:
                 self._stop()
                 pool.shutdown(cancel_futures=True)
+                tqdm.write(
+                    "Stopped. Repeat the command to go on: trainings of one process from their "
+                    "last epoch, the others anew.",
+                    file=sys.stderr,
+                )
                 raise
         return failures
 
-    def _train(self, name: str, training: Training, alone: bool, bar: tqdm) -> None:
+    def _train(self, name: str, training: Training, alone: bool, bar: Bar) -> None:
         order = {
             "settings": training.settings,
             "command": self.command,
@@ -96,7 +106,7 @@ class Children:
             "alone": alone,
         }
         command = [*start_ranks(training.ranks), sys.executable, "-m", CHILD, json.dumps(order)]
-        started, reached = time.monotonic(), []
+        started, reached, before = time.monotonic(), [], 0
         with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
             child = self._start(command, cast("TextIO", errors))
             if child is None:
@@ -108,7 +118,9 @@ class Children:
                     if not epoch.isdigit():
                         continue
                     with self._lock:
-                        bar.update()
+                        bar.set_postfix(**{name: f"epoch {epoch}, accuracy {accuracy:.6}"})
+                        bar.update(int(epoch) - before)
+                    before = int(epoch)
                     if accuracy != "-":
                         reached.append(float(accuracy))
             with self._lock:

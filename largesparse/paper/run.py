@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import numpy as np
 from ..data.augmentation import ImageAugmenter
 from ..data.datasets import Dataset, load_dataset
 from ..data.standardizer import Standardizer
-from ..errors import DataError, NumericalError
+from ..errors import CheckpointError, DataError, NumericalError
 from ..harness.records import RunRecord
 from ..machine.energy import EnergyMeter
 from ..machine.usage import cpu_seconds, peak_rss_bytes
@@ -19,6 +22,7 @@ from ..model.importance import compact, prune_neurons
 from ..model.network import SparseMLP
 from ..parallel import train_wasap, train_wassp
 from ..parallel.comm.ranks import get_communicator
+from ..training.checkpoint import read_checkpoint
 from ..training.monitoring import GradientFlow
 from ..training.trainer import Trainer
 from ..training.warming import warm_up
@@ -54,7 +58,9 @@ def load(training: Training) -> Dataset:
     return data
 
 
-def run_training(training: Training, report: Report) -> RunRecord | None:
+def run_training(
+    training: Training, report: Report, checkpoint: Path | None = None
+) -> RunRecord | None:
     """Run a training in this process, or in this MPI job; return its record, on rank 0.
 
     Parameters
@@ -62,6 +68,8 @@ def run_training(training: Training, report: Report) -> RunRecord | None:
     training : Training
     report : callable
         Is told of every epoch that is complete.
+    checkpoint : path, optional
+        The folder that a training in this process goes on from, where it was stopped.
     """
     if training.algorithm == "mlp_classifier":
         from .baseline import run_scikit_learn
@@ -69,23 +77,34 @@ def run_training(training: Training, report: Report) -> RunRecord | None:
         return run_scikit_learn(training, load(training), report)
     if training.ranks > 1:
         return _run_parallel(training, report)
-    return run_sequential(training, load(training), report)
+    return run_sequential(training, load(training), report, checkpoint)
 
 
-def run_sequential(training: Training, data: Dataset, report: Report) -> RunRecord:
+def run_sequential(
+    training: Training, data: Dataset, report: Report, checkpoint: Path | None = None
+) -> RunRecord:
     """Run a training in this process on rows that are given; return its record."""
     config = training.training
     warm_up(config.backend)
-    started = time.perf_counter()
-    network = SparseMLP(training.network, threads=1, progress=False)
-    init_s = time.perf_counter() - started
-    augment = prepare_augmentation(training, network, data.X_train)
-    trainer = ScoringTrainer(network, config)
+    trainer = resumed = go_on(training, checkpoint)
+    if trainer is None:
+        started = time.perf_counter()
+        network = SparseMLP(training.network, threads=1, progress=False)
+        trainer = ScoringTrainer(network, config)
+        trainer.notes["init_s"] = time.perf_counter() - started
+        prepare_augmentation(training, network, data.X_train)
+    network, augment = trainer.network, augmenter(training)
+    scores = trainer.keep_scores(len(data.y_test))
     rows = some_rows(len(data.y_train))
     flow = GradientFlow(
         data.X_train[rows], data.y_train[rows], every=math.ceil(config.epochs / MEASUREMENTS)
     )
-    cpu = cpu_seconds()
+    flow.rows = trainer.notes.setdefault("gradient_flow", [])
+    if resumed and trainer.epoch and all(row["epoch"] < trainer.epoch for row in flow.rows):
+        flow(trainer, trainer.history.epochs[-1])  # which comes after the checkpoint
+    for record in trainer.history.epochs[1:]:  # before it was stopped
+        report(record.epoch, record.test_accuracy)
+    trainer.cpu_began = cpu_seconds() - trainer.notes.get("cpu_s", 0.0)
     with EnergyMeter() as meter:
         try:
             trainer.fit(
@@ -94,14 +113,14 @@ def run_sequential(training: Training, data: Dataset, report: Report) -> RunReco
                 test=(data.X_test, data.y_test),
                 augment=augment,
                 callbacks=[flow, lambda _, epoch: report(epoch.epoch, epoch.test_accuracy)],
+                checkpoint=checkpoint,
                 progress=False,
             )
         except NumericalError:
-            if trainer.scores is None:  # before the first update
+            if not trainer.history.epochs:  # before the first update
                 raise
-    cpu = cpu_seconds() - cpu
-    history, scores = trainer.history, trainer.scores
-    assert scores is not None
+    cpu = cpu_seconds() - trainer.cpu_began
+    history = trainer.history
     flows: list[float | None] = [None] * (config.epochs + 1)
     for row in flow.rows:
         flows[int(row["epoch"])] = row["gradient_flow"]
@@ -119,17 +138,30 @@ def run_sequential(training: Training, data: Dataset, report: Report) -> RunReco
         data,
         network,
         history,
-        init_s=init_s,
+        init_s=trainer.notes["init_s"],
         accuracy=history["test_accuracy"],
         inference_s=history["inference_s"][1:],
         test_loss=scores.loss,
         gradient_flow=flows,
         cpu_s=[cpu],
-        energy_j=meter.joules,
+        energy_j=None if resumed else meter.joules,
         train_s=training_seconds(history),
         peak_rss_bytes=peak_rss_bytes(),
         **results,
     )
+
+
+def go_on(training: Training, checkpoint: Path | None) -> ScoringTrainer | None:
+    """Return the trainer of a training that was stopped, None where it begins."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        network, _, state = read_checkpoint(checkpoint)
+    except CheckpointError as error:
+        print(f"The training begins anew: {error}", file=sys.stderr)
+        shutil.rmtree(checkpoint)
+        return None
+    return ScoringTrainer(network, training.training, state=state)
 
 
 def _run_parallel(training: Training, report: Report) -> RunRecord | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..machine.usage import cpu_seconds
 from ..training.trainer import Trainer
 
 Evaluate = Callable[[NDArray[np.int64]], tuple[float, float]]  # rows -> loss, accuracy
@@ -23,8 +27,8 @@ class TestScores:
 
     Attributes
     ----------
-    loss, accuracy : list of float
-        Over all test rows, in the order in which they were added.
+    lists : dict of list
+        All scores, in the order in which they were added, as JSON can keep them.
     """
 
     __test__ = False  # no test of pytest's
@@ -32,9 +36,21 @@ class TestScores:
     def __init__(self, n: int) -> None:
         order = np.random.default_rng(0).permutation(n)
         self.halves = np.sort(order[: n // 2]), np.sort(order[n // 2 :])
-        self.loss: list[float] = []
-        self.accuracy: list[float] = []
-        self._of_halves: list[tuple[float, float]] = []
+        self.lists: dict[str, list[Any]] = {"loss": [], "accuracy": [], "of_halves": []}
+
+    @property
+    def loss(self) -> list[float]:
+        """Mean loss of each scoring."""
+        return self.lists["loss"]
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Accuracy of each scoring."""
+        return self.lists["accuracy"]
+
+    @property
+    def _of_halves(self) -> list[tuple[float, float]]:
+        return self.lists["of_halves"]
 
     def add(self, evaluate: Evaluate) -> tuple[float, float]:
         """Score with a function of rows; return loss and accuracy over all of them."""
@@ -70,13 +86,42 @@ class TestScores:
 class ScoringTrainer(Trainer):
     """A trainer that keeps the scores of its test rows, which are taken before evolution.
 
+    Its checkpoints have them too. They are written once a minute: an epoch may take milliseconds.
+
     Attributes
     ----------
     scores : TestScores or None
         Made when the test rows are first scored, before training.
     """
 
+    SECONDS = 60.0  # between two checkpoints, at least
+
     scores: TestScores | None = None
+    saved = -math.inf
+    cpu_began = 0.0  # of its own process, less what it has used in others before
+
+    def save(self, folder: str | Path) -> bool:
+        """Write a checkpoint where one is due."""
+        if time.monotonic() - self.saved < self.SECONDS:
+            return True
+        self.saved = time.monotonic()
+        self.notes["cpu_s"] = cpu_seconds() - self.cpu_began
+        return super().save(folder)
+
+    def save_stopped(self, folder: str | Path, rows: int) -> str:
+        """Save a training that is stopped now, whenever the last checkpoint was written."""
+        self.saved = -math.inf
+        return super().save_stopped(folder, rows)
+
+    def keep_scores(self, n: int) -> TestScores:
+        """Return the scores of n test rows, those of the checkpoint that it goes on from too."""
+        if self.scores is None:
+            self.scores = TestScores(n)
+            known = self.notes.setdefault("scores", self.scores.lists)
+            for values in known.values():
+                del values[len(self.history.epochs) :]  # of an epoch that was stopped afterwards
+            self.scores.lists = known
+        return self.scores
 
     def evaluate(
         self,
@@ -89,6 +134,4 @@ class ScoringTrainer(Trainer):
         evaluate = super().evaluate
         if rows is not None:
             return evaluate(X, y, rows, sample_weight)
-        if self.scores is None:
-            self.scores = TestScores(len(y))
-        return self.scores.add(lambda half: evaluate(X, y, half))
+        return self.keep_scores(len(y)).add(lambda half: evaluate(X, y, half))

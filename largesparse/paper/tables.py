@@ -114,8 +114,12 @@ COLUMNS = (
 )
 
 
-def results_table(rows: Sequence[Row], runs: Runs) -> tuple[list[str], list[list[str]]]:
+def results_table(
+    rows: Sequence[Row], runs: Runs, *, beside: bool = True
+) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of Table 2, 3 or 5; columns that say nothing are left out.
+
+    So are the paper's, unless ours are to stand `beside` them.
 
     Where there are several seeds, a cell is their mean, and an accuracy has ± the standard
     deviation. Of a training that diverged the best accuracy is that before.
@@ -129,7 +133,7 @@ def results_table(rows: Sequence[Row], runs: Runs) -> tuple[list[str], list[list
                 line.append(_mean(found, column) if found else NOTHING)
             else:
                 assert column.paper is not None
-                value = None if row.paper is None else column.paper(row.paper)
+                value = column.paper(row.paper) if beside and row.paper else None
                 line.append(_cell(value, column.show))
         if row.trainings and not found:
             line[2] = NOT_MEASURED
@@ -141,8 +145,13 @@ def results_table(rows: Sequence[Row], runs: Runs) -> tuple[list[str], list[list
     return [head[k] for k in kept], [[line[k] for k in kept] for line in lines]
 
 
-def pruning_table(row: Row, runs: Runs) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of Table 6: networks that are pruned once, after their training."""
+def pruning_table(
+    row: Row, runs: Runs, *, beside: bool = True
+) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of Table 6: networks that are pruned once, after their training.
+
+    `beside`: whether the paper's columns are wanted.
+    """
     head = ["percentile", "seeds", "accuracy %", "lost", "connections", "left %"]
     head += ["paper %", "lost", "connections", "left %"]
     reported = paper.TABLE_6[row.trainings[0].dataset]
@@ -164,7 +173,8 @@ def pruning_table(row: Row, runs: Runs) -> tuple[list[str], list[list[str]]]:
             f"{100 * theirs.connections / unpruned.connections:.1f}",
         ]
         lines.append(line)
-    return head, lines
+    kept = len(head) if beside else -4
+    return head[:kept], [line[:kept] for line in lines]
 
 
 def keras_rows(dataset: str) -> list[Row]:

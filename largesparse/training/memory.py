@@ -20,7 +20,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -32,7 +32,16 @@ from ..machine.environment import expand_user
 from ..model.activations import TRAINED
 from ..model.config import NetworkConfig
 from ..model.workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
-from .memory_plan import GIB, MemoryPlan, MicroBatching, counted
+from .memory_plan import (
+    BASE,
+    COMPILING,
+    GENERATING,
+    GIB,
+    KEPT,
+    MemoryPlan,
+    MicroBatching,
+    counted,
+)
 
 UNITS = (("M", 10**6), ("k", 10**3), ("", 1))
 HEADROOM = 0.9  # share of the available memory that a plan may use
@@ -57,6 +66,8 @@ def plan_training(
     *,
     mapped: int = 0,
     stored: bool = False,
+    backend: str | None = None,
+    once: int = 0,
 ) -> MemoryPlan:
     """Return the bytes of a training: for the parameters see `choose_plan`.
 
@@ -82,7 +93,9 @@ def plan_training(
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
     setting = MicroBatching(micro_batch, keep_every, activation_dtype)
-    return MemoryPlan(setting, *used, on_disk=on_disk)
+    # MKL keeps memory of its own; the allocator of the others keeps what has passed.
+    kept = KEPT if backend in (None, "mkl") else min(KEPT, passing)
+    return MemoryPlan(setting, *used, base=BASE + kept, on_disk=on_disk, once=once)
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
@@ -118,6 +131,13 @@ def activation_bytes(
     floats = layer_sizes[0] + layer_sizes[-1] + (sum(hidden) if trained else 0)
     numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
     return numbers * micro_batch + 8 * words * sum(hidden)
+
+
+def bytes_once(is_made: bool) -> int:
+    """Return what a process takes to compile kernels and make data that the cache has not got."""
+    from ..backends.compiling import is_cached
+
+    return COMPILING * (not is_cached()) + GENERATING * (not is_made)
 
 
 def available_memory() -> int:
@@ -161,13 +181,16 @@ def choose_plan(
     mapped: int = 0,
     available: int | None = None,
     storage: str | Path | None = None,
+    backend: str | None = None,
+    once: int = 0,
 ) -> MemoryPlan:
     """Return the fastest plan that fits.
 
     A micro-batch (at most the batch size) and a `keep_every` that are given are taken. For
     `activation_dtype` see `TrainingConfig`; `useful_dtype` has the fastest. `mapped` are the bytes
     of memory-mapped data, `available` those that may be used, by default what the machine has free.
-    `storage` is the folder of the files that the arrays lie in, if any.
+    `storage` is the folder of the files that the arrays lie in, if any. `backend` is the one that
+    will be used, if that is known, and `once` the bytes of `bytes_once`.
 
     Raises
     ------
@@ -179,7 +202,8 @@ def choose_plan(
     budget = Budget(available_memory() if available is None else available, storage, disk)
 
     def plan(config: NetworkConfig, choice: MicroBatching) -> MemoryPlan:
-        return plan_training(config, *choice, mapped=mapped, stored=stored)
+        known: dict[str, Any] = {"stored": stored, "backend": backend, "once": once}
+        return plan_training(config, *choice, mapped=mapped, **known)
 
     found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
     return first_fitting(config, budget, found, plan)

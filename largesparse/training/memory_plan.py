@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 GIB = 2**30
-BASE = 300 * 2**20  # interpreter, libraries, kernels, and what the allocator keeps
+BASE = 230 * 2**20  # interpreter, libraries and kernels
+KEPT = 60 * 2**20  # that the allocator keeps, at most
+COMPILING = 220 * 2**20  # that compiling leaves behind, where the cache has no kernels
+GENERATING = 120 * 2**20  # likewise scikit-learn, which makes the data
 
 
 class MicroBatching(NamedTuple):
@@ -37,7 +40,8 @@ class MemoryPlan:
     activations: int  # of all slots
     passing: int  # what initialisation, evolution or the parameter server needs, once at a time
     mapped: int = 0  # of memory-mapped data: counted in the peak, but the system can evict it
-    base: int = BASE
+    base: int = BASE + KEPT
+    once: int = 0  # of what is done once on a machine: compiling the kernels, making the data
     on_disk: int = 0  # of arrays in files, or of trained replicas that wait there
     replicas: int = 0  # of phase two, when nothing is passing: those that are trained at a time
     results: int = 0  # of phase two: trained replicas that wait in memory
@@ -56,7 +60,7 @@ class MemoryPlan:
     @property
     def required(self) -> int:
         """The bytes that must fit."""
-        lasting = self.base + self.growth + self.data + self.model
+        lasting = self.base + self.once + self.growth + self.data + self.model
         computing = self.gradients + self.activations
         return lasting + computing + max(self.passing, self.replicas + self.results)
 
@@ -84,6 +88,8 @@ def _rows(plan: MemoryPlan) -> list[tuple[str, int]]:
         ("memory-mapped data (can be evicted)", plan.mapped),
         ("peak", plan.total),
     ]
+    if plan.once:
+        rows.insert(5, ("compiling kernels or making data, once", plan.once))
     if plan.on_disk:
         rows.append(("in files: model, gradients, activations", plan.on_disk))
     return rows

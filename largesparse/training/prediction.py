@@ -29,6 +29,7 @@ from ..data.frames import align_frame
 from ..data.standardizer import Standardizer
 from ..errors import NumericalError, ParameterError, WorkerError, check_range
 from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
+from ..machine.output import LogLines
 from ..machine.threads import available_threads, resolve_threads
 from ..model.config import ActivationDtype
 from ..model.layer import Forward, ForwardLayer
@@ -158,9 +159,11 @@ class Predictor:
         """Return probabilities or numbers, float32 (n_samples, n_outputs), of X from `check_X`."""
         out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
         parts = list(batches(0, X.shape[0], self._batch_size))
+        lines = LogLines("prediction", len(out), " rows")
         if (engine := self._engine) is not None:
             for start, stop in parts:
                 out[start:stop] = engine.outputs(X, start, stop)
+                lines.update(stop - start)
             return check_outputs(out)
         if self._workers and self._owner != os.getpid():
             raise ParameterError(
@@ -171,13 +174,15 @@ class Predictor:
             if not self._workers:
                 raise ParameterError("The predictor is closed: make a new one.")
             try:
-                self._distribute(X, parts, out)
+                self._distribute(X, parts, out, lines)
             except BaseException:
                 self.close()
                 raise
         return check_outputs(out)
 
-    def _distribute(self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32]) -> None:
+    def _distribute(
+        self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32], lines: LogLines
+    ) -> None:
         files = SharedFiles()
         try:
             places = [files.share(array) for array in X_to_arrays(X)]
@@ -199,6 +204,7 @@ class Predictor:
                 worker = busy.pop(connection)
                 start, stop, outputs = worker.receive()
                 out[start:stop] = outputs
+                lines.update(stop - start)
                 idle.append(worker)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
+from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
 from ..model.growth import evolve_layers
 from ..model.importance import active_neurons, prune_neurons
@@ -39,7 +40,7 @@ class Run:
     """A call that trains: what it trains on, who watches it, and what may stop it."""
 
     data: TrainingData
-    bar: tqdm  # counts samples
+    bar: tqdm | LogLines  # counts samples
     request: StopRequest
     checkpoint: str | Path | None
     callbacks: Sequence[Callback]
@@ -50,15 +51,13 @@ class Run:
         return any([bool(callback(trainer, record)) for callback in self.callbacks])
 
 
-def sample_bar(trainer: Trainer, rows: int, progress: bool | None, name: str) -> tqdm:
+def sample_bar(trainer: Trainer, rows: int, progress: bool | None, name: str) -> tqdm | LogLines:
     """Return a bar of the samples of all epochs, of `rows` each; see `fit` for `progress`."""
-    return tqdm(
-        total=trainer.config.epochs * rows,
-        initial=trainer.epoch * rows + trainer.state.samples,
-        unit=" samples",
-        disable=None if progress is None else not progress,
-        desc=name,
-    )
+    counts: dict[str, Any] = {"total": trainer.config.epochs * rows, "unit": " samples"}
+    counts["initial"] = trainer.epoch * rows + trainer.state.samples
+    if progress is None and not is_terminal():
+        return LogLines(name, **counts)
+    return tqdm(desc=name, disable=progress is False, **counts)
 
 
 class Trainer(Stepper):
@@ -170,7 +169,8 @@ class Trainer(Stepper):
             then end the training after the present mini-batch, with a checkpoint that goes on
             from there.
         progress : bool, optional
-            Whether to show a progress bar; by default where standard error is a terminal.
+            Whether to show a progress bar; by default where standard error is a terminal, and a
+            line a minute elsewhere.
 
         Raises
         ------

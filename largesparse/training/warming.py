@@ -6,6 +6,7 @@ import numpy as np
 
 from ..backends.choice import BackendName
 from ..model.config import ActivationDtype, NetworkConfig, TrainingConfig
+from ..model.evolution import FEW, survivors
 from ..model.network import SparseMLP
 from .trainer import Trainer
 
@@ -14,15 +15,19 @@ def warm_up(
     backend: BackendName | None = None,
     threads: int = 1,
     activation_dtype: ActivationDtype = "float32",
+    *,
+    whole: bool = True,
 ) -> None:
-    """Compile every kernel, or load it from the cache, by training a tiny network.
+    """Compile the kernels of a training, or load them from the cache, by training a tiny network.
 
-    Timings that follow are then of the work alone.
+    Timings that follow are then of the work alone. Mini-batches that are not computed `whole`, but
+    in micro-batches, have kernels of their own.
     """
     X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)
     config = TrainingConfig(
         epochs=2,
         batch_size=32,
+        micro_batch=32 if whole else 16,
         activation_dtype=activation_dtype,
         evolve_last=True,
         backend=backend,
@@ -30,3 +35,14 @@ def warm_up(
     )
     network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=1, coverage="full"), progress=False)
     Trainer(network, config).fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)
+    survivors(
+        np.linspace(-1, 1, FEW + 1, dtype=np.float32), zeta=0.3
+    )  # of layers that are not tiny
+
+
+def warm_up_once(backend: BackendName | None = None) -> None:
+    """Compile the kernels at once, before a training, where this machine has none yet."""
+    from ..backends.compiling import is_cached
+
+    if not is_cached():
+        warm_up(backend)

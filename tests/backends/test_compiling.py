@@ -45,6 +45,87 @@ def test_a_kernel_is_compiled_once_and_that_is_told(tmp_path):
         assert errors.count("Compiling the kernels") == told
 
 
+SHAPES = """
+import largesparse.backends.kernels as kernels
+from largesparse.backends.compiling import _Watch
+import numpy as np
+kernels.are_below(np.arange(5, dtype=np.int64), 5)  # another kernel than that of int32
+"""
+
+
+def errors_of(process: subprocess.Popen) -> str:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def test_other_shapes_and_dtypes_are_compiled_silently(tmp_path):
+    assert errors_of(start(tmp_path)).count("\n") == 1
+    assert errors_of(start(tmp_path, SHAPES)) == ""
+    (kept,) = tmp_path.rglob("largesparse.seconds")
+    assert [float(line.split()[1]) > 0 for line in kept.read_text().splitlines()] == [True] * 2
+
+
+def test_how_long_it_took_the_last_time_is_told(tmp_path):
+    (old := tmp_path / "kernels" / "older").mkdir(parents=True)
+    (old / "largesparse.seconds").write_text("7 20.0\n8 3.5\n7 21.4\n7 cut")
+    assert "once: it took 41 s the last time." in errors_of(start(tmp_path))
+
+
+def test_ranks_and_workers_leave_it_to_the_first(tmp_path):
+    ranks = {"OMPI_COMM_WORLD_SIZE": "2"}
+    assert errors_of(start(tmp_path, OMPI_COMM_WORLD_RANK="1", **ranks)) == ""
+    told = errors_of(start(tmp_path, SHAPES, OMPI_COMM_WORLD_RANK="0", **ranks))
+    assert told.count("Compiling the kernels") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ("from largesparse.backends import compiling; compiling._Watch.SILENCE = 0", "Still c"),
+        ("import sys; sys.stderr.isatty = lambda: True", "\nc"),
+    ],
+)
+def test_it_shows_that_it_is_alive(tmp_path, before, shown):
+    errors = errors_of(start(tmp_path, before))
+    assert f"{shown}ompiling kernels for this machine: 1 in " in errors
+    assert ("\x1b[K" in errors) == (shown == "\nc")
+
+
+WARMED = """
+import importlib, pkgutil, sys
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, backends
+from largesparse.training.warming import warm_up
+
+def signatures():
+    names = [module.name for module in pkgutil.iter_modules(backends.__path__)]
+    found = [vars(importlib.import_module("largesparse.backends." + name)) for name in names]
+    found = {id(k): k for those in found for k in those.values() if isinstance(k, Dispatcher)}
+    return {(k.__qualname__, str(s)) for k in found.values() for s in k.signatures}
+
+size = int(sys.argv[2])
+warm_up(sys.argv[1], whole=size == 128)
+before = signatures()
+X = np.random.default_rng(0).standard_normal((300, 20), dtype=np.float32)
+y = np.arange(300) % 3
+config = TrainingConfig(epochs=2, batch_size=128, micro_batch=size, dropout=0.3,
+                        backend=sys.argv[1], threads=1, evolve_last=True)
+network = SparseMLP(NetworkConfig((20, 9000, 9000, 3), epsilon=20), progress=False)
+Trainer(network, config).fit(X, y, test=(X, y), progress=False)
+assert len(before) > 10
+print(sorted(signatures() - before))
+"""
+
+
+@pytest.mark.parametrize("micro_batch", [128, 32])
+def test_warming_up_compiles_what_a_training_needs(micro_batch):
+    command = [sys.executable, "-c", WARMED, "fused", str(micro_batch)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
 def test_processes_that_start_together_compile_once(tmp_path):
     processes = [start(tmp_path) for _ in range(4)]

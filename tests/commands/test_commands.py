@@ -64,6 +64,18 @@ def test_training_tells_what_it_did(folder, tmp_path, capsys):
     assert model.classes.tolist() == ["high", "low", "middle"]
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_kernels_are_compiled_before_the_training_where_there_are_none(
+    folder, tmp_path, monkeypatch, cached
+):
+    warmed = []
+    monkeypatch.setattr("largesparse.backends.compiling.is_cached", lambda: cached)
+    monkeypatch.setattr("largesparse.training.warming.warm_up", warmed.append)
+    flags = ["--data", str(folder / "train.csv"), "--target", "level", "--backend", "scipy"]
+    assert main(["train", *flags, "--epochs", "1", "--out", str(tmp_path / "model")]) == 0
+    assert warmed == ([] if cached else ["scipy"])
+
+
 def test_columns_are_found_by_name_and_scaled(folder, tmp_path, capsys):
     shuffled = frame(100, seed=1)[["e", "amount", "c", "a", "level", "b", "d"]]
     shuffled.to_csv(tmp_path / "shuffled.csv", index=False)

@@ -274,7 +274,7 @@ def test_verbose_prints_lines_where_there_is_no_terminal(two_classes, capsys):
     classifier(max_epochs=30, verbose=True).fit(X, y)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10
-    assert re.fullmatch(r"epoch 3 of 30: loss \d+\.\d{4}, \d+\.\d s", lines[0])
+    assert re.fullmatch(r"epoch 3 of 30: loss \d+\.\d{4}, \d+\.\d m?s", lines[0])
     assert lines[-1].startswith("epoch 30 of 30: ")
     classifier(max_epochs=3, early_stopping=True, verbose=True).fit(X, y)
     assert "validation score 0." in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.commands import main as cli
 from largesparse.errors import ParameterError
+from largesparse.machine import output
 from largesparse.machine.output import HANDLER, check_printable, print_anything
 from largesparse.training.checkpoint import save_model
 
@@ -97,6 +98,20 @@ def test_a_full_disk_and_a_closed_output_are_one_sentence(model):
 def test_an_error_of_the_operating_system_is_one_sentence(capsys):
     assert cli.main(["inspect", "x" * 300]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_long_work_prints_a_line_now_and_then(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
+    lines = output.LogLines("training", 1200, " samples", initial=200)
+    with lines:
+        for _ in range(10):
+            clock[0] += 30
+            lines.set_postfix(loss="0.5", test=None)
+            lines.update(100)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "training: 400 of 1,200 samples, 1 minutes, about 4 left, loss 0.5"
+    assert len(told) == 5
 
 
 def test_what_cannot_be_printed_is_told():

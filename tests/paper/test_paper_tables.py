@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,10 +18,12 @@ from helpers import ROOT
 from largesparse import Dataset, NetworkConfig, SparseMLP, Trainer, read_records
 from largesparse.data import publishers
 from largesparse.errors import DataError, ParameterError
+from largesparse.harness import report, scaling
 from largesparse.harness.records import append_record, new_record
 from largesparse.harness.series import colour_of
 from largesparse.machine.environment import find_mpiexec
 from largesparse.machine.exit_codes import run_command
+from largesparse.machine.output import LogLines
 from largesparse.model.importance import prune_neurons
 from largesparse.paper import command, extremes, jobs, run
 from largesparse.paper import reported as paper
@@ -26,7 +31,7 @@ from largesparse.paper.distributions import neuron_distributions
 from largesparse.paper.figures import FIGURES, draw
 from largesparse.paper.recording import KIND
 from largesparse.paper.run import run_training
-from largesparse.paper.scores import TestScores
+from largesparse.paper.scores import ScoringTrainer, TestScores
 from largesparse.paper.tables import (
     NOT_MEASURED,
     Runs,
@@ -473,6 +478,46 @@ def test_extremes_are_run_once(tmp_path, monkeypatch, capsys):
     assert "| 20,000  | 100 " in capsys.readouterr().out
 
 
+SAME = ("accuracy", "loss", "test_loss", "train_accuracy", "gradient_flow", "nnz", "distributions")
+SAME += ("selected_accuracy", "pruned", "active_neurons")
+
+
+@pytest.mark.parametrize("how", ["killed after its checkpoint", "SIGTERM", "SIGTERM at its end"])
+@pytest.mark.parametrize("name", ["srelu", "all_relu+pruning"])
+def test_a_training_that_is_stopped_goes_on_to_the_same_record(
+    small, tmp_path, monkeypatch, name, how
+):
+    one = training_of(name, protocol=Protocol(epochs=6, backend="scipy"))
+    whole = run_training(one, lambda *_: None)
+    folder, told = tmp_path / "unfinished" / "one", []
+    last = 6 if how.endswith("end") else 3
+
+    def stop(epoch, accuracy):
+        told.append(epoch)
+        if epoch == last and len(told) == last:
+            if how.startswith("SIGTERM"):
+                signal.raise_signal(signal.SIGTERM)
+            else:
+                raise KeyboardInterrupt
+
+    if how.startswith("killed"):
+        monkeypatch.setattr(ScoringTrainer, "SECONDS", 0)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_training(one, stop, folder)
+    record = run_training(one, stop, folder)
+    assert told == [*range(1, last + 1), *range(1, 7)]  # all are reported again
+    for field in SAME:
+        assert getattr(record, field) == getattr(whole, field), field
+    assert len(record.epoch_s) == 6 and record.energy_j is None
+
+
+def test_a_damaged_checkpoint_begins_anew(small, tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "manifest.json").write_text("{")
+    record = run_training(training_of("relu"), lambda *_: None, tmp_path / "one")
+    assert len(record.epoch_s) == 3 and "begins anew" in capsys.readouterr().err
+
+
 # As a user runs it
 
 
@@ -500,9 +545,16 @@ def test_a_table_is_run_once_and_drawn(madelon, monkeypatch, capsys):
     assert call(*only, "--plan") == 0
     assert "madelon all_relu+pruning, seed 0: 3 epochs" in capsys.readouterr().out
     assert not Path("paper.jsonl").exists()
+    monkeypatch.setattr(LogLines, "SECONDS", 0)
     assert call(*only, "--jobs", "2") == 0
-    shown = capsys.readouterr().out
-    assert "the accuracies do not compare" in shown and "| all_relu+pruning | 1 " in shown
+    shown, logged = capsys.readouterr()
+    assert re.search(r"(?m)^trainings: 6 of 6 epochs, 0 min.* epoch 3, accuracy 0.\d+$", logged)
+    assert not list(Path().glob("*unfinished*"))
+    assert (
+        "do not compare, are left out" in shown
+        and "| paper" not in shown
+        and "| all_relu+pruning | 1 " in shown
+    )
     records = read_records("paper.jsonl")
     assert sorted(settings["network"]["activation"] for settings in records["settings"]) == [
         "all_relu",
@@ -516,6 +568,31 @@ def test_a_table_is_run_once_and_drawn(madelon, monkeypatch, capsys):
     assert "not measured yet" in capsys.readouterr().out
 
 
+def test_a_figure_without_records_says_what_makes_them_before_any_work(madelon, capsys):
+    pytest.importorskip("matplotlib")
+    assert call("--table", "5", "--figure", "19", "--no-run") == 2
+    assert call("--table", "5", "--slopes", "0.3", "--figure", "5", "--seeds=2") == 2
+    first, second = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert first.startswith("largesparse: error: Figure 19 has no data")
+    common = "--dataset Madelon --epochs 3 --backend scipy"
+    assert first.endswith(f"Make it by: largesparse paper --table 5 {common}")
+    wanted = "largesparse paper --table 2 --only relu all_relu srelu"
+    assert second.endswith(f"{wanted} {common} --slopes 0.3 --seeds=2")
+    assert not Path("paper.jsonl").exists()
+    assert call("--table", "2", "--no-run") == 0
+    assert f"Make them by: largesparse paper --table 2 {common}" in capsys.readouterr().err
+
+
+def test_matplotlib_is_asked_for_before_a_run(madelon, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delattr(command.Children, "run")
+    monkeypatch.delattr(scaling, "climb")
+    assert call("--table", "2", "--figure", "5") == 2
+    assert run_command(lambda: scaling.main([])) == 2
+    assert run_command(lambda: report.main([])) == 2
+    assert capsys.readouterr().err.count("Plots need matplotlib: ") == 3
+
+
 def test_a_child_that_fails_is_told_of(madelon, capsys):
     assert call("--table", "2", "--only", "relu", "--augment") == 2
     err = capsys.readouterr().err
@@ -523,7 +600,7 @@ def test_a_child_that_fails_is_told_of(madelon, capsys):
     assert "Traceback" not in err
 
 
-def test_ctrl_c_ends_the_children(tmp_path, monkeypatch):
+def test_ctrl_c_ends_the_children(tmp_path, monkeypatch, capsys):
     (tmp_path / "sleeper.py").write_text("import time\nopen('begun', 'w')\ntime.sleep(300)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -541,6 +618,7 @@ def test_ctrl_c_ends_the_children(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         jobs.Children("out.jsonl", "command", jobs=1).run(trainings)
     assert all(future.done() for future in ended)
+    assert "Repeat the command to go on" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_into_the_memory_is_left_out(monkeypatch, capsys):

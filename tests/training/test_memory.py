@@ -120,6 +120,20 @@ def test_the_printed_plan_has_a_line_a_part():
     assert "3.000 GiB" in lines[-2]
 
 
+def test_what_is_done_once_is_planned_where_the_cache_lacks_it(monkeypatch):
+    config = NetworkConfig((10, 100, 2), density=0.1)
+    monkeypatch.setattr("largesparse.backends.compiling.is_cached", lambda: False)
+    compiling = memory_module.bytes_once(True)
+    assert 0 < compiling < memory_module.bytes_once(False)
+    plan, without = choose_plan(config, 8, once=compiling), choose_plan(config, 8)
+    assert plan.required == without.required + compiling
+    assert len(str(plan).splitlines()) == 9 and "compiling" in str(plan)
+    monkeypatch.setattr("largesparse.backends.compiling.is_cached", lambda: True)
+    assert memory_module.bytes_once(True) == 0
+    small = choose_plan(config, 8, backend="fused")
+    assert small.base < choose_plan(config, 8, backend="mkl").base == without.base
+
+
 def test_the_largest_networks_of_the_paper():
     """DESIGN section 3.6: 50M neurons take 3.8 GB, and about 250 MB a sample.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tracemalloc
 import warnings
 
@@ -25,6 +26,7 @@ from largesparse.errors import (
     NumericalError,
     ParameterError,
 )
+from largesparse.machine.output import LogLines
 from largesparse.training import stepping
 from largesparse.training.prepared import prepare_
 from largesparse.training.warming import warm_up
@@ -325,6 +327,16 @@ def test_progress_is_shown_when_asked_for(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "300/300" in shown.err
+
+
+def test_logs_have_a_line_now_and_then(monkeypatch, capsys):
+    X, y = task()
+    monkeypatch.setattr(LogLines, "SECONDS", 0)
+    (trainer := make_trainer()).fit(X, y)
+    predict(trainer.network, X)
+    *_, last, predicted = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"training: 300 of 300 samples, 0 minutes, about 0 left, loss \S+", last)
+    assert re.match(r"prediction: (\d+) of \1 rows", predicted)
 
 
 # Evolution
