@@ -18,8 +18,8 @@ class EpochRecord:
     """One epoch. Epoch 0 is the state before training; what was not measured is None."""
 
     epoch: int
-    loss: float | None = None  # without dropout, mean over a fixed set of `loss_rows` rows
-    train_accuracy: float | None = None  # over the same rows; with targets in place of classes, R²
+    loss: float | None  # without dropout, mean over a fixed set of `loss_rows` rows
+    train_accuracy: float | None  # over the same rows; with targets in place of classes, R²
     test_accuracy: float | None = None  # over all test rows; as above
     validation_accuracy: float | None = None
     running_loss: float | None = None  # mean over the mini-batches of the epoch, with dropout

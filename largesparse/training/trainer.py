@@ -306,6 +306,7 @@ class Trainer(Stepper):
             measured |= {"running_loss": part.loss / max(1, part.samples), "epoch_s": part.seconds}
             state.epoch += 1
             state.part = None
+        measured = {"loss": None, "train_accuracy": None} | measured
         record = EpochRecord(state.epoch, **measured)
         record.nnz = self.network.layer_connections
         if record.active_neurons is None:
