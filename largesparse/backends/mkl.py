@@ -153,23 +153,33 @@ class MKLBackend(Backend):
         # comes to which rows first.
         result = np.empty((shape[0], 2), dtype=np.float32) if X.shape[1] == 1 else out
         X = np.repeat(X, 2, axis=1) if X.shape[1] == 1 else X
+        if mkl.MKL.MKL_INT is not ctypes.c_int:  # of 64 bits: indices are copied for every product
+            matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
+            self._mkl.dot_product_mkl(matrix, X, out=result, out_scalar=0.0)
+        else:
+            self._multiply(self._handles.of(indptr, indices, values, shape), X, result)
+        if result is not out:
+            out[:] = result[:, :1]
+
+    def _multiply(self, handle: Any, X: Float32, out: Float32) -> None:
+        """Compute out = A·X for the matrix A that a handle describes."""
+        from sparse_dot_mkl import _mkl_interface as mkl
+
         n_columns = X.shape[1]
         status = mkl.MKL._mkl_sparse_s_mm(
             AS_IT_IS,
             1.0,
-            self._handles.of(indptr, indices, values, shape),
+            handle,
             mkl.matrix_descr(),
             mkl.LAYOUT_CODE_C,
             X,
             n_columns,
             n_columns,
             0.0,
-            result.ctypes.data_as(FLOATS),
+            out.ctypes.data_as(FLOATS),
             n_columns,
         )
         mkl._check_return_value(status, "mkl_sparse_s_mm")
-        if result is not out:
-            out[:] = result[:, :1]
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import sys
 import numba
 import numpy as np
 import pytest
-from helpers import backend_or_skip
+from helpers import backend_or_skip, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
@@ -338,3 +338,27 @@ def test_arrays_that_take_the_places_of_others_are_not_taken_for_them():
         out = np.empty((12, 4), dtype=np.float32)
         mkl.spmm(*arrays, X, out=out)
         np.testing.assert_allclose(out, dense @ X, rtol=1e-4, atol=1e-4)
+
+
+ILP64 = """
+import numpy as np
+from largesparse.backends import get_backend
+mkl = get_backend("mkl")
+rng = np.random.default_rng(0)
+dense = rng.standard_normal((30, 20)).astype(np.float32) * (rng.random((30, 20)) < 0.3)
+indices = np.flatnonzero(dense).astype(np.int32) % 20
+indptr = np.r_[0, np.cumsum((dense != 0).sum(axis=1))].astype(np.int32)
+values, X = dense[dense != 0], rng.standard_normal((20, 8)).astype(np.float32)
+out = np.empty((30, 8), dtype=np.float32)
+for factor in (1, 2):
+    values *= factor
+    mkl.spmm(indptr, indices, values, X, out=out)
+    np.testing.assert_allclose(out, factor * dense @ X, rtol=1e-4, atol=1e-4)
+assert not mkl._handles._known
+"""
+
+
+def test_an_mkl_of_64_bit_indices_describes_copies_that_are_not_kept():
+    backend_or_skip("mkl")
+    done = run_python("-c", ILP64, env=os.environ | {"MKL_INTERFACE_LAYER": "ILP64"})
+    assert done.returncode == 0, done.stderr
