@@ -22,6 +22,18 @@ class Connections(NamedTuple):
     values: Float32  # (nnz,)
 
 
+class SparseBatch(NamedTuple):
+    """The inputs of a mini-batch, by their nonzeros: by sample as CSR, and by feature."""
+
+    indptr: NDArray[np.int64]  # (batch + 1,)
+    features: Int32  # (entries,)
+    values: Float32  # (entries,)
+    touched: Int32  # (n_touched,), the features that have entries
+    starts: Int32  # (n_touched + 1,), where the entries of each begin in the following
+    samples: Int32  # (entries,)
+    by_feature: Float32  # (entries,), their values
+
+
 class Dropout(NamedTuple):
     """What the dropout bits of a layer are a function of, beside neuron and row."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Float32, Int32
+from ..backends.operands import Connections, Float32, Int32
 from ..randomness import seed_sequence, stream
 from .activations import TRAINED, activate, initial_shape, left_slope
 from .initializers import INITIALIZERS, Sampler
@@ -177,6 +178,11 @@ class SparseLayer:
         return self.topology.indices_by_output
 
     @property
+    def by_input(self) -> Connections:
+        """The connections in input order."""
+        return Connections(self.topology.indptr, self.topology.indices, self.values)
+
+    @property
     def slope(self) -> float:
         """Left slope of the activation."""
         return self.config.slope
@@ -287,6 +293,17 @@ class ForwardLayer:
     bias: Float32
     slope: float
     srelu: Float32 | None
+
+    @cached_property
+    def by_input(self) -> Connections:
+        """The connections in input order: 8 bytes more a connection, where inputs are sparse."""
+        from ..backends.pattern_kernels import reorder, transpose_pattern
+
+        by_output = self.indptr_by_output, self.indices_by_output
+        indptr, indices, places = transpose_pattern(self.n_in, *by_output)
+        values = np.empty_like(self.values_by_output)
+        reorder(self.values_by_output, places, values)
+        return Connections(indptr, indices, values)
 
 
 Forward = SparseLayer | ForwardLayer  # what the forward pass takes

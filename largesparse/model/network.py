@@ -20,6 +20,7 @@ from ..backends.operands import (
     Derivative,
     Dropout,
     Float32,
+    SparseBatch,
 )
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 
 Prefetch = Callable[[Forward], None]
-Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
+Inputs = Float32 | SparseBatch
+Visit = Callable[[int, Inputs, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
 
 
 def forward(
@@ -64,13 +66,14 @@ def forward(
     numbers : range, optional
         Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
     """
+    from ..backends.sparse_inputs import forward_sparse
     from ..backends.srelu_kernels import activate_srelu
 
     if numbers is None:
         numbers = range(len(layers))
         workspace.segment = (len(layers) - 2) // workspace.keep_every
     first = numbers[0]
-    X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
+    X = workspace.below(first, batch)
     for k in numbers:
         layer = layers[k]
         if prefetch is not None and k < numbers[-1]:
@@ -80,8 +83,13 @@ def forward(
         shape = layer.srelu
         Z = out if shape is None or not training else workspace.sums(k, batch)
         state = workspace.state(k, batch) if hidden else None
-        backend.forward(
-            Connections(layer.indptr_by_output, layer.indices_by_output, layer.values_by_output),
+        if isinstance(X, SparseBatch):
+            compute, connections = forward_sparse, layer.by_input
+        else:
+            by_output = layer.indptr_by_output, layer.indices_by_output, layer.values_by_output
+            compute, connections = backend.forward, Connections(*by_output)
+        compute(
+            connections,
             layer.bias,
             X,
             slope=layer.slope,
@@ -222,6 +230,7 @@ class SparseMLP:
         accumulate: bool = False,
         visit: Visit | None = None,
         weights: Float32 | None = None,
+        touched_only: bool = False,
     ) -> None:
         """Compute all gradients into the workspace, after `forward` with `training=True`.
 
@@ -238,24 +247,33 @@ class SparseMLP:
             layer is not needed any more: it may change the connections.
         weights : float32 (batch,), optional
             Of the samples in the loss.
+        touched_only : bool
+            Whether to leave out the connections of inputs that are zero in all samples, of sparse
+            inputs. Otherwise their gradients are set to 0.
         """
         from ..backends import kernels
+        from ..backends import sparse_input_kernels as sparse
+        from ..backends.sparse_inputs import sddmm_sparse
 
         batch = delta.shape[1]
         kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
         if self.layers[-1].config.centered:
             last = len(self.layers) - 1
-            X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
+            X = workspace.below(last, batch)
             weights = NO_WEIGHTS if weights is None else weights
-            kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
+            sum_inputs = sparse.sum_inputs if isinstance(X, SparseBatch) else kernels.sum_inputs
+            sum_inputs(X, weights, workspace.input_sums, accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
             delta = below
-        first, X = self.layers[0].topology, workspace.inputs(batch)
+        first, X = self.layers[0].topology, workspace.below(0, batch)
         out = workspace.by_layer[0]["values"]
-        kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
+        if isinstance(X, SparseBatch) and not (accumulate or touched_only):
+            out[:] = 0
+        sddmm = sddmm_sparse if isinstance(X, SparseBatch) else kernels.sddmm
+        sddmm(first.indptr, first.indices, X, delta, out, accumulate)
         if visit is not None:
             visit(0, X, delta)
 

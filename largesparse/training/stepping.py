@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import choose_backend, get_backend
-from ..data.batches import load_batch
+from ..data.batches import is_sparse, load_batch
 from ..data.checks import refuse_masked
 from ..errors import DataError, NumericalError
 from ..machine.mapped_memory import aligned_zeros
@@ -103,7 +103,8 @@ class Stepper:
         if self._workspace is None:
             layers, storage = self.network.layers, self.network.storage
             allocate = aligned_zeros if storage is None else storage.zeros
-            self._workspace = Workspace(layers, **self.micro_batching._asdict(), allocate=allocate)
+            room = {"allocate": allocate, "allocate_inputs": allocate}
+            self._workspace = Workspace(layers, **self.micro_batching._asdict(), **room)
         return self._workspace
 
     @property
@@ -117,8 +118,10 @@ class Stepper:
         """How activations are computed and kept."""
         return MicroBatching(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
 
-    def _is_whole(self, rows: NDArray[np.int64]) -> bool:
+    def _is_whole(self, X: Any, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
+        if is_sparse(X, self.network.preprocessing):
+            return False
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
         possible = possible and self.network.storage is None and self.workspace.keep_every == 1
         possible = possible and self.workspace.activation_dtype == "float32"
@@ -161,7 +164,7 @@ class Stepper:
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
         with self.backend.threads(self.threads):
-            if self._is_whole(rows):
+            if self._is_whole(X, rows):
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
@@ -197,7 +200,7 @@ class Stepper:
             `first_row`: the gradient is this part of the mini-batch's, and is not centred yet.
         """
         y, rows = _checked(X, y, rows, sample_weight)
-        if self._is_whole(rows) and not plain and visit is None and joined is None:
+        if self._is_whole(X, rows) and not plain and visit is None and joined is None:
             return self._whole_step(X, y, rows, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
@@ -205,7 +208,7 @@ class Stepper:
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
-            load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
+            workspace.load_(X, part, self.network.preprocessing)
             rate = 0.0 if plain else config.dropout
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
@@ -302,8 +305,7 @@ class Stepper:
         with self.backend.threads(self.threads):
             for start in range(0, len(rows), self.workspace.micro_batch):
                 part = rows[start : start + self.workspace.micro_batch]
-                inputs = self.workspace.inputs(len(part))
-                load_batch(X, part, self.network.preprocessing, out=inputs)
+                self.workspace.load_(X, part, self.network.preprocessing)
                 outputs = self.network.forward(self.workspace, len(part), self.backend)
                 weights = None if sample_weight is None else sample_weight[part]
                 loss += self._loss.function(outputs, y[part], None, weights)[0]
