@@ -23,15 +23,11 @@ class Connections(NamedTuple):
 
 
 class SparseBatch(NamedTuple):
-    """The inputs of a mini-batch, by their nonzeros: by sample as CSR, and by feature."""
+    """The inputs of a mini-batch as a canonical CSR matrix: its rows are samples."""
 
     indptr: NDArray[np.int64]  # (batch + 1,)
-    features: Int32  # (entries,)
+    features: Int32  # (entries,), ascending in every row
     values: Float32  # (entries,)
-    touched: Int32  # (n_touched,), the features that have entries
-    starts: Int32  # (n_touched + 1,), where the entries of each begin in the following
-    samples: Int32  # (entries,)
-    by_feature: Float32  # (entries,), their values
 
 
 class Dropout(NamedTuple):

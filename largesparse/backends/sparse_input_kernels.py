@@ -1,10 +1,8 @@
 """Compiled kernels of a first layer whose inputs are sparse: its cost is that of the nonzeros.
 
-A mini-batch comes as `SparseBatch`. No backend replaces these kernels, as none of their libraries
-has a product of two sparse matrices that leads to a dense one in the layout of activations.
-
-Every sum has one thread and a fixed order, so results do not depend on the number of threads: an
-output belongs to the thread of its sample, a connection to that of its input.
+A mini-batch comes as `SparseBatch`. Every sum has one thread and a fixed order, so results do not
+depend on the number of threads: an output belongs to the thread of its sample, a connection to
+that of its input, which goes through the samples in turn.
 """
 
 from __future__ import annotations
@@ -13,203 +11,245 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .lanes import LANES
-from .loops import divide_evenly, divide_loop
+from .lanes import LANES, prefetch_line
+from .loops import PIECES, get_num_threads
+from .tiles import emitted
 
-INPUTS = 64  # that are one iteration of a parallel loop
+AHEAD = 16  # entries ahead of which connections are prefetched
+INPUTS = 4096  # of which one thread brings the weights up to date at a time
 TINY = np.float32(2.0**-126)  # the smallest normal float32
 
 
 @kernel(parallel=False)
 def gather_rows(indptr, indices, values, rows, mean, scale, centred):
-    """Return rows of a CSR matrix, standardised, as CSR: indptr int64, indices int32, float32.
+    """Return rows of a canonical CSR matrix, standardised, as the arrays of a `SparseBatch`.
 
     (x - mean[f]) * scale[f] is computed in the dtype of mean and scale, which may be empty: then
     the values are taken as they are. `centred` has the features with a mean other than 0, int64
-    and ascending. Every row has an entry for each of them: they come first.
+    and ascending: every row has an entry for each of them.
     """
-    batch, offset = len(rows), len(centred)
-    starts = np.empty(batch + 1, dtype=np.int64)
-    starts[0] = 0
-    count = 0
+    batch = len(rows)
+    most = batch * len(centred)
     for b in range(batch):
-        count += np.int64(indptr[rows[b] + 1]) - np.int64(indptr[rows[b]]) + offset
-        starts[b + 1] = count
-    features, numbers = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.float32)
+        most += np.int64(indptr[rows[b] + 1]) - np.int64(indptr[rows[b]])
+    starts = np.empty(batch + 1, dtype=np.int64)
+    features, numbers = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.float32)
     n = 0
     for b in range(batch):
-        first = n
-        for c in range(offset):
-            f = centred[c]
-            features[n] = f
-            numbers[n] = -mean[f] * scale[f]
-            n += 1
+        starts[b] = n
+        c = 0
         for k in range(indptr[rows[b]], indptr[rows[b] + 1]):
-            f = indices[k]
-            if len(scale) == 0:
-                features[n], numbers[n] = f, values[k]
-                n += 1
-                continue
-            x = (mean.dtype.type(values[k]) - mean[f]) * scale[f]
-            if mean[f] != 0:
-                numbers[first + np.searchsorted(centred, np.int64(f))] = x
-                continue
-            features[n], numbers[n] = f, x
+            f = np.int64(indices[k])
+            while c < len(centred) and centred[c] <= f:
+                if centred[c] < f:
+                    features[n], numbers[n] = centred[c], -mean[centred[c]] * scale[centred[c]]
+                    n += 1
+                c += 1
+            features[n] = f
+            if len(scale) > 0:
+                numbers[n] = (mean.dtype.type(values[k]) - mean[f]) * scale[f]
+            else:
+                numbers[n] = values[k]
             n += 1
-        starts[b + 1] = n
+        for f in centred[c:]:
+            features[n], numbers[n] = f, -mean[f] * scale[f]
+            n += 1
+    starts[batch] = n
     return starts, features[:n], numbers[:n]
 
 
-@kernel(parallel=False)
-def group_by_feature(indptr, features, values, counters):
-    """Return the features that rows in CSR form have, and the entries of each of them.
+@emitted()
+def prefetch(builder, array, k):
+    """Ask for the cache line of element k."""
+    prefetch_line(builder, array.at(k))
 
-    That is `touched` and the rest of a `SparseBatch`. Features come in the order in which they are
-    met, samples ascend. `counters`, int32 (n_features,), is zero before and afterwards.
-    """
-    n = len(features)
-    touched = np.empty(n, dtype=np.int32)
-    count = 0
-    for k in range(n):
-        f = features[k]
-        if counters[f] == 0:
-            touched[count] = f
-            count += 1
-        counters[f] += 1
-    starts = np.empty(count + 1, dtype=np.int32)
-    starts[0] = 0
-    for t in range(count):
-        starts[t + 1] = starts[t] + counters[touched[t]]
-        counters[touched[t]] = starts[t]
-    samples, by_feature = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.float32)
-    for b in range(len(indptr) - 1):
-        for k in range(indptr[b], indptr[b + 1]):
-            place = counters[features[k]]
-            samples[place], by_feature[place] = b, values[k]
-            counters[features[k]] = place + 1
-    for t in range(count):
-        counters[touched[t]] = 0
-    return touched[:count].copy(), starts, samples, by_feature
+
+@inline
+def prefetch_connections(features, e, indptr, indices, values):
+    """Ask for the connections of the input of a later entry."""
+    if e + AHEAD < len(features):
+        k = np.int64(indptr[np.uint32(features[e + AHEAD])])
+        prefetch(indices, k)
+        prefetch(values, k)
+
+
+@inline
+def multiply_tile(tile, batch, connections, out):
+    """Compute `multiply` for a tile of samples."""
+    starts, features, numbers = batch
+    indptr, indices, values = connections
+    n_out, n_samples = out.shape
+    first = tile * LANES
+    stop = min(n_samples, first + LANES)
+    sums = np.zeros((stop - first, n_out), dtype=np.float32)  # a sample's stay in the cache
+    for b in range(first, stop):
+        total = sums[b - first]
+        for e in range(starts[b], starts[b + 1]):
+            prefetch_connections(features, e, indptr, indices, values)
+            i, x = np.uint32(features[e]), numbers[e]
+            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+                total[np.uint32(indices[k])] += values[k] * x
+    for j in range(n_out):
+        for b in range(first, stop):
+            out[j, b] = sums[b - first, j]
 
 
 @kernel()
 def multiply(batch, connections, out):
     """out = Wᵀ·X, float32 (n_out, batch), of a `SparseBatch` and connections in input order."""
-    indptr, features, values = batch.indptr, batch.features, batch.values
-    n_out, n_samples = out.shape
-    tiles = (n_samples + LANES - 1) // LANES
-    divide_loop(tiles)
-    for tile in prange(tiles):
-        first = tile * LANES
-        stop = min(n_samples, first + LANES)
-        sums = np.zeros((stop - first, n_out), dtype=np.float32)  # a sample's stay in the cache
-        for b in range(first, stop):
-            total = sums[b - first]
-            for e in range(indptr[b], indptr[b + 1]):
-                i, x = np.uint32(features[e]), values[e]
-                for k in range(connections.indptr[i], connections.indptr[i + 1]):
-                    k = np.uint32(k)
-                    total[np.uint32(connections.indices[k])] += connections.values[k] * x
-        for j in range(n_out):
-            for b in range(first, stop):
-                out[j, b] = sums[b - first, j]
-    divide_evenly()
-
-
-@inline
-def sampled(batch, t, j, D):
-    """Return the gradient of the weight from the t-th touched input to output j."""
-    total = np.float32(0)
-    row = D[j]
-    for e in range(batch.starts[t], batch.starts[t + 1]):
-        total += batch.by_feature[e] * row[np.uint32(batch.samples[e])]
-    return total
+    for tile in prange((out.shape[1] + LANES - 1) // LANES):
+        multiply_tile(np.int64(tile), batch, connections, out)
 
 
 @kernel()
-def sddmm(batch, indptr, indices, D, out, accumulate):
-    """`kernels.sddmm` with X a `SparseBatch`; only the connections of touched inputs are written.
+def transpose(D):
+    """Return the transposed of D, float32."""
+    n, batch = D.shape
+    out = np.empty((batch, n), dtype=np.float32)
+    for tile in prange((n + LANES - 1) // LANES):
+        for b in range(batch):
+            for j in range(tile * LANES, min(n, (tile + 1) * LANES)):
+                out[b, j] = D[j, b]
+    return out
 
-    The others have a gradient of zero.
-    """
-    n = len(batch.touched)
-    chunks = (n + INPUTS - 1) // INPUTS
-    divide_loop(chunks)
-    for chunk in prange(chunks):
-        for t in range(chunk * INPUTS, min(n, (chunk + 1) * INPUTS)):
-            i = np.uint32(batch.touched[t])
-            for k in range(indptr[i], indptr[i + 1]):
-                k = np.uint32(k)
-                total = sampled(batch, t, np.uint32(indices[k]), D)
-                out[k] = out[k] + total if accumulate else total
-    divide_evenly()
+
+@inline
+def pieces_of(n_inputs):
+    """Return into how many ranges of inputs the work is divided."""
+    threads = get_num_threads()
+    return 1 if threads == 1 else min(n_inputs, PIECES * threads)
+
+
+@inline
+def entries_of(piece, n_inputs, starts, features, b):
+    """Return which entries of a sample are of a piece's inputs: the first, and behind the last."""
+    start, stop = starts[b], starts[b + 1]
+    pieces = pieces_of(n_inputs)
+    if pieces == 1:
+        return start, stop
+    row = features[start:stop]
+    first, last = piece * n_inputs // pieces, (piece + 1) * n_inputs // pieces
+    return start + np.searchsorted(row, first), start + np.searchsorted(row, last)
+
+
+@inline
+def add_sddmm_piece(piece, batch, indptr, indices, D, out):
+    """Compute `add_sddmm` for the inputs of a piece."""
+    starts, features, numbers = batch
+    for b in range(len(D)):
+        d = D[b]
+        first, last = entries_of(piece, len(indptr) - 1, starts, features, b)
+        for e in range(first, last):
+            prefetch_connections(features, e, indptr, indices, out)
+            i, x = np.uint32(features[e]), numbers[e]
+            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+                out[k] += x * d[np.uint32(indices[k])]
+
+
+@kernel()
+def add_sddmm(batch, indptr, indices, D, out):
+    """Add `kernels.sddmm` of a `SparseBatch` to `out`; D is transposed, (batch, n_out)."""
+    for piece in prange(pieces_of(len(indptr) - 1)):
+        add_sddmm_piece(np.int64(piece), batch, indptr, indices, D, out)
 
 
 @kernel(parallel=False)
 def sum_inputs(batch, weights, out, accumulate):
     """`kernels.sum_inputs` of a `SparseBatch`."""
+    starts, features, numbers = batch
     n = len(out) - 1
     if not accumulate:
         out[:] = 0
-    for b in range(len(batch.indptr) - 1):
+    for b in range(len(starts) - 1):
         weight = np.float32(1)
         if len(weights) > 0 and weights[b] < 1:
             weight = weights[b]
         out[n] += weight
-        for e in range(batch.indptr[b], batch.indptr[b + 1]):
-            out[np.uint32(batch.features[e])] += weight * batch.values[e]
+        for e in range(starts[b], starts[b + 1]):
+            out[np.uint32(features[e])] += weight * numbers[e]
 
 
 @inline
-def follow(k, values, velocity, lag):
-    """Apply the updates by a gradient of zero that a weight has not seen: see `lag_table`."""
-    momentum, moved, decayed = lag
-    w, v = values[k], velocity[k]
-    values[k] = w + (moved * v - decayed * w)
-    v *= momentum
-    velocity[k] = v if abs(v) >= TINY else np.float32(0)
+def follow(connections, velocity, i, lag):
+    """Bring the weights of an input up to date."""
+    indptr, _, values = connections
+    kept, moved, decayed = lag
+    for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+        w, v = values[k], velocity[k]
+        values[k] = w + (moved * v - decayed * w)
+        v *= kept
+        velocity[k] = v if abs(v) >= TINY else np.float32(0)
+
+
+@inline
+def catch_up_piece(piece, places, lags, seen, connections, velocity, gradient):
+    """Compute `catch_up` for the inputs of a piece."""
+    starts, features = places
+    indptr, now = connections.indptr, len(lags) - 1
+    for b in range(len(starts) - 1):
+        first, last = entries_of(piece, len(seen), starts, features, b)
+        for e in range(first, last):
+            prefetch_connections(features, e, indptr, velocity, connections.values)
+            i = np.uint32(features[e])
+            s = seen[i]
+            if s < now:
+                follow(connections, velocity, i, (lags[s, 0], lags[s, 1], lags[s, 2]))
+                seen[i] = now
+            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+                gradient[k] = 0
 
 
 @kernel()
-def catch_up(touched, table, seen, indptr, values, velocity):
-    """Bring the weights of some inputs up to date.
+def catch_up(places, lags, seen, connections, velocity, gradient):
+    """Bring the weights of the inputs that have entries up to date, and zero their gradients.
 
-    Input i has seen the first seen[i] updates of all that `table`, float32 (updates + 1, 3), knows
-    of: row s has the numbers that lead from there to now, momentum, moved and decayed, with
-    w + moved·v - decayed·w the weight and momentum·v the velocity. The last row leads nowhere.
+    `places` are row pointers and features of a `SparseBatch`. Input i has seen the first seen[i] of
+    the updates that `lags`, float32 (updates + 1, 3), knows of: row s leads from s updates to all
+    of them, see `LazyUpdates`. The last row changes nothing.
     """
-    now = len(table) - 1
-    n = len(touched)
-    chunks = (n + INPUTS - 1) // INPUTS
-    divide_loop(chunks)
-    for chunk in prange(chunks):
-        for t in range(chunk * INPUTS, min(n, (chunk + 1) * INPUTS)):
-            i = np.uint32(touched[t])
-            if seen[i] == now:
-                continue
-            lag = table[seen[i], 0], table[seen[i], 1], table[seen[i], 2]
-            for k in range(indptr[i], indptr[i + 1]):
-                follow(np.uint32(k), values, velocity, lag)
-            seen[i] = now
-    divide_evenly()
+    for piece in prange(pieces_of(len(seen))):
+        catch_up_piece(np.int64(piece), places, lags, seen, connections, velocity, gradient)
+
+
+@inline
+def catch_up_block(block, lags, seen, connections, velocity):
+    """Compute `catch_up_all` for a block of inputs."""
+    for i in range(block * INPUTS, min(len(seen), (block + 1) * INPUTS)):
+        s = seen[i]
+        if s < len(lags) - 1:
+            lag = lags[s, 0], lags[s, 1], lags[s, 2]
+            follow(connections, velocity, np.uint32(i), lag)
 
 
 @kernel()
-def update_touched(touched, seen, connections, velocity, gradient, sgd):
-    """`kernels.momentum_update` of the connections of some inputs, which see one update more."""
-    n = len(touched)
+def catch_up_all(lags, seen, connections, velocity):
+    """Bring the weights of all inputs up to date: see `catch_up`; `seen` is left as it is."""
+    for block in prange((len(seen) + INPUTS - 1) // INPUTS):
+        catch_up_block(np.int64(block), lags, seen, connections, velocity)
+
+
+@inline
+def update_piece(piece, places, now, seen, connections, velocity, gradient, sgd):
+    """Compute `update_present` for the inputs of a piece."""
+    starts, features = places
+    indptr, _, values = connections
     rate, momentum, decay = sgd
-    chunks = (n + INPUTS - 1) // INPUTS
-    divide_loop(chunks)
-    for chunk in prange(chunks):
-        for t in range(chunk * INPUTS, min(n, (chunk + 1) * INPUTS)):
-            i = np.uint32(touched[t])
-            for k in range(connections.indptr[i], connections.indptr[i + 1]):
-                k = np.uint32(k)
+    for b in range(len(starts) - 1):
+        first, last = entries_of(piece, len(seen), starts, features, b)
+        for e in range(first, last):
+            i = np.uint32(features[e])
+            if seen[i] > now:
+                continue
+            seen[i] = now + 1
+            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
                 v = momentum * velocity[k] - rate * gradient[k]
                 v = v if abs(v) >= TINY else np.float32(0)
                 velocity[k] = v
-                w = connections.values[k]
-                connections.values[k] = w + (v - decay * w)
-            seen[i] += 1
-    divide_evenly()
+                values[k] += v - decay * values[k]
+
+
+@kernel()
+def update_present(places, now, seen, connections, velocity, gradient, sgd):
+    """`kernels.momentum_update` of the inputs that have entries: they see update `now`."""
+    for piece in prange(pieces_of(len(seen))):
+        update_piece(np.int64(piece), places, now, seen, connections, velocity, gradient, sgd)

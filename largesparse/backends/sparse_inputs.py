@@ -40,18 +40,13 @@ def forward_sparse(
         out[...] = _to_bfloat16(sums)
 
 
-def sddmm_sparse(
-    indptr: Int32, indices: Int32, batch: SparseBatch, D: Float32, out: Float32, accumulate: bool
-) -> None:
-    """`kernels.sddmm`, but that connections of inputs that the batch has not are left as they are.
-
-    D is float32 or bfloat16.
-    """
-    from .sparse_input_kernels import sddmm
+def add_sddmm(indptr: Int32, indices: Int32, batch: SparseBatch, D: Float32, out: Float32) -> None:
+    """Add `kernels.sddmm` of the batch to `out`; D is float32 or bfloat16."""
+    from . import sparse_input_kernels as kernels
 
     if D.dtype == np.uint16:
         D = (D.astype(np.uint32) << 16).view(np.float32)
-    sddmm(batch, indptr, indices, D, out, accumulate)
+    kernels.add_sddmm(batch, indptr, indices, kernels.transpose(D), out)
 
 
 def _to_bfloat16(values: Float32) -> NDArray[np.uint16]:

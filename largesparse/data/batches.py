@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..backends.operands import Int32, SparseBatch
+from ..backends.operands import SparseBatch
 from ..errors import DataError
 from .checks import row_blocks
 from .standardizer import EXACT, are_few
@@ -89,23 +89,21 @@ def is_sparse(X: Any, preprocessing: Standardizer | None) -> bool:
 
 
 def load_sparse_batch(
-    X: Any, rows: NDArray[np.int64], preprocessing: Standardizer | None, counters: Int32
+    X: Any, rows: NDArray[np.int64], preprocessing: Standardizer | None, n_features: int
 ) -> SparseBatch | None:
     """Return rows of a CSR array by their nonzeros, or None where they are too many for that.
 
-    `counters`, int32 (n_features,), is zero, and is so again when this returns. Features whose mean
-    is subtracted have an entry in every row. Parameters and errors else are those of `load_batch`.
+    Features whose mean is subtracted have an entry in every row. For the errors see `load_batch`.
     """
-    from ..backends.sparse_input_kernels import gather_rows, group_by_feature
+    from ..backends.sparse_input_kernels import gather_rows
 
-    X, rows, wide = _readable(X, rows, preprocessing, len(counters), len(rows))
+    X, rows, wide = _readable(X, rows, preprocessing, n_features, len(rows))
     entries = int((X.indptr[rows + 1] - X.indptr[rows]).sum())
     centred = NO_FEATURES if preprocessing is None else preprocessing.centred
-    if not are_few(entries + len(centred) * len(rows), len(counters) * len(rows)):
+    if not are_few(entries + len(centred) * len(rows), n_features * len(rows)):
         return None
     scaling = NO_SCALING if preprocessing is None else preprocessing.numbers(wide)
-    by_sample = gather_rows(X.indptr, X.indices, X.data, rows, *scaling, centred)
-    return SparseBatch(*by_sample, *group_by_feature(*by_sample, counters))
+    return SparseBatch(*gather_rows(X.indptr, X.indices, X.data, rows, *scaling, centred))
 
 
 def _readable(

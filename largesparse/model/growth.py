@@ -50,15 +50,17 @@ def score_cells(positions: Int64, n_in: int, X: Float32 | SparseBatch, delta: Fl
     Cells are row-major, i·n_out + j, and ascend; X is (n_in, batch), delta (n_out, batch).
     """
     from ..backends.kernels import sddmm
-    from ..backends.sparse_inputs import sddmm_sparse
+    from ..backends.sparse_inputs import add_sddmm
 
     rows, columns = np.divmod(positions, len(delta))
     indptr = np.zeros(n_in + 1, dtype=np.int32)
     np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])
     scores = np.zeros(len(positions), dtype=np.float32)
     indices = columns.astype(np.int32)
-    product = sddmm_sparse if isinstance(X, SparseBatch) else sddmm
-    product(indptr, indices, X, delta, scores, False)
+    if isinstance(X, SparseBatch):
+        add_sddmm(indptr, indices, X, delta, scores)
+    else:
+        sddmm(indptr, indices, X, delta, scores, False)
     return scores
 
 

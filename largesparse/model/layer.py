@@ -121,7 +121,6 @@ class SparseLayer:
     bias_velocity: Float32  # (n_out,)
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
-    values_by_output: Float32  # (nnz,), a copy of the weights that `refresh` renews
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
 
     def __init__(
@@ -141,11 +140,23 @@ class SparseLayer:
         for name, parameter in PARAMETERS.items():
             setattr(self, name, parameters.get(name))
             setattr(self, parameter.velocity, velocities.get(name))
+        self.is_stale = False  # whether `refresh` waits until the output order is asked for
         if values_by_output is None:
-            self.values_by_output = np.empty_like(self.values)
+            self._copy = np.empty_like(self.values)
             self.refresh()
         else:
-            self.values_by_output = values_by_output
+            self._copy = values_by_output
+
+    @property
+    def values_by_output(self) -> Float32:
+        """A copy of the weights in output order, (nnz,), that `refresh` renews."""
+        if self.is_stale:
+            self.refresh()
+        return self._copy
+
+    @values_by_output.setter
+    def values_by_output(self, values: Float32) -> None:
+        self._copy, self.is_stale = values, False
 
     @property
     def parameters(self) -> LayerArrays:
@@ -264,16 +275,18 @@ class SparseLayer:
         """Renew the copy of the weights in output order, after `values` changed."""
         from ..backends.pattern_kernels import reorder
 
-        reorder(self.values, self.topology.to_output_order, self.values_by_output)
+        if len(self._copy) != len(self.values):
+            self._copy = np.empty_like(self.values)
+        reorder(self.values, self.topology.to_output_order, self._copy)
+        self.is_stale = False
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Take over another topology with its weights and velocities."""
         self.topology = topology
         self.values = values
         self.velocity = velocity
-        if len(self.values_by_output) != len(values):
-            self.values_by_output = np.empty_like(values)
-        self.refresh()
+        if not self.is_stale:
+            self.refresh()
 
 
 def _copies(arrays: LayerArrays) -> LayerArrays:

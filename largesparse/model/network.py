@@ -24,7 +24,8 @@ from ..backends.operands import (
 )
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
-from .layer import Forward, SparseLayer, initial_layer
+from .layer import PARAMETERS, Forward, SparseLayer, initial_layer
+from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
 from .optimizer import MomentumSGD
 from .storage import Storage, StoredLayer
@@ -248,12 +249,12 @@ class SparseMLP:
         weights : float32 (batch,), optional
             Of the samples in the loss.
         touched_only : bool
-            Whether to leave out the connections of inputs that are zero in all samples, of sparse
-            inputs. Otherwise their gradients are set to 0.
+            Whether the gradients of the connections of sparse inputs are 0 already where they are
+            not left out: those of inputs that are zero in all samples are.
         """
         from ..backends import kernels
         from ..backends import sparse_input_kernels as sparse
-        from ..backends.sparse_inputs import sddmm_sparse
+        from ..backends.sparse_inputs import add_sddmm
 
         batch = delta.shape[1]
         kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
@@ -270,10 +271,12 @@ class SparseMLP:
             delta = below
         first, X = self.layers[0].topology, workspace.below(0, batch)
         out = workspace.by_layer[0]["values"]
-        if isinstance(X, SparseBatch) and not (accumulate or touched_only):
-            out[:] = 0
-        sddmm = sddmm_sparse if isinstance(X, SparseBatch) else kernels.sddmm
-        sddmm(first.indptr, first.indices, X, delta, out, accumulate)
+        if isinstance(X, SparseBatch):
+            if not (accumulate or touched_only):
+                out[:] = 0
+            add_sddmm(first.indptr, first.indices, X, delta, out)
+        else:
+            kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
         if visit is not None:
             visit(0, X, delta)
 
@@ -359,14 +362,26 @@ class SparseMLP:
         optimizer: MomentumSGD,
         learning_rate: float,
         *,
+        lazy: LazyUpdates | None = None,
         both_orders: bool = True,
     ) -> None:
-        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`."""
+        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`.
+
+        Weights of the first layer that `lazy` is to update are left to it. After sparse inputs the
+        copy of the layer's weights in output order waits until it is asked for.
+        """
+        is_sparse = isinstance(workspace, Workspace) and workspace.sparse is not None
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
-            gradients = workspace.by_layer[k]
-            optimizer.update_(layer, gradients, learning_rate, both_orders=both_orders)
+            gradients, both = workspace.by_layer[k], both_orders
+            if k == 0 and is_sparse:
+                layer.is_stale, both = True, False
+            if k == 0 and lazy is not None and lazy.is_waiting:
+                sgd = optimizer.numbers(layer, PARAMETERS["values"], learning_rate)
+                lazy.update_(gradients["values"], sgd)
+                gradients = {name: array for name, array in gradients.items() if name != "values"}
+            optimizer.update_(layer, gradients, learning_rate, both_orders=both)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

@@ -107,7 +107,6 @@ class Workspace(Gradients):
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
         self.sparse: SparseBatch | None = None  # the present inputs, where few are not zero
-        self._counters = np.empty(0, np.int32)
         self._inputs: Float32 | None = None
         self._allocate_inputs = allocate_inputs
         if allocate_inputs is None:
@@ -139,9 +138,7 @@ class Workspace(Gradients):
         """Take rows of a data set as inputs, and return them: see `load_batch`."""
         self.sparse = None
         if issparse(X) and X.format == "csr":
-            if not len(self._counters):
-                self._counters = np.zeros(self._n_in, np.int32)
-            self.sparse = load_sparse_batch(X, rows, preprocessing, self._counters)
+            self.sparse = load_sparse_batch(X, rows, preprocessing, self._n_in)
         if self.sparse is not None:
             return self.sparse
         inputs = self.inputs(len(rows))

@@ -19,6 +19,7 @@ from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
 from ..model.config import TrainingConfig
+from ..model.lazy_updates import LazyUpdates
 from ..model.losses import LOSSES, ScoreSums, check_weights
 from ..model.network import SparseMLP, Visit, dropout_key
 from ..model.optimizer import MomentumSGD
@@ -71,6 +72,7 @@ class Stepper:
         self._workspace = workspace
         self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
+        self._lazy: LazyUpdates | None = None  # within an epoch
 
     def __getstate__(self) -> dict[str, Any]:
         # The compiled step has the addresses of this stepper's arrays.
@@ -168,7 +170,7 @@ class Stepper:
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, optimizer, rate)
+                self.network.update_(self.workspace, optimizer, rate, lazy=self._lazy)
         self.state.step += 1
         return loss
 
@@ -208,7 +210,10 @@ class Stepper:
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
-            workspace.load_(X, part, self.network.preprocessing)
+            inputs = workspace.load_(X, part, self.network.preprocessing)
+            touched_only = self._lazy is not None and self._lazy.prepare_(
+                inputs if batch == len(rows) else None, workspace.by_layer[0]["values"]
+            )
             rate = 0.0 if plain else config.dropout
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
@@ -224,6 +229,7 @@ class Stepper:
                 accumulate=start > 0,
                 visit=visit,
                 weights=weights,
+                touched_only=touched_only,
             )
         if not plain and joined is None:
             self.network.finish_gradient(workspace)
