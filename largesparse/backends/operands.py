@@ -23,10 +23,14 @@ class Connections(NamedTuple):
 
 
 class SparseBatch(NamedTuple):
-    """The inputs of a mini-batch as a canonical CSR matrix: its rows are samples."""
+    """The nonzeros of the inputs of a mini-batch, sample by sample, in blocks of features.
 
-    indptr: NDArray[np.int64]  # (batch + 1,)
-    features: Int32  # (entries,), ascending in every row
+    Entries of sample b in block q, features q·width <= f < (q + 1)·width, are those from
+    starts[b, q] to starts[b, q + 1]; in the last block are all others, too.
+    """
+
+    starts: NDArray[np.int64]  # (batch, blocks + 1)
+    features: Int32  # (entries,), ascending in every sample
     values: Float32  # (entries,)
 
 

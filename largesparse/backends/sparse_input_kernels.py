@@ -11,66 +11,55 @@ import numpy as np
 from numba import prange
 
 from .compiling import inline, kernel
-from .lanes import LANES, prefetch_line
-from .loops import PIECES, get_num_threads
-from .tiles import emitted
+from .lanes import LANES
 
-AHEAD = 16  # entries ahead of which connections are prefetched
 INPUTS = 4096  # of which one thread brings the weights up to date at a time
 TINY = np.float32(2.0**-126)  # the smallest normal float32
 
 
 @kernel(parallel=False)
-def gather_rows(indptr, indices, values, rows, mean, scale, centred):
+def gather_rows(indptr, indices, values, rows, mean, scale, centred, blocks):
     """Return rows of a canonical CSR matrix, standardised, as the arrays of a `SparseBatch`.
 
     (x - mean[f]) * scale[f] is computed in the dtype of mean and scale, which may be empty: then
     the values are taken as they are. `centred` has the features with a mean other than 0, int64
-    and ascending: every row has an entry for each of them.
+    and ascending: every row has an entry for each of them. `blocks` are their number and width.
     """
     batch = len(rows)
     most = batch * len(centred)
     for b in range(batch):
         most += np.int64(indptr[rows[b] + 1]) - np.int64(indptr[rows[b]])
-    starts = np.empty(batch + 1, dtype=np.int64)
+    starts = np.empty((batch, blocks[0] + 1), dtype=np.int64)
     features, numbers = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.float32)
     n = 0
     for b in range(batch):
-        starts[b] = n
-        c = 0
+        first, c = n, 0
         for k in range(indptr[rows[b]], indptr[rows[b] + 1]):
             f = np.int64(indices[k])
-            while c < len(centred) and centred[c] <= f:
-                if centred[c] < f:
-                    features[n], numbers[n] = centred[c], -mean[centred[c]] * scale[centred[c]]
-                    n += 1
+            while c < len(centred) and centred[c] < f:
+                features[n], numbers[n] = centred[c], -mean[centred[c]] * scale[centred[c]]
+                n += 1
                 c += 1
             features[n] = f
-            if len(scale) > 0:
+            if c < len(centred) and centred[c] == f:
                 numbers[n] = (mean.dtype.type(values[k]) - mean[f]) * scale[f]
+                c += 1
+            elif len(scale) > 0:
+                numbers[n] = mean.dtype.type(values[k]) * scale[f]
             else:
                 numbers[n] = values[k]
             n += 1
         for f in centred[c:]:
             features[n], numbers[n] = f, -mean[f] * scale[f]
             n += 1
-    starts[batch] = n
+        block, end = 0, np.int64(0)  # feature at which the block begins
+        for k in range(first, n):
+            while features[k] >= end and block < blocks[0]:
+                starts[b, block] = k
+                block += 1
+                end += blocks[1]
+        starts[b, block:] = n
     return starts, features[:n], numbers[:n]
-
-
-@emitted()
-def prefetch(builder, array, k):
-    """Ask for the cache line of element k."""
-    prefetch_line(builder, array.at(k))
-
-
-@inline
-def prefetch_connections(features, e, indptr, indices, values):
-    """Ask for the connections of the input of a later entry."""
-    if e + AHEAD < len(features):
-        k = np.int64(indptr[np.uint32(features[e + AHEAD])])
-        prefetch(indices, k)
-        prefetch(values, k)
 
 
 @inline
@@ -82,13 +71,13 @@ def multiply_tile(tile, batch, connections, out):
     first = tile * LANES
     stop = min(n_samples, first + LANES)
     sums = np.zeros((stop - first, n_out), dtype=np.float32)  # a sample's stay in the cache
-    for b in range(first, stop):
-        total = sums[b - first]
-        for e in range(starts[b], starts[b + 1]):
-            prefetch_connections(features, e, indptr, indices, values)
-            i, x = np.uint32(features[e]), numbers[e]
-            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
-                total[np.uint32(indices[k])] += values[k] * x
+    for q in range(starts.shape[1] - 1):  # as do the connections of a block
+        for b in range(first, stop):
+            total = sums[b - first]
+            for e in range(starts[b, q], starts[b, q + 1]):
+                i, x = np.uint32(features[e]), numbers[e]
+                for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+                    total[np.uint32(indices[k])] += values[k] * x
     for j in range(n_out):
         for b in range(first, stop):
             out[j, b] = sums[b - first, j]
@@ -114,33 +103,12 @@ def transpose(D):
 
 
 @inline
-def pieces_of(n_inputs):
-    """Return into how many ranges of inputs the work is divided."""
-    threads = get_num_threads()
-    return 1 if threads == 1 else min(n_inputs, PIECES * threads)
-
-
-@inline
-def entries_of(piece, n_inputs, starts, features, b):
-    """Return which entries of a sample are of a piece's inputs: the first, and behind the last."""
-    start, stop = starts[b], starts[b + 1]
-    pieces = pieces_of(n_inputs)
-    if pieces == 1:
-        return start, stop
-    row = features[start:stop]
-    first, last = piece * n_inputs // pieces, (piece + 1) * n_inputs // pieces
-    return start + np.searchsorted(row, first), start + np.searchsorted(row, last)
-
-
-@inline
-def add_sddmm_piece(piece, batch, indptr, indices, D, out):
-    """Compute `add_sddmm` for the inputs of a piece."""
+def add_sddmm_block(q, batch, indptr, indices, D, out):
+    """Compute `add_sddmm` for a block of inputs."""
     starts, features, numbers = batch
     for b in range(len(D)):
         d = D[b]
-        first, last = entries_of(piece, len(indptr) - 1, starts, features, b)
-        for e in range(first, last):
-            prefetch_connections(features, e, indptr, indices, out)
+        for e in range(starts[b, q], starts[b, q + 1]):
             i, x = np.uint32(features[e]), numbers[e]
             for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
                 out[k] += x * d[np.uint32(indices[k])]
@@ -149,8 +117,8 @@ def add_sddmm_piece(piece, batch, indptr, indices, D, out):
 @kernel()
 def add_sddmm(batch, indptr, indices, D, out):
     """Add `kernels.sddmm` of a `SparseBatch` to `out`; D is transposed, (batch, n_out)."""
-    for piece in prange(pieces_of(len(indptr) - 1)):
-        add_sddmm_piece(np.int64(piece), batch, indptr, indices, D, out)
+    for q in prange(batch.starts.shape[1] - 1):
+        add_sddmm_block(np.int64(q), batch, indptr, indices, D, out)
 
 
 @kernel(parallel=False)
@@ -160,12 +128,12 @@ def sum_inputs(batch, weights, out, accumulate):
     n = len(out) - 1
     if not accumulate:
         out[:] = 0
-    for b in range(len(starts) - 1):
+    for b in range(len(starts)):
         weight = np.float32(1)
         if len(weights) > 0 and weights[b] < 1:
             weight = weights[b]
         out[n] += weight
-        for e in range(starts[b], starts[b + 1]):
+        for e in range(starts[b, 0], starts[b, -1]):
             out[np.uint32(features[e])] += weight * numbers[e]
 
 
@@ -182,14 +150,12 @@ def follow(connections, velocity, i, lag):
 
 
 @inline
-def catch_up_piece(piece, places, lags, seen, connections, velocity, gradient):
-    """Compute `catch_up` for the inputs of a piece."""
+def catch_up_in_block(q, places, lags, seen, connections, velocity, gradient):
+    """Compute `catch_up` for a block of inputs."""
     starts, features = places
     indptr, now = connections.indptr, len(lags) - 1
-    for b in range(len(starts) - 1):
-        first, last = entries_of(piece, len(seen), starts, features, b)
-        for e in range(first, last):
-            prefetch_connections(features, e, indptr, velocity, connections.values)
+    for b in range(len(starts)):
+        for e in range(starts[b, q], starts[b, q + 1]):
             i = np.uint32(features[e])
             s = seen[i]
             if s < now:
@@ -203,12 +169,12 @@ def catch_up_piece(piece, places, lags, seen, connections, velocity, gradient):
 def catch_up(places, lags, seen, connections, velocity, gradient):
     """Bring the weights of the inputs that have entries up to date, and zero their gradients.
 
-    `places` are row pointers and features of a `SparseBatch`. Input i has seen the first seen[i] of
+    `places` are starts and features of a `SparseBatch`. Input i has seen the first seen[i] of
     the updates that `lags`, float32 (updates + 1, 3), knows of: row s leads from s updates to all
     of them, see `LazyUpdates`. The last row changes nothing.
     """
-    for piece in prange(pieces_of(len(seen))):
-        catch_up_piece(np.int64(piece), places, lags, seen, connections, velocity, gradient)
+    for q in prange(places[0].shape[1] - 1):
+        catch_up_in_block(np.int64(q), places, lags, seen, connections, velocity, gradient)
 
 
 @inline
@@ -229,14 +195,13 @@ def catch_up_all(lags, seen, connections, velocity):
 
 
 @inline
-def update_piece(piece, places, now, seen, connections, velocity, gradient, sgd):
-    """Compute `update_present` for the inputs of a piece."""
+def update_block(q, places, now, seen, connections, velocity, gradient, sgd):
+    """Compute `update_present` for a block of inputs."""
     starts, features = places
     indptr, _, values = connections
     rate, momentum, decay = sgd
-    for b in range(len(starts) - 1):
-        first, last = entries_of(piece, len(seen), starts, features, b)
-        for e in range(first, last):
+    for b in range(len(starts)):
+        for e in range(starts[b, q], starts[b, q + 1]):
             i = np.uint32(features[e])
             if seen[i] > now:
                 continue
@@ -251,5 +216,5 @@ def update_piece(piece, places, now, seen, connections, velocity, gradient, sgd)
 @kernel()
 def update_present(places, now, seen, connections, velocity, gradient, sgd):
     """`kernels.momentum_update` of the inputs that have entries: they see update `now`."""
-    for piece in prange(pieces_of(len(seen))):
-        update_piece(np.int64(piece), places, now, seen, connections, velocity, gradient, sgd)
+    for q in prange(places[0].shape[1] - 1):
+        update_block(np.int64(q), places, now, seen, connections, velocity, gradient, sgd)

@@ -14,6 +14,8 @@ from .checks import row_blocks
 from .standardizer import EXACT, are_few
 
 BLOCK_BYTES = 2**22  # of a table that is standardised at a time
+BLOCK_ENTRIES = 8  # of a sample in a block of features of a `SparseBatch`
+FEWEST_BLOCKS = 8  # for the threads
 NO_SCALING = np.empty(0, np.float32), np.empty(0, np.float32)
 NO_FEATURES = np.empty(0, np.int64)
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
@@ -103,7 +105,9 @@ def load_sparse_batch(
     if not are_few(entries + len(centred) * len(rows), n_features * len(rows)):
         return None
     scaling = NO_SCALING if preprocessing is None else preprocessing.numbers(wide)
-    return SparseBatch(*gather_rows(X.indptr, X.indices, X.data, rows, *scaling, centred))
+    blocks = max(FEWEST_BLOCKS, min(n_features, entries // (BLOCK_ENTRIES * len(rows))))
+    part = X.indptr, X.indices, X.data, rows, *scaling, centred
+    return SparseBatch(*gather_rows(*part, (blocks, -(-n_features // blocks))))
 
 
 def _readable(

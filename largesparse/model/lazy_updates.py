@@ -63,7 +63,7 @@ class LazyUpdates:
             self.settle_()
             return False
         self._batch = batch
-        lags, places = self._lags.astype(np.float32), (batch.indptr, batch.features)
+        lags, places = self._lags.astype(np.float32), (batch.starts, batch.features)
         catch_up(places, lags, self._seen, layer.by_input, layer.velocity, gradient)
         return True
 
@@ -73,7 +73,7 @@ class LazyUpdates:
 
         layer, batch, now = self._layer, self._batch, len(self._lags) - 1
         assert batch is not None
-        places = batch.indptr, batch.features
+        places = batch.starts, batch.features
         update_present(places, now, self._seen, layer.by_input, layer.velocity, gradient, sgd)
         self._batch = None
         lags, decay = self._lags, float(sgd.decay)
