@@ -27,7 +27,7 @@ from ..data.checks import check_X
 from ..data.frames import align_frame
 from ..data.standardizer import Standardizer
 from ..errors import NumericalError, ParameterError, WorkerError, check_range
-from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays, aligned_zeros
+from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
 from ..machine.output import LogLines
 from ..machine.threads import available_threads, resolve_threads
 from ..model.config import ActivationDtype
@@ -326,7 +326,7 @@ class Engine:
             self.batch_size,
             training=False,
             activation_dtype=self.activation_dtype,
-            allocate_inputs=aligned_zeros,
+            sparse_inputs=True,
         )
 
     def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:

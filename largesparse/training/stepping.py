@@ -105,8 +105,8 @@ class Stepper:
         if self._workspace is None:
             layers, storage = self.network.layers, self.network.storage
             allocate = aligned_zeros if storage is None else storage.zeros
-            room = {"allocate": allocate, "allocate_inputs": allocate}
-            self._workspace = Workspace(layers, **self.micro_batching._asdict(), **room)
+            setting = self.micro_batching._replace(sparse_inputs=storage is None)
+            self._workspace = Workspace(layers, **setting._asdict(), allocate=allocate)
         return self._workspace
 
     @property
