@@ -26,7 +26,7 @@ def gather_rows(indptr, indices, values, rows, mean, scale, centred, blocks):
     and ascending: every row has an entry for each of them. `blocks` are their number and width.
     """
     batch = len(rows)
-    most = batch * len(centred)
+    most = np.int64(batch * len(centred))
     for b in range(batch):
         most += np.int64(indptr[rows[b] + 1]) - np.int64(indptr[rows[b]])
     starts = np.empty((batch, blocks[0] + 1), dtype=np.int64)

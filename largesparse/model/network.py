@@ -84,25 +84,18 @@ def forward(
         shape = layer.srelu
         Z = out if shape is None or not training else workspace.sums(k, batch)
         state = workspace.state(k, batch) if hidden else None
+        options: dict[str, Any] = {"slope": layer.slope, "out": Z, "state": state}
+        options["dropout"] = dropout._replace(layer=layer.number) if hidden else NO_DROPOUT
         if isinstance(X, SparseBatch):
-            compute, connections = forward_sparse, layer.by_input
+            forward_sparse(layer.by_input, layer.bias, X, **options)
         else:
             by_output = layer.indptr_by_output, layer.indices_by_output, layer.values_by_output
-            compute, connections = backend.forward, Connections(*by_output)
-        compute(
-            connections,
-            layer.bias,
-            X,
-            slope=layer.slope,
-            out=Z,
-            state=state,
-            dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
-        )
+            backend.forward(Connections(*by_output), layer.bias, X, **options)
         if shape is not None:
             keep_share = dropout.keep_share if hidden else np.float32(1)
             activate_srelu(Z, shape, keep_share, NO_STATE if state is None else state, out)
         X = out
-    return X
+    return out
 
 
 class SparseMLP:
