@@ -76,8 +76,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     patience : int
         Epochs without a better validation score after which early stopping stops.
     standardize : bool
-        Whether to shift and scale the features to mean 0 and variance 1. Sparse X stays sparse:
-        it is standardised by mini-batches.
+        Whether to shift and scale the features to mean 0 and variance 1. Where few values of a
+        sparse X are nonzeros, only features stored in more than half of the rows are shifted.
     class_weight : dict, "balanced" or None
         Weights of the classes in the loss; they multiply `sample_weight`.
     warm_start : bool
