@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 from numba import carray, prange, types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
 
 from .compiling import inline, kernel
 from .fused_kernels import backward_rows, forward
@@ -58,13 +60,23 @@ def words(builder, address):
     return as_pointer(builder, address, I32)
 
 
+@intrinsic
+def only_read(typing, array):
+    """`operands.read_only` in a kernel."""
+
+    def generate(context, builder, signature, arguments):
+        return impl_ret_borrowed(context, builder, signature.return_type, arguments[0])
+
+    return array.copy(readonly=True)(array), generate
+
+
 @inline
 def by_output(layer):
     """Return a layer's connections in output order."""
     return Connections(
-        carray(ints(layer.indptr_by_output), (layer.n_out + 1,)),
-        carray(ints(layer.indices_by_output), (layer.nnz,)),
-        carray(floats(layer.values_by_output), (layer.nnz,)),
+        only_read(carray(ints(layer.indptr_by_output), (layer.n_out + 1,))),
+        only_read(carray(ints(layer.indices_by_output), (layer.nnz,))),
+        only_read(carray(floats(layer.values_by_output), (layer.nnz,))),
     )
 
 
@@ -142,7 +154,7 @@ def forward_all(table, inputs, dropout):
         out = carray(floats(layer.activations), (layer.n_out, batch))
         forward(
             by_output(layer),
-            carray(floats(layer.bias), (layer.n_out,)),
+            only_read(carray(floats(layer.bias), (layer.n_out,))),
             X,
             layer.slope,
             Dropout(keep_below, dropout.seed, dropout.step, layer.number, 0),

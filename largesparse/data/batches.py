@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
+from ..backends.operands import read_only
 from ..errors import DataError
 from .checks import row_blocks
 from .standardizer import EXACT
 
 BLOCK_BYTES = 2**22  # of a table that is standardised at a time
+CACHED_BYTES = 2**18  # of a batch that is converted at a time
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
 if TYPE_CHECKING:
@@ -72,24 +75,48 @@ def load_batch(
         wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
         raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
     wide = preprocessing is not None and preprocessing.is_wide(X.dtype)
-    if X.dtype.str[1:] not in KERNEL_TYPES or not X.dtype.isnative:
-        if X.dtype.kind not in "biuf":
-            raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
-        X = X[rows].astype(np.float64 if wide else np.float32)
-        rows = np.arange(len(rows))
+    if X.dtype.kind not in "biuf":
+        raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
+    known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
     if sparse:
+        if not known:
+            X = X[rows].astype(np.float64 if wide else np.float32)
+            rows = np.arange(len(rows))
         _load_sparse(X, rows, preprocessing, out, wide)
         return
-    values = X.view()
-    values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
-    if preprocessing is not None and wide:
-        kernels.load_centred(values, rows, preprocessing.mean, preprocessing.scale, out)
-        return
-    plain = values.dtype == np.float32 and values.flags.c_contiguous
-    load = kernels.load_float32 if plain else kernels.load_dense
-    load(values, rows, out)
-    if preprocessing is not None:
+    scaling = [preprocessing.mean, preprocessing.scale] if preprocessing and wide else []
+    if not known or not X.flags.c_contiguous:
+        _load_by_numpy(X, rows, scaling, out)
+    elif scaling:
+        kernels.load_centred(read_only(X), rows, *map(read_only, scaling), out)
+    else:
+        load = kernels.load_float32 if X.dtype == np.float32 else kernels.load_dense
+        load(read_only(X), rows, out)
+    if preprocessing is not None and not wide:
         preprocessing.apply_(out)
+
+
+def _load_by_numpy(
+    X: NDArray[Any],
+    rows: NDArray[np.int64],
+    scaling: Sequence[NDArray[np.float64]],
+    out: NDArray[np.float32],
+) -> None:
+    """Do as `load_dense`, or as `load_centred` with mean and scale, for any dtype and layout.
+
+    Every combination of these would be a kernel to compile.
+    """
+    for block in row_blocks(X.shape[1], 8 * max(1, len(rows)), CACHED_BYTES):
+        part = X[:, block]
+        by_column = part.flags.f_contiguous
+        part = part.T.take(rows, axis=1) if by_column else part[rows].T
+        with np.errstate(over="ignore"):  # as in kernels
+            if scaling:
+                mean, scale = (each[block, None] for each in scaling)
+                part = part.astype(np.float64, copy=False)  # `part` is a copy already
+                part -= mean
+                part *= scale
+            out[block] = part
 
 
 def _refuse(X: Any, n_features: int) -> NoReturn:
@@ -137,7 +164,8 @@ def _load_sparse(
     mean, scale = preprocessing.mean, preprocessing.scale
     if not wide and preprocessing.narrow is not None:
         mean, scale = preprocessing.narrow
-    kernels.load_standardised(X.indptr, X.indices, X.data, rows, mean, scale, out)
+    scaling = read_only(mean), read_only(scale)
+    kernels.load_standardised(X.indptr, X.indices, X.data, rows, *scaling, out)
 
 
 def dense_rows(X: Any, rows: NDArray[np.int64]) -> NDArray[np.floating]:

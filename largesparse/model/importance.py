@@ -133,6 +133,14 @@ def _keep(arrays: LayerArrays, neurons: Bool) -> LayerArrays:
     }
 
 
+def input_strength(network: SparseMLP) -> NDArray[np.float32]:
+    """Return the strength of every input: the sum of |outgoing weights|, float32 (n_features,)."""
+    layer = network.layers[0]
+    weights = np.abs(layer.values)
+    sums = np.bincount(layer.topology.rows(), weights=weights, minlength=layer.n_in)
+    return sums.astype(np.float32)
+
+
 def active_neurons(network: SparseMLP) -> list[int]:
     """Return how many neurons of every hidden layer are on a path from an input to an output.
 

@@ -20,6 +20,7 @@ from ..backends.operands import (
     Derivative,
     Dropout,
     Float32,
+    read_only,
 )
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
@@ -91,7 +92,9 @@ def forward(
         )
         if shape is not None:
             keep_share = dropout.keep_share if hidden else np.float32(1)
-            activate_srelu(Z, shape, keep_share, NO_STATE if state is None else state, out)
+            activate_srelu(
+                Z, read_only(shape), keep_share, NO_STATE if state is None else state, out
+            )
         X = out
     return X
 
