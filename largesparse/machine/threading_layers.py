@@ -50,7 +50,11 @@ def threading_layer() -> ThreadingLayer:
     replaced.
     """
     from numba import config
-    from numba.np.ufunc import parallel
+
+    with warnings.catch_warnings():
+        # that without /dev/shm there is no lock for processes that start the threads at once
+        warnings.filterwarnings("ignore", message="Could not obtain multiprocessing lock")
+        from numba.np.ufunc import parallel
 
     if parallel._is_initialized:
         return ThreadingLayer(parallel.threading_layer(), "numba had started it before")
