@@ -198,6 +198,7 @@ def in_small_shared_memory(size: str, program: str, *command: str, **variables: 
         text=True,
         env=os.environ | variables,
         check=False,
+        timeout=300,  # a process that forked must end
     )
 
 
