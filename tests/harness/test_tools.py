@@ -40,6 +40,15 @@ def test_active_neurons_are_counted(measure, capsys):
     assert rows[0][2] == rows[1][2] and rows[-1][4:] == ["1.000"] * 3
 
 
+def test_a_fresh_process_is_timed(measure, capsys):
+    measure.main(["start", "--repeats", "1", "--backend", "fused"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    median = {row.rsplit(None, 3)[0].strip(): float(row.split()[-3]) for row in rows}
+    assert len(rows) == 6 and all(0 < seconds < 300 for seconds in median.values())
+    parts = [seconds for name, seconds in median.items() if name not in ("all", "second fit")]
+    assert median["all"] > sum(parts) - 0.01
+
+
 def test_a_layer_is_initialised_and_evolved(measure, capsys):
     measure.main(["layer", "--width", "3000", "--epsilon", "2", "--backend", "scipy"])
     out = capsys.readouterr().out
