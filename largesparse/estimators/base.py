@@ -329,7 +329,8 @@ class BaseSparseMLP(BaseEstimator):
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)
-            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.n_features_in_))
+            most = auto_epochs(n_rows, self.n_features_in_, watched=fraction > 0)
+            chosen = self._auto("max_epochs", most)
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
@@ -337,7 +338,9 @@ class BaseSparseMLP(BaseEstimator):
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
         batch_size = min(n_train, self._auto("batch_size", auto_batch_size(n_train)))
-        decay = WEIGHT_DECAY if epochs is not None else auto_decay(chosen, n_train, batch_size)
+        decay = WEIGHT_DECAY
+        if epochs is None and not fraction:
+            decay = auto_decay(chosen * -(-n_train // batch_size))
         options |= {
             "epochs": chosen,
             "weight_decay": decay if self._is_auto("weight_decay") else self.weight_decay,

@@ -64,12 +64,12 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     momentum : float in [0, 1)
     weight_decay : float in [0, 1] or "auto"
         Share that every weight loses at every update; not scaled by the learning rate. "auto" is
-        one over the number of updates.
+        one over the number of updates; 1e-5 with early stopping.
     batch_size : int or "auto"
         Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
     max_epochs : int or "auto"
-        "auto" is 50 up to 40,000 rows and 40 million cells, fewer for more, and at least 20; 20
-        after a linear start, which ends as soon as nothing is left to learn.
+        "auto" is 50, or 100 with early stopping; fewer above 20,000 rows or 20 million cells, but
+        20 at least. After a linear start it is 20, and ends when nothing is left to learn.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
         predicted it best. "auto" does so above 10,000 rows: fewer are better trained on.
