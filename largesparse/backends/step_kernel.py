@@ -166,7 +166,7 @@ def forward_all(table, inputs, dropout):
 
 
 @kernel(parallel=False)
-def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updates):
+def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, sgd, updates):
     """Make one update from a mini-batch, and return its summed loss, with dropout.
 
     Where the loss is not finite, nothing is updated. The gradient is computed in any case.
@@ -175,6 +175,8 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     ----------
     table : LAYER (n_layers,)
     inputs : float32 (n_features, batch)
+    offsets : float32 (n_classes, batch)
+        Added to the outputs; without rows, nothing is.
     y : int32 (batch,) and float32 (batch, n_targets)
         Classes, and targets of the mean squared error; one of the two is empty.
     weights : float32 (batch,)
@@ -193,6 +195,9 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     batch = inputs.shape[1]
     last = len(table) - 1
     outputs = forward_all(table, inputs, dropout)
+    for c in range(len(offsets)):
+        for b in range(batch):
+            outputs[c, b] += offsets[c, b]
     labels, targets = y
     if len(labels):
         loss = softmax_cross_entropy(outputs, labels, weights, batch, delta)

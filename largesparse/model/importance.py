@@ -82,6 +82,11 @@ def prune_neurons(
     else:
         check_range("threshold", threshold, "prune_neurons", low=0)
     dying = [_select(layer, percentile, threshold) for layer in network.layers[:-1]]
+    return kill_(network, dying)
+
+
+def kill_(network: SparseMLP, dying: list[Bool]) -> list[Int32]:
+    """Kill hidden neurons, by a mask for every hidden layer; return what `prune_neurons` does."""
     # From the last layer down: a neuron that dies puts out f of its own bias, without what
     # dying neurons below would add to it.
     for k in reversed(range(len(dying))):
