@@ -17,13 +17,13 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .estimators.classifier import SparseMLPClassifier as SparseMLPClassifier
     from .estimators.regressor import SparseMLPRegressor as SparseMLPRegressor
     from .estimators.selection import SparseFeatureSelector as SparseFeatureSelector
-    from .estimators.selection import input_strength as input_strength
     from .harness.measurements import read_measurements as read_measurements
     from .harness.records import read_records as read_records
     from .model.config import NetworkConfig as NetworkConfig
     from .model.config import TrainingConfig as TrainingConfig
     from .model.importance import active_neurons as active_neurons
     from .model.importance import compact as compact
+    from .model.importance import input_strength as input_strength
     from .model.importance import neuron_importance as neuron_importance
     from .model.importance import prune_neurons as prune_neurons
     from .model.network import SparseMLP as SparseMLP
@@ -52,11 +52,13 @@ _NAMES = {
     "errors": ("LargeSparseError",),
     "estimators.classifier": ("SparseMLPClassifier",),
     "estimators.regressor": ("SparseMLPRegressor",),
-    "estimators.selection": ("SparseFeatureSelector", "input_strength"),
+    "estimators.selection": ("SparseFeatureSelector",),
     "harness.measurements": ("read_measurements",),
     "harness.records": ("read_records",),
     "model.config": ("NetworkConfig", "TrainingConfig"),
-    "model.importance": ("active_neurons", "compact", "neuron_importance", "prune_neurons"),
+    "model.importance": (
+        *("active_neurons", "compact", "input_strength", "neuron_importance", "prune_neurons"),
+    ),
     "model.network": ("SparseMLP",),
     "parallel": ("train_wasap", "train_wassp"),
     "training.checkpoint": ("load_model", "save_model"),

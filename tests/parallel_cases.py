@@ -148,7 +148,7 @@ REPLICAS = {
     }.items()
 }
 
-SLOW = {"epochs": 6, "learning_rate": 0.03, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
+SLOW = {"epochs": 6, "learning_rate": 0.06, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
 # Begun by three ranks, and gone on with by others.
 LONG = {"training": {"epochs": 6, "batch_size": 5, "learning_rate": 0.02, "momentum": 0.5}}
 LONG_OPTIONS = {"phase_one_epochs": 4, "noted": True, "slots": 3}
@@ -191,7 +191,7 @@ ASYNCHRONOUS = (
         }.items()
     }
     | {
-        f"{name}": Case(rows=600, training=SLOW | training, options=options)
+        f"{name}": Case(rows=402, training=SLOW | training, options=options)
         for name, options, training in (
             ("asynchronous-1", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
             ("asynchronous-ahead", {"slots": 6, "ranks_per_node": 2}, {}),

@@ -24,8 +24,11 @@ from largesparse.estimators.defaults import (
     MOST_EPOCHS,
     RATES,
     STOPPING_ROWS,
+    UNWATCHED_EPOCHS,
+    WEIGHT_DECAY,
     auto_epsilon,
 )
+from largesparse.estimators.linear_start import LEARNT
 from largesparse.training.memory import HEADROOM
 
 CONF = f"""
@@ -76,11 +79,13 @@ def test_the_docs_have_the_estimators_defaults():
     assert f"{MOST_CONNECTIONS:,} connections" in epsilon
     assert f"{auto_epsilon((88_119, 400, 400, 2)):.1f} at 88,119 features" in epsilon
     assert told["`activation`, `alpha`"] == f"`{model.activation}`, {model.alpha:g}"
-    fractions = told["`zeta`, `dropout`, `weight_decay`"].split(", ")
-    assert [float(text) for text in fractions] == [model.zeta, model.dropout, model.weight_decay]
+    fractions = told["`zeta`, `dropout`"].split(", ")
+    assert [float(text) for text in fractions] == [model.zeta, model.dropout]
+    assert f"{WEIGHT_DECAY:.0e}".replace("e-0", "e-") in told["`weight_decay`"]
     rate, rates = told["`learning_rate`"], RATES["softmax_cross_entropy"]
     assert f"`width` {rates['width']:g}" in rate and f"`paper` {rates['paper']:g}" in rate
-    assert f"from {FEWEST_EPOCHS} to {MOST_EPOCHS}" in told["`max_epochs`"]
+    epochs = f"from {FEWEST_EPOCHS} to {UNWATCHED_EPOCHS}, or {MOST_EPOCHS} with early stopping"
+    assert epochs in told["`max_epochs`"] and f"below {LEARNT:g}" in told["`max_epochs`"]
     assert f"{EPOCH_ROWS:,} rows and {EPOCH_CELLS:,} cells" in told["`max_epochs`"]
     assert f"above {STOPPING_ROWS:,} rows" in told["`early_stopping`"]
 

@@ -2,12 +2,14 @@
 
     python tools/evaluate_tables.py                             # the three tables, all models
     python tools/evaluate_tables.py --tables genes --models sparse mlp --backend fused
+    python tools/evaluate_tables.py --tables ../shared/data/panel/*.npz --folds 3 --repeats 2
 
 Every fit runs in a process of its own, one at a time, so that its peak memory is its own.
 `fit_mib` is the peak of fit beyond what the process had before. `code_mib` is what a first fit, to
 a tiny table, added before that: libraries and kernels, which a process loads once. Tables with a
-test part of their own (higgs) are fitted once; the others in 5 stratified folds, the same for all
-models.
+test part of their own (higgs) are fitted once; the others in stratified folds, the same for all
+models, fold after fold. Of several tables a panel is printed at the end: accuracies with their
+standard errors, the mean over the tables, and the seconds of a fit.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,16 +85,17 @@ def fit_once(options: Namespace) -> dict[str, float]:
     from sklearn.model_selection import StratifiedKFold
 
     warnings.filterwarnings("ignore", message=".*did not converge|Maximum iterations")
-    data_name, folds = TABLES[options.tables[0]]
+    data_name, in_folds = TABLES.get(options.tables[0], (options.tables[0], True))
     data = load_dataset(data_name)
     X, y, X_test, y_test = data[:4]
-    if folds:
+    if in_folds:
         stack = np.concatenate if isinstance(X, np.ndarray) else vstack
         X, y = stack([X, X_test]), np.concatenate([y, y_test])
         if not isinstance(X, np.ndarray):
             X = X.tocsr()
-        cut = StratifiedKFold(FOLDS, shuffle=True, random_state=options.seed)
-        train, test = list(cut.split(np.zeros(len(y)), y))[options.fold]
+        repeat, fold = divmod(options.fold, options.folds)
+        cut = StratifiedKFold(options.folds, shuffle=True, random_state=options.seed + repeat)
+        train, test = list(cut.split(np.zeros(len(y)), y))[fold]
         X, y, X_test, y_test = X[train], y[train], X[test], y[test]
     if isinstance(X, np.ndarray):
         X, X_test = X.astype(np.float32), X_test.astype(np.float32)
@@ -131,7 +135,7 @@ def give_back_free_memory() -> None:
 def in_its_own_process(table: str, model: str, fold: int, options: Namespace) -> dict[str, float]:
     """Run `fit_once` in a new process, and return its result."""
     command = [sys.executable, __file__, "--tables", table, "--models", model]
-    command += ["--fold", str(fold), "--seed", str(options.seed)]
+    command += ["--fold", str(fold), "--folds", str(options.folds), "--seed", str(options.seed)]
     command += ["--threads", str(options.threads)]
     command += ["--backend", options.backend] if options.backend else []
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -149,11 +153,14 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--tables", nargs="+", choices=TABLES, default=["genes", "dorothea", "higgs"])
+    add("--tables", nargs="+", default=["genes", "dorothea", "higgs"], metavar="TABLE",
+        help=f"{', '.join(TABLES)}, or files")  # fmt: skip
     add("--models", nargs="+", choices=MODELS, default=list(MODELS))
     add("--backend", help="of the sparse model (LARGESPARSE_BACKEND, else mkl)")
     add("--threads", type=parse_size, default=1, help="of every model (%(default)s)")
     add("--seed", type=int, default=0, help="of folds and models (%(default)s)")
+    add("--folds", type=parse_size, default=FOLDS, help="of a table (%(default)s)")
+    add("--repeats", type=parse_size, default=1, help="divisions into folds (%(default)s)")
     add("--fold", type=int, help="fit this fold in this process, and print JSON")
     return parser
 
@@ -164,9 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.fold is not None:
         print(json.dumps(fit_once(options)))
         return
+    panel = []
     for table in options.tables:
         rows = []
-        folds = range(FOLDS if TABLES[table][1] else 1)
+        folds = range(options.folds * options.repeats if TABLES.get(table, ("", True))[1] else 1)
         jobs = [(model, fold) for fold in folds for model in options.models]
         for model, fold in tqdm(jobs, desc=table, leave=False, disable=None):
             rows.append({"model": model, **in_its_own_process(table, model, fold, options)})
@@ -177,7 +185,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{table}: mean accuracy of {len(folds)} folds, medians of the rest, "
               f"{options.threads} threads")  # fmt: skip
         print(summary.round({"accuracy": 4, "standard_error": 4, "fit_s": 2, "predict_s": 3,
-                             "fit_mib": 0, "code_mib": 0}).to_string())  # fmt: skip
+                             "fit_mib": 0, "code_mib": 0}).to_string(), flush=True)  # fmt: skip
+        panel.append(summary.assign(table=Path(table).stem))
+    if len(panel) > 1:
+        print_panel(pd.concat(panel).reset_index())
+
+
+def print_panel(summaries: pd.DataFrame) -> None:
+    """Print the accuracy and the seconds of all tables, a column for each model."""
+    models = list(dict.fromkeys(summaries["model"]))
+
+    def column(name: str) -> pd.DataFrame:
+        return summaries.pivot(index="table", columns="model", values=name)[models]
+
+    accuracy, error, seconds = map(column, ("accuracy", "standard_error", "fit_s"))
+    shown = accuracy.map("{:.3f}".format) + error.map(" ± {:.3f}".format)
+    mean_error = (error**2).sum() ** 0.5 / len(error)
+    shown.loc["mean"] = [f"{accuracy[m].mean():.3f} ± {mean_error[m]:.3f}" for m in models]
+    print(f"\naccuracy\n{shown.to_string()}\n\nseconds of a fit\n{seconds.round(3).to_string()}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     python tools/measure.py threading --net 1M --rounds 5
     mpiexec -n 2 python tools/measure.py transfer
     mpiexec -n 16 python tools/measure.py idle_cost
+    python tools/measure.py start             a fresh process, to the end of its first fit
 
 Each prints a table; `--help` after a name lists its settings.
 """
@@ -29,6 +30,7 @@ MODULES = {  # of measuring/ -> its figures
     "threads": ("threading",),
     "parallel": ("accuracy", "staleness", "speed", "apply", "train"),
     "ranks": ("transfer", "big", "idle_cost"),
+    "starting": ("start",),
 }
 
 

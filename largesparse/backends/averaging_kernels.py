@@ -110,7 +110,10 @@ def count_by_bits(values, shift, prefix):
             bits = magnitude(values[k]) >> shift
             if bits >> 16 == prefix:
                 counts[part, bits & 0xFFFF] += 1
-    return counts.sum(axis=0)
+    for part in range(1, parts):
+        for b in range(BINS):
+            counts[0, b] += counts[part, b]
+    return counts[0]
 
 
 @kernel()

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..machine.threads import kernel_threads
-from .operands import NO_DROPOUT, NO_STATE, Connections, Derivative, Dropout, Float32, Int32, UInt32
+from .operands import (
+    NO_DROPOUT,
+    NO_STATE,
+    Connections,
+    Derivative,
+    Dropout,
+    Float32,
+    Int32,
+    UInt32,
+    read_only,
+)
 
 if TYPE_CHECKING:
     from .choice import BackendName
@@ -60,7 +70,7 @@ class Backend(ABC):
         self.spmm(*connections, X, out=out)
         if state is None:
             state, dropout = NO_STATE, NO_DROPOUT
-        kernels.activate(out, bias, np.float32(slope), dropout.for_kernels(), state)
+        kernels.activate(out, read_only(bias), np.float32(slope), dropout.for_kernels(), state)
 
     def backward(
         self,

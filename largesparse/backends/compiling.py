@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import numba
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
+from numba.core.registry import CPUDispatcher
 
 from ..errors import BackendError, ParameterError
 from ..machine.environment import cache_folder, temporary_cache_folder
@@ -72,9 +74,32 @@ def kernel(*, parallel: bool = True, reorder: bool = False) -> Callable[[Callabl
             numba.config.CACHE_DIR = previous
         _survive_damage(dispatcher._cache)
         _compile_once(dispatcher)
+        if threading_layer().name == "workqueue":
+            dispatcher.__class__ = _InTurn
         return dispatcher
 
     return compile_
+
+
+class _InTurn(CPUDispatcher):  # type: ignore[misc]
+    """A kernel that waits while another thread runs one: numba's work queue would end the process.
+
+    It runs the threads where there is neither TBB nor OpenMP.
+    """
+
+    turn = threading.RLock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        with _InTurn.turn:
+            return super().__call__(*arguments)
+
+
+def _after_fork() -> None:
+    _InTurn.turn = threading.RLock()  # a thread that only the parent has may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _folder() -> Path | None:

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from .base import Backend
-from .operands import NO_DROPOUT, NO_STATE, Connections, Derivative, Dropout, Float32, Int32, UInt32
+from .operands import (
+    NO_DROPOUT,
+    NO_STATE,
+    Connections,
+    Derivative,
+    Dropout,
+    Float32,
+    Int32,
+    UInt32,
+    read_only,
+)
 
 
 class FusedBackend(Backend):
@@ -42,7 +52,8 @@ class FusedBackend(Backend):
         # rows in parts add up in `out`, which bfloat16 is not made for
         by_rows = out.dtype == np.uint16
         kernel = fused_kernels.forward_by_rows if by_rows else fused_kernels.forward
-        kernel(connections, bias, X, np.float32(slope), dropout.for_kernels(), out, state)
+        constant = Connections(*map(read_only, connections)), read_only(bias)
+        kernel(*constant, X, np.float32(slope), dropout.for_kernels(), out, state)
 
     def backward(
         self,

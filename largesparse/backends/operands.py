@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,14 @@ class SGD(NamedTuple):
 
 NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0).for_kernels()
 NO_STATE = np.empty((0, 2, 0), dtype=np.uint32)  # stores nothing
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a view for kernels that only read, which a map of a file may be: one serves both."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
 
 PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
 PREFETCH_AHEAD = 16  # connections

@@ -20,6 +20,21 @@ BINS = 1 << 16
 
 
 @inline
+def first_at_least(values, low, high, value):
+    """Return the first place from `low` on, before `high`, of an ascending value that is as large.
+
+    `high` where none is. (`numpy.searchsorted` would take long to compile.)
+    """
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inline
 def starts_of_buckets(places):
     """Turn counts into the places where every block begins in every bucket, in place.
 
@@ -61,7 +76,7 @@ def transpose_pattern(n_out, indptr, indices):
     connections = np.empty(nnz, dtype=np.int32)
     for block in prange(n_blocks):
         k = block * BLOCK
-        i = np.searchsorted(indptr, k, side="right") - 1
+        i = first_at_least(indptr, 0, len(indptr), k + 1) - 1
         for k in range(block * BLOCK, min(nnz, (block + 1) * BLOCK)):
             while k >= indptr[i + 1]:
                 i += 1
@@ -184,15 +199,8 @@ def find_occupied(indptr, indices, keep, n_out, positions, occupied):
     for p in prange(len(positions)):
         i = positions[p] // n_out
         j = positions[p] - i * n_out
-        low = indptr[i]
-        high = indptr[i + 1]
-        while low < high:
-            middle = (low + high) // 2
-            if indices[middle] < j:
-                low = middle + 1
-            else:
-                high = middle
-        occupied[p] = low < indptr[i + 1] and indices[low] == j and keep[low]
+        k = first_at_least(indices, indptr[i], indptr[i + 1], j)
+        occupied[p] = k < indptr[i + 1] and indices[k] == j and keep[k]
 
 
 @kernel()
@@ -203,7 +211,7 @@ def merge_rows(indptr, keep, n_out, positions):
     counts[0] = 0
     for block in prange((n_in + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
-        p = np.searchsorted(positions, np.int64(first) * n_out)
+        p = first_at_least(positions, 0, len(positions), np.int64(first) * n_out)
         for i in range(first, min(n_in, first + ROW_BLOCK)):
             count = 0
             for k in range(indptr[i], indptr[i + 1]):
@@ -234,7 +242,7 @@ def merge_pattern(old, velocity, keep, n_out, positions, grown, new, new_velocit
     n_new = len(positions)
     for block in prange((n_in + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
-        p = np.searchsorted(positions, np.int64(first) * n_out)
+        p = first_at_least(positions, 0, len(positions), np.int64(first) * n_out)
         for i in range(first, min(n_in, first + ROW_BLOCK)):
             k = indptr[i]
             end = indptr[i + 1]

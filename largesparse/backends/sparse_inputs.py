@@ -14,6 +14,7 @@ from .operands import (
     Int32,
     SparseBatch,
     UInt32,
+    read_only,
 )
 
 
@@ -34,8 +35,8 @@ def forward_sparse(
     if state is None:
         state, dropout = NO_STATE, NO_DROPOUT
     sums = np.empty(out.shape, np.float32) if out.dtype == np.uint16 else out
-    multiply(batch, connections, sums)
-    activate(sums, bias, np.float32(slope), dropout.for_kernels(), state)
+    multiply(batch, Connections(*map(read_only, connections)), sums)
+    activate(sums, read_only(bias), np.float32(slope), dropout.for_kernels(), state)
     if out.dtype == np.uint16:
         out[...] = _to_bfloat16(sums)
 

@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 from numba import carray, prange, types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
 
 from .compiling import inline, kernel
 from .fused_kernels import backward_rows, forward
@@ -58,13 +60,23 @@ def words(builder, address):
     return as_pointer(builder, address, I32)
 
 
+@intrinsic
+def only_read(typing, array):
+    """`operands.read_only` in a kernel."""
+
+    def generate(context, builder, signature, arguments):
+        return impl_ret_borrowed(context, builder, signature.return_type, arguments[0])
+
+    return array.copy(readonly=True)(array), generate
+
+
 @inline
 def by_output(layer):
     """Return a layer's connections in output order."""
     return Connections(
-        carray(ints(layer.indptr_by_output), (layer.n_out + 1,)),
-        carray(ints(layer.indices_by_output), (layer.nnz,)),
-        carray(floats(layer.values_by_output), (layer.nnz,)),
+        only_read(carray(ints(layer.indptr_by_output), (layer.n_out + 1,))),
+        only_read(carray(ints(layer.indices_by_output), (layer.nnz,))),
+        only_read(carray(floats(layer.values_by_output), (layer.nnz,))),
     )
 
 
@@ -142,7 +154,7 @@ def forward_all(table, inputs, dropout):
         out = carray(floats(layer.activations), (layer.n_out, batch))
         forward(
             by_output(layer),
-            carray(floats(layer.bias), (layer.n_out,)),
+            only_read(carray(floats(layer.bias), (layer.n_out,))),
             X,
             layer.slope,
             Dropout(keep_below, dropout.seed, dropout.step, layer.number, 0),
@@ -154,7 +166,7 @@ def forward_all(table, inputs, dropout):
 
 
 @kernel(parallel=False)
-def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updates):
+def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, sgd, updates):
     """Make one update from a mini-batch, and return its summed loss, with dropout.
 
     Where the loss is not finite, nothing is updated. The gradient is computed in any case.
@@ -163,6 +175,8 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     ----------
     table : LAYER (n_layers,)
     inputs : float32 (n_features, batch)
+    offsets : float32 (n_classes, batch)
+        Added to the outputs; without rows, nothing is.
     y : int32 (batch,) and float32 (batch, n_targets)
         Classes, and targets of the mean squared error; one of the two is empty.
     weights : float32 (batch,)
@@ -181,6 +195,9 @@ def train_step(table, inputs, y, weights, delta, input_sums, dropout, sgd, updat
     batch = inputs.shape[1]
     last = len(table) - 1
     outputs = forward_all(table, inputs, dropout)
+    for c in range(len(offsets)):
+        for b in range(batch):
+            outputs[c, b] += offsets[c, b]
     labels, targets = y
     if len(labels):
         loss = softmax_cross_entropy(outputs, labels, weights, batch, delta)

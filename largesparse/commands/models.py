@@ -246,8 +246,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
-    from ..estimators.selection import input_strength
-    from ..model.importance import active_neurons
+    from ..model.importance import active_neurons, input_strength
 
     active = [*active_neurons(network), network.layers[-1].n_out]
     config, used = network.config, network.trained_with

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..backends.operands import SparseBatch
+from ..backends.operands import SparseBatch, read_only
 from ..errors import DataError
 from .checks import row_blocks
 from .standardizer import EXACT, are_few
 
 BLOCK_BYTES = 2**22  # of a table that is standardised at a time
+CACHED_BYTES = 2**18  # of a batch that is converted at a time
 BLOCK_ENTRIES = 8  # of a sample in a block of features of a `SparseBatch`
 FEWEST_BLOCKS = 8  # for the threads
 NO_SCALING = np.empty(0, np.float32), np.empty(0, np.float32)
@@ -69,16 +71,40 @@ def load_batch(
     if issparse(X):
         _load_sparse(X, rows, preprocessing, out, wide)
         return
-    values = X.view()
-    values.flags.writeable = False  # as memory maps are: one compiled kernel serves both
-    if preprocessing is not None and wide:
-        kernels.load_centred(values, rows, preprocessing.mean, preprocessing.scale, out)
-        return
-    plain = values.dtype == np.float32 and values.flags.c_contiguous
-    load = kernels.load_float32 if plain else kernels.load_dense
-    load(values, rows, out)
-    if preprocessing is not None:
+    known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
+    scaling = [preprocessing.mean, preprocessing.scale] if preprocessing and wide else []
+    if not known or not X.flags.c_contiguous:
+        _load_by_numpy(X, rows, scaling, out)
+    elif scaling:
+        kernels.load_centred(read_only(X), rows, *map(read_only, scaling), out)
+    else:
+        load = kernels.load_float32 if X.dtype == np.float32 else kernels.load_dense
+        load(read_only(X), rows, out)
+    if preprocessing is not None and not wide:
         preprocessing.apply_(out)
+
+
+def _load_by_numpy(
+    X: NDArray[Any],
+    rows: NDArray[np.int64],
+    scaling: Sequence[NDArray[np.float64]],
+    out: NDArray[np.float32],
+) -> None:
+    """Do as `load_dense`, or as `load_centred` with mean and scale, for any dtype and layout.
+
+    Every combination of these would be a kernel to compile.
+    """
+    for block in row_blocks(X.shape[1], 8 * max(1, len(rows)), CACHED_BYTES):
+        part = X[:, block]
+        by_column = part.flags.f_contiguous
+        part = part.T.take(rows, axis=1) if by_column else part[rows].T
+        with np.errstate(over="ignore"):  # as in kernels
+            if scaling:
+                mean, scale = (each[block, None] for each in scaling)
+                part = part.astype(np.float64, copy=False)  # `part` is a copy already
+                part -= mean
+                part *= scale
+            out[block] = part
 
 
 def is_sparse(X: Any, preprocessing: Standardizer | None) -> bool:
@@ -106,7 +132,7 @@ def load_sparse_batch(
         return None
     scaling = NO_SCALING if preprocessing is None else preprocessing.numbers(wide)
     blocks = max(FEWEST_BLOCKS, min(n_features, entries // (BLOCK_ENTRIES * len(rows))))
-    part = X.indptr, X.indices, X.data, rows, *scaling, centred
+    part = map(read_only, (X.indptr, X.indices, X.data, rows, *scaling, centred))
     return SparseBatch(*gather_rows(*part, (blocks, -(-n_features // blocks))))
 
 
@@ -137,10 +163,12 @@ def _readable(
             "pointers beyond its indices. Make it anew from its dense form or its coordinates."
         )
     wide = preprocessing is not None and preprocessing.is_wide(X.dtype)
-    is_known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
-    if not is_known and X.dtype.kind not in "biuf":
+    if X.dtype.kind not in "biuf":
         raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
-    has_duplicates = sparse and not X.has_canonical_format  # whose values are to be added up
+    if not sparse:
+        return X, rows, wide
+    is_known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
+    has_duplicates = not X.has_canonical_format  # whose values are to be added up
     if has_duplicates or not is_known:
         X, rows = X[rows], np.arange(batch)
     if not is_known:
@@ -185,7 +213,7 @@ def _load_sparse(
     if preprocessing is None:
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
         return
-    scaling = preprocessing.numbers(wide)
+    scaling = map(read_only, preprocessing.numbers(wide))
     kernels.load_standardised(X.indptr, X.indices, X.data, rows, *scaling, out)
 
 

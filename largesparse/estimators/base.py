@@ -37,16 +37,19 @@ from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
 from ..training.prediction import Predictor
-from ..training.prepared import prepare_, relative_weights, standardize_
+from ..training.prepared import TrainingData, prepare_, relative_weights, standardize_
 from ..training.state import TrainingState
 from ..training.trainer import Callback, Trainer
 from .defaults import (
     DOC_LINK,
+    FEWEST_EPOCHS,
     LARGEST_BATCH,
     OWNER,
     PARTIAL_FACTOR,
     STEPS_PER_EPOCH,
+    WEIGHT_DECAY,
     auto_batch_size,
+    auto_decay,
     auto_epochs,
     auto_epsilon,
     auto_rate,
@@ -56,6 +59,7 @@ from .defaults import (
     stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
+from .linear_start import LinearStart, fit_linear, has_learnt, what_prevents
 from .verbose import EpochLines
 
 logger = logging.getLogger(__name__)
@@ -128,13 +132,14 @@ class BaseSparseMLP(BaseEstimator):
     learning_rate: float | Literal["auto"] = "auto"
     schedule: Schedule = "cosine"
     momentum: float = 0.9
-    weight_decay: float = 1e-5
+    weight_decay: float | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     max_epochs: int | Literal["auto"] = "auto"
     early_stopping: bool | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int = 20
     standardize: bool = True
+    linear_start: bool | Literal["auto"] = "auto"
     warm_start: bool = False
     random_state: Any = None
     n_jobs: int | None = None
@@ -324,7 +329,8 @@ class BaseSparseMLP(BaseEstimator):
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)
-            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.n_features_in_))
+            most = auto_epochs(n_rows, self.n_features_in_, watched=fraction > 0)
+            chosen = self._auto("max_epochs", most)
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
@@ -332,8 +338,12 @@ class BaseSparseMLP(BaseEstimator):
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
         batch_size = min(n_train, self._auto("batch_size", auto_batch_size(n_train)))
+        decay = WEIGHT_DECAY
+        if epochs is None and not fraction:
+            decay = auto_decay(chosen * -(-n_train // batch_size))
         options |= {
             "epochs": chosen,
+            "weight_decay": decay if self._is_auto("weight_decay") else self.weight_decay,
             "batch_size": batch_size,
             "evolution_interval": evolution_interval(n_train, batch_size),
             "loss_rows": 0,  # the loss curve is the running loss
@@ -369,17 +379,71 @@ class BaseSparseMLP(BaseEstimator):
     def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
-        progress = None if self.verbose and is_terminal() else False
-        retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
+        start = self._linear_start(data)
+        try:
+            trainer = self._run(config, data, start)
+        finally:  # Ctrl-C, too, leaves all of the network
+            if start is not None:
+                start.install_(self.network_)
+        self.learning_rate_ = trainer.config.learning_rate
+        if self._is_auto("learning_rate"):
+            self._fit_rate = self.learning_rate_
+        self.n_steps_ = trainer.step_count
+        self.n_iter_ = trainer.epoch
+        self._epochs += trainer.epoch
+        self.history_ = history = trainer.history
+        self.loss_curve_ = self.loss_curve_ + history["running_loss"][1:]
+        if trainer.config.validation_fraction:
+            scores = history["validation_accuracy"][1:]
+            self.validation_scores_ = (self.validation_scores_ or []) + scores
+            self.best_validation_score_ = max(scores)
+        else:
+            self.validation_scores_ = self.best_validation_score_ = None
+
+    def _linear_start(self, data: TrainingData) -> LinearStart | None:
+        """Return the linear map that the training begins from, where it does."""
+        wanted = self.linear_start
+        if not isinstance(wanted, bool | np.bool_) and wanted != "auto":
+            raise ParameterError(
+                f"The 'linear_start' parameter of {OWNER} must be True, False or 'auto'. "
+                f"Got {wanted!r} instead."
+            )
+        obstacle = what_prevents(self.network_, data, COPY_BYTES)
+        if wanted == "auto":
+            wide = data.X.shape[1] > len(data.train_rows)
+            wanted = wide and not self.warm_start and obstacle is None
+        if wanted and self.n_steps_:
+            return None  # what goes on with a network has begun
+        if wanted and obstacle is not None:
+            raise ParameterError(
+                f"The 'linear_start' parameter of {OWNER} cannot be True: {obstacle}. Pass 'auto'."
+            )
+        return fit_linear(self.network_, data) if wanted else None
+
+    def _run(
+        self, config: TrainingConfig, data: TrainingData, start: LinearStart | None
+    ) -> Trainer:
+        """Train, again at a lower rate where it diverges; return the trainer."""
+        progress = None if self.verbose and is_terminal() else False
+        callbacks: list[Callback] = list(self._callbacks)
+        if self.verbose and progress is False:
+            callbacks.append(EpochLines())
+        if start is not None:
+            epochs = self._auto("max_epochs", FEWEST_EPOCHS)
+            warmup = WARMUP_SHARE * epochs
+            config = dataclasses.replace(config, epochs=epochs, warmup_epochs=warmup)
+            callbacks = [start.seen_whole(self, callback) for callback in callbacks]
+            callbacks.append(has_learnt)
+        retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         for retry in range(retries + 1):
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
+            if start is not None:
+                start.begin_(trainer)
             try:
-                lines = [EpochLines()] if self.verbose and progress is False else []
-                callbacks: list[Callback] = [*self._callbacks, *lines]
-                history = trainer.train(data, progress=progress, callbacks=callbacks)
+                trainer.train(data, progress=progress, callbacks=callbacks)
                 break
             except NumericalError as error:
                 if retry == retries:
@@ -388,20 +452,7 @@ class BaseSparseMLP(BaseEstimator):
                 config = dataclasses.replace(config, learning_rate=rate)
                 logger.warning("%s Starting again with %g.", error, config.learning_rate)
                 self._start_again()
-        self.learning_rate_ = config.learning_rate
-        if self._is_auto("learning_rate"):
-            self._fit_rate = config.learning_rate
-        self.n_steps_ = trainer.step_count
-        self.n_iter_ = trainer.epoch
-        self._epochs += trainer.epoch
-        self.history_ = history
-        self.loss_curve_ = self.loss_curve_ + history["running_loss"][1:]
-        if trainer.config.validation_fraction:
-            scores = history["validation_accuracy"][1:]
-            self.validation_scores_ = (self.validation_scores_ or []) + scores
-            self.best_validation_score_ = max(scores)
-        else:
-            self.validation_scores_ = self.best_validation_score_ = None
+        return trainer
 
     def _train_once(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
         """Make one pass over the rows, by mini-batches, without evolution."""

@@ -62,12 +62,14 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         quarter.
     schedule : {"cosine", "step", "constant"}
     momentum : float in [0, 1)
-    weight_decay : float in [0, 1]
-        Share that every weight loses at every update; not scaled by the learning rate.
+    weight_decay : float in [0, 1] or "auto"
+        Share that every weight loses at every update; not scaled by the learning rate. "auto" is
+        one over the number of updates; 1e-5 with early stopping.
     batch_size : int or "auto"
         Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
     max_epochs : int or "auto"
-        "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20.
+        "auto" is 50, or 100 with early stopping; fewer above 20,000 rows or 20 million cells, but
+        20 at least. After a linear start it is 20, and ends when nothing is left to learn.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
         predicted it best. "auto" does so above 10,000 rows: fewer are better trained on.
@@ -78,6 +80,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     standardize : bool
         Whether to shift and scale the features to mean 0 and variance 1. Where few values of a
         sparse X are nonzeros, only features stored in more than half of the rows are shifted.
+    linear_start : bool or "auto"
+        Whether to begin with L2-regularised logistic regression: two neurons of every hidden layer
+        for each class hold it exactly (see `largesparse.model.linear_path`), and the others learn
+        what it leaves. "auto" does so with more features than rows, where it is hard to beat.
     class_weight : dict, "balanced" or None
         Weights of the classes in the loss; they multiply `sample_weight`.
     warm_start : bool

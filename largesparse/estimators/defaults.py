@@ -18,12 +18,14 @@ STOPPING_ROWS = 10_000  # early_stopping="auto" sets a validation part aside abo
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 UPDATES_PER_EVOLUTION = 16
 STEPS_PER_EPOCH = 16  # small tables get at least about as many updates an epoch
-FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
+FEWEST_EPOCHS, UNWATCHED_EPOCHS, MOST_EPOCHS = 20, 50, 100
 EPOCH_ROWS = 2_000_000  # max_epochs="auto" trains on about as many rows, between these bounds
 EPOCH_CELLS = 2_000_000_000  # and on about as many cells of the table
 LARGEST_EPSILON = 20.0
 MOST_CONNECTIONS = 500_000  # above these, ε is lower where it is not given
 WIDE_FACTOR = 1 / 3  # of the rate of recipe "width", with more features than rows
+WEIGHT_DECAY = 1e-5  # where validation rows tell the best epoch, and in partial_fit
+LARGEST_DECAY = 0.01
 SMALLEST_DENSITY = 0.01  # of a layer, for recipe="auto" to be the paper's
 RATES = {  # learning_rate="auto", by loss and recipe
     "softmax_cross_entropy": {"paper": 0.01, "width": 0.3},
@@ -51,10 +53,25 @@ def evolution_interval(n_rows: int, batch_size: int) -> int:
     return -(-UPDATES_PER_EVOLUTION // -(-n_rows // batch_size))
 
 
-def auto_epochs(n_rows: int, n_features: int) -> int:
-    """Return the number of epochs: 100, fewer for large tables."""
-    most = min(MOST_EPOCHS, EPOCH_ROWS // n_rows, EPOCH_CELLS // (n_rows * n_features))
-    return max(FEWEST_EPOCHS, most)
+def auto_epochs(n_rows: int, n_features: int, *, watched: bool) -> int:
+    """Return the number of epochs: 50, or 100 where validation rows tell the best one; fewer for
+    large tables.
+    """
+    most = min(EPOCH_ROWS // n_rows, EPOCH_CELLS // (n_rows * n_features))
+    return max(FEWEST_EPOCHS, min(most, MOST_EPOCHS if watched else UNWATCHED_EPOCHS))
+
+
+def auto_decay(updates: int) -> float:
+    """Return the weight decay of a training without validation rows: one over its updates.
+
+    So it takes about e^-½ (the schedule halves it) from weights that nothing renews.
+
+    Examples
+    --------
+    >>> auto_decay(1000)
+    0.001
+    """
+    return min(LARGEST_DECAY, 1 / updates)
 
 
 def auto_epsilon(layer_sizes: tuple[int, ...]) -> float:

@@ -26,8 +26,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
     hidden_layer_sizes, epsilon, density, activation, alpha, recipe, regrowth, zeta, zeta_decay, \
     growth, pruning_start, pruning_every, pruning_percentile, dropout, learning_rate, schedule, \
     momentum, weight_decay, batch_size, max_epochs, early_stopping, validation_fraction, \
-    patience, standardize, warm_start, random_state, n_jobs, backend, verbose
-        As in `SparseMLPClassifier`.
+    patience, standardize, linear_start, warm_start, random_state, n_jobs, backend, verbose
+        As in `SparseMLPClassifier`; a linear start is by ridge regression.
 
     Attributes
     ----------

@@ -20,19 +20,11 @@ from sklearn.utils.validation import _num_features, check_is_fitted
 
 from ..errors import ParameterError, check_range
 from ..model.evolution import mark_smallest
-from ..model.network import SparseMLP
+from ..model.importance import input_strength
 from .classifier import SparseMLPClassifier
 from .defaults import DOC_LINK
 
 OWNER = "SparseFeatureSelector"
-
-
-def input_strength(network: SparseMLP) -> NDArray[np.float32]:
-    """Return the strength of every input: the sum of |outgoing weights|, float32 (n_features,)."""
-    layer = network.layers[0]
-    weights = np.abs(layer.values)
-    sums = np.bincount(layer.topology.rows(), weights=weights, minlength=layer.n_in)
-    return sums.astype(np.float32)
 
 
 @dataclass(eq=False, repr=False)

@@ -53,6 +53,7 @@ def measure_classes(*, threads: int, progress: bool | None = None) -> pd.DataFra
             backends=("mkl", "fused"),
             layers=(threading_layer().name,),
             repeats=CLASS_REPEATS,
+            until_clear=True,
             progress=False,
         )
         table.insert(0, "shapes", kind)
@@ -80,12 +81,14 @@ def compare_backends(
     backends: Sequence[BackendName] = BACKENDS,
     layers: Sequence[str] = THREADING_LAYERS,
     repeats: int = 7,
+    until_clear: bool = False,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Time a training step with every backend and every threading layer that works here.
 
     A threading layer is chosen when numba is loaded, so each has a process of its own; a repeat
-    visits all of them, and within each the backends in turn, so that noise hits all alike.
+    visits all of them, and within each the backends in turn, so that noise hits all alike. Repeats
+    end `until_clear` once the fastest was so in each of two or more of them.
 
     Returns
     -------
@@ -108,6 +111,8 @@ def compare_backends(
                 for layer, pool in pools.items():
                     for backend, milliseconds in pool.submit(_measure).result().items():
                         times.setdefault((backend, layer), []).append(milliseconds)
+                if until_clear and is_clear(list(times.values())):
+                    break
     except BrokenProcessPool as error:
         raise WorkerError(
             "A process that measures a backend died; out of memory is the usual cause. Make the "
@@ -125,6 +130,18 @@ def compare_backends(
         for q25, median, q75 in [np.percentile(found, (25, 50, 75))]
     ]
     return pd.DataFrame(rows).sort_values("median_ms", ignore_index=True)
+
+
+def is_clear(times: list[list[float]]) -> bool:
+    """Return whether the same contestant was the fastest in every repeat, of at least two.
+
+    Examples
+    --------
+    >>> is_clear([[1.0, 1.1], [2.0, 1.2]]), is_clear([[1.0, 1.3], [2.0, 1.2]]), is_clear([[1.0]])
+    (True, False, False)
+    """
+    repeats = list(zip(*times, strict=True))
+    return len(repeats) > 1 and len({repeat.index(min(repeat)) for repeat in repeats}) == 1
 
 
 @contextmanager

@@ -52,6 +52,9 @@ def threading_layer() -> ThreadingLayer:
     from numba import config
     from numba.np.ufunc import parallel
 
+    # Without /dev/shm numba has no lock between processes that start their threads, and warns.
+    warnings.filterwarnings("ignore", message="Could not obtain multiprocessing lock")
+
     if parallel._is_initialized:
         return ThreadingLayer(parallel.threading_layer(), "numba had started it before")
     asked = str(config.THREADING_LAYER).lower()
@@ -166,6 +169,15 @@ def limit_tbb(count: int) -> Iterator[None]:
 _forked = False
 
 
+def _before_fork() -> None:
+    """Keep numba from ending TBB with the process: on one core it would wait for ever after a fork.
+
+    It waits for a task that a worker thread was to run, and where one core is there are none.
+    """
+    if module := sys.modules.get("numba.np.ufunc.tbbpool"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))  # so it is never unloaded
+
+
 def check_fork() -> None:
     """Raise `BackendError` where kernels would end this process, as it was forked."""
     if _forked:
@@ -184,4 +196,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

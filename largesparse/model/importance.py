@@ -82,6 +82,11 @@ def prune_neurons(
     else:
         check_range("threshold", threshold, "prune_neurons", low=0)
     dying = [_select(layer, percentile, threshold) for layer in network.layers[:-1]]
+    return kill_(network, dying)
+
+
+def kill_(network: SparseMLP, dying: list[Bool]) -> list[Int32]:
+    """Kill hidden neurons, by a mask for every hidden layer; return what `prune_neurons` does."""
     # From the last layer down: a neuron that dies puts out f of its own bias, without what
     # dying neurons below would add to it.
     for k in reversed(range(len(dying))):
@@ -131,6 +136,14 @@ def _keep(arrays: LayerArrays, neurons: Bool) -> LayerArrays:
         name: array.copy() if PARAMETERS[name].of_connections else array[..., neurons].copy("C")
         for name, array in arrays.items()
     }
+
+
+def input_strength(network: SparseMLP) -> NDArray[np.float32]:
+    """Return the strength of every input: the sum of |outgoing weights|, float32 (n_features,)."""
+    layer = network.layers[0]
+    weights = np.abs(layer.values)
+    sums = np.bincount(layer.topology.rows(), weights=weights, minlength=layer.n_in)
+    return sums.astype(np.float32)
 
 
 def active_neurons(network: SparseMLP) -> list[int]:

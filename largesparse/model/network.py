@@ -21,6 +21,7 @@ from ..backends.operands import (
     Dropout,
     Float32,
     SparseBatch,
+    read_only,
 )
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
@@ -93,7 +94,9 @@ def forward(
             backend.forward(Connections(*by_output), layer.bias, X, **options)
         if shape is not None:
             keep_share = dropout.keep_share if hidden else np.float32(1)
-            activate_srelu(Z, shape, keep_share, NO_STATE if state is None else state, out)
+            activate_srelu(
+                Z, read_only(shape), keep_share, NO_STATE if state is None else state, out
+            )
         X = out
     return out
 

@@ -22,6 +22,7 @@ from ..data.checks import (
 from ..data.frames import align_frame, column_names
 from ..data.standardizer import Standardizer, refuse_rounding
 from ..errors import DataError, ParameterError
+from ..machine.threads import kernel_threads, resolve_threads
 from ..model.config import TrainingConfig
 from ..model.losses import LOSSES
 from ..model.network import SparseMLP
@@ -93,7 +94,8 @@ def prepare_(
     loss_rows = order[n_validation:][: config.loss_rows]
     dense = isinstance(X, np.ndarray) and 4 * X.size <= copy_bytes
     if dense and network.preprocessing is not None:
-        X = StandardizedRows(X, network.preprocessing)
+        with kernel_threads(resolve_threads(config.threads, "training")):
+            X = StandardizedRows(X, network.preprocessing)
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
 
 

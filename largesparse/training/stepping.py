@@ -67,6 +67,8 @@ class Stepper:
         )
         self.threads = resolve_threads(self.config.threads, "a training")
         self.state = TrainingState() if state is None else state
+        # (n_samples, n_outputs), added to the outputs for the rows of a training: `linear_start`
+        self.offsets: NDArray[np.float32] | None = None
         self._loss = LOSSES[network.config.loss]
         self._rates = self.config.rates()
         self._workspace = workspace
@@ -217,6 +219,8 @@ class Stepper:
             rate = 0.0 if plain else config.dropout
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
+            if self.offsets is not None:
+                logits += self.offsets[part].T
             weights = None if sample_weight is None else sample_weight[part]
             loss, delta = self._loss.function(logits, y[part], joined or len(rows), weights)
             self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
@@ -254,7 +258,8 @@ class Stepper:
         n_outputs = self.network.layers[-1].n_out
         labels = self._loss.check_y(y[rows], n_outputs, len(rows))
         weights = check_weights(None if sample_weight is None else sample_weight[rows], len(rows))
-        loss = step.run(labels, weights, dropout, optimizer, rate) / len(rows)
+        offsets = None if self.offsets is None else self.offsets[rows].T
+        loss = step.run(labels, weights, dropout, optimizer, rate, offsets) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
         return loss
 
@@ -304,8 +309,12 @@ class Stepper:
         y: NDArray[Any],
         rows: NDArray[np.int64],
         sample_weight: NDArray[np.float32] | None = None,
+        offsets: NDArray[np.float32] | None = None,
     ) -> tuple[float, ScoreSums]:
-        """Return the loss summed over rows of a data set, and the sums behind their score."""
+        """Return the loss summed over rows of a data set, and the sums behind their score.
+
+        `offsets`, float32 (n_samples, n_outputs), are added to the outputs.
+        """
         y, rows = _checked(X, y, rows, sample_weight)
         loss, sums = 0.0, ScoreSums()
         with self.backend.threads(self.threads):
@@ -313,6 +322,8 @@ class Stepper:
                 part = rows[start : start + self.workspace.micro_batch]
                 self.workspace.load_(X, part, self.network.preprocessing)
                 outputs = self.network.forward(self.workspace, len(part), self.backend)
+                if offsets is not None:
+                    outputs += offsets[part].T
                 weights = None if sample_weight is None else sample_weight[part]
                 loss += self._loss.function(outputs, y[part], None, weights)[0]
                 sums.add(outputs, y[part], weights)

@@ -353,9 +353,10 @@ class Trainer(Stepper):
         return self.complete_epoch(**measured)
 
     def _score(self, data: TrainingData, rows: Rows) -> tuple[float, float]:
-        loss, score = self.evaluate(data.X, data.y, rows, data.weights)
+        loss, sums = self.sum_scores(data.X, data.y, rows, data.weights, self.offsets)
+        loss /= sums.weight
         self.check_finite(loss, self.step_count, self.state.present_epoch)
-        return loss, score
+        return loss, sums.score()
 
     def check_weights(self) -> None:
         """Find out, without evaluating a row, whether the last update has overflown."""

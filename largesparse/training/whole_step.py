@@ -17,6 +17,8 @@ from ..model.workspace import Workspace
 TOPOLOGY = ["indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order"]
 WEIGHTS = ["values", "velocity", "values_by_output", "bias", "bias_velocity"]
 
+NO_OFFSETS = np.empty((0, 0), dtype=np.float32)
+
 # What a step reads and writes of a layer. Evolution replaces some of it.
 _of_layer = attrgetter("topology", *WEIGHTS)
 
@@ -76,11 +78,13 @@ class WholeStep:
         dropout: Dropout,
         optimizer: MomentumSGD | None = None,
         learning_rate: float = 0.0,
+        offsets: NDArray[np.float32] | None = None,
     ) -> float:
         """Make one update, and return the summed loss; where that is not finite, update nothing.
 
         Without an optimizer only the gradient is computed, into the workspace. `y` and `weights`
-        are what `Loss.check_y` and `check_weights` return.
+        are what `Loss.check_y` and `check_weights` return; `offsets`, float32 (n_outputs, batch),
+        are added to the outputs.
         """
         from ..backends.step_kernel import train_step
 
@@ -89,6 +93,7 @@ class WholeStep:
         loss: float = train_step(
             self._table,
             self.inputs,
+            NO_OFFSETS if offsets is None else np.ascontiguousarray(offsets),
             (y, NO_TARGETS) if y.ndim == 1 else (NO_LABELS, y),
             weights,
             self._delta,

@@ -15,7 +15,13 @@ from scipy.sparse import csr_array, random_array
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import fused_kernels, get_backend, kernels
 from largesparse.backends.fused import FusedBackend
-from largesparse.backends.operands import NO_DROPOUT, PREFETCH_BYTES, Connections, Dropout
+from largesparse.backends.operands import (
+    NO_DROPOUT,
+    PREFETCH_BYTES,
+    Connections,
+    Dropout,
+    read_only,
+)
 from largesparse.data.batches import load_batch
 from largesparse.errors import NumericalError
 from largesparse.model.evolution import evolve
@@ -103,12 +109,13 @@ def test_rows_in_parts_equal_rows(n, threads):
     A = csr_array(cells)
     X = rng.standard_normal((n, 45), dtype=np.float32)
     bias = rng.standard_normal(3, dtype=np.float32)
-    rows = Connections(A.indptr.astype(np.int32), A.indices.astype(np.int32), A.data)
+    rows = A.indptr.astype(np.int32), A.indices.astype(np.int32), A.data
+    constant = Connections(*map(read_only, rows)), read_only(bias)
     results = []
     for kernel in (fused_kernels.forward_by_parts, fused_kernels.forward_by_rows):
         out, state = np.empty((3, 45), np.float32), np.empty((3, 2, 2), np.uint32)
         with fused.threads(threads):
-            kernel(rows, bias, X, np.float32(-0.5), NO_DROPOUT, out, state)
+            kernel(*constant, X, np.float32(-0.5), NO_DROPOUT, out, state)
         results.append((out, state))
     z = A.astype(np.float64) @ X + bias[:, None]
     expected = np.where(z > 0, z, -0.5 * z)

@@ -181,3 +181,34 @@ def test_a_table_that_is_standardised_once_gives_the_same_bits(rows, columns, dt
     batches.load_batch(once, chosen, scaling, out=found)
     batches.load_batch(X, chosen, scaling, out=expected)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("way", ["C", "F", "strided", ">"])
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 30),
+    dtype=st.sampled_from(["u1", "i2", "i8", "f4", "f8", "?"]),
+    cached=st.sampled_from([1, 400, 2**18]),
+    scaled=st.booleans(),
+)
+def test_layouts_and_byte_orders_give_the_same_bits(way, rows, columns, dtype, cached, scaled):
+    rng = np.random.default_rng(rows * columns)
+    X = (50 * rng.standard_normal((rows, columns))).astype(dtype)
+    scaling = Standardizer.fit(X) if scaled else None
+    table = {
+        "C": X.astype(X.dtype),
+        "F": np.asfortranarray(X),
+        "strided": np.repeat(X, 2, axis=1)[:, ::2],
+        ">": X.astype(X.dtype.newbyteorder(">")),
+    }[way]
+    chosen = rng.integers(rows, size=7)
+    found = np.empty((columns, 7), dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "CACHED_BYTES", cached)
+        batches.load_batch(table, chosen, scaling, out=found)
+    expected = X[chosen].astype(np.float64 if dtype in ("i8", "f8") else np.float32)
+    if scaling is not None:
+        wide = dtype in ("i8", "f8")
+        mean, scale = (scaling.mean, scaling.scale) if wide else scaling.narrow
+        expected = (expected - mean) * scale
+    np.testing.assert_array_equal(found, expected.T.astype(np.float32))

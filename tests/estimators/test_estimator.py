@@ -398,13 +398,9 @@ def test_partial_fit_needs_all_classes_first(two_classes):
 
 def test_defaults_follow_the_number_of_rows():
     assert [auto_batch_size(n) for n in (1, 5, 105, 800, 10**6)] == [1, 5, 8, 32, 128]
-    assert [auto_epochs(n, 30) for n in (1, 105, 40_000, 10**6, 10**9)] == [
-        100,
-        100,
-        50,
-        20,
-        20,
-    ]
+    sizes = (1, 105, 10_000, 40_000, 10**6, 10**9)
+    assert [auto_epochs(n, 30, watched=False) for n in sizes] == [50, 50, 50, 50, 20, 20]
+    assert [auto_epochs(n, 30, watched=True) for n in sizes] == [100, 100, 100, 50, 20, 20]
 
 
 def test_the_recipe_follows_the_shape_of_the_table(two_classes):

@@ -25,9 +25,11 @@ common = MODULES["common"]
 
 
 def combinations(kind, name):
-    """Return the parameters of a benchmark; of those that are jobs of ranks the last alone."""
+    """Return the parameters of a benchmark; of those that start processes the last alone."""
     found = list(itertools.product(*getattr(kind, "params", ())))
-    return found[-1:] if name == "ranks" else found
+    names = getattr(kind, "param_names", ())
+    alone = name in ("ranks", "transfers") or {"threads", "processes"} & set(names)
+    return found[-1:] if alone else found
 
 
 CASES = [
@@ -46,6 +48,7 @@ def _children_take_the_package_under_test(monkeypatch):
     """They start in the working copy, which has a package of its own."""
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([child_path(), str(ROOT)]))
+    monkeypatch.setenv(BENCH_MAX, "1")
 
 
 UNITS = [

@@ -40,6 +40,15 @@ def test_active_neurons_are_counted(measure, capsys):
     assert rows[0][2] == rows[1][2] and rows[-1][4:] == ["1.000"] * 3
 
 
+def test_a_fresh_process_is_timed(measure, capsys):
+    measure.main(["start", "--repeats", "1", "--backend", "fused"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    median = {row.rsplit(None, 3)[0].strip(): float(row.split()[-3]) for row in rows}
+    assert len(rows) == 6 and all(0 < seconds < 300 for seconds in median.values())
+    parts = [seconds for name, seconds in median.items() if name not in ("all", "second fit")]
+    assert median["all"] > sum(parts) - 0.01
+
+
 def test_a_layer_is_initialised_and_evolved(measure, capsys):
     measure.main(["layer", "--width", "3000", "--epsilon", "2", "--backend", "scipy"])
     out = capsys.readouterr().out
@@ -149,6 +158,25 @@ def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"accuracy", "fit_s", "predict_s", "fit_mib", "code_mib"}
     assert 0 <= found["accuracy"] <= 1 and found["fit_s"] > 0
+
+
+def test_several_tables_make_a_panel(monkeypatch, capsys):
+    tool = load("evaluate_tables")
+    folds = {("a", "sparse"): [0.5, 0.7], ("a", "mlp"): [0.4, 0.4], ("b", "sparse"): [1.0, 1.0],
+             ("b", "mlp"): [0.8, 1.0]}  # fmt: skip
+
+    def fit(table, model, fold, options):
+        accuracy = folds[table.removesuffix(".npz"), model][fold]
+        return {"accuracy": accuracy, "fit_s": 0.25, "predict_s": 0, "fit_mib": 0, "code_mib": 0}
+
+    monkeypatch.setattr(tool, "in_its_own_process", fit)
+    tool.main(["--tables", "a.npz", "b.npz", "--folds", "2", "--models", "sparse", "mlp"])
+    panel = capsys.readouterr().out.split("\naccuracy\n")[1]
+    # standard errors: of two values half their distance; of the mean √(Σ se²) / 2
+    assert re.search(r"^a +0.600 ± 0.100 +0.400 ± 0.000$", panel, re.MULTILINE)
+    assert re.search(r"^b +1.000 ± 0.000 +0.900 ± 0.100$", panel, re.MULTILINE)
+    assert re.search(r"^mean +0.800 ± 0.050 +0.650 ± 0.050$", panel, re.MULTILINE)
+    assert re.search(r"^b +0.25 +0.25$", panel, re.MULTILINE)
 
 
 def quick_mlp(**options):

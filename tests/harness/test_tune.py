@@ -151,3 +151,9 @@ def test_a_process_that_dies_is_told(monkeypatch):
     network = NetworkConfig((20, 30, 3), epsilon=3)
     with pytest.raises(LargeSparseError, match="out of memory is the usual cause"):
         tune.compare_backends(network, batch_size=8, threads=1, layers=["workqueue"], repeats=1)
+
+
+def test_repeats_end_when_two_agree():
+    assert tune.is_clear([[1.0, 1.1], [2.0, 1.2]])
+    assert not tune.is_clear([[1.0, 1.3], [2.0, 1.2]])
+    assert not tune.is_clear([[1.0], [2.0]])

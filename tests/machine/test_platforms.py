@@ -11,11 +11,11 @@ from mpi_runs import run_mpi
 from largesparse.errors import ParallelError
 from largesparse.parallel.shared import weights as shared
 
+OF_ESTIMATORS = "import joblib, pandas, sklearn.base"
 # Taken away after the libraries have been imported, which look at the platform too.
 TAKEN = """
 import os, signal, sys
-import joblib, numba, numpy, pandas, psutil, safetensors.numpy, scipy.sparse, sklearn.base
-import threadpoolctl, tqdm.auto
+import numba, numpy, psutil, safetensors.numpy, scipy.sparse, threadpoolctl, tqdm.auto
 
 modules, functions, signals, platform = {taken}
 sys.modules.update(dict.fromkeys(modules))
@@ -32,8 +32,9 @@ WINDOWS = POSIX_MODULES, [*LINUX, "fork", "getuid", "uname"], ["SIGHUP", "SIGKIL
 
 
 def run_without(taken, program, *arguments):
+    before = OF_ESTIMATORS + TAKEN.replace("{taken}", repr(taken))
     return subprocess.run(
-        [sys.executable, "-c", TAKEN.replace("{taken}", repr(taken)) + program, *arguments],
+        [sys.executable, "-c", before + program, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -101,7 +102,8 @@ assert len(history) == 3
 
 def test_several_ranks_without_file_locks_get_one_message():
     result = run_mpi(
-        TAKEN.replace("{taken}", repr(WINDOWS))
+        OF_ESTIMATORS
+        + TAKEN.replace("{taken}", repr(WINDOWS))
         + """
 import numpy as np
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig

@@ -198,7 +198,39 @@ def in_small_shared_memory(size: str, program: str, *command: str, **variables: 
         text=True,
         env=os.environ | variables,
         check=False,
+        timeout=300,  # a process that forked must end
     )
+
+
+def test_the_first_fit_needs_neither_home_nor_shared_memory_nor_a_second_core(tmp_path):
+    """As in a container: under joblib, in a forked child."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+import os, sys
+import numpy as np
+heavy = {"numba", "pandas", "sklearn", "scipy", "mpi4py", "torch", "matplotlib"}
+import largesparse
+assert not heavy & set(sys.modules)
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+from sklearn.model_selection import cross_val_score
+from largesparse import SparseMLPClassifier
+X = np.random.default_rng(0).standard_normal((60, 8))
+def score():
+    model = SparseMLPClassifier((20,), max_epochs=2, random_state=0)
+    return cross_val_score(model, X, X[:, 0] > 0, cv=2, n_jobs=2).tolist()
+found = score()
+assert not {"mpi4py", "torch", "matplotlib", "sparse_dot_mkl"} & set(sys.modules)
+child = os.fork()
+if not child:
+    os._exit(score() != found)
+assert os.waitpid(child, 0)[1] == 0
+""")
+    home = tmp_path / "home"
+    home.write_text("")  # so nothing can be made in it
+    places = {"HOME": str(home), "XDG_CACHE_HOME": "", "TMPDIR": str(tmp_path)}
+    done = in_small_shared_memory("0", str(program), **places, LARGESPARSE_CACHE="")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "NumbaSystemWarning" not in done.stderr
 
 
 @pytest.mark.parametrize("size", ["0", "8m"])

@@ -198,6 +198,24 @@ def test_forked_children_and_two_threads_compute_the_same(backend):
     assert result.stdout == "equal\n", result.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_threads_take_turns_on_the_work_queue():
+    """Numba would end the process; a forked child has the turn, whoever had it at the fork."""
+    held = """
+    from largesparse.backends.compiling import _InTurn
+    holder, holds = threading.Thread(target=lambda: (_InTurn.turn.acquire(), holds.set(),
+                                                     done.wait(120), _InTurn.turn.release())), None
+    holds, done = threading.Event(), threading.Event()
+    holder.start()
+    holds.wait()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.map_async(train, [0]).get(timeout=100)
+    done.set()
+    """
+    result = run(THREADS + held, NUMBA_THREADING_LAYER="workqueue")
+    assert (result.returncode, result.stdout) == (0, "equal\n"), result.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP")
 def test_forked_children_that_cannot_compute_say_so_at_once():
     script = """

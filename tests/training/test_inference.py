@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 from scipy.sparse import coo_array, csr_array, csr_matrix
 from scipy.special import softmax
 from sklearn.datasets import make_classification
@@ -21,6 +24,7 @@ from largesparse import (
     NetworkConfig,
     Predictor,
     SparseMLP,
+    Standardizer,
     Trainer,
     TrainingConfig,
     load_model,
@@ -186,6 +190,30 @@ def test_a_saved_model_predicts_the_same(network, data, tmp_path):
             predictor.predict_proba(data[0]), predict_proba(network, data[0])
         )
         assert predictor.predict(data[0]).dtype == NAMES.dtype
+
+
+@pytest.mark.parametrize("activation", ["all_relu", "srelu"])
+@pytest.mark.parametrize("backend", ["fused", "scipy"])
+def test_a_mapped_model_predicts_by_the_same_kernels(data, tmp_path, backend, activation):
+    """What cannot be written is another type to a compiler."""
+    options = {"batch_size": 10, "threads": 1, "backend": backend}
+    network = SparseMLP(NetworkConfig((15, 20, 3), epsilon=3, activation=activation))
+    network.preprocessing = Standardizer.fit(data[0])
+    joblib.dump(network, tmp_path / "model")
+    mapped = joblib.load(tmp_path / "model", mmap_mode="r")
+    assert not mapped.layers[0].values_by_output.flags.writeable
+    for X in (data[0], data[0].astype(float), csr_array(data[0])):
+        expected = predict_proba(network, X, **options)
+        compiled = signatures()
+        np.testing.assert_array_equal(predict_proba(mapped, X, **options), expected)
+        assert signatures() == compiled
+
+
+def signatures():
+    """Of all kernels that this process has compiled or loaded."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("largesparse.backends.")]
+    found = {k for m in modules for k in vars(m).values() if isinstance(k, Dispatcher)}
+    return {(k, signature) for k in found for signature in k.signatures}
 
 
 # In several processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,10 @@ from ...machine.mapped_memory import (
 )
 from ...machine.usage import own_bytes
 from ...model.layer import LayerArrays
+from ...training import warming
 from ...training.history import History
 from ...training.prepared import Augment, Rows, TrainingData, augmented, epoch_order
 from ...training.stepping import Stepper
-from ...training.warming import warm_up
 from ..comm.control import RankChannel
 from ..comm.transfer import CHUNK_BYTES, start_receive, start_send
 from ..shared.data import give_arrays
@@ -34,6 +35,7 @@ from .replicas import start_replica, store, train_replica
 from .updating import Updater
 
 SERVER = 0
+warm_up = functools.cache(warming.warm_up)
 
 
 class Worker:

@@ -1,0 +1,149 @@
+"""Logistic or linear regression for a training to begin with: see `model.linear_path`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from ..data.batches import StandardizedRows
+from ..model.linear_path import install_, reserve_, what_is_in_the_way
+from ..model.losses import LOSSES
+from ..model.network import SparseMLP
+from ..training.history import EpochRecord
+from ..training.prepared import TrainingData
+from ..training.trainer import Callback, Trainer
+
+PENALTY = 0.02  # λ of the mean loss + λ/2·|weights|²
+RIDGE_PENALTIES = np.logspace(-3, 2, 6)  # times the number of features
+MOST_ITERATIONS = 200
+LEARNT = 0.03  # mean loss below which there is nothing left for the other neurons to learn
+DUAL_FACTOR, DUAL_ROWS = (
+    4,
+    512,
+)  # from so many features a row, up to so many rows: by the rows' products
+MOST_CONNECTIONS = 4_000_000  # of linear maps
+LARGEST_MEAN = 100  # in deviations, of what is not centred
+RANK = 1e-7  # eigenvalues of the inner products below this share of the largest one are 0
+
+
+class LinearStart(NamedTuple):
+    """A linear map of the standardised features, and what it says of the rows of a training."""
+
+    weights: NDArray[np.floating]  # (n_features, n_maps): one map for two classes
+    bias: NDArray[np.floating]  # (n_maps,)
+    offsets: NDArray[np.float32]  # (n_samples, n_outputs), to be added to the network's outputs
+
+    def begin_(self, trainer: Trainer) -> None:
+        """Let a trainer train what the map leaves to learn."""
+        reserve_(trainer.network, self.weights.shape[1])
+        trainer.offsets = self.offsets
+
+    def install_(self, network: SparseMLP) -> None:
+        """Make the map a part of a network that was trained beside it."""
+        install_(network, self.weights, self.bias)
+
+    def seen_whole(self, estimator: Any, callback: Callback) -> Callback:
+        """Return a callback for which the estimator's network has the map while it is trained."""
+
+        def call(trainer: Trainer, record: EpochRecord) -> Any:
+            trained = estimator.network_
+            estimator.network_ = copy.copy(trained)
+            estimator.network_.layers = [layer.copy() for layer in trained.layers]
+            self.install_(estimator.network_)
+            try:
+                return callback(trainer, record)
+            finally:
+                estimator.network_ = trained
+
+        return call
+
+
+def what_prevents(network: SparseMLP, data: TrainingData, most_bytes: int) -> str | None:
+    """Return why a training cannot begin linearly; None where it can."""
+    X, scaled, config = data.X, network.preprocessing, network.config
+    n_classes = config.layer_sizes[-1]
+    classifies = LOSSES[config.loss].is_classification
+    n_maps = 1 if classifies and n_classes == 2 else n_classes
+    nbytes = 4 * (X.nnz if issparse(X) else X.shape[0] * X.shape[1])
+    if scaled is None:
+        return "it takes standardised features (standardize=True)"
+    if nbytes > most_bytes or 2 * n_maps * X.shape[1] > MOST_CONNECTIONS:
+        return "the table is too large"
+    if issparse(X) and np.abs(scaled.mean * scaled.scale).max() > LARGEST_MEAN:
+        return "sparse X has features whose means are far larger than their deviations"
+    if classifies and len(np.unique(data.y[data.train_rows])) < n_classes:
+        return "there are no rows of some classes"
+    return what_is_in_the_way(network, n_maps)
+
+
+def has_learnt(trainer: Trainer, record: EpochRecord) -> bool:
+    """Return whether to end a training that began linearly: a callback."""
+    return record.running_loss is not None and record.running_loss < LEARNT
+
+
+def fit_linear(network: SparseMLP, data: TrainingData) -> LinearStart:
+    """Return L2-regularised logistic or linear regression on the rows of a training.
+
+    Its result does not depend on the number of threads: BLAS gets one.
+    """
+    from threadpoolctl import threadpool_limits
+
+    X, rows, preprocessing = data.X, data.train_rows, network.preprocessing
+    shift = None
+    if isinstance(X, StandardizedRows):
+        X = X.values
+    else:  # centring changes the intercept alone, which has no penalty
+        assert preprocessing is not None
+        X = X.multiply(preprocessing.scale).tocsr().astype(np.float32)
+        shift = preprocessing.mean * preprocessing.scale
+    sample_weight = None if data.weights is None else data.weights[rows]
+    fit = _logistic if LOSSES[network.config.loss].is_classification else _ridge
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its iterations: what is left, training learns
+        weights, bias = fit(X[rows], data.y[rows], sample_weight)
+        offsets = np.asarray(X @ weights) + bias
+    if offsets.shape[1] < network.config.layer_sizes[-1]:
+        offsets = np.hstack([-offsets / 2, offsets / 2])
+    if shift is not None:
+        bias = bias + shift @ weights
+    return LinearStart(weights, bias, offsets.astype(np.float32))
+
+
+def _logistic(X: Any, y: NDArray[Any], sample_weight: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return weights (n_features, n_maps) and intercepts of logistic regression."""
+    from sklearn.linear_model import LogisticRegression
+
+    basis = None
+    if DUAL_FACTOR * len(y) <= X.shape[1] and len(y) <= DUAL_ROWS:
+        X, basis = _in_row_space(X)
+    model = LogisticRegression(C=1 / (PENALTY * len(y)), max_iter=MOST_ITERATIONS)
+    model.fit(X, y, sample_weight=sample_weight)
+    weights = model.coef_.T if basis is None else np.asarray(basis @ model.coef_.T)
+    return weights, model.intercept_
+
+
+def _ridge(X: Any, y: NDArray[Any], sample_weight: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return weights (n_features, n_targets) and intercepts, the penalty by leaving one out."""
+    from sklearn.linear_model import RidgeCV
+
+    model = RidgeCV(X.shape[1] * RIDGE_PENALTIES)
+    model.fit(X, y.astype(np.float64), sample_weight=sample_weight)
+    return np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
+
+
+def _in_row_space(X: Any) -> tuple[NDArray[np.float64], Any]:
+    """Return rows in an orthonormal basis of the space they span, and the basis.
+
+    The penalised optimum lies in that space (the representer theorem).
+    """
+    products = X @ X.T
+    products = products.toarray() if issparse(X) else products
+    eigenvalues, vectors = np.linalg.eigh(products.astype(np.float64))
+    kept = eigenvalues > RANK * eigenvalues[-1]
+    roots = np.sqrt(eigenvalues[kept])
+    return vectors[:, kept] * roots, X.T @ (vectors[:, kept] / roots)

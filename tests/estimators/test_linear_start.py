@@ -1,0 +1,158 @@
+"""Fits that begin with logistic or ridge regression, beside scikit-learn's on the same features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import backend_or_skip, same
+from scipy.sparse import csr_array
+from sklearn.datasets import make_classification, make_regression
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.preprocessing import StandardScaler
+
+from largesparse import SparseMLPClassifier, SparseMLPRegressor
+from largesparse.errors import ParameterError
+from largesparse.estimators import linear_start
+
+FAST = {"backend": "scipy", "random_state": 0}
+
+
+def wide(n_classes=3, rows=90, features=200, seed=0):
+    X, y = make_classification(
+        rows, features, n_informative=12, n_redundant=30, n_classes=n_classes, random_state=seed
+    )
+    return (3 * X + 5).astype(np.float32), y
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("rows_of_features", [4, 1])  # by the rows' products, and directly
+def test_where_nothing_is_left_to_learn_it_is_logistic_regression(
+    n_classes, sparse, rows_of_features, monkeypatch
+):
+    monkeypatch.setattr(linear_start, "DUAL_FACTOR", 100 if rows_of_features == 1 else 1)
+    X, y = wide(n_classes)
+    if sparse:
+        X[X < 6] = 0
+    model = SparseMLPClassifier(learning_rate=0.0, **FAST).fit(csr_array(X) if sparse else X, y)
+    scaler = StandardScaler().fit(X.astype(np.float64))
+    logistic = LogisticRegression(C=1 / (linear_start.PENALTY * len(y)), max_iter=2000, tol=1e-6)
+    logistic.fit(scaler.transform(X), y)
+    expected = logistic.predict_proba(scaler.transform(X))
+    assert np.abs(model.predict_proba(X) - expected).max() < 5e-3
+    assert (model.n_iter_ == 1) == (model.loss_curve_[0] < linear_start.LEARNT) == (n_classes > 2)
+
+
+def test_rows_of_weight_0_are_not_there():
+    X, y = wide()
+    weights = np.ones(len(y))
+    weights[60:] = 0
+    wrong = y.copy()
+    wrong[60:] = (wrong[60:] + 1) % 3
+    one = SparseMLPClassifier(**FAST).fit(X, wrong, sample_weight=weights)
+    other = SparseMLPClassifier(**FAST).fit(X[:60], y[:60])
+    assert np.allclose(one.predict_proba(X), other.predict_proba(X), atol=1e-4)
+
+
+def test_ridge_begins_a_regression():
+    X, Y = make_regression(60, 150, n_informative=100, n_targets=2, noise=5, random_state=0)
+    model = SparseMLPRegressor(learning_rate=0.0, **FAST).fit(X, Y)
+    scaler = StandardScaler().fit(X)
+    ridge = RidgeCV(150 * linear_start.RIDGE_PENALTIES)
+    ridge.fit(scaler.transform(X), (Y - Y.mean(axis=0)) / Y.std(axis=0))
+    expected = ridge.predict(scaler.transform(X)) * Y.std(axis=0) + Y.mean(axis=0)
+    assert np.allclose(model.predict(X), expected, atol=1e-2 * Y.std())
+
+
+def test_other_neurons_learn_what_a_linear_map_leaves():
+    """Whether two features have the same sign: no linear map tells."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1500, 4)).astype(np.float32)
+    y = (X[:, 0] * X[:, 1] > 0).astype(int)
+    options = {"hidden_layer_sizes": (60,), "max_epochs": 40, **FAST}
+    model = SparseMLPClassifier(linear_start=True, **options).fit(X[:1000], y[:1000])
+    assert model.score(X[1000:], y[1000:]) > 0.9
+    assert model.n_iter_ == 40 and model.loss_curve_[-1] < 0.5 * model.loss_curve_[0]
+
+
+@pytest.mark.parametrize("backend", ["fused", "scipy", "mkl"])
+def test_backends_add_the_same_offsets(backend):
+    backend_or_skip(backend)
+    X, y = wide(rows=120)
+    y = np.where(np.random.default_rng(0).random(120) < 0.3, 0, y)  # not all is told by a line
+    options = {"dropout": 0.0, "zeta": 0.0, "max_epochs": 3, "batch_size": 16, "random_state": 0}
+    options |= {"linear_start": True, "hidden_layer_sizes": (40,)}
+    model = SparseMLPClassifier(backend=backend, **options).fit(X, y)
+    expected = SparseMLPClassifier(backend="scipy", **options).fit(X, y)
+    assert np.allclose(model.predict_proba(X), expected.predict_proba(X), atol=1e-5)
+
+
+def test_validation_rows_are_scored_with_the_map():
+    X, y = wide(rows=100)
+    model = SparseMLPClassifier(early_stopping=True, validation_fraction=0.3, **FAST).fit(X, y)
+    assert model.best_validation_score_ > 0.5  # a third by guessing
+
+
+def test_callbacks_see_the_whole_network():
+    X, y = wide()
+    model, seen = SparseMLPClassifier(**FAST), []
+    model._callbacks = (lambda trainer, record: seen.append(model.score(X, y)) and None,)
+    model.fit(X, y)
+    assert seen == [1.0] == [model.score(X, y)]
+
+
+def test_an_interrupted_fit_leaves_the_whole_network():
+    X, y = wide()
+    model = SparseMLPClassifier(**FAST)
+
+    def stop(trainer, record):
+        raise KeyboardInterrupt
+
+    model._callbacks = (stop,)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y)
+    assert model.score(X, y) == 1.0
+
+
+def test_threads_make_no_difference():
+    X, y = wide(rows=100, features=3000)
+    one, two = (
+        SparseMLPClassifier(backend="fused", random_state=0, n_jobs=n).fit(X, y) for n in (1, 2)
+    )
+    assert same(one.network_, two.network_)
+
+
+def test_it_is_for_more_features_than_rows():
+    X, y = wide(rows=300)
+    options = {"max_epochs": 2, **FAST}
+    plain = SparseMLPClassifier(linear_start=False, **options).fit(X, y)
+    assert same(SparseMLPClassifier(**options).fit(X, y).network_, plain.network_)
+    going_on = SparseMLPClassifier(warm_start=True, **options).fit(X[:100], y[:100])
+    plain = SparseMLPClassifier(linear_start=False, **options).fit(X[:100], y[:100])
+    assert same(going_on.network_, plain.network_)
+
+
+def test_a_start_that_cannot_be_is_refused():
+    X, y = wide()
+    for options, reason in [
+        ({"standardize": False}, "standardize=True"),
+        ({"hidden_layer_sizes": (8,)}, "half of a hidden layer"),
+        ({"activation": "srelu"}, "'srelu'"),
+    ]:
+        with pytest.raises(ParameterError, match=f"'linear_start'.*{reason}"):
+            SparseMLPClassifier(linear_start=True, **options, **FAST).fit(X, y)
+        SparseMLPClassifier(max_epochs=1, **options, **FAST).fit(X, y)  # "auto"
+    with pytest.raises(ParameterError, match="must be True, False or 'auto'"):
+        SparseMLPClassifier(linear_start="yes", **FAST).fit(X, y)
+    far = csr_array(X + 1e6)
+    with pytest.raises(ParameterError, match="means are far larger"):
+        SparseMLPClassifier(linear_start=True, **FAST).fit(far, y)
+
+
+def test_a_saved_model_predicts_the_same(tmp_path):
+    X, y = wide()
+    model = SparseMLPClassifier(**FAST).fit(X, y)
+    model.save(tmp_path / "model")
+    loaded = SparseMLPClassifier.load(tmp_path / "model")
+    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    assert np.isfinite(loaded.partial_fit(X, y).predict_proba(X)).all()
