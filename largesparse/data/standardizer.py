@@ -47,7 +47,8 @@ class Standardizer:
 
         A constant feature gets scale 1. Of an X that is computed as sparse (`are_few`) only
         features stored in more than half of the rows are shifted. The others keep their zeros:
-        mean 0, and 1 / root mean square.
+        mean 0, and a scale with which the mean square of a feature is as the root of the share of
+        rows that store it, and 1 on average. With 1 for each, rare features would outweigh all.
 
         Parameters
         ----------
@@ -62,7 +63,11 @@ class Standardizer:
             part = X if rows is None else X[rows]
             stored = np.bincount(part.indices, minlength=X.shape[1])
             kept = stored <= MOSTLY * part.shape[0]
-            deviation[kept] = np.hypot(deviation[kept], mean[kept])
+            roots = np.sqrt(stored[kept] / part.shape[0])
+            roots /= roots[roots > 0].mean() if roots.any() else 1
+            with np.errstate(invalid="ignore", divide="ignore"):  # of features without entries
+                scaled = np.hypot(deviation[kept], mean[kept]) / np.sqrt(roots)
+            deviation[kept] = np.nan_to_num(scaled)
             mean[kept] = 0
         deviation[deviation < np.finfo(np.float64).tiny] = 1
         return cls(mean, 1 / deviation)
