@@ -36,6 +36,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     rows: int = ROWS
     sparse: bool = False
+    zeros: float = 0.5  # share of the values of sparse rows
     weighted: bool = False
     targets: bool = False  # numbers to predict in place of classes
     augment: bool = False
@@ -70,7 +71,7 @@ class Case:
         X = rng.normal(size=(self.rows, FEATURES)).astype(np.float32)
         outputs = X @ rng.normal(size=(FEATURES, CLASSES))
         if self.sparse:
-            X[rng.random(X.shape) < 0.5] = 0
+            X[rng.random(X.shape) < self.zeros] = 0
         y = outputs[:, :2].astype(np.float32) if self.targets else outputs.argmax(axis=1)
         return csr_array(X) if self.sparse else X, y
 
@@ -92,6 +93,7 @@ SEQUENTIAL = {
     "micro-batches": Case(options=ONE, training={"micro_batch": 4, "batch_size": 10}),
     "pruned": Case(options=ONE, training=PRUNING),
     "sparse-weighted": Case(options=ONE, sparse=True, weighted=True),
+    "few-nonzeros": Case(options=ONE, sparse=True, zeros=0.97, training={"standardize": False}),
     "srelu": Case(options=ONE, network=SRELU, training=PRUNING),
     "width": Case(options=ONE, network=WIDTH, training={"growth": "gradient"}),
     "targets": Case(options=ONE, targets=True, training={"schedule": "cosine"}),

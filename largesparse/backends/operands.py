@@ -22,6 +22,18 @@ class Connections(NamedTuple):
     values: Float32  # (nnz,)
 
 
+class SparseBatch(NamedTuple):
+    """The nonzeros of the inputs of a mini-batch, sample by sample, in blocks of features.
+
+    Entries of sample b in block q, features q·width <= f < (q + 1)·width, are those from
+    starts[b, q] to starts[b, q + 1]; in the last block are all others, too.
+    """
+
+    starts: NDArray[np.int64]  # (batch, blocks + 1)
+    features: Int32  # (entries,), ascending in every sample
+    values: Float32  # (entries,)
+
+
 class Dropout(NamedTuple):
     """What the dropout bits of a layer are a function of, beside neuron and row."""
 

@@ -9,13 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..backends.operands import read_only
+from ..backends.operands import SparseBatch, read_only
 from ..errors import DataError
 from .checks import row_blocks
-from .standardizer import EXACT
+from .standardizer import EXACT, are_few
 
 BLOCK_BYTES = 2**22  # of a table that is standardised at a time
 CACHED_BYTES = 2**18  # of a batch that is converted at a time
+BLOCK_ENTRIES = 8  # of a sample in a block of features of a `SparseBatch`
+FEWEST_BLOCKS = 8  # for the threads
+NO_SCALING = np.empty(0, np.float32), np.empty(0, np.float32)
+NO_FEATURES = np.empty(0, np.int64)
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
 if TYPE_CHECKING:
@@ -63,27 +67,11 @@ def load_batch(
 
     if isinstance(X, StandardizedRows):
         X, preprocessing = X.values, None
-    sparse = issparse(X)
-    if not sparse:
-        X = np.asarray(X)
-    if X.ndim != 2 or X.shape[1] != out.shape[0] or (sparse and X.format != "csr"):
-        _refuse(X, out.shape[0])
-    if type(rows) is not np.ndarray or rows.dtype != np.int64 or rows.shape != out.shape[1:]:
-        rows = _as_rows(rows, out.shape[1])
-    rows = np.ascontiguousarray(rows)
-    if not kernels.are_below(rows, X.shape[0]):  # they point to what is read
-        wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
-        raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
-    wide = preprocessing is not None and preprocessing.is_wide(X.dtype)
-    if X.dtype.kind not in "biuf":
-        raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
-    known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
-    if sparse:
-        if not known:
-            X = X[rows].astype(np.float64 if wide else np.float32)
-            rows = np.arange(len(rows))
+    X, rows, wide = _readable(X, rows, preprocessing, *out.shape)
+    if issparse(X):
         _load_sparse(X, rows, preprocessing, out, wide)
         return
+    known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
     scaling = [preprocessing.mean, preprocessing.scale] if preprocessing and wide else []
     if not known or not X.flags.c_contiguous:
         _load_by_numpy(X, rows, scaling, out)
@@ -119,6 +107,77 @@ def _load_by_numpy(
             out[block] = part
 
 
+def is_sparse(X: Any, preprocessing: Standardizer | None) -> bool:
+    """Return whether mini-batches of a data set are, by and large, loaded by their nonzeros."""
+    if not issparse(X):
+        return False
+    centred = 0 if preprocessing is None else len(preprocessing.centred)
+    n_samples, n_features = X.shape
+    return are_few(X.nnz + n_samples * centred, n_samples * n_features)
+
+
+def load_sparse_batch(
+    X: Any, rows: NDArray[np.int64], preprocessing: Standardizer | None, n_features: int
+) -> SparseBatch | None:
+    """Return rows of a CSR array by their nonzeros, or None where they are too many for that.
+
+    Features whose mean is subtracted have an entry in every row. For the errors see `load_batch`.
+    """
+    from ..backends.sparse_input_kernels import gather_rows
+
+    X, rows, wide = _readable(X, rows, preprocessing, n_features, len(rows))
+    entries = int((X.indptr[rows + 1] - X.indptr[rows]).sum())
+    centred = NO_FEATURES if preprocessing is None else preprocessing.centred
+    if not are_few(entries + len(centred) * len(rows), n_features * len(rows)):
+        return None
+    scaling = NO_SCALING if preprocessing is None else preprocessing.numbers(wide)
+    blocks = max(FEWEST_BLOCKS, min(n_features, entries // (BLOCK_ENTRIES * len(rows))))
+    part = map(read_only, (X.indptr, X.indices, X.data, rows, *scaling, centred))
+    return SparseBatch(*gather_rows(*part, (blocks, -(-n_features // blocks))))
+
+
+def _readable(
+    X: Any,
+    rows: NDArray[np.int64],
+    preprocessing: Standardizer | None,
+    n_features: int,
+    batch: int,
+) -> tuple[Any, NDArray[np.int64], bool]:
+    """Return X and rows as the kernels read them, and whether that is to be in float64."""
+    from ..backends import kernels
+
+    sparse = issparse(X)
+    if not sparse:
+        X = np.asarray(X)
+    if X.ndim != 2 or X.shape[1] != n_features or (sparse and X.format != "csr"):
+        _refuse(X, n_features)
+    if type(rows) is not np.ndarray or rows.dtype != np.int64 or rows.shape != (batch,):
+        rows = _as_rows(rows, batch)
+    rows = np.ascontiguousarray(rows)
+    if not kernels.are_below(rows, X.shape[0]):  # they point to what is read
+        wrong = rows[(rows < 0) | (rows >= X.shape[0])][0]
+        raise DataError(f"'rows' must be in the range [0, {X.shape[0] - 1}] here. Got {wrong}.")
+    if sparse and not kernels.has_columns(X.indptr, X.indices, rows, n_features):
+        raise DataError(
+            f"X is not a valid CSR array of {n_features} columns: it has indices beyond them, or "
+            "pointers beyond its indices. Make it anew from its dense form or its coordinates."
+        )
+    wide = preprocessing is not None and preprocessing.is_wide(X.dtype)
+    if X.dtype.kind not in "biuf":
+        raise DataError(f"X must hold real numbers, not {X.dtype}. Encode other columns first.")
+    if not sparse:
+        return X, rows, wide
+    is_known = X.dtype.str[1:] in KERNEL_TYPES and X.dtype.isnative
+    has_duplicates = not X.has_canonical_format  # whose values are to be added up
+    if has_duplicates or not is_known:
+        X, rows = X[rows], np.arange(batch)
+    if not is_known:
+        X = X.astype(np.float64 if wide else np.float32)
+    if has_duplicates:
+        X.sum_duplicates()
+    return X, rows, wide
+
+
 def _refuse(X: Any, n_features: int) -> NoReturn:
     """Say why X is not a data set of a network with so many inputs."""
     if X.ndim == 2 and X.shape[1] == n_features:
@@ -151,20 +210,10 @@ def _load_sparse(
 ) -> None:
     from ..backends import kernels
 
-    if not kernels.has_columns(X.indptr, X.indices, rows, len(out)):
-        raise DataError(
-            f"X is not a valid CSR array of {len(out)} columns: it has indices beyond them, or "
-            "pointers beyond its indices. Make it anew from its dense form or its coordinates."
-        )
     if preprocessing is None:
         kernels.load_sparse(X.indptr, X.indices, X.data, rows, out)
         return
-    mean: NDArray[np.floating]
-    scale: NDArray[np.floating]
-    mean, scale = preprocessing.mean, preprocessing.scale
-    if not wide and preprocessing.narrow is not None:
-        mean, scale = preprocessing.narrow
-    scaling = read_only(mean), read_only(scale)
+    scaling = map(read_only, preprocessing.numbers(wide))
     kernels.load_standardised(X.indptr, X.indices, X.data, rows, *scaling, out)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 ROUNDING = 1e-13  # deviations below this share of the mean are what sums in float64 leave behind
+SPARSE = 0.05  # share of nonzeros up to which they alone are computed: docs/measured.md
+MOSTLY = 0.5  # share of a feature's values that are stored, above which its mean is subtracted
 EXACT = {"b1", "u1", "u2", "i1", "i2", "f2", "f4"}  # dtypes whose values float32 has all of
 
 
@@ -43,7 +45,10 @@ class Standardizer:
     ) -> Standardizer:
         """Take mean and 1 / standard deviation (divisor n) of the features of X.
 
-        A constant feature gets scale 1.
+        A constant feature gets scale 1. Of an X that is computed as sparse (`are_few`) only
+        features stored in more than half of the rows are shifted. The others keep their zeros:
+        mean 0, and a scale with which the mean square of a feature is as the root of the share of
+        rows that store it, and 1 on average. With 1 for each, rare features would outweigh all.
 
         Parameters
         ----------
@@ -54,6 +59,16 @@ class Standardizer:
             What each row counts, 0 or more and of a finite sum; by default 1.
         """
         mean, deviation = moments(X, rows, weights)
+        if not isinstance(X, np.ndarray) and are_few(X.nnz, X.shape[0] * X.shape[1]):
+            part = X if rows is None else X[rows]
+            stored = np.bincount(part.indices, minlength=X.shape[1])
+            kept = stored <= MOSTLY * part.shape[0]
+            roots = np.sqrt(stored[kept] / part.shape[0])
+            roots /= roots[roots > 0].mean() if roots.any() else 1
+            with np.errstate(invalid="ignore", divide="ignore"):  # of features without entries
+                scaled = np.hypot(deviation[kept], mean[kept]) / np.sqrt(roots)
+            deviation[kept] = np.nan_to_num(scaled)
+            mean[kept] = 0
         deviation[deviation < np.finfo(np.float64).tiny] = 1
         return cls(mean, 1 / deviation)
 
@@ -64,15 +79,29 @@ class Standardizer:
             return None
         return self.mean.astype(np.float32), self.scale.astype(np.float32)
 
+    @cached_property
+    def centred(self) -> NDArray[np.int64]:
+        """The features whose mean is subtracted, ascending."""
+        return np.flatnonzero(self.mean)
+
+    def numbers(self, wide: bool) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return mean and scale, as the kernels take them."""
+        return (self.mean, self.scale) if wide or self.narrow is None else self.narrow
+
     def is_wide(self, dtype: np.dtype[Any]) -> bool:
         """Return whether values of a dtype are to be standardised in float64."""
         return dtype.str[1:] not in EXACT or self.narrow is None
 
     def apply_(self, block: NDArray[np.float32]) -> None:
         """Standardise `block`, feature-major float32 of shape (n_features, batch), in place."""
-        mean, scale = self.narrow or (self.mean, self.scale)
+        mean, scale = self.numbers(wide=False)
         np.subtract(block, mean[:, None], out=block, casting="same_kind")
         np.multiply(block, scale[:, None], out=block, casting="same_kind")
+
+
+def are_few(entries: int, cells: int) -> bool:
+    """Return whether so few nonzeros are computed as such, and not as dense inputs."""
+    return entries <= SPARSE * cells
 
 
 def moments(

@@ -78,8 +78,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     patience : int
         Epochs without a better validation score after which early stopping stops.
     standardize : bool
-        Whether to shift and scale the features to mean 0 and variance 1. Sparse X stays sparse:
-        it is standardised by mini-batches.
+        Whether to shift and scale the features to mean 0 and variance 1. Where few values of a
+        sparse X are nonzeros, only features stored in more than half of the rows are shifted.
     linear_start : bool or "auto"
         Whether to begin with L2-regularised logistic regression: two neurons of every hidden layer
         for each class hold it exactly (see `largesparse.model.linear_path`), and the others learn

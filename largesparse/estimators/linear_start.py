@@ -26,6 +26,7 @@ DUAL_FACTOR, DUAL_ROWS = (
     4,
     512,
 )  # from so many features a row, up to so many rows: by the rows' products
+DUAL_BYTES = 2**29  # that a basis may take
 MOST_CONNECTIONS = 4_000_000  # of linear maps
 LARGEST_MEAN = 100  # in deviations, of what is not centred
 RANK = 1e-7  # eigenvalues of the inner products below this share of the largest one are 0
@@ -119,7 +120,8 @@ def _logistic(X: Any, y: NDArray[Any], sample_weight: Any) -> tuple[NDArray[Any]
     from sklearn.linear_model import LogisticRegression
 
     basis = None
-    if DUAL_FACTOR * len(y) <= X.shape[1] and len(y) <= DUAL_ROWS:
+    is_small = 8 * len(y) * X.shape[1] <= DUAL_BYTES
+    if DUAL_FACTOR * len(y) <= X.shape[1] and len(y) <= DUAL_ROWS and is_small:
         X, basis = _in_row_space(X)
     model = LogisticRegression(C=1 / (PENALTY * len(y)), max_iter=MOST_ITERATIONS)
     model.fit(X, y, sample_weight=sample_weight)

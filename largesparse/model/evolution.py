@@ -17,6 +17,7 @@ from .topology import Topology
 Int64 = NDArray[np.int64]
 
 FEW = 1 << 18  # connections up to which selecting them is faster than counting magnitudes
+SORTED = 1 << 22  # cells up to which NumPy sorts them faster than several threads do by buckets
 
 
 def evolve(
@@ -195,7 +196,8 @@ def draw_free_cells(
     while len(found) < count:
         missing = count - len(found)
         drawn = rng.integers(cells, size=missing + missing // 16 + 16)
-        found = sort_cells(np.concatenate([found, drawn]) if len(found) else drawn, cells)
+        drawn = np.concatenate([found, drawn]) if len(found) else drawn
+        found = np.sort(drawn) if len(drawn) <= SORTED else sort_cells(drawn, cells)
         taken = is_occupied(found)
         taken[1:] |= found[1:] == found[:-1]
         found = found[~taken]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Float32
+from ..backends.operands import Float32, SparseBatch
 from .evolution import Grow, Int64, Living, count_cells, draw_free_cells, evolve, mark_smallest
 from .layer import SparseLayer
 from .topology import Topology
@@ -24,7 +24,7 @@ from .topology import Topology
 class GradientGrowth:
     """Grows where |dL/dw| on a mini-batch is largest, of some free cells drawn at random."""
 
-    X: Float32  # (n_in, batch), the layer's inputs
+    X: Float32 | SparseBatch  # (n_in, batch), the layer's inputs
     delta: Float32  # (n_out, batch), dL/dz of the layer
     candidates: float  # cells drawn for every connection that grows; at least 1
 
@@ -40,23 +40,27 @@ class GradientGrowth:
         free = count_cells(topology, living) - int(np.count_nonzero(keep))
         drawn = min(free, max(count, round(self.candidates * count)))
         positions = draw_free_cells(topology, keep, drawn, rng, living)
-        scores = np.abs(score_cells(positions, self.X, self.delta))
+        scores = np.abs(score_cells(positions, topology.n_in, self.X, self.delta))
         return positions[mark_smallest(-scores, count)]
 
 
-def score_cells(positions: Int64, X: Float32, delta: Float32) -> Float32:
+def score_cells(positions: Int64, n_in: int, X: Float32 | SparseBatch, delta: Float32) -> Float32:
     """Return dL/dw = Σ_b X[i, b] · delta[j, b] that a connection in each cell would have.
 
     Cells are row-major, i·n_out + j, and ascend; X is (n_in, batch), delta (n_out, batch).
     """
     from ..backends.kernels import sddmm
+    from ..backends.sparse_inputs import add_sddmm
 
     rows, columns = np.divmod(positions, len(delta))
-    indptr = np.zeros(len(X) + 1, dtype=np.int32)
-    np.cumsum(np.bincount(rows, minlength=len(X)), out=indptr[1:])
-    scores = np.empty(len(positions), dtype=np.float32)
+    indptr = np.zeros(n_in + 1, dtype=np.int32)
+    np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])
+    scores = np.zeros(len(positions), dtype=np.float32)
     indices = columns.astype(np.int32)
-    sddmm(indptr, indices, X, delta, scores, False)
+    if isinstance(X, SparseBatch):
+        add_sddmm(indptr, indices, X, delta, scores)
+    else:
+        sddmm(indptr, indices, X, delta, scores, False)
     return scores
 
 
@@ -84,7 +88,7 @@ def evolve_layers(
         if keep_maps:
             maps[k] = found
 
-    def visit(k: int, X: Float32, delta: Float32) -> None:
+    def visit(k: int, X: Float32 | SparseBatch, delta: Float32) -> None:
         if k < len(layers):
             evolve_one(k, GradientGrowth(X, delta, candidates))
 

@@ -167,7 +167,10 @@ def active_neurons(network: SparseMLP) -> list[int]:
 
     topologies = [layer.topology for layer in network.layers]
     fed = [np.ones(topologies[0].n_in, dtype=bool)]  # whether a path from an input leads there
-    for topology in topologies[:-1]:
+    if len(topologies) > 1:  # without the output order, which few nonzeros do without
+        fed.append(np.zeros(topologies[0].n_out, dtype=bool))
+        fed[1][topologies[0].indices] = True
+    for topology in topologies[1:-1]:
         fed.append(np.empty(topology.n_out, dtype=bool))
         mark_reaching(topology.indptr_by_output, topology.indices_by_output, *fed[-2:])
     counts = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Float32, Int32
+from ..backends.operands import Connections, Float32, Int32
 from ..randomness import seed_sequence, stream
 from .activations import TRAINED, activate, initial_shape, left_slope
 from .initializers import INITIALIZERS, Sampler
@@ -120,7 +121,6 @@ class SparseLayer:
     bias_velocity: Float32  # (n_out,)
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
-    values_by_output: Float32  # (nnz,), a copy of the weights that `refresh` renews
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
 
     def __init__(
@@ -140,11 +140,23 @@ class SparseLayer:
         for name, parameter in PARAMETERS.items():
             setattr(self, name, parameters.get(name))
             setattr(self, parameter.velocity, velocities.get(name))
+        self.is_stale = False  # whether `refresh` waits until the output order is asked for
         if values_by_output is None:
-            self.values_by_output = np.empty_like(self.values)
+            self._copy = np.empty_like(self.values)
             self.refresh()
         else:
-            self.values_by_output = values_by_output
+            self._copy = values_by_output
+
+    @property
+    def values_by_output(self) -> Float32:
+        """A copy of the weights in output order, (nnz,), that `refresh` renews."""
+        if self.is_stale:
+            self.refresh()
+        return self._copy
+
+    @values_by_output.setter
+    def values_by_output(self, values: Float32) -> None:
+        self._copy, self.is_stale = values, False
 
     @property
     def parameters(self) -> LayerArrays:
@@ -175,6 +187,11 @@ class SparseLayer:
     def indices_by_output(self) -> Int32:
         """Inputs of the connections in output order."""
         return self.topology.indices_by_output
+
+    @property
+    def by_input(self) -> Connections:
+        """The connections in input order."""
+        return Connections(self.topology.indptr, self.topology.indices, self.values)
 
     @property
     def slope(self) -> float:
@@ -258,16 +275,18 @@ class SparseLayer:
         """Renew the copy of the weights in output order, after `values` changed."""
         from ..backends.pattern_kernels import reorder
 
-        reorder(self.values, self.topology.to_output_order, self.values_by_output)
+        if len(self._copy) != len(self.values):
+            self._copy = np.empty_like(self.values)
+        reorder(self.values, self.topology.to_output_order, self._copy)
+        self.is_stale = False
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Take over another topology with its weights and velocities."""
         self.topology = topology
         self.values = values
         self.velocity = velocity
-        if len(self.values_by_output) != len(values):
-            self.values_by_output = np.empty_like(values)
-        self.refresh()
+        if not self.is_stale:
+            self.refresh()
 
 
 def _copies(arrays: LayerArrays) -> LayerArrays:
@@ -287,6 +306,17 @@ class ForwardLayer:
     bias: Float32
     slope: float
     srelu: Float32 | None
+
+    @cached_property
+    def by_input(self) -> Connections:
+        """The connections in input order: 8 bytes more a connection, where inputs are sparse."""
+        from ..backends.pattern_kernels import reorder, transpose_pattern
+
+        by_output = self.indptr_by_output, self.indices_by_output
+        indptr, indices, places = transpose_pattern(self.n_in, *by_output)
+        values = np.empty_like(self.values_by_output)
+        reorder(self.values_by_output, places, values)
+        return Connections(indptr, indices, values)
 
 
 Forward = SparseLayer | ForwardLayer  # what the forward pass takes

@@ -20,11 +20,13 @@ from ..backends.operands import (
     Derivative,
     Dropout,
     Float32,
+    SparseBatch,
     read_only,
 )
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
-from .layer import Forward, SparseLayer, initial_layer
+from .layer import PARAMETERS, Forward, SparseLayer, initial_layer
+from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
 from .optimizer import MomentumSGD
 from .storage import Storage, StoredLayer
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 
 Prefetch = Callable[[Forward], None]
-Visit = Callable[[int, Float32, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
+Inputs = Float32 | SparseBatch
+Visit = Callable[[int, Inputs, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
 
 
 def forward(
@@ -65,13 +68,14 @@ def forward(
     numbers : range, optional
         Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
     """
+    from ..backends.sparse_inputs import forward_sparse
     from ..backends.srelu_kernels import activate_srelu
 
     if numbers is None:
         numbers = range(len(layers))
         workspace.segment = (len(layers) - 2) // workspace.keep_every
     first = numbers[0]
-    X = workspace.activations(first - 1, batch) if first else workspace.inputs(batch)
+    X = workspace.below(first, batch)
     for k in numbers:
         layer = layers[k]
         if prefetch is not None and k < numbers[-1]:
@@ -81,22 +85,20 @@ def forward(
         shape = layer.srelu
         Z = out if shape is None or not training else workspace.sums(k, batch)
         state = workspace.state(k, batch) if hidden else None
-        backend.forward(
-            Connections(layer.indptr_by_output, layer.indices_by_output, layer.values_by_output),
-            layer.bias,
-            X,
-            slope=layer.slope,
-            out=Z,
-            state=state,
-            dropout=dropout._replace(layer=layer.number) if hidden else NO_DROPOUT,
-        )
+        options: dict[str, Any] = {"slope": layer.slope, "out": Z, "state": state}
+        options["dropout"] = dropout._replace(layer=layer.number) if hidden else NO_DROPOUT
+        if isinstance(X, SparseBatch):
+            forward_sparse(layer.by_input, layer.bias, X, **options)
+        else:
+            by_output = layer.indptr_by_output, layer.indices_by_output, layer.values_by_output
+            backend.forward(Connections(*by_output), layer.bias, X, **options)
         if shape is not None:
             keep_share = dropout.keep_share if hidden else np.float32(1)
             activate_srelu(
                 Z, read_only(shape), keep_share, NO_STATE if state is None else state, out
             )
         X = out
-    return X
+    return out
 
 
 class SparseMLP:
@@ -225,6 +227,7 @@ class SparseMLP:
         accumulate: bool = False,
         visit: Visit | None = None,
         weights: Float32 | None = None,
+        touched_only: bool = False,
     ) -> None:
         """Compute all gradients into the workspace, after `forward` with `training=True`.
 
@@ -241,24 +244,35 @@ class SparseMLP:
             layer is not needed any more: it may change the connections.
         weights : float32 (batch,), optional
             Of the samples in the loss.
+        touched_only : bool
+            Whether the gradients of the connections of sparse inputs are 0 already where they are
+            not left out: those of inputs that are zero in all samples are.
         """
         from ..backends import kernels
+        from ..backends import sparse_input_kernels as sparse
+        from ..backends.sparse_inputs import add_sddmm
 
         batch = delta.shape[1]
         kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
         if self.layers[-1].config.centered:
             last = len(self.layers) - 1
-            X = workspace.activations(last - 1, batch) if last else workspace.inputs(batch)
+            X = workspace.below(last, batch)
             weights = NO_WEIGHTS if weights is None else weights
-            kernels.sum_inputs(X, weights, workspace.input_sums, accumulate)
+            sum_inputs = sparse.sum_inputs if isinstance(X, SparseBatch) else kernels.sum_inputs
+            sum_inputs(X, weights, workspace.input_sums, accumulate)
         for k in range(len(self.layers) - 1, 0, -1):
             below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
             delta = below
-        first, X = self.layers[0].topology, workspace.inputs(batch)
+        first, X = self.layers[0].topology, workspace.below(0, batch)
         out = workspace.by_layer[0]["values"]
-        kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
+        if isinstance(X, SparseBatch):
+            if not (accumulate or touched_only):
+                out[:] = 0
+            add_sddmm(first.indptr, first.indices, X, delta, out)
+        else:
+            kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
         if visit is not None:
             visit(0, X, delta)
 
@@ -344,14 +358,26 @@ class SparseMLP:
         optimizer: MomentumSGD,
         learning_rate: float,
         *,
+        lazy: LazyUpdates | None = None,
         both_orders: bool = True,
     ) -> None:
-        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`."""
+        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`.
+
+        Weights of the first layer that `lazy` is to update are left to it. After sparse inputs the
+        copy of the layer's weights in output order waits until it is asked for.
+        """
+        is_sparse = isinstance(workspace, Workspace) and workspace.sparse is not None
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
-            gradients = workspace.by_layer[k]
-            optimizer.update_(layer, gradients, learning_rate, both_orders=both_orders)
+            gradients, both = workspace.by_layer[k], both_orders
+            if k == 0 and is_sparse:
+                layer.is_stale, both = True, False
+            if k == 0 and lazy is not None and lazy.is_waiting:
+                sgd = optimizer.numbers(layer, PARAMETERS["values"], learning_rate)
+                lazy.update_(gradients["values"], sgd)
+                gradients = {name: array for name, array in gradients.items() if name != "values"}
+            optimizer.update_(layer, gradients, learning_rate, both_orders=both)
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

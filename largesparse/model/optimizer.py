@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backends.operands import SGD
 from ..errors import ParameterError, check_range
-from .layer import PARAMETERS, LayerArrays, SparseLayer
+from .layer import PARAMETERS, LayerArrays, Parameter, SparseLayer
 
 # name -> factor of the learning rate after `progress` epochs (fractional)
 SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
@@ -67,6 +67,12 @@ class MomentumSGD:
         check_range("momentum", self.momentum, "momentum SGD", low=0, high=1, high_open=True)
         check_range("weight_decay", self.weight_decay, "momentum SGD", low=0, high=1)
 
+    def numbers(self, layer: SparseLayer, parameter: Parameter, learning_rate: float) -> SGD:
+        """Return the numbers of an update of one of the layer's parameters."""
+        scale = layer.config.rate_scale if parameter.of_connections else 1.0
+        decay = self.weight_decay if parameter.decays else 0.0
+        return SGD(*map(np.float32, (learning_rate * scale, self.momentum, decay)))
+
     def update_(
         self,
         layer: SparseLayer,
@@ -85,9 +91,7 @@ class MomentumSGD:
         for name, gradient in gradients.items():
             parameter = PARAMETERS[name]
             array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
-            scale = layer.config.rate_scale if parameter.of_connections else 1.0
-            decay = self.weight_decay if parameter.decays else 0.0
-            sgd = SGD(*map(np.float32, (learning_rate * scale, self.momentum, decay)))
+            sgd = self.numbers(layer, parameter, learning_rate)
             if parameter.of_connections and both_orders:
                 copy = layer.topology.to_output_order, layer.values_by_output
                 momentum_update_reorder(array, velocity, gradient, sgd, *copy)

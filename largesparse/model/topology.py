@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,30 +22,53 @@ MAX_CONNECTIONS = 2**31 - 1  # int32 indices
 Int32 = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
 class Topology:
     """The pattern of the connections of one layer, in two orders.
 
     The *input order* (rows = inputs) is the pattern of W (n_in, n_out) in CSR form; values,
     velocities and gradients are kept in it, and the backward pass uses it. The *output order*
-    (rows = outputs) is that of Wᵀ, and the forward pass uses it. Within a row, indices ascend.
+    (rows = outputs) is that of Wᵀ, and the forward pass uses it, but for that of sparse inputs.
+    It is made when it is first asked for. Within a row, indices ascend. Nothing changes in place.
     """
 
-    n_in: int
-    n_out: int
-    indptr: Int32  # (n_in + 1,)
-    indices: Int32  # (nnz,), the output of every connection
-    indptr_by_output: Int32  # (n_out + 1,)
-    indices_by_output: Int32  # (nnz,), the input of every connection
-    to_output_order: Int32  # (nnz,), the place in output order of connection k of the input order
+    __slots__ = ("_output_order", "indices", "indptr", "n_in", "n_out")
+
+    def __init__(
+        self, n_in: int, n_out: int, indptr: Int32, indices: Int32, *output_order: Int32
+    ) -> None:
+        self.n_in, self.n_out = n_in, n_out
+        self.indptr = indptr  # (n_in + 1,)
+        self.indices = indices  # (nnz,), the output of every connection
+        self._output_order = output_order  # the three arrays, or none yet
 
     @classmethod
     def from_input_order(cls, n_in: int, n_out: int, indptr: Int32, indices: Int32) -> Topology:
-        """Build the output order beside the input order given, in O(nnz + n_in + n_out)."""
+        """Return the topology of a pattern in input order."""
+        return cls(n_in, n_out, indptr, indices)
+
+    @property
+    def output_order(self) -> tuple[Int32, ...]:
+        """`indptr_by_output`, `indices_by_output` and `to_output_order`; O(nnz + n_in + n_out)."""
         from ..backends.pattern_kernels import transpose_pattern
 
-        by_output = transpose_pattern(n_out, indptr, indices)
-        return cls(n_in, n_out, indptr, indices, *by_output)
+        if not self._output_order:
+            self._output_order = transpose_pattern(self.n_out, self.indptr, self.indices)
+        return self._output_order
+
+    @property
+    def indptr_by_output(self) -> Int32:
+        """Row pointers of the output order, int32 (n_out + 1,)."""
+        return self.output_order[0]
+
+    @property
+    def indices_by_output(self) -> Int32:
+        """The input of every connection in output order, int32 (nnz,)."""
+        return self.output_order[1]
+
+    @property
+    def to_output_order(self) -> Int32:
+        """The place in output order of connection k of the input order, int32 (nnz,)."""
+        return self.output_order[2]
 
     @property
     def nnz(self) -> int:
@@ -65,8 +87,8 @@ class Topology:
 
     @property
     def arrays(self) -> list[Int32]:
-        """The arrays, in the order of the fields."""
-        return [getattr(self, name) for name in self.__slots__[2:]]
+        """All five: those of the input order, and of the output order."""
+        return [self.indptr, self.indices, *self.output_order]
 
     def rows(self) -> Int32:
         """Return the input of every connection, in input order: int32 of shape (nnz,)."""
@@ -223,7 +245,7 @@ def covering(
     indptr, indices, to_input_order = transpose_pattern(n_in, *by_output)
     to_output_order = np.empty_like(to_input_order)
     invert(to_input_order, to_output_order)
-    return Topology(n_in, n_out, indptr, indices, by_output[0], by_output[1], to_output_order)
+    return Topology(n_in, n_out, indptr, indices, *by_output, to_output_order)
 
 
 def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[Int32, Int32]:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
+from ..backends.operands import SparseBatch
+from ..data.batches import load_batch, load_sparse_batch
 from ..errors import ParameterError
 from ..machine.mapped_memory import Allocate, aligned_zeros
 from .activations import TRAINED
@@ -15,6 +18,7 @@ from .layer import PARAMETERS, Float32, Forward, LayerArrays, SparseLayer
 
 if TYPE_CHECKING:
     from ..backends.base import Backend
+    from ..data.standardizer import Standardizer
 
 # How activations of hidden layers and their gradients are kept; a bfloat16 is the upper half of a
 # float32, which NumPy sees as uint16.
@@ -78,7 +82,9 @@ class Workspace(Gradients):
     Walther, "Revolve", 2000).
 
     Inputs and outputs are float32 whatever `activation_dtype` is. `allocate_activations` gives the
-    buffers that nobody needs after a gradient, by default as `allocate`.
+    buffers that nobody needs after a gradient, by default as `allocate`. That of dense inputs is
+    one of them, unless `sparse_inputs`: then it is made, in memory, when the first dense inputs
+    come.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Workspace(Gradients):
         training: bool = True,
         keep_every: int = 1,
         activation_dtype: str = "float32",
+        sparse_inputs: bool = False,
         allocate: Allocate = aligned_zeros,
         allocate_activations: Allocate | None = None,
     ) -> None:
@@ -100,7 +107,10 @@ class Workspace(Gradients):
         self.segment = (len(layers) - 2) // keep_every
         self._sizes = [layer.n_out for layer in layers]
         self._n_in = layers[0].n_in
-        self._inputs = allocate(self._n_in * micro_batch)
+        self.sparse: SparseBatch | None = None  # the present inputs, where few are not zero
+        self._inputs: Float32 | None = None
+        if not sparse_inputs:
+            self._inputs = allocate(self._n_in * micro_batch)
         hidden = self._sizes[:-1]
         widest = max(hidden, default=0) * micro_batch
         logits = allocate(self._sizes[-1] * micro_batch)
@@ -122,9 +132,31 @@ class Workspace(Gradients):
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate_gradients)
 
+    def load_(
+        self, X: Any, rows: NDArray[np.int64], preprocessing: Standardizer | None
+    ) -> SparseBatch | Float32:
+        """Take rows of a data set as inputs, and return them: see `load_batch`."""
+        self.sparse = None
+        if issparse(X) and X.format == "csr":
+            self.sparse = load_sparse_batch(X, rows, preprocessing, self._n_in)
+        if self.sparse is not None:
+            return self.sparse
+        inputs = self.inputs(len(rows))
+        load_batch(X, rows, preprocessing, out=inputs)
+        return inputs
+
     def inputs(self, batch: int) -> Float32:
-        """Return the inputs, float32 (n_features, batch)."""
+        """Return the buffer of dense inputs, float32 (n_features, batch), as the present ones."""
+        self.sparse = None
+        if self._inputs is None:
+            self._inputs = aligned_zeros(self._n_in * self.micro_batch)
         return _columns(self._inputs, self._n_in, batch)
+
+    def below(self, k: int, batch: int) -> Float32 | SparseBatch:
+        """Return what layer k (0 is the first hidden one) leads from: activations, or inputs."""
+        if k > 0:
+            return self.activations(k - 1, batch)
+        return self.inputs(batch) if self.sparse is None else self.sparse
 
     def activations(self, k: int, batch: int) -> Float32:
         """Return the activations of layer k (0 is the first hidden one), (n_out, batch).

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.batches import is_sparse
 from ..errors import MemoryPlanError
 from ..machine.control_groups import free_memory
 from ..machine.mapped_memory import KEPT, Arena, find_mapped
@@ -176,6 +177,12 @@ def choose_parallel_plan(
     return chosen if chosen.note else dataclasses.replace(chosen, most_slots=slots)
 
 
+def micro_batching_of(trainer: Trainer, data: TrainingData) -> MicroBatching:
+    """Return how the activations of a training on this data are kept."""
+    sparse = is_sparse(data.X, trainer.network.preprocessing)
+    return trainer.micro_batching._replace(sparse_inputs=sparse)
+
+
 def check_disk(plan: MemoryPlan) -> None:
     """Raise `MemoryPlanError` where trained replicas have not enough room on the disk."""
     folder = tempfile.gettempdir()
@@ -227,7 +234,7 @@ def check_memory(
             mapped=mapped,
         )
         slots = slots_of_nodes(nodes, options.most_slots, each=options.slots_each)
-        shape = Shape.of(network, trainer.micro_batching)
+        shape = Shape.of(network, micro_batching_of(trainer, data))
         plan = plan_parallel(shape, nodes, slots, work, available)
         check_fits(plan, network.config, available)
         check_disk(plan)

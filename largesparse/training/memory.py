@@ -6,9 +6,9 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
     gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
-                 inputs, and a buffer of the widest hidden layer (two where that takes less);
-                 with keep_every k the bytes are those of every k-th hidden layer and of k - 1
-                 others, and two buffers
+                 inputs unless they are sparse, and a buffer of the widest hidden layer (two where
+                 that takes less); with keep_every k the bytes are those of every k-th hidden
+                 layer and of k - 1 others, and two buffers
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 """
 
@@ -63,6 +63,7 @@ def plan_training(
     micro_batch: int,
     keep_every: int = 1,
     activation_dtype: str = "float32",
+    sparse_inputs: bool = False,
     *,
     mapped: int = 0,
     stored: bool = False,
@@ -82,9 +83,8 @@ def plan_training(
         gradients.append(4 * nnz + 4 * n_out)
         passing = max(passing, EVOLUTION * nnz + 8 * (n_in + n_out))
     model, gradient = sum(models), sum(gradients)
-    activations = activation_bytes(
-        sizes, micro_batch, keep_every, activation_dtype, trained=config.activation in TRAINED
-    )
+    setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
+    activations = activation_bytes(sizes, *setting, trained=config.activation in TRAINED)
     on_disk = 0
     if stored:
         on_disk = model + gradient + activations
@@ -92,7 +92,6 @@ def plan_training(
         model, gradient = 2 * max(models), max(gradients)
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
-    setting = MicroBatching(micro_batch, keep_every, activation_dtype)
     # MKL keeps memory of its own; the allocator of the others keeps what has passed.
     kept = KEPT if backend in (None, "mkl") else min(KEPT, passing)
     return MemoryPlan(setting, *used, base=BASE + kept, on_disk=on_disk, once=once)
@@ -117,6 +116,7 @@ def activation_bytes(
     micro_batch: int,
     keep_every: int = 1,
     activation_dtype: str = "float32",
+    sparse_inputs: bool = False,
     *,
     trained: bool = False,
 ) -> int:
@@ -128,7 +128,8 @@ def activation_bytes(
     words = -(-micro_batch // 32)
     buffers = sum(delta_buffers(hidden, keep_every))
     kept = sum(activation_buffers(hidden, keep_every))
-    floats = layer_sizes[0] + layer_sizes[-1] + (sum(hidden) if trained else 0)
+    floats = layer_sizes[-1] + (0 if sparse_inputs else layer_sizes[0])
+    floats += sum(hidden) if trained else 0
     numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
     return numbers * micro_batch + 8 * words * sum(hidden)
 

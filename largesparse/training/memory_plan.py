@@ -18,6 +18,7 @@ class MicroBatching(NamedTuple):
     micro_batch: int
     keep_every: int = 1
     activation_dtype: str = "float32"
+    sparse_inputs: bool = False  # without a buffer of dense inputs, as long as none come
 
     def __str__(self) -> str:
         text = str(self.micro_batch)

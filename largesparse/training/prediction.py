@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from ..backends import get_backend
-from ..data.batches import load_batch
 from ..data.checks import check_X
 from ..data.frames import align_frame
 from ..data.standardizer import Standardizer
@@ -323,7 +322,11 @@ class Engine:
 
     def _new_workspace(self) -> Workspace:
         return Workspace(
-            self.layers, self.batch_size, training=False, activation_dtype=self.activation_dtype
+            self.layers,
+            self.batch_size,
+            training=False,
+            activation_dtype=self.activation_dtype,
+            sparse_inputs=True,
         )
 
     def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
@@ -335,7 +338,7 @@ class Engine:
             workspace = self._new_workspace()
         try:
             with self._backend.threads(self.threads):
-                load_batch(X, rows, self.preprocessing, out=workspace.inputs(stop - start))
+                workspace.load_(X, rows, self.preprocessing)
                 logits = forward(self.layers, workspace, stop - start, self._backend)
             return softmax(logits).T if self.is_classification else logits.T.copy()
         finally:

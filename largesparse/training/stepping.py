@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import choose_backend, get_backend
-from ..data.batches import load_batch
+from ..data.batches import is_sparse, load_batch
 from ..data.checks import refuse_masked
 from ..errors import DataError, NumericalError
 from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
 from ..model.config import TrainingConfig
+from ..model.lazy_updates import LazyUpdates
 from ..model.losses import LOSSES, ScoreSums, check_weights
 from ..model.network import SparseMLP, Visit, dropout_key
 from ..model.optimizer import MomentumSGD
@@ -73,6 +74,7 @@ class Stepper:
         self._workspace = workspace
         self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
+        self._lazy: LazyUpdates | None = None  # within an epoch
 
     def __getstate__(self) -> dict[str, Any]:
         # The compiled step has the addresses of this stepper's arrays.
@@ -105,7 +107,8 @@ class Stepper:
         if self._workspace is None:
             layers, storage = self.network.layers, self.network.storage
             allocate = aligned_zeros if storage is None else storage.zeros
-            self._workspace = Workspace(layers, **self.micro_batching._asdict(), allocate=allocate)
+            setting = self.micro_batching._replace(sparse_inputs=storage is None)
+            self._workspace = Workspace(layers, **setting._asdict(), allocate=allocate)
         return self._workspace
 
     @property
@@ -119,8 +122,10 @@ class Stepper:
         """How activations are computed and kept."""
         return MicroBatching(self.micro_batch, self.config.keep_every, self.config.activation_dtype)
 
-    def _is_whole(self, rows: NDArray[np.int64]) -> bool:
+    def _is_whole(self, X: Any, rows: NDArray[np.int64]) -> bool:
         """Return whether a step can be one compiled call."""
+        if is_sparse(X, self.network.preprocessing):
+            return False
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
         possible = possible and self.network.storage is None and self.workspace.keep_every == 1
         possible = possible and self.workspace.activation_dtype == "float32"
@@ -163,11 +168,11 @@ class Stepper:
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
         with self.backend.threads(self.threads):
-            if self._is_whole(rows):
+            if self._is_whole(X, rows):
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, optimizer, rate)
+                self.network.update_(self.workspace, optimizer, rate, lazy=self._lazy)
         self.state.step += 1
         return loss
 
@@ -199,7 +204,7 @@ class Stepper:
             `first_row`: the gradient is this part of the mini-batch's, and is not centred yet.
         """
         y, rows = _checked(X, y, rows, sample_weight)
-        if self._is_whole(rows) and not plain and visit is None and joined is None:
+        if self._is_whole(X, rows) and not plain and visit is None and joined is None:
             return self._whole_step(X, y, rows, sample_weight)
         config, workspace, backend = self.config, self.workspace, self.backend
         total = 0.0
@@ -207,7 +212,10 @@ class Stepper:
         for start in range(0, len(rows), workspace.micro_batch):
             part = rows[start : start + workspace.micro_batch]
             batch = len(part)
-            load_batch(X, part, self.network.preprocessing, out=workspace.inputs(batch))
+            inputs = workspace.load_(X, part, self.network.preprocessing)
+            touched_only = self._lazy is not None and self._lazy.prepare_(
+                inputs if batch == len(rows) else None, workspace.by_layer[0]["values"]
+            )
             rate = 0.0 if plain else config.dropout
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
             logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
@@ -225,6 +233,7 @@ class Stepper:
                 accumulate=start > 0,
                 visit=visit,
                 weights=weights,
+                touched_only=touched_only,
             )
         if not plain and joined is None:
             self.network.finish_gradient(workspace)
@@ -311,8 +320,7 @@ class Stepper:
         with self.backend.threads(self.threads):
             for start in range(0, len(rows), self.workspace.micro_batch):
                 part = rows[start : start + self.workspace.micro_batch]
-                inputs = self.workspace.inputs(len(part))
-                load_batch(X, part, self.network.preprocessing, out=inputs)
+                self.workspace.load_(X, part, self.network.preprocessing)
                 outputs = self.network.forward(self.workspace, len(part), self.backend)
                 if offsets is not None:
                     outputs += offsets[part].T

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..data.batches import is_sparse
 from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
@@ -22,6 +24,7 @@ from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
 from ..model.growth import evolve_layers
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
+from ..model.lazy_updates import LazyUpdates
 from ..randomness import stream
 from .checkpoint import write_checkpoint
 from .history import EpochRecord, History
@@ -284,17 +287,35 @@ class Trainer(Stepper):
         part = self.state.begin_part_()
         rows = part.samples + sum(map(len, batches))
         started = time.perf_counter() - part.seconds
-        for batch in batches:
-            epoch = self.state.epochs_before + self.epoch
-            X, y, weights, chosen = augmented(data, batch, epoch, augment)
-            progress = self.epoch + part.samples / rows
-            loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
-            part.loss += len(batch) * loss
-            part.samples += len(batch)
-            part.seconds = time.perf_counter() - started
-            bar.update(len(batch))
-            if request is not None:
-                request.check()
+        with self.lazy_updates(data) as lazy:
+            for batch in batches:
+                epoch = self.state.epochs_before + self.epoch
+                X, y, weights, chosen = augmented(data, batch, epoch, augment)
+                progress = self.epoch + part.samples / rows
+                loss = self.step(X, y, chosen, progress=progress, sample_weight=weights)
+                part.loss += len(batch) * loss
+                part.samples += len(batch)
+                part.seconds = time.perf_counter() - started
+                bar.update(len(batch))
+                if request is not None and (lazy is None or lazy.is_settled):
+                    request.check()
+
+    @contextmanager
+    def lazy_updates(self, data: TrainingData) -> Iterator[LazyUpdates | None]:
+        """Let steps leave weights of inputs for later that sparse mini-batches do not have.
+
+        They are up to date at the end, and whenever `is_settled` says so.
+        """
+        first = self.network.layers[0]
+        if is_sparse(data.X, self.network.preprocessing) and not first.config.centered:
+            self._lazy = LazyUpdates(first)
+        try:
+            yield self._lazy
+        finally:
+            if self._lazy is not None:
+                with self.backend.threads(self.threads):
+                    self._lazy.settle_()
+            self._lazy = None
 
     def complete_epoch(self, **measured: Any) -> EpochRecord:
         """Count the epoch that `part` is as complete, and append a record of it to the history.

@@ -330,6 +330,7 @@ def test_statistics_equal_sklearns_in_float64(X, sparse, block_bytes, data):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(standardizer_module, "BLOCK_BYTES", block_bytes)
+        patch.setattr(standardizer_module, "SPARSE", -1)
         standardizer = Standardizer.fit(sp.csr_array(X) if sparse else X, rows)
     used = X if rows is None else X[rows]
     reference = StandardScaler().fit(used.astype(np.float64))

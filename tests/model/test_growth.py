@@ -50,7 +50,7 @@ def test_scores_are_gradients_of_cells(n_in, n_out, batch, seed):
     delta = rng.standard_normal((n_out, batch)).astype(np.float32)
     positions = np.flatnonzero(rng.random(n_in * n_out) < 0.4)
     expected = (X @ delta.T).ravel()[positions]
-    scores = score_cells(positions, X, delta)
+    scores = score_cells(positions, n_in, X, delta)
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
 
 

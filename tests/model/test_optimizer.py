@@ -297,7 +297,7 @@ def rates_of(monkeypatch, rows=8, **options) -> list[float]:
     """The learning rates of the updates of a training with batches of 4 rows."""
     rates = []
 
-    def record(network, workspace, optimizer, learning_rate):
+    def record(network, workspace, optimizer, learning_rate, **options):
         rates.append(learning_rate)
 
     monkeypatch.setattr(SparseMLP, "update_", record)

@@ -26,6 +26,7 @@ from largesparse.training import memory as memory_module
 from largesparse.training.memory import (
     HEADROOM,
     WIDE,
+    MicroBatching,
     activation_bytes,
     available_memory,
     choose_plan,
@@ -54,8 +55,7 @@ def array_bytes(thing):
 def layer_bytes(layer):
     topology = layer.topology
     arrays = [layer.values, layer.velocity, layer.values_by_output, layer.bias, layer.bias_velocity]
-    arrays += [getattr(topology, name) for name in topology.__slots__]
-    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+    return sum(array.nbytes for array in arrays + topology.arrays)
 
 
 def plan_of(config, *setting):
@@ -69,14 +69,14 @@ def plan_of(config, *setting):
     ("sizes", "epsilon", "tolerance"),
     [*((sizes, epsilon, 0.03) for sizes, epsilon in SPARSE), *((sizes, 1e6, 0) for sizes in FULL)],
 )
-@pytest.mark.parametrize(("micro_batch", "keep_every"), [(1, 1), (33, 1), (33, 2), (5, 3)])
-def test_the_plan_is_what_network_and_workspace_take(
-    sizes, epsilon, tolerance, micro_batch, keep_every
-):
+@pytest.mark.parametrize(
+    "setting", [(1,), (33,), (33, 2), (5, 3), (33, 2, "float32", True)], ids=str
+)
+def test_the_plan_is_what_network_and_workspace_take(sizes, epsilon, tolerance, setting):
     config = NetworkConfig(sizes, epsilon=epsilon)
     network = SparseMLP(config, progress=False)
-    workspace = Workspace(network.layers, micro_batch, keep_every=keep_every)
-    plan = plan_of(config, micro_batch, keep_every)
+    workspace = Workspace(network.layers, **MicroBatching(*setting)._asdict())
+    plan = plan_of(config, *setting)
     gradients = sum(a.nbytes for a in workspace.gradients + workspace.bias_gradients)
     model = sum(map(layer_bytes, network.layers))
     assert network.nbytes == model
@@ -84,7 +84,7 @@ def test_the_plan_is_what_network_and_workspace_take(
     assert model <= plan.model <= model * (1 + tolerance)
     assert gradients <= plan.gradients <= gradients * (1 + tolerance)
     assert plan.activations == array_bytes(workspace) - gradients
-    assert plan.activations == activation_bytes(sizes, micro_batch, keep_every)
+    assert plan.activations == activation_bytes(sizes, *setting)
 
 
 def test_a_step_keeps_no_more_than_the_plan():
@@ -195,7 +195,7 @@ def test_activations_that_are_computed_twice_take_less():
     assert buffers == [0, -3, -4, -4, -3, -3, -2, -1, 0, 1, 1]
     assert ", every 3rd layer's" in str(plans[2]) and "every" not in str(plans[0])
     given = choose((10, *[1000] * 10, 2), 1, available=GIB, keep_every=2, micro_batch=7)
-    assert given.micro_batching == (7, 2, "float32")
+    assert given.micro_batching == (7, 2, "float32", False)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 64, 128])

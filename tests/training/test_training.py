@@ -27,7 +27,7 @@ from largesparse.errors import (
     ParameterError,
 )
 from largesparse.machine.output import LogLines
-from largesparse.training import stepping
+from largesparse.model import workspace
 from largesparse.training.prepared import prepare_
 from largesparse.training.warming import warm_up
 
@@ -212,14 +212,14 @@ def test_every_row_is_used_once_an_epoch(n, batch, sizes):
 def test_micro_batches_cut_every_mini_batch(monkeypatch):
     X, y = task(100)
     loaded = []
-    load_batch = stepping.load_batch
+    load_batch = workspace.load_batch
 
     def spy(X, rows, preprocessing, *, out):
         loaded.append(np.array(rows))
         load_batch(X, rows, preprocessing, out=out)
 
     trainer = make_trainer(micro_batch=15)
-    monkeypatch.setattr(stepping, "load_batch", spy)
+    monkeypatch.setattr(workspace, "load_batch", spy)
     rows = np.random.default_rng(0).permutation(100)[:32]
     trainer.step(X, y.astype(np.int32), rows)
     assert [len(part) for part in loaded] == [15, 15, 2]

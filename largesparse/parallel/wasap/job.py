@@ -25,7 +25,7 @@ from ..comm.guard import guard
 from ..comm.nodes import Nodes
 from ..comm.ranks import agree, get_communicator, together
 from ..options import ParallelOptions, phase_one_length
-from ..plan import check_memory, slots_of_nodes
+from ..plan import check_memory, micro_batching_of, slots_of_nodes
 from ..shared.weights import Shape, check_locks, in_both_orders
 from . import messages
 from .allreduce import Representative, split_representatives
@@ -193,7 +193,7 @@ def _serve(
     checkpoint = given.checkpoint
     report = _report(nodes, options, trainer.config.threads)
     trainer.threads = nodes.cores[0]
-    shape = Shape.of(trainer.network, trainer.micro_batching)
+    shape = Shape.of(trainer.network, micro_batching_of(trainer, data))
     links = Links(comm, channel, nodes, trainer.network, shape, report.slots, options)
     own = dataclasses.replace(trainer.config, backend=trainer.backend.name)  # the same everywhere
     links.join(data, own, report.threads)
