@@ -37,18 +37,25 @@ from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
 from ..training.prediction import Predictor
-from ..training.prepared import prepare_, relative_weights, standardize_
+from ..training.prepared import (
+    prepare_,
+    relative_weights,
+    standardize_,
+    start_at_frequencies_,
+)
 from ..training.state import TrainingState
 from ..training.trainer import Callback, Trainer
 from .defaults import (
     DOC_LINK,
     LARGEST_BATCH,
+    OUTPUT_MINIMUM,
     OWNER,
     PARTIAL_FACTOR,
     STEPS_PER_EPOCH,
     auto_batch_size,
     auto_epochs,
     auto_epsilon,
+    auto_output_density,
     auto_rate,
     auto_recipe,
     evolution_interval,
@@ -66,7 +73,10 @@ RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a l
 WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
-NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe", "regrowth")
+NETWORK_PARAMETERS = (
+    *("epsilon", "density", "output_epsilon", "output_density"),
+    *("activation", "alpha", "recipe", "regrowth"),
+)
 
 # `validate_data` leaves the values to the checks of the training and of the prediction.
 AS_GIVEN: dict[str, Any] = {
@@ -114,12 +124,15 @@ class BaseSparseMLP(BaseEstimator):
     _: KW_ONLY
     epsilon: float | None = None
     density: float | None = None
+    output_epsilon: float | None = None
+    output_density: float | None = None
     activation: Activation = "all_relu"
     alpha: float | Literal["auto"] = 0.1
     recipe: Recipe | Literal["auto"] = "auto"
     regrowth: Regrowth | None = None
     zeta: float = 0.3
     zeta_decay: float = 1.0
+    evolve_output: bool = False
     growth: Growth = "random"
     pruning_start: int | None = None
     pruning_every: int = 10
@@ -142,7 +155,8 @@ class BaseSparseMLP(BaseEstimator):
     verbose: bool = False
 
     network_: SparseMLP = field(init=False)
-    _loss: ClassVar[Loss]  # of NetworkConfig
+    _loss: Loss = field(init=False)  # of NetworkConfig
+    _losses: ClassVar[tuple[Loss, ...]]  # that the kind of estimator can have
     _callbacks: ClassVar[tuple[Callback, ...]] = ()  # of `fit`, for the command line
     _doc_link_module, _doc_link_template = DOC_LINK
 
@@ -176,10 +190,11 @@ class BaseSparseMLP(BaseEstimator):
         """
         network = load_model(folder)
         config = network.config
-        if config.loss != cls._loss:
+        if config.loss not in cls._losses:
             raise ParameterError(
                 f"The model at {folder} was trained with the loss {config.loss!r}, and "
-                f"{cls.__name__} takes {cls._loss!r}. Load it with the other estimator."
+                f"{cls.__name__} takes {' and '.join(map(repr, cls._losses))}. Load it with the "
+                "other estimator."
             )
         saved = read_estimator(folder)
         options = {name: getattr(config, name) for name in NETWORK_PARAMETERS}
@@ -187,6 +202,7 @@ class BaseSparseMLP(BaseEstimator):
         options["standardize"] = network.preprocessing is not None
         estimator = cls(**(parameters_of(saved) if saved else options))
         estimator.network_ = network
+        estimator._loss = config.loss
         estimator.alpha_ = config.alpha
         estimator.n_features_in_ = config.layer_sizes[0]
         if network.feature_names is not None:
@@ -194,7 +210,9 @@ class BaseSparseMLP(BaseEstimator):
         estimator._seed = config.seed
         estimator._forget_training()
         if saved:
-            estimator.__dict__.update({name: saved["progress"][name] for name in PROGRESS})
+            progress = saved["progress"]
+            known = {name: progress[name] for name in PROGRESS if name in progress}
+            estimator.__dict__.update(known)
         estimator._take_targets()
         return estimator
 
@@ -212,7 +230,7 @@ class BaseSparseMLP(BaseEstimator):
         """Set the attributes that say what is predicted, from the network."""
         raise NotImplementedError
 
-    def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
+    def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, Any]:
         """Return X as `check_X` does, and y; without `reset` training goes on with the network."""
         refuse_masked(X=X, y=y)
         X, y = validate_data(self, X, y, reset=reset, **AS_GIVEN, **options)
@@ -295,11 +313,21 @@ class BaseSparseMLP(BaseEstimator):
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
             regrowth=self.regrowth,
             loss=self._loss,
+            **self._output_options(sizes),
             seed=self._seed,
         )
         if self._is_auto("recipe"):
             config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
         return config
+
+    def _output_options(self, sizes: tuple[int, ...]) -> dict[str, Any]:
+        """Return how many connections the output layer of a network has."""
+        given = {"output_epsilon": self.output_epsilon, "output_density": self.output_density}
+        if self._loss != "binary_cross_entropy":
+            return given
+        if self.output_epsilon is None and self.output_density is None:
+            given["output_density"] = auto_output_density(sizes)
+        return given | {"output_minimum": OUTPUT_MINIMUM}
 
     def _check_same_network(self) -> None:
         """Refuse to go on with a network that the parameters no longer describe."""
@@ -366,7 +394,7 @@ class BaseSparseMLP(BaseEstimator):
         value = getattr(self, name)
         return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
 
-    def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
+    def _train(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
         progress = None if self.verbose and is_terminal() else False
@@ -374,6 +402,7 @@ class BaseSparseMLP(BaseEstimator):
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
         for retry in range(retries + 1):
+            start_at_frequencies_(self.network_, data.y, data.train_rows)
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
             try:
@@ -403,7 +432,7 @@ class BaseSparseMLP(BaseEstimator):
         else:
             self.validation_scores_ = self.best_validation_score_ = None
 
-    def _train_once(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
+    def _train_once(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Make one pass over the rows, by mini-batches, without evolution."""
         counted, weights = np.arange(X.shape[0]), None
         if sample_weight is not None:
@@ -421,6 +450,7 @@ class BaseSparseMLP(BaseEstimator):
         self.learning_rate_ = config.learning_rate
         trainer.state.step = self.n_steps_
         standardize_(self.network_, X, counted, sample_weight, wanted=self.standardize)
+        start_at_frequencies_(self.network_, y, counted)
         size = self._auto("batch_size", auto_batch_size(n_rows))
         order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
         total = 0.0

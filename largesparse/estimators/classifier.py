@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
 
 from ..data.checks import LARGEST, encode_labels, refuse_masked
+from ..data.label_sets import LabelSets, check_label_sets
 from ..data.targets import warn_of_quantities
 from ..errors import ParameterError, check_range
+from ..model.config import Loss
 from ..training.prediction import Predictor
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
+from .defaults import OWNER
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -44,6 +50,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         in between; 0 keeps the topology.
     zeta_decay : float in [0, 1]
         ζ is multiplied by this after every evolution.
+    evolve_output : bool
+        Whether the output layer evolves, too.
     growth : {"random", "gradient"}
         Where connections grow: at random cells, or where the gradient is largest.
     pruning_start : int or None
@@ -79,7 +87,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Whether to shift and scale the features to mean 0 and variance 1. Sparse X stays sparse:
         it is standardised by mini-batches.
     class_weight : dict, "balanced" or None
-        Weights of the classes in the loss; they multiply `sample_weight`.
+        Weights of the classes in the loss; they multiply `sample_weight`. Of labels: a dictionary
+        of column to weight.
     warm_start : bool
         Whether `fit` goes on with the network of the call before.
     random_state : int, RandomState or None
@@ -97,6 +106,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     Attributes
     ----------
     classes_ : ndarray (n_classes,)
+        The numbers of the columns, where y is an indicator matrix.
     n_features_in_ : int
     feature_names_in_ : ndarray (n_features_in_,)
         Where X had names of columns that are all strings.
@@ -107,7 +117,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Mean loss, with dropout, of the mini-batches of every epoch; with `warm_start` over all
         calls.
     validation_scores_ : list of float or None
-        Accuracy over the rows set aside, after every epoch.
+        Accuracy over the rows set aside, after every epoch; precision at 1 of an indicator matrix.
     best_validation_score_ : float or None
         The best of the last call of `fit`, which the weights are of.
     learning_rate_, alpha_ : float
@@ -130,6 +140,13 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     classes_: NDArray[Any] = field(init=False)
     _loss = "softmax_cross_entropy"
+    _losses = ("softmax_cross_entropy", "binary_cross_entropy")
+    _sparse_labels: bool | None = field(init=False)  # whether `predict` is to return CSR
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
     @undone_on_error
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -138,9 +155,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Parameters
         ----------
         X : (n_samples, n_features) dense or sparse
-        y : (n_samples,)
+        y : (n_samples,) or (n_samples, n_labels) dense or sparse
             Class labels: integers, strings or booleans. Many integers that do not number the
-            classes get a warning.
+            classes get a warning. Or an indicator matrix of 0 and 1, where rows have any number of
+            labels; a sparse one is never made dense.
         sample_weight : (n_samples,), optional
             At least 0; only ratios matter. Rows of weight 0 are as if they were not there.
 
@@ -152,6 +170,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             Where the loss is not finite. As after any error, the estimator is as before the call.
         """
         going_on = self.warm_start and hasattr(self, "network_")
+        if has_label_sets(y):
+            return self._fit_labels(X, y, sample_weight, going_on)
+        self._choose_loss("softmax_cross_entropy", going_on)
         X, y = self._check_data(X, y, reset=not going_on)
         warn_of_quantities(y)
         check_classification_targets(y)
@@ -173,7 +194,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         ----------
         X, y : as in `fit`
         classes : (n_classes,)
-            All labels that may come; needed in the first call.
+            All labels that may come; needed in the first call, but for an indicator matrix y.
         sample_weight : (n_samples,), optional
             The gradient of every row is multiplied by its weight; rows of weight 0 are left out.
 
@@ -183,6 +204,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             As `fit` does.
         """
         first = not hasattr(self, "network_")
+        if has_label_sets(y):
+            return self._partial_fit_labels(X, y, classes, sample_weight, first)
+        self._choose_loss("softmax_cross_entropy", not first)
         if first and classes is None:
             raise ParameterError(
                 "The 'classes' parameter must be passed on the first call to partial_fit: all "
@@ -210,13 +234,96 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         self._train_once(X, labels, weights)
         return self
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable label of every row, (n_samples,)."""
+    def _fit_labels(self, X: Any, y: Any, sample_weight: Any, going_on: bool) -> Self:
+        """Do what `fit` does, for an indicator matrix y."""
+        X, labels, weights = self._check_labels(X, y, sample_weight, going_on, ratios=True)
+        if not going_on:
+            self._make_network(labels.n_labels, count_rows(X, weights), X, weights)
+        self._train(X, labels, weights)
+        return self
+
+    def _partial_fit_labels(
+        self, X: Any, y: Any, classes: Any, sample_weight: Any, first: bool
+    ) -> Self:
+        """Do what `partial_fit` does, for an indicator matrix y."""
+        X, labels, weights = self._check_labels(X, y, sample_weight, not first, ratios=False)
+        if classes is not None and not np.array_equal(classes, self.classes_):
+            raise ParameterError(
+                "The 'classes' parameter of partial_fit must be the numbers of the columns of an "
+                f"indicator matrix, 0 to {labels.n_labels - 1}. Leave it out."
+            )
+        if first:
+            self._make_network(labels.n_labels, None, X, weights)
+        self._train_once(X, labels, weights)
+        return self
+
+    def _check_labels(
+        self, X: Any, y: Any, sample_weight: Any, going_on: bool, *, ratios: bool
+    ) -> tuple[Any, LabelSets, Weights | None]:
+        """Return X, the labels of its rows with their weights, and the weights of the rows."""
+        self._choose_loss("binary_cross_entropy", going_on)
+        X, y = self._check_data(X, y, reset=not going_on, multi_output=True)
+        n_labels = self.network_.config.layer_sizes[-1] if going_on else None
+        labels = check_label_sets(y, n_labels)
+        self._sparse_labels = issparse(y)
+        self.classes_ = np.arange(labels.n_labels)
+        if self.class_weight is not None:
+            labels = dataclasses.replace(labels, weights=self._label_weights(labels.n_labels))
+        return X, labels, self._check_weights(sample_weight, X, ratios=ratios)
+
+    def _choose_loss(self, loss: Loss, going_on: bool) -> None:
+        if going_on and loss != self.network_.config.loss:
+            raise ParameterError(
+                "y is a label a row in one call and an indicator matrix in the other, and training "
+                "cannot go on with the network of the first. Pass y as before, or fit with "
+                "warm_start=False."
+            )
+        self._loss = loss
+
+    def _label_weights(self, n_labels: int) -> NDArray[np.float32]:
+        """Return what every label counts in the loss, float32 (n_labels,)."""
+        given = self.class_weight
+        if not isinstance(given, dict):
+            raise ParameterError(
+                "The 'class_weight' parameter must be a dictionary of column to weight, or None, "
+                f"where y is an indicator matrix. Got {given!r} instead."
+            )
+        weights = np.ones(n_labels, dtype=np.float32)
+        for label, weight in given.items():
+            remedy = "Its keys are the columns of y."
+            check_range(
+                "class_weight", label, OWNER, low=0, high=n_labels - 1, integer=True, remedy=remedy
+            )
+            weights[label] = check_range("class_weight", weight, OWNER, low=0, high=LARGEST)
+        return weights
+
+    def predict(self, X: Any) -> Any:
+        """Return the most probable label of every row, (n_samples,).
+
+        After an indicator matrix y, return one, int64 (n_samples, n_labels), of the labels with a
+        probability of a half or more: csr_array where y was sparse.
+        """
+        check_is_fitted(self)
+        if self._loss == "binary_cross_entropy":
+            found: Any = self._predict(X, Predictor.predict)
+            return found if self._sparse_labels else found.toarray()
         best: NDArray[np.intp] = self.predict_proba(X).argmax(axis=1)
         return self.classes_[best]
 
+    def predict_top(self, X: Any, k: int = 5) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Return the k most probable labels of every row, and their probabilities.
+
+        Both are (n_samples, k), the most probable first. Only k numbers a row are kept, however
+        many labels there are.
+        """
+        return self._predict(X, lambda predictor, X: predictor.predict_top(X, k))
+
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Return class probabilities, float32 (n_samples, n_classes), in the order of classes_."""
+        """Return the probabilities of classes or labels, float32, in the order of classes_.
+
+        They are (n_samples, n_classes); those of the labels of a row are independent of each other
+        after an indicator matrix y.
+        """
         return self._predict(X, Predictor.predict_proba)
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
@@ -225,7 +332,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             return np.log(self.predict_proba(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy of `predict(X)`."""
+        """Return the accuracy of `predict(X)`.
+
+        With an indicator matrix y, that is the share of rows all of whose labels are predicted, and
+        no other; `precision_at_k` says more.
+        """
         refuse_masked(y=y, sample_weight=sample_weight)
         return float(super().score(X, y, sample_weight))
 
@@ -257,6 +368,19 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     def _take_targets(self) -> None:
         network = self.network_
-        if network.classes is None:
-            network.classes = np.arange(network.config.layer_sizes[-1])
-        self.classes_ = network.classes
+        self.classes_ = np.arange(network.config.layer_sizes[-1])
+        if network.classes is not None:
+            self.classes_ = network.classes
+        elif self._loss == "softmax_cross_entropy":
+            network.classes = self.classes_
+
+
+def has_label_sets(y: Any) -> bool:
+    """Return whether y is an indicator matrix, to judge by its shape."""
+    if issparse(y):
+        return True
+    try:
+        shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+    except ValueError:  # rows of unequal lengths, which the checks of labels tell
+        return False
+    return len(shape) == 2 and shape[1] > 1
