@@ -56,12 +56,8 @@ def add_train(subparsers: Any) -> None:
         "rows one at least is trained on")  # fmt: skip
     add("--folds", type=parse_size, metavar="K",
         help="cross-validate by K folds, then train on all of these rows")  # fmt: skip
-    add(
-        "--hidden",
-        type=parse_sizes,
-        default="400,400",
-        help="sizes of the hidden layers (%(default)s)",
-    )
+    add("--hidden", type=parse_sizes,
+        help="sizes of the hidden layers (400,400; of rows of several labels 1000,400)")  # fmt: skip
     add("--epsilon", type=float, default=20.0, help="density control ε (%(default)s)")
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
@@ -172,7 +168,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) not in (None, "auto")
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
-    sizes = (1, *arguments.hidden, 2)
+    sizes = (1, *(arguments.hidden or (400, 400)), 2)
     network = NetworkConfig(
         sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
     )

@@ -12,8 +12,8 @@ from .datasets import Dataset
 from .label_sets import LabelSets
 
 OWNER = "make_extreme_classification"
-SIGNATURE = 8  # features that a label shows itself by
-COMMON = 1.0  # exponent of the frequencies of features that say nothing
+SIGNATURE = 16  # features that a label shows itself by
+COMMON = 0.75  # exponent of the frequencies of features that say nothing
 
 
 def make_extreme_classification(
@@ -30,7 +30,7 @@ def make_extreme_classification(
 ) -> Dataset:
     """Make a task like those of extreme multi-label classification, in O(its nonzeros).
 
-    The label of rank r has a frequency in proportion to r^-exponent. Every label has 8 features of
+    The label of rank r has a frequency in proportion to r^-exponent. Every label has 16 features of
     its own choice. Of the features of a row, the share `informative` are drawn from those of its
     labels, and the others are drawn by a power law. Values are positive, those of features of
     labels twice as large on average, and rows have the length 1.
@@ -68,7 +68,7 @@ def make_extreme_classification(
     """
     for name, count in {"n_features": n_features, "n_labels": n_labels}.items():
         check_range(name, count, OWNER, low=2, high=2**31 - 2, integer=True)
-    check_range("n_samples", n_samples, OWNER, low=2, integer=True)
+    check_range("n_samples", n_samples, OWNER, low=2, high=2**31 - 2, integer=True)
     check_range("labels_per_row", labels_per_row, OWNER, low=1, high=n_labels)
     check_range("nonzeros", nonzeros, OWNER, low=1, high=n_features)
     check_range("exponent", exponent, OWNER, low=0, high=100)
@@ -131,7 +131,8 @@ def _features(
     columns[telling] = signatures[which, rng.integers(SIGNATURE, size=len(owner))]
     values = rng.standard_exponential(len(rows), dtype=np.float32) + np.float32(0.1)
     values[telling] *= 2
-    X = csr_array((values, (rows, columns)), shape=(n_rows, n_features))
+    cells = rows.astype(np.int32), columns.astype(np.int32)
+    X = csr_array((values, cells), shape=(n_rows, n_features))
     X.sum_duplicates()
     lengths = np.sqrt(np.add.reduceat(X.data.astype(np.float64) ** 2, X.indptr[:-1]))
     X.data = (X.data / np.repeat(lengths, np.diff(X.indptr))).astype(np.float32)

@@ -53,7 +53,9 @@ class LabelSets:
         from scipy.sparse import csr_array
 
         ones = np.ones(len(self.indices), dtype)
-        return csr_array((ones, self.indices, self.indptr), shape=self.shape)
+        few = len(ones) < 2**31  # other libraries want pointers of the type of indices
+        indptr = self.indptr.astype(np.int32) if few else self.indptr
+        return csr_array((ones, self.indices, indptr), shape=self.shape)
 
 
 def join_label_sets(parts: list[LabelSets]) -> LabelSets:

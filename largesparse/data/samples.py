@@ -68,9 +68,13 @@ def read_samples(
     if task == "regression":
         y = numbers_of_text(y)
         y_test = None if y_test is None else numbers_of_text(y_test)
+    if test is not None and test_fraction is not None:
+        raise ParameterError(
+            f"--test-fraction: {test} has the rows to test on. Leave one of the flags out."
+        )
     if X_test is not None and test_fraction is not None:
         raise ParameterError(
-            f"--test-fraction: {test or source} has {X_test.shape[0]} rows to test on. "
+            f"--test-fraction: {source} has a test part of its own, of {X_test.shape[0]} rows. "
             "Leave the flag out."
         )
     task = choose_task(y, task, rows.target)

@@ -47,15 +47,16 @@ from ..training.state import TrainingState
 from ..training.trainer import Callback, Trainer
 from .defaults import (
     DOC_LINK,
+    DROPOUT,
+    HIDDEN,
     LARGEST_BATCH,
-    OUTPUT_MINIMUM,
     OWNER,
     PARTIAL_FACTOR,
     STEPS_PER_EPOCH,
+    WEIGHT_DECAY,
     auto_batch_size,
     auto_epochs,
     auto_epsilon,
-    auto_output_density,
     auto_rate,
     auto_recipe,
     evolution_interval,
@@ -63,6 +64,16 @@ from .defaults import (
     stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
+from .label_defaults import DROPOUT as LABEL_DROPOUT
+from .label_defaults import HIDDEN as LABEL_HIDDEN
+from .label_defaults import (
+    OUTPUT_MINIMUM,
+    label_decay,
+    label_density,
+    label_epochs,
+    label_rate,
+    one_scale,
+)
 from .verbose import EpochLines
 
 logger = logging.getLogger(__name__)
@@ -120,7 +131,7 @@ class BaseSparseMLP(BaseEstimator):
     The fields are the parameters: scikit-learn reads them from the `__init__` that they make.
     """
 
-    hidden_layer_sizes: tuple[int, ...] = (400, 400)
+    hidden_layer_sizes: tuple[int, ...] | Literal["auto"] = "auto"
     _: KW_ONLY
     epsilon: float | None = None
     density: float | None = None
@@ -137,17 +148,17 @@ class BaseSparseMLP(BaseEstimator):
     pruning_start: int | None = None
     pruning_every: int = 10
     pruning_percentile: float = 5.0
-    dropout: float = 0.2
+    dropout: float | Literal["auto"] = "auto"
     learning_rate: float | Literal["auto"] = "auto"
     schedule: Schedule = "cosine"
     momentum: float = 0.9
-    weight_decay: float = 1e-5
+    weight_decay: float | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     max_epochs: int | Literal["auto"] = "auto"
     early_stopping: bool | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int = 20
-    standardize: bool = True
+    standardize: bool | Literal["auto"] = "auto"
     warm_start: bool = False
     random_state: Any = None
     n_jobs: int | None = None
@@ -277,6 +288,8 @@ class BaseSparseMLP(BaseEstimator):
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()
         self.network_ = self._new_network(self._network_config(n_outputs, n_rows))
+        if self._has_labels and self._is_auto("standardize"):
+            self.network_.preprocessing = one_scale(X, weights)
         names = getattr(self, "feature_names_in_", None)
         self.network_.feature_names = None if names is None else [str(name) for name in names]
 
@@ -292,13 +305,15 @@ class BaseSparseMLP(BaseEstimator):
             setattr(self.network_, name, getattr(before, name))
 
     def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
-        hidden = self.hidden_layer_sizes
+        hidden = self._unless_auto(
+            "hidden_layer_sizes", LABEL_HIDDEN if self._has_labels else HIDDEN
+        )
         if isinstance(hidden, numbers.Integral):
-            hidden = (hidden,)  # type: ignore[assignment]
+            hidden = (hidden,)
         if not isinstance(hidden, tuple | list | np.ndarray):
             raise ParameterError(
                 f"The 'hidden_layer_sizes' parameter of {OWNER} must be a tuple of integers, the "
-                f"neurons of every hidden layer. Got {hidden!r} instead."
+                f"neurons of every hidden layer, or 'auto'. Got {hidden!r} instead."
             )
         for size in hidden:
             check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
@@ -316,17 +331,17 @@ class BaseSparseMLP(BaseEstimator):
             **self._output_options(sizes),
             seed=self._seed,
         )
-        if self._is_auto("recipe"):
+        if self._is_auto("recipe") and not self._has_labels:
             config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
         return config
 
     def _output_options(self, sizes: tuple[int, ...]) -> dict[str, Any]:
         """Return how many connections the output layer of a network has."""
         given = {"output_epsilon": self.output_epsilon, "output_density": self.output_density}
-        if self._loss != "binary_cross_entropy":
+        if not self._has_labels:
             return given
         if self.output_epsilon is None and self.output_density is None:
-            given["output_density"] = auto_output_density(sizes)
+            given["output_density"] = label_density(sizes)
         return given | {"output_minimum": OUTPUT_MINIMUM}
 
     def _check_same_network(self) -> None:
@@ -346,13 +361,14 @@ class BaseSparseMLP(BaseEstimator):
 
     def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
         """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
-        fraction = 0.0
+        fraction, labels = 0.0, self._has_labels
         if epochs is None:
-            if stops_early(self.early_stopping, n_rows):
+            if stops_early(self.early_stopping, 0 if labels else n_rows):
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)
-            chosen = self._auto("max_epochs", auto_epochs(n_rows, self.n_features_in_))
+            most = label_epochs(n_rows) if labels else auto_epochs(n_rows, self.n_features_in_)
+            chosen = self._auto("max_epochs", most)
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
             chosen, schedule, warmup = epochs, "constant", 0.0
@@ -360,7 +376,11 @@ class BaseSparseMLP(BaseEstimator):
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
         batch_size = min(n_train, self._auto("batch_size", auto_batch_size(n_train)))
+        decay = label_decay(chosen * -(-n_train // batch_size)) if labels else WEIGHT_DECAY
         options |= {
+            "dropout": self._unless_auto("dropout", LABEL_DROPOUT if labels else DROPOUT),
+            "weight_decay": self._unless_auto("weight_decay", decay),
+            "standardize": self._unless_auto("standardize", True),
             "epochs": chosen,
             "batch_size": batch_size,
             "evolution_interval": evolution_interval(n_train, batch_size),
@@ -375,6 +395,15 @@ class BaseSparseMLP(BaseEstimator):
         }
         return TrainingConfig(**options)
 
+    @property
+    def _has_labels(self) -> bool:
+        """Whether rows have any number of labels."""
+        return self._loss == "binary_cross_entropy"
+
+    def _unless_auto(self, name: str, chosen: Any) -> Any:
+        """Return a parameter, or what is chosen where it is "auto"."""
+        return chosen if self._is_auto(name) else getattr(self, name)
+
     def _is_auto(self, name: str) -> bool:
         value = getattr(self, name)
         return isinstance(value, str) and value == "auto"
@@ -385,7 +414,10 @@ class BaseSparseMLP(BaseEstimator):
         if not partial and self._fit_rate is not None:
             return self._fit_rate
         factor = PARTIAL_FACTOR if partial else 1.0
-        return factor * auto_rate(self.network_.config, n_rows)
+        config = self.network_.config
+        if self._has_labels:
+            return factor * label_rate(config.recipe, self._label_share)
+        return factor * auto_rate(config, n_rows)
 
     def _auto(self, name: str, chosen: int) -> int:
         """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""
@@ -449,7 +481,7 @@ class BaseSparseMLP(BaseEstimator):
         trainer, n_rows = self._trainer, len(counted)
         self.learning_rate_ = config.learning_rate
         trainer.state.step = self.n_steps_
-        standardize_(self.network_, X, counted, sample_weight, wanted=self.standardize)
+        standardize_(self.network_, X, counted, sample_weight, wanted=config.standardize)
         start_at_frequencies_(self.network_, y, counted)
         size = self._auto("batch_size", auto_batch_size(n_rows))
         order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)

@@ -29,8 +29,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of int
-        Neurons of every hidden layer.
+    hidden_layer_sizes : tuple of int or "auto"
+        Neurons of every hidden layer; "auto" is (400, 400), and (1000, 400) with an indicator
+        matrix.
     epsilon : float, optional
         Density control ε: a layer of n_in × n_out has about ε·(n_in + n_out) connections, at the
         most all. 20, less above 25,000 features, where `density` is not given either.
@@ -62,30 +63,35 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     pruning_percentile : float in [0, 100)
         In every hidden layer a pruning removes the neurons below this percentile of those that
         are left, in importance.
-    dropout : float in [0, 1)
-        Share of the hidden neurons that are dropped while training.
+    dropout : float in [0, 1) or "auto"
+        Share of the hidden neurons that are dropped while training; "auto" is 0.2, and 0.5 with an
+        indicator matrix.
     learning_rate : float or "auto"
         η. It rises over the first twentieth of the epochs, and then follows `schedule`. "auto"
         is by recipe and shape of the table; a training that diverges with it starts again at a
         quarter.
     schedule : {"cosine", "step", "constant"}
     momentum : float in [0, 1)
-    weight_decay : float in [0, 1]
-        Share that every weight loses at every update; not scaled by the learning rate.
+    weight_decay : float in [0, 1] or "auto"
+        Share that every weight loses at every update; not scaled by the learning rate. "auto" is
+        1e-5, and with an indicator matrix 1.5 over the number of updates, at the most 1e-3.
     batch_size : int or "auto"
         Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
     max_epochs : int or "auto"
-        "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20.
+        "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20; with
+        an indicator matrix 80 up to 6,250 rows, fewer for more, and at least 10.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
-        predicted it best. "auto" does so above 10,000 rows: fewer are better trained on.
+        predicted it best. "auto" does so above 10,000 rows, as fewer are better trained on, but not
+        with an indicator matrix.
     validation_fraction : float in (0, 1)
         Share of the rows set aside with early stopping.
     patience : int
         Epochs without a better validation score after which early stopping stops.
-    standardize : bool
+    standardize : bool or "auto"
         Whether to shift and scale the features to mean 0 and variance 1. Sparse X stays sparse:
-        it is standardised by mini-batches.
+        it is standardised by mini-batches. "auto" does so, but with an indicator matrix y scales
+        features that are not negative and mostly 0 all alike, to a mean square of 1.
     class_weight : dict, "balanced" or None
         Weights of the classes in the loss; they multiply `sample_weight`. Of labels: a dictionary
         of column to weight.
@@ -142,6 +148,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     _loss = "softmax_cross_entropy"
     _losses = ("softmax_cross_entropy", "binary_cross_entropy")
     _sparse_labels: bool | None = field(init=False)  # whether `predict` is to return CSR
+    _label_share: float = field(init=False)  # that a row has, of all labels
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -269,7 +276,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         self.classes_ = np.arange(labels.n_labels)
         if self.class_weight is not None:
             labels = dataclasses.replace(labels, weights=self._label_weights(labels.n_labels))
-        return X, labels, self._check_weights(sample_weight, X, ratios=ratios)
+        weights = self._check_weights(sample_weight, X, ratios=ratios)
+        counted = labels if weights is None else labels[np.flatnonzero(weights)]
+        self._label_share = len(counted.indices) / (len(counted) * labels.n_labels)
+        return X, labels, weights
 
     def _choose_loss(self, loss: Loss, going_on: bool) -> None:
         if going_on and loss != self.network_.config.loss:

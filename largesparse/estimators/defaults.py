@@ -27,11 +27,10 @@ WIDE_FACTOR = 1 / 3  # of the rate of recipe "width", with more features than ro
 SMALLEST_DENSITY = 0.01  # of a layer, for recipe="auto" to be the paper's
 RATES = {  # learning_rate="auto", by loss and recipe
     "softmax_cross_entropy": {"paper": 0.01, "width": 0.3},
-    "binary_cross_entropy": {"paper": 0.3, "width": 3.0},
     "mean_squared_error": {"paper": 0.003, "width": 0.02},
 }
-OUTPUT_FAN_IN = 32  # connections of a label, by default, or what ε gives it if that is more
-OUTPUT_MINIMUM = 4  # connections that every label keeps
+HIDDEN = (400, 400)
+DROPOUT, WEIGHT_DECAY = 0.2, 1e-5  # of rows of one label, and of numbers
 PARTIAL_FACTOR = 0.25  # of the rate, where neither a warm-up nor a schedule tames it
 
 
@@ -67,13 +66,6 @@ def auto_epsilon(layer_sizes: tuple[int, ...]) -> float:
     """
     sizes = sum(n_in + n_out for n_in, n_out in itertools.pairwise(layer_sizes))
     return max(1.0, min(LARGEST_EPSILON, MOST_CONNECTIONS / sizes))
-
-
-def auto_output_density(layer_sizes: tuple[int, ...]) -> float:
-    """Return the density of an output layer of labels where the user gives none."""
-    n_in, n_out = layer_sizes[-2:]
-    epsilon = auto_epsilon(layer_sizes)
-    return min(1.0, max(OUTPUT_FAN_IN / n_in, epsilon * (n_in + n_out) / (n_in * n_out)))
 
 
 def auto_rate(config: NetworkConfig, n_rows: int) -> float:

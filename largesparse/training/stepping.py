@@ -312,7 +312,9 @@ class Stepper:
                 inputs = self.workspace.inputs(len(part))
                 load_batch(X, part, self.network.preprocessing, out=inputs)
                 outputs = self.network.forward(self.workspace, len(part), self.backend)
-                weights = None if sample_weight is None else sample_weight[part]
+                weights = None
+                if sample_weight is not None:
+                    weights = check_weights(sample_weight[part], len(part))
                 sums.add(outputs, y[part], weights)  # the loss may replace the outputs
                 loss += self._loss.function(outputs, y[part], None, weights)[0]
         return loss, sums
