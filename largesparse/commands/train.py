@@ -57,7 +57,7 @@ def add_train(subparsers: Any) -> None:
     add("--folds", type=parse_size, metavar="K",
         help="cross-validate by K folds, then train on all of these rows")  # fmt: skip
     add("--hidden", type=parse_sizes,
-        help="sizes of the hidden layers (400,400; of rows of several labels 1000,400)")  # fmt: skip
+        help="sizes of the hidden layers (400,400; 1000,400 for several labels)")  # fmt: skip
     add("--epsilon", type=float, default=20.0, help="density control ε (%(default)s)")
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip

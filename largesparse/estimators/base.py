@@ -416,7 +416,8 @@ class BaseSparseMLP(BaseEstimator):
         factor = PARTIAL_FACTOR if partial else 1.0
         config = self.network_.config
         if self._has_labels:
-            return factor * label_rate(config.recipe, self._label_share)
+            batch_size = self._auto("batch_size", auto_batch_size(n_rows))
+            return factor * label_rate(config.recipe, self._label_share, batch_size)
         return factor * auto_rate(config, n_rows)
 
     def _auto(self, name: str, chosen: int) -> int:

@@ -5,6 +5,7 @@ Chosen on parts of training rows: see docs/notebook.md.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ OUTPUT_MINIMUM = 4  # connections that every label keeps
 MOSTLY_ZERO = 0.5  # share of zeros from which all features have one scale
 
 
-def label_rate(recipe: str, share: float) -> float:
+def label_rate(recipe: str, share: float, batch_size: int) -> float:
     """Return the learning rate for rows that have such a share of the labels.
 
-    The curvature of the loss is in proportion to p(1 - p) of its labels.
+    The curvature of the loss is in proportion to p(1 - p) of its labels, and the noise of a
+    mini-batch of less than 128 rows to one over the root of its size.
     """
-    return RATES[recipe] * min(1.0, max(LEAST_RATE, RARE / max(share, RARE)))
+    factor = max(LEAST_RATE, RARE / max(share, RARE)) * min(1.0, math.sqrt(batch_size / 128))
+    return RATES[recipe] * factor
 
 
 def label_epochs(n_rows: int) -> int:
