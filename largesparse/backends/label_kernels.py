@@ -11,12 +11,41 @@ import math
 import numpy as np
 from numba import prange
 
-from .compiling import kernel
+from .compiling import inline, kernel
 from .kernels import NEGLIGIBLE
 
 SMALLEST = np.float32(np.finfo(np.float32).tiny)
 ROWS = 256  # labels of a block: with 128 samples it is in the second-level cache
 COLUMNS = 16  # samples that one thread ranks: a cache line
+
+
+@inline
+def probability(z, small):
+    """Return 1 / (1 + exp(-z)) of z and exp(-|z|); 0 under 1e-30."""
+    above = np.float32(1) / (np.float32(1) + small)
+    p = above if z >= 0 else small * above
+    return np.float32(0) if p < NEGLIGIBLE else p  # false for NaN
+
+
+@inline
+def add_block_(logits, first, stop, label_weights, scales, sums, products):
+    """Add the loss of labels first to stop, but for those that rows have; write the gradient."""
+    batch = logits.shape[1]
+    for c in range(first, stop):
+        if len(label_weights):
+            of_label = label_weights[c]
+            for b in range(batch):
+                z = logits[c, b]
+                small = np.float32(math.exp(-abs(z)))
+                sums[b] += of_label * (math.log1p(small) + max(z, np.float32(0)))
+                logits[c, b] = of_label * scales[b] * probability(z, small)
+        else:
+            for b in range(batch):
+                z = logits[c, b]
+                small = np.float32(math.exp(-abs(z)))
+                sums[b] += max(z, np.float32(0))
+                products[b] *= 1.0 + small
+                logits[c, b] = scales[b] * probability(z, small)
 
 
 @kernel()
@@ -25,42 +54,33 @@ def sigmoid_cross_entropy_(logits, indptr, labels, label_weights, weights, total
 
     Row b has the labels labels[indptr[b]:indptr[b + 1]]. Labels and samples without weights count
     1. The loss of a logit z is log(1 + exp(-|z|)) + max(z, 0), less z where the row has the label.
-    Probabilities under 1e-30 are 0 in the gradient: see `kernels.softmax_cross_entropy`.
+    The logarithm is taken of products: those of a block's labels are below 2^256. Probabilities
+    under 1e-30 are 0 in the gradient: see `kernels.softmax_cross_entropy`.
     """
     n_labels, batch = logits.shape
-    share = np.float32(1 / total)
     loss = 0.0
+    share = np.float32(1 / total)
+    each = np.empty(batch, dtype=np.float32)
+    scales = np.empty(batch, dtype=np.float32)
     for b in range(batch):
-        weight = weights[b] if len(weights) else np.float32(1)
+        each[b] = weights[b] if len(weights) else np.float32(1)
+        scales[b] = each[b] * share
         for k in range(indptr[b], indptr[b + 1]):
             of_label = label_weights[labels[k]] if len(label_weights) else np.float32(1)
-            loss -= np.float64(weight * of_label) * logits[labels[k], b]
+            loss -= np.float64(each[b] * of_label) * logits[labels[k], b]
     blocks = (n_labels + ROWS - 1) // ROWS
-    sums = np.zeros(blocks, dtype=np.float64)
+    sums = np.zeros((blocks, batch), dtype=np.float64)
+    products = np.ones((blocks, batch), dtype=np.float64)
     for block in prange(blocks):
-        found = 0.0
-        for c in range(block * ROWS, min(n_labels, (block + 1) * ROWS)):
-            of_label = label_weights[c] if len(label_weights) else np.float32(1)
-            row = np.float32(0)
-            for b in range(batch):
-                weight = weights[b] * of_label if len(weights) else of_label
-                z = logits[c, b]
-                small = np.float32(math.exp(-abs(z)))
-                row += weight * (np.float32(math.log1p(small)) + max(z, np.float32(0)))
-                above = np.float32(1) / (np.float32(1) + small)
-                p = above if z >= 0 else small * above
-                if p < NEGLIGIBLE:  # false for NaN
-                    p = np.float32(0)
-                logits[c, b] = weight * share * p
-            found += row
-        sums[block] = found
+        first, stop = block * ROWS, min(n_labels, (block + 1) * ROWS)
+        add_block_(logits, first, stop, label_weights, scales, sums[block], products[block])
     for block in range(blocks):
-        loss += sums[block]
+        for b in range(batch):
+            loss += each[b] * (sums[block, b] + math.log(products[block, b]))
     for b in range(batch):
-        weight = share * weights[b] if len(weights) else share
         for k in range(indptr[b], indptr[b + 1]):
             of_label = label_weights[labels[k]] if len(label_weights) else np.float32(1)
-            logits[labels[k], b] -= weight * of_label
+            logits[labels[k], b] -= scales[b] * of_label
     return loss
 
 

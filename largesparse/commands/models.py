@@ -130,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     with Predictor(network, **_options(arguments)) as predictor:
         if top:
             labels, scores = predictor.predict_top(table.X, top)
-            columns = {}
+            columns: dict[str, Any] = {}
             for k in range(top):
                 columns |= {f"label {k + 1}": labels[:, k], f"probability {k + 1}": scores[:, k]}
         elif network.classes is not None:

@@ -494,7 +494,7 @@ class BaseSparseMLP(BaseEstimator):
         self.n_iter_ = 1
         self.loss_curve_ = [*self.loss_curve_, total / n_rows]
 
-    def _predict(self, X: Any, predict: Callable[[Predictor, Any], NDArray]) -> NDArray:
+    def _predict(self, X: Any, predict: Callable[[Predictor, Any], Any]) -> Any:
         """Return what a method of `Predictor`, which looks at the values of X, says of X."""
         check_is_fitted(self)
         refuse_masked(X=X)

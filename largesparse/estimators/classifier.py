@@ -145,7 +145,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     class_weight: dict[Any, float] | Literal["balanced"] | None = None
 
     classes_: NDArray[Any] = field(init=False)
-    _loss = "softmax_cross_entropy"
+    _loss: Loss = field(init=False, default="softmax_cross_entropy")
     _losses = ("softmax_cross_entropy", "binary_cross_entropy")
     _sparse_labels: bool | None = field(init=False)  # whether `predict` is to return CSR
     _label_share: float = field(init=False)  # that a row has, of all labels
@@ -326,7 +326,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Both are (n_samples, k), the most probable first. Only k numbers a row are kept, however
         many labels there are.
         """
-        return self._predict(X, lambda predictor, X: predictor.predict_top(X, k))
+        top: tuple[NDArray[Any], NDArray[np.float32]]
+        top = self._predict(X, lambda predictor, X: predictor.predict_top(X, k))
+        return top
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probabilities of classes or labels, float32, in the order of classes_.
@@ -334,7 +336,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         They are (n_samples, n_classes); those of the labels of a row are independent of each other
         after an indicator matrix y.
         """
-        return self._predict(X, Predictor.predict_proba)
+        probabilities: NDArray[np.float32] = self._predict(X, Predictor.predict_proba)
+        return probabilities
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the logarithms of `predict_proba`."""

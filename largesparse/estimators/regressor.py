@@ -98,7 +98,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
 
     def predict(self, X: Any) -> NDArray[np.floating]:
         """Return float64 (n_samples,); of several targets (n_samples, n_outputs_)."""
-        return self._predict(X, Predictor.predict)
+        found: NDArray[np.floating] = self._predict(X, Predictor.predict)
+        return found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² of `predict(X)`."""
