@@ -66,6 +66,7 @@ from .defaults import (
 from .files import PROGRESS, describe, parameters_of
 from .label_defaults import DROPOUT as LABEL_DROPOUT
 from .label_defaults import HIDDEN as LABEL_HIDDEN
+from .label_defaults import LARGEST_BATCH as LARGEST_LABEL_BATCH
 from .label_defaults import (
     OUTPUT_MINIMUM,
     label_decay,
@@ -375,7 +376,7 @@ class BaseSparseMLP(BaseEstimator):
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
-        batch_size = min(n_train, self._auto("batch_size", auto_batch_size(n_train)))
+        batch_size = min(n_train, self._batch_size(n_train))
         decay = label_decay(chosen * -(-n_train // batch_size)) if labels else WEIGHT_DECAY
         options |= {
             "dropout": self._unless_auto("dropout", LABEL_DROPOUT if labels else DROPOUT),
@@ -416,7 +417,7 @@ class BaseSparseMLP(BaseEstimator):
         factor = PARTIAL_FACTOR if partial else 1.0
         config = self.network_.config
         if self._has_labels:
-            batch_size = self._auto("batch_size", auto_batch_size(n_rows))
+            batch_size = self._batch_size(n_rows)
             return factor * label_rate(config.recipe, self._label_share, batch_size)
         return factor * auto_rate(config, n_rows)
 
@@ -426,6 +427,12 @@ class BaseSparseMLP(BaseEstimator):
             return chosen
         value = getattr(self, name)
         return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
+
+    def _batch_size(self, n_rows: int) -> int:
+        chosen = auto_batch_size(n_rows)
+        if self._has_labels:
+            chosen = min(chosen, LARGEST_LABEL_BATCH)
+        return self._auto("batch_size", chosen)
 
     def _train(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
@@ -484,7 +491,7 @@ class BaseSparseMLP(BaseEstimator):
         trainer.state.step = self.n_steps_
         standardize_(self.network_, X, counted, sample_weight, wanted=config.standardize)
         start_at_frequencies_(self.network_, y, counted)
-        size = self._auto("batch_size", auto_batch_size(n_rows))
+        size = self._batch_size(n_rows)
         order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
         total = 0.0
         for start in range(0, n_rows, size):

@@ -74,12 +74,13 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     momentum : float in [0, 1)
     weight_decay : float in [0, 1] or "auto"
         Share that every weight loses at every update; not scaled by the learning rate. "auto" is
-        1e-5, and with an indicator matrix 1.5 over the number of updates, at the most 1e-3.
+        1e-5, and with an indicator matrix 4 over the number of updates, at the most 1e-3.
     batch_size : int or "auto"
-        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
+        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows, and with an
+        indicator matrix at the most 64.
     max_epochs : int or "auto"
         "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20; with
-        an indicator matrix 80 up to 6,250 rows, fewer for more, and at least 10.
+        an indicator matrix 60 up to 8,333 rows, fewer for more, and at least 10.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
         predicted it best. "auto" does so above 10,000 rows, as fewer are better trained on, but not

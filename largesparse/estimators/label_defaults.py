@@ -15,11 +15,12 @@ from ..data.standardizer import Standardizer
 
 DROPOUT = 0.5
 HIDDEN = (1000, 400)
-RATES = {"paper": 0.1, "width": 1.0}  # by recipe; "auto" is "width"
+LARGEST_BATCH = 64
+RATES = {"paper": 0.07, "width": 0.7}  # by recipe; "auto" is "width"
 RARE, LEAST_RATE = 0.02, 0.2  # labels of a row, as a share of all, up to which that is the rate
-FEWEST_EPOCHS, MOST_EPOCHS = 10, 80
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 60
 EPOCH_ROWS = 500_000  # trained on in all epochs, between these bounds
-DECAY = 1.5  # the weight decays of all updates add up to this, and with schedule "cosine" to half
+DECAY = 4.0  # the weight decays of all updates add up to this, and with schedule "cosine" to half
 LARGEST_DECAY = 1e-3
 OUTPUT_CONNECTIONS = 400_000  # up to which the output layer is dense
 OUTPUT_FAN_IN = 32  # connections of a label where there are many labels
@@ -31,9 +32,11 @@ def label_rate(recipe: str, share: float, batch_size: int) -> float:
     """Return the learning rate for rows that have such a share of the labels.
 
     The curvature of the loss is in proportion to p(1 - p) of its labels, and the noise of a
-    mini-batch of less than 128 rows to one over the root of its size.
+    mini-batch of less than 64 rows to one over the root of its size.
     """
-    factor = max(LEAST_RATE, RARE / max(share, RARE)) * min(1.0, math.sqrt(batch_size / 128))
+    factor = max(LEAST_RATE, RARE / max(share, RARE)) * min(
+        1.0, math.sqrt(batch_size / LARGEST_BATCH)
+    )
     return RATES[recipe] * factor
 
 
