@@ -76,7 +76,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Share that every weight loses at every update; not scaled by the learning rate. "auto" is
         1e-5, and with an indicator matrix 4 over the number of updates, at the most 1e-3.
     batch_size : int or "auto"
-        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows, and with an
+        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows; with an
         indicator matrix at the most 64.
     max_epochs : int or "auto"
         "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20; with
