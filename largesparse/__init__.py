@@ -10,6 +10,12 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .data.datasets import Dataset as Dataset
     from .data.datasets import load_dataset as load_dataset
+    from .data.extreme import make_extreme_classification as make_extreme_classification
+    from .data.ranking import ndcg_at_k as ndcg_at_k
+    from .data.ranking import precision_at_k as precision_at_k
+    from .data.ranking import propensities as propensities
+    from .data.ranking import psndcg_at_k as psndcg_at_k
+    from .data.ranking import psp_at_k as psp_at_k
     from .data.skewness import alpha_from_skewness as alpha_from_skewness
     from .data.standardizer import Standardizer as Standardizer
     from .data.synthetic import make_large_classification as make_large_classification
@@ -39,6 +45,7 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .training.prediction import Predictor as Predictor
     from .training.prediction import predict as predict
     from .training.prediction import predict_proba as predict_proba
+    from .training.prediction import predict_top as predict_top
     from .training.resumed_settings import load_checkpoint as load_checkpoint
     from .training.trainer import Trainer as Trainer
     from .training.trainer import save_checkpoint as save_checkpoint
@@ -46,6 +53,8 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
 # module -> its public names; it is imported when one of them is first used
 _NAMES = {
     "data.datasets": ("Dataset", "load_dataset"),
+    "data.extreme": ("make_extreme_classification",),
+    "data.ranking": (*("ndcg_at_k", "precision_at_k", "propensities", "psndcg_at_k", "psp_at_k"),),
     "data.skewness": ("alpha_from_skewness",),
     "data.standardizer": ("Standardizer",),
     "data.synthetic": ("make_large_classification",),
@@ -64,7 +73,7 @@ _NAMES = {
     "training.checkpoint": ("load_model", "save_model"),
     "training.history": ("EpochRecord", "History", "ParallelReport"),
     "training.monitoring": ("GradientFlow", "InputDegrees"),
-    "training.prediction": ("Predictor", "predict", "predict_proba"),
+    "training.prediction": ("Predictor", "predict", "predict_proba", "predict_top"),
     "training.resumed_settings": ("load_checkpoint",),
     "training.trainer": ("Trainer", "save_checkpoint"),
 }

@@ -18,6 +18,7 @@ STREAMS = {
     "augmentation": 6,
     "growth": 7,
     "replica": 8,
+    "minimum": 9,
 }
 
 

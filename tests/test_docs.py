@@ -16,10 +16,13 @@ import largesparse
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, save_model
 from largesparse.backends.operands import PREFETCH_AHEAD, PREFETCH_BYTES
 from largesparse.commands.main import main
+from largesparse.estimators import label_defaults as labels
 from largesparse.estimators.defaults import (
+    DROPOUT,
     EPOCH_CELLS,
     EPOCH_ROWS,
     FEWEST_EPOCHS,
+    HIDDEN,
     MOST_CONNECTIONS,
     MOST_EPOCHS,
     RATES,
@@ -74,13 +77,13 @@ def test_the_docs_have_the_estimators_defaults():
     told = table_of("choosing.md", "What the estimators take")
     model = SparseMLPClassifier()
     sizes, epsilon = told["`hidden_layer_sizes`, `epsilon`"].split("; ", 1)
-    assert sizes == "-".join(map(str, model.hidden_layer_sizes))
+    assert sizes == "-".join(map(str, HIDDEN))
     assert float(re.search(r"ε (\d+)", epsilon)[1]) == auto_epsilon((30, 400, 400, 2))
     assert f"{MOST_CONNECTIONS:,} connections" in epsilon
     assert f"{auto_epsilon((88_119, 400, 400, 2)):.1f} at 88,119 features" in epsilon
     assert told["`activation`, `alpha`"] == f"`{model.activation}`, {model.alpha:g}"
     fractions = told["`zeta`, `dropout`"].split(", ")
-    assert [float(text) for text in fractions] == [model.zeta, model.dropout]
+    assert [float(text) for text in fractions] == [model.zeta, DROPOUT]
     assert f"{WEIGHT_DECAY:.0e}".replace("e-0", "e-") in told["`weight_decay`"]
     rate, rates = told["`learning_rate`"], RATES["softmax_cross_entropy"]
     assert f"`width` {rates['width']:g}" in rate and f"`paper` {rates['paper']:g}" in rate
@@ -88,6 +91,26 @@ def test_the_docs_have_the_estimators_defaults():
     assert epochs in told["`max_epochs`"] and f"below {LEARNT:g}" in told["`max_epochs`"]
     assert f"{EPOCH_ROWS:,} rows and {EPOCH_CELLS:,} cells" in told["`max_epochs`"]
     assert f"above {STOPPING_ROWS:,} rows" in told["`early_stopping`"]
+
+
+def test_the_docs_have_the_defaults_of_several_labels():
+    told = table_of("choosing.md", "Several labels a row")
+    assert told["`hidden_layer_sizes`"].startswith("-".join(map(str, labels.HIDDEN)))
+    density = told["`output_density`"]
+    assert f"{labels.OUTPUT_CONNECTIONS:,} connections" in density
+    assert f"or {labels.OUTPUT_FAN_IN} a label" in density
+    assert f"keeps {labels.OUTPUT_MINIMUM}" in density
+    rate, width = told["`learning_rate`"], labels.RATES["width"]
+    assert rate.startswith(f"{width:g} where a row has at most {100 * labels.RARE:g} %")
+    assert f"down to {width * labels.LEAST_RATE:g}" in rate
+    assert f"under {labels.LARGEST_BATCH} rows" in rate
+    assert told["`batch_size`"].endswith(f"to {labels.LARGEST_BATCH}")
+    epochs = told["`max_epochs`"]
+    assert f"from {labels.FEWEST_EPOCHS} to {labels.MOST_EPOCHS}" in epochs
+    assert f"{labels.EPOCH_ROWS:,} rows" in epochs
+    decay = f"{labels.DROPOUT}; {labels.DECAY:g} over the number of updates, at most 1e-3"
+    assert told["`dropout`, `weight_decay`"] == decay
+    assert labels.LARGEST_DECAY == 1e-3
 
 
 def test_the_sample_of_inspect_is_what_it_prints(tmp_path, capsys):

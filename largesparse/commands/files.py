@@ -8,7 +8,7 @@ from typing import Any
 from ..data.formats import FORMATS
 from ..data.layout import DECIMALS, MISSING_CHOICES
 
-READ = "CSV, .data, .txt, parquet, ARFF, svmlight, npz, npy, MATLAB, GEO, h5ad"
+READ = "CSV, .data, .txt, parquet, ARFF, svmlight, XC text, npz, npy, MATLAB, GEO, h5ad"
 DELIMITERS = {"tab": "\t", r"\t": "\t", "space": " ", "comma": ",", "semicolon": ";"}
 
 

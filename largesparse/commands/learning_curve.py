@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.ranking import precision_at_k
 from ..errors import ParameterError, install_command
 from ..harness.records import check_output
 from ..machine.environment import expand_user
@@ -55,7 +56,10 @@ class HeldOutScores:
 
     def __call__(self, trainer: Trainer, record: EpochRecord) -> None:
         """Predict and score; a score of one row's numbers is not known."""
-        if hasattr(self.estimator, "classes_") or len(self.y) > 1:
+        if self.y.ndim == 2 and hasattr(self.estimator, "classes_"):
+            labels, _ = self.estimator.predict_top(self.X, 1)
+            record.test_accuracy = precision_at_k(self.y, labels, 1)
+        elif hasattr(self.estimator, "classes_") or len(self.y) > 1:
             record.test_accuracy = float(self.estimator.score(self.X, self.y))
 
 

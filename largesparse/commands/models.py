@@ -15,8 +15,9 @@ from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import check_printable
 from ..machine.sizes import parse_size
+from ..model.losses import LOSSES
 from .files import READ, add_file_options, file_options
-from .scores import accuracy
+from .scores import RANKS, accuracy, precisions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,8 @@ def add_predict(subparsers: Any) -> None:
     _add_model_and_data(parser, labels=False)
     parser.add_argument("--out", metavar="FILE.csv", help="receives the predictions (the screen)")
     parser.add_argument("--proba", action="store_true", help="add the probability of every class")
+    parser.add_argument("--top", type=parse_size, metavar="K",
+        help="the K most probable labels (5, where rows have several)")  # fmt: skip
     parser.set_defaults(run=_predict)
 
 
@@ -109,8 +112,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     from ..training.prediction import Predictor
 
     network = load_model(arguments.model)
-    if arguments.proba and network.classes is None:
-        raise ParameterError("--proba needs a classifier, and this model predicts numbers.")
+    loss = LOSSES[network.config.loss]
+    for flag in ("proba", "top"):
+        if getattr(arguments, flag) and loss.task == "regression":
+            raise ParameterError(f"--{flag} needs a classifier, and this model predicts numbers.")
+    n_outputs = network.config.layer_sizes[-1]
+    if arguments.proba and (loss.is_multilabel or arguments.top):
+        raise ParameterError(f"--proba would write {n_outputs} columns. Say --top {n_outputs}.")
+    top = arguments.top or (min(5, n_outputs) if loss.is_multilabel else None)
     if arguments.missing == "drop":
         raise ParameterError(
             "--missing drop would leave rows without a prediction. Say --missing mean, which takes "
@@ -119,7 +128,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     out = _check_output(network, arguments)
     table = _read_for(network, arguments, None)
     with Predictor(network, **_options(arguments)) as predictor:
-        if network.classes is not None:
+        if top:
+            labels, scores = predictor.predict_top(table.X, top)
+            columns: dict[str, Any] = {}
+            for k in range(top):
+                columns |= {f"label {k + 1}": labels[:, k], f"probability {k + 1}": scores[:, k]}
+        elif network.classes is not None:
             probabilities = predictor.predict_proba(table.X)
             columns = {"prediction": network.classes[probabilities.argmax(axis=1)]}
             if arguments.proba:
@@ -183,6 +197,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             + (f" in its {arguments.part} part" if arguments.part else "")
             + ". Name their column by --target."
         )
+    if LOSSES[network.config.loss].is_multilabel:
+        return _evaluate_labels(network, table, arguments)
     if network.classes is not None:
         truth = match_labels(table.y, network.classes)
         encode_labels(truth, network.classes)  # a class that the model does not know is an error
@@ -212,6 +228,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     else:
         for name, value in scores.items():
             print(f"{name:<25}" + ("one row has none" if value is None else f"{value:.6g}"))
+    return 0
+
+
+def _evaluate_labels(network: SparseMLP, table: Any, arguments: argparse.Namespace) -> int:
+    """Print how many of the most probable labels are right."""
+    import json
+
+    from ..data.ranking import ndcg_at_k
+    from ..data.samples import same_labels
+    from ..training.prediction import predict_top
+
+    n_labels = network.config.layer_sizes[-1]
+    truth = same_labels(table.y, n_labels)
+    most = min(RANKS[-1], n_labels)
+    labels, _ = predict_top(network, table.X, most, **_options(arguments))
+    scores: dict[str, float] = precisions(truth, labels)
+    scores |= {f"nDCG@{k}": ndcg_at_k(truth, labels, k) for k in RANKS if k <= most}
+    scores |= {"rows": len(labels)}
+    if arguments.json:
+        print(json.dumps(scores, indent=2))
+    else:
+        for name, value in scores.items():
+            print(f"{name:<8}{value:.6g}")
     return 0
 
 
@@ -257,7 +296,7 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     strongest = np.argsort(-strength, kind="stable")[:features]
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     return {
-        "task": "regression" if network.classes is None else "classification",
+        "task": LOSSES[config.loss].task,
         "classes": None if network.classes is None else network.classes.tolist(),
         "features": n_features,
         "activation": f"{config.activation}, alpha {config.alpha:g}",

@@ -8,7 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.ranking import precision_at_k
 from ..errors import check_range
+
+RANKS = (1, 3, 5)  # at which precision is told
+
+
+def precisions(y: Any, labels: NDArray[np.integer]) -> dict[str, float]:
+    """Return P@1, P@3 and P@5, or what there are labels for, of the most probable labels."""
+    return {f"P@{k}": precision_at_k(y, labels, k) for k in RANKS if k <= labels.shape[1]}
+
+
+def describe_precisions(found: dict[str, float]) -> str:
+    """Return precisions on one line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items())
 
 
 class Accuracy(NamedTuple):
@@ -40,7 +53,10 @@ def accuracy(right: NDArray[np.bool_], y: NDArray) -> Accuracy:
 
 
 def describe_score(estimator: Any, X: Any, y: Any) -> str:
-    """Return accuracy or R² of an estimator's predictions."""
+    """Return accuracy, R² or precisions of an estimator's predictions."""
+    if y.ndim == 2 and hasattr(estimator, "classes_"):
+        top = estimator.predict_top(X, min(RANKS[-1], len(estimator.classes_)))[0]
+        return describe_precisions(precisions(y, top))
     if hasattr(estimator, "classes_"):
         return str(accuracy(estimator.predict(X) == y, y))
     return f"{estimator.score(X, y):.4f}" if len(y) > 1 else "one row has none"

@@ -43,6 +43,7 @@ def add_train(subparsers: Any) -> None:
     add(
         "--data", required=True, metavar="FILE|NAME", help=f"a table ({READ}), or a data set's name"
     )
+    add("--test", metavar="FILE", help="a table of rows that are only tested on")
     add("--target", help="the column to predict (tables with columns)")
     add_file_options(parser)
     add("--categorical", nargs="*", metavar="COLUMN",
@@ -55,12 +56,8 @@ def add_train(subparsers: Any) -> None:
         "rows one at least is trained on")  # fmt: skip
     add("--folds", type=parse_size, metavar="K",
         help="cross-validate by K folds, then train on all of these rows")  # fmt: skip
-    add(
-        "--hidden",
-        type=parse_sizes,
-        default="400,400",
-        help="sizes of the hidden layers (%(default)s)",
-    )
+    add("--hidden", type=parse_sizes,
+        help="sizes of the hidden layers (400,400; 1000,400 for several labels)")  # fmt: skip
     add("--epsilon", type=float, default=20.0, help="density control ε (%(default)s)")
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
@@ -100,8 +97,11 @@ def _train(arguments: argparse.Namespace) -> int:
         check_plot(arguments.plot)
     if arguments.folds is not None:
         check_range("--folds", arguments.folds, "train", low=2, integer=True)
+        if arguments.test is not None:
+            raise ParameterError("--folds and --test exclude each other. Leave one of them out.")
     samples = read_samples(
         arguments.data,
+        test=arguments.test,
         target=arguments.target,
         task=arguments.task,
         test_fraction=fraction,
@@ -109,6 +109,11 @@ def _train(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         **file_options(arguments),
     )
+    if samples.task == "multilabel" and (arguments.folds is not None or arguments.balanced):
+        flag = "--balanced" if arguments.balanced else "--folds"
+        raise ParameterError(
+            f"{flag} is for one label a row, and {samples.target} has several. Leave it out."
+        )
     estimator = _make_estimator(arguments, samples)
     tested = samples.X_test is not None
     counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
@@ -163,7 +168,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) not in (None, "auto")
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
-    sizes = (1, *arguments.hidden, 2)
+    sizes = (1, *(arguments.hidden or (400, 400)), 2)
     network = NetworkConfig(
         sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
     )
@@ -179,6 +184,8 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
 def print_score(rows: str, estimator: Any, X: Any, y: Any) -> None:
     name = "accuracy" if hasattr(estimator, "classes_") else "R²"
+    if y.ndim == 2 and name == "accuracy":
+        name = "precision"
     print(f"{name} {rows} {describe_score(estimator, X, y)}")
 
 
@@ -188,6 +195,9 @@ def describe_task(samples: Samples, asked: str) -> str:
 
     if samples.task == "regression":
         return f"{samples.target} is predicted as numbers (regression)"
+    if samples.task == "multilabel":
+        n_rows, n_labels = samples.y.shape
+        return f"{samples.target} has {n_labels} labels, {samples.y.sum() / n_rows:.3g} a row"
     n_classes = len(np.unique(samples.y))
     other = ""
     if asked == "auto" and samples.y.dtype.kind in "iuf" and n_classes > 2:

@@ -14,6 +14,7 @@ from .columns import Parts
 from .files import reading
 from .frames import first_doubled
 from .geo import read_series_matrix
+from .label_files import read_extreme, read_multilabel
 from .layout import FileLayout, Wanted
 from .typed_tables import parts_of_frame
 
@@ -23,20 +24,29 @@ if TYPE_CHECKING:
 Target = str | int | None
 
 
+def read_extreme_text(path: Path, target: Target) -> Parts:
+    """Read text of extreme classification: see `label_files`."""
+    _refuse_target(path, target, "text of extreme classification")
+    X, y = read_extreme(path)
+    return _parts(X, y, None, None, FileLayout(zero_based=True))
+
+
 def read_svmlight(path: Path, target: Target, zero_based: bool | None) -> Parts:
-    """Read lines of a label and the values that are not 0."""
+    """Read lines of a label, or several, and the values that are not 0."""
     from scipy.sparse import csr_array
     from sklearn.datasets import load_svmlight_file
 
-    if target is not None:
-        raise DataError(
-            f"{path} is an svmlight file, which begins every line with the label: it has no "
-            f"column {target!r}. Leave the target out."
-        )
+    _refuse_target(path, target, "an svmlight file")
     lines = "Lines are 'label index:value ...', with one label and rising indices."
     with reading(path, "as svmlight", lines):
-        # From 0 in any case: how low the indices go is seen only then.
-        X, y = load_svmlight_file(str(path), dtype=np.float64, zero_based=True)
+        try:
+            # From 0 in any case: how low the indices go is seen only then.
+            X, y = load_svmlight_file(str(path), dtype=np.float64, zero_based=True)
+        except ValueError as error:
+            try:
+                X, y = read_multilabel(path)
+            except ValueError:
+                raise error from None
     has_zero = bool((X.indices == 0).any())
     if zero_based is None:
         zero_based = has_zero
@@ -45,13 +55,22 @@ def read_svmlight(path: Path, target: Target, zero_based: bool | None) -> Parts:
             f"{path} has the index 0, but indices are to begin at 1, as in the file that a model "
             "was trained on. Write it with the same indices as that file."
         )
-    whole = np.abs(y).max(initial=0) < 2**53 and (y == np.trunc(y)).all()
-    y = y.astype(np.int64) if whole else y
+    if isinstance(y, np.ndarray):
+        whole = np.abs(y).max(initial=0) < 2**53 and (y == np.trunc(y)).all()
+        y = y.astype(np.int64) if whole else y
     if not zero_based:
         X.indices -= 1
         X = csr_array((X.data, X.indices, X.indptr), shape=(X.shape[0], max(0, X.shape[1] - 1)))
     X = csr_array(X)
     return _parts(X, y, None, None, FileLayout(zero_based=zero_based))
+
+
+def _refuse_target(path: Path, target: Target, kind: str) -> None:
+    if target is not None:
+        raise DataError(
+            f"{path} is {kind}, which begins every line with the label: it has no "
+            f"column {target!r}. Leave the target out."
+        )
 
 
 def read_npz(path: Path, target: Target, part: str | None) -> Parts:

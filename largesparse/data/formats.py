@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import DataError, ParameterError
 from .archives import array_names
+from .label_files import kind_of_text
 
 SUFFIXES = {  # a further .gz may follow those of text
     ".csv": "csv",
@@ -25,7 +26,7 @@ SUFFIXES = {  # a further .gz may follow those of text
     ".h5ad": "h5ad",
 }
 SERIES = "series_matrix.txt"
-FORMATS = (*dict.fromkeys(SUFFIXES.values()), "series")
+FORMATS = (*dict.fromkeys(SUFFIXES.values()), "extreme", "series")
 TEXT = ("csv", "svmlight", "arff", "series")
 COLUMNS = ("csv", "parquet", "arff", "npy")  # formats whose columns are chosen one by one
 # How what is not read becomes a file that is. {0} is the file, {1} its name without the suffix.
@@ -70,15 +71,19 @@ def parts_of(path: Path, format: str | None = None) -> list[str]:
 
 
 def table_format(path: Path) -> str | None:
-    """Return the one of `FORMATS` that the suffix of `path` says, or None."""
+    """Return the one of `FORMATS` that the suffix of `path` says, or the text; or None."""
     name = path.name.lower()
     if name.endswith((SERIES, f"{SERIES}.gz")):
         return "series"
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         kind = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return kind if kind in TEXT else None
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+        kind = kind if kind in TEXT else None
+    else:
+        kind = SUFFIXES.get(suffixes[-1]) if suffixes else None
+    if kind == "csv" and path.is_file():
+        kind = kind_of_text(path) or kind
+    return kind
 
 
 def check_file(path: Path, part: str | None, format: str | None, given: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..machine.environment import expand_user
+from .archives import csr_from_archive, holds_sparse, read_archive
 from .columns import Columns, refuse
 from .files import open_text, reading
 from .frames import some_of
@@ -19,16 +21,26 @@ from .targets import labels_of_text
 
 def read_labels(
     place: str, n_rows: int, ids: NDArray | None, target: str | int | None
-) -> tuple[NDArray, str]:
-    """Return the labels (n_rows,) of a file, and the name of their column.
+) -> tuple[Any, str]:
+    """Return the labels (n_rows,) of a file, or an indicator matrix, and the name of their column.
 
     One column has a label a sample, in their order, perhaps under a name. Of several columns the
     first names the samples, which are found by `ids`, and the second, or that called `target`, is
-    the label. A `.npy` file has an array of labels.
+    the label. A `.npy` file has an array of labels, an `.npz` file a sparse indicator matrix.
     """
     path = expand_user(place)
     if not path.is_file():
         raise DataError(f"There is no file {path} for --labels. Check the path.")
+    if path.suffix.lower() == ".npz":
+        arrays = read_archive(path)
+        if not holds_sparse(arrays):
+            raise DataError(
+                f"{path} is no sparse matrix of scipy.sparse.save_npz, as --labels takes it. Write "
+                "labels by that, or by numpy.save."
+            )
+        sparse = csr_from_archive(arrays, path)
+        _check_count(path, sparse.shape[0], n_rows)
+        return sparse, "labels"
     if path.suffix.lower() == ".npy":
         with reading(path, "as an array of NumPy", "Write labels.", damage=(Exception,)):
             y = np.load(path, allow_pickle=False)

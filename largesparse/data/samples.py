@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
@@ -45,11 +46,13 @@ def read_samples(
     test_fraction: float | None,
     seed: int,
     held_out_by_default: bool = True,
+    test: str | None = None,
     **options: Any,
 ) -> Samples:
     """Read a file or a data set by its name, find out what its target is, and hold rows out.
 
-    `target` is the column to predict, `task` one of `targets.TASKS`. Where the data has no test
+    `test` is a file of rows to test on, of the kind of `source`, None where there is none. `target`
+    is the column to predict, `task` one of `targets.TASKS`. Where the data has no test
     part the share `test_fraction` is held out; by default `TEST_FRACTION` or nothing. `options` are
     parameters of `tables.read_table`.
 
@@ -59,10 +62,16 @@ def read_samples(
         Where the data cannot be used, with the part that is tested on, or an option does not fit.
     """
     rows = _read(source, target, options)
+    if test is not None:
+        rows = _with_test(rows, source, test, target, options)
     X, y, X_test, y_test, *_ = rows
     if task == "regression":
         y = numbers_of_text(y)
         y_test = None if y_test is None else numbers_of_text(y_test)
+    if test is not None and test_fraction is not None:
+        raise ParameterError(
+            f"--test-fraction: {test} has the rows to test on. Leave one of the flags out."
+        )
     if X_test is not None and test_fraction is not None:
         raise ParameterError(
             f"--test-fraction: {source} has a test part of its own, of {X_test.shape[0]} rows. "
@@ -83,7 +92,7 @@ def read_samples(
     if test_fraction is None and not held_out_by_default:
         test_fraction = 0
     if X_test is None and test_fraction != 0:
-        train_rows, test_rows, alone = hold_out(len(y), indices, test_fraction, seed)
+        train_rows, test_rows, alone = hold_out(y.shape[0], indices, test_fraction, seed)
         if len(alone):
             notes.append(
                 f"{len(alone)} of the classes {'has' if len(alone) == 1 else 'have'} one row only, "
@@ -137,6 +146,29 @@ def _read(source: str, target: str | None, options: dict[str, Any]) -> Samples:
     return Samples(table.X, table.y, X_test, y_test, owner, names, layout, notes=table.notes)
 
 
+def _with_test(
+    rows: Samples, source: str, test: str, target: str | None, options: dict[str, Any]
+) -> Samples:
+    """Return samples with the rows of another file to test on."""
+    from .formats import table_format
+    from .tables import align_columns, read_table
+
+    if rows.X_test is not None:
+        raise ParameterError(f"--test: {source} has a test part of its own. Leave the flag out.")
+    own = {name: value for name, value in options.items() if name != "labels"}
+    trained = rows.layout
+    if options.get("zero_based") is None and trained is not None:
+        is_svmlight = (options.get("format") or table_format(expand_user(test))) == "svmlight"
+        own["zero_based"] = trained.zero_based if is_svmlight else None
+    if rows.feature_names is not None and not options.get("transpose"):
+        own["columns"] = rows.feature_names
+    table = read_table(test, target, **own)
+    if table.y is None:
+        raise DataError(f"{test} has no values to compare predictions with. Add them.")
+    table = align_columns(table, rows.feature_names, rows.X.shape[1])
+    return rows._replace(X_test=table.X, y_test=table.y)
+
+
 def _note_counts(X: Any) -> list[str]:
     """Return a hint where all features are counts of very different sizes."""
     values = X if isinstance(X, np.ndarray) else X.data
@@ -159,6 +191,8 @@ def _check_test(
     """Return a test part that a model of the training part can be tested on, or raise."""
     try:
         X_test = check_X(X_test, n_features)
+        if task == "multilabel":
+            return X_test, same_labels(y_test, y.shape[1])
         if y_test.ndim != y.ndim or y_test.shape[1:] != y.shape[1:]:
             raise DataError(f"y has the shape {y_test.shape}, and {y.shape} in the training part.")
         if task == "classification":
@@ -169,6 +203,16 @@ def _check_test(
     except DataError as error:
         raise DataError(f"In the rows to test on: {error}") from error
     return X_test, y_test
+
+
+def same_labels(y: Any, n_labels: int) -> Any:
+    """Return the indicator matrix of a test part; labels that training lacks count as missed."""
+    if not issparse(y) and (y.ndim != 2 or y.shape[1] != n_labels):
+        raise DataError(f"y has the shape {y.shape}, and {n_labels} labels in the training part.")
+    if issparse(y) and y.shape[1] < n_labels:
+        y = y.copy()
+        y.resize((y.shape[0], n_labels))
+    return y
 
 
 def hold_out(

@@ -6,7 +6,11 @@
   fraction, else text, without spaces around it: `007`, `+1` and `NA` stay so.
 - `.parquet`: likewise, with types of its own; needs pyarrow (`pip install '.[tables]'`).
 - `.arff` (also with `.gz`), dense and sparse: likewise; of sparse data X is CSR.
-- `.svm`, `.libsvm`, `.svmlight` (also with `.gz`): X is CSR and y the labels.
+- `.svm`, `.libsvm`, `.svmlight` (also with `.gz`), and `.txt` of such lines: X is CSR and y the
+  labels; where lines have several (`3,17 1:0.5 …`) y is an indicator matrix, CSR, with a column for
+  each number up to the largest.
+- `.txt` of extreme classification, whose first line has the numbers of rows, features and labels:
+  likewise, and both are counted from 0.
 - `.npz`: arrays `X` and possibly `y`, or `x_train, y_train, x_test, y_test`, or CSR arrays
   `indptr, indices, shape` and possibly `data` and `y`, or what `scipy.sparse.save_npz` writes,
   which becomes CSR; names may be in `feature_names`. Rows of images become flat.
@@ -20,16 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 
 from ..errors import DataError, ParameterError
 from ..machine.environment import expand_user
 from .columns import Parts
 from .formats import check_file, table_format
 from .frames import positions_of
+from .label_sets import check_label_sets
 from .labels import read_labels
 from .layout import FileLayout, Wanted
 from .missing import fill_with_means, keep_present, logarithms, row_numbers
@@ -56,7 +62,7 @@ class Table(NamedTuple):
     """
 
     X: NDArray[np.float32] | NDArray[np.float64] | csr_array
-    y: NDArray | None
+    y: Any
     feature_names: list[str] | None
     target: str | None
     layout: FileLayout = FileLayout()
@@ -128,7 +134,8 @@ def read_table(
         named in the first line. The target is then a row.
     labels : path, optional
         A file with the labels, one a line in the order of the samples; or with the names of the
-        samples in a first column and the labels in a second, or in that called `target`.
+        samples in a first column and the labels in a second, or in that called `target`. Or `.npy`
+        or `scipy.sparse.save_npz` of an indicator matrix.
     log : bool
         Whether the features become log(1 + x), as counts of very different sizes should.
     dtype : type, optional
@@ -205,6 +212,8 @@ def _read(
         parts = arff.read_arff(path, wanted)
     elif kind == "npz":
         parts = arrays.read_npz(path, wanted.target, part)
+    elif kind == "extreme":
+        parts = arrays.read_extreme_text(path, wanted.target)
     elif kind == "mat":
         parts = arrays.read_mat(path, wanted.target)
     elif kind == "series":
@@ -245,7 +254,8 @@ def _checked(path: Path, table: Table, target: str | int | None) -> Table:
         raise DataError(f"{path} has no rows of data. Get or write it again.")
     if table.y is not None:
         owner = f"{path}: the target" + ("" if table.target is None else f" {table.target!r}")
-        table = table._replace(y=check_values(table.y, owner))
+        y = check_label_sets(table.y).to_csr(np.int8) if issparse(table.y) else table.y
+        table = table._replace(y=y if issparse(y) else check_values(y, owner))
     if target is not None and table.X.shape[0] == 1:
         raise DataError(f"{path} has one row only. Training and testing need more samples.")
     return table

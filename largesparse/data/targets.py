@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from ..errors import DataError, ParameterError
 from .checks import encode_labels
 from .headers import MISSING
 
-TASKS = ("auto", "classification", "regression")
+TASKS = ("auto", "classification", "regression", "multilabel")
 FEW_CLASSES = 20  # distinct whole numbers that need no look at what they are
 ROWS_PER_CLASS = 10  # that each of more whole numbers has, where they number classes
 PADDED = re.compile(r"[+-]?0\d|.*_")  # float() reads these, but they are codes, not numbers
@@ -29,7 +30,7 @@ RULE = (
     f"has at most {FEW_CLASSES} different whole numbers, or where these run from 0 or 1 without a "
     f"gap and stand in {ROWS_PER_CLASS} rows or more each. What may be meant otherwise is refused "
     "until you choose: other whole numbers, and more than two labels that are more than half as "
-    "many as the rows"
+    "many as the rows. Columns of 0 and 1, of which rows have several that are 1, are multilabel"
 )
 
 
@@ -133,12 +134,19 @@ def numbers_of_text(y: NDArray) -> NDArray:
     return numbers if np.isfinite(numbers).all() else y
 
 
-def choose_task(y: NDArray, asked: str, name: str) -> str:
-    """Return "classification" or "regression" for a target that `check_values` returned.
+def choose_task(y: Any, asked: str, name: str) -> str:
+    """Return "classification", "regression" or "multilabel" for what `check_values` returned.
 
     A DataError is raised if what is asked for cannot be done with y, a ParameterError if "auto"
     cannot tell.
     """
+    if y.ndim == 2 and asked in ("auto", "multilabel") and _is_indicator(y):
+        sums = y.sum(axis=1)
+        if issparse(y) or asked == "multilabel" or (sums != 1).any():
+            return "multilabel"
+    if issparse(y) or asked == "multilabel":
+        what = "rows of any number of labels" if issparse(y) else "no columns of 0 and 1"
+        raise DataError(f"{name} has {what}: --task {asked} does not fit. Leave it out.")
     text = y.dtype.kind == "U"
     fractions = y.dtype.kind == "f" and bool(_is_fraction(y).any())
     if asked == "regression" or (asked == "auto" and fractions):
@@ -151,7 +159,8 @@ def choose_task(y: NDArray, asked: str, name: str) -> str:
     if y.ndim == 2:
         raise DataError(
             f"{name} has {y.shape[1]} columns. Give class labels in one, y.argmax(axis=1) of "
-            "one-hot rows, or say --task regression to predict several numbers."
+            "one-hot rows, or say --task regression to predict several numbers, or --task "
+            "multilabel for columns of 0 and 1."
         )
     if fractions:
         row = int(_is_fraction(y).argmax())
@@ -181,6 +190,11 @@ def warn_of_quantities(y: NDArray) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _is_indicator(y: Any) -> bool:
+    """Return whether all values are 0 or 1; those of a sparse y are."""
+    return issparse(y) or (y.dtype.kind in "biuf" and bool(np.isin(y, (0, 1)).all()))
 
 
 def _is_fraction(y: NDArray) -> NDArray[np.bool_]:

@@ -37,12 +37,20 @@ from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
 from ..training.prediction import Predictor
-from ..training.prepared import TrainingData, prepare_, relative_weights, standardize_
+from ..training.prepared import (
+    TrainingData,
+    prepare_,
+    relative_weights,
+    standardize_,
+    start_at_frequencies_,
+)
 from ..training.state import TrainingState
 from ..training.trainer import Callback, Trainer
 from .defaults import (
     DOC_LINK,
+    DROPOUT,
     FEWEST_EPOCHS,
+    HIDDEN,
     LARGEST_BATCH,
     OWNER,
     PARTIAL_FACTOR,
@@ -59,6 +67,17 @@ from .defaults import (
     stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
+from .label_defaults import DROPOUT as LABEL_DROPOUT
+from .label_defaults import HIDDEN as LABEL_HIDDEN
+from .label_defaults import LARGEST_BATCH as LARGEST_LABEL_BATCH
+from .label_defaults import (
+    OUTPUT_MINIMUM,
+    label_decay,
+    label_density,
+    label_epochs,
+    label_rate,
+    one_scale,
+)
 from .linear_start import LinearStart, fit_linear, has_learnt, what_prevents
 from .verbose import EpochLines
 
@@ -70,7 +89,10 @@ RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a l
 WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
-NETWORK_PARAMETERS = ("epsilon", "density", "activation", "alpha", "recipe", "regrowth")
+NETWORK_PARAMETERS = (
+    *("epsilon", "density", "output_epsilon", "output_density"),
+    *("activation", "alpha", "recipe", "regrowth"),
+)
 
 # `validate_data` leaves the values to the checks of the training and of the prediction.
 AS_GIVEN: dict[str, Any] = {
@@ -114,21 +136,24 @@ class BaseSparseMLP(BaseEstimator):
     The fields are the parameters: scikit-learn reads them from the `__init__` that they make.
     """
 
-    hidden_layer_sizes: tuple[int, ...] = (400, 400)
+    hidden_layer_sizes: tuple[int, ...] | Literal["auto"] = "auto"
     _: KW_ONLY
     epsilon: float | None = None
     density: float | None = None
+    output_epsilon: float | None = None
+    output_density: float | None = None
     activation: Activation = "all_relu"
     alpha: float | Literal["auto"] = 0.1
     recipe: Recipe | Literal["auto"] = "auto"
     regrowth: Regrowth | None = None
     zeta: float = 0.3
     zeta_decay: float = 1.0
+    evolve_output: bool = False
     growth: Growth = "random"
     pruning_start: int | None = None
     pruning_every: int = 10
     pruning_percentile: float = 5.0
-    dropout: float = 0.2
+    dropout: float | Literal["auto"] = "auto"
     learning_rate: float | Literal["auto"] = "auto"
     schedule: Schedule = "cosine"
     momentum: float = 0.9
@@ -138,7 +163,7 @@ class BaseSparseMLP(BaseEstimator):
     early_stopping: bool | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int = 20
-    standardize: bool = True
+    standardize: bool | Literal["auto"] = "auto"
     linear_start: bool | Literal["auto"] = "auto"
     warm_start: bool = False
     random_state: Any = None
@@ -147,7 +172,8 @@ class BaseSparseMLP(BaseEstimator):
     verbose: bool = False
 
     network_: SparseMLP = field(init=False)
-    _loss: ClassVar[Loss]  # of NetworkConfig
+    _loss: Loss = field(init=False)  # of NetworkConfig
+    _losses: ClassVar[tuple[Loss, ...]]  # that the kind of estimator can have
     _callbacks: ClassVar[tuple[Callback, ...]] = ()  # of `fit`, for the command line
     _doc_link_module, _doc_link_template = DOC_LINK
 
@@ -181,10 +207,11 @@ class BaseSparseMLP(BaseEstimator):
         """
         network = load_model(folder)
         config = network.config
-        if config.loss != cls._loss:
+        if config.loss not in cls._losses:
             raise ParameterError(
                 f"The model at {folder} was trained with the loss {config.loss!r}, and "
-                f"{cls.__name__} takes {cls._loss!r}. Load it with the other estimator."
+                f"{cls.__name__} takes {' and '.join(map(repr, cls._losses))}. Load it with the "
+                "other estimator."
             )
         saved = read_estimator(folder)
         options = {name: getattr(config, name) for name in NETWORK_PARAMETERS}
@@ -192,6 +219,7 @@ class BaseSparseMLP(BaseEstimator):
         options["standardize"] = network.preprocessing is not None
         estimator = cls(**(parameters_of(saved) if saved else options))
         estimator.network_ = network
+        estimator._loss = config.loss
         estimator.alpha_ = config.alpha
         estimator.n_features_in_ = config.layer_sizes[0]
         if network.feature_names is not None:
@@ -199,7 +227,9 @@ class BaseSparseMLP(BaseEstimator):
         estimator._seed = config.seed
         estimator._forget_training()
         if saved:
-            estimator.__dict__.update({name: saved["progress"][name] for name in PROGRESS})
+            progress = saved["progress"]
+            known = {name: progress[name] for name in PROGRESS if name in progress}
+            estimator.__dict__.update(known)
         estimator._take_targets()
         return estimator
 
@@ -217,7 +247,7 @@ class BaseSparseMLP(BaseEstimator):
         """Set the attributes that say what is predicted, from the network."""
         raise NotImplementedError
 
-    def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, NDArray]:
+    def _check_data(self, X: Any, y: Any, *, reset: bool, **options: Any) -> tuple[Any, Any]:
         """Return X as `check_X` does, and y; without `reset` training goes on with the network."""
         refuse_masked(X=X, y=y)
         X, y = validate_data(self, X, y, reset=reset, **AS_GIVEN, **options)
@@ -264,6 +294,8 @@ class BaseSparseMLP(BaseEstimator):
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()
         self.network_ = self._new_network(self._network_config(n_outputs, n_rows))
+        if self._has_labels and self._is_auto("standardize"):
+            self.network_.preprocessing = one_scale(X, weights)
         names = getattr(self, "feature_names_in_", None)
         self.network_.feature_names = None if names is None else [str(name) for name in names]
 
@@ -279,13 +311,15 @@ class BaseSparseMLP(BaseEstimator):
             setattr(self.network_, name, getattr(before, name))
 
     def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
-        hidden = self.hidden_layer_sizes
+        hidden = self._unless_auto(
+            "hidden_layer_sizes", LABEL_HIDDEN if self._has_labels else HIDDEN
+        )
         if isinstance(hidden, numbers.Integral):
-            hidden = (hidden,)  # type: ignore[assignment]
+            hidden = (hidden,)
         if not isinstance(hidden, tuple | list | np.ndarray):
             raise ParameterError(
                 f"The 'hidden_layer_sizes' parameter of {OWNER} must be a tuple of integers, the "
-                f"neurons of every hidden layer. Got {hidden!r} instead."
+                f"neurons of every hidden layer, or 'auto'. Got {hidden!r} instead."
             )
         for size in hidden:
             check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
@@ -300,11 +334,21 @@ class BaseSparseMLP(BaseEstimator):
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
             regrowth=self.regrowth,
             loss=self._loss,
+            **self._output_options(sizes),
             seed=self._seed,
         )
-        if self._is_auto("recipe"):
+        if self._is_auto("recipe") and not self._has_labels:
             config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
         return config
+
+    def _output_options(self, sizes: tuple[int, ...]) -> dict[str, Any]:
+        """Return how many connections the output layer of a network has."""
+        given = {"output_epsilon": self.output_epsilon, "output_density": self.output_density}
+        if not self._has_labels:
+            return given
+        if self.output_epsilon is None and self.output_density is None:
+            given["output_density"] = label_density(sizes)
+        return given | {"output_minimum": OUTPUT_MINIMUM}
 
     def _check_same_network(self) -> None:
         """Refuse to go on with a network that the parameters no longer describe."""
@@ -323,13 +367,15 @@ class BaseSparseMLP(BaseEstimator):
 
     def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
         """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
-        fraction = 0.0
+        fraction, labels = 0.0, self._has_labels
         if epochs is None:
-            if stops_early(self.early_stopping, n_rows):
+            if stops_early(self.early_stopping, 0 if labels else n_rows):
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)
-            most = auto_epochs(n_rows, self.n_features_in_, watched=fraction > 0)
+            watched = fraction > 0
+            most = auto_epochs(n_rows, self.n_features_in_, watched=watched)
+            most = label_epochs(n_rows) if labels else most
             chosen = self._auto("max_epochs", most)
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
         else:
@@ -337,13 +383,22 @@ class BaseSparseMLP(BaseEstimator):
         n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
-        batch_size = min(n_train, self._auto("batch_size", auto_batch_size(n_train)))
+        batch_size = min(n_train, self._batch_size(n_train))
         decay = WEIGHT_DECAY
-        if epochs is None and not fraction:
-            decay = auto_decay(chosen * -(-n_train // batch_size))
+        if epochs is None:
+            updates = chosen * -(-n_train // batch_size)
+            decay = (
+                label_decay(updates)
+                if labels
+                else WEIGHT_DECAY
+                if fraction
+                else auto_decay(updates)
+            )
         options |= {
+            "dropout": self._unless_auto("dropout", LABEL_DROPOUT if labels else DROPOUT),
+            "weight_decay": self._unless_auto("weight_decay", decay),
+            "standardize": self._unless_auto("standardize", True),
             "epochs": chosen,
-            "weight_decay": decay if self._is_auto("weight_decay") else self.weight_decay,
             "batch_size": batch_size,
             "evolution_interval": evolution_interval(n_train, batch_size),
             "loss_rows": 0,  # the loss curve is the running loss
@@ -357,6 +412,15 @@ class BaseSparseMLP(BaseEstimator):
         }
         return TrainingConfig(**options)
 
+    @property
+    def _has_labels(self) -> bool:
+        """Whether rows have any number of labels."""
+        return self._loss == "binary_cross_entropy"
+
+    def _unless_auto(self, name: str, chosen: Any) -> Any:
+        """Return a parameter, or what is chosen where it is "auto"."""
+        return chosen if self._is_auto(name) else getattr(self, name)
+
     def _is_auto(self, name: str) -> bool:
         value = getattr(self, name)
         return isinstance(value, str) and value == "auto"
@@ -367,7 +431,11 @@ class BaseSparseMLP(BaseEstimator):
         if not partial and self._fit_rate is not None:
             return self._fit_rate
         factor = PARTIAL_FACTOR if partial else 1.0
-        return factor * auto_rate(self.network_.config, n_rows)
+        config = self.network_.config
+        if self._has_labels:
+            batch_size = self._batch_size(n_rows)
+            return factor * label_rate(config.recipe, self._label_share, batch_size)
+        return factor * auto_rate(config, n_rows)
 
     def _auto(self, name: str, chosen: int) -> int:
         """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""
@@ -376,7 +444,13 @@ class BaseSparseMLP(BaseEstimator):
         value = getattr(self, name)
         return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
 
-    def _train(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
+    def _batch_size(self, n_rows: int) -> int:
+        chosen = auto_batch_size(n_rows)
+        if self._has_labels:
+            chosen = min(chosen, LARGEST_LABEL_BATCH)
+        return self._auto("batch_size", chosen)
+
+    def _train(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
@@ -438,6 +512,7 @@ class BaseSparseMLP(BaseEstimator):
             callbacks.append(has_learnt)
         retries = RETRIES if self._is_auto("learning_rate") and not self.n_steps_ else 0
         for retry in range(retries + 1):
+            start_at_frequencies_(self.network_, data.y, data.train_rows)
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
             trainer = Trainer(self.network_, config, state=state)
             if start is not None:
@@ -454,7 +529,7 @@ class BaseSparseMLP(BaseEstimator):
                 self._start_again()
         return trainer
 
-    def _train_once(self, X: Any, y: NDArray, sample_weight: Weights | None) -> None:
+    def _train_once(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Make one pass over the rows, by mini-batches, without evolution."""
         counted, weights = np.arange(X.shape[0]), None
         if sample_weight is not None:
@@ -471,8 +546,9 @@ class BaseSparseMLP(BaseEstimator):
         trainer, n_rows = self._trainer, len(counted)
         self.learning_rate_ = config.learning_rate
         trainer.state.step = self.n_steps_
-        standardize_(self.network_, X, counted, sample_weight, wanted=self.standardize)
-        size = self._auto("batch_size", auto_batch_size(n_rows))
+        standardize_(self.network_, X, counted, sample_weight, wanted=config.standardize)
+        start_at_frequencies_(self.network_, y, counted)
+        size = self._batch_size(n_rows)
         order = np.random.default_rng((self._seed, self.n_steps_)).permutation(counted)
         total = 0.0
         for start in range(0, n_rows, size):
@@ -482,7 +558,7 @@ class BaseSparseMLP(BaseEstimator):
         self.n_iter_ = 1
         self.loss_curve_ = [*self.loss_curve_, total / n_rows]
 
-    def _predict(self, X: Any, predict: Callable[[Predictor, Any], NDArray]) -> NDArray:
+    def _predict(self, X: Any, predict: Callable[[Predictor, Any], Any]) -> Any:
         """Return what a method of `Predictor`, which looks at the values of X, says of X."""
         check_is_fitted(self)
         refuse_masked(X=X)

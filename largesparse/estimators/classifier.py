@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
 
 from ..data.checks import LARGEST, encode_labels, refuse_masked
+from ..data.label_sets import LabelSets, check_label_sets
 from ..data.targets import warn_of_quantities
 from ..errors import ParameterError, check_range
+from ..model.config import Loss
 from ..training.prediction import Predictor
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
+from .defaults import OWNER
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -23,8 +29,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of int
-        Neurons of every hidden layer.
+    hidden_layer_sizes : tuple of int or "auto"
+        Neurons of every hidden layer; "auto" is (400, 400), and (1000, 400) with an indicator
+        matrix.
     epsilon : float, optional
         Density control ε: a layer of n_in × n_out has about ε·(n_in + n_out) connections, at the
         most all. 20, less above 25,000 features, where `density` is not given either.
@@ -44,6 +51,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         in between; 0 keeps the topology.
     zeta_decay : float in [0, 1]
         ζ is multiplied by this after every evolution.
+    evolve_output : bool
+        Whether the output layer evolves, too.
     growth : {"random", "gradient"}
         Where connections grow: at random cells, or where the gradient is largest.
     pruning_start : int or None
@@ -54,8 +63,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     pruning_percentile : float in [0, 100)
         In every hidden layer a pruning removes the neurons below this percentile of those that
         are left, in importance.
-    dropout : float in [0, 1)
-        Share of the hidden neurons that are dropped while training.
+    dropout : float in [0, 1) or "auto"
+        Share of the hidden neurons that are dropped while training; "auto" is 0.2, and 0.5 with an
+        indicator matrix.
     learning_rate : float or "auto"
         η. It rises over the first twentieth of the epochs, and then follows `schedule`. "auto"
         is by recipe and shape of the table; a training that diverges with it starts again at a
@@ -64,28 +74,35 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     momentum : float in [0, 1)
     weight_decay : float in [0, 1] or "auto"
         Share that every weight loses at every update; not scaled by the learning rate. "auto" is
-        one over the number of updates; 1e-5 with early stopping.
+        one over the number of updates, and 1e-5 with early stopping; with an indicator matrix 4
+        over it, at the most 1e-3.
     batch_size : int or "auto"
-        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows.
+        Samples per update. "auto" is a power of two from 8 to 128, by the number of rows; with an
+        indicator matrix at the most 64.
     max_epochs : int or "auto"
         "auto" is 50, or 100 with early stopping; fewer above 20,000 rows or 20 million cells, but
-        20 at least. After a linear start it is 20, and ends when nothing is left to learn.
+        20 at least. After a linear start it is 20, and ends when nothing is left to learn. With
+        an indicator matrix it is 60 up to 8,333 rows, fewer for more, and at least 10.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
-        predicted it best. "auto" does so above 10,000 rows: fewer are better trained on.
+        predicted it best. "auto" does so above 10,000 rows, as fewer are better trained on, but not
+        with an indicator matrix.
     validation_fraction : float in (0, 1)
         Share of the rows set aside with early stopping.
     patience : int
         Epochs without a better validation score after which early stopping stops.
-    standardize : bool
+    standardize : bool or "auto"
         Whether to shift and scale the features to mean 0 and variance 1. Where few values of a
         sparse X are nonzeros, only features stored in more than half of the rows are shifted.
+        "auto" does so, but with an indicator matrix y scales features that are not negative and
+        mostly 0 all alike, to a mean square of 1.
     linear_start : bool or "auto"
         Whether to begin with L2-regularised logistic regression: two neurons of every hidden layer
         for each class hold it exactly (see `largesparse.model.linear_path`), and the others learn
         what it leaves. "auto" does so with more features than rows, where it is hard to beat.
     class_weight : dict, "balanced" or None
-        Weights of the classes in the loss; they multiply `sample_weight`.
+        Weights of the classes in the loss; they multiply `sample_weight`. Of labels: a dictionary
+        of column to weight.
     warm_start : bool
         Whether `fit` goes on with the network of the call before.
     random_state : int, RandomState or None
@@ -103,6 +120,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     Attributes
     ----------
     classes_ : ndarray (n_classes,)
+        The numbers of the columns, where y is an indicator matrix.
     n_features_in_ : int
     feature_names_in_ : ndarray (n_features_in_,)
         Where X had names of columns that are all strings.
@@ -113,7 +131,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Mean loss, with dropout, of the mini-batches of every epoch; with `warm_start` over all
         calls.
     validation_scores_ : list of float or None
-        Accuracy over the rows set aside, after every epoch.
+        Accuracy over the rows set aside, after every epoch; precision at 1 of an indicator matrix.
     best_validation_score_ : float or None
         The best of the last call of `fit`, which the weights are of.
     learning_rate_, alpha_ : float
@@ -135,7 +153,15 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     class_weight: dict[Any, float] | Literal["balanced"] | None = None
 
     classes_: NDArray[Any] = field(init=False)
-    _loss = "softmax_cross_entropy"
+    _loss: Loss = field(init=False, default="softmax_cross_entropy")
+    _losses = ("softmax_cross_entropy", "binary_cross_entropy")
+    _sparse_labels: bool | None = field(init=False)  # whether `predict` is to return CSR
+    _label_share: float = field(init=False)  # that a row has, of all labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
     @undone_on_error
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -144,9 +170,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Parameters
         ----------
         X : (n_samples, n_features) dense or sparse
-        y : (n_samples,)
+        y : (n_samples,) or (n_samples, n_labels) dense or sparse
             Class labels: integers, strings or booleans. Many integers that do not number the
-            classes get a warning.
+            classes get a warning. Or an indicator matrix of 0 and 1, where rows have any number of
+            labels; a sparse one is never made dense.
         sample_weight : (n_samples,), optional
             At least 0; only ratios matter. Rows of weight 0 are as if they were not there.
 
@@ -158,6 +185,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             Where the loss is not finite. As after any error, the estimator is as before the call.
         """
         going_on = self.warm_start and hasattr(self, "network_")
+        if has_label_sets(y):
+            return self._fit_labels(X, y, sample_weight, going_on)
+        self._choose_loss("softmax_cross_entropy", going_on)
         X, y = self._check_data(X, y, reset=not going_on)
         warn_of_quantities(y)
         check_classification_targets(y)
@@ -179,7 +209,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         ----------
         X, y : as in `fit`
         classes : (n_classes,)
-            All labels that may come; needed in the first call.
+            All labels that may come; needed in the first call, but for an indicator matrix y.
         sample_weight : (n_samples,), optional
             The gradient of every row is multiplied by its weight; rows of weight 0 are left out.
 
@@ -189,6 +219,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             As `fit` does.
         """
         first = not hasattr(self, "network_")
+        if has_label_sets(y):
+            return self._partial_fit_labels(X, y, classes, sample_weight, first)
+        self._choose_loss("softmax_cross_entropy", not first)
         if first and classes is None:
             raise ParameterError(
                 "The 'classes' parameter must be passed on the first call to partial_fit: all "
@@ -216,14 +249,103 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         self._train_once(X, labels, weights)
         return self
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Return the most probable label of every row, (n_samples,)."""
+    def _fit_labels(self, X: Any, y: Any, sample_weight: Any, going_on: bool) -> Self:
+        """Do what `fit` does, for an indicator matrix y."""
+        X, labels, weights = self._check_labels(X, y, sample_weight, going_on, ratios=True)
+        if not going_on:
+            self._make_network(labels.n_labels, count_rows(X, weights), X, weights)
+        self._train(X, labels, weights)
+        return self
+
+    def _partial_fit_labels(
+        self, X: Any, y: Any, classes: Any, sample_weight: Any, first: bool
+    ) -> Self:
+        """Do what `partial_fit` does, for an indicator matrix y."""
+        X, labels, weights = self._check_labels(X, y, sample_weight, not first, ratios=False)
+        if classes is not None and not np.array_equal(classes, self.classes_):
+            raise ParameterError(
+                "The 'classes' parameter of partial_fit must be the numbers of the columns of an "
+                f"indicator matrix, 0 to {labels.n_labels - 1}. Leave it out."
+            )
+        if first:
+            self._make_network(labels.n_labels, None, X, weights)
+        self._train_once(X, labels, weights)
+        return self
+
+    def _check_labels(
+        self, X: Any, y: Any, sample_weight: Any, going_on: bool, *, ratios: bool
+    ) -> tuple[Any, LabelSets, Weights | None]:
+        """Return X, the labels of its rows with their weights, and the weights of the rows."""
+        self._choose_loss("binary_cross_entropy", going_on)
+        X, y = self._check_data(X, y, reset=not going_on, multi_output=True)
+        n_labels = self.network_.config.layer_sizes[-1] if going_on else None
+        labels = check_label_sets(y, n_labels)
+        self._sparse_labels = issparse(y)
+        self.classes_ = np.arange(labels.n_labels)
+        if self.class_weight is not None:
+            labels = dataclasses.replace(labels, weights=self._label_weights(labels.n_labels))
+        weights = self._check_weights(sample_weight, X, ratios=ratios)
+        counted = labels if weights is None else labels[np.flatnonzero(weights)]
+        self._label_share = len(counted.indices) / (len(counted) * labels.n_labels)
+        return X, labels, weights
+
+    def _choose_loss(self, loss: Loss, going_on: bool) -> None:
+        if going_on and loss != self.network_.config.loss:
+            raise ParameterError(
+                "y is a label a row in one call and an indicator matrix in the other, and training "
+                "cannot go on with the network of the first. Pass y as before, or fit with "
+                "warm_start=False."
+            )
+        self._loss = loss
+
+    def _label_weights(self, n_labels: int) -> NDArray[np.float32]:
+        """Return what every label counts in the loss, float32 (n_labels,)."""
+        given = self.class_weight
+        if not isinstance(given, dict):
+            raise ParameterError(
+                "The 'class_weight' parameter must be a dictionary of column to weight, or None, "
+                f"where y is an indicator matrix. Got {given!r} instead."
+            )
+        weights = np.ones(n_labels, dtype=np.float32)
+        for label, weight in given.items():
+            remedy = "Its keys are the columns of y."
+            check_range(
+                "class_weight", label, OWNER, low=0, high=n_labels - 1, integer=True, remedy=remedy
+            )
+            weights[label] = check_range("class_weight", weight, OWNER, low=0, high=LARGEST)
+        return weights
+
+    def predict(self, X: Any) -> Any:
+        """Return the most probable label of every row, (n_samples,).
+
+        After an indicator matrix y, return one, int64 (n_samples, n_labels), of the labels with a
+        probability of a half or more: csr_array where y was sparse.
+        """
+        check_is_fitted(self)
+        if self._loss == "binary_cross_entropy":
+            found: Any = self._predict(X, Predictor.predict)
+            return found if self._sparse_labels else found.toarray()
         best: NDArray[np.intp] = self.predict_proba(X).argmax(axis=1)
         return self.classes_[best]
 
+    def predict_top(self, X: Any, k: int = 5) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Return the k most probable labels of every row, and their probabilities.
+
+        Both are (n_samples, k), the most probable first. Only k numbers a row are kept, however
+        many labels there are.
+        """
+        top: tuple[NDArray[Any], NDArray[np.float32]]
+        top = self._predict(X, lambda predictor, X: predictor.predict_top(X, k))
+        return top
+
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Return class probabilities, float32 (n_samples, n_classes), in the order of classes_."""
-        return self._predict(X, Predictor.predict_proba)
+        """Return the probabilities of classes or labels, float32, in the order of classes_.
+
+        They are (n_samples, n_classes); those of the labels of a row are independent of each other
+        after an indicator matrix y.
+        """
+        probabilities: NDArray[np.float32] = self._predict(X, Predictor.predict_proba)
+        return probabilities
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the logarithms of `predict_proba`."""
@@ -231,7 +353,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
             return np.log(self.predict_proba(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy of `predict(X)`."""
+        """Return the accuracy of `predict(X)`.
+
+        With an indicator matrix y, that is the share of rows all of whose labels are predicted, and
+        no other; `precision_at_k` says more.
+        """
         refuse_masked(y=y, sample_weight=sample_weight)
         return float(super().score(X, y, sample_weight))
 
@@ -263,6 +389,19 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
 
     def _take_targets(self) -> None:
         network = self.network_
-        if network.classes is None:
-            network.classes = np.arange(network.config.layer_sizes[-1])
-        self.classes_ = network.classes
+        self.classes_ = np.arange(network.config.layer_sizes[-1])
+        if network.classes is not None:
+            self.classes_ = network.classes
+        elif self._loss == "softmax_cross_entropy":
+            network.classes = self.classes_
+
+
+def has_label_sets(y: Any) -> bool:
+    """Return whether y is an indicator matrix, to judge by its shape."""
+    if issparse(y):
+        return True
+    try:
+        shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
+    except ValueError:  # rows of unequal lengths, which the checks of labels tell
+        return False
+    return len(shape) == 2 and shape[1] > 1

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import ParameterError
 
 # Attributes that training goes on from.
-PROGRESS = ("n_iter_", "n_steps_", "learning_rate_", "_epochs", "_fit_rate")
+PROGRESS = ("n_iter_", "n_steps_", "learning_rate_", "_epochs", "_fit_rate", "_sparse_labels")
 
 
 def describe(estimator: Any) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def describe(estimator: Any) -> dict[str, Any]:
     parameters = estimator.get_params(deep=False)
     return {
         "parameters": {name: _to_json(name, value) for name, value in parameters.items()},
-        "progress": {name: getattr(estimator, name) for name in PROGRESS},
+        "progress": {name: getattr(estimator, name, None) for name in PROGRESS},
     }
 
 

@@ -71,6 +71,8 @@ def what_prevents(network: SparseMLP, data: TrainingData, most_bytes: int) -> st
     classifies = LOSSES[config.loss].is_classification
     n_maps = 1 if classifies and n_classes == 2 else n_classes
     nbytes = 4 * (X.nnz if issparse(X) else X.shape[0] * X.shape[1])
+    if config.loss == "binary_cross_entropy":
+        return "it is for one label a row, and for numbers"
     if scaled is None:
         return "it takes standardised features (standardize=True)"
     if nbytes > most_bytes or 2 * n_maps * X.shape[1] > MOST_CONNECTIONS:

@@ -23,10 +23,11 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
 
     Parameters
     ----------
-    hidden_layer_sizes, epsilon, density, activation, alpha, recipe, regrowth, zeta, zeta_decay, \
-    growth, pruning_start, pruning_every, pruning_percentile, dropout, learning_rate, schedule, \
-    momentum, weight_decay, batch_size, max_epochs, early_stopping, validation_fraction, \
-    patience, standardize, linear_start, warm_start, random_state, n_jobs, backend, verbose
+    hidden_layer_sizes, epsilon, density, output_epsilon, output_density, activation, alpha, \
+    recipe, regrowth, zeta, zeta_decay, evolve_output, growth, pruning_start, pruning_every, \
+    pruning_percentile, dropout, learning_rate, schedule, momentum, weight_decay, batch_size, \
+    max_epochs, early_stopping, validation_fraction, patience, standardize, linear_start, \
+    warm_start, random_state, n_jobs, backend, verbose
         As in `SparseMLPClassifier`; a linear start is by ridge regression.
 
     Attributes
@@ -49,6 +50,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
     """
 
     _loss = "mean_squared_error"
+    _losses = ("mean_squared_error",)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -96,7 +98,8 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
 
     def predict(self, X: Any) -> NDArray[np.floating]:
         """Return float64 (n_samples,); of several targets (n_samples, n_outputs_)."""
-        return self._predict(X, Predictor.predict)
+        found: NDArray[np.floating] = self._predict(X, Predictor.predict)
+        return found
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² of `predict(X)`."""

@@ -25,7 +25,7 @@ Activation = Literal["all_relu", "relu", "leaky_relu", "linear", "srelu", "prelu
 Initializer = Literal["he_uniform", "xavier", "normal"]
 Recipe = Literal["paper", "width"]
 Regrowth = Literal["initial", "zero"]
-Loss = Literal["softmax_cross_entropy", "mean_squared_error"]
+Loss = Literal["softmax_cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Coverage = Literal["random", "full"]
 Growth = Literal["random", "gradient"]
 Schedule = Literal["constant", "step", "cosine"]
@@ -64,8 +64,11 @@ class NetworkConfig:
     recipe: Recipe = "paper"  # paper | width: see largesparse.model.recipes
     regrowth: Regrowth | None = None  # of new connections: initial | zero; None is the recipe's
     seed: int = 0
-    loss: Loss = "softmax_cross_entropy"  # softmax_cross_entropy | mean_squared_error
+    loss: Loss = "softmax_cross_entropy"  # | binary_cross_entropy (labels) | mean_squared_error
     coverage: Coverage = "random"  # random | full: see largesparse.coverage
+    output_epsilon: float | None = None  # of the output layer, where it is another
+    output_density: float | None = None  # share of the cells of the output layer, likewise
+    output_minimum: int = 0  # connections that every output has at least, or as many as there are
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -81,6 +84,11 @@ class NetworkConfig:
         object.__setattr__(self, "layer_sizes", sizes)
         if self.epsilon is None and self.density is None:
             object.__setattr__(self, "epsilon", 20.0)
+        if self.output_epsilon is not None and self.output_density is not None:
+            raise ParameterError(
+                "Give either 'output_epsilon' or 'output_density' of a network, not both."
+            )
+        check_range("output_minimum", self.output_minimum, owner, low=0, integer=True)
         check_range("alpha", self.alpha, owner, low=0, high=math.inf, high_open=True)
         check_range("seed", self.seed, owner, low=0, high=2**64 - 1, integer=True)
         _check_choice("activation", self.activation, ACTIVATIONS, owner)
@@ -97,10 +105,13 @@ class NetworkConfig:
 
     def probabilities(self) -> list[float]:
         """Return the connection probability of every layer."""
-        sizes = self.layer_sizes
+        pairs = list(itertools.pairwise(self.layer_sizes))
+        densities = [(self.epsilon, self.density)] * len(pairs)
+        if self.output_epsilon is not None or self.output_density is not None:
+            densities[-1] = self.output_epsilon, self.output_density
         return [
-            connection_probability(n_in, n_out, epsilon=self.epsilon, density=self.density)
-            for n_in, n_out in itertools.pairwise(sizes)
+            connection_probability(*pair, epsilon=epsilon, density=density)
+            for pair, (epsilon, density) in zip(pairs, densities, strict=True)
         ]
 
     def expected_connections(self) -> float:
@@ -138,6 +149,7 @@ class TrainingConfig:
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
+    evolve_output: bool = False  # evolve the output layer too
     evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
     growth: Growth = "random"  # random | gradient: see largesparse.model.growth
     growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"

@@ -54,6 +54,7 @@ def evolve(
     """
     check_range("zeta", zeta, "evolution", low=0, high=1, high_open=True)
     keep = survivors(layer.values, zeta)
+    keep_strongest_(layer, keep)
     count = layer.nnz - int(np.count_nonzero(keep))
     if count == 0:
         return np.arange(layer.nnz, dtype=np.int32)
@@ -65,11 +66,36 @@ def evolve(
     return _rebuild(layer, keep, positions, rng)
 
 
-def remove_connections(layer: SparseLayer, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Remove the connections not in `keep`, bool (nnz,), in place; return the slot map."""
-    if keep.all():
+def remove_connections(
+    layer: SparseLayer,
+    keep: NDArray[np.bool_],
+    positions: Int64 | None = None,
+    rng: np.random.Generator | None = None,
+) -> NDArray[np.int32]:
+    """Remove the connections not in `keep`, bool (nnz,), in place; return the slot map.
+
+    At `positions`, cells as `draw_free_cells` returns them, connections grow in exchange.
+    """
+    positions = np.empty(0, dtype=np.int64) if positions is None else positions
+    if keep.all() and not len(positions):
         return np.arange(layer.nnz, dtype=np.int32)
-    return _rebuild(layer, keep, np.empty(0, dtype=np.int64), None)
+    return _rebuild(layer, keep, positions, rng)
+
+
+def keep_strongest_(layer: SparseLayer, keep: NDArray[np.bool_]) -> None:
+    """Keep the strongest connections of outputs that would have fewer than the layer's minimum.
+
+    `keep`, bool (nnz,), is changed in place.
+    """
+    minimum, outputs = layer.config.minimum, layer.topology.indices
+    if minimum == 0 or keep.all():
+        return
+    missing = minimum - np.bincount(outputs[keep], minlength=layer.n_out)
+    going = np.flatnonzero(~keep & (missing > 0)[outputs])
+    going = going[np.lexsort((-np.abs(layer.values[going]), outputs[going]))]
+    of_output = outputs[going]
+    ranks = np.arange(len(going)) - np.searchsorted(of_output, of_output)  # within an output
+    keep[going[ranks < missing[of_output]]] = True
 
 
 class Living(NamedTuple):

@@ -11,15 +11,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ParameterError, check_range
+from ..randomness import stream
 from .evolution import mark_smallest, remove_connections
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
 from .network import SparseMLP
-from .topology import Topology
+from .topology import Topology, draw_missing_cells
 
 Bool = NDArray[np.bool_]
 
@@ -39,7 +41,8 @@ def prune_neurons(
 ) -> list[Int32]:
     """Kill the hidden neurons of little importance, in place.
 
-    Output neurons are never pruned. The importance of all layers is taken before anything is
+    Output neurons are never pruned, and keep the network's `output_minimum` of connections: those
+    that they lack grow at living neurons. The importance of all layers is taken before anything is
     removed, as in Algorithm 2. Where the network has a trainer, its next step makes its buffers
     fit.
 
@@ -96,9 +99,19 @@ def kill_(network: SparseMLP, dying: list[Bool]) -> list[Int32]:
     marks = [none_of_inputs, *dying, none_of_outputs]
     slot_maps = []
     for layer, below, own in zip(network.layers, marks, marks[1:], strict=False):
-        going = below[layer.topology.rows()] | own[layer.topology.indices]
-        slot_maps.append(remove_connections(layer, ~going))
+        keep = ~(below[layer.topology.rows()] | own[layer.topology.indices])
+        grown = _missing(network, layer, keep) if layer.config.minimum else ()
+        slot_maps.append(remove_connections(layer, keep, *grown))
     return slot_maps
+
+
+def _missing(network: SparseMLP, output: SparseLayer, keep: Bool) -> tuple[Any, ...]:
+    """Return the cells in which connections grow that outputs lack, and what draws their values."""
+    below = network.layers[-2] if len(network.layers) > 1 else None
+    living = np.arange(output.n_in) if below is None else below.living()
+    rng = stream(network.config.seed, "minimum", len(living))
+    minimum = output.config.minimum
+    return draw_missing_cells(output.topology, keep, minimum, rng, living), rng
 
 
 def compact(network: SparseMLP) -> SparseMLP:

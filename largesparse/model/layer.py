@@ -14,7 +14,7 @@ from ..randomness import seed_sequence, stream
 from .activations import TRAINED, activate, initial_shape, left_slope
 from .initializers import INITIALIZERS, Sampler
 from .recipes import RECIPES, LayerRecipe
-from .topology import Topology, erdos_renyi
+from .topology import Topology, erdos_renyi, with_minimum
 
 if TYPE_CHECKING:
     from .config import NetworkConfig
@@ -55,6 +55,7 @@ class LayerConfig:
     rate_scale: float = 1.0  # the learning rate of the layer's weights is multiplied by this
     regrowth: Sampler | None = None  # draws what connections that grow begin with; None is zero
     centered: bool = False  # whether the gradients are: see `SparseMLP.finish_gradient`
+    minimum: int = 0  # connections that evolution and pruning leave every output, where it has them
     shape_trained: tuple[bool, ...] = ()  # which rows of `srelu` are; () where there is none
 
     @classmethod
@@ -69,6 +70,7 @@ class LayerConfig:
             rate_scale=recipe.rate_scale,
             regrowth=None if zero else _sampler(config, k),
             centered=is_output and recipe.center_output,
+            minimum=config.output_minimum if is_output else 0,
             shape_trained=TRAINED.get(activation, ()),
         )
 
@@ -97,6 +99,9 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
     seed = seed_sequence(config.seed, "topology", k)
     probability, cover = config.probabilities()[k], config.coverage == "full"
     topology = erdos_renyi(n_in, n_out, probability, seed, cover=cover, threads=threads)
+    if k == len(config.layer_sizes) - 2 and config.output_minimum:
+        rng = stream(config.seed, "minimum")
+        topology = with_minimum(topology, config.output_minimum, rng)
     values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
     if k == len(config.layer_sizes) - 2:
         values *= np.float32(_recipe(config, k).output_scale)

@@ -264,3 +264,48 @@ def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[
         indptr, indices, receivers, int(rng.integers(spare)), turns
     )
     return moved
+
+
+def draw_missing_cells(
+    topology: Topology,
+    keep: NDArray[np.bool_],
+    minimum: int,
+    rng: np.random.Generator,
+    inputs: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Draw the cells that outputs lack to have a minimum of connections: int64, ascending.
+
+    They are drawn uniformly from the cells of such an output that have no connection in `keep`,
+    bool (nnz,), and are those of `inputs` (by default all). Where these are too few an output gets
+    all of them. The cells are row-major, i·n_out + j. O(nnz) and a sort of the connections of such
+    outputs.
+    """
+    n_in, n_out = topology.n_in, topology.n_out
+    inputs = np.arange(n_in) if inputs is None else inputs
+    missing = min(minimum, len(inputs)) - np.bincount(topology.indices[keep], minlength=n_out)
+    missing = np.maximum(missing, 0)
+    here = keep & (missing > 0)[topology.indices]
+    taken = np.sort(topology.indices[here].astype(np.int64) * n_in + topology.rows()[here])
+    grown = np.empty(0, dtype=np.int64)
+    while missing.any():
+        outputs = np.repeat(np.arange(n_out), missing)
+        drawn = np.unique(outputs * n_in + rng.choice(inputs, len(outputs)))
+        drawn = np.setdiff1d(drawn, taken, assume_unique=True)
+        missing -= np.bincount(drawn // n_in, minlength=n_out)
+        grown, taken = np.concatenate([grown, drawn]), np.concatenate([taken, drawn])
+    j, i = np.divmod(grown, n_in)
+    return np.sort(i * n_out + j)
+
+
+def with_minimum(topology: Topology, minimum: int, rng: np.random.Generator) -> Topology:
+    """Return the topology with the connections that outputs lack to have a minimum of them."""
+    there = np.ones(topology.nnz, dtype=bool)
+    cells = draw_missing_cells(topology, there, minimum, rng)
+    if not len(cells):
+        return topology
+    own = topology.rows().astype(np.int64) * topology.n_out + topology.indices
+    rows, outputs = np.divmod(np.sort(np.concatenate([own, cells])), topology.n_out)
+    indptr = np.zeros(topology.n_in + 1, dtype=np.int32)
+    np.cumsum(np.bincount(rows, minlength=topology.n_in), out=indptr[1:])
+    outputs = outputs.astype(np.int32)
+    return Topology.from_input_order(topology.n_in, topology.n_out, indptr, outputs)

@@ -36,14 +36,8 @@ from ..machine.threads import resolve_threads
 from ..model.network import SparseMLP
 from ..training import prediction as inference
 from ..training.memory import prediction_batch
-from ..training.prediction import (
-    Engine,
-    Outputs,
-    Predictor,
-    batches,
-    check_batch_size,
-    check_outputs,
-)
+from ..training.outputs import Outputs, check_outputs
+from ..training.prediction import Engine, Predictor, batches, check_batch_size
 from .comm.control import RankChannel, RootChannel, connect
 from .comm.guard import guard
 from .comm.nodes import Nodes
@@ -161,7 +155,7 @@ class Share(NamedTuple):
     arrays: list[SharedArray]
     start: int  # among the rows of the node
     stop: int
-    settings: tuple[int, int, str, bool]  # of the engine
+    settings: tuple[int, int, str, str]  # of the engine
     outputs: tuple[str, Shapes] | None  # a segment to write to; None is to send them
 
 
@@ -237,7 +231,7 @@ class _Leader:
         sizes = network.config.layer_sizes
         self._batch_size = options.batch_size or prediction_batch(sizes)
         self._backend = get_backend(options.backend, sizes).name
-        self._is_classification = Outputs.of(network).is_classification
+        self._loss = network.config.loss
         # node by node, so that the rows of a node are consecutive
         order = [rank for node in range(len(nodes)) for rank in nodes.ranks(node)]
         weights = [self._threads[nodes.node[rank]] for rank in order]
@@ -299,8 +293,8 @@ class _Leader:
         start_send(self._comm, arrays, leader, chunk_bytes=self._chunk_bytes).wait()
         return self._answer(leader)
 
-    def _settings(self, node: int) -> tuple[int, int, str, bool]:
-        return self._batch_size, self._threads[node], self._backend, self._is_classification
+    def _settings(self, node: int) -> tuple[int, int, str, str]:
+        return self._batch_size, self._threads[node], self._backend, self._loss
 
     def _look(self) -> None:
         """Learn of ranks that are done, or have failed."""

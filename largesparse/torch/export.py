@@ -15,9 +15,9 @@ def to_torch(network: SparseMLP) -> torch.nn.Module:
     """Return a PyTorch module with the same outputs; its weights are sparse CSR tensors.
 
     The module takes (batch, n_features) in float32 or float64, applies the standardisation, and
-    returns the logits, float32 (batch, n_classes), or the predicted numbers (batch, n_targets) in
-    their own units, float64 where the network has their scale. It is for inference: the weights
-    are buffers. It can be copied, and saved by `torch.save`.
+    returns the logits of classes or labels, float32 (batch, n_outputs), or the predicted numbers
+    (batch, n_targets) in their own units, float64 where the network has their scale. It is for
+    inference: the weights are buffers. It can be copied, and saved by `torch.save`.
 
     Raises
     ------

@@ -103,6 +103,7 @@ def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
     for n_in, n_out, probability in zip(sizes, sizes[1:], config.probabilities(), strict=False):
         expected = probability * n_in * n_out
         found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
+    found[-1] += min(config.output_minimum, sizes[-2]) * sizes[-1]  # at most
     return tuple(found)
 
 

@@ -12,11 +12,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +26,19 @@ from scipy.sparse import issparse
 from ..backends import get_backend
 from ..data.checks import check_X
 from ..data.frames import align_frame
+from ..data.label_sets import LabelSets, join_label_sets
 from ..data.standardizer import Standardizer
-from ..errors import NumericalError, ParameterError, WorkerError, check_range
+from ..errors import ParameterError, WorkerError, check_range
 from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
 from ..machine.output import LogLines
 from ..machine.threads import available_threads, resolve_threads
 from ..model.config import ActivationDtype
 from ..model.layer import Forward, ForwardLayer
-from ..model.losses import LOSSES, softmax
+from ..model.losses import LOSSES
 from ..model.network import SparseMLP, forward
 from ..model.workspace import Workspace, check_activation_dtype
 from .memory import prediction_batch
+from .outputs import Digest, Outputs, Top, check_outputs, likely_labels, top_labels
 
 MAX_PROCESSES = 1024
 FIELDS = [field.name for field in dataclasses.fields(ForwardLayer)]
@@ -51,6 +54,12 @@ def predict(network: SparseMLP, X: Any, **options: Any) -> NDArray[Any]:
     """Return class labels (n_samples,), or predicted numbers; see `Predictor`."""
     with Predictor(network, **options) as predictor:
         return predictor.predict(X)
+
+
+def predict_top(network: SparseMLP, X: Any, k: int, **options: Any) -> Top:
+    """Return the k most probable labels of every row, and their probabilities; see `Predictor`."""
+    with Predictor(network, **options) as predictor:
+        return predictor.predict_top(X, k)
 
 
 class Predictor:
@@ -106,8 +115,8 @@ class Predictor:
         self._owner = os.getpid()
         used, activation = get_backend(backend, self._sizes), network.config.activation
         check_activation_dtype(activation_dtype, used, activation, "prediction")
-        is_classification = self._outputs.is_classification
-        settings = self._batch_size, threads, used.name, is_classification, activation_dtype
+        loss = network.config.loss
+        settings = self._batch_size, threads, used.name, loss, activation_dtype
         if processes == 1:
             self._engine = Engine(network.layers, network.preprocessing, *settings)
             return
@@ -129,13 +138,19 @@ class Predictor:
 
         Of a data frame the columns are taken that the network was trained on, by their names. A
         regression returns numbers, (n_samples,) or, for several targets, (n_samples, n_targets):
-        float64 where the network has the mean and the scale of its targets, else float32. For
-        errors see `predict_proba`.
+        float64 where the network has the mean and the scale of its targets, else float32. Where
+        rows have any number of labels it is an indicator, csr_array int64 (n_samples, n_labels),
+        of those with a probability of a half or more. For errors see `predict_proba`.
         """
-        return self._outputs.to_predictions(self.compute(self._check(X)))
+        X = self._check(X)
+        if not self._outputs.is_multilabel:
+            return self._outputs.to_predictions(self.compute(X))
+        parts: dict[int, LabelSets] = {}
+        self._visit(X, likely_labels, lambda start, _, found: parts.__setitem__(start, found))
+        return join_label_sets([parts[start] for start in sorted(parts)]).to_csr()
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Return class probabilities, float32 (n_samples, n_classes).
+        """Return probabilities of classes or labels, float32 (n_samples, n_outputs).
 
         Raises
         ------
@@ -151,19 +166,45 @@ class Predictor:
         self._outputs.check_classes()
         return self.compute(self._check(X))
 
+    def predict_top(self, X: Any, k: int) -> Top:
+        """Return the k most probable labels or classes of every row, and their probabilities.
+
+        Both are (n_samples, k), the most probable first; labels are those of `network.classes`, or
+        numbers of outputs, int32. Only k numbers a row are kept. Errors are those of
+        `predict_proba`.
+        """
+        self._outputs.check_classes()
+        check_range("k", k, "predict_top", low=1, high=self._sizes[-1], integer=True)
+        X = self._check(X)
+        places = np.empty((X.shape[0], k), dtype=np.int32)
+        scores = np.empty((X.shape[0], k), dtype=np.float32)
+
+        def take(start: int, stop: int, found: Any) -> None:
+            places[start:stop], scores[start:stop] = found
+
+        self._visit(X, partial(top_labels, k=k), take)
+        check_outputs(scores)
+        classes = self._outputs.classes
+        return places if classes is None else classes[places], scores
+
     def _check(self, X: Any) -> Any:
         return check_X(align_frame(X, self._feature_names), self._sizes[0])
 
     def compute(self, X: Any) -> NDArray[np.float32]:
         """Return probabilities or numbers, float32 (n_samples, n_outputs), of X from `check_X`."""
         out = np.empty((X.shape[0], self._sizes[-1]), dtype=np.float32)
+        self._visit(X, None, lambda start, stop, found: out.__setitem__(slice(start, stop), found))
+        return check_outputs(out)
+
+    def _visit(self, X: Any, digest: Digest | None, take: Callable[[int, int, Any], None]) -> None:
+        """Call take(start, stop, what `Engine.outputs` returns) for every batch, in any order."""
         parts = list(batches(0, X.shape[0], self._batch_size))
-        lines = LogLines("prediction", len(out), " rows")
+        lines = LogLines("prediction", X.shape[0], " rows")
         if (engine := self._engine) is not None:
             for start, stop in parts:
-                out[start:stop] = engine.outputs(X, start, stop)
+                take(start, stop, engine.outputs(X, start, stop, digest))
                 lines.update(stop - start)
-            return check_outputs(out)
+            return
         if self._workers and self._owner != os.getpid():
             raise ParameterError(
                 "The worker processes of a predictor belong to the process that made it, and this "
@@ -173,19 +214,23 @@ class Predictor:
             if not self._workers:
                 raise ParameterError("The predictor is closed: make a new one.")
             try:
-                self._distribute(X, parts, out, lines)
+                self._distribute(X, parts, digest, take, lines)
             except BaseException:
                 self.close()
                 raise
-        return check_outputs(out)
 
     def _distribute(
-        self, X: Any, parts: list[tuple[int, int]], out: NDArray[np.float32], lines: LogLines
+        self,
+        X: Any,
+        parts: list[tuple[int, int]],
+        digest: Digest | None,
+        take: Callable[[int, int, Any], None],
+        lines: LogLines,
     ) -> None:
         files = SharedFiles()
         try:
             places = [files.share(array) for array in X_to_arrays(X)]
-            data = X.shape if issparse(X) else None, places
+            data = (X.shape if issparse(X) else None, digest), places
             for worker in self._workers:
                 worker.send(data)
             for worker in self._workers:
@@ -202,7 +247,7 @@ class Predictor:
             for connection in wait(list(busy)):
                 worker = busy.pop(connection)
                 start, stop, outputs = worker.receive()
-                out[start:stop] = outputs
+                take(start, stop, outputs)
                 lines.update(stop - start)
                 idle.append(worker)
 
@@ -223,49 +268,6 @@ class Predictor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class Outputs(NamedTuple):
-    """What the outputs of a network mean: see `SparseMLP` for the fields."""
-
-    is_classification: bool
-    classes: NDArray[Any] | None
-    target_mean: Any
-    target_scale: Any
-
-    @classmethod
-    def of(cls, network: SparseMLP) -> Outputs:
-        is_classification = LOSSES[network.config.loss].is_classification
-        return cls(is_classification, network.classes, network.target_mean, network.target_scale)
-
-    def check_classes(self) -> None:
-        """Raise a ParameterError where the network predicts numbers."""
-        if not self.is_classification:
-            raise ParameterError("A network for regression has no classes: use predict.")
-
-    def to_predictions(self, out: NDArray[np.float32]) -> NDArray[Any]:
-        """Return labels, or numbers, of outputs, float32 (n_samples, n_outputs)."""
-        if self.is_classification:
-            best = out.argmax(axis=1)
-            return best if self.classes is None else self.classes[best]
-        found: NDArray[np.floating] = out
-        if self.target_scale is not None:
-            found = found * np.asarray(self.target_scale, dtype=np.float64)
-        if self.target_mean is not None:
-            found = found + np.asarray(self.target_mean, dtype=np.float64)
-        return found[:, 0] if found.shape[1] == 1 else found
-
-
-def check_outputs(out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return outputs (n_samples, n_outputs) if they are finite, or raise a NumericalError."""
-    if not np.isfinite(out.sum(dtype=np.float64)):
-        row = np.isfinite(out).all(axis=1).argmin()
-        raise NumericalError(
-            f"What the network computes for row {row} is not finite: either its weights are not, "
-            "after a training that diverged, or the row is far from what it was trained on. Train "
-            "it again with a lower learning rate, or check the row for extreme values."
-        )
-    return out
 
 
 ForwardLayout = list[list[Any]]  # the fields of each layer, and mean and scale; ... is an array
@@ -312,7 +314,7 @@ class Engine:
     batch_size: int
     threads: int
     backend: str
-    is_classification: bool
+    loss: str  # which says what outputs mean
     activation_dtype: ActivationDtype = "float32"
 
     def __post_init__(self) -> None:
@@ -329,8 +331,11 @@ class Engine:
             sparse_inputs=True,
         )
 
-    def outputs(self, X: Any, start: int, stop: int) -> NDArray[np.float32]:
-        """Return those of rows [start, stop), at most a batch: float32 (rows, n_outputs)."""
+    def outputs(self, X: Any, start: int, stop: int, digest: Digest | None = None) -> Any:
+        """Return those of rows [start, stop), at most a batch: float32 (rows, n_outputs).
+
+        Or what `digest` makes of the logits, float32 (n_outputs, rows), and the loss.
+        """
         rows = np.arange(start, stop)
         try:
             workspace = self._idle.pop()
@@ -340,7 +345,11 @@ class Engine:
             with self._backend.threads(self.threads):
                 workspace.load_(X, rows, self.preprocessing)
                 logits = forward(self.layers, workspace, stop - start, self._backend)
-            return softmax(logits).T if self.is_classification else logits.T.copy()
+                if digest is not None:
+                    return digest(logits, self.loss, start)
+                found = LOSSES[self.loss].to_outputs(logits)
+                # a transposed view costs nothing, but the buffer is used again
+                return found.T.copy() if np.may_share_memory(found, logits) else found.T
         finally:
             if len(self._idle) < available_threads():  # more would not compute at once
                 self._idle.append(workspace)
@@ -396,13 +405,17 @@ def _work(connection: Connection, model: Any) -> None:
         engine.outputs(np.zeros((1, layers[0].n_in), dtype=np.float32), 0, 1)  # load kernels
         connection.send(("ready", None))
         X: Any = None
+        digest: Digest | None = None
         while True:
             first, second = connection.recv()
-            if isinstance(second, list):  # new data: its shape, and the places of its arrays
-                X = X_from_arrays(first, (place.open() for place in second))
+            if isinstance(second, list):  # new data: its shape, what is asked, its arrays' places
+                shape, digest = first
+                X = X_from_arrays(shape, (place.open() for place in second))
                 connection.send(("ready", None))
             else:
-                outputs = np.ascontiguousarray(engine.outputs(X, first, second))
+                outputs = engine.outputs(X, first, second, digest)
+                if digest is None:
+                    outputs = np.ascontiguousarray(outputs)
                 connection.send(("done", (first, second, outputs)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent closed the predictor, or is gone

@@ -20,6 +20,7 @@ from ..data.checks import (
     refuse_masked,
 )
 from ..data.frames import align_frame, column_names
+from ..data.label_sets import LabelSets, check_label_sets
 from ..data.standardizer import Standardizer, refuse_rounding
 from ..errors import DataError, ParameterError
 from ..machine.threads import kernel_threads, resolve_threads
@@ -36,7 +37,7 @@ class TrainingData(NamedTuple):
     """The rows of a training, checked."""
 
     X: Any
-    y: NDArray[Any]  # int32 (n,) class indices or float32 (n, n_targets)
+    y: Any  # int32 (n,) class indices, float32 (n, n_targets) or LabelSets
     weights: NDArray[np.float32] | None  # (n,), with mean 1 over the training rows
     train_rows: NDArray[np.int64]
     loss_rows: NDArray[np.int64]
@@ -91,6 +92,7 @@ def prepare_(
         weights = (relative / relative[train_rows].mean()).astype(np.float32)
     network.classes, network.feature_names = classes, names
     standardize_(network, X, train_rows, relative, wanted=config.standardize)
+    start_at_frequencies_(network, encoded, train_rows)
     loss_rows = order[n_validation:][: config.loss_rows]
     dense = isinstance(X, np.ndarray) and 4 * X.size <= copy_bytes
     if dense and network.preprocessing is not None:
@@ -112,6 +114,18 @@ def standardize_(
         refuse_rounding(X, rows)
 
 
+def start_at_frequencies_(network: SparseMLP, y: Any, rows: Rows) -> None:
+    """Give the outputs for labels the biases that predict how frequent these are in some rows.
+
+    Only where these biases are all zero, as before training. From a probability of one half for
+    thousands of labels that a row hardly ever has, training would first have to come down.
+    """
+    bias = network.layers[-1].bias
+    if LOSSES[network.config.loss].is_multilabel and not bias.any():
+        counts = y[rows].counts()
+        bias[...] = np.log((counts + 0.5) / (len(rows) - counts + 0.5))
+
+
 def _check_batch(config: TrainingConfig, n_train: int, n_validation: int) -> None:
     """Refuse a mini-batch of more rows than are trained on."""
     if config.batch_size <= n_train:
@@ -130,9 +144,12 @@ def _check_batch(config: TrainingConfig, n_train: int, n_validation: int) -> Non
 
 def encode(
     network: SparseMLP, y: Any, classes: NDArray[Any] | None = None
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
+) -> tuple[Any, NDArray[Any] | None]:
     """Return y as the network's loss takes it, and its classes (None for numbers)."""
-    if LOSSES[network.config.loss].is_classification:
+    loss = LOSSES[network.config.loss]
+    if loss.is_multilabel:
+        return check_label_sets(y, network.config.layer_sizes[-1]), network.classes
+    if loss.is_classification:
         return encode_labels(y, network.classes if classes is None else classes)
     return narrow_targets(check_targets(y, network.config.layer_sizes[-1])), None
 
@@ -157,7 +174,7 @@ def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
     return relative
 
 
-def _check_watched(y: NDArray[Any]) -> None:
+def _check_watched(y: Any) -> None:
     """Refuse a validation part whose score does not tell one epoch from another."""
     remedy = "Set more rows aside, or none ('validation_fraction' 0, early_stopping=False)."
     if len(y) < 2:
@@ -165,7 +182,13 @@ def _check_watched(y: NDArray[Any]) -> None:
             "The 'validation_fraction' parameter of a training must leave at least 2 rows with a "
             f"weight above 0 to watch. It leaves {len(y)}. {remedy}"
         )
-    if y.ndim == 2 and (y == y[0]).all():
+    if isinstance(y, LabelSets):
+        if not len(y.indices):
+            raise ParameterError(
+                f"None of the {len(y)} rows that 'validation_fraction' sets aside has a label. "
+                f"{remedy}"
+            )
+    elif y.ndim == 2 and (y == y[0]).all():
         raise ParameterError(
             f"All {len(y)} rows that 'validation_fraction' sets aside have the same targets, "
             f"so that R² says nothing of the weights. {remedy}"

@@ -10,17 +10,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from ..backends import choose_backend, get_backend
 from ..data.batches import is_sparse, load_batch
 from ..data.checks import refuse_masked
+from ..data.label_sets import LabelSets, check_label_sets
 from ..errors import DataError, NumericalError
 from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
 from ..model.config import TrainingConfig
 from ..model.lazy_updates import LazyUpdates
-from ..model.losses import LOSSES, ScoreSums, check_weights
+from ..model.losses import LOSSES, MANY, ScoreSums, check_weights
 from ..model.network import SparseMLP, Visit, dropout_key
 from ..model.optimizer import MomentumSGD
 from ..model.workspace import Workspace, check_activation_dtype
@@ -129,6 +131,8 @@ class Stepper:
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
         possible = possible and self.network.storage is None and self.workspace.keep_every == 1
         possible = possible and self.workspace.activation_dtype == "float32"
+        n_outputs = self.network.config.layer_sizes[-1]
+        possible = possible and not self._loss.is_multilabel and n_outputs <= MANY
         return possible and len(rows) <= self.workspace.micro_batch
 
     @one_thread_at_a_time
@@ -146,8 +150,9 @@ class Stepper:
         Parameters
         ----------
         X : (n_samples, n_features) dense or CSR
-        y : int32 (n_samples,) or float32 (n_samples, n_targets)
-            Class indices, or targets where the loss is the mean squared error.
+        y : int32 (n_samples,), float32 (n_samples, n_targets) or LabelSets
+            Class indices, or targets where the loss is the mean squared error, or the labels of
+            every row where it is the binary cross-entropy; `check_label_sets` makes them.
         rows : int64 (batch,), optional
             The rows of the mini-batch; all of X by default. More than `config.batch_size` are one
             larger mini-batch.
@@ -291,7 +296,9 @@ class Stepper:
         rows: NDArray[np.int64] | None = None,
         sample_weight: NDArray[np.float32] | None = None,
     ) -> tuple[float, float]:
-        """Return mean loss and score (accuracy or R²) over rows of a data set, without dropout.
+        """Return mean loss and score over rows of a data set, without dropout.
+
+        The score is accuracy or R²; of rows with several labels it is precision at 1.
 
         Parameters are those of `step`, and so is the DataError.
         """
@@ -324,9 +331,11 @@ class Stepper:
                 outputs = self.network.forward(self.workspace, len(part), self.backend)
                 if offsets is not None:
                     outputs += offsets[part].T
-                weights = None if sample_weight is None else sample_weight[part]
+                weights = None
+                if sample_weight is not None:
+                    weights = check_weights(sample_weight[part], len(part))
+                sums.add(outputs, y[part], weights)  # the loss may replace the outputs
                 loss += self._loss.function(outputs, y[part], None, weights)[0]
-                sums.add(outputs, y[part], weights)
         return loss, sums
 
 
@@ -337,7 +346,10 @@ def _checked(
 
     `load_batch` and the losses look at the values of these rows.
     """
-    y = np.asarray(y)
+    if issparse(y):
+        y = check_label_sets(y)
+    elif not isinstance(y, LabelSets):
+        y = np.asarray(y)
     counts = {"X": np.shape(X)[:1], "y": y.shape[:1]}
     if sample_weight is not None:
         counts["sample_weight"] = np.shape(sample_weight)[:1]

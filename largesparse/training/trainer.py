@@ -102,7 +102,9 @@ class Trainer(Stepper):
     def evolve(
         self, data: TrainingData | None = None, *, keep_maps: bool = True
     ) -> list[NDArray[np.int32]]:
-        """Evolve every layer but the output one; return their slot maps, if they are to be kept.
+        """Evolve the layers; return their slot maps, if they are to be kept.
+
+        The output layer evolves, too, only with `TrainingConfig(evolve_output=True)`.
 
         Where connections grow by the gradient, `data` has the rows of which it takes a
         micro-batch, without dropout.
@@ -123,7 +125,8 @@ class Trainer(Stepper):
             return stream(config.seed, "evolution", epoch, layer.number)
 
         with self.backend.threads(self.threads):
-            layers = self.network.layers[:-1]
+            layers = self.network.layers
+            layers = layers if config.evolve_output else layers[:-1]
             grow = gradient, config.growth_candidates
             return evolve_layers(layers, zeta, rng_of, *grow, keep_maps=keep_maps)
 

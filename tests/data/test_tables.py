@@ -256,7 +256,7 @@ def test_svmlight_as_sklearn_writes_it(tmp_path, suffix, zero_based):
         read_table(path, "y")
 
 
-@pytest.mark.parametrize("text", ["x 1:2\n", "1 1:\n", "1 2:1 1:1\n", "1 a:1\n", "1,2 1:1\n"])
+@pytest.mark.parametrize("text", ["x 1:2\n", "1 1:\n", "1 2:1 1:1\n", "1 a:1\n", "1,x 1:1\n"])
 def test_unusable_svmlight_is_refused(tmp_path, text):
     with pytest.raises(DataError, match="cannot be read as svmlight"):
         read_table(write(tmp_path / "own.svm", text))

@@ -203,3 +203,56 @@ def test_evolution_of_a_peer_keeps_the_strong_and_the_number(total, density, see
     assert sum(same) == len(cells) - removed
     assert np.array_equal(new_velocity[same], 2 * new_values[same])
     assert not np.any(new_velocity[~np.array(same)])
+
+
+def test_rows_of_several_labels_are_compared(compare_peers, tmp_path, capsys):
+    from largesparse import make_extreme_classification
+
+    made = make_extreme_classification(500, 120, 20, nonzeros=15, labels_per_row=2)
+    parts = {"train_X": made.X_train, "train_Y": made.y_train}
+    parts |= {"test_X": made.X_test, "test_Y": made.y_test}
+    arrays = {}
+    for name, part in parts.items():
+        for key in ("data", "indices", "indptr", "shape"):
+            arrays[f"{name}_{key}"] = getattr(part, key)
+    np.savez(tmp_path / "made.npz", **arrays)
+    report = tmp_path / "report.json"
+    data = ["--data", str(tmp_path / "made.npz"), "--json", str(report)]
+    compare_peers.main(["--task", "labels", "--peers", "ours,sklearn", *data])
+    shown = capsys.readouterr().out
+    assert "made: 400 and 100 rows, 120 features, 20 labels, 1 threads" in shown
+    results = {row["contestant"]: row for row in json.loads(report.read_text())["results"]}
+    assert set(results) == {"ours", "sklearn"}
+    for row in results.values():
+        assert row["P@1"] > 50
+        assert row["P@1"] > row["P@3"] > row["P@5"]
+        assert row["fit_s"] > 0 < row["model_MiB"]
+    archive = compare_peers.read_task(str(tmp_path / "made.npz"))
+    assert (made.y_train != archive.Y).nnz == 0
+    labels = importlib.import_module("peers.labels")
+    labels.write_extreme(tmp_path / "made.txt", archive.X, archive.Y)
+    table = importlib.import_module("largesparse.data.tables").read_table(tmp_path / "made.txt")
+    assert (table.y != made.y_train).nnz == 0
+    assert abs(table.X - archive.X).max() < 1e-5
+
+
+def test_peers_that_are_not_installed_are_skipped(compare_peers, capsys):
+    labels = importlib.import_module("peers.labels")
+    task = labels.read_task("extreme")
+    missing = {}
+
+    class Sender:
+        @staticmethod
+        def send(found):
+            missing["found"] = found
+
+    def train(X, Y, threads):
+        raise ImportError("No module named 'omikuji'")
+
+    known = labels.LABEL_PEERS
+    try:
+        labels.LABEL_PEERS = {"omikuji": train}
+        labels._measure(Sender, task, "omikuji", 1)
+    finally:
+        labels.LABEL_PEERS = known
+    assert missing["found"] == "No module named 'omikuji'"

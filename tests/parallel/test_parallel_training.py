@@ -358,6 +358,7 @@ attempt("network", network=None)
 attempt("config", config=Case().make_config(dropout=0.5 if comm.rank == 2 else 0.2))
 attempt("options", chunk_bytes=1000 + comm.rank)
 attempt("validation", config=Case().make_config(validation_fraction=0.1))
+attempt("output", config=Case().make_config(evolve_output=True))
 attempt("phase one", phase_one_epochs=4)
 attempt("no phase one", phase_one_epochs=0)
 attempt("slots", slots=0)
@@ -397,6 +398,7 @@ def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
         "config": ("ParallelError", "training configuration", "rank 2", "dropout=0.5"),
         "options": ("ParallelError", "parallel options", "chunk_bytes=1001"),
         "validation": ("ParameterError", "'validation_fraction'", "0.1", "'test'"),
+        "output": ("ParameterError", "'evolve_output'", "must be False"),
         "phase one": ("ParameterError", "'phase_one_epochs'", "at most", "3", "4"),
         "no phase one": ("ParameterError", "'phase_one_epochs'", "0"),
         "slots": ("ParameterError", "'slots'", "0"),

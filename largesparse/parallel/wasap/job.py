@@ -64,6 +64,11 @@ class RootArguments:
                 "The 'validation_fraction' parameter must be 0 in parallel training. Got "
                 f"{fraction} instead. Pass the rows to watch as 'test'."
             )
+        if trainer.config.evolve_output:
+            raise ParameterError(
+                "The 'evolve_output' parameter must be False in parallel training: the average of "
+                "replicas would not keep the connections of every output. Got True instead."
+            )
         given = {"sample_weight": self.sample_weight, "test": self.test}
         data = prepare_(trainer.network, trainer.config, self.X, self.y, **given)
         trainer.check_rows(data)
