@@ -373,8 +373,7 @@ class BaseSparseMLP(BaseEstimator):
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)
-            watched = fraction > 0
-            most = auto_epochs(n_rows, self.n_features_in_, watched=watched)
+            most = auto_epochs(n_rows, self.n_features_in_, watched=fraction > 0)
             most = label_epochs(n_rows) if labels else most
             chosen = self._auto("max_epochs", most)
             schedule, warmup = self.schedule, WARMUP_SHARE * chosen
@@ -384,16 +383,9 @@ class BaseSparseMLP(BaseEstimator):
         own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
         options = {name: own[name] for name in known if name in own}
         batch_size = min(n_train, self._batch_size(n_train))
-        decay = WEIGHT_DECAY
-        if epochs is None:
-            updates = chosen * -(-n_train // batch_size)
-            decay = (
-                label_decay(updates)
-                if labels
-                else WEIGHT_DECAY
-                if fraction
-                else auto_decay(updates)
-            )
+        updates, decay = chosen * -(-n_train // batch_size), WEIGHT_DECAY
+        if epochs is None and (labels or not fraction):
+            decay = label_decay(updates) if labels else auto_decay(updates)
         options |= {
             "dropout": self._unless_auto("dropout", LABEL_DROPOUT if labels else DROPOUT),
             "weight_decay": self._unless_auto("weight_decay", decay),
