@@ -5,31 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import numbers
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ..backends.choice import BackendName
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
-from ..errors import DataError, NumericalError, ParameterError, check_range, check_share
+from ..errors import DataError, NumericalError, ParameterError
 from ..machine.output import is_terminal
 from ..model.config import (
-    Activation,
-    Growth,
-    Loss,
     NetworkConfig,
-    Recipe,
-    Regrowth,
-    Schedule,
     TrainingConfig,
 )
 from ..model.network import SparseMLP
@@ -48,37 +39,18 @@ from ..training.state import TrainingState
 from ..training.trainer import Callback, Trainer
 from .defaults import (
     DOC_LINK,
-    DROPOUT,
     FEWEST_EPOCHS,
-    HIDDEN,
     LARGEST_BATCH,
     OWNER,
-    PARTIAL_FACTOR,
     STEPS_PER_EPOCH,
-    WEIGHT_DECAY,
-    auto_batch_size,
-    auto_decay,
-    auto_epochs,
-    auto_epsilon,
-    auto_rate,
-    auto_recipe,
-    evolution_interval,
     resolve_jobs,
-    stops_early,
 )
 from .files import PROGRESS, describe, parameters_of
-from .label_defaults import DROPOUT as LABEL_DROPOUT
-from .label_defaults import HIDDEN as LABEL_HIDDEN
-from .label_defaults import LARGEST_BATCH as LARGEST_LABEL_BATCH
 from .label_defaults import (
-    OUTPUT_MINIMUM,
-    label_decay,
-    label_density,
-    label_epochs,
-    label_rate,
     one_scale,
 )
 from .linear_start import LinearStart, fit_linear, has_learnt, what_prevents
+from .settings import NETWORK_PARAMETERS, WARMUP_SHARE, Settings
 from .verbose import EpochLines
 
 logger = logging.getLogger(__name__)
@@ -86,13 +58,6 @@ logger = logging.getLogger(__name__)
 COPY_BYTES = 2**28  # a dense table of up to so many bytes in float32 is standardised once
 
 RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a lower rate
-WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
-
-# Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
-NETWORK_PARAMETERS = (
-    *("epsilon", "density", "output_epsilon", "output_density"),
-    *("activation", "alpha", "recipe", "regrowth"),
-)
 
 # `validate_data` leaves the values to the checks of the training and of the prediction.
 AS_GIVEN: dict[str, Any] = {
@@ -130,50 +95,9 @@ def undone_on_error(train: Callable[..., Any]) -> Any:
 
 
 @dataclass(eq=False, repr=False)
-class BaseSparseMLP(BaseEstimator):
-    """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters.
+class BaseSparseMLP(Settings):
+    """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters."""
 
-    The fields are the parameters: scikit-learn reads them from the `__init__` that they make.
-    """
-
-    hidden_layer_sizes: tuple[int, ...] | Literal["auto"] = "auto"
-    _: KW_ONLY
-    epsilon: float | None = None
-    density: float | None = None
-    output_epsilon: float | None = None
-    output_density: float | None = None
-    activation: Activation = "all_relu"
-    alpha: float | Literal["auto"] = 0.1
-    recipe: Recipe | Literal["auto"] = "auto"
-    regrowth: Regrowth | None = None
-    zeta: float = 0.3
-    zeta_decay: float = 1.0
-    evolve_output: bool = False
-    growth: Growth = "random"
-    pruning_start: int | None = None
-    pruning_every: int = 10
-    pruning_percentile: float = 5.0
-    dropout: float | Literal["auto"] = "auto"
-    learning_rate: float | Literal["auto"] = "auto"
-    schedule: Schedule = "cosine"
-    momentum: float = 0.9
-    weight_decay: float | Literal["auto"] = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    max_epochs: int | Literal["auto"] = "auto"
-    early_stopping: bool | Literal["auto"] = "auto"
-    validation_fraction: float = 0.1
-    patience: int = 20
-    standardize: bool | Literal["auto"] = "auto"
-    linear_start: bool | Literal["auto"] = "auto"
-    warm_start: bool = False
-    random_state: Any = None
-    n_jobs: int | None = None
-    backend: BackendName | None = "auto"
-    verbose: bool = False
-
-    network_: SparseMLP = field(init=False)
-    _loss: Loss = field(init=False)  # of NetworkConfig
-    _losses: ClassVar[tuple[Loss, ...]]  # that the kind of estimator can have
     _callbacks: ClassVar[tuple[Callback, ...]] = ()  # of `fit`, for the command line
     _doc_link_module, _doc_link_template = DOC_LINK
 
@@ -309,138 +233,6 @@ class BaseSparseMLP(BaseEstimator):
         self.network_ = self._new_network(before.config)
         for name in ("preprocessing", "classes", "feature_names", "target_mean", "target_scale"):
             setattr(self.network_, name, getattr(before, name))
-
-    def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
-        hidden = self._unless_auto(
-            "hidden_layer_sizes", LABEL_HIDDEN if self._has_labels else HIDDEN
-        )
-        if isinstance(hidden, numbers.Integral):
-            hidden = (hidden,)
-        if not isinstance(hidden, tuple | list | np.ndarray):
-            raise ParameterError(
-                f"The 'hidden_layer_sizes' parameter of {OWNER} must be a tuple of integers, the "
-                f"neurons of every hidden layer, or 'auto'. Got {hidden!r} instead."
-            )
-        for size in hidden:
-            check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
-        sizes = (self.n_features_in_, *hidden, n_outputs)
-        given = self.epsilon is not None or self.density is not None
-        config = NetworkConfig(
-            sizes,
-            epsilon=self.epsilon if given else auto_epsilon(sizes),
-            density=self.density,
-            activation=self.activation,
-            alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
-            recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
-            regrowth=self.regrowth,
-            loss=self._loss,
-            **self._output_options(sizes),
-            seed=self._seed,
-        )
-        if self._is_auto("recipe") and not self._has_labels:
-            config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
-        return config
-
-    def _output_options(self, sizes: tuple[int, ...]) -> dict[str, Any]:
-        """Return how many connections the output layer of a network has."""
-        given = {"output_epsilon": self.output_epsilon, "output_density": self.output_density}
-        if not self._has_labels:
-            return given
-        if self.output_epsilon is None and self.output_density is None:
-            given["output_density"] = label_density(sizes)
-        return given | {"output_minimum": OUTPUT_MINIMUM}
-
-    def _check_same_network(self) -> None:
-        """Refuse to go on with a network that the parameters no longer describe."""
-        config = self.network_.config
-        wanted = self._network_config(config.layer_sizes[-1], None)
-        names = ["layer_sizes", *NETWORK_PARAMETERS]
-        for name in ("recipe", "alpha"):
-            if self._is_auto(name):
-                names.remove(name)
-        if any(getattr(wanted, name) != getattr(config, name) for name in names):
-            raise ParameterError(
-                f"The parameters of {OWNER} that make its network were changed since the network "
-                "was made, so training cannot go on with it. Restore them, or fit with "
-                "warm_start=False."
-            )
-
-    def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
-        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
-        fraction, labels = 0.0, self._has_labels
-        if epochs is None:
-            if stops_early(self.early_stopping, 0 if labels else n_rows):
-                remedy = "Set early_stopping=False to train on all rows."
-                fraction = self.validation_fraction
-                check_share("validation_fraction", fraction, OWNER, remedy=remedy)
-            most = auto_epochs(n_rows, self.n_features_in_, watched=fraction > 0)
-            most = label_epochs(n_rows) if labels else most
-            chosen = self._auto("max_epochs", most)
-            schedule, warmup = self.schedule, WARMUP_SHARE * chosen
-        else:
-            chosen, schedule, warmup = epochs, "constant", 0.0
-        n_train = max(1, n_rows - int(np.ceil(fraction * n_rows)))
-        own, known = vars(self), [known.name for known in dataclasses.fields(TrainingConfig)]
-        options = {name: own[name] for name in known if name in own}
-        batch_size = min(n_train, self._batch_size(n_train))
-        updates, decay = chosen * -(-n_train // batch_size), WEIGHT_DECAY
-        if epochs is None and (labels or not fraction):
-            decay = label_decay(updates) if labels else auto_decay(updates)
-        options |= {
-            "dropout": self._unless_auto("dropout", LABEL_DROPOUT if labels else DROPOUT),
-            "weight_decay": self._unless_auto("weight_decay", decay),
-            "standardize": self._unless_auto("standardize", True),
-            "epochs": chosen,
-            "batch_size": batch_size,
-            "evolution_interval": evolution_interval(n_train, batch_size),
-            "loss_rows": 0,  # the loss curve is the running loss
-            "learning_rate": self._rate(n_rows, partial=epochs is not None),
-            "schedule": schedule,
-            "warmup_epochs": warmup,
-            "validation_fraction": fraction,
-            "patience": self.patience if fraction else None,
-            "seed": self._seed,
-            "threads": resolve_jobs(self.n_jobs),
-        }
-        return TrainingConfig(**options)
-
-    @property
-    def _has_labels(self) -> bool:
-        """Whether rows have any number of labels."""
-        return self._loss == "binary_cross_entropy"
-
-    def _unless_auto(self, name: str, chosen: Any) -> Any:
-        """Return a parameter, or what is chosen where it is "auto"."""
-        return chosen if self._is_auto(name) else getattr(self, name)
-
-    def _is_auto(self, name: str) -> bool:
-        value = getattr(self, name)
-        return isinstance(value, str) and value == "auto"
-
-    def _rate(self, n_rows: int, *, partial: bool) -> float:
-        if not self._is_auto("learning_rate"):
-            return self.learning_rate  # type: ignore[return-value]  # TrainingConfig checks it
-        if not partial and self._fit_rate is not None:
-            return self._fit_rate
-        factor = PARTIAL_FACTOR if partial else 1.0
-        config = self.network_.config
-        if self._has_labels:
-            batch_size = self._batch_size(n_rows)
-            return factor * label_rate(config.recipe, self._label_share, batch_size)
-        return factor * auto_rate(config, n_rows)
-
-    def _auto(self, name: str, chosen: int) -> int:
-        """Return a parameter that is a positive integer or 'auto', which stands for `chosen`."""
-        if self._is_auto(name):
-            return chosen
-        value = getattr(self, name)
-        return int(check_range(name, value, OWNER, low=1, integer=True, remedy="Or pass 'auto'."))
-
-    def _batch_size(self, n_rows: int) -> int:
-        chosen = auto_batch_size(n_rows)
-        if self._has_labels:
-            chosen = min(chosen, LARGEST_LABEL_BATCH)
-        return self._auto("batch_size", chosen)
 
     def _train(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
