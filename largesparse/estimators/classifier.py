@@ -80,7 +80,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         indicator matrix at the most 64.
     max_epochs : int or "auto"
         "auto" is 100 up to 20,000 rows and 20 million cells, fewer for more, and at least 20; with
-        an indicator matrix 60 up to 8,333 rows, fewer for more, and at least 10.
+        an indicator matrix 50 up to 10,000 rows, fewer for more, and at least 10.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
         predicted it best. "auto" does so above 10,000 rows, as fewer are better trained on, but not
