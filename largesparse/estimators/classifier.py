@@ -82,7 +82,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     max_epochs : int or "auto"
         "auto" is 50, or 100 with early stopping; fewer above 20,000 rows or 20 million cells, but
         20 at least. After a linear start it is 20, and ends when nothing is left to learn. With
-        an indicator matrix it is 60 up to 8,333 rows, fewer for more, and at least 10.
+        an indicator matrix it is 50 up to 10,000 rows, fewer for more, and at least 10.
     early_stopping : bool or "auto"
         Whether to set a part of the rows aside, and to end with the weights of the epoch that
         predicted it best. "auto" does so above 10,000 rows, as fewer are better trained on, but not

@@ -189,7 +189,7 @@ def test_features_that_may_be_negative_are_standardised_one_by_one(task):
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (label_epochs(1000), 60),
+        (label_epochs(1000), 50),
         (label_epochs(20_000), 25),
         (label_epochs(10**6), 10),
         (label_rate("width", 0.01, 64), 0.7),
