@@ -277,7 +277,7 @@ def training_config(options: argparse.Namespace, plan: MemoryPlan, rate: float) 
     return TrainingConfig(
         epochs=options.epochs,
         batch_size=options.batch_size,
-        **plan.micro_batching._asdict(),
+        **plan.micro_batching.settings(),
         learning_rate=given(options.learning_rate, rate),
         dropout=given(options.dropout, hyper.dropout),
         schedule=hyper.schedule,

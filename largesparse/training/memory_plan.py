@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GIB = 2**30
 BASE = 230 * 2**20  # interpreter, libraries and kernels
@@ -19,6 +19,10 @@ class MicroBatching(NamedTuple):
     keep_every: int = 1
     activation_dtype: str = "float32"
     sparse_inputs: bool = False  # without a buffer of dense inputs, as long as none come
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields that `TrainingConfig` has too."""
+        return dict(zip(self._fields[:3], self, strict=False))
 
     def __str__(self) -> str:
         text = str(self.micro_batch)

@@ -34,7 +34,7 @@ TINY = np.finfo(np.float32).tiny
 
 def setting(text: str) -> MicroBatching:
     """Return the setting of a text such as 64, 64/2 or 64/1/bfloat16."""
-    size, every, dtype, *rest = [*text.split("/"), *MicroBatching(0)[text.count("/") + 1 :]]
+    size, every, dtype, *rest = [*text.split("/"), *MicroBatching(0)[text.count("/") + 1 : 3]]
     if rest or dtype not in ACTIVATION_DTYPES:
         raise argparse.ArgumentTypeError(f"{text!r} is not M[/K[/DTYPE]], such as 64/2/bfloat16")
     return MicroBatching(parse_size(size), parse_size(str(every)), str(dtype))
@@ -58,7 +58,7 @@ def micro_batch(options: argparse.Namespace) -> None:
         for each in options.settings:
             size = each.micro_batch
             config = TrainingConfig(
-                **each._asdict(),
+                **each.settings(),
                 batch_size=size,
                 dropout=0.0,
                 backend=options.backend,
