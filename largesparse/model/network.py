@@ -364,8 +364,8 @@ class SparseMLP:
     ) -> None:
         """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`.
 
-        Weights of the first layer that `lazy` is to update are left to it. After `sparse` inputs the
-        copy of the layer's weights in output order waits until it is asked for.
+        Weights of the first layer that `lazy` is to update are left to it. After `sparse` inputs
+        the copy of the layer's weights in output order waits until it is asked for.
         """
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
