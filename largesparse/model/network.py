@@ -359,19 +359,19 @@ class SparseMLP:
         learning_rate: float,
         *,
         lazy: LazyUpdates | None = None,
+        sparse: bool = False,
         both_orders: bool = True,
     ) -> None:
         """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`.
 
-        Weights of the first layer that `lazy` is to update are left to it. After sparse inputs the
-        copy of the layer's weights in output order waits until it is asked for.
+        Weights of the first layer that `lazy` is to update are left to it. After `sparse` inputs
+        the copy of the layer's weights in output order waits until it is asked for.
         """
-        is_sparse = isinstance(workspace, Workspace) and workspace.sparse is not None
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
             gradients, both = workspace.by_layer[k], both_orders
-            if k == 0 and is_sparse:
+            if k == 0 and sparse:
                 layer.is_stale, both = True, False
             if k == 0 and lazy is not None and lazy.is_waiting:
                 sgd = optimizer.numbers(layer, PARAMETERS["values"], learning_rate)

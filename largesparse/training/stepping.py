@@ -177,7 +177,10 @@ class Stepper:
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
             else:
                 loss = self.gradient(X, y, rows, sample_weight)
-                self.network.update_(self.workspace, optimizer, rate, lazy=self._lazy)
+                sparse = self.workspace.sparse is not None
+                self.network.update_(
+                    self.workspace, optimizer, rate, lazy=self._lazy, sparse=sparse
+                )
         self.state.step += 1
         return loss
 

@@ -134,8 +134,10 @@ def test_one_worker_trains_as_one_process_does(jobs, name, tmp_path):
     if name == "stopped":
         assert [r["epoch"] for r in jobs.told(name)["epochs"]] == [0, 1, 2]
         return
-    assert_same(jobs.network(name), arrays_of(twin.network, tmp_path))
-    assert_same_history(jobs.told(name)["epochs"], twin.history.to_list())
+    # One process leaves weights of sparse inputs for later, which rounds them otherwise.
+    tolerance = 1e-6 if name == "few-nonzeros" else 0.0
+    assert_same(jobs.network(name), arrays_of(twin.network, tmp_path), tolerance=tolerance)
+    assert_same_history(jobs.told(name)["epochs"], twin.history.to_list(), max(1e-9, tolerance))
     assert jobs.told(name, 1)["epochs"] == jobs.told(name)["epochs"]
 
 
