@@ -238,8 +238,9 @@ class BaseSparseMLP(Settings):
         """Train the network on rows that `check_X` returned, and tell the course of it."""
         config = self._training_config(count_rows(X, sample_weight))
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
+        is_new = self.network_.preprocessing is None
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
-        start = self._linear_start(data)
+        start = self._linear_start(data, is_new)
         try:
             trainer = self._run(config, data, start)
         finally:  # Ctrl-C, too, leaves all of the network
@@ -260,7 +261,7 @@ class BaseSparseMLP(Settings):
         else:
             self.validation_scores_ = self.best_validation_score_ = None
 
-    def _linear_start(self, data: TrainingData) -> LinearStart | None:
+    def _linear_start(self, data: TrainingData, is_new: bool) -> LinearStart | None:
         """Return the linear map that the training begins from, where it does."""
         wanted = self.linear_start
         if not isinstance(wanted, bool | np.bool_) and wanted != "auto":
@@ -272,7 +273,7 @@ class BaseSparseMLP(Settings):
         if wanted == "auto":
             wide = data.X.shape[1] > len(data.train_rows)
             wanted = wide and not self.warm_start and obstacle is None
-        if wanted and self.n_steps_:
+        if wanted and not is_new:
             return None  # what goes on with a network has begun
         if wanted and obstacle is not None:
             raise ParameterError(
@@ -298,9 +299,10 @@ class BaseSparseMLP(Settings):
         for retry in range(retries + 1):
             start_at_frequencies_(self.network_, data.y, data.train_rows)
             state = TrainingState(step=self.n_steps_, epochs_before=self._epochs)
-            trainer = Trainer(self.network_, config, state=state)
             if start is not None:
-                start.begin_(trainer)
+                start.reserve_(self.network_)
+            trainer = Trainer(self.network_, config, state=state)
+            trainer.offsets = None if start is None else start.offsets
             try:
                 trainer.train(data, progress=progress, callbacks=callbacks)
                 break

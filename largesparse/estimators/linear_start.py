@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import issparse
+from scipy.sparse import csr_array, issparse
 
 from ..data.batches import StandardizedRows
 from ..model.linear_path import install_, reserve_, what_is_in_the_way
@@ -26,9 +28,11 @@ DUAL_FACTOR, DUAL_ROWS = (
     4,
     512,
 )  # from so many features a row, up to so many rows: by the rows' products
-DUAL_BYTES = 2**29  # that a basis may take
 MOST_CONNECTIONS = 4_000_000  # of linear maps
-LARGEST_MEAN = 100  # in deviations, of what is not centred
+MOST_PRODUCTS = 2_000_000_000  # of values and maps: logistic regression takes tens of seconds
+SPARSE_COST = 10  # of a product, where X is sparse
+RIDGE_ROWS = 4000  # or features, the fewer of them: ridge regression takes half a minute
+LARGEST_MEAN = 100  # in deviations, of what is not centred; a tenth of it for all features
 RANK = 1e-7  # eigenvalues of the inner products below this share of the largest one are 0
 
 
@@ -39,10 +43,9 @@ class LinearStart(NamedTuple):
     bias: NDArray[np.floating]  # (n_maps,)
     offsets: NDArray[np.float32]  # (n_samples, n_outputs), to be added to the network's outputs
 
-    def begin_(self, trainer: Trainer) -> None:
-        """Let a trainer train what the map leaves to learn."""
-        reserve_(trainer.network, self.weights.shape[1])
-        trainer.offsets = self.offsets
+    def reserve_(self, network: SparseMLP) -> None:
+        """Set neurons aside for the map; a trainer with the offsets trains what it leaves."""
+        reserve_(network, self.weights.shape[1])
 
     def install_(self, network: SparseMLP) -> None:
         """Make the map a part of a network that was trained beside it."""
@@ -77,11 +80,22 @@ def what_prevents(network: SparseMLP, data: TrainingData, most_bytes: int) -> st
         return "it takes standardised features (standardize=True)"
     if nbytes > most_bytes or 2 * n_maps * X.shape[1] > MOST_CONNECTIONS:
         return "the table is too large"
-    if issparse(X) and np.abs(scaled.mean * scaled.scale).max() > LARGEST_MEAN:
+    if _takes_long(X, n_maps, len(data.train_rows), classifies):
+        return "the table is so large that linear regression would take long"
+    means = np.abs(scaled.mean * scaled.scale)
+    rms = np.sqrt(np.mean(np.square(means)))
+    if issparse(X) and (means.max() > LARGEST_MEAN or rms > LARGEST_MEAN / 10):
         return "sparse X has features whose means are far larger than their deviations"
     if classifies and len(np.unique(data.y[data.train_rows])) < n_classes:
         return "there are no rows of some classes"
     return what_is_in_the_way(network, n_maps)
+
+
+def _takes_long(X: Any, n_maps: int, n_rows: int, classifies: bool) -> bool:
+    if classifies:
+        products = SPARSE_COST * X.nnz if issparse(X) else n_rows * X.shape[1]
+        return n_maps * products > MOST_PRODUCTS
+    return n_rows * min(n_rows, X.shape[1]) ** 2 > RIDGE_ROWS**3
 
 
 def has_learnt(trainer: Trainer, record: EpochRecord) -> bool:
@@ -102,13 +116,17 @@ def fit_linear(network: SparseMLP, data: TrainingData) -> LinearStart:
         X = X.values
     else:  # centring changes the intercept alone, which has no penalty
         assert preprocessing is not None
-        X = X.multiply(preprocessing.scale).tocsr().astype(np.float32)
+        values = preprocessing.scale[X.indices]
+        values *= X.data
+        X = csr_array((values.astype(np.float32), X.indices, X.indptr), shape=X.shape)
         shift = preprocessing.mean * preprocessing.scale
     sample_weight = None if data.weights is None else data.weights[rows]
     fit = _logistic if LOSSES[network.config.loss].is_classification else _ridge
-    with threadpool_limits(1), warnings.catch_warnings():
+    with _turn, threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its iterations: what is left, training learns
-        weights, bias = fit(X[rows], data.y[rows], sample_weight)
+        own = X if len(rows) == X.shape[0] else X[rows]  # a copy, of as many bytes as the table
+        weights, bias = fit(own, data.y[rows], sample_weight)
+        weights = weights.astype(np.float32)  # or the product would be of a copy in float64
         offsets = np.asarray(X @ weights) + bias
     if offsets.shape[1] < network.config.layer_sizes[-1]:
         offsets = np.hstack([-offsets / 2, offsets / 2])
@@ -121,33 +139,50 @@ def _logistic(X: Any, y: NDArray[Any], sample_weight: Any) -> tuple[NDArray[Any]
     """Return weights (n_features, n_maps) and intercepts of logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    basis = None
-    is_small = 8 * len(y) * X.shape[1] <= DUAL_BYTES
-    if DUAL_FACTOR * len(y) <= X.shape[1] and len(y) <= DUAL_ROWS and is_small:
-        X, basis = _in_row_space(X)
     model = LogisticRegression(C=1 / (PENALTY * len(y)), max_iter=MOST_ITERATIONS)
+    if DUAL_FACTOR * len(y) <= X.shape[1] and len(y) <= DUAL_ROWS:
+        return _fit_in_row_space(model, X, y, sample_weight)
     model.fit(X, y, sample_weight=sample_weight)
-    weights = model.coef_.T if basis is None else np.asarray(basis @ model.coef_.T)
-    return weights, model.intercept_
+    return model.coef_.T, model.intercept_
 
 
 def _ridge(X: Any, y: NDArray[Any], sample_weight: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return weights (n_features, n_targets) and intercepts, the penalty by leaving one out."""
     from sklearn.linear_model import RidgeCV
 
-    model = RidgeCV(X.shape[1] * RIDGE_PENALTIES)
-    model.fit(X, y.astype(np.float64), sample_weight=sample_weight)
+    model, y = RidgeCV(X.shape[1] * RIDGE_PENALTIES), y.astype(np.float64)
+    if X.shape[1] > len(y):  # RidgeCV copies what it is given, in float64
+        return _fit_in_row_space(model, X, y, sample_weight)
+    model.fit(X, y, sample_weight=sample_weight)
     return np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
 
 
-def _in_row_space(X: Any) -> tuple[NDArray[np.float64], Any]:
-    """Return rows in an orthonormal basis of the space they span, and the basis.
+def _fit_in_row_space(
+    model: Any, X: Any, y: NDArray[Any], sample_weight: Any
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Do as for all features, with the rows in an orthonormal basis of the space they span.
 
     The penalised optimum lies in that space (the representer theorem).
     """
     products = X @ X.T
     products = products.toarray() if issparse(X) else products
     eigenvalues, vectors = np.linalg.eigh(products.astype(np.float64))
+    eigenvalues = np.maximum(eigenvalues, np.finfo(np.float64).tiny)  # 0 where X is 0
     kept = eigenvalues > RANK * eigenvalues[-1]
-    roots = np.sqrt(eigenvalues[kept])
-    return vectors[:, kept] * roots, X.T @ (vectors[:, kept] / roots)
+    roots, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
+    model.fit(vectors * roots, y, sample_weight=sample_weight)
+    # the basis itself is X.T @ (vectors / roots): as large as X if that were dense
+    of_rows = (vectors / roots) @ np.atleast_2d(model.coef_).T
+    return np.asarray(X.T @ of_rows.astype(np.float32)), np.atleast_1d(model.intercept_)
+
+
+_turn = threading.Lock()  # BLAS's threads and the filters of warnings are those of the process
+
+
+def _after_fork() -> None:
+    global _turn
+    _turn = threading.Lock()  # a thread that only the parent has may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

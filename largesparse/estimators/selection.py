@@ -34,7 +34,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     Parameters
     ----------
     estimator : estimator, optional
-        With a `network_` after fitting. By default a `SparseMLPClassifier`.
+        With a `network_` after fitting. By default a `SparseMLPClassifier`. A linear start that is
+        "auto" is off: it leaves most connections as random as they began.
     n_features_to_select : int >= 1 or float in (0, 1], optional
         Number or share of the features, ties by position. By default half of them, where no
         threshold is given either.
@@ -93,6 +94,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
         else:
             chosen = SparseMLPClassifier() if self.estimator is None else self.estimator
             self.estimator_ = clone(chosen)
+            if getattr(chosen, "linear_start", None) == "auto":
+                self.estimator_.set_params(linear_start=False)
             self.estimator_.fit(X, y, **fit_params)
         self.strengths_ = input_strength(self.estimator_.network_)
         self.n_features_in_ = len(self.strengths_)

@@ -17,6 +17,8 @@ from .network import SparseMLP
 from .topology import Topology
 
 MOST_NEURONS = 0.5  # of a hidden layer, that linear paths may take
+LEAST_SUM = 0.01  # of the slopes: what is left of z, whose rounding errors grow by its inverse
+LEAST_SIZE = 1e-6  # of weights that others are made as large as
 
 
 def what_is_in_the_way(network: SparseMLP, n_maps: int) -> str | None:
@@ -26,8 +28,8 @@ def what_is_in_the_way(network: SparseMLP, n_maps: int) -> str | None:
         return "it needs a hidden layer"
     if config.activation in TRAINED:
         return f"neurons with the activation {config.activation!r} do not add up to a linear one"
-    if any(layer.slope == -1 for layer in network.layers[:-1]):
-        return "with alpha 1, neurons are even functions"
+    if any(abs(1 + layer.slope) < LEAST_SUM for layer in network.layers[:-1]):
+        return "with alpha near 1, neurons are even functions"
     if 2 * n_maps > MOST_NEURONS * min(config.layer_sizes[1:-1]):
         return f"its {2 * n_maps} neurons are more than half of a hidden layer's"
     return None
@@ -79,8 +81,9 @@ def install_(network: SparseMLP, weights: NDArray[np.floating], bias: NDArray[np
 
 
 def _size(values: NDArray[np.floating]) -> float:
-    """Return the root mean square; 1 where that is 0."""
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) or 1.0
+    """Return the root mean square; 1 where that is next to 0, or there are no values."""
+    size = np.sqrt(np.sum(np.square(values, dtype=np.float64)) / max(1, values.size))
+    return 1.0 if size < LEAST_SIZE else float(size)
 
 
 def _add(layer: SparseLayer, block: NDArray[np.floating]) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import tracemalloc
+import warnings
+
 import numpy as np
 import pytest
 from helpers import backend_or_skip, same
@@ -9,10 +14,19 @@ from scipy.sparse import csr_array
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info
 
-from largesparse import SparseMLPClassifier, SparseMLPRegressor
+from largesparse import (
+    NetworkConfig,
+    SparseMLP,
+    SparseMLPClassifier,
+    SparseMLPRegressor,
+    TrainingConfig,
+)
 from largesparse.errors import ParameterError
 from largesparse.estimators import linear_start
+from largesparse.estimators.defaults import RATES
+from largesparse.training.prepared import prepare_
 
 FAST = {"backend": "scipy", "random_state": 0}
 
@@ -144,9 +158,9 @@ def test_a_start_that_cannot_be_is_refused():
         SparseMLPClassifier(max_epochs=1, **options, **FAST).fit(X, y)  # "auto"
     with pytest.raises(ParameterError, match="must be True, False or 'auto'"):
         SparseMLPClassifier(linear_start="yes", **FAST).fit(X, y)
-    far = csr_array(X + 1e6)
-    with pytest.raises(ParameterError, match="means are far larger"):
-        SparseMLPClassifier(linear_start=True, **FAST).fit(far, y)
+    for far in (csr_array(X + 1e6), csr_array(X + 200)):
+        with pytest.raises(ParameterError, match="means are far larger"):
+            SparseMLPClassifier(linear_start=True, **FAST).fit(far, y)
 
 
 def test_a_saved_model_predicts_the_same(tmp_path):
@@ -156,3 +170,111 @@ def test_a_saved_model_predicts_the_same(tmp_path):
     loaded = SparseMLPClassifier.load(tmp_path / "model")
     assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
     assert np.isfinite(loaded.partial_fit(X, y).predict_proba(X)).all()
+
+
+def test_mistakes_found_after_the_start_are_told():
+    with pytest.raises(ParameterError, match="'backend'"):
+        SparseMLPClassifier(backend="none", random_state=0).fit(*wide())
+
+
+@pytest.mark.parametrize("as_given", [np.asarray, csr_array])
+def test_rows_that_are_all_the_same(as_given):
+    X, y = as_given(np.ones((9, 50))), np.arange(9) % 3
+    probabilities = SparseMLPClassifier(max_epochs=2, **FAST).fit(X, y).predict_proba(X)
+    assert np.allclose(probabilities, 1 / 3, atol=0.05)
+    assert np.allclose(SparseMLPRegressor(max_epochs=2, **FAST).fit(X, y).predict(X), 1, atol=0.1)
+
+
+def test_a_fit_that_goes_on_after_ctrl_c_keeps_what_was_learnt():
+    X, y = wide()
+    model = SparseMLPClassifier(warm_start=True, linear_start=True, **FAST)
+
+    def stop(trainer, record):
+        raise KeyboardInterrupt
+
+    model._callbacks = (stop,)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y)
+    before = model.predict_proba(X)
+    model._callbacks = ()
+    model.set_params(learning_rate=0.0, momentum=0.0, weight_decay=0.0, zeta=0.0, max_epochs=1).fit(
+        X, y
+    )
+    assert np.allclose(model.predict_proba(X), before, atol=1e-5)
+
+
+def test_a_training_that_starts_again_begins_linearly_too(monkeypatch):
+    X, y = wide()
+    y = np.random.default_rng(0).permutation(y)
+    monkeypatch.setattr(linear_start, "PENALTY", 1.0)  # so that one epoch is not all
+    monkeypatch.setitem(RATES, "softmax_cross_entropy", dict.fromkeys(("paper", "width"), 20.0))
+    options = {"max_epochs": 3, **FAST}
+    retried = SparseMLPClassifier(**options).fit(X, y)
+    assert retried.learning_rate_ < 20
+    expected = SparseMLPClassifier(learning_rate=retried.learning_rate_, **options).fit(X, y)
+    assert same(retried.network_, expected.network_)
+
+
+def test_fits_in_two_python_threads_leave_the_process_as_it_was(monkeypatch):
+    X, y = wide()
+    expected = SparseMLPClassifier(**FAST).fit(X, y)
+    fit, together = linear_start._logistic, threading.Barrier(2)
+
+    def slow_fit(*arguments):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)  # where both get here, each puts back what the other has set
+        return fit(*arguments)
+
+    def state():
+        return [pool["num_threads"] for pool in threadpool_info()], warnings.filters[:]
+
+    monkeypatch.setattr(linear_start, "_logistic", slow_fit)
+    models = [SparseMLPClassifier(**FAST) for _ in range(2)]
+    before = state()
+    threads = [threading.Thread(target=model.fit, args=(X, y)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together.broken and state() == before
+    assert all(same(model.network_, expected.network_) for model in models)
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "mean_squared_error"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_table_is_not_copied_in_float64(loss, sparse):
+    rng = np.random.default_rng(0)
+    X = np.zeros((100, 40_000), dtype=np.float32)
+    X[:, : 1000 if sparse else None] = (
+        rng.random((100, 1000))[:, :1] if sparse else rng.random(X.shape)
+    )
+    y = np.arange(100) % 2
+    network = SparseMLP(NetworkConfig((40_000, 40, 2), epsilon=1, loss=loss), progress=False)
+    y = y if loss.startswith("softmax") else np.eye(2)[y]
+    given = csr_array(X) if sparse else X
+    config = TrainingConfig(batch_size=10)
+    data = prepare_(network, config, given, y, copy_bytes=2**28)
+    linear_start.fit_linear(network, data)  # imports
+    tracemalloc.start()
+    linear_start.fit_linear(network, data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < X.nbytes / 3
+
+
+def test_what_would_take_long_is_not_begun(monkeypatch):
+    X, y = wide()
+    for name, most, kind, target in [
+        ("MOST_PRODUCTS", 3 * X.size, SparseMLPClassifier, y),
+        ("RIDGE_ROWS", len(y), SparseMLPRegressor, X[:, 0]),
+    ]:
+        model = kind(linear_start=True, max_epochs=1, **FAST)
+        monkeypatch.setattr(linear_start, name, most)
+        model.fit(X, target)
+        monkeypatch.setattr(linear_start, name, most - 1)
+        with pytest.raises(ParameterError, match="take long"):
+            model.fit(X, target)
+        model.set_params(linear_start="auto").fit(X, target)
+    monkeypatch.setattr(linear_start, "MOST_PRODUCTS", 3 * X.size)
+    with pytest.raises(ParameterError, match="take long"):
+        SparseMLPClassifier(linear_start=True, **FAST).fit(csr_array(X), y)

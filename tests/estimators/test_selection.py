@@ -184,3 +184,16 @@ def test_alpha_is_near_the_papers(shared_data, monkeypatch):
     monkeypatch.setenv("LARGESPARSE_DATA", str(shared_data))
     assert alpha_from_skewness(load_dataset("madelon").X_train) == pytest.approx(0.5, abs=0.05)
     assert alpha_from_skewness(load_dataset("higgs").X_train) == pytest.approx(0.05, abs=0.05)
+
+
+def test_strengths_of_wide_tables_are_those_of_trained_connections():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 100)).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int)
+    options = {"hidden_layer_sizes": (30,), "max_epochs": 2, "random_state": 0, "backend": "scipy"}
+    selector = SparseFeatureSelector(SparseMLPClassifier(**options)).fit(X, y)
+    plain = SparseMLPClassifier(linear_start=False, **options).fit(X, y)
+    assert np.array_equal(selector.strengths_, input_strength(plain.network_))
+    begun = SparseMLPClassifier(linear_start=True, **options)
+    strengths = SparseFeatureSelector(begun).fit(X, y).strengths_
+    assert np.array_equal(strengths, input_strength(begun.fit(X, y).network_))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP, prune_neurons
+from largesparse.model.evolution import remove_connections
 from largesparse.model.linear_path import install_, reserve_, what_is_in_the_way
 
 
@@ -55,6 +56,22 @@ def test_a_network_computes_its_own_and_the_map(depth, n_outputs, activation, al
     )
 
 
+@pytest.mark.parametrize("size", [None, 0.0, 1e-42])
+def test_a_first_layer_of_no_size_carries_the_map(size):
+    network = make_network((10, 40, 3))
+    reserve_(network, 3)
+    first = network.layers[0]
+    if size is None:
+        remove_connections(first, np.zeros(first.nnz, dtype=bool))
+    else:
+        first.values[:] = size
+        first.refresh()
+    X = normal_rows(6, 10, 0).astype(np.float64)
+    weights = np.random.default_rng(0).standard_normal((10, 3))
+    install_(network, weights, np.zeros(3))
+    assert np.allclose(outputs(network, X), X @ weights, atol=1e-4)
+
+
 def test_neurons_that_are_pruned_meanwhile_stay_dead():
     network = make_network((10, 40, 30, 3))
     reserve_(network, 3)
@@ -73,6 +90,7 @@ def test_neurons_that_are_pruned_meanwhile_stay_dead():
         ((10, 3), {}, "needs a hidden layer"),
         ((10, 40, 3), {"activation": "srelu"}, "'srelu'"),
         ((10, 40, 30, 3), {"alpha": 1.0}, "even functions"),
+        ((10, 40, 30, 3), {"alpha": 0.9999999}, "even functions"),
     ],
 )
 def test_what_is_in_the_way_is_told(sizes, options, obstacle):
