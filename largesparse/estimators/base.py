@@ -149,6 +149,7 @@ class BaseSparseMLP(BaseEstimator):
     network_: SparseMLP = field(init=False)
     _loss: ClassVar[Loss]  # of NetworkConfig
     _callbacks: ClassVar[tuple[Callback, ...]] = ()  # of `fit`, for the command line
+    _began_linearly: ClassVar[bool] = False  # whether the network has
     _doc_link_module, _doc_link_template = DOC_LINK
 
     def save(self, folder: str | Path) -> None:
@@ -382,6 +383,8 @@ class BaseSparseMLP(BaseEstimator):
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
         start = self._linear_start(data)
+        went_on = bool(self.n_steps_) and self._began_linearly
+        self._began_linearly = start is not None or went_on  # type: ignore[misc]
         try:
             trainer = self._run(config, data, start)
         finally:  # Ctrl-C, too, leaves all of the network
@@ -429,7 +432,7 @@ class BaseSparseMLP(BaseEstimator):
         progress = None if self.verbose and is_terminal() else False
         callbacks: list[Callback] = list(self._callbacks)
         if self.verbose and progress is False:
-            callbacks.append(EpochLines())
+            callbacks.append(EpochLines(None if start is None else has_learnt))
         if start is not None:
             epochs = self._auto("max_epochs", FEWEST_EPOCHS)
             warmup = WARMUP_SHARE * epochs

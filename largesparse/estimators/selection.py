@@ -31,6 +31,8 @@ OWNER = "SparseFeatureSelector"
 class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     """Selects the features whose inputs are the strongest in a sparse network.
 
+    Strengths are those of `input_strength`; after a linear start, those over all paths.
+
     Parameters
     ----------
     estimator : estimator, optional
@@ -94,7 +96,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
             chosen = SparseMLPClassifier() if self.estimator is None else self.estimator
             self.estimator_ = clone(chosen)
             self.estimator_.fit(X, y, **fit_params)
-        self.strengths_ = input_strength(self.estimator_.network_)
+        linear = getattr(self.estimator_, "_began_linearly", False)
+        self.strengths_ = input_strength(self.estimator_.network_, paths=linear)
         self.n_features_in_ = len(self.strengths_)
         names = getattr(self.estimator_, "feature_names_in_", None)
         if names is None and hasattr(X, "columns"):

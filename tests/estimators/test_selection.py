@@ -60,6 +60,29 @@ def test_strength_is_the_sum_of_absolute_outgoing_weights():
     np.testing.assert_allclose(strength, np.abs(W).sum(axis=1), rtol=1e-6)
 
 
+def test_strength_along_paths_is_a_product_of_matrices(task):
+    network = SparseMLP(NetworkConfig((9, 15, 12, 3), epsilon=2.0), progress=False)
+    product = np.eye(9)
+    for layer in network.layers:
+        W = np.zeros((layer.n_in, layer.n_out))
+        W[layer.topology.rows(), layer.topology.indices] = np.abs(layer.values)
+        product = product @ W
+    found = input_strength(network, paths=True)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, product.sum(axis=1), rtol=1e-5)
+
+
+def test_the_informative_features_are_found_after_a_linear_start():
+    X = np.random.default_rng(0).normal(size=(60, 150)).astype(np.float32)
+    X[:, [3, 11, 17]] = 0.3 * X[:, [3, 11, 17]] + X[:, :1] * [1, 1, -1]
+    y = (X[:, 3] + X[:, 11] - X[:, 17] > 0).astype(int)
+    X[:, 0] = 0
+    classifier = SparseMLPClassifier(hidden_layer_sizes=(40, 40), random_state=0, backend="scipy")
+    selector = SparseFeatureSelector(classifier, n_features_to_select=3).fit(X, y)
+    assert selector.get_support(indices=True).tolist() == [3, 11, 17]
+    assert selector.estimator_.n_iter_ < 20
+
+
 def test_the_informative_features_are_found(task):
     X, y = task
     selector = SparseFeatureSelector(SmallClassifier(), n_features_to_select=3)
