@@ -79,7 +79,7 @@ def plot_curve(history: History, path: str) -> None:
         score.set(xlabel="epoch", title="accuracy, or R² of a regression")
         score.legend()
     for axes in figure.axes:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     try:
         figure.savefig(expand_user(path), dpi=150)
     except (OSError, ValueError) as error:

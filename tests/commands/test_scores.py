@@ -166,7 +166,9 @@ def test_a_linear_start_is_told_and_one_epoch_is_no_curve(tmp_path, capsys, numb
     assert err.splitlines()[-1].startswith("epoch 1 of 20: loss ")
     losses = [line for line in out.splitlines() if line.startswith("loss ")]
     assert len(losses) == 1 and float(losses[0].removeprefix("loss ")) >= 0
-    assert "use xlink:href" in plot.read_text()  # a marker: a line of one point is not seen
+    picture = plot.read_text()
+    assert "<!-- 1 -->" in picture and "legend" not in picture  # folds hold nothing out
+    assert "fill: #1f77b4" in picture  # a marker: a line of one point is not seen
 
 
 def test_inspect_finds_the_features_of_a_linear_start(tmp_path, capsys):
