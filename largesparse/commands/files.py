@@ -22,7 +22,12 @@ def add_file_options(parser: argparse.ArgumentParser, *, labels: bool = True) ->
         help="as --header no; columns are then called by their positions, from 0")  # fmt: skip
     add("--delimiter", metavar="CHAR",
         help="what separates the fields of text: a character, tab or space (found)")  # fmt: skip
-    add("--decimal", choices=DECIMALS, help="decimal sign of text (.; or as trained)")
+    add(
+        "--decimal",
+        choices=DECIMALS,
+        metavar="SIGN",
+        help="decimal sign of text, . or , (.; or as trained)",
+    )
     add("--index-base", type=int, choices=(0, 1),
         help="first index of svmlight (0 if there is one, else 1; or as trained)")  # fmt: skip
     add("--drop", nargs="+", metavar="COLUMN", default=[], help="columns to leave out")

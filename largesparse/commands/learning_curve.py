@@ -21,8 +21,8 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 def text_curve(losses: list[float]) -> str:
     """Return losses as one line of bars, for a terminal."""
-    if not losses:
-        return ""
+    if len(losses) < 2:  # no curve
+        return f"loss {losses[0]:.4g}" if losses else ""
     points = np.interp(
         np.linspace(0, len(losses) - 1, min(CURVE_WIDTH, len(losses))), range(len(losses)), losses
     )
@@ -66,21 +66,29 @@ class HeldOutScores:
 def plot_curve(history: History, path: str) -> None:
     """Draw loss and scores by epoch into a picture."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    loss, score = figure.subplots(1, 2)
     epochs = history["epoch"]
     measured = any(value is not None for value in history["loss"])
-    loss.plot(epochs, history["loss" if measured else "running_loss"])
-    loss.set(xlabel="epoch", ylabel="loss", title="rows trained on")
     curves = {"train": "trained on", "validation": "validation", "test": "held out"}
-    for name, label in curves.items():
-        values = [np.nan if value is None else value for value in history[f"{name}_accuracy"]]
-        if not np.isnan(values).all():
-            score.plot(epochs, values, label=label)
-    score.set(xlabel="epoch", title="accuracy, or R² of a regression")
-    score.legend()
+    scores = {label: _numbers(history[f"{name}_accuracy"]) for name, label in curves.items()}
+    scores = {label: values for label, values in scores.items() if not np.isnan(values).all()}
+    loss, *others = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+    loss.plot(epochs, _numbers(history["loss" if measured else "running_loss"]), marker=".")
+    loss.set(xlabel="epoch", ylabel="loss", title="rows trained on")
+    for score in others:
+        for label, values in scores.items():
+            score.plot(epochs, values, marker=".", label=label)
+        score.set(xlabel="epoch", title="accuracy, or R² of a regression")
+        score.legend()
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     try:
         figure.savefig(expand_user(path), dpi=150)
     except (OSError, ValueError) as error:
         raise ParameterError(f"--plot {path}: {error}. The model is saved.") from error
+
+
+def _numbers(values: list[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]

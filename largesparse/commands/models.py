@@ -273,7 +273,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
                 line = "".join(map("{:>{}}".format, counts, widths.values()))
                 print(f"{line}{layer['density']:>10.2%}")
         elif name == "strongest features":
-            print("strongest features (sum of |outgoing weights|)")
+            print("strongest features (product of |weights|, summed over all paths)")
             print(
                 "\n".join(f"  {feature:<40}{strength:.4g}" for feature, strength in value.items())
             )
@@ -290,7 +290,7 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     active = [*active_neurons(network), network.layers[-1].n_out]
     config, used = network.config, network.trained_with
     n_features = config.layer_sizes[0]
-    strength = input_strength(network)
+    strength = input_strength(network, paths=True)
     positions = network.file_layout and network.file_layout.columns
     names = network.feature_names or [f"feature {k}" for k in positions or range(n_features)]
     strongest = np.argsort(-strength, kind="stable")[:features]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.ranking import precision_at_k
-from ..errors import check_range
+from ..errors import DataError, check_range
 
 RANKS = (1, 3, 5)  # at which precision is told
 
@@ -70,8 +70,11 @@ def cross_validate(make: Callable[[], Any], X: Any, y: NDArray, folds: int, seed
     from sklearn.model_selection import KFold, StratifiedKFold
 
     n_rows = X.shape[0]
-    check_range("--folds", folds, "train", low=2, high=n_rows, integer=True)
     numbers = not hasattr(make(), "class_weight")
+    most = n_rows // 2 if numbers else n_rows  # R² needs two rows
+    if most < 2:
+        raise DataError(f"--folds: {n_rows} rows are too few to test on parts of them.")
+    check_range("--folds", folds, "train", low=2, high=most, integer=True)
     alike = not numbers and np.unique(y, return_counts=True)[1].min() >= folds
     splitter = (StratifiedKFold if alike else KFold)(folds, shuffle=True, random_state=seed)
     kind = "R²" if numbers else "accuracy"
@@ -79,7 +82,7 @@ def cross_validate(make: Callable[[], Any], X: Any, y: NDArray, folds: int, seed
     for k, (train, test) in enumerate(splitter.split(np.zeros(n_rows), y), 1):
         estimator = make().fit(X[train], y[train])
         if numbers:
-            scores.append(estimator.score(X[test], y[test]) if len(test) > 1 else np.nan)
+            scores.append(estimator.score(X[test], y[test]))
         else:
             right[test] = estimator.predict(X[test]) == y[test]
             scores.append(right[test].mean())

@@ -116,7 +116,10 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     estimator = _make_estimator(arguments, samples)
     tested = samples.X_test is not None
-    counts = f"{samples.X.shape[0]} rows of {samples.X.shape[1]} features to train on"
+    n_rows = samples.X.shape[0]
+    counts = (
+        f"{n_rows} row{'s' if n_rows != 1 else ''} of {samples.X.shape[1]} features to train on"
+    )
     print(counts + (f", {samples.X_test.shape[0]} held out" if tested else ""))
     print("\n".join([describe_task(samples, arguments.task), *samples.notes]))
     warm_up_once(arguments.backend)
@@ -141,7 +144,11 @@ def _train(arguments: argparse.Namespace) -> int:
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     share = network.connections / dense
     print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}")
-    print(f"{estimator.n_iter_} epochs in {show_seconds(seconds)}")
+    begun = ""
+    if estimator._began_linearly:
+        begun = f"{'ridge' if samples.task == 'regression' else 'logistic'} regression and "
+    epochs = f"{estimator.n_iter_} epoch{'s' if estimator.n_iter_ != 1 else ''}"
+    print(f"{begun}{epochs} in {show_seconds(seconds)}")
     print_score("on the rows trained on:", estimator, samples.X, samples.y)
     if tested:
         print_score("on the rows held out:   ", estimator, samples.X_test, samples.y_test)

@@ -31,5 +31,5 @@ def reading(
     except DataError:
         raise
     except damage as error:
-        found = f"{path} cannot be read {kind}".rstrip()
-        raise DataError(f"{found}: {str(error).strip()}. {remedy}") from error
+        found, told = f"{path} cannot be read {kind}".rstrip(), str(error).strip().rstrip(".")
+        raise DataError(f"{found}: {told}. {remedy}") from error

@@ -98,6 +98,8 @@ def check_file(path: Path, part: str | None, format: str | None, given: dict[str
             f"{format!r} instead."
         )
     kind = format or table_format(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Name a file in it.")
     if kind is None:
         raise DataError(_say_how_to_convert(path))
     for name, value in given.items():

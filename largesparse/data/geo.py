@@ -102,19 +102,20 @@ def _classes(lines: list[list[str]], n_samples: int, class_field: str, path: Pat
                 if classes[sample] not in (None, value):
                     raise DataError(
                         f"{path} has {field!r} twice for sample {sample + 1}: {classes[sample]!r} "
-                        f"and {value!r}. Remove one, or pass another class_field."
+                        f"and {value!r}. Remove one, or pass another class_field (--target)."
                     )
                 classes[sample] = value
     found = [value for value in classes if value is not None]
     if not found:
+        other = f", not {class_field!r}" if class_field else ""
         raise DataError(
-            f"{path} has no field {class_field!r}: it has {', '.join(sorted(known - {''}))}. "
-            "Pass one of these as class_field."
+            f"{path} has the fields {', '.join(sorted(known - {''}))}{other}. Pass one of them "
+            "as the target (class_field=…; --target on the command line)."
         )
     if len(found) < n_samples:
         raise DataError(
             f"{path} has no {class_field!r} for sample {classes.index(None) + 1}, nor for "
-            f"{n_samples - len(found) - 1} others. Pass another class_field."
+            f"{n_samples - len(found) - 1} others. Pass another class_field (--target)."
         )
     return found
 

@@ -175,7 +175,15 @@ def read_table(
         delimiter=delimiter,
         decimal=decimal or ".",
     )
-    table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
+    try:
+        table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
+    except DataError as error:
+        if labels is None or transpose or (format or table_format(path)) != "csv":
+            raise
+        raise DataError(
+            f"{error} Or, if its rows are features and its columns samples, pass transpose=True "
+            "(--transpose)."
+        ) from error
     if columns is not None and categorical is None:
         table = align_columns(table, columns)
     if labels is not None:

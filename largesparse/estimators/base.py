@@ -99,6 +99,7 @@ class BaseSparseMLP(Settings):
     """Base of `SparseMLPClassifier` and `SparseMLPRegressor`, which document the parameters."""
 
     _callbacks: ClassVar[tuple[Callback, ...]] = ()  # of `fit`, for the command line
+    _began_linearly: ClassVar[bool] = False  # whether the network has
     _doc_link_module, _doc_link_template = DOC_LINK
 
     def save(self, folder: str | Path) -> None:
@@ -241,6 +242,9 @@ class BaseSparseMLP(Settings):
         is_new = self.network_.preprocessing is None
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
         start = self._linear_start(data, is_new)
+        self._began_linearly = start is not None or (  # type: ignore[misc]
+            not is_new and self._began_linearly
+        )
         try:
             trainer = self._run(config, data, start)
         finally:  # Ctrl-C, too, leaves all of the network
@@ -288,7 +292,7 @@ class BaseSparseMLP(Settings):
         progress = None if self.verbose and is_terminal() else False
         callbacks: list[Callback] = list(self._callbacks)
         if self.verbose and progress is False:
-            callbacks.append(EpochLines())
+            callbacks.append(EpochLines(None if start is None else has_learnt))
         if start is not None:
             epochs = self._auto("max_epochs", FEWEST_EPOCHS)
             warmup = WARMUP_SHARE * epochs

@@ -31,11 +31,12 @@ OWNER = "SparseFeatureSelector"
 class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
     """Selects the features whose inputs are the strongest in a sparse network.
 
+    Strengths are those of `input_strength` over all paths to the outputs.
+
     Parameters
     ----------
     estimator : estimator, optional
-        With a `network_` after fitting. By default a `SparseMLPClassifier`. A linear start that is
-        "auto" is off: it leaves most connections as random as they began.
+        With a `network_` after fitting. By default a `SparseMLPClassifier`.
     n_features_to_select : int >= 1 or float in (0, 1], optional
         Number or share of the features, ties by position. By default half of them, where no
         threshold is given either.
@@ -94,10 +95,8 @@ class SparseFeatureSelector(SelectorMixin, MetaEstimatorMixin, BaseEstimator):
         else:
             chosen = SparseMLPClassifier() if self.estimator is None else self.estimator
             self.estimator_ = clone(chosen)
-            if getattr(chosen, "linear_start", None) == "auto":
-                self.estimator_.set_params(linear_start=False)
             self.estimator_.fit(X, y, **fit_params)
-        self.strengths_ = input_strength(self.estimator_.network_)
+        self.strengths_ = input_strength(self.estimator_.network_, paths=True)
         self.n_features_in_ = len(self.strengths_)
         names = getattr(self.estimator_, "feature_names_in_", None)
         if names is None and hasattr(X, "columns"):

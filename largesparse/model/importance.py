@@ -151,12 +151,20 @@ def _keep(arrays: LayerArrays, neurons: Bool) -> LayerArrays:
     }
 
 
-def input_strength(network: SparseMLP) -> NDArray[np.float32]:
-    """Return the strength of every input: the sum of |outgoing weights|, float32 (n_features,)."""
-    layer = network.layers[0]
-    weights = np.abs(layer.values)
-    sums = np.bincount(layer.topology.rows(), weights=weights, minlength=layer.n_in)
-    return sums.astype(np.float32)
+def input_strength(network: SparseMLP, *, paths: bool = False) -> NDArray[np.float32]:
+    """Return the strength of every input, float32 (n_features,): the sum of |outgoing weights|.
+
+    With `paths` each of them is multiplied by the strength of the neuron that it leads to: a sum
+    over all paths to the outputs. After a linear start only that tells the inputs apart: most
+    neurons of the first layer may lead nowhere yet, by their weights.
+    """
+    strength: NDArray[np.generic] = np.ones(network.layers[-1].n_out)
+    for layer in network.layers[::-1] if paths else network.layers[:1]:
+        weights = np.abs(layer.values)
+        if paths:
+            weights = weights * strength[layer.topology.indices]
+        strength = np.bincount(layer.topology.rows(), weights=weights, minlength=layer.n_in)
+    return strength.astype(np.float32)
 
 
 def active_neurons(network: SparseMLP) -> list[int]:

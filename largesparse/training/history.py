@@ -123,13 +123,12 @@ class History:
         scores = {
             f.name.replace("_", " "): value
             for f in dataclasses.fields(EpochRecord)
-            if (f.name == "loss" or f.name.endswith("accuracy"))
+            if f.name.endswith(("loss", "accuracy"))
             and (value := getattr(last, f.name)) is not None
         }
         told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-        return (
-            f"History(epochs {first.epoch} to {last.epoch}, {sum(last.nnz):,} connections; {told})"
-        )
+        told = f"{sum(last.nnz):,} connections" + (f"; {told}" if told else "")
+        return f"History(epochs {first.epoch} to {last.epoch}, {told})"
 
     def __len__(self) -> int:
         return len(self.epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -140,6 +141,51 @@ def test_rows_held_out_are_scored_by_epoch(folder):
     np.testing.assert_array_equal(watched.predict_proba(X), plain.predict_proba(X))
 
 
+def wide(path, rows=24, numbers=False):
+    """Write more features than rows, of which the first two tell the target."""
+    X = np.random.default_rng(0).normal(size=(rows, 60)).round(3)
+    X[:, 1] = 0.2 * X[:, 1] - X[:, 0]
+    y = X[:, 0] - X[:, 1]
+    table = pd.DataFrame(X, columns=[f"g{k}" for k in range(60)])
+    table.assign(y=y if numbers else np.where(y > 0, "up", "down")).to_csv(path, index=False)
+
+
+def train_wide(folder, *more, numbers=False, rows=24):
+    wide(folder / "wide.csv", rows, numbers)
+    command = ["train", "--data", str(folder / "wide.csv"), "--target", "y", "--backend", "scipy"]
+    return main([*command, "--hidden", "30", "--out", str(folder / "model"), *more])
+
+
+@pytest.mark.parametrize(("numbers", "name"), [(False, "logistic"), (True, "ridge")])
+def test_a_linear_start_is_told_and_one_epoch_is_no_curve(tmp_path, capsys, numbers, name):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "curve.svg"
+    assert train_wide(tmp_path, "--plot", str(plot), "--folds", "2", numbers=numbers) == 0
+    out, err = capsys.readouterr()
+    assert f"\n{name} regression and 1 epoch in " in out
+    assert err.splitlines()[-1].startswith("epoch 1 of 20: loss ")
+    losses = [line for line in out.splitlines() if line.startswith("loss ")]
+    assert len(losses) == 1 and float(losses[0].removeprefix("loss ")) >= 0
+    picture = plot.read_text()
+    assert "<!-- 1 -->" in picture and "legend" not in picture  # folds hold nothing out
+    assert "fill: #1f77b4" in picture  # a marker: a line of one point is not seen
+
+
+def test_inspect_finds_the_features_of_a_linear_start(tmp_path, capsys):
+    assert train_wide(tmp_path, "--quiet", rows=50) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "model"), "--features", "2", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["strongest features"]) == {"g0", "g1"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "folds", "message"), [(9, "5", r"range \[2, 4\]"), (3, "2", "3 rows are too few")]
+)
+def test_folds_of_a_regression_have_two_rows(tmp_path, capsys, rows, folds, message):
+    assert train_wide(tmp_path, "--folds", folds, numbers=True, rows=rows) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_evaluations_in_json_have_an_interval(folder, capsys):
     command = ["evaluate", str(folder / "model"), "--data", str(folder / "new.csv")]
     capsys.readouterr()
@@ -163,7 +209,10 @@ def test_genes_in_rows_from_the_shell(tmp_path, capsys):
     )
     labels.to_csv(tmp_path / "labels.csv", index=False)
     data = ["--data", str(tmp_path / "genes.txt"), "--labels", str(tmp_path / "labels.csv")]
-    command = ["train", *data, "--transpose", "--out", str(tmp_path / "model"), *QUICK]
+    command = ["train", *data, "--out", str(tmp_path / "model"), *QUICK]
+    assert main(command) == 2  # rows are taken for samples, which have names of text
+    assert "pass transpose=True (--transpose)" in capsys.readouterr().err
+    command.append("--transpose")
     assert main([*command, "--test-fraction", "0"]) == 0
     capsys.readouterr()
     model = str(tmp_path / "model")

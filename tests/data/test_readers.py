@@ -421,7 +421,7 @@ def test_a_series_matrix_is_a_table(tmp_path):
     assert table.X.tolist() == [[1, 4], [2, 5], [3, 6]] and table.y.tolist() == ["a", "b", "a"]
     assert table.ids.tolist() == ["G1", "G2", "G3"] and table.feature_names == ["p1", "p2"]
     assert read_table_for(model_of(table, tmp_path), path).X.tolist() == table.X.tolist()
-    with pytest.raises(DataError, match=r"no field ''.* it has kind"):
+    with pytest.raises(DataError, match=r"has the fields kind\. Pass one .*--target"):
         read_samples(str(path), target=None, task="auto", test_fraction=0, seed=0)
 
 

@@ -490,3 +490,8 @@ def test_rows_to_predict_are_read_as_finely_as_those_of_the_training(tmp_path):
         np.array([2, 1.7e9], np.float32), np.array([1, 0.1], np.float32)
     )
     np.testing.assert_array_equal(read_table_for(network, path).X, X)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(DataError, match="is a folder"):
+        read_table(tmp_path)

@@ -60,6 +60,29 @@ def test_strength_is_the_sum_of_absolute_outgoing_weights():
     np.testing.assert_allclose(strength, np.abs(W).sum(axis=1), rtol=1e-6)
 
 
+def test_strength_along_paths_is_a_product_of_matrices(task):
+    network = SparseMLP(NetworkConfig((9, 15, 12, 3), epsilon=2.0), progress=False)
+    product = np.eye(9)
+    for layer in network.layers:
+        W = np.zeros((layer.n_in, layer.n_out))
+        W[layer.topology.rows(), layer.topology.indices] = np.abs(layer.values)
+        product = product @ W
+    found = input_strength(network, paths=True)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, product.sum(axis=1), rtol=1e-5)
+
+
+def test_the_informative_features_are_found_after_a_linear_start():
+    X = np.random.default_rng(0).normal(size=(60, 150)).astype(np.float32)
+    X[:, [3, 11, 17]] = 0.3 * X[:, [3, 11, 17]] + X[:, :1] * [1, 1, -1]
+    y = (X[:, 3] + X[:, 11] - X[:, 17] > 0).astype(int)
+    X[:, 0] = 0
+    classifier = SparseMLPClassifier(hidden_layer_sizes=(40, 40), random_state=0, backend="scipy")
+    selector = SparseFeatureSelector(classifier, n_features_to_select=3).fit(X, y)
+    assert selector.get_support(indices=True).tolist() == [3, 11, 17]
+    assert selector.estimator_.n_iter_ < 20
+
+
 def test_the_informative_features_are_found(task):
     X, y = task
     selector = SparseFeatureSelector(SmallClassifier(), n_features_to_select=3)
@@ -184,16 +207,3 @@ def test_alpha_is_near_the_papers(shared_data, monkeypatch):
     monkeypatch.setenv("LARGESPARSE_DATA", str(shared_data))
     assert alpha_from_skewness(load_dataset("madelon").X_train) == pytest.approx(0.5, abs=0.05)
     assert alpha_from_skewness(load_dataset("higgs").X_train) == pytest.approx(0.05, abs=0.05)
-
-
-def test_strengths_of_wide_tables_are_those_of_trained_connections():
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((60, 100)).astype(np.float32)
-    y = (X[:, 0] > 0).astype(int)
-    options = {"hidden_layer_sizes": (30,), "max_epochs": 2, "random_state": 0, "backend": "scipy"}
-    selector = SparseFeatureSelector(SparseMLPClassifier(**options)).fit(X, y)
-    plain = SparseMLPClassifier(linear_start=False, **options).fit(X, y)
-    assert np.array_equal(selector.strengths_, input_strength(plain.network_))
-    begun = SparseMLPClassifier(linear_start=True, **options)
-    strengths = SparseFeatureSelector(begun).fit(X, y).strengths_
-    assert np.array_equal(strengths, input_strength(begun.fit(X, y).network_))

@@ -15,6 +15,7 @@ from largesparse.model.losses import LOSSES
 from largesparse.model.optimizer import SCHEDULES
 from largesparse.model.recipes import RECIPES
 from largesparse.model.workspace import ACTIVATION_DTYPES
+from largesparse.training.history import EpochRecord
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,10 @@ def test_a_history_names_its_fields_where_there_is_none_of_a_name(trainer):
 )
 def test_the_types_of_choices_have_all_that_there_are(choice, known):
     assert set(get_args(choice)) == set(known)
+
+
+def test_a_history_without_evaluations_shows_the_running_loss():
+    record = EpochRecord(1, None, None, running_loss=0.25, nnz=[3, 4])
+    history = History([EpochRecord(0, None, None, nnz=[3, 4]), record])
+    assert repr(history) == "History(epochs 0 to 1, 7 connections; running loss 0.25)"
+    assert repr(History(history.epochs[:1])) == "History(epochs 0 to 0, 7 connections)"
