@@ -146,7 +146,7 @@ def test_a_signal_between_epochs_is_heeded_too(undisturbed, tmp_path, monkeypatc
             save = struck(training_module.save_checkpoint)
             patch.setattr(training_module, "save_checkpoint", save)
         else:
-            name = "evolve" if place == "evolve" else "evaluate"
+            name = "evolve" if place == "evolve" else "sum_scores"
             patch.setattr(Trainer, name, struck(getattr(Trainer, name)))
         trainer = stop(make_trainer(), folder, number, **options)
     epochs, part = {"evaluate": (0, None), "the first evaluation": (0, None)}.get(place, (2, None))
@@ -158,17 +158,17 @@ def test_a_signal_between_epochs_is_heeded_too(undisturbed, tmp_path, monkeypatc
 
 def test_an_evaluation_is_not_waited_for(undisturbed, tmp_path, monkeypatch):
     """The epoch before it is complete, and is not trained again."""
-    folder, evaluate = tmp_path / "run", Trainer.evaluate
+    folder, sum_scores = tmp_path / "run", Trainer.sum_scores
     evaluated = []
 
     def struck(trainer, *arguments):
         if trainer.state.part is not None:
             signal.raise_signal(signal.SIGTERM)
         evaluated.append(trainer.epoch)
-        return evaluate(trainer, *arguments)
+        return sum_scores(trainer, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "evaluate", struck)
+        patch.setattr(Trainer, "sum_scores", struck)
         trainer = stop(make_trainer(), folder, signal.SIGTERM)
     assert evaluated == [0, 0, 0]  # before training
     assert (trainer.epoch, trainer.state.part.samples, trainer.step_count) == (0, 64, 4)
