@@ -273,17 +273,19 @@ class BaseSparseMLP(Settings):
                 f"The 'linear_start' parameter of {OWNER} must be True, False or 'auto'. "
                 f"Got {wanted!r} instead."
             )
+        is_wide = data.X.shape[1] > len(data.train_rows)
+        if wanted == "auto" and (self.warm_start or not is_wide):
+            return None
+        if not wanted or not is_new:  # what goes on with a network has begun
+            return None
         obstacle = what_prevents(self.network_, data, COPY_BYTES)
+        if obstacle is None:
+            return fit_linear(self.network_, data)
         if wanted == "auto":
-            wide = data.X.shape[1] > len(data.train_rows)
-            wanted = wide and not self.warm_start and obstacle is None
-        if wanted and not is_new:
-            return None  # what goes on with a network has begun
-        if wanted and obstacle is not None:
-            raise ParameterError(
-                f"The 'linear_start' parameter of {OWNER} cannot be True: {obstacle}. Pass 'auto'."
-            )
-        return fit_linear(self.network_, data) if wanted else None
+            return None
+        raise ParameterError(
+            f"The 'linear_start' parameter of {OWNER} cannot be True: {obstacle}. Pass 'auto'."
+        )
 
     def _run(
         self, config: TrainingConfig, data: TrainingData, start: LinearStart | None

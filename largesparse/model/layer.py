@@ -280,9 +280,11 @@ class SparseLayer:
         """Renew the copy of the weights in output order, after `values` changed."""
         from ..backends.pattern_kernels import reorder
 
-        if len(self._copy) != len(self.values):
-            self._copy = np.empty_like(self.values)
-        reorder(self.values, self.topology.to_output_order, self._copy)
+        copy = self._copy
+        if len(copy) != len(self.values):
+            copy = np.empty_like(self.values)
+        reorder(self.values, self.topology.to_output_order, copy)
+        self._copy = copy  # when it is whole: threads that predict may all find it stale
         self.is_stale = False
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:

@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import backend_or_skip, dense_gradients, make_trainer, same
+from helpers import backend_or_skip, dense_gradients, make_network, make_trainer, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
@@ -295,3 +295,21 @@ def test_an_estimator_fits_and_predicts_wide_rows_in_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 500e6  # a dense mini-batch of 64 rows has 512 MB
+
+
+def test_a_thread_never_sees_half_of_the_output_order(monkeypatch):
+    """Two threads that predict may find the copy of the weights stale at the same time."""
+    from largesparse.backends import pattern_kernels
+
+    layer = make_network((9, 20, 3)).layers[0]
+    expected, reorder = layer.values_by_output.copy(), pattern_kernels.reorder
+    layer._copy, layer.is_stale = layer._copy[:0], True
+    seen = []
+
+    def observed(values, places, out):
+        seen.append(layer._copy is out)
+        reorder(values, places, out)
+
+    monkeypatch.setattr(pattern_kernels, "reorder", observed)
+    assert np.array_equal(layer.values_by_output, expected)
+    assert seen == [False] and not layer.is_stale
