@@ -293,7 +293,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for ranks in {case.ranks for case in cases}:
         start_ranks(ranks)  # before minutes of runs: is there an mpiexec?
     for flags in {case.flags[0] for case in cases}:
-        warm_up(get_backend(flags.partition("=")[2]).name)
+        backend = get_backend(flags.partition("=")[2])
+        for dtype in ("float32", "bfloat16")[: 1 + backend.takes_bfloat16]:
+            for whole in (True, False):
+                warm_up(backend.name, activation_dtype=dtype, whole=whole)
     make_large_classification(options.samples, options.features)
     print(f"{'':<36}{'neurons':>8}{'planned':>10}{'measured':>10}   ratio      (MiB)")
     outside = 0

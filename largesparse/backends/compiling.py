@@ -165,6 +165,9 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
+COMPLETE = "largesparse.complete-"  # a file that is there where all kernels of a kind are
+
+
 class _NotCached(Exception):
     """A kernel is neither compiled nor in the cache, and this process has not got its lock."""
 
@@ -237,10 +240,17 @@ class _Watch:
                 file.write(f"{os.getpid()} {self.seconds - before:.3f}\n")
 
 
-def is_cached() -> bool:
-    """Return whether kernels have been compiled and kept on this machine."""
-    folder = _folder()
-    return folder is not None and (folder / _Watch.SECONDS).exists()
+def is_cached(kind: str = "") -> bool:
+    """Return whether kernels, or all of a kind, have been compiled and kept on this machine."""
+    folder, name = _folder(), f"{COMPLETE}{kind}" if kind else _Watch.SECONDS
+    return folder is not None and (folder / name).exists()
+
+
+def note_cached(kind: str) -> None:
+    """Keep in mind that all kernels of a kind have been compiled and kept on this machine."""
+    if is_cached():
+        with suppress(OSError):
+            (_folder() / f"{COMPLETE}{kind}").touch()  # type: ignore[operator]
 
 
 def _last_seconds(files: Iterable[Path]) -> float:

@@ -241,12 +241,14 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
     ranks = len(nodes.node)
+    backend = choose_backend(options.backend, config.layer_sizes).name
+    dtype = options.activation_dtype or useful_dtype(config, options.backend)
     choose: Callable[..., MemoryPlan]
     choose = functools.partial(
         choose_plan,
         storage=options.storage,
-        backend=choose_backend(options.backend, config.layer_sizes).name,
-        once=bytes_once(is_made(**data_parameters(options))),
+        backend=backend,
+        once=bytes_once(backend, dtype, is_made(**data_parameters(options))),
     )
     if ranks > 1:
         spread = parallel_options(options)
@@ -264,7 +266,7 @@ def plan_memory(
         options.batch_size,
         micro_batch=options.micro_batch,
         keep_every=options.keep_every,
-        activation_dtype=options.activation_dtype or useful_dtype(config, options.backend),
+        activation_dtype=dtype,
         mapped=4 * options.samples * options.features,
     )
 

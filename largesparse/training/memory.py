@@ -135,11 +135,17 @@ def activation_bytes(
     return numbers * micro_batch + 8 * words * sum(hidden)
 
 
-def bytes_once(is_made: bool) -> int:
+def kind_of_kernels(backend: str, activation_dtype: str) -> str:
+    """Return the name of the kernels that trainings of a kind need."""
+    return f"{backend}-{activation_dtype}"
+
+
+def bytes_once(backend: str, activation_dtype: str, is_made: bool) -> int:
     """Return what a process takes to compile kernels and make data that the cache has not got."""
     from ..backends.compiling import is_cached
 
-    return COMPILING * (not is_cached()) + GENERATING * (not is_made)
+    compiling = not is_cached(kind_of_kernels(backend, activation_dtype))
+    return COMPILING * compiling + GENERATING * (not is_made)
 
 
 def available_memory() -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..backends import compiling
 from ..backends.choice import BackendName
 from ..model.config import ActivationDtype, NetworkConfig, TrainingConfig
 from ..model.evolution import FEW, survivors
 from ..model.network import SparseMLP
+from .memory import kind_of_kernels
 from .trainer import Trainer
 
 
@@ -34,15 +36,15 @@ def warm_up(
         threads=threads,
     )
     network = SparseMLP(NetworkConfig((8, 64, 64, 2), epsilon=1, coverage="full"), progress=False)
-    Trainer(network, config).fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)
+    trainer = Trainer(network, config)
+    trainer.fit(X, np.arange(64) % 2, test=(X, np.arange(64) % 2), progress=False)
     survivors(
         np.linspace(-1, 1, FEW + 1, dtype=np.float32), zeta=0.3
     )  # of layers that are not tiny
+    compiling.note_cached(kind_of_kernels(trainer.backend.name, activation_dtype))
 
 
 def warm_up_once(backend: BackendName | None = None) -> None:
     """Compile the kernels at once, before a training, where this machine has none yet."""
-    from ..backends.compiling import is_cached
-
-    if not is_cached():
+    if not compiling.is_cached():
         warm_up(backend)

@@ -34,6 +34,7 @@ from largesparse.training.memory import (
     prediction_batch,
 )
 from largesparse.training.memory import micro_batchings as settings_of
+from largesparse.training.warming import warm_up
 
 GIB = 2**30
 SPARSE = [((30, 4000, 3000, 5), 40), ((3000, 5000, 5000, 5000, 2), 12), ((2000, 8000, 2), 30)]
@@ -120,16 +121,20 @@ def test_the_printed_plan_has_a_line_a_part():
     assert "3.000 GiB" in lines[-2]
 
 
-def test_what_is_done_once_is_planned_where_the_cache_lacks_it(monkeypatch):
+def test_what_is_done_once_is_planned_where_the_cache_lacks_it(monkeypatch, tmp_path):
     config = NetworkConfig((10, 100, 2), density=0.1)
-    monkeypatch.setattr("largesparse.backends.compiling.is_cached", lambda: False)
-    compiling = memory_module.bytes_once(True)
-    assert 0 < compiling < memory_module.bytes_once(False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    compiling = memory_module.bytes_once("fused", "float32", True)
+    assert 0 < compiling < memory_module.bytes_once("fused", "float32", False)
     plan, without = choose_plan(config, 8, once=compiling), choose_plan(config, 8)
     assert plan.required == without.required + compiling
     assert len(str(plan).splitlines()) == 9 and "compiling" in str(plan)
-    monkeypatch.setattr("largesparse.backends.compiling.is_cached", lambda: True)
-    assert memory_module.bytes_once(True) == 0
+    (tmp_path / "largesparse.seconds").touch()  # another process has compiled some
+    assert memory_module.bytes_once("scipy", "float32", True) == compiling
+    warm_up("scipy")
+    assert memory_module.bytes_once("scipy", "float32", True) == 0
+    assert memory_module.bytes_once("scipy", "bfloat16", True) == compiling
+    assert memory_module.bytes_once("fused", "float32", True) == compiling
     small = choose_plan(config, 8, backend="fused")
     assert small.base < choose_plan(config, 8, backend="mkl").base == without.base
 
