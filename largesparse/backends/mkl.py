@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import re
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,6 @@ from .operands import Float32, Int32
 LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB
 AS_IT_IS = 10  # SPARSE_OPERATION_NON_TRANSPOSE
-FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
 @functools.cache
@@ -123,19 +123,27 @@ class MKLBackend(Backend):
 
     def __init__(self) -> None:
         self._mkl = load_mkl()
+        self._interface = self._mkl._mkl_interface
         self._on_tbb = take_tbb()
         self._most = len(core_numbers())  # threads that TBB uses, unless it is limited
         self._handles = Handles()
+        self._limit = threading.local()  # its `count`: the threads that `threads` lets it use
         one = np.ones((1, 1), dtype=np.float32)
         pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
         self.spmm(*pattern, one[0], one, out=one.copy())  # MKL chooses its code path now
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
+        before = getattr(self._limit, "count", None)
+        if before == count:  # a step within an epoch: to begin and end a limit takes 50 us
+            yield
+            return
         with super().threads(count), ExitStack() as stack:
+            self._limit.count = count
+            stack.callback(setattr, self._limit, "count", before)
             if not self._on_tbb:
-                before = self._mkl.mkl_set_num_threads_local(count)
-                stack.callback(self._mkl.mkl_set_num_threads_local, before)
+                own = self._mkl.mkl_set_num_threads_local(count)
+                stack.callback(self._mkl.mkl_set_num_threads_local, own)
             elif count < self._most:
                 stack.enter_context(limit_tbb(count))
             yield
@@ -143,8 +151,6 @@ class MKLBackend(Backend):
     def spmm(
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
-        from sparse_dot_mkl import _mkl_interface as mkl
-
         shape = (out.shape[0], X.shape[0])
         if len(indices) == 0:
             out[:] = 0
@@ -153,7 +159,7 @@ class MKLBackend(Backend):
         # comes to which rows first.
         result = np.empty((shape[0], 2), dtype=np.float32) if X.shape[1] == 1 else out
         X = np.repeat(X, 2, axis=1) if X.shape[1] == 1 else X
-        if mkl.MKL.MKL_INT is not ctypes.c_int:  # of 64 bits: indices are copied for every product
+        if self._interface.MKL.MKL_INT is not ctypes.c_int:
             matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
             self._mkl.dot_product_mkl(matrix, X, out=result, out_scalar=0.0)
         else:
@@ -163,9 +169,7 @@ class MKLBackend(Backend):
 
     def _multiply(self, handle: Any, X: Float32, out: Float32) -> None:
         """Compute out = A·X for the matrix A that a handle describes."""
-        from sparse_dot_mkl import _mkl_interface as mkl
-
-        n_columns = X.shape[1]
+        mkl, n_columns = self._interface, X.shape[1]
         status = mkl.MKL._mkl_sparse_s_mm(
             AS_IT_IS,
             1.0,
@@ -176,7 +180,7 @@ class MKLBackend(Backend):
             n_columns,
             n_columns,
             0.0,
-            out.ctypes.data_as(FLOATS),
+            ctypes.byref(ctypes.c_float.from_buffer(out)),
             n_columns,
         )
         mkl._check_return_value(status, "mkl_sparse_s_mm")

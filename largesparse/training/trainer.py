@@ -290,7 +290,7 @@ class Trainer(Stepper):
         part = self.state.begin_part_()
         rows = part.samples + sum(map(len, batches))
         started = time.perf_counter() - part.seconds
-        with self.lazy_updates(data) as lazy:
+        with self.lazy_updates(data) as lazy, self.backend.threads(self.threads):
             for batch in batches:
                 epoch = self.state.epochs_before + self.epoch
                 X, y, weights, chosen = augmented(data, batch, epoch, augment)
