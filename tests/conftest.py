@@ -22,6 +22,10 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
 
 os.environ["PYTHONPATH"] = child_path()
 
+# Hundreds of child processes would compile the package's sources, every process the tests' asserts.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Tools and `soak` are imported from the working copy; the package is where it is installed.
 sys.path += [str(folder) for folder in (TOOLS, ROOT)]
 
