@@ -128,7 +128,7 @@ def test_pruning_leaves_the_shared_network_as_it_was():
 
 def test_a_job_that_fails_is_told():
     with pytest.raises(RuntimeError, match="no algorithm"):
-        common.run_mpi("ranks", 2, "no algorithm", 10)
+        common.run_mpi("ranks", 1, "no algorithm", 10)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         common.in_fresh_process(MODULES["step"].rate_and_peak, 0)
 

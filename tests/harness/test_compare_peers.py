@@ -210,7 +210,7 @@ def test_evolution_of_a_peer_keeps_the_strong_and_the_number(total, density, see
 def test_rows_of_several_labels_are_compared(compare_peers, tmp_path, capsys):
     from largesparse import make_extreme_classification
 
-    made = make_extreme_classification(300, 120, 20, nonzeros=15, labels_per_row=2)
+    made = make_extreme_classification(240, 120, 20, nonzeros=15, labels_per_row=2)
     parts = {"train_X": made.X_train, "train_Y": made.y_train}
     parts |= {"test_X": made.X_test, "test_Y": made.y_test}
     arrays = {}
@@ -222,7 +222,7 @@ def test_rows_of_several_labels_are_compared(compare_peers, tmp_path, capsys):
     data = ["--data", str(tmp_path / "made.npz"), "--json", str(report)]
     compare_peers.main(["--task", "labels", "--peers", "ours,sklearn", *data])
     shown = capsys.readouterr().out
-    assert "made: 240 and 60 rows, 120 features, 20 labels, 1 threads" in shown
+    assert "made: 192 and 48 rows, 120 features, 20 labels, 1 threads" in shown
     results = {row["contestant"]: row for row in json.loads(report.read_text())["results"]}
     assert set(results) == {"ours", "sklearn"}
     for row in results.values():
