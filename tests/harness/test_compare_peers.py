@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import time
 
 import numpy as np
@@ -130,36 +131,24 @@ def test_every_phase_is_measured_in_a_process_of_its_own(compare_peers, tmp_path
         assert row["epoch_s"] > 0 and row["initialisation_s"] > 0
 
 
-def fail(how):
-    if how == "memory":
-        np.ones(2**50)
-    if how == "killed":
-        os.kill(os.getpid(), 9)
-    if how == "slow":
-        time.sleep(60)
-    if how == "wrong":
-        raise ValueError("a reason")
-    return how
-
-
 @pytest.mark.parametrize(
-    ("how", "kind", "message"),
+    ("function", "argument", "kind", "message"),
     [
-        ("memory", MemoryError, "allocate"),
-        ("killed", MemoryError, "ended the process"),
-        ("slow", TimeoutError, "longer than 3 s"),
-        ("wrong", RuntimeError, "ValueError: a reason"),
+        (np.ones, 2**50, MemoryError, "allocate"),
+        (signal.raise_signal, 9, MemoryError, "ended the process"),
+        (time.sleep, 60, TimeoutError, "longer than 3 s"),
+        (int, "a word", RuntimeError, "ValueError: .* 'a word'"),
     ],
 )
-def test_how_a_process_fails_is_told(compare_peers, how, kind, message):
+def test_how_a_process_fails_is_told(compare_peers, function, argument, kind, message):
     phases = importlib.import_module("peers.phases")
     with pytest.raises(kind, match=message):
-        phases.run_alone(fail, how, seconds=3 if how == "slow" else 60)
+        phases.run_alone(function, argument, seconds=3 if function is time.sleep else 60)
 
 
 def test_what_a_process_returns_is_returned(compare_peers):
     phases = importlib.import_module("peers.phases")
-    assert phases.run_alone(fail, "not at all", seconds=60) == "not at all"
+    assert phases.run_alone(len, "four", seconds=60) == 4
 
 
 def size_up_to_100(make, problem):
