@@ -22,6 +22,10 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
 
 os.environ["PYTHONPATH"] = child_path()
 
+# Hundreds of child processes would compile the package's sources, every process the tests' asserts.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # Tools and `soak` are imported from the working copy; the package is where it is installed.
 sys.path += [str(folder) for folder in (TOOLS, ROOT)]
 
@@ -46,31 +50,36 @@ LONGEST = (
     "test_parallel_control",
     "test_parallel_training",
     "test_benchmarks",
-    "test_estimator",
-    "test_paper_tables",
+    "test_compiling",
     "test_parallel_failures",
     "test_compare_peers",
-    "test_stopping",
-    "test_tools",
-    "test_compiling",
-    "test_threads",
     "test_inference",
-    "test_parallel_prediction",
-    "test_two_hosts",
-    "test_report",
-    "test_two_threads",
+    "test_estimator",
+    "test_tools",
     "test_system_limits",
-    "test_bfloat16",
-    "test_platforms",
-    "test_output",
-    "test_scaling",
-    "test_long_run",
-    "test_gradients",
-    "test_bigmodel_ranks",
     "test_bigmodel",
-    "test_kill_ranks",
+    "test_paper_tables",
+    "test_scaling",
+    "test_bigmodel_ranks",
     "test_readme",
+    "test_two_threads",
+    "test_bfloat16",
+    "test_stopping",
+    "test_kill_ranks",
+    "test_two_hosts",
+    "test_long_run",
+    "test_threads",
+    "test_report",
     "test_synthetic",
+    "test_platforms",
+    "test_tune",
+    "test_float64",
+    "test_transfer",
+    "test_launching",
+    "test_topology",
+    "test_parallel_prediction",
+    "test_estimator_state",
+    "test_linear_start",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import numpy as np
 import pytest
 
@@ -32,24 +34,38 @@ def trainer():
     return Trainer(network, TrainingConfig(epochs=1, batch_size=20, backend="scipy", threads=1))
 
 
-CLASSIFIER = SparseMLPClassifier((4,), **SMALL).fit(X, Y)
-REGRESSOR = SparseMLPRegressor((4,), **SMALL).fit(X, X[:, 1])
+@cache
+def classifier():
+    return SparseMLPClassifier((4,), **SMALL).fit(X, Y)
+
+
+@cache
+def regressor():
+    return SparseMLPRegressor((4,), **SMALL).fit(X, X[:, 1])
+
+
 WEIGHTS = np.ones(40)
 
-CALLS = {
-    "classifier.fit": (SparseMLPClassifier((4,), **SMALL).fit, ["X", "y", "sample_weight"]),
-    "classifier.partial_fit": (CLASSIFIER.partial_fit, ["X", "y"]),
-    "classifier.predict": (CLASSIFIER.predict, ["X"]),
-    "classifier.score": (CLASSIFIER.score, ["X", "y", "sample_weight"]),
-    "regressor.fit": (SparseMLPRegressor((4,), **SMALL).fit, ["X", "y", "sample_weight"]),
-    "regressor.predict": (REGRESSOR.predict, ["X"]),
-    "regressor.score": (REGRESSOR.score, ["X", "y", "sample_weight"]),
-    "selector.fit": (SparseFeatureSelector(SparseMLPClassifier((4,), **SMALL)).fit, ["X", "y"]),
-    "trainer.fit": (trainer().fit, ["X", "y", "sample_weight"]),
-    "trainer.step": (trainer().step, ["X", "y", "sample_weight"]),
-    "trainer.evaluate": (trainer().evaluate, ["X", "y", "sample_weight"]),
-    "predict_proba": (lambda X: predict_proba(trainer().network, X), ["X"]),
-    "predictor": (Predictor(trainer().network, backend="scipy", threads=1).predict, ["X"]),
+CALLS = {  # each made when it is tested
+    "classifier.fit": (lambda: SparseMLPClassifier((4,), **SMALL).fit, ["X", "y", "sample_weight"]),
+    "classifier.partial_fit": (lambda: classifier().partial_fit, ["X", "y"]),
+    "classifier.predict": (lambda: classifier().predict, ["X"]),
+    "classifier.score": (lambda: classifier().score, ["X", "y", "sample_weight"]),
+    "regressor.fit": (lambda: SparseMLPRegressor((4,), **SMALL).fit, ["X", "y", "sample_weight"]),
+    "regressor.predict": (lambda: regressor().predict, ["X"]),
+    "regressor.score": (lambda: regressor().score, ["X", "y", "sample_weight"]),
+    "selector.fit": (
+        lambda: SparseFeatureSelector(SparseMLPClassifier((4,), **SMALL)).fit,
+        ["X", "y"],
+    ),
+    "trainer.fit": (lambda: trainer().fit, ["X", "y", "sample_weight"]),
+    "trainer.step": (lambda: trainer().step, ["X", "y", "sample_weight"]),
+    "trainer.evaluate": (lambda: trainer().evaluate, ["X", "y", "sample_weight"]),
+    "predict_proba": (lambda: partial(predict_proba, trainer().network), ["X"]),
+    "predictor": (
+        lambda: Predictor(trainer().network, backend="scipy", threads=1).predict,
+        ["X"],
+    ),
 }
 
 
@@ -57,7 +73,8 @@ CALLS = {
     ("call", "name"), [(call, name) for call, (_, names) in CALLS.items() for name in names]
 )
 def test_masked_values_are_refused(call, name):
-    function, names = CALLS[call]
+    make, names = CALLS[call]
+    function = make()
     given = {"X": X, "y": Y, "sample_weight": WEIGHTS.astype(np.float32)}
     given = {key: given[key] for key in names}
     with pytest.raises(DataError, match=f"{name} has masked values"):
@@ -68,4 +85,4 @@ def test_masked_values_are_refused(call, name):
 
 def test_masked_rows_of_a_list_are_refused():
     with pytest.raises(DataError, match="X has masked values"):
-        CLASSIFIER.predict(list(masked(X)))
+        classifier().predict(list(masked(X)))

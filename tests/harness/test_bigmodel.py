@@ -108,9 +108,10 @@ def test_the_paper_s_column_is_that_of_its_sizes(features, beside):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured on Linux")
 def test_the_plan_of_a_small_run_is_near_its_peak(tmp_path):
-    flags = ["--neurons=40k", "--features=2000", "--samples=1400", "--epochs=2", "--backend=fused"]
-    command = [sys.executable, str(TOOLS / "bigmodel.py"), *flags, f"--out={tmp_path / 'runs'}"]
-    for _ in range(2):  # the first may compile some kernels
+    flags = ["--features=2000", "--epochs=2", "--backend=fused", f"--out={tmp_path / 'runs'}"]
+    for size in (["--neurons=2k", "--samples=400"], ["--neurons=40k", "--samples=1400"]):
+        # the first may compile some kernels
+        command = [sys.executable, str(TOOLS / "bigmodel.py"), *size, *flags]
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     record = read_records(tmp_path / "runs").iloc[-1]
     assert record["peak_rss_bytes"] == pytest.approx(record["planned_bytes"], rel=0.2)

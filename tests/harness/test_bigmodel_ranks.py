@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,28 +77,59 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert resumed["bytes_moved"] > 8 * resumed["connections"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--neurons=5Q"], ["--neurons", "'5Q'"]),  # argparse
-        (["--neurons=20G", "--layers=10"], ["would fit", "2 ranks", "GiB"]),
-        (["--phase-one-epochs=3"], ["'phase_one_epochs'", "at most", "2", "Got 3"]),
-        (["--processes=2"], ["'processes'", "mpiexec"]),
-        (["--resume=nowhere"], ["nowhere", "manifest.json"]),  # after the data has been made
-    ],
-)
-def test_a_mistake_is_told_once(run, folder, arguments, words):
-    result = run(2, "--out", folder / "none.jsonl", *arguments)
-    assert result.status != 0
-    (message,) = [line for line in result.err.splitlines() if "error: " in line]
-    for word in words:
-        assert word in message
+SEVERAL = """
+import json, sys
+from largesparse.harness.bigmodel import main
+from largesparse.machine.exit_codes import run_command
+from largesparse.parallel.comm.collectives import gather
+from largesparse.parallel.comm.ranks import get_communicator
+
+comm = get_communicator()
+for arguments in json.loads(sys.argv[1]):
+    try:
+        code = run_command(lambda: main(arguments))
+    except SystemExit as end:
+        code = end.code
+    if (codes := gather(comm, code)) is not None:
+        for stream in (sys.stdout, sys.stderr):
+            print("ended", *codes, file=stream, flush=True)
+sys.exit(code)
+"""
+PRINTED = {"usage:": ["--help"], "memory plan": ["--plan"]}
+MISTAKES = [
+    (["--neurons=5Q"], ["--neurons", "'5Q'"]),  # argparse
+    (["--neurons=20G", "--layers=10"], ["would fit", "2 ranks", "GiB"]),
+    (["--phase-one-epochs=3"], ["'phase_one_epochs'", "at most", "2", "Got 3"]),
+    (["--processes=2"], ["'processes'", "mpiexec"]),
+    (["--resume=nowhere"], ["nowhere", "manifest.json"]),  # after the data has been made
+]
+
+
+@pytest.fixture(scope="module")
+def ended(folder):
+    """Of each of several calls under one mpiexec: the ranks' codes, and what they have written."""
+    flags = [*TINY, f"--out={folder / 'none.jsonl'}"]
+    calls = [[*flags, *more] for more in (*PRINTED.values(), *(more for more, _ in MISTAKES))]
+    environ = {"LARGESPARSE_CACHE": str(folder / "cache")}
+    result = run_mpi(SEVERAL, 2, arguments=(json.dumps(calls),), environment=environ, timeout=120)
+    assert result.status == 2, result.err
     assert "Traceback" not in result.err
+    out, err = (re.split(r"^ended (.*)\n", text, flags=re.M) for text in (result.out, result.err))
+    return list(zip(out[1::2], out[::2], err[::2], strict=False))
+
+
+@pytest.mark.parametrize("line", PRINTED)
+def test_help_and_plan_are_printed_once(ended, line):
+    codes, out, err = ended[list(PRINTED).index(line)]
+    assert (codes, err) == ("0 0", "")
+    assert out.count(line) == 1
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_a_mistake_is_told_once(ended, folder, number):
+    codes, _, err = ended[len(PRINTED) + number]
+    assert codes == "2 2"
+    (message,) = [line for line in err.splitlines() if "error: " in line]
+    for word in MISTAKES[number][1]:
+        assert word in message
     assert not (folder / "none.jsonl").exists()
-
-
-def test_help_and_plan_are_printed_once(run):
-    for arguments, line in ((["--help"], "usage:"), (["--plan"], "memory plan")):
-        result = run(2, *arguments)
-        assert (result.status, result.err) == (0, "")
-        assert result.out.count(line) == 1

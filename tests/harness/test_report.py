@@ -212,6 +212,7 @@ def test_records_that_hardly_say_anything_are_reported(runs, tmp_path):
         assert not re.search(r">(nan|NaN|NaT|None)<", page)
 
 
+@pytest.mark.usefixtures("without_pngs")
 def test_parts_that_are_missing_are_left_out(asv, runs, tmp_path):
     report.main([str(runs), "--no-asv", "--out", str(tmp_path / "one")])
     assert "benchmark suite" not in (tmp_path / "one" / "index.html").read_text()

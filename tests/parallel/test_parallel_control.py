@@ -187,7 +187,7 @@ def test_a_killed_rank_ends_the_job(victim, occupation):
     # On a busy machine mpiexec may have killed another rank by the time that the end of the
     # victim's connection shows, and then that one is named.
     for _ in range(3):
-        with mpi_run(CONNECTED.format(occupation), 4) as run:
+        with mpi_run(CONNECTED.format(occupation), 3) as run:
             run.wait_for("ready")
             process = run.rank(victim)
             process.kill()
@@ -199,10 +199,10 @@ def test_a_killed_rank_ends_the_job(victim, occupation):
     raise AssertionError(result.err)
 
 
-@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("rank", [0, 2])
 def test_an_error_of_the_library_is_one_message(rank):
     raises = f"if comm.rank == {rank}: raise DataError('no such table')\n    {WAIT}"
-    result = run_mpi(CONNECTED.format(raises), 4, timeout=ENDS_IN)
+    result = run_mpi(CONNECTED.format(raises), 3, timeout=ENDS_IN)
     assert_one_message(result, f"largesparse: error: Rank {rank}: no such table")
     assert result.err.count("\n") == 1
 
@@ -215,14 +215,14 @@ def test_an_error_is_told_while_rank_0_is_busy():
         raise DataError("no such table")
     time.sleep(100)
     """
-    result = run_mpi(CONNECTED.format(busy), 4, timeout=ENDS_IN)
+    result = run_mpi(CONNECTED.format(busy), 3, timeout=ENDS_IN)
     assert_one_message(result, "largesparse: error: Rank 2: no such table")
 
 
 def test_an_unexpected_error_comes_with_its_traceback():
-    raises = f"if comm.rank == 3: [][7]\n    {WAIT}"
-    result = run_mpi(CONNECTED.format(raises), 4, timeout=ENDS_IN)
-    assert_one_message(result, "largesparse: error: Rank 3: IndexError: list index out of range")
+    raises = f"if comm.rank == 2: [][7]\n    {WAIT}"
+    result = run_mpi(CONNECTED.format(raises), 3, timeout=ENDS_IN)
+    assert_one_message(result, "largesparse: error: Rank 2: IndexError: list index out of range")
     assert result.err.count("Traceback") == 1
     assert 'File "<string>"' in result.err
     assert "guard.py" not in result.err  # the traceback begins in the script
@@ -231,7 +231,7 @@ def test_an_unexpected_error_comes_with_its_traceback():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("occupation", [WAIT, "while True: sum(range(1000))"])
 def test_an_interrupted_job_says_so_once(number, occupation):
-    with mpi_run(CONNECTED.format(occupation), 4) as run:
+    with mpi_run(CONNECTED.format(occupation), 3) as run:
         run.wait_for("ready")
         if number == signal.SIGINT:
             run.send(number)
@@ -256,7 +256,7 @@ with guard(comm):
 
 def test_ctrl_c_after_the_parallel_part_is_told_by_rank_0():
     after = "pass\nif comm.rank == 0: print('after', flush=True)\ntime.sleep(100)"
-    with mpi_run(CONNECTED.format(after), 4) as run:
+    with mpi_run(CONNECTED.format(after), 3) as run:
         run.wait_for("after")
         run.send(signal.SIGINT)
         result = run.finish(ENDS_IN)

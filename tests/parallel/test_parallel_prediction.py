@@ -12,23 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mpi_runs import run_mpi
-from scipy.sparse import csr_array, random_array
+from prediction_cases import BATCH, CASES, OPTIONS, RANKS, ROWS, case
+from scipy.sparse import random_array
 
 import largesparse
-from largesparse import NetworkConfig, SparseMLP, parallel
-from largesparse.data.standardizer import Standardizer
+from largesparse import parallel
 from largesparse.errors import DataError, ParameterError
 from largesparse.parallel.prediction import rows_of, split_rows
-
-RANKS, ROWS, FEATURES, BATCH = 3, 103, 15, 10
-NAMES = np.array(["ant", "bee", "cow"])
-OPTIONS = {"batch_size": BATCH, "threads": 1, "backend": "scipy"}
 
 JOB = """
     import json, os, sys
     from pathlib import Path
     import numpy as np
-    import test_parallel_prediction as test
+    import prediction_cases as cases
     from largesparse.parallel import predict, predict_proba, prediction
     from largesparse.parallel.comm.ranks import get_communicator
 
@@ -37,17 +33,17 @@ JOB = """
     done, compute = [], prediction.compute
 
     def watched(engine, X, rows, out, look):
-        paths = [test.path_of(array) for array in (engine.layers[0].values_by_output, X)]
+        paths = [cases.path_of(array) for array in (engine.layers[0].values_by_output, X)]
         done.append([rows.start, rows.stop, engine.threads, *paths])
         compute(engine, X, rows, out, look)
 
     prediction.compute = watched
     told = {"pid": os.getpid()}
-    for per_node, names in test.CASES.items():
+    for per_node, names in cases.CASES.items():
         for name in names:
-            network, X = test.case(name, folder) if comm.rank == 0 else (None, None)
+            network, X = cases.case(name, folder) if comm.rank == 0 else (None, None)
             function = predict if name in ("labels", "regression") else predict_proba
-            options = test.OPTIONS | {"ranks_per_node": per_node, "chunk_bytes": 1000}
+            options = cases.OPTIONS | {"ranks_per_node": per_node, "chunk_bytes": 1000}
             if name == "threads":
                 options["threads"] = None
             found = function(network, X, **options)
@@ -58,40 +54,6 @@ JOB = """
         told["descriptors"] = told.get("descriptors", []) + [len(os.listdir("/proc/self/fd"))]
     (folder / f"{comm.rank}.json").write_text(json.dumps(told))
 """
-CASES = {  # by the ranks of a simulated node
-    None: ["dense", "csr", "mapped", "labels", "regression", "few", "threads"],
-    1: ["dense", "csr", "mapped", "regression", "few"],
-    2: ["dense", "csr", "mapped"],
-}
-
-
-def case(name: str, folder) -> tuple[SparseMLP, np.ndarray | csr_array]:
-    """Return the network and X of a case; a mapped X is in a file of the folder."""
-    rng = np.random.default_rng(3)
-    loss = {"loss": "mean_squared_error"} if name == "regression" else {}
-    n_out = 2 if name == "regression" else 3
-    config = NetworkConfig((FEATURES, 40, 30, n_out), epsilon=4, seed=1, **loss)
-    network = SparseMLP(config, progress=False)
-    for layer in network.layers:
-        layer.bias[:] = rng.normal(scale=0.1, size=layer.n_out)
-    if name == "regression":
-        network.target_mean, network.target_scale = np.float32([5, -3]), np.float32([2, 4])
-    else:
-        network.classes = NAMES
-    if name in ("csr", "labels"):
-        mean, scale = rng.normal(size=FEATURES), rng.uniform(0.5, 2, FEATURES)
-        network.preprocessing = Standardizer(mean.astype(np.float32), scale.astype(np.float32))
-    rows = 1 if name == "few" else ROWS
-    X = rng.normal(size=(rows, FEATURES)).astype(np.float32)
-    if name == "csr":
-        X[np.abs(X) < 0.7] = 0
-        return network, csr_array(X)
-    if name == "mapped":
-        path = folder / "X.npy"
-        if not path.exists():
-            np.save(path, X)
-        return network, np.load(path, mmap_mode="r")
-    return network, X
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +64,6 @@ def job(tmp_path_factory):
     assert (result.status, result.messages) == (0, []), result.err
     told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     return folder, told
-
-
-def path_of(array) -> str | None:
-    """Return the path of the file that an array is a view of, if it is."""
-    while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap):
-            return array.filename and str(array.filename)
-        array = array.base
-    return None
 
 
 @pytest.mark.parametrize(
@@ -185,16 +138,18 @@ def test_nothing_stays_open(job):
 def test_a_wrong_X_is_raised_by_all_ranks_and_told_once():
     script = """
         import numpy as np
-        import test_parallel_prediction as test
+        import prediction_cases as cases
         from largesparse.errors import LargeSparseError
         from largesparse.parallel import predict
+        from largesparse.parallel.comm.collectives import barrier
         from largesparse.parallel.comm.ranks import get_communicator
         comm = get_communicator()
-        network, X = test.case("dense", None)
+        network, X = cases.case("dense", None)
         try:
             predict(network, X[:, :-1] if comm.rank == 0 else None)
         except LargeSparseError as error:
-            print(type(error).__name__, error)
+            print(type(error).__name__, error, flush=True)
+        barrier(comm)  # the next error ends the others
         predict(network, X[:, :-1] if comm.rank == 0 else None)
     """
     result = run_mpi(script, RANKS)

@@ -334,9 +334,11 @@ import sys
 from parallel_cases import Case
 from largesparse import Trainer, load_checkpoint, save_checkpoint, save_model
 from largesparse.errors import LargeSparseError
-from largesparse.parallel import train_wasap
+from largesparse.machine import mapped_memory
+from largesparse.parallel import plan, train_wasap
 from largesparse.parallel.comm.collectives import barrier
 from largesparse.parallel.comm.ranks import get_communicator
+from largesparse.parallel.wasap import job
 
 comm = get_communicator()
 
@@ -370,6 +372,11 @@ attempt("no config", config=5 if comm.rank == 1 else None)
 attempt("augment", augment=(lambda rows, numbers, epoch: rows) if comm.rank == 2 else None)
 attempt("own error", test=5)
 attempt("data", X=[[1.0, 2.0]])
+available, create, connect = plan.memory_of_ranks, mapped_memory.Segment.create, job.connect
+plan.memory_of_ranks = lambda comm, nodes: 300 * 2**20
+mapped_memory.Segment.create = job.connect = None  # it is refused before these are reached
+attempt("memory")
+plan.memory_of_ranks, mapped_memory.Segment.create, job.connect = available, create, connect
 if comm.rank == 0:
     save_checkpoint(Trainer(Case().make_network(), Case().make_config()), f"{sys.argv[1]}/taken")
 attempt("taken", checkpoint=f"{sys.argv[1]}/taken")
@@ -411,6 +418,11 @@ def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
         "own error": ("TypeError", "int"),
         "taken": ("CheckpointError", "another training", "--resume"),
         "data": ("DataError", "2", "8"),
+        "memory": (
+            "MemoryPlanError",
+            "neurons with a micro-batch of 6 on 4 ranks with",
+            "fewer slots, or a smaller micro-batch, or fewer ranks",
+        ),
         "rows": ("ParameterError", "3 workers", "2 training rows", "at most 3 ranks"),
     }.items(),
 )

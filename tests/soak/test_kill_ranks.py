@@ -12,7 +12,7 @@ import pytest
 
 from largesparse.machine.environment import find_mpiexec
 
-SMALL = ["--samples=300", "--epochs=2", "--phase-one-epochs=1", "--undisturbed=2"]
+SMALL = ["--neurons=5k", "--samples=300", "--epochs=2", "--phase-one-epochs=1", "--undisturbed=2"]
 
 
 @pytest.fixture

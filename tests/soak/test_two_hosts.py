@@ -22,7 +22,7 @@ from largesparse.parallel import train_wassp
 
 comm = MPI.COMM_WORLD
 out, ranks_per_node = sys.argv[1], int(sys.argv[2]) or None
-X = np.random.default_rng(0).standard_normal((300, 30), dtype=np.float32)
+X = np.random.default_rng(0).standard_normal((120, 30), dtype=np.float32)
 y = (X[:, 0] > 0).astype(int)
 arrays = {}
 for name, options in (
