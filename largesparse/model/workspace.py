@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..backends.operands import SparseBatch
+from ..backends.operands import SparseBatch, count_parts
 from ..data.batches import load_batch, load_sparse_batch
 from ..errors import ParameterError
 from ..machine.mapped_memory import Allocate, aligned_zeros
@@ -128,6 +128,7 @@ class Workspace(Gradients):
         self._are_written_above = are_written_above(hidden, keep_every)
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
+        self._parts: Float32 | None = None  # see `parts`
         shaped = [layer.n_out if layer.config.shape_trained else 0 for layer in trained]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate_gradients)
@@ -174,6 +175,21 @@ class Workspace(Gradients):
     def sums(self, k: int, batch: int) -> Float32:
         """Return z of layer k, whose activation's shape is trained, float32 (n_out, batch)."""
         return _columns(self._sums[k], self._sizes[k], batch)
+
+    def parts(self, k: int, batch: int) -> Float32 | None:
+        """Return the buffer of `backward_by_blocks`, float32 (parts, n_in, batch), for layer k.
+
+        Only an output layer of a certain shape has one, with activations in float32.
+        """
+        if k + 1 < len(self._sizes) or self.activation_dtype != "float32":
+            return None
+        n_in = self._sizes[k - 1]
+        count = count_parts(n_in, self._sizes[k], batch)
+        if not count:
+            return None
+        if self._parts is None:
+            self._parts = aligned_zeros(count * n_in * self.micro_batch)
+        return self._parts[: count * n_in * batch].reshape(count, n_in, batch)
 
     def delta(self, k: int, batch: int) -> Float32:
         """Return the buffer of dL/dz of hidden layer k, (n_out, batch), of `activation_dtype`."""
