@@ -83,7 +83,7 @@ class Workspace(Gradients):
 
     Inputs and outputs are float32 whatever `activation_dtype` is. `allocate_activations` gives the
     buffers that nobody needs after a gradient, by default as `allocate`. That of dense inputs is
-    one of them, unless `sparse_inputs`: then it is made, in memory, when the first dense inputs
+    one of them, unless `sparse_inputs`: then `allocate_inputs` gives it when the first dense inputs
     come.
     """
 
@@ -98,6 +98,7 @@ class Workspace(Gradients):
         sparse_inputs: bool = False,
         allocate: Allocate = aligned_zeros,
         allocate_activations: Allocate | None = None,
+        allocate_inputs: Allocate = aligned_zeros,
     ) -> None:
         allocate_gradients, allocate = allocate, allocate_activations or allocate
         self.micro_batch, self.keep_every = micro_batch, keep_every
@@ -109,6 +110,7 @@ class Workspace(Gradients):
         self._n_in = layers[0].n_in
         self.sparse: SparseBatch | None = None  # the present inputs, where few are not zero
         self._inputs: Float32 | None = None
+        self._allocate_inputs = allocate_inputs
         if not sparse_inputs:
             self._inputs = allocate(self._n_in * micro_batch)
         hidden = self._sizes[:-1]
@@ -150,7 +152,7 @@ class Workspace(Gradients):
         """Return the buffer of dense inputs, float32 (n_features, batch), as the present ones."""
         self.sparse = None
         if self._inputs is None:
-            self._inputs = aligned_zeros(self._n_in * self.micro_batch)
+            self._inputs = self._allocate_inputs(self._n_in * self.micro_batch)
         return _columns(self._inputs, self._n_in, batch)
 
     def below(self, k: int, batch: int) -> Float32 | SparseBatch:

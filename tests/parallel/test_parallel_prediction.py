@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mpi_runs import run_mpi
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, issparse, random_array
 
 import largesparse
 from largesparse import NetworkConfig, SparseMLP, parallel
@@ -29,38 +30,40 @@ JOB = """
     from pathlib import Path
     import numpy as np
     import test_parallel_prediction as test
-    from largesparse.parallel import predict, predict_proba, prediction
+    from largesparse import parallel
+    from largesparse.parallel import prediction
     from largesparse.parallel.comm.ranks import get_communicator
 
     comm = get_communicator()
     folder = Path(sys.argv[1])
     done, compute = [], prediction.compute
 
-    def watched(engine, X, rows, out, look):
+    def watched(engine, X, rows, out, look, digest):
         paths = [test.path_of(array) for array in (engine.layers[0].values_by_output, X)]
         done.append([rows.start, rows.stop, engine.threads, *paths])
-        compute(engine, X, rows, out, look)
+        compute(engine, X, rows, out, look, digest)
+        assert digest is None or all(len(part) for part in out)
 
     prediction.compute = watched
     told = {"pid": os.getpid()}
     for per_node, names in test.CASES.items():
         for name in names:
             network, X = test.case(name, folder) if comm.rank == 0 else (None, None)
-            function = predict if name in ("labels", "regression") else predict_proba
+            function = test.function_of(parallel, name)
             options = test.OPTIONS | {"ranks_per_node": per_node, "chunk_bytes": 1000}
             if name == "threads":
                 options["threads"] = None
             found = function(network, X, **options)
             assert (found is None) == (comm.rank > 0)
             if comm.rank == 0:
-                np.save(folder / f"{name}-{per_node}.npy", found)
+                np.save(folder / f"{name}-{per_node}.npy", test.as_array(found))
             told[f"{name}-{per_node}"], done[:] = list(done), []
         told["descriptors"] = told.get("descriptors", []) + [len(os.listdir("/proc/self/fd"))]
     (folder / f"{comm.rank}.json").write_text(json.dumps(told))
 """
 CASES = {  # by the ranks of a simulated node
-    None: ["dense", "csr", "mapped", "labels", "regression", "few", "threads"],
-    1: ["dense", "csr", "mapped", "regression", "few"],
+    None: ["dense", "csr", "mapped", "labels", "regression", "few", "threads", "several", "top"],
+    1: ["dense", "csr", "mapped", "regression", "few", "several", "top"],
     2: ["dense", "csr", "mapped"],
 }
 
@@ -69,6 +72,8 @@ def case(name: str, folder) -> tuple[SparseMLP, np.ndarray | csr_array]:
     """Return the network and X of a case; a mapped X is in a file of the folder."""
     rng = np.random.default_rng(3)
     loss = {"loss": "mean_squared_error"} if name == "regression" else {}
+    if name == "several":
+        loss = {"loss": "binary_cross_entropy"}
     n_out = 2 if name == "regression" else 3
     config = NetworkConfig((FEATURES, 40, 30, n_out), epsilon=4, seed=1, **loss)
     network = SparseMLP(config, progress=False)
@@ -92,6 +97,21 @@ def case(name: str, folder) -> tuple[SparseMLP, np.ndarray | csr_array]:
             np.save(path, X)
         return network, np.load(path, mmap_mode="r")
     return network, X
+
+
+def function_of(owner, name: str):
+    """Return the function that predicts in a case."""
+    if name == "top":
+        return partial(owner.predict_top, k=2)
+    indicated = name in ("labels", "regression", "several")
+    return owner.predict if indicated else owner.predict_proba
+
+
+def as_array(found) -> np.ndarray:
+    """Return predictions as one array."""
+    if isinstance(found, tuple):
+        return np.hstack([found[0].astype(str), found[1].astype(str)])
+    return found.toarray() if issparse(found) else found
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +139,7 @@ def path_of(array) -> str | None:
 def test_the_result_is_that_of_one_process_to_the_bit(job, per_node, name):
     folder, _ = job
     network, X = case(name, folder)
-    labels = name in ("labels", "regression")
-    function = largesparse.predict if labels else largesparse.predict_proba
-    expected = function(network, X, **OPTIONS)
+    expected = as_array(function_of(largesparse, name)(network, X, **OPTIONS))
     found = np.load(folder / f"{name}-{per_node}.npy")
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
