@@ -43,7 +43,7 @@ from ..training.outputs import (
     Top,
     check_outputs,
     check_top,
-    labels_of_parts,
+    join_likely_labels,
     likely_labels,
     top_labels,
 )
@@ -189,6 +189,7 @@ class Share(NamedTuple):
     stop: int
     settings: tuple[int, int, str, str]  # of the engine
     outputs: tuple[str, Shapes] | None  # a segment to write to; None is to send them
+    first: int  # row of X that the rows of the node begin with
     digest: Digest | None  # what is kept of a batch, and comes with the message "done"
 
 
@@ -233,7 +234,7 @@ def _predict(
     agree(comm, {"the options of prediction": (options, asked, numbers)})
     nodes = Nodes.of(comm, options.ranks_per_node)
     channel = connect(comm)
-    out, size = None, 0
+    out: Any = None
     with guard(comm):
         if isinstance(channel, RankChannel):
             _follow(comm, channel, options.chunk_bytes)
@@ -242,8 +243,7 @@ def _predict(
             digest: Digest | None = partial(top_labels, k=numbers[0]) if numbers else None
             if asked == "predict" and prepared[1].is_multilabel:
                 digest = likely_labels
-            leader = _Leader(comm, channel, nodes, network, prepared[0], options, digest)
-            out, size = leader.run(), leader.batch_size
+            out = _Leader(comm, channel, nodes, network, prepared[0], options, digest).run()
 
     def finish() -> Any:
         if out is None:
@@ -251,7 +251,7 @@ def _predict(
         if asked == "predict_top":
             return prepared[1].to_top(*map(np.concatenate, zip(*out, strict=True)))
         if isinstance(out, list):
-            return labels_of_parts(out, size)
+            return join_likely_labels(out)
         outputs = check_outputs(out)
         return prepared[1].to_predictions(outputs) if asked == "predict" else outputs
 
@@ -279,13 +279,13 @@ class _Leader:
             for node, cores in enumerate(nodes.cores)
         ]
         sizes = network.config.layer_sizes
-        self.batch_size = options.batch_size or prediction_batch(sizes)
+        self._batch_size = options.batch_size or prediction_batch(sizes)
         self._backend = get_backend(options.backend, sizes).name
         self._loss = network.config.loss
         # node by node, so that the rows of a node are consecutive
         order = [rank for node in range(len(nodes)) for rank in nodes.ranks(node)]
         weights = [self._threads[nodes.node[rank]] for rank in order]
-        shares = split_rows(X.shape[0], self.batch_size, weights)
+        shares = split_rows(X.shape[0], self._batch_size, weights)
         self._shares = {rank: part for rank, part in zip(order, shares, strict=True) if part}
         self._model = inference.from_arrays(*inference.to_arrays(network))
         self._segments: list[Segment] = []
@@ -348,7 +348,7 @@ class _Leader:
             part = self._shares[rank]
             rows = part.start - start, part.stop - start
             settings = self._settings(node)
-            share_of = Share(rest, places, *rows, settings, outputs, self._digest)
+            share_of = Share(rest, places, *rows, settings, outputs, start, self._digest)
             self._channel.send(rank, share_of)
 
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
@@ -360,7 +360,7 @@ class _Leader:
         return self._answer(leader)
 
     def _settings(self, node: int) -> tuple[int, int, str, str]:
-        return self.batch_size, self._threads[node], self._backend, self._loss
+        return self._batch_size, self._threads[node], self._backend, self._loss
 
     def _look(self) -> None:
         """Learn of ranks that are done, or have failed."""
@@ -414,6 +414,8 @@ def _compute_share(task: Share, look: Callable[[], None]) -> Any:
         out = out[task.start : task.stop]
         segment.close()
     compute(Engine(layers, preprocessing, *task.settings), X, rows, out, look, task.digest)
+    if task.digest is not None:  # numbers are those of rows
+        return [each + task.first if isinstance(each, int) else each for each in out]
     return out
 
 

@@ -66,14 +66,14 @@ def check_outputs(out: NDArray[np.float32], start: int = 0) -> NDArray[np.float3
     `start` is the number of the first sample.
     """
     if not np.isfinite(out.sum(dtype=np.float64)):
-        raise _not_finite(f"row {start + np.isfinite(out).all(axis=1).argmin()}")
+        raise _not_finite(start + int(np.isfinite(out).all(axis=1).argmin()))
     return out
 
 
-def _not_finite(rows: str) -> NumericalError:
+def _not_finite(row: int) -> NumericalError:
     return NumericalError(
-        f"What the network computes for {rows} is not finite: either its weights are not, after a "
-        "training that diverged, or the row is far from what it was trained on. Train it again "
+        f"What the network computes for row {row} is not finite: either its weights are not, after "
+        "a training that diverged, or the row is far from what it was trained on. Train it again "
         "with a lower learning rate, or check the row for extreme values."
     )
 
@@ -89,25 +89,26 @@ def top_labels(logits: NDArray[np.float32], loss: str, start: int, *, k: int) ->
     return places, np.take_along_axis(LOSSES[loss].to_outputs(logits), places.T, axis=0).T
 
 
-def likely_labels(logits: NDArray[np.float32], loss: str, start: int) -> LabelSets | None:
+def likely_labels(logits: NDArray[np.float32], loss: str, start: int) -> LabelSets | int:
     """Return the labels of a probability of a half or more, of every sample.
 
-    None where not all logits are finite.
+    Where not all logits are finite, return the number of the first such sample.
     """
     if not np.isfinite(logits.sum(dtype=np.float64)):
-        return None
+        return start + int(np.isfinite(logits).all(axis=0).argmin())
     rows, labels = np.nonzero((logits >= 0).T)
     counts = np.bincount(rows, minlength=logits.shape[1])
     indptr = np.concatenate([[0], np.cumsum(counts)])
     return LabelSets(indptr, labels.astype(np.int32), len(logits))
 
 
-def labels_of_parts(parts: list[LabelSets | None], batch_size: int) -> Any:
+def join_likely_labels(parts: list[LabelSets | int]) -> Any:
     """Return what `likely_labels` found in all batches, csr_array int64 (n_samples, n_labels)."""
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
-        first = batch_size * parts.index(None)
-        raise _not_finite(f"one of the rows {first} to {first + batch_size - 1}")
+    found = []
+    for part in parts:
+        if isinstance(part, int):
+            raise _not_finite(part)
+        found.append(part)
     return join_label_sets(found).to_csr()
 
 

@@ -44,7 +44,7 @@ from .outputs import (
     Top,
     check_outputs,
     check_top,
-    labels_of_parts,
+    join_likely_labels,
     likely_labels,
     top_labels,
 )
@@ -154,9 +154,9 @@ class Predictor:
         X = self._check(X)
         if not self._outputs.is_multilabel:
             return self._outputs.to_predictions(self.compute(X))
-        parts: dict[int, LabelSets | None] = {}
+        parts: dict[int, LabelSets | int] = {}
         self._visit(X, likely_labels, lambda start, _, found: parts.__setitem__(start, found))
-        return labels_of_parts([parts[start] for start in sorted(parts)], self._batch_size)
+        return join_likely_labels([parts[start] for start in sorted(parts)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return probabilities of classes or labels, float32 (n_samples, n_outputs).
