@@ -68,7 +68,7 @@ def _labels_of(path: Path, relation: str, names: list[str], wanted: Wanted) -> l
 def _indicator(
     path: Path, rows: list[Any], labels: dict[int, str], kinds: list[Any], sparse: bool
 ) -> Any:
-    """Return which labels rows have, csr_array int8 (n_samples, n_labels)."""
+    """Return which labels rows have, csr_array int64 (n_samples, n_labels)."""
     from scipy.sparse import csr_array
 
     values = {0: 0, 1: 1, "0": 0, "1": 1}
@@ -85,7 +85,7 @@ def _indicator(
             if values[value]:
                 indices.append(place)
         indptr.append(len(indices))
-    ones = np.ones(len(indices), np.int8)
+    ones = np.ones(len(indices), np.int64)
     return csr_array((ones, np.array(indices, np.int32), indptr), shape=(len(rows), len(labels)))
 
 

@@ -113,4 +113,4 @@ def _to_csr(
     rows = np.repeat(np.arange(len(counts)), counts)
     cells = np.unique(rows * n_labels + found.astype(np.int64))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_labels, minlength=len(counts)))])
-    return LabelSets(indptr, (cells % n_labels).astype(np.int32), n_labels).to_csr(np.int8)
+    return LabelSets(indptr, (cells % n_labels).astype(np.int32), n_labels).to_csr()
