@@ -31,6 +31,7 @@ MODULES = {  # of measuring/ -> its figures
     "parallel": ("accuracy", "staleness", "speed", "apply", "train"),
     "ranks": ("transfer", "big", "idle_cost"),
     "starting": ("start",),
+    "labels": ("extreme_labels",),
 }
 
 

@@ -9,13 +9,24 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from llvmlite import ir
 from numba import prange
 
 from .compiling import inline, kernel
 from .kernels import NEGLIGIBLE
+from .lanes import F32, I32, I64, LANES, as_pointer, call, load_lanes, multiply_add, vector_type
+from .tiles import emitted, for_each_tile
 
 SMALLEST = np.float32(np.finfo(np.float32).tiny)
 ROWS = 256  # labels of a block: with 128 samples it is in the second-level cache
+EXPONENTIAL = (  # coefficients of r^7 to r^2
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 COLUMNS = 16  # samples that one thread ranks: a cache line
 
 
@@ -40,12 +51,63 @@ def add_block_(logits, first, stop, label_weights, scales, sums, products):
                 sums[b] += of_label * (math.log1p(small) + max(z, np.float32(0)))
                 logits[c, b] = of_label * scales[b] * probability(z, small)
         else:
-            for b in range(batch):
-                z = logits[c, b]
-                small = np.float32(math.exp(-abs(z)))
-                sums[b] += max(z, np.float32(0))
-                products[b] *= 1.0 + small
-                logits[c, b] = scales[b] * probability(z, small)
+            add_row_(logits, c, scales, sums, products)
+
+
+@emitted()
+def add_row_(builder, logits, c, scales, sums, products):
+    """Do for logits[c] what `add_block_` does, 16 at a time.
+
+    sums receives max(z, 0), and products are multiplied by 1 + exp(-|z|); both are float64.
+    """
+    kind, doubles = vector_type(LANES), ir.VectorType(ir.DoubleType(), LANES)
+    zero, one = ir.Constant(kind, None), ir.Constant(kind, [1.0] * LANES)
+
+    def emit(tile):
+        z = logits.load(c, tile)
+        size = call(builder, f"llvm.fabs.v{LANES}f32", kind, z)
+        small = exponential(builder, builder.fneg(size))
+        above = builder.fdiv(one, builder.fadd(one, small))
+        is_below = builder.fcmp_ordered("<", z, zero)
+        p = builder.select(is_below, builder.fmul(small, above), above)
+        tiny = ir.Constant(kind, [float(NEGLIGIBLE)] * LANES)
+        p = builder.select(builder.fcmp_ordered("<", p, tiny), zero, p)  # false for NaN
+        scale = load_lanes(builder, scales.at(tile.start), LANES, tile.mask)
+        logits.store(c, tile, builder.fmul(scale, p))
+        positive = builder.fpext(builder.select(is_below, zero, z), doubles)
+        factor = builder.fadd(builder.fpext(small, doubles), ir.Constant(doubles, [1.0] * LANES))
+        for array, operate, value in (
+            (sums, builder.fadd, positive),
+            (products, builder.fmul, factor),
+        ):
+            place = as_pointer(builder, array.at(tile.start), doubles)
+            builder.store(operate(builder.load(place, align=8), value), place, align=8)
+
+    for_each_tile(builder, I64(0), logits.shape[1], (LANES,), emit)
+
+
+def exponential(builder, x):
+    """Return exp(x) of float32 lanes from -86 to 0; of smaller ones exp(-86); NaN of NaN.
+
+    That is 2^n·exp(r), where r is at most ln(2) / 2, and exp(r) a polynomial (Cephes, `expf`).
+    """
+
+    def lanes(number, kind=F32):
+        return ir.Constant(ir.VectorType(kind, LANES), [number] * LANES)
+
+    x = builder.select(builder.fcmp_ordered("<", x, lanes(-86.0)), lanes(-86.0), x)
+    shift = lanes(1.5 * 2**23)  # float32 of this size are whole numbers
+    shifted = multiply_add(builder, x, lanes(1 / math.log(2)), shift)
+    n = builder.fsub(shifted, shift)
+    r = multiply_add(builder, n, lanes(-0.693359375), x)
+    r = multiply_add(builder, n, lanes(2.12194440e-4), r)
+    total = lanes(EXPONENTIAL[0])
+    for coefficient in EXPONENTIAL[1:]:
+        total = multiply_add(builder, total, r, lanes(coefficient))
+    total = multiply_add(builder, total, builder.fmul(r, r), builder.fadd(r, lanes(1.0)))
+    integers = ir.VectorType(I32, LANES)
+    power = builder.shl(builder.bitcast(shifted, integers), lanes(23, I32))
+    return builder.bitcast(builder.add(builder.bitcast(total, integers), power), total.type)
 
 
 @kernel()
@@ -69,8 +131,9 @@ def sigmoid_cross_entropy_(logits, indptr, labels, label_weights, weights, total
             of_label = label_weights[labels[k]] if len(label_weights) else np.float32(1)
             loss -= np.float64(each[b] * of_label) * logits[labels[k], b]
     blocks = (n_labels + ROWS - 1) // ROWS
-    sums = np.zeros((blocks, batch), dtype=np.float64)
-    products = np.ones((blocks, batch), dtype=np.float64)
+    padded = (batch + LANES - 1) // LANES * LANES  # `add_row_` writes whole vectors
+    sums = np.zeros((blocks, padded), dtype=np.float64)
+    products = np.ones((blocks, padded), dtype=np.float64)
     for block in prange(blocks):
         first, stop = block * ROWS, min(n_labels, (block + 1) * ROWS)
         add_block_(logits, first, stop, label_weights, scales, sums[block], products[block])

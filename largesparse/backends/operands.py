@@ -83,3 +83,19 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 
 PREFETCH_BYTES = 16 * 2**20  # of the gathered rows together, above which they are prefetched
 PREFETCH_AHEAD = 16  # connections
+
+MANY = 4096  # outputs above which a step is not one compiled call
+MOST_PARTS = 32
+OUTPUTS_PER_INPUT = 2  # of a part, so that all parts take at most half of delta's memory
+FEWEST_PARTS = 8  # below which it is done by input
+
+
+def count_parts(n_in: int, n_out: int, batch: int) -> int:
+    """Return in how many parts `backward_by_blocks` is to go; 0 where by input is faster.
+
+    That is where all of delta would be in the cache, or where a part would not be much larger than
+    the gradient of the inputs.
+    """
+    parts = min(MOST_PARTS, n_out // (OUTPUTS_PER_INPUT * n_in))
+    is_large = n_out > MANY and 4 * n_out * batch > PREFETCH_BYTES
+    return parts if parts >= FEWEST_PARTS and is_large else 0

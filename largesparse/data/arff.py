@@ -20,12 +20,15 @@ from .typed_tables import parts_of_frame
 SPARSE = re.compile(r"^@data\s*$(\s|%.*$)*\{", re.IGNORECASE | re.MULTILINE)
 
 
+LABELS = re.compile(r"-C\s+(-?\d+)")  # in the name of the relation, as Meka has it
+
+
 def read_arff(path: Path, wanted: Wanted) -> Parts:
     """Read the attributes as columns; nominal ones are text, unless all their values are numbers.
 
-    Of sparse data, X is CSR.
+    Of sparse data, X is CSR. Where the relation's name has `-C k`, and no target is wanted, the
+    first k attributes are labels, or the last k where k is negative, and y is an indicator, CSR.
     """
-    import pandas as pd
     from sklearn.externals import _arff
 
     with (
@@ -37,10 +40,66 @@ def read_arff(path: Path, wanted: Wanted) -> Parts:
         found = _arff.loads(content, return_type=_arff.LOD if sparse else _arff.DENSE)
     names = [str(name) for name, _ in found["attributes"]]
     kinds = [kind for _, kind in found["attributes"]]
+    labels = _labels_of(path, found["relation"], names, wanted)
+    if labels:
+        others = wanted.replace(drop=(*wanted.drop, *(names[k] for k in labels)))
+        parts = _read(path, found["data"], names, kinds, others, sparse)
+        y = _indicator(path, found["data"], {k: names[k] for k in labels}, kinds, sparse)
+        return parts._replace(y=y)
+    return _read(path, found["data"], names, kinds, wanted, sparse)
+
+
+def _labels_of(path: Path, relation: str, names: list[str], wanted: Wanted) -> list[int]:
+    """Return the attributes that are labels by the relation's name."""
+    found = LABELS.search(str(relation))
+    if found is None or wanted.target is not None:
+        return []
+    count = int(found[1])
+    if not 0 < abs(count) < len(names):
+        raise DataError(
+            f"{path}: the relation's name has -C {count}, and there are {len(names)} attributes. "
+            "Write how many of the first ones are labels there, or below 0 of the last ones."
+        )
+    labels = list(range(count) if count > 0 else range(len(names) + count, len(names)))
+    # a model's rows to predict may have no labels
+    return [] if {names[k] for k in labels} & set(wanted.columns or ()) else labels
+
+
+def _indicator(
+    path: Path, rows: list[Any], labels: dict[int, str], kinds: list[Any], sparse: bool
+) -> Any:
+    """Return which labels rows have, csr_array int64 (n_samples, n_labels)."""
+    from scipy.sparse import csr_array
+
+    values = {0: 0, 1: 1, "0": 0, "1": 1}
+    indptr, indices = [0], []
+    absent = {k: kinds[k][0] if sparse and isinstance(kinds[k], list) else 0 for k in labels}
+    for number, row in enumerate(rows):
+        for place, (k, name) in enumerate(labels.items()):
+            value = row.get(k, absent[k]) if sparse else row[k]
+            if value not in values:
+                raise DataError(
+                    f"{path}: {name!r} is a label by -C in the relation's name, and has {value!r} "
+                    f"in row {number + 1}. Labels are 0 or 1: change it, or name a --target."
+                )
+            if values[value]:
+                indices.append(place)
+        indptr.append(len(indices))
+    ones = np.ones(len(indices), np.int64)
+    return csr_array((ones, np.array(indices, np.int32), indptr), shape=(len(rows), len(labels)))
+
+
+def _read(
+    path: Path, rows: list[Any], names: list[str], kinds: list[Any], wanted: Wanted, sparse: bool
+) -> Parts:
+    """Return features and target of rows, dense or sparse."""
+    import pandas as pd
+
     if sparse:
-        return _of_sparse(path, found["data"], names, kinds, wanted)
-    columns = zip(*found["data"], strict=True)
-    numeric = [_is_numeric(kind) and name != wanted.target for name, kind in found["attributes"]]
+        return _of_sparse(path, rows, names, kinds, wanted)
+    columns = zip(*rows, strict=True)
+    pairs = zip(names, kinds, strict=True)
+    numeric = [_is_numeric(kind) and name != wanted.target for name, kind in pairs]
     parsed = {
         k: np.array(values, np.float64 if is_numeric else object)
         for k, (is_numeric, values) in enumerate(zip(numeric, columns, strict=True))

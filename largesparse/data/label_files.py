@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ LINE = re.compile(rb"[^\s:,]*(,[^\s:,]+)*( +\d+:\S+)+\s*")
 LINES = "Lines are 'label,label index:value ...', with rising indices."
 HEADERS = "It begins with a line 'rows features labels', and counts features and labels from 0. "
 LARGEST = 2**31 - 2  # label
+PART_BYTES = 2**24  # of lines that are parsed at once
 
 
 def kind_of_text(path: Path) -> str | None:
@@ -45,20 +47,16 @@ def kind_of_text(path: Path) -> str | None:
 
 def read_extreme(path: Path) -> tuple[csr_array, csr_array]:
     """Return the features (n_samples, n_features) and labels (n_samples, n_labels) of a file."""
-    from scipy.sparse import csr_array
-    from sklearn.datasets import load_svmlight_file
-
     with reading(path, "as text of extreme classification", HEADERS + LINES):
         with _open(path) as file:
             header = file.readline(1 << 16)
             if not HEADER.fullmatch(header):
                 raise ValueError(f"it begins with {header[:50]!r}")
             n_rows, n_features, n_labels = map(int, header.split())
-            options: dict[str, Any] = {"zero_based": True, "multilabel": True}
-            X, y = load_svmlight_file(file, n_features=n_features, dtype=np.float64, **options)
-        if len(y) != n_rows:
-            raise ValueError(f"it has {len(y)} lines with features, and says {n_rows}")
-        return csr_array(X), _to_csr(y, n_labels)
+            X, y = _read_lines(file, n_features, n_labels)
+        if X.shape[0] != n_rows:
+            raise ValueError(f"it has {X.shape[0]} lines with features, and says {n_rows}")
+        return X, y
 
 
 def read_multilabel(path: Path) -> tuple[Any, csr_array]:
@@ -66,12 +64,32 @@ def read_multilabel(path: Path) -> tuple[Any, csr_array]:
 
     A ValueError is raised where no line has several labels.
     """
+    with _open(path) as file:
+        X, y = _read_lines(file)
+    if np.diff(y.indptr).max(initial=0) < 2:
+        raise ValueError("no line has several labels")
+    return X, y
+
+
+def _read_lines(
+    file: Any, n_features: int | None = None, n_labels: int | None = None
+) -> tuple[csr_array, csr_array]:
+    """Return features and labels of lines, which are read in parts: labels come as tuples."""
+    from scipy.sparse import csr_array, vstack
     from sklearn.datasets import load_svmlight_file
 
-    X, y = load_svmlight_file(str(path), dtype=np.float64, zero_based=True, multilabel=True)
-    if max(map(len, y), default=0) < 2:
-        raise ValueError("no line has several labels")
-    return X, _to_csr(y)
+    options: dict[str, Any] = {"zero_based": True, "multilabel": True, "dtype": np.float64}
+    parts, labels, counts = [], [np.empty(0)], [np.empty(0, np.int64)]
+    while lines := file.readlines(PART_BYTES):
+        X, y = load_svmlight_file(BytesIO(b"".join(lines)), n_features=n_features, **options)
+        parts.append(X)
+        counts.append(np.fromiter(map(len, y), np.int64, len(y)))
+        labels.append(np.fromiter((label for row in y for label in row), float, counts[-1].sum()))
+    width = max((part.shape[1] for part in parts), default=0)
+    for part in parts:
+        part.resize(part.shape[0], width)
+    X = csr_array(vstack(parts, "csr")) if parts else csr_array((0, width))
+    return X, _to_csr(np.concatenate(labels), np.concatenate(counts), n_labels)
 
 
 def _open(path: Path) -> Any:
@@ -79,11 +97,10 @@ def _open(path: Path) -> Any:
     return opener(path, "rb")
 
 
-def _to_csr(y: list[tuple[float, ...]], n_labels: int | None = None) -> csr_array:
-    """Return tuples of labels as an indicator matrix."""
-    counts = np.fromiter(map(len, y), np.int64, len(y))
-    total = int(counts.sum())
-    found: NDArray[np.float64] = np.fromiter((label for row in y for label in row), float, total)
+def _to_csr(
+    found: NDArray[np.float64], counts: NDArray[np.int64], n_labels: int | None
+) -> csr_array:
+    """Return the labels of all rows, and how many each row has, as an indicator matrix."""
     limit = LARGEST if n_labels is None else n_labels - 1
     wrong = found[~((found >= 0) & (found <= limit) & (found == np.trunc(found)))]
     if len(wrong):
@@ -93,7 +110,7 @@ def _to_csr(y: list[tuple[float, ...]], n_labels: int | None = None) -> csr_arra
         )
     if n_labels is None:
         n_labels = int(found.max(initial=0)) + 1
-    rows = np.repeat(np.arange(len(y)), counts)
+    rows = np.repeat(np.arange(len(counts)), counts)
     cells = np.unique(rows * n_labels + found.astype(np.int64))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_labels, minlength=len(y)))])
-    return LabelSets(indptr, (cells % n_labels).astype(np.int32), n_labels).to_csr(np.int8)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(cells // n_labels, minlength=len(counts)))])
+    return LabelSets(indptr, (cells % n_labels).astype(np.int32), n_labels).to_csr()

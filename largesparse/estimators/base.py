@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ..data.batches import is_sparse
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError
@@ -355,9 +356,11 @@ class BaseSparseMLP(Settings):
         check_is_fitted(self)
         refuse_masked(X=X)
         X = validate_data(self, X, reset=False, **AS_GIVEN)
-        most = prediction_batch(self.network_.config.layer_sizes)
+        network = self.network_
+        sparse = is_sparse(X, network.preprocessing)
+        most = prediction_batch(network.config.layer_sizes, sparse_inputs=sparse)
         with Predictor(
-            self.network_,
+            network,
             threads=resolve_jobs(self.n_jobs),
             batch_size=max(1, min(X.shape[0], most)),
             backend=self.backend,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ..data.checks import LARGEST, encode_labels, refuse_masked
 from ..data.label_sets import LabelSets, check_label_sets
@@ -359,7 +359,15 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         no other; `precision_at_k` says more.
         """
         refuse_masked(y=y, sample_weight=sample_weight)
-        return float(super().score(X, y, sample_weight))
+        check_is_fitted(self)
+        if self._loss == "softmax_cross_entropy":
+            return float(super().score(X, y, sample_weight))
+        n_labels = self.network_.config.layer_sizes[-1]
+        given = check_label_sets(y, n_labels).to_csr()
+        check_consistent_length(X, given, sample_weight)
+        found = self._predict(X, Predictor.predict)
+        right = (found != given).sum(axis=1) == 0
+        return float(np.average(right, weights=sample_weight))
 
     def _weights(self, sample_weight: Any, X: Any, y: NDArray, *, ratios: bool) -> Weights | None:
         """Return the product of the weights of rows and of their classes."""

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import RegressorMixin
 
 from ..data.checks import LARGEST, check_targets, first_true, refuse_masked
@@ -108,6 +109,11 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
 
     def _check_targets(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, NDArray[np.float64]]:
         """Return X, and y as (n_samples, n_outputs)."""
+        if issparse(y):
+            raise DataError(
+                "y is sparse, and SparseMLPRegressor predicts numbers. Pass y.toarray(); for "
+                "labels of 0 and 1 use SparseMLPClassifier."
+            )
         X, y = self._check_data(X, y, reset=reset, multi_output=True, y_numeric=True)
         targets = np.asarray(y).reshape(len(y), -1)
         if not reset and targets.shape[1] != self.n_outputs_:

@@ -199,6 +199,11 @@ class SparseLayer:
         return Connections(self.topology.indptr, self.topology.indices, self.values)
 
     @property
+    def by_output(self) -> Connections:
+        """The connections in output order."""
+        return Connections(self.indptr_by_output, self.indices_by_output, self.values_by_output)
+
+    @property
     def slope(self) -> float:
         """Left slope of the activation."""
         return self.config.slope
@@ -313,6 +318,11 @@ class ForwardLayer:
     bias: Float32
     slope: float
     srelu: Float32 | None
+
+    @property
+    def by_output(self) -> Connections:
+        """The connections in output order."""
+        return Connections(self.indptr_by_output, self.indices_by_output, self.values_by_output)
 
     @cached_property
     def by_input(self) -> Connections:

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Float32
+from ..backends.operands import MANY, Float32
 from ..data.label_sets import LabelSets, check_label_sets
 from ..errors import DataError
 
 NO_LABELS = np.empty(0, dtype=np.int32)
 NO_TARGETS = np.empty((0, 0), dtype=np.float32)
 NO_WEIGHTS = np.empty(0, dtype=np.float32)
-MANY = 4096  # classes above which softmax has no second array of (classes, batch)
 
 
 def softmax(logits: Float32) -> Float32:

@@ -16,7 +16,6 @@ from ..backends.operands import (
     NO_DROPOUT,
     NO_STATE,
     RESOLUTION,
-    Connections,
     Derivative,
     Dropout,
     Float32,
@@ -90,8 +89,7 @@ def forward(
         if isinstance(X, SparseBatch):
             forward_sparse(layer.by_input, layer.bias, X, **options)
         else:
-            by_output = layer.indptr_by_output, layer.indices_by_output, layer.values_by_output
-            backend.forward(Connections(*by_output), layer.bias, X, **options)
+            backend.forward(layer.by_output, layer.bias, X, **options)
         if shape is not None:
             keep_share = dropout.keep_share if hidden else np.float32(1)
             activate_srelu(
@@ -298,16 +296,23 @@ class SparseMLP:
         out_delta = workspace.delta(k - 1, batch)
         gradients, shape = workspace.by_layer[k - 1], below.srelu
         bias_gradient, state = gradients["bias"], workspace.state(k - 1, batch)
-        backend.backward(
-            Connections(layer.topology.indptr, layer.topology.indices, layer.values),
+        given = (
             workspace.activations(k - 1, batch),
             delta,
             Derivative(np.float32(below.slope), dropout.keep_share, state),
-            out_gradient=workspace.by_layer[k]["values"],
-            out_delta=out_delta,
-            out_bias_gradient=bias_gradient if shape is None else np.empty_like(bias_gradient),
-            accumulate=accumulate,
         )
+        found: dict[str, Any] = {
+            "out_gradient": workspace.by_layer[k]["values"],
+            "out_delta": out_delta,
+            "out_bias_gradient": bias_gradient if shape is None else np.empty_like(bias_gradient),
+            "accumulate": accumulate,
+        }
+        if (parts := workspace.parts(k, batch)) is not None:
+            from ..backends.many_outputs import backward_by_blocks
+
+            backward_by_blocks(layer.by_input, *given, parts, **found)
+        else:
+            backend.backward(layer.by_input, *given, **found)
         if shape is not None:
             differentiate_srelu(
                 out_delta,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..backends.operands import SparseBatch
+from ..backends.operands import SparseBatch, count_parts
 from ..data.batches import load_batch, load_sparse_batch
 from ..errors import ParameterError
 from ..machine.mapped_memory import Allocate, aligned_zeros
@@ -83,7 +83,7 @@ class Workspace(Gradients):
 
     Inputs and outputs are float32 whatever `activation_dtype` is. `allocate_activations` gives the
     buffers that nobody needs after a gradient, by default as `allocate`. That of dense inputs is
-    one of them, unless `sparse_inputs`: then it is made, in memory, when the first dense inputs
+    one of them, unless `sparse_inputs`: then `allocate_inputs` gives it when the first dense inputs
     come.
     """
 
@@ -98,6 +98,7 @@ class Workspace(Gradients):
         sparse_inputs: bool = False,
         allocate: Allocate = aligned_zeros,
         allocate_activations: Allocate | None = None,
+        allocate_inputs: Allocate = aligned_zeros,
     ) -> None:
         allocate_gradients, allocate = allocate, allocate_activations or allocate
         self.micro_batch, self.keep_every = micro_batch, keep_every
@@ -109,6 +110,7 @@ class Workspace(Gradients):
         self._n_in = layers[0].n_in
         self.sparse: SparseBatch | None = None  # the present inputs, where few are not zero
         self._inputs: Float32 | None = None
+        self._allocate_inputs = allocate_inputs
         if not sparse_inputs:
             self._inputs = allocate(self._n_in * micro_batch)
         hidden = self._sizes[:-1]
@@ -128,6 +130,7 @@ class Workspace(Gradients):
         self._are_written_above = are_written_above(hidden, keep_every)
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
+        self._parts: Float32 | None = None  # see `parts`
         shaped = [layer.n_out if layer.config.shape_trained else 0 for layer in trained]
         self._sums = [allocate(size * micro_batch) for size in shaped]
         super().__init__(trained, allocate=allocate_gradients)
@@ -149,7 +152,7 @@ class Workspace(Gradients):
         """Return the buffer of dense inputs, float32 (n_features, batch), as the present ones."""
         self.sparse = None
         if self._inputs is None:
-            self._inputs = aligned_zeros(self._n_in * self.micro_batch)
+            self._inputs = self._allocate_inputs(self._n_in * self.micro_batch)
         return _columns(self._inputs, self._n_in, batch)
 
     def below(self, k: int, batch: int) -> Float32 | SparseBatch:
@@ -174,6 +177,21 @@ class Workspace(Gradients):
     def sums(self, k: int, batch: int) -> Float32:
         """Return z of layer k, whose activation's shape is trained, float32 (n_out, batch)."""
         return _columns(self._sums[k], self._sizes[k], batch)
+
+    def parts(self, k: int, batch: int) -> Float32 | None:
+        """Return the buffer of `backward_by_blocks`, float32 (parts, n_in, batch), for layer k.
+
+        Only an output layer of a certain shape has one, with activations in float32.
+        """
+        if k + 1 < len(self._sizes) or self.activation_dtype != "float32":
+            return None
+        n_in = self._sizes[k - 1]
+        count = count_parts(n_in, self._sizes[k], batch)
+        if not count:
+            return None
+        if self._parts is None:
+            self._parts = aligned_zeros(count * n_in * self.micro_batch)
+        return self._parts[: count * n_in * batch].reshape(count, n_in, batch)
 
     def delta(self, k: int, batch: int) -> Float32:
         """Return the buffer of dL/dz of hidden layer k, (n_out, batch), of `activation_dtype`."""

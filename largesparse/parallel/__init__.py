@@ -16,7 +16,7 @@ from .comm.leaving import watch_script
 if TYPE_CHECKING:
     from ..training.history import ParallelReport
     from .options import ParallelOptions
-    from .prediction import predict, predict_proba
+    from .prediction import predict, predict_proba, predict_top
     from .train import train_wasap, train_wassp
 
 # public name -> module that defines it; imported when it is first used
@@ -25,6 +25,7 @@ _MODULES = {
     "ParallelReport": ".training.history",
     "predict": "prediction",
     "predict_proba": "prediction",
+    "predict_top": "prediction",
     "train_wasap": "train",
     "train_wassp": "train",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "ParallelReport",
     "predict",
     "predict_proba",
+    "predict_top",
     "train_wasap",
     "train_wassp",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -36,7 +37,16 @@ from ..machine.threads import resolve_threads
 from ..model.network import SparseMLP
 from ..training import prediction as inference
 from ..training.memory import prediction_batch
-from ..training.outputs import Outputs, check_outputs
+from ..training.outputs import (
+    Digest,
+    Outputs,
+    Top,
+    check_outputs,
+    check_top,
+    join_likely_labels,
+    likely_labels,
+    top_labels,
+)
 from ..training.prediction import Engine, Predictor, batches, check_batch_size
 from .comm.control import RankChannel, RootChannel, connect
 from .comm.guard import guard
@@ -97,8 +107,8 @@ def predict_proba(
         later, the whole job ends with one message.
     """
     options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
-    found = _predict(network, X, comm, options, needs_classes=True)
-    return None if found is None else found[0]
+    found: Float32 | None = _predict(network, X, comm, options, "predict_proba")
+    return found
 
 
 def predict(
@@ -114,12 +124,34 @@ def predict(
 ) -> NDArray[Any] | None:
     """Return class labels (n_samples,), or predicted numbers, computed by all ranks.
 
-    The numbers are as `Predictor.predict` returns them. Ranks other than 0 return None. For
-    parameters and errors see `predict_proba`.
+    Numbers, and the indicator of several labels a row, are as `Predictor.predict` returns them; of
+    the latter no rank has all probabilities. Ranks other than 0 return None. For parameters and
+    errors see `predict_proba`.
     """
     options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
-    found = _predict(network, X, comm, options, needs_classes=False)
-    return None if found is None else found[1].to_predictions(found[0])
+    return _predict(network, X, comm, options, "predict")
+
+
+def predict_top(
+    network: SparseMLP | None,
+    X: Any,
+    k: int,
+    *,
+    comm: Any = None,
+    ranks_per_node: int | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    backend: str | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Top | None:
+    """Return the k most probable labels of every row, and their probabilities: (n_samples, k).
+
+    Computed by all ranks, of which none has more than k numbers a row; None on others than rank 0.
+    For parameters and errors see `predict_proba`, for the rest `Predictor.predict_top`.
+    """
+    options = _Options(threads, batch_size, backend, ranks_per_node, chunk_bytes)
+    found: Top | None = _predict(network, X, comm, options, "predict_top", k)
+    return found
 
 
 class _Options(NamedTuple):
@@ -157,6 +189,8 @@ class Share(NamedTuple):
     stop: int
     settings: tuple[int, int, str, str]  # of the engine
     outputs: tuple[str, Shapes] | None  # a segment to write to; None is to send them
+    first: int  # row of X that the rows of the node begin with
+    digest: Digest | None  # what is kept of a batch, and comes with the message "done"
 
 
 class SendOutputs:
@@ -169,12 +203,12 @@ class Finish:
 
 # --------------------------------------------------------------------------- rank 0
 def _predict(
-    network: SparseMLP | None, X: Any, comm: Any, options: _Options, *, needs_classes: bool
-) -> tuple[Float32, Outputs] | None:
-    """Return on rank 0 what the network puts out, and what it means."""
+    network: SparseMLP | None, X: Any, comm: Any, options: _Options, asked: str, *numbers: int
+) -> Any:
+    """Return on rank 0 what the method `asked` of a `Predictor` does."""
     comm = get_communicator(comm)
 
-    def prepare() -> tuple[Any, Outputs] | None:
+    def prepare() -> Any:
         options.check()
         if comm.rank != SERVER:
             return None
@@ -183,30 +217,45 @@ def _predict(
                 "The 'network' parameter of parallel prediction must be a SparseMLP on rank 0. "
                 "Got None instead."
             )
-        outputs = Outputs.of(network)
-        if needs_classes:
+        if comm.size == 1:
+            own: dict[str, Any] = {"threads": options.threads, "backend": options.backend}
+            with Predictor(network, batch_size=options.batch_size, **own) as predictor:
+                return getattr(predictor, asked)(X, *numbers)
+        outputs, sizes = Outputs.of(network), network.config.layer_sizes
+        if asked != "predict":
             outputs.check_classes()
-        aligned = align_frame(X, network.feature_names)
-        return check_X(aligned, network.config.layer_sizes[0]), outputs
+        for k in numbers:
+            check_top(k, sizes[-1])
+        return check_X(align_frame(X, network.feature_names), sizes[0]), outputs
 
     prepared = together(comm, prepare)
     if comm.size == 1:
-        assert network is not None and prepared is not None
-        own: dict[str, Any] = {"threads": options.threads, "backend": options.backend}
-        with Predictor(network, batch_size=options.batch_size, **own) as predictor:
-            return predictor.compute(prepared[0]), prepared[1]
-    agree(comm, {"the options of prediction": options})
+        return prepared
+    agree(comm, {"the options of prediction": (options, asked, numbers)})
     nodes = Nodes.of(comm, options.ranks_per_node)
     channel = connect(comm)
-    out = None
+    out: Any = None
     with guard(comm):
         if isinstance(channel, RankChannel):
             _follow(comm, channel, options.chunk_bytes)
         else:
-            assert network is not None and prepared is not None
-            out = _Leader(comm, channel, nodes, network, prepared[0], options).run()
-    together(comm, lambda: None if out is None else check_outputs(out))
-    return None if out is None or prepared is None else (out, prepared[1])
+            assert network is not None
+            digest: Digest | None = partial(top_labels, k=numbers[0]) if numbers else None
+            if asked == "predict" and prepared[1].is_multilabel:
+                digest = likely_labels
+            out = _Leader(comm, channel, nodes, network, prepared[0], options, digest).run()
+
+    def finish() -> Any:
+        if out is None:
+            return None
+        if asked == "predict_top":
+            return prepared[1].to_top(*map(np.concatenate, zip(*out, strict=True)))
+        if isinstance(out, list):
+            return join_likely_labels(out)
+        outputs = check_outputs(out)
+        return prepared[1].to_predictions(outputs) if asked == "predict" else outputs
+
+    return together(comm, finish)
 
 
 class _Leader:
@@ -220,9 +269,10 @@ class _Leader:
         network: SparseMLP,
         X: Any,
         options: _Options,
+        digest: Digest | None,
     ) -> None:
         self._comm, self._channel, self._nodes = comm, channel, nodes
-        self._X = X
+        self._X, self._digest = X, digest
         self._chunk_bytes = options.chunk_bytes
         self._threads = [
             options.threads or max(1, cores // len(nodes.ranks(node)))
@@ -240,19 +290,24 @@ class _Leader:
         self._model = inference.from_arrays(*inference.to_arrays(network))
         self._segments: list[Segment] = []
         self._done: deque[int] = deque()  # ranks whose outputs have not been received
-        self._out = np.empty((X.shape[0], sizes[-1]), np.float32)
+        self._found: dict[int, list[Any]] = {}  # by rank: what is kept of its batches
+        self._out = np.empty((0 if digest else X.shape[0], sizes[-1]), np.float32)
 
-    def run(self) -> Float32:
-        """Return the outputs of all rows, float32 (n_samples, n_outputs)."""
+    def run(self) -> Any:
+        """Return the outputs of all rows, float32 (n_samples, n_outputs), or what is kept of them.
+
+        The latter is a list over batches.
+        """
         for node in range(len(self._nodes)):
             self._begin(node)
         own = self._shares[SERVER]
         layers, preprocessing = self._model
         engine = Engine(layers, preprocessing, *self._settings(0))
-        compute(engine, self._X, own, self._out[own.start : own.stop], self._look)
+        room: Any = [] if self._digest else self._out[own.start : own.stop]
+        compute(engine, self._X, own, room, self._look, self._digest)
         for _ in range(len(self._shares) - 1):
-            rank = self._done.popleft() if self._done else self._channel.receive()[0]
-            if self._nodes.node[rank] > 0:
+            rank = self._done.popleft() if self._done else self._take(*self._channel.receive())
+            if self._nodes.node[rank] > 0 and self._digest is None:
                 part = self._shares[rank]
                 self._channel.send(rank, SendOutputs())
                 into, size = [self._out[part.start : part.stop]], self._chunk_bytes
@@ -261,7 +316,16 @@ class _Leader:
             self._channel.send(rank, Finish())
         for segment in self._segments:
             segment.close()
-        return self._out
+        if self._digest is None:
+            return self._out
+        self._found[SERVER] = room
+        return [each for rank in self._shares for each in self._found[rank]]
+
+    def _take(self, rank: int, message: Any) -> int:
+        """Keep what a rank that is done has found, if that comes with its message."""
+        if isinstance(message, list):
+            self._found[rank] = message
+        return rank
 
     def _begin(self, node: int) -> None:
         """Let the ranks of a node have their rows."""
@@ -283,7 +347,9 @@ class _Leader:
         for rank in others:
             part = self._shares[rank]
             rows = part.start - start, part.stop - start
-            self._channel.send(rank, Share(rest, places, *rows, self._settings(node), outputs))
+            settings = self._settings(node)
+            share_of = Share(rest, places, *rows, settings, outputs, start, self._digest)
+            self._channel.send(rank, share_of)
 
     def _send(self, leader: int, arrays: Arrays) -> list[SharedArray]:
         """Send arrays to another node; return where its ranks find them."""
@@ -299,7 +365,7 @@ class _Leader:
     def _look(self) -> None:
         """Learn of ranks that are done, or have failed."""
         while (message := self._channel.receive(timeout=0)) is not None:
-            self._done.append(message[0])
+            self._done.append(self._take(*message))
 
     def _answer(self, leader: int) -> Any:
         """Return the next message of a node's first rank; others may be done meanwhile."""
@@ -307,14 +373,14 @@ class _Leader:
             rank, message = self._channel.receive()
             if rank == leader:
                 return message
-            self._done.append(rank)
+            self._done.append(self._take(rank, message))
 
 
 # --------------------------------------------------------------------------- other ranks
 def _follow(comm: Any, channel: RankChannel, chunk_bytes: int) -> None:
     """Be another rank: do what rank 0 asks for, and sleep between."""
     segments: list[Segment] = []
-    out = np.empty((0, 0), np.float32)
+    out: Any = None
     while not isinstance(message := channel.receive(), Finish):
         if isinstance(message, TakeArrays):
             segment, arrays = make_arrays(message.shapes)
@@ -324,19 +390,22 @@ def _follow(comm: Any, channel: RankChannel, chunk_bytes: int) -> None:
             channel.send(places_in(segment, arrays))
         elif isinstance(message, Share):
             out = _compute_share(message, channel.check)
-            channel.send("done")
+            channel.send(out if message.digest else "done")
         else:
             start_send(comm, [out], SERVER, chunk_bytes=chunk_bytes).wait()
     for segment in segments:
         segment.close()
 
 
-def _compute_share(task: Share, look: Callable[[], None]) -> Float32:
-    """Return the outputs of this rank's share of the rows."""
+def _compute_share(task: Share, look: Callable[[], None]) -> Any:
+    """Return the outputs of this rank's share of the rows, or what is kept of them."""
     arrays = [place.open() for place in task.arrays]
     (layers, preprocessing), X = give_arrays(task.model_and_X, arrays)
     rows = range(task.start, task.stop)
-    if task.outputs is None:
+    out: Any = []
+    if task.digest is not None:
+        pass
+    elif task.outputs is None:
         out = np.empty((len(rows), layers[-1].n_out), np.float32)
     else:
         path, shapes = task.outputs
@@ -344,7 +413,9 @@ def _compute_share(task: Share, look: Callable[[], None]) -> Float32:
         [out] = arrays_of(segment, shapes)
         out = out[task.start : task.stop]
         segment.close()
-    compute(Engine(layers, preprocessing, *task.settings), X, rows, out, look)
+    compute(Engine(layers, preprocessing, *task.settings), X, rows, out, look, task.digest)
+    if task.digest is not None:  # numbers are those of rows
+        return [each + task.first if isinstance(each, int) else each for each in out]
     return out
 
 
@@ -369,10 +440,24 @@ def rows_of(X: Any, start: int, stop: int) -> Any:
     return csr_array(parts, shape=(stop - start, X.shape[1]))
 
 
-def compute(engine: Engine, X: Any, rows: range, out: Float32, look: Callable[[], None]) -> None:
-    """Write the outputs of consecutive rows of X to `out`; call `look` after every batch."""
+def compute(
+    engine: Engine,
+    X: Any,
+    rows: range,
+    out: Any,
+    look: Callable[[], None],
+    digest: Digest | None = None,
+) -> None:
+    """Write the outputs of consecutive rows of X to `out`; call `look` after every batch.
+
+    With a digest, append what it keeps of every batch.
+    """
     for start, stop in batches(rows.start, rows.stop, engine.batch_size):
-        out[start - rows.start : stop - rows.start] = engine.outputs(X, start, stop)
+        found = engine.outputs(X, start, stop, digest)
+        if digest is None:
+            out[start - rows.start : stop - rows.start] = found
+        else:
+            out.append(found)
         if start == rows.start:
             forget_names()  # of what the kernels' libraries share
         look()

@@ -8,7 +8,8 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
     activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
                  inputs unless they are sparse, and a buffer of the widest hidden layer (two where
                  that takes less); with keep_every k the bytes are those of every k-th hidden
-                 layer and of k - 1 others, and two buffers
+                 layer and of k - 1 others, and two buffers; the outputs, which losses of many turn
+                 into their gradient, and what `backward_by_blocks` adds up
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 """
 
@@ -26,6 +27,7 @@ import numpy as np
 import psutil
 
 from ..backends import get_backend
+from ..backends.operands import count_parts
 from ..errors import MemoryPlanError
 from ..machine.control_groups import free_memory
 from ..machine.environment import expand_user
@@ -131,6 +133,8 @@ def activation_bytes(
     kept = sum(activation_buffers(hidden, keep_every))
     floats = layer_sizes[-1] + (0 if sparse_inputs else layer_sizes[0])
     floats += sum(hidden) if trained else 0
+    if hidden and activation_dtype == "float32":
+        floats += count_parts(hidden[-1], layer_sizes[-1], micro_batch) * hidden[-1]
     numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
     return numbers * micro_batch + 8 * words * sum(hidden)
 
@@ -313,10 +317,14 @@ def fitting_neurons(config: NetworkConfig, fits: Callable[[NetworkConfig], bool]
     return None
 
 
-def prediction_batch(layer_sizes: Sequence[int]) -> int:
-    """Return how many samples to predict at once: at most 1024, within 512 MiB of buffers."""
+def prediction_batch(layer_sizes: Sequence[int], *, sparse_inputs: bool = False) -> int:
+    """Return how many samples to predict at once: at most 1024, within 512 MiB of buffers.
+
+    Sparse inputs have none.
+    """
     hidden = layer_sizes[1:-1]
-    floats = layer_sizes[0] + 2 * max(hidden, default=0) + layer_sizes[-1]
+    floats = 2 * max(hidden, default=0) + layer_sizes[-1]
+    floats += 0 if sparse_inputs else layer_sizes[0]
     return max(1, min(1024, PREDICTION_BYTES // (4 * floats)))
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.label_sets import LabelSets, check_label_sets
-from ..errors import NumericalError, ParameterError
+from ..data.label_sets import LabelSets, check_label_sets, join_label_sets
+from ..errors import NumericalError, ParameterError, check_range
 from ..model.losses import LOSSES, top_outputs
 from ..model.network import SparseMLP
 
@@ -40,6 +40,11 @@ class Outputs(NamedTuple):
         if self.task == "regression":
             raise ParameterError("A network for regression has no classes: use predict.")
 
+    def to_top(self, places: NDArray[np.int32], scores: NDArray[np.float32]) -> Top:
+        """Return the labels of outputs, with their scores, (n_samples, k)."""
+        check_outputs(scores)
+        return places if self.classes is None else self.classes[places], scores
+
     def to_predictions(self, out: NDArray[np.float32]) -> NDArray[Any]:
         """Return labels, or numbers, of outputs, float32 (n_samples, n_outputs)."""
         if self.is_multilabel:
@@ -61,13 +66,16 @@ def check_outputs(out: NDArray[np.float32], start: int = 0) -> NDArray[np.float3
     `start` is the number of the first sample.
     """
     if not np.isfinite(out.sum(dtype=np.float64)):
-        row = np.isfinite(out).all(axis=1).argmin()
-        raise NumericalError(
-            f"What the network computes for row {start + row} is not finite: either its weights "
-            "are not, after a training that diverged, or the row is far from what it was trained "
-            "on. Train it again with a lower learning rate, or check the row for extreme values."
-        )
+        raise _not_finite(start + int(np.isfinite(out).all(axis=1).argmin()))
     return out
+
+
+def _not_finite(row: int) -> NumericalError:
+    return NumericalError(
+        f"What the network computes for row {row} is not finite: either its weights are not, after "
+        "a training that diverged, or the row is far from what it was trained on. Train it again "
+        "with a lower learning rate, or check the row for extreme values."
+    )
 
 
 def top_labels(logits: NDArray[np.float32], loss: str, start: int, *, k: int) -> Top:
@@ -81,7 +89,29 @@ def top_labels(logits: NDArray[np.float32], loss: str, start: int, *, k: int) ->
     return places, np.take_along_axis(LOSSES[loss].to_outputs(logits), places.T, axis=0).T
 
 
-def likely_labels(logits: NDArray[np.float32], loss: str, start: int) -> LabelSets:
-    """Return the labels of a probability of a half or more, of every sample."""
-    check_outputs(logits.T, start)
-    return check_label_sets(np.ascontiguousarray((logits >= 0).T))
+def likely_labels(logits: NDArray[np.float32], loss: str, start: int) -> LabelSets | int:
+    """Return the labels of a probability of a half or more, of every sample.
+
+    Where not all logits are finite, return the number of the first such sample.
+    """
+    if not np.isfinite(logits.sum(dtype=np.float64)):
+        return start + int(np.isfinite(logits).all(axis=0).argmin())
+    rows, labels = np.nonzero((logits >= 0).T)
+    counts = np.bincount(rows, minlength=logits.shape[1])
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return LabelSets(indptr, labels.astype(np.int32), len(logits))
+
+
+def join_likely_labels(parts: list[LabelSets | int]) -> Any:
+    """Return what `likely_labels` found in all batches, csr_array int64 (n_samples, n_labels)."""
+    found = []
+    for part in parts:
+        if isinstance(part, int):
+            raise _not_finite(part)
+        found.append(part)
+    return join_label_sets(found).to_csr()
+
+
+def check_top(k: int, n_outputs: int) -> None:
+    """Raise a ParameterError where there are not so many labels."""
+    check_range("k", k, "predict_top", low=1, high=n_outputs, integer=True)

@@ -26,7 +26,7 @@ from scipy.sparse import issparse
 from ..backends import get_backend
 from ..data.checks import check_X
 from ..data.frames import align_frame
-from ..data.label_sets import LabelSets, join_label_sets
+from ..data.label_sets import LabelSets
 from ..data.standardizer import Standardizer
 from ..errors import ParameterError, WorkerError, check_range
 from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
@@ -38,7 +38,16 @@ from ..model.losses import LOSSES
 from ..model.network import SparseMLP, forward
 from ..model.workspace import Workspace, check_activation_dtype
 from .memory import prediction_batch
-from .outputs import Digest, Outputs, Top, check_outputs, likely_labels, top_labels
+from .outputs import (
+    Digest,
+    Outputs,
+    Top,
+    check_outputs,
+    check_top,
+    join_likely_labels,
+    likely_labels,
+    top_labels,
+)
 
 MAX_PROCESSES = 1024
 FIELDS = [field.name for field in dataclasses.fields(ForwardLayer)]
@@ -145,9 +154,9 @@ class Predictor:
         X = self._check(X)
         if not self._outputs.is_multilabel:
             return self._outputs.to_predictions(self.compute(X))
-        parts: dict[int, LabelSets] = {}
+        parts: dict[int, LabelSets | int] = {}
         self._visit(X, likely_labels, lambda start, _, found: parts.__setitem__(start, found))
-        return join_label_sets([parts[start] for start in sorted(parts)]).to_csr()
+        return join_likely_labels([parts[start] for start in sorted(parts)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return probabilities of classes or labels, float32 (n_samples, n_outputs).
@@ -174,7 +183,7 @@ class Predictor:
         `predict_proba`.
         """
         self._outputs.check_classes()
-        check_range("k", k, "predict_top", low=1, high=self._sizes[-1], integer=True)
+        check_top(k, self._sizes[-1])
         X = self._check(X)
         places = np.empty((X.shape[0], k), dtype=np.int32)
         scores = np.empty((X.shape[0], k), dtype=np.float32)
@@ -183,9 +192,7 @@ class Predictor:
             places[start:stop], scores[start:stop] = found
 
         self._visit(X, partial(top_labels, k=k), take)
-        check_outputs(scores)
-        classes = self._outputs.classes
-        return places if classes is None else classes[places], scores
+        return self._outputs.to_top(places, scores)
 
     def _check(self, X: Any) -> Any:
         return check_X(align_frame(X, self._feature_names), self._sizes[0])

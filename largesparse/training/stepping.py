@@ -109,8 +109,10 @@ class Stepper:
         if self._workspace is None:
             layers, storage = self.network.layers, self.network.storage
             allocate = aligned_zeros if storage is None else storage.zeros
-            setting = self.micro_batching._replace(sparse_inputs=storage is None)
-            self._workspace = Workspace(layers, **setting._asdict(), allocate=allocate)
+            setting = self.micro_batching._replace(sparse_inputs=True)._asdict()
+            self._workspace = Workspace(
+                layers, **setting, allocate=allocate, allocate_inputs=allocate
+            )
         return self._workspace
 
     @property

@@ -19,8 +19,9 @@ from scipy.special import softmax as scipy_softmax
 from sklearn.metrics import log_loss
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.backends import BACKENDS
+from largesparse.backends import BACKENDS, get_backend, operands
 from largesparse.backends.operands import Connections, Derivative, Dropout
+from largesparse.data.label_sets import check_label_sets
 from largesparse.model.activations import ACTIVATIONS, TRAINED
 from largesparse.model.layer import LayerConfig, SparseLayer
 from largesparse.model.losses import softmax, softmax_cross_entropy
@@ -590,3 +591,66 @@ def test_equal_logits_by_hand():
     np.testing.assert_allclose(
         delta, [[rest, quarter], [quarter, quarter], [quarter, quarter], [quarter, rest]]
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(("n_in", "batch"), [(40, 3), (5, 70), (1, 128)])
+def test_many_outputs_go_by_blocks_as_others_by_input(
+    n_in, batch, accumulate, threads, monkeypatch
+):
+    from largesparse.backends import many_outputs
+
+    monkeypatch.setattr(operands, "PREFETCH_BYTES", 0)
+    n_out = 5000
+    parts = operands.count_parts(n_in, n_out, batch)
+    assert parts == 32
+    assert operands.count_parts(n_in, n_out // 2, batch) == 0
+    rng = np.random.default_rng(0)
+    W = random_array((n_in, n_out), density=0.4, format="csr", dtype=np.float32, rng=rng)
+    W.sort_indices()
+    X, D = (rng.standard_normal((n, batch)).astype(np.float32) for n in (n_in, n_out))
+    state = rng.integers(0, 2**32, (n_in, 2, -(-batch // 32)), dtype=np.uint32)
+    state[:, 1] &= ~state[:, 0]
+    low, high = (
+        np.unpackbits(state[:, p].view(np.uint8), axis=1, bitorder="little")[:, :batch]
+        for p in range(2)
+    )
+    gradient = np.ones(W.nnz, np.float32)
+    delta, bias_gradient = np.empty_like(X), np.ones(n_in, np.float32)
+    with get_backend("fused").threads(threads):
+        many_outputs.backward_by_blocks(
+            Connections(
+                *(a.astype(t) for a, t in zip((W.indptr, W.indices, W.data), "iif", strict=True))
+            ),
+            X,
+            D,
+            Derivative(np.float32(0.3), np.float32(0.8), state),
+            np.full((parts, n_in, batch), np.nan, np.float32),
+            out_gradient=gradient,
+            out_delta=delta,
+            out_bias_gradient=bias_gradient,
+            accumulate=accumulate,
+        )
+    rows = np.repeat(np.arange(n_in), np.diff(W.indptr))
+    exact = D.astype(float)
+    assert_close(gradient, (X[rows] * exact[W.indices]).sum(axis=1) + accumulate)
+    expected = (W.astype(float) @ exact) * (0.3 * low + high) / 0.8
+    assert_close(delta, expected)
+    assert_close(bias_gradient, expected.sum(axis=1) + accumulate)
+
+
+def test_a_network_of_many_labels_takes_the_same_step_by_blocks_and_by_input(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((48, 10)).astype(np.float32)
+    Y = check_label_sets(rng.random((48, 5000)) < 0.001)
+    found = []
+    for limit in (0, 2**40):
+        monkeypatch.setattr(operands, "PREFETCH_BYTES", limit)
+        network = network_of((10, 40, 5000), loss="binary_cross_entropy", recipe="width")
+        trainer = trainer_of(network, "fused", batch_size=48, micro_batch=20)
+        trainer.step(X, Y)
+        assert (trainer.workspace.parts(1, 20) is None) == (limit > 0)
+        found.append([layer.velocity for layer in network.layers])
+    for block, row in zip(*found, strict=True):
+        assert_close(block, row)

@@ -91,6 +91,27 @@ def test_labels_in_a_file_of_their_own(made, tmp_path, capsys):
     assert "multilabel" in capsys.readouterr().out
 
 
+def test_arff_of_several_labels(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    Y = rng.random((60, 3)) < 0.5
+    X = np.hstack([Y, rng.random((60, 2))]).round(3)
+    head = ["@RELATION 'own: -C 3'", *(f"@ATTRIBUTE label{k} {{0,1}}" for k in range(3))]
+    head += [f"@ATTRIBUTE x{k} NUMERIC" for k in range(5)]
+    rows = [",".join([*map(str, y), *map(str, x)]) for y, x in zip(Y.astype(int), X, strict=True)]
+    path = tmp_path / "rows.arff"
+    path.write_text("\n".join([*head, "@DATA", *rows, ""]))
+    out = str(tmp_path / "model")
+    assert main(["train", "--data", str(path), "--out", out, *QUICK]) == 0
+    assert "48 rows of 5 features to train on, 12 held out" in capsys.readouterr().out
+    assert main(["evaluate", out, "--data", str(path), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) >= {"P@1", "P@3"}
+    few = [line.split(",", 3)[-1] for line in rows]  # without labels
+    path.write_text("\n".join([head[0], *head[4:], "@DATA", *few, ""]))
+    table = str(tmp_path / "out.csv")
+    assert main(["predict", out, "--data", str(path), "--top", "1", "--out", table]) == 0
+    assert len(pd.read_csv(table)) == 60
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

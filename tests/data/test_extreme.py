@@ -12,6 +12,7 @@ from scipy.sparse import save_npz
 from sklearn.datasets import dump_svmlight_file
 
 from largesparse import make_extreme_classification
+from largesparse.data import label_files
 from largesparse.data.formats import table_format
 from largesparse.data.tables import read_table
 from largesparse.errors import DataError, ParameterError
@@ -120,3 +121,21 @@ def test_labels_of_save_npz(tmp_path):
     save_npz(tmp_path / "Y.npz", made.y_train[:5])
     with pytest.raises(DataError, match="5 labels for 40 samples"):
         read_table(tmp_path / "X.npz", labels=tmp_path / "Y.npz")
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_lines_are_read_in_parts(tmp_path, header, monkeypatch):
+    rng = np.random.default_rng(0)
+    Y = (rng.random((50, 9)) < 0.3).astype(int)
+    Y[3] = 0
+    X = np.where(rng.random((50, 20)) < 0.2, rng.integers(1, 9, (50, 20)), 0).astype(float)
+    X[:2, 0], X[40, 19], X[:, 5] = 1, 1, 1
+    path = tmp_path / "rows.svm"
+    dump_svmlight_file(X, Y, str(path), multilabel=True)
+    if header:
+        path = tmp_path / "rows.txt"
+        path.write_bytes(b"50 20 9\n" + (tmp_path / "rows.svm").read_bytes())
+    monkeypatch.setattr(label_files, "PART_BYTES", 100)  # a part is some lines
+    table = read_table(path)
+    np.testing.assert_array_equal(table.X.toarray(), X)
+    np.testing.assert_array_equal(table.y.toarray(), Y)

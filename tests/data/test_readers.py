@@ -395,6 +395,38 @@ def test_sparse_arff(tmp_path):
         read_table(write(tmp_path / "own.arff", ARFF + "1,2\n"), "class")
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("count", [2, -2])
+def test_arff_of_several_labels(tmp_path, sparse, count):
+    X, Y = np.array([[1.5, 0], [0, 2], [0, 0]]), np.array([[1, 0], [1, 1], [0, 0]])
+    labels = ["@ATTRIBUTE 'a label' {0,1}", "@ATTRIBUTE other NUMERIC"]
+    features = ["@ATTRIBUTE width NUMERIC", "@ATTRIBUTE height NUMERIC"]
+    both = [labels, features] if count > 0 else [features, labels]
+    table = np.hstack([Y, X] if count > 0 else [X, Y])
+    rows = [
+        "{" + ",".join(f"{k} {v:g}" for k, v in enumerate(row) if v) + "}"
+        if sparse
+        else ",".join(f"{v:g}" for v in row)
+        for row in table
+    ]
+    head = f"@RELATION 'own: -C {count} -f 3'"
+    path = write(tmp_path / "own.arff", "\n".join([head, *both[0], *both[1], "@DATA", *rows, ""]))
+    found = read_table(path)
+    assert found.feature_names == ["width", "height"]
+    np.testing.assert_array_equal(found.X.toarray() if sparse else found.X, X)
+    np.testing.assert_array_equal(found.y.toarray(), Y)
+    assert read_table(path, "other").y.tolist() == [0, 1, 0]  # a target that is named
+    content = path.read_text()
+    path.write_text(content.replace(f"-C {count}", f"-C {2 * count}"))
+    with pytest.raises(DataError, match="there are 4 attributes"):
+        read_table(path)
+    path.write_text(content.replace("1,1,0,2", "3,1,0,2").replace("0,2,1,1", "0,2,3,1"))
+    if not sparse:
+        path.write_text(path.read_text().replace("{0,1}", "NUMERIC"))
+        with pytest.raises(DataError, match=r"'a label' is a label .* 3.0 in row 2"):
+            read_table(path)
+
+
 def test_svmlight_of_any_suffix(tmp_path):
     X = np.array([[1.0, 0, 2], [0, 3, 0]])
     dump_svmlight_file(X, [1, -1], str(tmp_path / "a9a"), zero_based=False)

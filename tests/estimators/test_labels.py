@@ -12,6 +12,7 @@ from largesparse import (
     Predictor,
     SparseMLP,
     SparseMLPClassifier,
+    SparseMLPRegressor,
     Trainer,
     TrainingConfig,
     make_extreme_classification,
@@ -266,3 +267,110 @@ def test_labels_in_csc_are_read(task):
     model.fit(task.X_train, task.y_train.tocsc())
     found = model.predict(task.X_test)
     assert isinstance(found, csr_array)
+
+
+def small_rows(n=40):
+    rng = np.random.default_rng(0)
+    X = rng.random((n, 12)).astype(np.float32)
+    return X, (rng.random((n, 5)) < 0.4).astype(int)
+
+
+def fit_few(X, Y, sample_weight=None, **options):
+    return SparseMLPClassifier((20,), max_epochs=2, **SMALL, **options).fit(X, Y, sample_weight)
+
+
+DUPLICATES = (np.array([True, True, True]), np.array([1, 1, 2]), np.array([0, 2] + [3] * 39))
+LONG = csr_array(small_rows()[1])
+LONG.indices, LONG.indptr = LONG.indices.astype(np.int64), LONG.indptr.astype(np.int64)
+ZEROS = csr_array(small_rows()[1])
+ZEROS.data[:9] = 0
+
+
+@pytest.mark.parametrize(
+    "Y",
+    [
+        small_rows()[1] * [1, 1, 0, 1, 1],
+        np.maximum(small_rows()[1], [0, 0, 1, 0, 0]),
+        np.zeros((40, 5), int),
+        np.ones((40, 5), int),
+        small_rows()[1] * (np.arange(40) < 20)[:, None],
+        csr_array(small_rows()[1][:, :1]),
+        csr_array(DUPLICATES, shape=(40, 5)),
+        ZEROS,
+        LONG,
+        *(small_rows()[1].astype(dtype) for dtype in (bool, np.uint8, np.float64)),
+    ],
+    ids=[
+        "no_row",
+        "every_row",
+        "none",
+        "all",
+        "rows_without",
+        "one",
+        "duplicates",
+        "zeros",
+        "int64",
+        "bool",
+        "u1",
+        "f8",
+    ],
+)
+def test_unusual_labels_are_learned_as_they_are(Y):
+    X, _ = small_rows()
+    model = fit_few(X, Y)
+    dense = (Y.toarray() if issparse(Y) else Y) != 0
+    if dense.shape[1] > 1:
+        twin = fit_few(X, dense)
+        np.testing.assert_array_equal(twin.predict_proba(X), model.predict_proba(X))
+    found = model.predict(X)
+    assert issparse(found) == issparse(Y)
+    found = found.toarray() if issparse(found) else found
+    assert model.score(X, Y) == np.mean((found == dense).all(axis=1))
+    weights = np.arange(40)
+    expected = accuracy_score(dense, found, sample_weight=weights)
+    assert model.score(X, Y, weights) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_few_rows_are_one_mini_batch(n):
+    X, Y = small_rows(n)
+    model = fit_few(X, Y, batch_size=64)
+    assert model.n_steps_ == 2
+    assert model.predict(X).shape == (n, 5)
+
+
+@pytest.mark.parametrize(
+    ("Y", "message"),
+    [
+        (2 * small_rows()[1], "y holds 2"),
+        (csr_array(2 * small_rows()[1]), "y holds 2"),
+        (2 * small_rows()[1] - 1, "y holds -1"),
+        (small_rows()[1] / 2, r"y holds 0\.5"),
+        (small_rows()[1].astype(str), "0 and 1"),
+        (csr_array((np.ones(3), *DUPLICATES[1:]), shape=(40, 5)), r"y holds 2\.0"),
+    ],
+)
+def test_what_is_no_indicator_is_refused(Y, message):
+    with pytest.raises(DataError, match=message):
+        fit_few(small_rows()[0], Y)
+
+
+def test_partial_fit_and_warm_start_go_on_with_the_same_labels():
+    X, Y = small_rows()
+    model = SparseMLPClassifier((20,), **SMALL).partial_fit(X[:1], csr_array(Y[:1]))
+    model.partial_fit(X, Y, classes=np.arange(5)).partial_fit(X, np.zeros_like(Y))
+    assert np.isfinite(model.predict_proba(X)).all()
+    for wrong, message in ((Y[:, :4], "y has 4 labels"), (Y[:, 0], "is a label a row in one call")):
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(X, wrong)
+    warm = fit_few(X, Y, warm_start=True)
+    steps = warm.n_steps_
+    assert warm.fit(X, csr_array(Y)).n_steps_ == 2 * steps
+    with pytest.raises(ParameterError, match="None of the 4 rows"):
+        fit_few(X, np.zeros_like(Y), early_stopping=True)
+
+
+def test_sparse_numbers_are_refused():
+    X, Y = small_rows()
+    with pytest.raises(DataError, match="use SparseMLPClassifier"):
+        SparseMLPRegressor((9,), max_epochs=1).fit(X, csr_array(Y))

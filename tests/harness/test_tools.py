@@ -239,3 +239,16 @@ def test_the_soak_tools_are_listed(tmp_path):
         done = subprocess.run([*command, argument], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         assert re.search("^  kill_ranks +Kill ranks", done.stdout + done.stderr, re.MULTILINE)
+
+
+def test_a_layer_of_many_labels_is_trained_for_some_time(measure, capsys):
+    sizes = "--rows 300 --test-rows 50 --features 200 --labels 400 --wide 50 --per-feature 10"
+    flags = "--seconds 0.05 --batch-size 100 --threads 2 --learning-rate 1"
+    measure.main(["extreme_labels", *sizes.split(), *flags.split()])
+    shown = capsys.readouterr().out
+    for found in ("2 threads:", "s for 490,449 rows", "estimate for 10 such cores", "evolution"):
+        assert found in shown
+    scores = re.findall(r"(network|most frequent labels): P@1, 3, 5 ([\d.]+), ", shown)
+    assert len(scores) == 2
+    assert all(0 <= float(score) <= 100 for _, score in scores)
+    assert re.search(r"peak 0\.\d\d GiB", shown)

@@ -56,6 +56,27 @@ def test_its_gradient_is_the_difference_quotient():
         assert delta[place] == pytest.approx((ends[0] - ends[1]) / 0.1 / 4, abs=2e-4)
 
 
+@pytest.mark.parametrize("batch", [1, 16, 33])
+@pytest.mark.parametrize(("of_samples", "of_labels"), [(False, False), (True, False), (True, True)])
+def test_it_is_that_of_pytorch(batch, of_samples, of_labels):
+    torch = pytest.importorskip("torch")
+    logits, Y, weights, label_weights = draw(700, batch, 4)
+    sets = check_label_sets(Y)
+    factors = torch.ones(batch, 700)
+    if of_samples:
+        factors *= torch.tensor(weights)[:, None]
+    if of_labels:
+        sets = LabelSets(sets.indptr, sets.indices, 700, label_weights)
+        factors *= torch.tensor(label_weights)
+    z = torch.tensor(logits.T.copy(), requires_grad=True)
+    function = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = function(z, torch.tensor(Y).float(), weight=factors, reduction="sum")
+    (expected / 10).backward()
+    loss, delta = binary_cross_entropy(logits, sets, 10, weights if of_samples else None)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    np.testing.assert_allclose(delta.T, z.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
 def test_it_is_that_of_scikit_learn():
     logits, Y, _, _ = draw(1, 50, 2)
     loss, _ = binary_cross_entropy(logits.copy(), check_label_sets(Y))

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers import arrays_of, normal_rows
+from scipy.sparse import csr_array
 
 from largesparse import (
     NetworkConfig,
@@ -156,3 +157,20 @@ def test_a_folder_that_is_none_is_refused(tmp_path, folder):
     (tmp_path / "a-file").touch()
     with pytest.raises(ParameterError, match="'storage'"):
         Storage(tmp_path / folder)
+
+
+def test_sparse_inputs_have_no_dense_ones_in_files(tmp_path):
+    storage = Storage(tmp_path)
+    config = NetworkConfig((100_000, 20, 2), density=0.001)
+    X = csr_array(([1.0, 2, 3, 4], ([0, 1, 2, 3], [5, 77_777, 3, 99_999])), shape=(4, 100_000))
+    y = np.array([0, 1, 0, 1])
+    found = []
+    for network in (SparseMLP(config), SparseMLP(config, storage=storage)):
+        settings = TrainingConfig(batch_size=4, standardize=False, backend="fused", threads=1)
+        trainer = Trainer(network, settings)
+        trainer.step(X, y)
+        found.append(network)
+    assert_equal(*found)
+    assert storage.nbytes < 4 * 4 * 100_000
+    trainer.step(X.toarray(), y)
+    assert storage.nbytes > 4 * 4 * 100_000

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.data.standardizer import Standardizer
@@ -13,8 +15,8 @@ NAMES = np.array(["ant", "bee", "cow"])
 OPTIONS = {"batch_size": BATCH, "threads": 1, "backend": "scipy"}
 
 CASES = {  # by the ranks of a simulated node
-    None: ["dense", "csr", "mapped", "labels", "regression", "few", "threads"],
-    1: ["dense", "csr", "mapped", "regression", "few"],
+    None: ["dense", "csr", "mapped", "labels", "regression", "few", "threads", "several", "top"],
+    1: ["dense", "csr", "mapped", "regression", "few", "several", "top"],
     2: ["dense", "csr", "mapped"],
 }
 
@@ -23,6 +25,8 @@ def case(name: str, folder) -> tuple[SparseMLP, np.ndarray | csr_array]:
     """Return the network and X of a case; a mapped X is in a file of the folder."""
     rng = np.random.default_rng(3)
     loss = {"loss": "mean_squared_error"} if name == "regression" else {}
+    if name == "several":
+        loss = {"loss": "binary_cross_entropy"}
     n_out = 2 if name == "regression" else 3
     config = NetworkConfig((FEATURES, 40, 30, n_out), epsilon=4, seed=1, **loss)
     network = SparseMLP(config, progress=False)
@@ -46,6 +50,21 @@ def case(name: str, folder) -> tuple[SparseMLP, np.ndarray | csr_array]:
             np.save(path, X)
         return network, np.load(path, mmap_mode="r")
     return network, X
+
+
+def function_of(owner, name: str):
+    """Return the function that predicts in a case."""
+    if name == "top":
+        return partial(owner.predict_top, k=2)
+    indicated = name in ("labels", "regression", "several")
+    return owner.predict if indicated else owner.predict_proba
+
+
+def as_array(found) -> np.ndarray:
+    """Return predictions as one array."""
+    if isinstance(found, tuple):
+        return np.hstack([found[0].astype(str), found[1].astype(str)])
+    return found.toarray() if issparse(found) else found
 
 
 def path_of(array) -> str | None:

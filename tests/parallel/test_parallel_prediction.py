@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mpi_runs import run_mpi
-from prediction_cases import BATCH, CASES, OPTIONS, RANKS, ROWS, case
+from prediction_cases import BATCH, CASES, OPTIONS, RANKS, ROWS, as_array, case, function_of
 from scipy.sparse import random_array
 
 import largesparse
@@ -25,31 +25,33 @@ JOB = """
     from pathlib import Path
     import numpy as np
     import prediction_cases as cases
-    from largesparse.parallel import predict, predict_proba, prediction
+    from largesparse import parallel
+    from largesparse.parallel import prediction
     from largesparse.parallel.comm.ranks import get_communicator
 
     comm = get_communicator()
     folder = Path(sys.argv[1])
     done, compute = [], prediction.compute
 
-    def watched(engine, X, rows, out, look):
+    def watched(engine, X, rows, out, look, digest):
         paths = [cases.path_of(array) for array in (engine.layers[0].values_by_output, X)]
         done.append([rows.start, rows.stop, engine.threads, *paths])
-        compute(engine, X, rows, out, look)
+        compute(engine, X, rows, out, look, digest)
+        assert digest is None or all(len(part) for part in out)
 
     prediction.compute = watched
     told = {"pid": os.getpid()}
     for per_node, names in cases.CASES.items():
         for name in names:
             network, X = cases.case(name, folder) if comm.rank == 0 else (None, None)
-            function = predict if name in ("labels", "regression") else predict_proba
+            function = cases.function_of(parallel, name)
             options = cases.OPTIONS | {"ranks_per_node": per_node, "chunk_bytes": 1000}
             if name == "threads":
                 options["threads"] = None
             found = function(network, X, **options)
             assert (found is None) == (comm.rank > 0)
             if comm.rank == 0:
-                np.save(folder / f"{name}-{per_node}.npy", found)
+                np.save(folder / f"{name}-{per_node}.npy", cases.as_array(found))
             told[f"{name}-{per_node}"], done[:] = list(done), []
         told["descriptors"] = told.get("descriptors", []) + [len(os.listdir("/proc/self/fd"))]
     (folder / f"{comm.rank}.json").write_text(json.dumps(told))
@@ -72,9 +74,7 @@ def job(tmp_path_factory):
 def test_the_result_is_that_of_one_process_to_the_bit(job, per_node, name):
     folder, _ = job
     network, X = case(name, folder)
-    labels = name in ("labels", "regression")
-    function = largesparse.predict if labels else largesparse.predict_proba
-    expected = function(network, X, **OPTIONS)
+    expected = as_array(function_of(largesparse, name)(network, X, **OPTIONS))
     found = np.load(folder / f"{name}-{per_node}.npy")
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)

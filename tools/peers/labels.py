@@ -88,7 +88,8 @@ def train_sklearn(X: csr_array, Y: csr_array, threads: int) -> tuple[Predict, in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = MLPClassifier((400,), random_state=0)
-        model.fit(X.astype(np.float64), Y.toarray())  # in float32 it ends earlier, and is worse
+        # in float32 it ends earlier, and is worse; in int8 it confuses more than 127 labels
+        model.fit(X.astype(np.float64), Y.toarray().astype(np.int64))
 
     def predict(rows: csr_array) -> Top:
         return np.argsort(-model.predict_proba(rows.astype(np.float64)), axis=1)[:, :TOP]
