@@ -93,7 +93,7 @@ class Settings(BaseEstimator):
     early_stopping: bool | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int = 20
-    standardize: bool | Literal["auto"] = "auto"
+    standardize: bool | Literal["auto", "centered"] = "auto"
     linear_start: bool | Literal["auto"] = "auto"
     warm_start: bool = False
     random_state: Any = None
