@@ -66,7 +66,7 @@ def test_unseen_categories_are_told_once(folder, tmp_path, capsys):
     command = ["predict", str(folder / "model"), "--data", str(tmp_path / "new.csv")]
     assert main([*command, "--backend", "scipy"]) == 0
     shown = capsys.readouterr()
-    assert shown.err.count("warning:") == 1 and "'green'" in shown.err
+    assert shown.err.count("warning:") == 1 and "'colour=green'" in shown.err
     assert len(shown.out.splitlines()) == 41
 
 
