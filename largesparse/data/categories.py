@@ -116,12 +116,19 @@ def _unseen(table: NDArray[np.object_], found: dict[str, list[str]]) -> tuple[st
 
 
 def join(numbers: NDArray, encoded: Encoded) -> NDArray | csr_array:
-    """Return columns of numbers and encoded ones as one table: CSR, where few values are not 0."""
+    """Return columns of numbers and encoded ones as one table: CSR, where few values are stored.
+
+    Numbers are, also where they are 0: they are standardised as in an array.
+    """
     from scipy.sparse import csr_array, hstack
 
-    nonzeros = int(np.count_nonzero(numbers)) + encoded.features.nnz
-    if are_few(nonzeros, len(numbers) * len(encoded.order)):
-        joined: Any = hstack([csr_array(numbers), encoded.features], format="csr")
+    n_rows, n_numbers = numbers.shape
+    if are_few(numbers.size + encoded.features.nnz, n_rows * len(encoded.order)):
+        places = np.tile(np.arange(n_numbers, dtype=np.int32), n_rows)
+        stored = csr_array(
+            (numbers.ravel(), places, n_numbers * np.arange(n_rows + 1)), shape=numbers.shape
+        )
+        joined: Any = hstack([stored, encoded.features], format="csr")
         joined = csr_array(joined[:, encoded.order].astype(numbers.dtype, copy=False))
         joined.sort_indices()
         return joined

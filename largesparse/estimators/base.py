@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from ..data.batches import is_sparse
 from ..data.checks import LARGEST, check_X, refuse_masked
 from ..data.skewness import alpha_from_skewness
 from ..errors import DataError, NumericalError, ParameterError
@@ -241,7 +242,14 @@ class BaseSparseMLP(Settings):
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
         is_new = self.network_.preprocessing is None
         data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
-        start = self._linear_start(data, is_new)
+        start = None
+        if self._begins_linearly(data, is_new):
+            if config.validation_fraction and self._is_auto("early_stopping"):
+                # Regression gains more by these rows than the few epochs after it.
+                config = self._training_config(count_rows(X, sample_weight), watched=False)
+                self.network_.preprocessing = None
+                data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
+            start = fit_linear(self.network_, data)
         self._began_linearly = start is not None or (  # type: ignore[misc]
             not is_new and self._began_linearly
         )
@@ -265,8 +273,8 @@ class BaseSparseMLP(Settings):
         else:
             self.validation_scores_ = self.best_validation_score_ = None
 
-    def _linear_start(self, data: TrainingData, is_new: bool) -> LinearStart | None:
-        """Return the linear map that the training begins from, where it does."""
+    def _begins_linearly(self, data: TrainingData, is_new: bool) -> bool:
+        """Return whether the training begins from a linear map."""
         wanted = self.linear_start
         if not isinstance(wanted, bool | np.bool_) and wanted != "auto":
             raise ParameterError(
@@ -274,15 +282,14 @@ class BaseSparseMLP(Settings):
                 f"Got {wanted!r} instead."
             )
         is_wide = data.X.shape[1] > len(data.train_rows)
+        is_wide = is_wide or is_sparse(data.X, self.network_.preprocessing)
         if wanted == "auto" and (self.warm_start or not is_wide):
-            return None
+            return False
         if not wanted or not is_new:  # what goes on with a network has begun
-            return None
+            return False
         obstacle = what_prevents(self.network_, data, COPY_BYTES)
-        if obstacle is None:
-            return fit_linear(self.network_, data)
-        if wanted == "auto":
-            return None
+        if obstacle is None or wanted == "auto":
+            return obstacle is None
         raise ParameterError(
             f"The 'linear_start' parameter of {OWNER} cannot be True: {obstacle}. Pass 'auto'."
         )

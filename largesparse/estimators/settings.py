@@ -160,11 +160,16 @@ class Settings(BaseEstimator):
                 "warm_start=False."
             )
 
-    def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
-        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
+    def _training_config(
+        self, n_rows: int, *, epochs: int | None = None, watched: bool = True
+    ) -> TrainingConfig:
+        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows.
+
+        So it is, too, if it is not to be `watched`.
+        """
         fraction, labels = 0.0, self._has_labels
         if epochs is None:
-            if stops_early(self.early_stopping, 0 if labels else n_rows):
+            if watched and stops_early(self.early_stopping, 0 if labels else n_rows):
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)

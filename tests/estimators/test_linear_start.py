@@ -10,10 +10,12 @@ import warnings
 import numpy as np
 import pytest
 from helpers import backend_or_skip, same
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_info
 
 from largesparse import (
@@ -24,7 +26,7 @@ from largesparse import (
     TrainingConfig,
 )
 from largesparse.errors import ParameterError
-from largesparse.estimators import linear_start
+from largesparse.estimators import defaults, linear_start
 from largesparse.estimators.defaults import RATES
 from largesparse.training.prepared import prepare_
 
@@ -144,6 +146,59 @@ def test_it_is_for_more_features_than_rows():
     going_on = SparseMLPClassifier(warm_start=True, **options).fit(X[:100], y[:100])
     plain = SparseMLPClassifier(linear_start=False, **options).fit(X[:100], y[:100])
     assert same(going_on.network_, plain.network_)
+
+
+def codes(n=1500, kinds=100, seed=0):
+    """Return one-hot codes of three columns, with a year beside them, and classes they tell."""
+    rng = np.random.default_rng(seed)
+    columns = rng.integers(kinds, size=(n, 3))
+    odds = rng.standard_normal((3, kinds))[np.arange(3), columns].sum(axis=1)
+    year = csr_array(rng.normal(1990, 5, (n, 1)).astype(np.float32))
+    X = hstack([year, OneHotEncoder(dtype=np.float32).fit_transform(columns)], "csr")
+    return csr_array(X), (odds + rng.logistic(size=n) > 0).astype(int)
+
+
+def test_a_pipeline_with_one_hot_codes():
+    rng = np.random.default_rng(0)
+    columns = rng.integers(40, size=(1500, 2))
+    odds = rng.standard_normal((2, 40))[[0, 1], columns].sum(axis=1)
+    X, y = np.char.add("kind ", columns.astype(str)), odds + 0.5 * rng.logistic(size=1500) > 0
+    models = SparseMLPClassifier(**FAST), LogisticRegression()
+    ours, logistic = (
+        make_pipeline(OneHotEncoder(handle_unknown="ignore"), model).fit(X[:1200], y[:1200])
+        for model in models
+    )
+    assert ours.score(X[1200:], y[1200:]) > logistic.score(X[1200:], y[1200:]) - 0.02 > 0.7
+    X[1200:, 1] = "new"
+    assert ours.score(X[1200:], y[1200:]) > 0.6
+    assert cross_val_score(ours, X, y, cv=2).min() > 0.7
+
+
+@pytest.mark.parametrize("standardize", [True, "centered"])
+def test_codes_of_categories_begin_linearly(standardize):
+    X, y = codes()
+    model = SparseMLPClassifier(learning_rate=0.0, standardize=standardize, **FAST).fit(X, y)
+    scaling = model.network_.preprocessing
+    rows = (X.toarray() - scaling.mean) * scaling.scale
+    penalty = linear_start.FEATURE_PENALTY * X.shape[1] / len(y)
+    logistic = LogisticRegression(C=1 / (penalty * len(y)), max_iter=2000, tol=1e-8).fit(rows, y)
+    expected = logistic.predict_proba(rows)
+    assert np.abs(model.predict_proba(X) - expected).max() < 5e-3
+    assert np.abs(logistic.coef_).max() > 0.1
+    dense = SparseMLPClassifier(max_epochs=1, **FAST).fit(X.toarray(), y)
+    assert model._began_linearly and not dense._began_linearly
+
+
+def test_a_linear_start_trains_on_all_rows(monkeypatch):
+    monkeypatch.setattr(defaults, "STOPPING_ROWS", 1000)
+    X, y = codes()
+    options = {"max_epochs": 2, "hidden_layer_sizes": (30,)} | FAST
+    model = SparseMLPClassifier(**options).fit(X, y)
+    assert model.validation_scores_ is None and model._began_linearly
+    whole = SparseMLPClassifier(early_stopping=False, **options).fit(X, y)
+    assert same(model.network_, whole.network_)
+    for asked in ({"early_stopping": True}, {"linear_start": False}):
+        assert SparseMLPClassifier(**asked, **options).fit(X, y).validation_scores_ is not None
 
 
 def test_a_start_that_cannot_be_is_refused():

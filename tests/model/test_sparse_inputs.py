@@ -250,6 +250,23 @@ def test_other_settings(options, backend, as_dense):
         assert_close(sparse, dense)
 
 
+def test_rows_that_are_augmented_are_dense(as_dense):
+    X, y = text(n_features=3000, per_row=3)
+
+    def augment(part, rows, epoch):
+        assert part.shape == (20, 3000) and part.dtype == np.float32
+        np.testing.assert_array_equal(part, X[rows].toarray())
+        return part
+
+    trainer = make_trainer((3000, 20, 2), epsilon=4.0, epochs=2, batch_size=20)
+    trainer.fit(X, y, progress=False, augment=augment)
+    as_dense()
+    plain = make_trainer((3000, 20, 2), epsilon=4.0, epochs=2, batch_size=20)
+    plain.network.preprocessing = trainer.network.preprocessing
+    plain.fit(X, y, progress=False)
+    assert_close(trainer, plain)
+
+
 def test_results_do_not_depend_on_threads():
     X, y = text()
     one, two = (fit(X, y, threads=threads, epochs=5) for threads in (1, 2))
