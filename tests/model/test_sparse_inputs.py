@@ -196,6 +196,39 @@ def test_a_training_is_that_of_dense_inputs(backend, threads, sizes, as_dense):
     assert_close(sparse, dense)
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    n_samples=st.integers(20, 60),
+    n_features=st.integers(2, 60),
+    density=st.sampled_from([0.02, 0.2, 1.2]),
+    index=st.sampled_from([np.int32, np.int64]),
+    backend=st.sampled_from(BACKENDS),
+    threads=st.sampled_from([1, 2]),
+    standardize=st.sampled_from([False, "centered"]),
+    seed=st.integers(0, 99),
+)
+def test_twenty_steps_on_untidy_rows_are_those_of_dense_inputs(
+    n_samples, n_features, density, index, backend, threads, standardize, seed
+):
+    backend_or_skip(backend)
+    X = untidy(np.random.default_rng(seed), n_samples, n_features, density, index=index)
+    y = np.arange(n_samples) % 2
+    options = {"batch_size": n_samples // 4, "epochs": 5, "standardize": standardize}
+    options |= {"backend": backend, "threads": threads, "pruning_start": 1, "pruning_every": 2}
+    trainers, found = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        for share in (1.0, -1.0):
+            patch.setattr(standardizer, "SPARSE", share)
+            trainers.append(fit(X, y, **options))
+            network = trainers[-1].network
+            found.append(predict_proba(network, X, backend=backend, threads=threads))
+    sparse, dense = trainers
+    assert sparse.step_count >= 20 and any(layer.dead is not None for layer in network.layers)
+    assert (sparse.workspace._inputs is None) or standardize  # far means may be too many
+    assert_close(sparse, dense)
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("sizes", [(20, 12), ()], ids=["deep", "flat"])
