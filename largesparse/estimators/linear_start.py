@@ -44,6 +44,13 @@ class LinearStart(NamedTuple):
     bias: NDArray[np.floating]  # (n_maps,)
     offsets: NDArray[np.float32]  # (n_samples, n_outputs), to be added to the network's outputs
 
+    def accuracy(self, data: TrainingData) -> float:
+        """Return the share of the validation rows whose class it says, each by its weight."""
+        rows = data.validation_rows
+        weights = None if data.weights is None else data.weights[rows]
+        right = self.offsets[rows].argmax(axis=1) == data.y[rows]
+        return float(np.average(right, weights=weights))
+
     def reserve_(self, network: SparseMLP) -> None:
         """Set neurons aside for the map; a trainer with the offsets trains what it leaves."""
         reserve_(network, self.weights.shape[1])
@@ -113,7 +120,7 @@ def fit_linear(network: SparseMLP, data: TrainingData) -> LinearStart:
     from threadpoolctl import threadpool_limits
 
     X, rows, preprocessing = data.X, data.train_rows, network.preprocessing
-    shift = None
+    shift: NDArray[np.floating] | None = None
     if isinstance(X, StandardizedRows):
         X = X.values
     else:  # centring changes the intercept alone, which has no penalty

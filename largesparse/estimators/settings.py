@@ -161,15 +161,17 @@ class Settings(BaseEstimator):
             )
 
     def _training_config(
-        self, n_rows: int, *, epochs: int | None = None, watched: bool = True
+        self, n_rows: int, *, epochs: int | None = None, watched: bool | None = None
     ) -> TrainingConfig:
         """Return how to train on a table; given `epochs`, at a constant rate, on all its rows.
 
-        So it is, too, if it is not to be `watched`.
+        `watched` says whether to set rows aside; by default early_stopping does.
         """
         fraction, labels = 0.0, self._has_labels
         if epochs is None:
-            if watched and stops_early(self.early_stopping, 0 if labels else n_rows):
+            if watched is None:
+                watched = stops_early(self.early_stopping, 0 if labels else n_rows)
+            if watched:
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)

@@ -77,16 +77,16 @@ def test_unseen_categories_are_told_once(folder, tmp_path, capsys):
 
 def test_a_table_of_many_categories(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    codes = rng.integers(60, size=(1200, 2))
-    likes = rng.standard_normal((2, 60))[[0, 1], codes].sum(axis=1) + 0.3 * rng.logistic(size=1200)
+    codes = rng.integers(60, size=(1500, 2))
+    likes = rng.standard_normal((2, 60))[[0, 1], codes].sum(axis=1) + 0.3 * rng.logistic(size=1500)
     frame = pd.DataFrame(codes, columns=["town", "trade"]).add_prefix("t").astype(str)
-    frame = ("k" + frame).assign(age=rng.normal(50, 9, 1200), y=np.where(likes > 0, "yes", "no"))
+    frame = ("k" + frame).assign(age=rng.normal(50, 9, 1500), y=np.where(likes > 0, "yes", "no"))
     frame.loc[::9, "age"] = np.nan
     frame.loc[::11, "ttown"] = np.nan
     paths = [str(tmp_path / name) for name in ("train.csv", "test.csv", "model", "found.csv")]
-    frame[:900].to_csv(paths[0], index=False)
-    new = frame[900:].assign(ttrade=frame["ttrade"][900:].where(codes[900:, 1] > 2, "new"))
-    new.loc[901, "ttown"] = "other"
+    frame[:1200].to_csv(paths[0], index=False)
+    new = frame[1200:].assign(ttrade=frame["ttrade"][1200:].where(codes[1200:, 1] > 2, "new"))
+    new.loc[1201, "ttown"] = "other"
     new.to_csv(paths[1], index=False)
     command = ["train", "--data", paths[0], "--test", paths[1], "--target", "y", "--out", paths[2]]
     command += ["--categorical", "auto", "--missing", "indicator", *QUICK]
@@ -94,7 +94,6 @@ def test_a_table_of_many_categories(tmp_path, capsys):
     shown = capsys.readouterr().out
     unseen = ((new["ttrade"] == "new") | (new["ttown"] == "other")).sum()
     assert shown.count("warning") == 1 and f"warning: {unseen} rows have a category" in shown
-    assert "logistic regression and" in shown
     network = load_model(paths[2])
     assert network.feature_names[0] == "ttown=?" and network.feature_names[-2:] == ["age", "age=?"]
     new.drop(columns="y")[["age", "ttrade", "ttown"]].to_csv(paths[1], index=False)
@@ -110,7 +109,7 @@ def test_a_table_of_many_categories(tmp_path, capsys):
         ),
         LogisticRegression(max_iter=1000),
     )
-    reached = pipeline.fit(frame[:900], frame["y"][:900]).score(new, new["y"])
+    reached = pipeline.fit(frame[:1200], frame["y"][:1200]).score(new, new["y"])
     assert found > reached - 0.03 > 0.6
 
 
