@@ -253,7 +253,7 @@ class BaseSparseMLP(Settings):
             data = prepare_(self.network_, trial, X, y, **given)
             trainer = self._run(trial, data, None)
             assert trainer.best is not None
-            begins = fit_linear(self.network_, data).accuracy(data) > trainer.best.score
+            begins = fit_linear(self.network_, data).is_as_good_as(trainer.best.score, data)
             if begins or not config.validation_fraction:
                 if begins and self._is_auto("early_stopping"):
                     config = self._training_config(n_rows, watched=False)

@@ -102,7 +102,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         for each class hold it exactly (see `largesparse.model.linear_path`), and the others learn
         what it leaves. "auto" does so with more features than rows, where it is hard to beat. Of a
         sparse X with 1000 rows or more it trains without, and begins anew, on all rows, if logistic
-        regression predicts a tenth of the rows better.
+        regression predicts a tenth of the rows as well.
     class_weight : dict, "balanced" or None
         Weights of the classes in the loss; they multiply `sample_weight`. Of labels: a dictionary
         of column to weight.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import threading
 import warnings
@@ -44,12 +45,16 @@ class LinearStart(NamedTuple):
     bias: NDArray[np.floating]  # (n_maps,)
     offsets: NDArray[np.float32]  # (n_samples, n_outputs), to be added to the network's outputs
 
-    def accuracy(self, data: TrainingData) -> float:
-        """Return the share of the validation rows whose class it says, each by its weight."""
+    def is_as_good_as(self, accuracy: float, data: TrainingData) -> bool:
+        """Return whether it predicts the validation rows as well, but for a standard error.
+
+        The accuracy is that of the best epoch, and so a bit too high.
+        """
         rows = data.validation_rows
         weights = None if data.weights is None else data.weights[rows]
         right = self.offsets[rows].argmax(axis=1) == data.y[rows]
-        return float(np.average(right, weights=weights))
+        own = float(np.average(right, weights=weights))
+        return own + 0.5 / math.sqrt(len(rows)) > accuracy
 
     def reserve_(self, network: SparseMLP) -> None:
         """Set neurons aside for the map; a trainer with the offsets trains what it leaves."""
