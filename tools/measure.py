@@ -24,7 +24,7 @@ from largesparse.machine.exit_codes import run_command
 MODULES = {  # of measuring/ -> its figures
     "learning": ("fashion", "madelon", "slopes", "twins"),
     "networks": ("compaction", "active", "layer", "prediction"),
-    "inputs": ("wide_inputs", "crossover"),
+    "inputs": ("wide_inputs", "crossover", "categories"),
     "steps": ("micro_batch", "idle_steps"),
     "ladders": ("width_ladder", "graph_challenge"),
     "threads": ("threading",),

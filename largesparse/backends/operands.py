@@ -26,12 +26,14 @@ class SparseBatch(NamedTuple):
     """The nonzeros of the inputs of a mini-batch, sample by sample, in blocks of features.
 
     Entries of sample b in block q, features q·width <= f < (q + 1)·width, are those from
-    starts[b, q] to starts[b, q + 1]; in the last block are all others, too.
+    starts[b, q] to starts[b, q + 1]; in the last block are all others, too. Where there is a
+    shift, the inputs are these less the shift of their feature, which the layer's bias takes over.
     """
 
     starts: NDArray[np.int64]  # (batch, blocks + 1)
     features: Int32  # (entries,), ascending in every sample
     values: Float32  # (entries,)
+    shift: Float32  # (n_features,), or empty
 
 
 class Dropout(NamedTuple):

@@ -14,6 +14,7 @@ from .compiling import inline, kernel
 from .lanes import LANES
 
 INPUTS = 4096  # of which one thread brings the weights up to date at a time
+SHIFT_BLOCKS = 8  # of inputs whose part in the bias is summed up by one thread
 TINY = np.float32(2.0**-126)  # the smallest normal float32
 
 
@@ -65,7 +66,7 @@ def gather_rows(indptr, indices, values, rows, mean, scale, centred, blocks):
 @inline
 def multiply_tile(tile, batch, connections, out):
     """Compute `multiply` for a tile of samples."""
-    starts, features, numbers = batch
+    starts, features, numbers, _ = batch
     indptr, indices, values = connections
     n_out, n_samples = out.shape
     first = tile * LANES
@@ -85,7 +86,10 @@ def multiply_tile(tile, batch, connections, out):
 
 @kernel()
 def multiply(batch, connections, out):
-    """out = Wᵀ·X, float32 (n_out, batch), of a `SparseBatch` and connections in input order."""
+    """out = Wᵀ·X, float32 (n_out, batch), of a `SparseBatch` and connections in input order.
+
+    Its shift is left out: see `shift_bias`.
+    """
     for tile in prange((out.shape[1] + LANES - 1) // LANES):
         multiply_tile(np.int64(tile), batch, connections, out)
 
@@ -105,7 +109,7 @@ def transpose(D):
 @inline
 def add_sddmm_block(q, batch, indptr, indices, D, out):
     """Compute `add_sddmm` for a block of inputs."""
-    starts, features, numbers = batch
+    starts, features, numbers, _ = batch
     for b in range(len(D)):
         d = D[b]
         for e in range(starts[b, q], starts[b, q + 1]):
@@ -116,7 +120,10 @@ def add_sddmm_block(q, batch, indptr, indices, D, out):
 
 @kernel()
 def add_sddmm(batch, indptr, indices, D, out):
-    """Add `kernels.sddmm` of a `SparseBatch` to `out`; D is transposed, (batch, n_out)."""
+    """Add `kernels.sddmm` of a `SparseBatch` to `out`; D is transposed, (batch, n_out).
+
+    Its shift is left out: see `subtract_shift`.
+    """
     for q in prange(batch.starts.shape[1] - 1):
         add_sddmm_block(np.int64(q), batch, indptr, indices, D, out)
 
@@ -124,10 +131,11 @@ def add_sddmm(batch, indptr, indices, D, out):
 @kernel(parallel=False)
 def sum_inputs(batch, weights, out, accumulate):
     """`kernels.sum_inputs` of a `SparseBatch`."""
-    starts, features, numbers = batch
+    starts, features, numbers, shift = batch
     n = len(out) - 1
     if not accumulate:
         out[:] = 0
+    before = out[n]
     for b in range(len(starts)):
         weight = np.float32(1)
         if len(weights) > 0 and weights[b] < 1:
@@ -135,6 +143,49 @@ def sum_inputs(batch, weights, out, accumulate):
         out[n] += weight
         for e in range(starts[b, 0], starts[b, -1]):
             out[np.uint32(features[e])] += weight * numbers[e]
+    for i in range(len(shift)):
+        out[i] -= (out[n] - before) * shift[i]
+
+
+@inline
+def sum_shift_block(block, shift, connections, sums):
+    """Add up W[i]·shift[i] over a part of the inputs."""
+    indptr, indices, values = connections
+    width = (len(shift) + SHIFT_BLOCKS - 1) // SHIFT_BLOCKS
+    total = sums[block]
+    for i in range(block * width, min(len(shift), (block + 1) * width)):
+        for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+            total[np.uint32(indices[k])] += np.float64(shift[i]) * values[k]
+
+
+@kernel()
+def shift_bias(shift, connections, bias):
+    """Return bias - Wᵀ·shift, float32 (n_out,), of connections in input order."""
+    sums = np.zeros((SHIFT_BLOCKS, len(bias)), dtype=np.float64)
+    for block in prange(SHIFT_BLOCKS):
+        sum_shift_block(np.int64(block), shift, connections, sums)
+    out = np.empty(len(bias), dtype=np.float32)
+    for j in range(len(bias)):
+        total = np.float64(bias[j])
+        for block in range(SHIFT_BLOCKS):
+            total -= sums[block, j]
+        out[j] = total
+    return out
+
+
+@inline
+def subtract_shift_block(block, shift, indptr, indices, sums, out):
+    """Compute `subtract_shift` for a block of inputs."""
+    for i in range(block * INPUTS, min(len(shift), (block + 1) * INPUTS)):
+        for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+            out[k] -= shift[i] * sums[np.uint32(indices[k])]
+
+
+@kernel()
+def subtract_shift(shift, indptr, indices, sums, out):
+    """Subtract shift·sumsᵀ, which is of rank one, at the connections; `sums` are those of D."""
+    for block in prange((len(shift) + INPUTS - 1) // INPUTS):
+        subtract_shift_block(np.int64(block), shift, indptr, indices, sums, out)
 
 
 @inline

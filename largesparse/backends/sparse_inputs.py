@@ -30,13 +30,16 @@ def forward_sparse(
 ) -> None:
     """Compute a layer's activations: see `Backend.forward`."""
     from .kernels import activate
-    from .sparse_input_kernels import multiply
+    from .sparse_input_kernels import multiply, shift_bias
 
     if state is None:
         state, dropout = NO_STATE, NO_DROPOUT
     sums = np.empty(out.shape, np.float32) if out.dtype == np.uint16 else out
-    multiply(batch, Connections(*map(read_only, connections)), sums)
-    activate(sums, read_only(bias), np.float32(slope), dropout.for_kernels(), state)
+    connections, bias = Connections(*map(read_only, connections)), read_only(bias)
+    multiply(batch, connections, sums)
+    if len(batch.shift):
+        bias = read_only(shift_bias(batch.shift, connections, bias))
+    activate(sums, bias, np.float32(slope), dropout.for_kernels(), state)
     if out.dtype == np.uint16:
         out[...] = _to_bfloat16(sums)
 
@@ -47,7 +50,11 @@ def add_sddmm(indptr: Int32, indices: Int32, batch: SparseBatch, D: Float32, out
 
     if D.dtype == np.uint16:
         D = (D.astype(np.uint32) << 16).view(np.float32)
-    kernels.add_sddmm(batch, indptr, indices, kernels.transpose(D), out)
+    transposed = kernels.transpose(D)
+    kernels.add_sddmm(batch, indptr, indices, transposed, out)
+    if len(batch.shift):
+        sums = transposed.sum(axis=0, dtype=np.float64).astype(np.float32)
+        kernels.subtract_shift(batch.shift, indptr, indices, sums, out)
 
 
 def _to_bfloat16(values: Float32) -> NDArray[np.uint16]:

@@ -34,7 +34,8 @@ def add_file_options(parser: argparse.ArgumentParser, *, labels: bool = True) ->
     add("--id", metavar="COLUMN",
         help="the column that names the rows: no feature; predict writes it")  # fmt: skip
     add("--missing", choices=MISSING_CHOICES,
-        help="empty fields, ? and NA: the mean of the column, or leave such rows out")  # fmt: skip
+        help="empty fields, ? and NA: the mean of the column (indicator: and a feature that says "
+        "where), or leave such rows out")  # fmt: skip
     add("--transpose", action="store_true",
         help="rows of text are features and columns samples, as in tables of genes")  # fmt: skip
     if labels:
@@ -59,7 +60,8 @@ def file_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if getattr(arguments, "labels", None) is not None:
         options["labels"] = arguments.labels
     if getattr(arguments, "categorical", None) is not None:
-        options["categorical"] = tuple(arguments.categorical)
+        named = tuple(arguments.categorical)
+        options["categorical"] = () if named == ("auto",) else named
     if getattr(arguments, "log", False):
         options["log"] = True
     return options

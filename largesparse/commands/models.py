@@ -123,7 +123,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.missing == "drop":
         raise ParameterError(
             "--missing drop would leave rows without a prediction. Say --missing mean, which takes "
-            "the means of the rows that were trained on."
+            "the means of the training."
         )
     out = _check_output(network, arguments)
     table = _read_for(network, arguments, None)

@@ -47,7 +47,7 @@ def add_train(subparsers: Any) -> None:
     add("--target", help="the column to predict (tables with columns)")
     add_file_options(parser)
     add("--categorical", nargs="*", metavar="COLUMN",
-        help="encode these columns, or all of text: a feature for each category")  # fmt: skip
+        help="encode these columns, or all of text (auto): a feature a category")  # fmt: skip
     add("--log", action="store_true", help="log(1 + x) of all features, for counts")
     add("--out", required=True, metavar="MODEL", help="folder that receives the model")
     add("--task", choices=TASKS, default="auto", help=RULE)

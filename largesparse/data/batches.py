@@ -20,6 +20,7 @@ BLOCK_ENTRIES = 8  # of a sample in a block of features of a `SparseBatch`
 FEWEST_BLOCKS = 8  # for the threads
 NO_SCALING = np.empty(0, np.float32), np.empty(0, np.float32)
 NO_FEATURES = np.empty(0, np.int64)
+NO_SHIFT = np.empty(0, np.float32)
 KERNEL_TYPES = {"b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"}
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ def is_sparse(X: Any, preprocessing: Standardizer | None) -> bool:
     """Return whether mini-batches of a data set are, by and large, loaded by their nonzeros."""
     if not issparse(X):
         return False
-    centred = 0 if preprocessing is None else len(preprocessing.centred)
+    far = 0 if preprocessing is None else len(preprocessing.far)
     n_samples, n_features = X.shape
-    return are_few(X.nnz + n_samples * centred, n_samples * n_features)
+    return are_few(X.nnz + n_samples * far, n_samples * n_features)
 
 
 def load_sparse_batch(
@@ -121,19 +122,25 @@ def load_sparse_batch(
 ) -> SparseBatch | None:
     """Return rows of a CSR array by their nonzeros, or None where they are too many for that.
 
-    Features whose mean is subtracted have an entry in every row. For the errors see `load_batch`.
+    Features whose mean is subtracted have an entry in every row, or, where these would be too many
+    entries, a shift, but for those that float32 would then round. For the errors see `load_batch`.
     """
     from ..backends.sparse_input_kernels import gather_rows
 
     X, rows, wide = _readable(X, rows, preprocessing, n_features, len(rows))
     entries = int((X.indptr[rows + 1] - X.indptr[rows]).sum())
+    cells = n_features * len(rows)
     centred = NO_FEATURES if preprocessing is None else preprocessing.centred
-    if not are_few(entries + len(centred) * len(rows), n_features * len(rows)):
-        return None
     scaling = NO_SCALING if preprocessing is None else preprocessing.numbers(wide)
+    shift = NO_SHIFT
+    if preprocessing is not None and not are_few(entries + len(centred) * len(rows), cells):
+        centred, shift = preprocessing.far, preprocessing.shift
+    if not are_few(entries + len(centred) * len(rows), cells):
+        return None
     blocks = max(FEWEST_BLOCKS, min(n_features, entries // (BLOCK_ENTRIES * len(rows))))
     part = map(read_only, (X.indptr, X.indices, X.data, rows, *scaling, centred))
-    return SparseBatch(*gather_rows(*part, (blocks, -(-n_features // blocks))))
+    starts, features, values = gather_rows(*part, (blocks, -(-n_features // blocks)))
+    return SparseBatch(starts, features, values, shift)
 
 
 def _readable(

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .categories import encode
+from .categories import Encoded, encode
 from .checks import first_true
 from .frames import SHOWN, first_doubled, positions_of
 from .headers import is_missing
-from .layout import FileLayout, Wanted
+from .layout import MISSING_MARK, FileLayout, Wanted
 from .precision import Rounding, float32_prints_the_same
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Parts(NamedTuple):
     layout: FileLayout
     ids: NDArray | None
     notes: tuple[str, ...]
+    encoded: Encoded | None = None  # the columns of text, which are not in X yet
 
 
 class Columns(NamedTuple):
@@ -190,7 +191,10 @@ def _gather(
     values, n_rows, n_kept = bytearray(), 0, 0
     labels: list[NDArray] = []
     ids: list[NDArray] = []
-    words: dict[int, list[NDArray]] = {i: [] for i in columns.features if i in columns.text}
+    words: dict[int, list[NDArray[np.object_]]] = {
+        i: [] for i in columns.features if i in columns.text
+    }
+    same: dict[str, str] = {}  # a text is kept once
     for chunk in chunks:
         first, n_rows = n_rows, n_rows + len(chunk)
         if columns.missing == "drop" and columns.target is not None:
@@ -209,7 +213,7 @@ def _gather(
             rounding.add(block, rounded)
         values += (rounded if np.dtype(dtype) == np.float32 else block).tobytes()
         for i, texts in words.items():
-            text = _texts(chunk[i])
+            text = _texts(chunk[i], same)
             if columns.missing is None and (place := first_true(text == "")) is not None:
                 refuse_number(columns, i, np.nan, first + place[0])
             texts.append(text)
@@ -226,6 +230,8 @@ def _gather(
     X: NDArray = np.frombuffer(values, dtype).reshape(n_kept, len(columns.numbers))
     names, target = columns.names, columns.target
     sources = [columns.name(i) for i in columns.features]
+    if wanted.categories is not None and wanted.columns is not None:
+        sources = list(wanted.columns)
     layout = FileLayout(
         columns=sources if names is None else None,
         id=None if columns.id is None else columns.name(columns.id),
@@ -234,10 +240,12 @@ def _gather(
     )
     features = None if names is None else sources
     notes: tuple[str, ...] = ()
-    if words:
-        encoded = encode(columns, X, {i: np.concatenate(t) for i, t in words.items()}, wanted)
-        X, features, categories, notes = encoded
+    encoded = None
+    if words and n_kept:
+        whole = {i: np.concatenate(parts) for i, parts in words.items()}
+        encoded, categories, notes = encode(columns, sources, whole, wanted)
         layout = layout._replace(columns=sources, categories=categories)
+        features = [name for name in sources if name not in categories]
     if n_kept < n_rows:
         notes = (*notes, f"{n_rows - n_kept} rows without label are left out")
     return Parts(
@@ -248,6 +256,7 @@ def _gather(
         layout,
         None if columns.id is None else np.concatenate(ids or [np.empty(0, np.str_)]),
         notes,
+        encoded,
     )
 
 
@@ -256,20 +265,21 @@ def _plain(column: Any) -> NDArray:
     return array if array.dtype.kind in "biuf" else np.array(array.astype(object).tolist())
 
 
-def _texts(column: Any) -> NDArray[np.str_]:
+def _texts(column: Any, same: dict[str, str]) -> NDArray[np.object_]:
     """Return the values of a column as text without spaces around it, missing ones empty."""
     gaps = column.isna().to_numpy()
-    words = ["" if gap else str(value) for value, gap in zip(column, gaps, strict=True)]
-    texts = np.char.strip(np.array(words, str))
-    return np.where(np.char.lower(texts) == "?", "", texts)
+    words = ["" if gap else str(value).strip() for value, gap in zip(column, gaps, strict=True)]
+    texts = np.empty(len(words), object)
+    texts[:] = [same.setdefault(word, word) if word != MISSING_MARK else "" for word in words]
+    return texts
 
 
 def refuse_number(columns: Columns, position: int, value: float, row: int) -> NoReturn:
     """Raise for a value that is missing or infinite."""
     if np.isnan(value):
         remedy = (
-            "Fill or remove it first, or pass missing='mean' or 'drop' (--missing mean or "
-            "--missing drop on the command line)"
+            "Fill or remove it first, or pass missing='mean', 'indicator' or 'drop' (--missing "
+            "mean, --missing indicator or --missing drop on the command line)"
         )
         refuse(columns, position, "a missing value", row, remedy)
     what = "a value that is infinite in float32"

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import ParameterError
 
-MISSING_CHOICES = ("mean", "drop")
+MISSING_CHOICES = ("mean", "indicator", "drop")
+MISSING_MARK = "?"  # in the name of a feature that says whether a value is missing
 DECIMALS = (".", ",")
 
 
@@ -22,7 +23,7 @@ class FileLayout(NamedTuple):
 
     header: bool | None = None  # whether a text table begins with the names of its columns
     zero_based: bool | None = None  # whether the indices of an svmlight file begin at 0
-    columns: list[str] | None = None  # features in the file, where a name or one-hot code differs
+    columns: list[str] | None = None  # features in the file, where names or their number differ
     categories: dict[str, list[str]] | None = None  # of text columns, by the column
     id: str | None = None  # the column that names the rows
     missing: str | None = None
@@ -30,6 +31,8 @@ class FileLayout(NamedTuple):
     transpose: bool | None = None
     log: bool | None = None  # whether the features became log(1 + x)
     n_columns: int | None = None  # of a file without names
+    means: list[float] | None = None  # of the columns of numbers, which missing values become
+    indicators: list[str] | None = None  # columns of numbers, of which a feature says what lacks
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FileLayout:
@@ -37,7 +40,9 @@ class FileLayout(NamedTuple):
         layout = cls(**values)
         truths = (layout.header, layout.zero_based, layout.transpose, layout.log)
         words = (layout.id, layout.missing, layout.decimal)
-        lists = [layout.columns or [], *(layout.categories or {}).values()]
+        lists = [layout.columns or [], layout.indicators or []]
+        lists += (layout.categories or {}).values()
+        np.asarray(layout.means or [], np.float64)
         if (
             not isinstance(layout.n_columns, int | None)
             or not all(value is None or isinstance(value, bool) for value in truths)

@@ -2,38 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, ParameterError
+from .categories import Encoded, join
 from .frames import some_of
+from .layout import MISSING_MARK, FileLayout
+
+if TYPE_CHECKING:
+    from .tables import Table
 
 FEW_ROWS = 20  # of which chance can make a column look like a row number
 
 
-def keep_present(X: NDArray, *rows: Any) -> tuple[Any, ...]:
-    """Return the rows without a missing value, of X and of what goes with it (or is None)."""
-    present = ~np.isnan(X).any(axis=1)
-    return tuple(part if part is None else part[present] for part in (X, *rows))
+def complete(
+    table: Table,
+    encoded: Encoded | None,
+    missing: str | None,
+    *,
+    log: bool,
+    trained: FileLayout | None = None,
+) -> Table:
+    """Take logarithms, fill what is missing or leave such rows out, and add what is encoded.
 
-
-def fill_with_means(X: NDArray, means: ArrayLike | None, names: list[str] | None) -> NDArray:
-    """Return X with its columns' means, or those given, where values are missing."""
-    absent = np.isnan(X)
-    if not absent.any():
-        return X
-    if means is None:
-        counts = (~absent).sum(axis=0)
-        if (empty := np.flatnonzero(counts == 0)).size:
-            columns = [k if names is None else names[k] for k in empty.tolist()]
-            raise DataError(
-                f"The columns {some_of(columns)} have no value at all. Leave them out by drop=… "
-                "(--drop)."
+    With what a model was `trained` its columns are filled, and have indicators.
+    """
+    X: Any = table.X
+    if log:
+        X = logarithms(X)
+        encoded = encoded and encoded._replace(features=encoded.features.log1p())
+    table = table._replace(layout=table.layout._replace(missing=missing, log=log or None))
+    if not isinstance(X, np.ndarray):
+        return table._replace(X=X)
+    names = table.feature_names or table.layout.columns or list(map(str, range(X.shape[1])))
+    wanted = [] if trained is None else trained.indicators or []
+    marked = [names.index(name) for name in wanted]
+    if missing == "indicator" and trained is None:
+        marked = np.flatnonzero(np.isnan(X).any(axis=0)).tolist()
+    marks = np.isnan(X[:, marked])
+    means = None if trained is None else trained.means
+    if trained is None and (encoded is not None or missing in ("mean", "indicator")):
+        means = _means(X, names).tolist()
+        table = table._replace(layout=table.layout._replace(means=means))
+    if missing == "drop":
+        present = ~np.isnan(X).any(axis=1)
+        if encoded is not None:
+            present &= ~encoded.absent
+            encoded = encoded._replace(features=encoded.features[present])
+        if left := len(X) - int(present.sum()):
+            note = f"{left} rows with missing values are left out"
+            table = table._replace(notes=(*table.notes, note))
+        X, marks = X[present], marks[present]
+        y, ids = (part if part is None else part[present] for part in (table.y, table.ids))
+        table = table._replace(y=y, ids=ids)
+    elif missing is not None:
+        if means is None:
+            raise ParameterError(
+                f"missing={missing!r} (--missing {missing}) takes the means of the model's "
+                "training, and this model has none. Fill the values first."
             )
-        means = np.where(absent, 0, X).sum(axis=0, dtype=np.float64) / counts
-    return np.where(absent, np.asarray(means).astype(X.dtype), X)
+        X = np.where(np.isnan(X), np.array(means, X.dtype), X)
+    features = names
+    if encoded is not None:
+        X, features = join(X, encoded), encoded.names
+        table = table._replace(feature_names=features)
+    if marked:
+        from scipy.sparse import csr_array, hstack
+
+        marks = marks.astype(X.dtype)
+        dense = isinstance(X, np.ndarray)
+        X = np.hstack([X, marks]) if dense else csr_array(hstack([X, csr_array(marks)], "csr"))
+        indicators = [names[k] for k in marked]
+        layout = table.layout
+        table = table._replace(
+            layout=layout._replace(indicators=indicators, columns=layout.columns or names),
+            feature_names=[*features, *(f"{name}={MISSING_MARK}" for name in indicators)],
+        )
+    return table._replace(X=X)
+
+
+def _means(X: NDArray, names: list[str]) -> NDArray[np.float64]:
+    """Return the means of the columns where they have values."""
+    absent = np.isnan(X)
+    counts = (~absent).sum(axis=0)
+    if (empty := np.flatnonzero(counts == 0)).size:
+        columns = [names[k] for k in empty.tolist()]
+        raise DataError(
+            f"The columns {some_of(columns)} have no value at all. Leave them out by drop=… "
+            "(--drop)."
+        )
+    means: NDArray[np.float64] = np.where(absent, 0, X).sum(axis=0, dtype=np.float64) / counts
+    return means
 
 
 def logarithms(X: Any) -> Any:

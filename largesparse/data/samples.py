@@ -16,7 +16,10 @@ from .frames import some_of
 from .targets import check_values, choose_task, match_labels, numbers_of_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .layout import FileLayout
+    from .tables import Table
 
 FEW_COUNTS = 50  # features of counts that are no wide table
 LARGE_COUNT = 1000  # from which on counts are told from codes and pixels
@@ -86,7 +89,7 @@ def read_samples(
         if X_test is not None:
             X_test, y_test = _check_test(X.shape[1], y, X_test, y_test, task)
     except DataError as error:
-        more = " Or say --missing mean or --missing drop." if "NaN" in str(error) else ""
+        more = " Or say --missing mean, indicator or drop." if "NaN" in str(error) else ""
         raise DataError(f"{source}: {error}{more}") from error
     notes = [*rows.notes, *_note_counts(X)]
     if test_fraction is None and not held_out_by_default:
@@ -134,7 +137,7 @@ def _read(source: str, target: str | None, options: dict[str, Any]) -> Samples:
         )
     X_test = y_test = None
     if "test" in parts_of(path, kind):
-        part = read_table(path, target, part="test", **options)
+        part = _read_like(table, path, target, {**options, "part": "test"})
         if part.y is None:
             raise DataError(
                 f"{path} has a test part without known values: x_test but no y_test. Add them, or "
@@ -150,23 +153,29 @@ def _with_test(
     rows: Samples, source: str, test: str, target: str | None, options: dict[str, Any]
 ) -> Samples:
     """Return samples with the rows of another file to test on."""
-    from .formats import table_format
-    from .tables import align_columns, read_table
-
     if rows.X_test is not None:
         raise ParameterError(f"--test: {source} has a test part of its own. Leave the flag out.")
-    own = {name: value for name, value in options.items() if name != "labels"}
-    trained = rows.layout
-    if options.get("zero_based") is None and trained is not None:
-        is_svmlight = (options.get("format") or table_format(expand_user(test))) == "svmlight"
-        own["zero_based"] = trained.zero_based if is_svmlight else None
-    if rows.feature_names is not None and not options.get("transpose"):
-        own["columns"] = rows.feature_names
-    table = read_table(test, target, **own)
+    table = _read_like(rows, test, target, options | {"labels": None})
     if table.y is None:
         raise DataError(f"{test} has no values to compare predictions with. Add them.")
-    table = align_columns(table, rows.feature_names, rows.X.shape[1])
-    return rows._replace(X_test=table.X, y_test=table.y)
+    return rows._replace(X_test=table.X, y_test=table.y, notes=[*rows.notes, *table.notes])
+
+
+def _read_like(
+    rows: Table | Samples, path: str | Path, target: str | None, options: dict[str, Any]
+) -> Table:
+    """Read rows to test on, with the features of those that are trained on."""
+    from .layout import FileLayout
+    from .tables import read_table_like
+
+    own = {name: value for name, value in options.items() if name not in ("categorical", "log")}
+    layout = rows.layout or FileLayout()
+    try:
+        return read_table_like(layout, rows.feature_names, rows.X.shape[1], path, target, **own)
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}, in the rows to test on: {error}") from error
 
 
 def _note_counts(X: Any) -> list[str]:

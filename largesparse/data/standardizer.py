@@ -42,13 +42,16 @@ class Standardizer:
         X: NDArray | csr_array,
         rows: NDArray[np.integer] | None = None,
         weights: NDArray[np.floating] | None = None,
+        *,
+        centered: bool = False,
     ) -> Standardizer:
         """Take mean and 1 / standard deviation (divisor n) of the features of X.
 
-        A constant feature gets scale 1. Of an X that is computed as sparse (`are_few`) only
-        features stored in more than half of the rows are shifted. The others keep their zeros:
-        mean 0, and a scale with which the mean square of a feature is as the root of the share of
-        rows that store it, and 1 on average. With 1 for each, rare features would outweigh all.
+        A constant feature gets scale 1. Of an X that is computed as sparse (`are_few`), unless all
+        are to be `centered`, only features stored in more than half of the rows are shifted. The
+        others keep their zeros: mean 0, and a scale with which the mean square of a feature is as
+        the root of the share of rows that store it, and 1 on average. With 1 for each, rare
+        features would outweigh all.
 
         Parameters
         ----------
@@ -57,9 +60,12 @@ class Standardizer:
             The rows that count, by default all.
         weights : (n_samples,), optional
             What each row counts, 0 or more and of a finite sum; by default 1.
+        centered : bool
+            Whether every feature is shifted, also of a sparse X.
         """
         mean, deviation = moments(X, rows, weights)
-        if not isinstance(X, np.ndarray) and are_few(X.nnz, X.shape[0] * X.shape[1]):
+        cells = X.shape[0] * X.shape[1]
+        if not (centered or isinstance(X, np.ndarray)) and are_few(X.nnz, cells):
             part = X if rows is None else X[rows]
             stored = np.bincount(part.indices, minlength=X.shape[1])
             kept = stored <= MOSTLY * part.shape[0]
@@ -83,6 +89,21 @@ class Standardizer:
     def centred(self) -> NDArray[np.int64]:
         """The features whose mean is subtracted, ascending."""
         return np.flatnonzero(self.mean)
+
+    @cached_property
+    def far(self) -> NDArray[np.int64]:
+        """Those whose mean is more than a deviation from 0, ascending: few of a row's are zeros.
+
+        Differences of a value and such a mean are not left to float32.
+        """
+        return np.flatnonzero(np.abs(self.mean * self.scale) > 1)
+
+    @cached_property
+    def shift(self) -> NDArray[np.float32]:
+        """What is subtracted from the scaled values of the others: mean · scale (n_features,)."""
+        shift = (self.mean * self.scale).astype(np.float32)
+        shift[self.far] = 0
+        return shift
 
     def numbers(self, wide: bool) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Return mean and scale, as the kernels take them."""

@@ -27,18 +27,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from ..errors import DataError, ParameterError
+from ..errors import DataError
 from ..machine.environment import expand_user
+from .categories import Encoded
 from .columns import Parts
 from .formats import check_file, table_format
 from .frames import positions_of
 from .label_sets import check_label_sets
 from .labels import read_labels
 from .layout import FileLayout, Wanted
-from .missing import fill_with_means, keep_present, logarithms, row_numbers
+from .missing import complete, row_numbers
 from .precision import narrowest, needs_float64
 from .targets import check_values
 
@@ -124,11 +125,13 @@ def read_table(
         The column that names the rows. It is no feature; `Table.ids` has it.
     categorical : sequence of str or int, optional
         Columns of text, each of which becomes a feature a category (`COLUMN=CATEGORY`) that is 1
-        in the rows of the category, else 0. An empty sequence: every column that has text.
-    missing : "mean" or "drop", optional
-        What becomes of values that are empty, `?` or `NA`: the mean of the column in this file, or
-        rows with one are left out. Of a category that is missing all features are 0. By default
-        they are refused.
+        in the rows of the category, else 0. An empty sequence: every column that has text. X is CSR
+        where so few of its values are nonzeros that they are computed as such.
+    missing : "mean", "indicator" or "drop", optional
+        What becomes of values that are empty, `?` or `NA`: the mean of the column in this file; or
+        that, and a feature `COLUMN=?` for each column that lacks some, 1 where it does and else 0;
+        or rows with one are left out. Of a category that is missing all features are 0, or with
+        "indicator" that is a category, `COLUMN=?`. By default missing values are refused.
     transpose : bool
         Whether the rows of text are features, named in the first column, and the columns samples,
         named in the first line. The target is then a row.
@@ -176,7 +179,9 @@ def read_table(
         decimal=decimal or ".",
     )
     try:
-        table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
+        table, encoded = _read(
+            path, format, wanted, part=part, zero_based=zero_based, transpose=transpose
+        )
     except DataError as error:
         if labels is None or transpose or (format or table_format(path)) != "csv":
             raise
@@ -188,7 +193,7 @@ def read_table(
         table = align_columns(table, columns)
     if labels is not None:
         table = _with_labels(table, labels, target)
-    table = _checked(path, _complete(table, missing, log=log), target)
+    table = _checked(path, complete(table, encoded, missing, log=log), target)
     if columns is None and isinstance(table.X, np.ndarray):
         notes = row_numbers(table.X, table.feature_names)
         table = table._replace(notes=(*table.notes, *notes))
@@ -203,20 +208,20 @@ def _read(
     part: str | None,
     zero_based: bool | None,
     transpose: bool,
-) -> Table:
-    """Read a file with the reader of its format."""
+) -> tuple[Table, Encoded | None]:
+    """Read a file with the reader of its format; columns of text that are encoded come apart."""
     from . import arff, arrays, text_tables, typed_tables
 
     kind = format or table_format(path)
+    parts: Parts
     if kind == "csv":
         read = text_tables.read_transposed if transpose else text_tables.read_csv
-        return Table(*read(path, wanted))
-    if kind == "parquet":
-        return Table(*typed_tables.read_parquet(path, wanted))
-    if kind == "npy":
-        return Table(*arrays.read_npy(path, wanted))
-    parts: Parts
-    if kind == "arff":
+        parts = read(path, wanted)
+    elif kind == "parquet":
+        parts = typed_tables.read_parquet(path, wanted)
+    elif kind == "npy":
+        parts = arrays.read_npy(path, wanted)
+    elif kind == "arff":
         parts = arff.read_arff(path, wanted)
     elif kind == "npz":
         parts = arrays.read_npz(path, wanted.target, part)
@@ -230,31 +235,15 @@ def _read(
         parts = arrays.read_h5ad(path, wanted.target)
     else:
         parts = arrays.read_svmlight(path, wanted.target, zero_based)
-    X = narrowest(parts.X) if wanted.dtype is None else parts.X.astype(wanted.dtype)
-    return Table(*parts._replace(X=X))
+    X = parts.X
+    if kind not in ("csv", "parquet", "npy"):  # which are read so
+        X = narrowest(X) if wanted.dtype is None else X.astype(wanted.dtype)
+    return Table(*parts._replace(X=X)[:-1]), parts.encoded
 
 
 def _with_labels(table: Table, labels: str | os.PathLike[str], target: str | int | None) -> Table:
     y, name = read_labels(str(labels), table.X.shape[0], table.ids, target)
     return table._replace(y=y, target=name)
-
-
-def _complete(
-    table: Table, missing: str | None, *, log: bool, means: ArrayLike | None = None
-) -> Table:
-    """Take logarithms, and fill what is missing or leave such rows out."""
-    table = table._replace(layout=table.layout._replace(missing=missing, log=log or None))
-    if log:
-        table = table._replace(X=logarithms(table.X))
-    if missing is None or not isinstance(table.X, np.ndarray):
-        return table
-    if missing == "mean":
-        return table._replace(X=fill_with_means(table.X, means, table.feature_names))
-    X, y, ids = keep_present(table.X, table.y, table.ids)
-    notes = table.notes
-    if left := len(table.X) - len(X):
-        notes = (*notes, f"{left} rows with missing values are left out")
-    return table._replace(X=X, y=y, ids=ids, notes=notes)
 
 
 def _checked(path: Path, table: Table, target: str | int | None) -> Table:
@@ -273,6 +262,38 @@ def read_table_for(
     network: SparseMLP,
     path: str | os.PathLike[str],
     target: str | int | None = None,
+    **options: Any,
+) -> Table:
+    """Read a file as `read_table` does, with the columns that a network was trained on.
+
+    `options` are parameters of `read_table`, but for `columns`, `categorical`, `log` and `dtype`.
+    What the file does not say is as in the file of the training, where the network has it: whether
+    there are names of columns, where indices begin, the decimal sign, whether rows are features,
+    the codes of categories, and the means that missing values are replaced by.
+
+    Raises
+    ------
+    DataError
+        As `read_table` does, or if it is not certain which column is which feature.
+    """
+    trained, scaling = network.file_layout or FileLayout(), network.preprocessing
+    names, n_features = network.feature_names, network.config.layer_sizes[0]
+    if trained.means is None and scaling is not None:
+        means = scaling.mean.tolist()
+        if trained.categories:  # a model of an earlier release
+            known = dict(zip(names or [], means, strict=True))
+            means = [known[name] for name in trained.columns or [] if name in known]
+        trained = trained._replace(means=means)
+    dtype = np.float64 if needs_float64(scaling) else None
+    return read_table_like(trained, names, n_features, path, target, dtype=dtype, **options)
+
+
+def read_table_like(
+    trained: FileLayout,
+    feature_names: list[str] | None,
+    n_features: int,
+    path: str | os.PathLike[str],
+    target: str | int | None = None,
     *,
     part: str | None = None,
     format: str | None = None,
@@ -285,20 +306,10 @@ def read_table_for(
     missing: str | None = None,
     transpose: bool = False,
     labels: str | os.PathLike[str] | None = None,
+    dtype: type | None = None,
 ) -> Table:
-    """Read a file as `read_table` does, with the columns that a network was trained on.
-
-    What the file does not say is as in the file of the training, where the network has it: whether
-    there are names of columns, where indices begin, the decimal sign, whether rows are features,
-    the codes of categories, and the means that missing values are replaced by.
-
-    Raises
-    ------
-    DataError
-        As `read_table` does, or if it is not certain which column is which feature.
-    """
+    """Read a file with the features of a table that has been read: see `read_table_for`."""
     path = expand_user(path)
-    trained = network.file_layout or FileLayout()
     kind = format or table_format(path)
     if kind == "csv":
         if header is None and trained.header is False:
@@ -307,8 +318,8 @@ def read_table_for(
         transpose = transpose or bool(trained.transpose)
     if kind == "svmlight" and zero_based is None:
         zero_based = trained.zero_based
-    if missing is None and trained.missing == "mean":
-        missing = "mean"
+    if missing is None and trained.missing != "drop":
+        missing = trained.missing
     given = {
         "header": header,
         "delimiter": delimiter,
@@ -319,15 +330,18 @@ def read_table_for(
         "id": id,
     }
     check_file(path, part, format, given)
+    sources = feature_names
+    if trained.categories or trained.indicators:
+        sources = trained.columns
     counted = all(name.isdecimal() for name in trained.columns or [])
     wanted = Wanted(
         target=None if labels is not None else target,
-        columns=trained.columns if trained.categories else network.feature_names,
+        columns=sources,
         drop=tuple(drop),
         id=trained.id if id is None else id,
         id_if_there=id is None,
         missing=missing,
-        dtype=np.float64 if needs_float64(network.preprocessing) else None,
+        dtype=dtype,
         header=header,
         delimiter=delimiter,
         decimal=decimal or ".",
@@ -335,24 +349,25 @@ def read_table_for(
         n_columns=trained.n_columns,
         categories=trained.categories,
     )
-    table = _read(path, format, wanted, part=part, zero_based=zero_based, transpose=transpose)
-    n_features = network.config.layer_sizes[0]
-    if zero_based is None and table.layout.zero_based is False and table.X.shape[1] < n_features:
+    table, encoded = _read(
+        path, format, wanted, part=part, zero_based=zero_based, transpose=transpose
+    )
+    n_columns = table.X.shape[1]
+    if zero_based is None and table.layout.zero_based is False and n_columns < n_features:
         raise DataError(
-            f"{path} has {table.X.shape[1]} features if its indices begin at 1, fewer than the "
+            f"{path} has {n_columns} features if its indices begin at 1, fewer than the "
             f"{n_features} of the model, so they may begin at 0. Say which: zero_based=True or "
             "zero_based=False (--index-base 0 or --index-base 1 on the command line)."
         )
-    table = align_columns(table, network.feature_names, n_features)
+    if sources is not None:
+        sources = [name for name in sources if name not in (trained.categories or {})]
+    table = align_columns(table, sources, n_features)
+    if trained.indicators:
+        table = table._replace(feature_names=sources)
     if labels is not None:
         table = _with_labels(table, labels, target)
-    means = None if network.preprocessing is None else network.preprocessing.mean
-    if missing == "mean" and means is None:
-        raise ParameterError(
-            "missing='mean' (--missing mean) takes the means of the model's standardisation, and "
-            "this model has none. Fill the values first."
-        )
-    return _checked(path, _complete(table, missing, log=bool(trained.log), means=means), target)
+    table = complete(table, encoded, missing, log=bool(trained.log), trained=trained)
+    return _checked(path, table, target)
 
 
 def align_columns(

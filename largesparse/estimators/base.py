@@ -24,6 +24,7 @@ from ..model.config import (
     NetworkConfig,
     TrainingConfig,
 )
+from ..model.losses import LOSSES
 from ..model.network import SparseMLP
 from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 COPY_BYTES = 2**28  # a dense table of up to so many bytes in float32 is standardised once
 
+FEWEST_ROWS = 1000  # of which a tenth tells whether a linear start is better
 RETRIES, RETRY_FACTOR = 4, 0.25  # a training that diverges starts again, at a lower rate
 
 # `validate_data` leaves the values to the checks of the training and of the prediction.
@@ -238,16 +240,32 @@ class BaseSparseMLP(Settings):
 
     def _train(self, X: Any, y: Any, sample_weight: Weights | None) -> None:
         """Train the network on rows that `check_X` returned, and tell the course of it."""
-        config = self._training_config(count_rows(X, sample_weight))
+        n_rows = count_rows(X, sample_weight)
+        config = self._training_config(n_rows)
         given: dict[str, Any] = {"is_checked": True, "copy_bytes": COPY_BYTES}
+        given["sample_weight"] = sample_weight
         is_new = self.network_.preprocessing is None
-        data = prepare_(self.network_, config, X, y, sample_weight=sample_weight, **given)
-        start = self._linear_start(data, is_new)
+        data = prepare_(self.network_, config, X, y, **given)
+        begins, trainer = self._begins_linearly(data, is_new), None
+        if not begins and self._is_undecided(data, is_new):
+            self.network_.preprocessing = None
+            trial = self._training_config(n_rows, watched=True)
+            data = prepare_(self.network_, trial, X, y, **given)
+            trainer = self._run(trial, data, None)
+            assert trainer.best is not None
+            begins = fit_linear(self.network_, data).is_as_good_as(trainer.best.score, data)
+            if begins or not config.validation_fraction:
+                if begins and self._is_auto("early_stopping"):
+                    config = self._training_config(n_rows, watched=False)
+                self._start_again()
+                self.network_.preprocessing = trainer = None
+                data = prepare_(self.network_, config, X, y, **given)
+        start = fit_linear(self.network_, data) if begins else None
         self._began_linearly = start is not None or (  # type: ignore[misc]
             not is_new and self._began_linearly
         )
         try:
-            trainer = self._run(config, data, start)
+            trainer = trainer or self._run(config, data, start)
         finally:  # Ctrl-C, too, leaves all of the network
             if start is not None:
                 start.install_(self.network_)
@@ -266,8 +284,8 @@ class BaseSparseMLP(Settings):
         else:
             self.validation_scores_ = self.best_validation_score_ = None
 
-    def _linear_start(self, data: TrainingData, is_new: bool) -> LinearStart | None:
-        """Return the linear map that the training begins from, where it does."""
+    def _begins_linearly(self, data: TrainingData, is_new: bool) -> bool:
+        """Return whether the training begins from a linear map."""
         wanted = self.linear_start
         if not isinstance(wanted, bool | np.bool_) and wanted != "auto":
             raise ParameterError(
@@ -276,17 +294,27 @@ class BaseSparseMLP(Settings):
             )
         is_wide = data.X.shape[1] > len(data.train_rows)
         if wanted == "auto" and (self.warm_start or not is_wide):
-            return None
+            return False
         if not wanted or not is_new:  # what goes on with a network has begun
-            return None
+            return False
         obstacle = what_prevents(self.network_, data, COPY_BYTES)
-        if obstacle is None:
-            return fit_linear(self.network_, data)
-        if wanted == "auto":
-            return None
+        if obstacle is None or wanted == "auto":
+            return obstacle is None
         raise ParameterError(
             f"The 'linear_start' parameter of {OWNER} cannot be True: {obstacle}. Pass 'auto'."
         )
+
+    def _is_undecided(self, data: TrainingData, is_new: bool) -> bool:
+        """Return whether validation rows are to tell if classification had better begin linearly.
+
+        In sparse tables with fewer features than rows, such as codes of categories, these may act
+        each by itself or together.
+        """
+        if not (is_new and self._is_auto("linear_start")) or self.warm_start:
+            return False
+        possible = LOSSES[self._loss].is_classification and data.X.shape[0] >= FEWEST_ROWS
+        possible = possible and is_sparse(data.X, self.network_.preprocessing)
+        return possible and what_prevents(self.network_, data, COPY_BYTES) is None
 
     def _run(
         self, config: TrainingConfig, data: TrainingData, start: LinearStart | None

@@ -91,15 +91,18 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Share of the rows set aside with early stopping.
     patience : int
         Epochs without a better validation score after which early stopping stops.
-    standardize : bool or "auto"
+    standardize : bool, "centered" or "auto"
         Whether to shift and scale the features to mean 0 and variance 1. Where few values of a
-        sparse X are nonzeros, only features stored in more than half of the rows are shifted.
+        sparse X are nonzeros, only features stored in more than half of the rows are shifted, or
+        with "centered" all, without making a row dense.
         "auto" does so, but with an indicator matrix y scales features that are not negative and
         mostly 0 all alike, to a mean square of 1.
     linear_start : bool or "auto"
         Whether to begin with L2-regularised logistic regression: two neurons of every hidden layer
         for each class hold it exactly (see `largesparse.model.linear_path`), and the others learn
-        what it leaves. "auto" does so with more features than rows, where it is hard to beat.
+        what it leaves. "auto" does so with more features than rows, where it is hard to beat. Of a
+        sparse X with 1000 rows or more it trains without, and begins anew, on all rows, if logistic
+        regression predicts a tenth of the rows as well.
     class_weight : dict, "balanced" or None
         Weights of the classes in the loss; they multiply `sample_weight`. Of labels: a dictionary
         of column to weight.

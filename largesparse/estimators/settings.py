@@ -93,7 +93,7 @@ class Settings(BaseEstimator):
     early_stopping: bool | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     patience: int = 20
-    standardize: bool | Literal["auto"] = "auto"
+    standardize: bool | Literal["auto", "centered"] = "auto"
     linear_start: bool | Literal["auto"] = "auto"
     warm_start: bool = False
     random_state: Any = None
@@ -160,11 +160,18 @@ class Settings(BaseEstimator):
                 "warm_start=False."
             )
 
-    def _training_config(self, n_rows: int, *, epochs: int | None = None) -> TrainingConfig:
-        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows."""
+    def _training_config(
+        self, n_rows: int, *, epochs: int | None = None, watched: bool | None = None
+    ) -> TrainingConfig:
+        """Return how to train on a table; given `epochs`, at a constant rate, on all its rows.
+
+        `watched` says whether to set rows aside; by default early_stopping does.
+        """
         fraction, labels = 0.0, self._has_labels
         if epochs is None:
-            if stops_early(self.early_stopping, 0 if labels else n_rows):
+            if watched is None:
+                watched = stops_early(self.early_stopping, 0 if labels else n_rows)
+            if watched:
                 remedy = "Set early_stopping=False to train on all rows."
                 fraction = self.validation_fraction
                 check_share("validation_fraction", fraction, OWNER, remedy=remedy)

@@ -159,7 +159,8 @@ class TrainingConfig:
     validation_fraction: float = 0.0  # share of the rows set aside to watch
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     loss_rows: int = LOSS_ROWS  # of training that are evaluated after an epoch; 0: running loss
-    standardize: bool = True  # features to zero mean and unit variance, by the training rows
+    # features to zero mean and unit variance, by the training rows; zeros of sparse X stay, unless
+    standardize: bool | Literal["centered"] = True  # "centered": see `Standardizer.fit`
     seed: int = 0
     backend: BackendName | None = "auto"  # auto | mkl | fused | scipy: see `choose_backend`
     threads: int | None = None  # None is all cores
@@ -193,6 +194,11 @@ class TrainingConfig:
                     "set 'validation_fraction' above 0, for instance to 0.1."
                 )
         check_range("loss_rows", self.loss_rows, owner, low=0, integer=True)
+        if self.standardize not in (True, False, "centered"):
+            raise ParameterError(
+                "The 'standardize' parameter of a training must be True, False or 'centered'. "
+                f"Got {self.standardize!r} instead."
+            )
         self.optimizer()
         self.rates()
 

@@ -102,14 +102,20 @@ def prepare_(
 
 
 def standardize_(
-    network: SparseMLP, X: Any, rows: Rows, weights: NDArray[np.floating] | None, *, wanted: bool
+    network: SparseMLP,
+    X: Any,
+    rows: Rows,
+    weights: NDArray[np.floating] | None,
+    *,
+    wanted: bool | str,
 ) -> None:
     """Give the network mean and scale of rows of X, unless it has them.
 
     Where they are not wanted, and float32 cannot tell the rows apart, raise a `DataError`.
     """
     if wanted and network.preprocessing is None:
-        network.preprocessing = Standardizer.fit(X, rows, weights)
+        is_centered = wanted == "centered"
+        network.preprocessing = Standardizer.fit(X, rows, weights, centered=is_centered)
     if network.preprocessing is None:
         refuse_rounding(X, rows)
 

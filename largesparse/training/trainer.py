@@ -165,7 +165,8 @@ class Trainer(Stepper):
             Rows whose score is recorded after every epoch.
         augment : callable, optional
             augment(part, rows, epoch) returns the rows of a mini-batch, float32 (batch,
-            n_features), changed as the epoch asks: see `augmentation.ImageAugmenter`.
+            n_features), changed as the epoch asks: see `augmentation.ImageAugmenter`. `part` is
+            dense where X is sparse, too.
         callbacks : iterable of callables
             Each is called as callback(trainer, record) after every epoch; one that returns True
             ends the training.

@@ -8,7 +8,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.compose import make_column_transformer
 from sklearn.dummy import DummyClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from largesparse import SparseMLPClassifier, SparseMLPRegressor, load_model
 from largesparse.commands.learning_curve import HeldOutScores
@@ -66,8 +71,46 @@ def test_unseen_categories_are_told_once(folder, tmp_path, capsys):
     command = ["predict", str(folder / "model"), "--data", str(tmp_path / "new.csv")]
     assert main([*command, "--backend", "scipy"]) == 0
     shown = capsys.readouterr()
-    assert shown.err.count("warning:") == 1 and "'green'" in shown.err
+    assert shown.err.count("warning:") == 1 and "'colour=green'" in shown.err
     assert len(shown.out.splitlines()) == 41
+
+
+def test_a_table_of_many_categories(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(60, size=(1500, 2))
+    likes = rng.standard_normal((2, 60))[[0, 1], codes].sum(axis=1) + 0.3 * rng.logistic(size=1500)
+    frame = pd.DataFrame(codes, columns=["town", "trade"]).add_prefix("t").astype(str)
+    frame = ("k" + frame).assign(age=rng.normal(50, 9, 1500), y=np.where(likes > 0, "yes", "no"))
+    frame.loc[::9, "age"] = np.nan
+    frame.loc[::11, "ttown"] = np.nan
+    paths = [str(tmp_path / name) for name in ("train.csv", "test.csv", "model", "found.csv")]
+    frame[:1200].to_csv(paths[0], index=False)
+    new = frame[1200:].assign(ttrade=frame["ttrade"][1200:].where(codes[1200:, 1] > 2, "new"))
+    new.loc[1201, "ttown"] = "other"
+    new.to_csv(paths[1], index=False)
+    command = ["train", "--data", paths[0], "--test", paths[1], "--target", "y", "--out", paths[2]]
+    command += ["--categorical", "auto", "--missing", "indicator", *QUICK]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    unseen = ((new["ttrade"] == "new") | (new["ttown"] == "other")).sum()
+    assert shown.count("warning") == 1 and f"warning: {unseen} rows have a category" in shown
+    network = load_model(paths[2])
+    assert network.feature_names[0] == "ttown=?" and network.feature_names[-2:] == ["age", "age=?"]
+    new.drop(columns="y")[["age", "ttrade", "ttown"]].to_csv(paths[1], index=False)
+    predict = ["predict", paths[2], "--data", paths[1], "--out", paths[3], "--backend", "scipy"]
+    assert main(predict) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("warning") == 1 and "'ttown=other', 'ttrade=new'" in shown
+    found = (pd.read_csv(paths[3])["prediction"] == new["y"].to_numpy()).mean()
+    pipeline = make_pipeline(
+        make_column_transformer(
+            (OneHotEncoder(handle_unknown="ignore"), ["ttown", "ttrade"]),
+            (SimpleImputer(add_indicator=True), ["age"]),
+        ),
+        LogisticRegression(max_iter=1000),
+    )
+    reached = pipeline.fit(frame[:1200], frame["y"][:1200]).score(new, new["y"])
+    assert found > reached - 0.03 > 0.6
 
 
 def test_an_accuracy_has_wilsons_interval_and_a_baseline():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import scipy.sparse as sp
 from scipy.io import savemat
 from sklearn.datasets import dump_svmlight_file
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import OneHotEncoder
 
 from largesparse import NetworkConfig, SparseMLP, Standardizer, load_model, save_model
 from largesparse.data.layout import FileLayout
@@ -233,7 +236,7 @@ def test_a_model_has_the_codes_of_its_text(tmp_path):
     np.testing.assert_array_equal(again.X[:, 1:3], [[1, 0], [0, 0], [0, 0], [0, 0]])
     assert again.X[:, 0].tolist() == [7] * 4 and again.feature_names == table.feature_names
     (note,) = again.notes
-    assert note.startswith("warning: 2 rows have a 'colour'") and "'mauve', …" in note
+    assert note.startswith("warning: 2 rows have a category") and "'colour=mauve'" in note
     left = read_table(path, "y", categorical=[], missing="drop")
     assert left.X.tolist() == [[1.5, 0, 1, 1], [2, 1, 0, 2], [3, 0, 1, 1]]
 
@@ -252,6 +255,116 @@ def test_names_of_rows_are_not_encoded(tmp_path):
     text = "a,b\n" + "".join(f"{k},name{k}\n" for k in range(1001))
     with pytest.raises(DataError, match=r"'b' has 1001 different texts.*--drop.*--id"):
         read_table(write(tmp_path / "own.csv", text), categorical=[])
+
+
+# Many categories, and gaps that are told
+
+
+def cities(path, n=300, seed=0):
+    """Write rows of three columns of text with about 100 categories each, one number and y."""
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({name: rng.integers(100, size=n).astype(str) for name in ("a", "b", "c")})
+    frame = "t" + frame
+    frame.insert(1, "size", rng.normal(5, 2, n).astype(np.float32))
+    frame.assign(y=rng.integers(2, size=n)).to_csv(path, index=False)
+    return frame
+
+
+def test_many_categories_make_a_sparse_table(tmp_path):
+    frame = cities(tmp_path / "own.csv")
+    table = read_table(tmp_path / "own.csv", "y", categorical=[])
+    kinds = ["a", "b", "c"]
+    expected = pd.get_dummies(frame, columns=kinds, prefix_sep="=")
+    assert sp.issparse(table.X) and table.X.dtype == np.float32 and table.X.has_sorted_indices
+    assert sorted(table.feature_names) == sorted(expected.columns)
+    assert [name[:1] for name in table.feature_names] == sorted(
+        [name[:1] for name in table.feature_names], key="asbc".index
+    )
+    found = expected[table.feature_names].to_numpy(float)
+    np.testing.assert_allclose(table.X.toarray(), found, rtol=1e-6)
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(frame[kinds])
+    new = cities(tmp_path / "new.csv", seed=1)
+    new.loc[:3, "b"] = ["x", "x", "z", "t1"]
+    new.loc[2, "c"] = "z"
+    new[["c", "b", "a", "size"]].to_csv(tmp_path / "new.csv", index=False)
+    again = read_table_for(model_of(table, tmp_path), tmp_path / "new.csv")
+    places = [k for k, name in enumerate(table.feature_names) if name != "size"]
+    np.testing.assert_array_equal(
+        again.X[:, places].toarray(), encoder.transform(new[kinds]).toarray()
+    )
+    (note,) = again.notes
+    unseen = ~new[kinds].isin({k: set(frame[k]) for k in kinds})
+    assert note.startswith(f"warning: {int(unseen.any(axis=1).sum())} rows have a category")
+
+
+def test_encoding_takes_memory_of_the_order_of_the_data(tmp_path):
+    frame = pd.DataFrame(
+        {name: np.arange(8000) // 2 for name in ("a", "b")} | {"n": 1.0, "y": np.arange(8000) % 2}
+    )
+    path = tmp_path / "own.csv"
+    frame.to_csv(path, index=False)
+    read_table(path, "y", categorical=["a"])
+    tracemalloc.start()
+    table = read_table(path, "y", categorical=["a", "b"])
+    again = read_table_for(model_of(table, tmp_path), path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table.X.shape == again.X.shape == (8000, 8001)
+    assert peak < 30e6  # rows x categories would be 64 MB in bytes
+
+
+MANY_GAPS = "a,b,c,d,y\n1,?,u,1,0\n,4,,2,1\n3,8,v,3,1\n5,NA,v,4,0\n"
+
+
+def test_indicators_are_those_of_scikit_learn(tmp_path):
+    path = write(tmp_path / "own.csv", MANY_GAPS)
+    table = read_table(path, "y", drop=["c"], missing="indicator")
+    imputer = SimpleImputer(add_indicator=True)
+    expected = imputer.fit_transform(pd.read_csv(path, na_values="?")[["a", "b", "d"]])
+    np.testing.assert_array_equal(table.X, expected)
+    assert table.feature_names == ["a", "b", "d", "a=?", "b=?"]
+    network = model_of(table, tmp_path)
+    new = write(tmp_path / "new.csv", "d,b,a\n,,7\n1,NA,\n2,2,2\n")
+    again = read_table_for(network, new)
+    numbers = pd.read_csv(new)[["a", "b", "d"]]
+    np.testing.assert_array_equal(again.X, imputer.transform(numbers))
+    np.testing.assert_array_equal(again.X, read_table_for(network, new, missing="mean").X)
+    left = read_table_for(network, new, missing="drop")
+    assert left.X.tolist() == [[2, 2, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("missing", ["mean", "indicator"])
+def test_gaps_beside_categories(tmp_path, missing):
+    table = read_table(write(tmp_path / "own.csv", MANY_GAPS), "y", categorical=[], missing=missing)
+    own = {"mean": ["c=u", "c=v"], "indicator": ["c=?", "c=u", "c=v"]}[missing]
+    told = ["a=?", "b=?"] if missing == "indicator" else []
+    assert table.feature_names == ["a", "b", *own, "d", *told]
+    text = {"mean": [[1, 0], [0, 0], [0, 1]], "indicator": [[0, 1, 0], [1, 0, 0], [0, 0, 1]]}
+    gaps = [[0, 1], [1, 0], [0, 0]] if told else [[], [], []]
+    parts = [[1, 6], [3, 4], [3, 8]], text[missing], [[1], [2], [3]], gaps
+    assert table.X[:3].tolist() == [a + b + c + d for a, b, c, d in zip(*parts, strict=True)]
+    again = read_table_for(model_of(table, tmp_path), tmp_path / "own.csv")
+    np.testing.assert_array_equal(again.X, table.X)
+    assert not again.notes
+
+
+def test_gaps_are_told_where_columns_have_no_names(tmp_path):
+    path = write(tmp_path / "own.data", "0,1,,5\n1,2,3,6\n0,3,4,7\n")
+    for columns in (None, [1]):
+        table = read_table(path, 0, header=False, missing="indicator", categorical=columns)
+        assert table.X[0, -3:].tolist() == [3.5, 5, 1]
+        again = read_table_for(model_of(table, tmp_path), path)
+        np.testing.assert_array_equal(again.X, table.X)
+        alone = write(tmp_path / "new.data", "1,,5\n2,3,6\n")
+        np.testing.assert_array_equal(
+            read_table_for(model_of(table, tmp_path), alone).X, table.X[:2]
+        )
+    X = np.array([[1, np.nan], [3, 4], [5, 8]], np.float32)
+    np.savez(tmp_path / "own.npz", X=X, y=[0, 1, 0])
+    table = read_table(tmp_path / "own.npz", missing="indicator")
+    assert table.X.tolist() == [[1, 6, 1], [3, 4, 0], [5, 8, 0]]
+    again = read_table_for(model_of(table, tmp_path), tmp_path / "own.npz")
+    np.testing.assert_array_equal(again.X, table.X)
 
 
 # Genes in rows
@@ -496,7 +609,7 @@ def test_what_is_not_read_says_how_to_convert_it(tmp_path, name, message):
     [
         ("own.npz", {"drop": ["a"]}, "'drop' parameter of read_table is for csv, .*is npz"),
         ("own.svm", {"decimal": ","}, "'decimal' parameter of read_table is for csv"),
-        ("own.csv", {"missing": "zero"}, "'missing' parameter .* 'mean', 'drop'"),
+        ("own.csv", {"missing": "zero"}, "'missing' parameter .* 'mean', 'indicator', 'drop'"),
         ("own.csv", {"decimal": ";"}, "'decimal' parameter"),
         ("own.csv", {"delimiter": "ab"}, "'delimiter' parameter .*one character"),
         ("own.csv", {"format": "excel"}, "'format' parameter"),

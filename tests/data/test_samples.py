@@ -186,7 +186,7 @@ X, Y = RNG.random((40, 3)).astype(np.float32), np.arange(40) % 2
         ({"X": X[:, :0], "y": Y}, r"X has 0 feature\(s\)"),
         ({"X": X, "y": np.zeros(40, int)}, "one class only"),
         ({"X": X, "y": np.where(Y, np.nan, 0.5)}, "the target has nan in row 2"),
-        ({"x_test": X[:, :2], "y_test": Y}, "to test on: X has 2 features"),
+        ({"x_test": X[:, :2], "y_test": Y}, "to test on: The table has 2 columns"),
         (
             {"x_test": np.full_like(X, np.nan), "y_test": Y},
             "to test on: X contains NaN",

@@ -10,10 +10,11 @@ import warnings
 import numpy as np
 import pytest
 from helpers import backend_or_skip, same
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_info
 
 from largesparse import (
@@ -24,7 +25,7 @@ from largesparse import (
     TrainingConfig,
 )
 from largesparse.errors import ParameterError
-from largesparse.estimators import linear_start
+from largesparse.estimators import defaults, linear_start
 from largesparse.estimators.defaults import RATES
 from largesparse.training.prepared import prepare_
 
@@ -144,6 +145,77 @@ def test_it_is_for_more_features_than_rows():
     going_on = SparseMLPClassifier(warm_start=True, **options).fit(X[:100], y[:100])
     plain = SparseMLPClassifier(linear_start=False, **options).fit(X[:100], y[:100])
     assert same(going_on.network_, plain.network_)
+
+
+def codes(n=1500, kinds=100, seed=0):
+    """Return one-hot codes of three columns, with a year beside them, and classes they tell."""
+    rng = np.random.default_rng(seed)
+    columns = rng.integers(kinds, size=(n, 3))
+    odds = rng.standard_normal((3, kinds))[np.arange(3), columns].sum(axis=1)
+    year = csr_array(rng.normal(1990, 5, (n, 1)).astype(np.float32))
+    X = hstack([year, OneHotEncoder(dtype=np.float32).fit_transform(columns)], "csr")
+    return csr_array(X), (odds + rng.logistic(size=n) > 0).astype(int)
+
+
+def test_a_pipeline_with_one_hot_codes():
+    rng = np.random.default_rng(0)
+    columns = rng.integers(40, size=(1500, 2))
+    odds = rng.standard_normal((2, 40))[[0, 1], columns].sum(axis=1)
+    X, y = np.char.add("kind ", columns.astype(str)), odds + 0.5 * rng.logistic(size=1500) > 0
+    models = SparseMLPClassifier((30,), max_epochs=5, **FAST), LogisticRegression()
+    ours, logistic = (
+        make_pipeline(OneHotEncoder(handle_unknown="ignore"), model).fit(X[:1200], y[:1200])
+        for model in models
+    )
+    assert ours.score(X[1200:], y[1200:]) > logistic.score(X[1200:], y[1200:]) - 0.02 > 0.7
+    X[1200:, 1] = "new"
+    assert ours.score(X[1200:], y[1200:]) > 0.6
+
+
+@pytest.mark.parametrize("standardize", [True, "centered"])
+def test_codes_of_categories_begin_linearly(standardize):
+    X, y = codes()
+    options = {"linear_start": True, "learning_rate": 0.0, "standardize": standardize}
+    model = SparseMLPClassifier(**options, **FAST).fit(X, y)
+    scaling = model.network_.preprocessing
+    rows = (X.toarray() - scaling.mean) * scaling.scale
+    penalty = linear_start.FEATURE_PENALTY * X.shape[1] / len(y)
+    logistic = LogisticRegression(C=1 / (penalty * len(y)), max_iter=2000, tol=1e-8).fit(rows, y)
+    expected = logistic.predict_proba(rows)
+    assert np.abs(model.predict_proba(X) - expected).max() < 5e-3
+    assert np.abs(logistic.coef_).max() > 0.1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_validation_rows_tell_whether_codes_begin_linearly(large, monkeypatch):
+    monkeypatch.setattr(defaults, "STOPPING_ROWS", 1000 if large else 10_000)
+    X, y = codes()
+    options = {"hidden_layer_sizes": (30,), "max_epochs": 3} | FAST
+    model = SparseMLPClassifier(**options).fit(X, y)
+    assert model._began_linearly and model.validation_scores_ is None  # trained on all rows
+    whole = SparseMLPClassifier(linear_start=True, early_stopping=False, **options).fit(X, y)
+    assert same(model.network_, whole.network_)
+    watched = SparseMLPClassifier(early_stopping=True, **options).fit(X, y)
+    assert watched._began_linearly and watched.validation_scores_ is not None
+    for other, asked in ((X.toarray(), {}), (X, {"warm_start": True}), (X[:900], {})):
+        model = SparseMLPClassifier(**asked, **options).fit(other, y[: other.shape[0]])
+        assert not model._began_linearly
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_codes_that_act_together_do_not_begin_linearly(large, monkeypatch):
+    monkeypatch.setattr(defaults, "STOPPING_ROWS", 1000 if large else 10_000)
+    rng = np.random.default_rng(0)
+    columns = rng.integers(30, size=(2000, 2))
+    u, v = rng.choice([-1, 1], (2, 30))
+    X = csr_array(OneHotEncoder(dtype=np.float32).fit_transform(columns))
+    y = (u[columns[:, 0]] * v[columns[:, 1]] > 0).astype(int)
+    options = {"hidden_layer_sizes": (60,)} | FAST
+    model = SparseMLPClassifier(**options).fit(X, y)
+    plain = SparseMLPClassifier(linear_start=False, **options).fit(X, y)
+    assert not model._began_linearly and same(model.network_, plain.network_)
+    assert model.score(X, y) > 0.9
+    assert (model.validation_scores_ is not None) == large
 
 
 def test_a_start_that_cannot_be_is_refused():

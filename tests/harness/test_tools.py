@@ -52,6 +52,14 @@ def test_a_fresh_process_is_timed(measure, monkeypatch, capsys):
     assert median["all"] > sum(parts) - 0.01
 
 
+def test_categories_are_compared_with_one_hot_codes(measure, capsys):
+    sizes = ["--rows", "1500", "--columns", "2", "--kinds", "30", "--repeats", "1"]
+    measure.main(["categories", *sizes])
+    row = list(map(float, capsys.readouterr().out.splitlines()[1].split()))
+    assert len(row) == 7 and row[0] == 0 and row[2] > row[1] - 0.05 > 0.6
+    assert row[4] > 50 < row[5]
+
+
 def test_a_layer_is_initialised_and_evolved(measure, capsys):
     measure.main(["layer", "--width", "3000", "--epsilon", "2", "--backend", "scipy"])
     out = capsys.readouterr().out

@@ -10,13 +10,14 @@ import pytest
 from helpers import backend_or_skip, dense_gradients, make_network, make_trainer, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, hstack, random_array
 
 from largesparse import Predictor, SparseMLPClassifier, load_checkpoint, predict_proba
 from largesparse.backends import BACKENDS
 from largesparse.data import standardizer
 from largesparse.data.batches import load_batch, load_sparse_batch
 from largesparse.data.standardizer import Standardizer
+from largesparse.errors import ParameterError
 from largesparse.model import lazy_updates
 from largesparse.model.growth import score_cells
 from largesparse.training.trainer import Trainer
@@ -32,6 +33,12 @@ def all_sparse(monkeypatch):
 def as_dense(monkeypatch):
     """Return a function that switches to the dense path."""
     return lambda: monkeypatch.setattr(standardizer, "SPARSE", -1.0)
+
+
+@pytest.fixture
+def shifted(monkeypatch):
+    """Leave means to the bias where more than a tenth of the features have some."""
+    monkeypatch.setattr(standardizer, "SPARSE", 0.1)
 
 
 def untidy(rng, n_samples, n_features, density, *, index=np.int32):
@@ -110,6 +117,46 @@ def test_gradients_are_those_of_dense_arithmetic(
 
 @settings(max_examples=40, deadline=None)
 @given(
+    n_samples=st.integers(1, 50),
+    n_features=st.integers(4, 40),
+    density=st.sampled_from([0.05, 0.2, 0.5]),
+    wide=st.booleans(),
+    hidden=st.sampled_from([(), (9,), (17, 5)]),
+    recipe=st.sampled_from(["paper", "width"]),
+    seed=st.integers(0, 99),
+)
+def test_centring_by_the_bias_is_that_of_dense_arithmetic(
+    n_samples, n_features, density, wide, hidden, recipe, seed
+):
+    rng = np.random.default_rng(seed)
+    X = untidy(rng, n_samples, n_features, density).astype(np.float64 if wide else np.float32)
+    y = rng.integers(3, size=n_samples)
+    options = {"epsilon": 2.0, "batch_size": 50, "micro_batch": 16, "recipe": recipe}
+    network = (trainer := make_trainer((n_features, *hidden, 3), **options)).network
+    scale = rng.uniform(0.5, 2, n_features)
+    mean = rng.uniform(-1, 1, n_features) / scale
+    mean[: n_features // 5] *= 300  # these are not left to the bias
+    network.preprocessing = Standardizer(mean, scale)
+    rows = (X.toarray() - mean) * scale
+    expected = dense_gradients(network, rows, y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(standardizer, "SPARSE", 1.0)
+        trainer.gradient(X, y.astype(np.int32), np.arange(n_samples), plain=True)
+        found = predict_proba(network, X, backend="scipy")
+        batch = trainer.workspace.sparse
+    assert batch is None or len(batch.shift) in (0, n_features)
+    for layer, gradient, cells in zip(
+        network.layers, trainer.workspace.gradients, expected, strict=True
+    ):
+        wanted = cells[layer.topology.rows(), layer.topology.indices]
+        atol = 1e-5 * max(1, abs(wanted).max(initial=0))
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=atol)
+    network.preprocessing = None
+    np.testing.assert_allclose(found, predict_proba(network, rows, backend="scipy"), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
     n_features=st.integers(1, 70), density=st.floats(0, 1.5), wide=st.booleans(), seed=st.integers()
 )
 def test_a_batch_has_the_values_of_a_dense_one(n_features, density, wide, seed):
@@ -120,7 +167,8 @@ def test_a_batch_has_the_values_of_a_dense_one(n_features, density, wide, seed):
     rows = rng.integers(12, size=9)
     expected = np.empty((n_features, 9), np.float32)
     load_batch(X, rows, scaling, out=expected)
-    starts, features, values = load_sparse_batch(X, rows, scaling, n_features)
+    starts, features, values, shift = load_sparse_batch(X, rows, scaling, n_features)
+    assert not len(shift)
     found = csr_array((values, features, np.append(starts[:, 0], starts[-1, -1])), (9, n_features))
     np.testing.assert_allclose(found.toarray().T, expected, rtol=1e-6, atol=1e-6)
     blocks = starts.shape[1] - 1
@@ -148,6 +196,69 @@ def test_a_training_is_that_of_dense_inputs(backend, threads, sizes, as_dense):
     assert_close(sparse, dense)
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    n_samples=st.integers(20, 60),
+    n_features=st.integers(2, 60),
+    density=st.sampled_from([0.02, 0.2, 1.2]),
+    index=st.sampled_from([np.int32, np.int64]),
+    backend=st.sampled_from(BACKENDS),
+    threads=st.sampled_from([1, 2]),
+    standardize=st.sampled_from([False, "centered"]),
+    seed=st.integers(0, 99),
+)
+def test_twenty_steps_on_untidy_rows_are_those_of_dense_inputs(
+    n_samples, n_features, density, index, backend, threads, standardize, seed
+):
+    backend_or_skip(backend)
+    X = untidy(np.random.default_rng(seed), n_samples, n_features, density, index=index)
+    y = np.arange(n_samples) % 2
+    options = {"batch_size": n_samples // 4, "epochs": 5, "standardize": standardize}
+    options |= {"backend": backend, "threads": threads, "pruning_start": 1, "pruning_every": 2}
+    trainers, found = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        for share in (1.0, -1.0):
+            patch.setattr(standardizer, "SPARSE", share)
+            trainers.append(fit(X, y, **options))
+            network = trainers[-1].network
+            found.append(predict_proba(network, X, backend=backend, threads=threads))
+    sparse, dense = trainers
+    assert sparse.step_count >= 20 and any(layer.dead is not None for layer in network.layers)
+    assert (sparse.workspace._inputs is None) or standardize  # far means may be too many
+    assert_close(sparse, dense)
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [(20, 12), ()], ids=["deep", "flat"])
+def test_a_training_on_centred_rows_is_that_of_dense_inputs(
+    backend, threads, sizes, shifted, as_dense
+):
+    backend_or_skip(backend)
+    X, y = text()
+    X = hstack([X, np.random.default_rng(1).normal(1990, 5, (len(y), 2))], "csr")
+    options = {"backend": backend, "threads": threads, "standardize": "centered"}
+    options |= {"pruning_start": 1, "pruning_every": 1, "validation_fraction": 0.2}
+    sparse = fit(X, y, sizes, **options)
+    assert sparse.workspace._inputs is None and len(sparse.workspace.sparse.shift)
+    assert sparse.network.preprocessing.far.tolist() == [600, 601]
+    found = predict_proba(sparse.network, X, backend=backend, threads=threads)
+    as_dense()
+    dense = fit(X, y, sizes, **options)
+    assert dense.workspace._inputs is not None and sparse.step_count == dense.step_count
+    assert_close(sparse, dense)
+    expected = predict_proba(dense.network, X.toarray(), backend=backend)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_centring_by_the_bias_does_not_depend_on_threads(shifted):
+    X, y = text(n_features=9000)
+    options = {"epochs": 4, "standardize": "centered"}
+    one, two = (fit(X, y, threads=threads, **options) for threads in (1, 2))
+    assert len(one.workspace.sparse.shift) and same(one.network, two.network)
+
+
 @pytest.mark.parametrize(
     ("options", "backend"),
     [
@@ -170,6 +281,23 @@ def test_other_settings(options, backend, as_dense):
         assert all(np.abs(a.bias - b.bias).max() < 2e-2 for a, b in pairs)
     else:
         assert_close(sparse, dense)
+
+
+def test_rows_that_are_augmented_are_dense(as_dense):
+    X, y = text(n_features=3000, per_row=3)
+
+    def augment(part, rows, epoch):
+        assert part.shape == (20, 3000) and part.dtype == np.float32
+        np.testing.assert_array_equal(part, X[rows].toarray())
+        return part
+
+    trainer = make_trainer((3000, 20, 2), epsilon=4.0, epochs=2, batch_size=20)
+    trainer.fit(X, y, progress=False, augment=augment)
+    as_dense()
+    plain = make_trainer((3000, 20, 2), epsilon=4.0, epochs=2, batch_size=20)
+    plain.network.preprocessing = trainer.network.preprocessing
+    plain.fit(X, y, progress=False)
+    assert_close(trainer, plain)
 
 
 def test_results_do_not_depend_on_threads():
@@ -257,12 +385,15 @@ def test_prediction_of_sparse_rows_makes_none_dense(as_dense):
     np.testing.assert_allclose(predict_proba(network, X, backend="scipy"), found, rtol=1e-5)
 
 
-def test_scores_of_cells_to_grow_in():
+@pytest.mark.parametrize("mean", [0.0, 0.7])
+def test_scores_of_cells_to_grow_in(mean, monkeypatch):
+    monkeypatch.setattr(standardizer, "SPARSE", 1.0)
     rng = np.random.default_rng(0)
     X, D = untidy(rng, 11, 9, 0.5), rng.standard_normal((7, 11)).astype(np.float32)
-    batch = load_sparse_batch(X, np.arange(11), None, 9)
+    batch = load_sparse_batch(X, np.arange(11), Standardizer(np.full(9, mean), np.ones(9)), 9)
+    assert len(batch.shift) == 9 * bool(mean)
     scores = score_cells(np.arange(63), 9, batch, D)
-    np.testing.assert_allclose(scores, (X.toarray().T @ D.T).ravel(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores, ((X.toarray() - mean).T @ D.T).ravel(), atol=1e-5)
 
 
 def test_zeros_stay_but_in_columns_that_are_mostly_stored(as_dense):
@@ -295,6 +426,25 @@ def test_an_estimator_fits_and_predicts_wide_rows_in_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 500e6  # a dense mini-batch of 64 rows has 512 MB
+
+
+def test_an_estimator_centres_wide_rows_in_little_memory(monkeypatch):
+    monkeypatch.undo()
+    X, y = text(n_samples=64, n_features=1_000_000, per_row=30)
+    options = {"random_state": 0, "max_epochs": 2, "linear_start": False, "epsilon": 1.0}
+    tracemalloc.start()
+    model = SparseMLPClassifier(standardize="centered", **options).fit(X, y)
+    assert np.isfinite(model.predict_proba(X)).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert model.network_.preprocessing.mean.all() == (X.sum(axis=0) > 0).all()
+    assert peak < 250e6  # a dense mini-batch of 64 rows has 256 MB
+
+
+@pytest.mark.parametrize("wrong", ["center", "True", None])
+def test_another_standardisation_is_refused(wrong):
+    with pytest.raises(ParameterError, match=r"'standardize'.*True, False or 'centered'"):
+        SparseMLPClassifier(standardize=wrong).fit(*text())
 
 
 def test_a_thread_never_sees_half_of_the_output_order(monkeypatch):

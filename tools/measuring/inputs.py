@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_array, random_array
 from sklearn.metrics import roc_auc_score
 
@@ -103,8 +110,78 @@ def crossover(options: argparse.Namespace) -> None:
         print(f"{share:>9.1%}{sparse:>12.2f}{dense:>12.2f}{ratio:>8.2f}", flush=True)
 
 
+def make_categories(rows: int, columns: int, kinds: int, seed: int) -> pd.DataFrame:
+    """Return columns of text of evenly distributed kinds, and y, of which each kind tells a bit.
+
+    The log odds of y are the sum of a standard normal number for each of a row's kinds.
+    """
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(kinds, size=(rows, columns))
+    effects = rng.standard_normal((columns, kinds))
+    odds = effects[np.arange(columns), codes].sum(axis=1)
+    table = pd.DataFrame({f"column {k}": codes[:, k] for k in range(columns)})
+    y = rng.random(rows) < 1 / (1 + np.exp(-odds))
+    return ("kind " + table.astype(str)).assign(y=np.where(y, "yes", "no"))
+
+
+def categories(options: argparse.Namespace) -> None:
+    """Compare `largesparse train --categorical` with one-hot codes and logistic regression.
+
+    The table is made up: columns of text of many kinds. A fifth of the rows is held out. Memory is
+    the peak of a process, and of one that trains on 200 of the rows.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    print(
+        f"{'seed':>4}{'logistic':>10}{'ours':>8}{'s':>7}{'MiB':>7}{'of 200 rows':>13}{'dense':>7}"
+    )
+    for seed in range(options.seed, options.seed + options.repeats):
+        table = make_categories(options.rows, options.columns, options.kinds, seed)
+        n_train = len(table) - len(table) // 5
+        train, test = table[:n_train], table[n_train:]
+        X = train.drop(columns="y")
+        logistic = make_pipeline(
+            OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000)
+        )
+        reached = logistic.fit(X, train["y"]).score(test[X.columns], test["y"])
+        peaks = []
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [str(Path(folder) / name) for name in ("train.csv", "test.csv", "model")]
+            test.to_csv(paths[1], index=False)
+            for part in (train[:200], train):
+                part.to_csv(paths[0], index=False)
+                command = ["train", "--data", paths[0], "--target", "y", "--categorical"]
+                command += ["--test-fraction", "0", "--threads", "1", "--quiet", "--out", paths[2]]
+                started = time.perf_counter()
+                peaks.append(run_command(command)[1])
+                seconds = time.perf_counter() - started
+            known = ["--data", paths[1], "--target", "y", "--json"]
+            found = json.loads(run_command(["evaluate", paths[2], *known])[0])["accuracy"]
+        dense = 4 * len(train) * sum(X.nunique()) / 2**20
+        print(
+            f"{seed:>4}{reached:>10.4f}{found:>8.4f}{seconds:>7.1f}{peaks[1]:>7.0f}{peaks[0]:>13.0f}"
+            f"{dense:>7.0f}",
+            flush=True,
+        )
+
+
+def run_command(arguments: list[str]) -> tuple[str, float]:
+    """Run `largesparse` in a process of its own; return what it prints, and its peak in MiB."""
+    command = [sys.executable, "-m", "largesparse", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return printed, usage.ru_maxrss / 1024
+
+
 def add_figures(figures: Any) -> None:
-    """Add wide_inputs and crossover."""
+    """Add wide_inputs, crossover and categories."""
     add = add_figure(figures, "wide_inputs", wide_inputs).add_argument
     add("--data", help="a data set; default: made-up text")
     add("--rows", type=int, default=20_000, help="of text; default %(default)s")
@@ -113,6 +190,12 @@ def add_figures(figures: Any) -> None:
     add("--repeats", type=int, default=1, help="default %(default)s")
     add("--dense", action="store_true", help="also make mini-batches dense")
     add("--seed", type=int, default=0, help="default %(default)s")
+    add = add_figure(figures, "categories", categories).add_argument
+    add("--rows", type=int, default=20_000, help="default %(default)s")
+    add("--columns", type=int, default=5, help="default %(default)s")
+    add("--kinds", type=int, default=1000, help="of a column; default %(default)s")
+    add("--repeats", type=int, default=3, help="tables; default %(default)s")
+    add("--seed", type=int, default=0, help="of the first; default %(default)s")
     add = add_figure(figures, "crossover", crossover).add_argument
     add("--features", type=int, default=20_000, help="default %(default)s")
     add("--epsilon", type=float, default=20.0, help="default %(default)s")
