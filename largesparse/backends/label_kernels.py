@@ -19,6 +19,7 @@ from .tiles import emitted, for_each_tile
 
 SMALLEST = np.float32(np.finfo(np.float32).tiny)
 ROWS = 256  # labels of a block: with 128 samples it is in the second-level cache
+FEW = 4  # samples of a mini-batch, below which one at a time is faster than a vector of 16
 EXPONENTIAL = (  # coefficients of r^7 to r^2
     1.9875691500e-4,
     1.3981999507e-3,
@@ -50,8 +51,15 @@ def add_block_(logits, first, stop, label_weights, scales, sums, products):
                 small = np.float32(math.exp(-abs(z)))
                 sums[b] += of_label * (math.log1p(small) + max(z, np.float32(0)))
                 logits[c, b] = of_label * scales[b] * probability(z, small)
-        else:
+        elif batch >= FEW:
             add_row_(logits, c, scales, sums, products)
+        else:
+            for b in range(batch):
+                z = logits[c, b]
+                small = np.float32(math.exp(-abs(z)))
+                sums[b] += max(z, np.float32(0))
+                products[b] *= 1.0 + small
+                logits[c, b] = scales[b] * probability(z, small)
 
 
 @emitted()

@@ -20,7 +20,8 @@ from .typed_tables import parts_of_frame
 SPARSE = re.compile(r"^@data\s*$(\s|%.*$)*\{", re.IGNORECASE | re.MULTILINE)
 
 
-LABELS = re.compile(r"-C\s+(-?\d+)")  # in the name of the relation, as Meka has it
+# In the name of the relation, as Meka has it: behind a colon. Options of Weka's filters may be -C.
+LABELS = re.compile(r"(?:^\s*|:\s*|:.*\s)-C\s+(-?\d+)(?![\d.])")
 
 
 def read_arff(path: Path, wanted: Wanted) -> Parts:
@@ -42,10 +43,17 @@ def read_arff(path: Path, wanted: Wanted) -> Parts:
     kinds = [kind for _, kind in found["attributes"]]
     labels = _labels_of(path, found["relation"], names, wanted)
     if labels:
+        for option, columns in (("--drop", wanted.drop), ("--id", (wanted.id,))):
+            if taken := {names[k] for k in labels}.intersection(map(str, columns)):
+                raise DataError(
+                    f"{path}: the column {min(taken)!r} is a label by -C in the relation's name, "
+                    f"and {option}. Say one of the two, or name a --target."
+                )
         others = wanted.replace(drop=(*wanted.drop, *(names[k] for k in labels)))
         parts = _read(path, found["data"], names, kinds, others, sparse)
         y = _indicator(path, found["data"], {k: names[k] for k in labels}, kinds, sparse)
-        return parts._replace(y=y)
+        layout = parts.layout._replace(labels=[names[k] for k in labels])
+        return parts._replace(y=y, layout=layout)
     return _read(path, found["data"], names, kinds, wanted, sparse)
 
 
@@ -55,13 +63,14 @@ def _labels_of(path: Path, relation: str, names: list[str], wanted: Wanted) -> l
     if found is None or wanted.target is not None:
         return []
     count = int(found[1])
-    if not 0 < abs(count) < len(names):
+    if count == 0 or (wanted.columns is not None and abs(count) >= len(names)):
+        return []  # a model's rows to predict may have no labels
+    if abs(count) >= len(names):
         raise DataError(
             f"{path}: the relation's name has -C {count}, and there are {len(names)} attributes. "
             "Write how many of the first ones are labels there, or below 0 of the last ones."
         )
     labels = list(range(count) if count > 0 else range(len(names) + count, len(names)))
-    # a model's rows to predict may have no labels
     return [] if {names[k] for k in labels} & set(wanted.columns or ()) else labels
 
 
@@ -97,7 +106,7 @@ def _read(
 
     if sparse:
         return _of_sparse(path, rows, names, kinds, wanted)
-    columns = zip(*rows, strict=True)
+    columns: Any = zip(*rows, strict=True) if rows else [()] * len(names)
     pairs = zip(names, kinds, strict=True)
     numeric = [_is_numeric(kind) and name != wanted.target for name, kind in pairs]
     parsed = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .categories import Encoded, encode
 from .checks import first_true
-from .frames import SHOWN, first_doubled, positions_of
+from .frames import SHOWN, first_doubled, positions_of, some_of
 from .headers import is_missing
 from .layout import MISSING_MARK, FileLayout, Wanted
 from .precision import Rounding, float32_prints_the_same
@@ -22,6 +22,7 @@ from .precision import Rounding, float32_prints_the_same
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TEXT_GAPS = (MISSING_MARK, "NA")  # what stands for a text that is missing, beside an empty one
 CHUNK_BYTES = 2**25  # of the values of a chunk, in float64
 
 
@@ -241,6 +242,11 @@ def _gather(
     features = None if names is None else sources
     notes: tuple[str, ...] = ()
     encoded = None
+    if words and len(sources) != len(columns.features):
+        raise DataError(
+            f"{columns.path} has {len(columns.features)} columns of features, and the model was "
+            f"trained on {len(sources)}: {some_of(sources, SHOWN)}. Write those, in this order."
+        )
     if words and n_kept:
         whole = {i: np.concatenate(parts) for i, parts in words.items()}
         encoded, categories, notes = encode(columns, sources, whole, wanted)
@@ -270,7 +276,7 @@ def _texts(column: Any, same: dict[str, str]) -> NDArray[np.object_]:
     gaps = column.isna().to_numpy()
     words = ["" if gap else str(value).strip() for value, gap in zip(column, gaps, strict=True)]
     texts = np.empty(len(words), object)
-    texts[:] = [same.setdefault(word, word) if word != MISSING_MARK else "" for word in words]
+    texts[:] = ["" if word in TEXT_GAPS else same.setdefault(word, word) for word in words]
     return texts
 
 

@@ -53,6 +53,11 @@ def read_extreme(path: Path) -> tuple[csr_array, csr_array]:
             if not HEADER.fullmatch(header):
                 raise ValueError(f"it begins with {header[:50]!r}")
             n_rows, n_features, n_labels = map(int, header.split())
+            if not (0 < n_features <= LARGEST and 0 < n_labels <= LARGEST):
+                raise ValueError(
+                    f"it says {n_features} features and {n_labels} labels, which must be 1 to "
+                    f"{LARGEST}"
+                )
             X, y = _read_lines(file, n_features, n_labels)
         if X.shape[0] != n_rows:
             raise ValueError(f"it has {X.shape[0]} lines with features, and says {n_rows}")

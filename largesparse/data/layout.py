@@ -33,6 +33,7 @@ class FileLayout(NamedTuple):
     n_columns: int | None = None  # of a file without names
     means: list[float] | None = None  # of the columns of numbers, which missing values become
     indicators: list[str] | None = None  # columns of numbers, of which a feature says what lacks
+    labels: list[str] | None = None  # of y with several labels a row, where they have names
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FileLayout:
@@ -40,7 +41,7 @@ class FileLayout(NamedTuple):
         layout = cls(**values)
         truths = (layout.header, layout.zero_based, layout.transpose, layout.log)
         words = (layout.id, layout.missing, layout.decimal)
-        lists = [layout.columns or [], layout.indicators or []]
+        lists = [layout.columns or [], layout.indicators or [], layout.labels or []]
         lists += (layout.categories or {}).values()
         np.asarray(layout.means or [], np.float64)
         if (

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, ParameterError
 from .categories import Encoded, join
-from .frames import some_of
+from .frames import first_doubled, some_of
 from .layout import MISSING_MARK, FileLayout
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ def complete(
         encoded = encoded and encoded._replace(features=encoded.features.log1p())
     table = table._replace(layout=table.layout._replace(missing=missing, log=log or None))
     if not isinstance(X, np.ndarray):
+        if missing is not None and (gaps := int(np.isnan(X.data).sum())):
+            raise DataError(
+                f"{gaps} values are missing, which missing={missing!r} (--missing {missing}) "
+                "cannot mend in a sparse table. Fill them first, or leave such rows out."
+            )
         return table._replace(X=X)
     names = table.feature_names or table.layout.columns or list(map(str, range(X.shape[1])))
     wanted = [] if trained is None else trained.indicators or []
@@ -43,10 +48,6 @@ def complete(
     if missing == "indicator" and trained is None:
         marked = np.flatnonzero(np.isnan(X).any(axis=0)).tolist()
     marks = np.isnan(X[:, marked])
-    means = None if trained is None else trained.means
-    if trained is None and (encoded is not None or missing in ("mean", "indicator")):
-        means = _means(X, names).tolist()
-        table = table._replace(layout=table.layout._replace(means=means))
     if missing == "drop":
         present = ~np.isnan(X).any(axis=1)
         if encoded is not None:
@@ -58,7 +59,12 @@ def complete(
         X, marks = X[present], marks[present]
         y, ids = (part if part is None else part[present] for part in (table.y, table.ids))
         table = table._replace(y=y, ids=ids)
-    elif missing is not None:
+    means = None if trained is None else trained.means
+    filled = missing in ("mean", "indicator")
+    if trained is None and (encoded is not None or filled) and len(X):
+        means = _means(X, names).tolist()
+        table = table._replace(layout=table.layout._replace(means=means))
+    if filled:
         if means is None:
             raise ParameterError(
                 f"missing={missing!r} (--missing {missing}) takes the means of the model's "
@@ -80,6 +86,10 @@ def complete(
         table = table._replace(
             layout=layout._replace(indicators=indicators, columns=layout.columns or names),
             feature_names=[*features, *(f"{name}={MISSING_MARK}" for name in indicators)],
+        )
+    if (twice := first_doubled(table.feature_names or [])) is not None:
+        raise DataError(
+            f"Two features would be named {twice!r}, which is COLUMN=CATEGORY. Rename a column."
         )
     return table._replace(X=X)
 
@@ -108,7 +118,7 @@ def logarithms(X: Any) -> Any:
 
 def row_numbers(X: NDArray, names: list[str] | None) -> list[str]:
     """Return a warning where a column counts the rows, or the first one seems to name them."""
-    if len(X) < FEW_ROWS or X.shape[1] < 2:
+    if len(X) < FEW_ROWS or X.shape[1] == 0:
         return []
     suspects = []
     for k in np.flatnonzero((X[1:3] - X[:2] == 1).all(axis=0)).tolist():

@@ -193,11 +193,10 @@ def read_table(
         table = align_columns(table, columns)
     if labels is not None:
         table = _with_labels(table, labels, target)
-    table = _checked(path, complete(table, encoded, missing, log=log), target)
-    if columns is None and isinstance(table.X, np.ndarray):
+    if columns is None and isinstance(table.X, np.ndarray) and (encoded or table.X.shape[1] > 1):
         notes = row_numbers(table.X, table.feature_names)
         table = table._replace(notes=(*table.notes, *notes))
-    return table
+    return _checked(path, complete(table, encoded, missing, log=log), target)
 
 
 def _read(
@@ -352,6 +351,9 @@ def read_table_like(
     table, encoded = _read(
         path, format, wanted, part=part, zero_based=zero_based, transpose=transpose
     )
+    if trained.labels and table.layout.labels:
+        order = positions_of(trained.labels, table.layout.labels, f"Of labels, {path}")
+        table = table._replace(y=table.y[:, order])
     n_columns = table.X.shape[1]
     if zero_based is None and table.layout.zero_based is False and n_columns < n_features:
         raise DataError(

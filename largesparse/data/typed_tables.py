@@ -61,13 +61,26 @@ def _frames(file: Any, size: int, columns: Columns) -> Iterator[DataFrame]:
     others = [i for i in (columns.target, columns.id) if i is not None]
     read = [columns.names[i] for i in [*columns.features, *others]]
     for batch in file.iter_batches(size, columns=read):
-        frame = batch.to_pandas()
+        frame = _whole_numbers(batch, columns).to_pandas()
         frame.columns = [where[str(name)] for name in frame.columns]
         target = columns.target
         if target is not None and is_decimal(batch.schema.field(columns.names[target]).type):
             frame[target] = frame[target].astype(float)
         _check_numbers(columns, frame)
         yield frame
+
+
+def _whole_numbers(batch: Any, columns: Columns) -> Any:
+    """Return a batch whose integers that are encoded are text: with gaps pandas makes 1 to 1.0."""
+    from pyarrow import string
+    from pyarrow.types import is_integer
+
+    for i in columns.text:
+        place = batch.schema.get_field_index(columns.name(i))
+        if is_integer(batch.schema.field(place).type):
+            batch = batch.set_column(place, columns.name(i), batch.column(place).cast(string()))
+            batch = batch.replace_schema_metadata(None)  # pandas' own, which says integers
+    return batch
 
 
 def _check_numbers(columns: Columns, frame: DataFrame) -> None:

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+)
 
 from ..data.checks import LARGEST, encode_labels, refuse_masked
 from ..data.label_sets import LabelSets, check_label_sets
 from ..data.targets import warn_of_quantities
-from ..errors import ParameterError, check_range
+from ..errors import DataError, ParameterError, check_range
 from ..model.config import Loss
 from ..training.prediction import Predictor
 from .base import BaseSparseMLP, Weights, count_rows, undone_on_error
@@ -369,8 +373,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         given = check_label_sets(y, n_labels).to_csr()
         check_consistent_length(X, given, sample_weight)
         found = self._predict(X, Predictor.predict)
-        right = (found != given).sum(axis=1) == 0
-        return float(np.average(right, weights=sample_weight))
+        right = np.asarray((found != given).sum(axis=1) == 0, np.float64)
+        weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        if not weights.any():
+            raise DataError("sample_weight is 0 for all rows to score. Give some a weight.")
+        return float(np.average(right, weights=weights))
 
     def _weights(self, sample_weight: Any, X: Any, y: NDArray, *, ratios: bool) -> Weights | None:
         """Return the product of the weights of rows and of their classes."""

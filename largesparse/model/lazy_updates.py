@@ -53,13 +53,14 @@ class LazyUpdates:
         """Bring up to date the weights that a mini-batch needs; set their gradients to 0.
 
         Return False, with all weights up to date, where all are to be updated, as they are where
-        the mini-batch is dense (or None).
+        the mini-batch is dense (or None), or its features have a shift.
         """
         from ..backends.sparse_input_kernels import catch_up
 
         layer = self._layer
         self._batch = None
-        if not isinstance(batch, SparseBatch) or FEW * len(batch.features) > layer.n_in:
+        is_few = isinstance(batch, SparseBatch) and FEW * len(batch.features) <= layer.n_in
+        if not isinstance(batch, SparseBatch) or not is_few or len(batch.shift):
             self.settle_()
             return False
         self._batch = batch

@@ -654,3 +654,111 @@ def test_counts_are_hinted_at_and_logarithms_kept(tmp_path, sparse):
 def test_a_layout_that_cannot_be_is_refused(layout):
     with pytest.raises(ValueError, match="is not known"):
         FileLayout.from_dict(layout)
+
+
+def test_rows_that_are_left_out_have_no_part_in_the_means(tmp_path):
+    lines = "\n".join(["c,x,y", *["red,1,0", "blue,2,1", "?,1000,0", "NA,1000,0", "blue,3,1"] * 10])
+    table = read_table(write(tmp_path / "t.csv", lines), "y", categorical=[], missing="drop")
+    assert table.X.shape == (30, 3) and table.layout.means == [2.0]
+
+
+def test_texts_that_are_missing_are_of_one_kind(tmp_path):
+    lines = "\n".join(["c,x,y", "red,1,0", ",2,1", "?,3,0", "NA,4,1", "blue,5,1"])
+    path = write(tmp_path / "t.csv", lines)
+    table = read_table(path, "y", categorical=["c"], missing="indicator")
+    assert table.feature_names == ["c=?", "c=blue", "c=red", "x"]
+    assert np.asarray(table.X[:, [0]]).ravel().tolist() == [0, 1, 1, 1, 0]
+    with pytest.raises(DataError, match="missing value"):
+        read_table(path, "y", categorical=["c"])
+
+
+def test_a_row_number_beside_many_categories_is_asked_about(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"n": range(400), "y": rng.integers(2, size=400)})
+    for name in "abc":
+        frame[name] = [f"{name}{k}" for k in rng.integers(140, size=400)]
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = read_table(tmp_path / "t.csv", "y", categorical=[])
+    assert sp.issparse(table.X)
+    assert any("'n' looks like a row number" in note for note in table.notes)
+
+
+def test_a_table_without_names_that_lacks_a_column_is_refused(tmp_path):
+    rows = [f"{'xyz'[k % 3]},{k % 7},{'abc'[k % 3]},{k % 2}" for k in range(30)]
+    path = write(tmp_path / "t.data", "\n".join(rows))
+    model = model_of(read_table(path, -1, categorical=[], header=False), tmp_path)
+    less = write(tmp_path / "less.data", "\n".join(row[:3] + row[-2:] for row in rows))
+    with pytest.raises(DataError, match="trained on 3: '0', '1', '2'"):
+        read_table_for(model, less, -1)
+
+
+def test_whole_numbers_as_categories_keep_their_names_where_some_are_missing(tmp_path):
+    pytest.importorskip("pyarrow")
+    numbers = pd.array([0, 1, 2, 1], dtype="Int64")
+    for name, gaps in (("t", []), ("gap", [3])):
+        frame = pd.DataFrame({"k": numbers, "x": [1.5, 2, 3, 4], "y": [0, 1, 0, 1]})
+        frame.loc[gaps, "k"] = pd.NA
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    table = read_table(tmp_path / "t.parquet", "y", categorical=["k"])
+    assert table.feature_names == ["k=0", "k=1", "k=2", "x"]
+    found = read_table_for(model_of(table, tmp_path), tmp_path / "gap.parquet", "y", missing="mean")
+    np.testing.assert_array_equal(found.X[:3], table.X[:3])
+    assert found.X[3].tolist() == [0, 0, 0, 4] and not found.notes
+
+
+def test_features_of_one_name_are_refused(tmp_path):
+    lines = "\n".join(["a,a=b,y", *["b=c,c,0", "d,e,1"] * 5])
+    with pytest.raises(DataError, match="'a=b=c'"):
+        read_table(write(tmp_path / "t.csv", lines), "y", categorical=[])
+
+
+def test_gaps_of_sparse_tables_are_refused_without_a_circle(tmp_path):
+    lines = "@relation t\n@attribute x numeric\n@attribute z numeric\n@attribute y {a,b}\n@data\n"
+    path = write(tmp_path / "t.arff", lines + "{0 ?, 2 b}\n{1 2, 2 b}\n")
+    with pytest.raises(DataError, match="sparse table"):
+        read_table(path, "y", missing="indicator")
+
+
+def arff(path, relation, order="abxyz", rows=40):
+    """Write ARFF whose attributes, by their letters, have values that follow from them."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.integers(2, size=rows) for name in "ab"}
+    values |= {name: rng.standard_normal(rows).round(3) for name in "xyz"}
+    lines = [f"@relation '{relation}'", *(f"@attribute {name} numeric" for name in order), "@data"]
+    lines += [",".join(str(values[name][row]) for name in order) for row in range(rows)]
+    return write(path, "\n".join(lines) + "\n")
+
+
+def test_only_what_meka_writes_says_which_attributes_are_labels(tmp_path):
+    for relation in ("iris-weka.AttributeSelection-E -- -C 1.0 -M 2", "j: J48 -C 0.25", "s -C 2"):
+        table = read_table(arff(tmp_path / "w.arff", relation))
+        assert table.y is None and table.X.shape == (40, 5)
+    for relation in ("Some: -C 2", "-C 2", "Some: -split 10 -C 2"):
+        table = read_table(arff(tmp_path / "m.arff", relation))
+        assert table.y.shape == (40, 2) and table.feature_names == ["x", "y", "z"]
+
+
+def test_labels_of_arff_are_found_by_name(tmp_path):
+    table = read_table(arff(tmp_path / "m.arff", "Some: -C 2"))
+    model = model_of(table, tmp_path)
+    other = arff(tmp_path / "o.arff", "Some: -C -2", order="zyxba")
+    found = read_table_for(model, other)
+    np.testing.assert_array_equal(found.X, table.X)
+    np.testing.assert_array_equal(found.y.toarray(), table.y.toarray())
+    with pytest.raises(DataError, match=r"labels.*lacks.*'a'"):
+        read_table_for(model, arff(tmp_path / "l.arff", "Some: -C 1", order="bxyz"))
+    for relation in ("Some: -C 3", "Some: -C 2"):  # rows to predict
+        rows = read_table_for(model, arff(tmp_path / "p.arff", relation, order="xyz"))
+        np.testing.assert_array_equal(rows.X, table.X)
+    for option in ({"drop": ["a"]}, {"id": "a"}):
+        with pytest.raises(DataError, match="'a' is a label by -C"):
+            read_table(tmp_path / "m.arff", **option)
+
+
+def test_files_without_rows_or_with_impossible_headers_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no rows"):
+        read_table(arff(tmp_path / "m.arff", "Some", rows=0))
+    for header in ("2 5 5000000000", "2 5 0", f"2 {2**63 - 1} 4"):
+        path = write(tmp_path / "t.txt", f"{header}\n0 1:2\n1 2:1\n")
+        with pytest.raises(DataError, match="must be 1 to"):
+            read_table(path, format="extreme")

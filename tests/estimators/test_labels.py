@@ -374,3 +374,14 @@ def test_sparse_numbers_are_refused():
     X, Y = small_rows()
     with pytest.raises(DataError, match="use SparseMLPClassifier"):
         SparseMLPRegressor((9,), max_epochs=1).fit(X, csr_array(Y))
+
+
+def test_weights_of_a_score_are_checked(task, fitted):
+    X, y = task.X_test, task.y_test
+    weights = np.random.default_rng(0).uniform(size=X.shape[0])
+    expected = accuracy_score(y, fitted.predict(X), sample_weight=weights)
+    assert fitted.score(X, y, weights) == pytest.approx(expected)
+    bad = [np.full(len(weights), np.nan), -weights, 0 * weights, weights[:, None]]
+    for each in bad:
+        with pytest.raises(ValueError, match="weight"):
+            fitted.score(X, y, each)

@@ -463,3 +463,14 @@ def test_a_thread_never_sees_half_of_the_output_order(monkeypatch):
     monkeypatch.setattr(pattern_kernels, "reorder", observed)
     assert np.array_equal(layer.values_by_output, expected)
     assert seen == [False] and not layer.is_stale
+
+
+def test_features_with_a_shift_are_updated_though_a_batch_lacks_them(shifted, as_dense):
+    """Their gradient is not 0 where they are."""
+    X, y = text(n_samples=200, n_features=3000)
+    options = {"standardize": "centered", "batch_size": 8, "dropout": 0.0}
+    sparse = fit(X, y, **options)
+    batch = load_sparse_batch(X, np.arange(8), sparse.network.preprocessing, 3000)
+    assert len(batch.shift) and lazy_updates.FEW * len(batch.features) < 3000
+    as_dense()
+    assert_close(sparse, fit(X, y, **options))
