@@ -58,8 +58,11 @@ def kernel_threads(count: int) -> Iterator[None]:
     threading_layer()  # before numba starts its threads
     check_fork()
     before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    wanted = min(count, numba.config.NUMBA_NUM_THREADS)
+    if wanted != before:
+        numba.set_num_threads(wanted)
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        if wanted != before:
+            numba.set_num_threads(before)
