@@ -32,7 +32,9 @@ def gradients(model, run, x):
 def test_a_compiled_model_computes_the_same(dropout):
     torch._dynamo.reset()
     model, x = chain(dropout), torch.randn(2, 7, 12)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for _ in range(3):
         torch.manual_seed(0)
