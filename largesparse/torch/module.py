@@ -131,7 +131,12 @@ def to_network(
     ParameterError
         Where the modules are not such a chain.
     """
-    parts = [part for part in _parts(module) if not isinstance(part, nn.Dropout | nn.Identity)]
+    parts: list[nn.Module] = []
+    for part in _parts(module):
+        if not isinstance(part, nn.Dropout | nn.Identity):
+            parts.append(part)
+        if isinstance(part, SparseLinear) and part.activation is not None:
+            parts.append(part.activation)
     linears = [part for part in parts if isinstance(part, SparseLinear)]
     config = module.config if isinstance(module, Network) else _config_of(parts, linears, loss)
     shapes = [part for part in parts if isinstance(part, SReLU)]

@@ -169,17 +169,22 @@ class OursInTorch(TorchMLP):
     dense_bytes = 0
 
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
-        from largesparse.torch import SparseLinear
+        from largesparse.torch import AllReLU, SparseLinear
 
-        seed = SEED + len(self.model)
-        layer = SparseLinear(n_in, n_out, density=density, recipe=self.problem.recipe, seed=seed)
+        k, last = len(self.model), len(self.problem.layer_sizes) - 2
+        layer = SparseLinear(
+            n_in,
+            n_out,
+            density=density,
+            activation=AllReLU(ALPHA, k + 2, DROPOUT) if k < last else None,
+            recipe=self.problem.recipe,
+            seed=SEED + k,
+        )
         self.connections += layer.connections
         return layer
 
     def make_activation(self, number: int) -> list[Any]:
-        from largesparse.torch import AllReLU
-
-        return [AllReLU(ALPHA, number, DROPOUT)]
+        return []  # the layer has it
 
     def evolve(self) -> None:
         from largesparse.torch import evolve
