@@ -250,9 +250,9 @@ class SparseLinear(nn.Module):
         errors = rest[4]
         if indptr is not None and indices is not None and len(indptr) == self.in_features + 1:
             try:
-                arrays = (array_of(each.to(torch.int32)).copy() for each in (indptr, indices))
+                rows, columns = (array_of(t.to(torch.int32)).copy() for t in (indptr, indices))
                 sizes = self.in_features, self.out_features
-                topology = checked_topology(*sizes, *arrays, name=f"{prefix}indptr and indices")
+                topology = checked_topology(*sizes, rows, columns, f"{prefix}indptr and indices")
                 if values is None or values.shape != indices.shape:
                     raise ValueError(f"{prefix}values are not as many as {prefix}indices")
             except ValueError as error:
@@ -297,9 +297,9 @@ def _settings(
 def _given_topology(topology: Topology | Tensor, n_in: int, n_out: int) -> Topology:
     if isinstance(topology, Topology) and (topology.n_in, topology.n_out) == (n_in, n_out):
         return topology
-    is_mask = isinstance(topology, Tensor) and topology.dtype == torch.bool
-    if is_mask and topology.shape == (n_out, n_in):
-        cells = np.flatnonzero(topology.t().contiguous().numpy())
+    mask = topology if isinstance(topology, Tensor) and topology.dtype == torch.bool else None
+    if mask is not None and mask.shape == (n_out, n_in):
+        cells = np.flatnonzero(mask.t().contiguous().numpy())
         return Topology.from_cells(n_in, n_out, cells)
     raise ParameterError(
         f"The 'topology' parameter of {OWNER} must be a Topology of {n_in} inputs and {n_out} "

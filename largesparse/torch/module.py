@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..backends.operands import Float32
 from ..data.standardizer import Standardizer
 from ..errors import DataError, ParameterError
 from ..model.activations import TRAINED
@@ -27,14 +28,24 @@ SCALING = ("input_mean", "input_scale", "target_mean", "target_scale")
 class SharedLayer(SparseLayer):
     """A layer whose weights PyTorch may change: their output order is renewed for every use."""
 
-    @SparseLayer.values_by_output.getter
-    def values_by_output(self) -> Any:
+    @property
+    def values_by_output(self) -> Float32:
+        """The weights in output order, (nnz,), as they are now."""
         self.refresh()
         return self._copy
+
+    @values_by_output.setter
+    def values_by_output(self, values: Float32) -> None:
+        self._copy = values
 
 
 class Network(nn.Module):
     """Standardisation, layers, and the scale of predicted numbers: see `export.to_torch`."""
+
+    input_mean: Tensor | None
+    input_scale: Tensor | None
+    target_mean: Tensor | None
+    target_scale: Tensor | None
 
     def __init__(self, network: SparseMLP, share: bool) -> None:
         super().__init__()
@@ -67,7 +78,7 @@ class Network(nn.Module):
                 f"The module takes inputs of shape (batch, {self.n_features}). Got "
                 f"{tuple(x.shape)} instead; a single row is x[None, :]."
             )
-        if self.input_mean is not None:
+        if self.input_mean is not None and self.input_scale is not None:
             x = (x - self.input_mean) * self.input_scale
         out: Tensor = self.layers(x.to(torch.float32))
         if self.target_scale is not None:
@@ -181,6 +192,7 @@ def _config_of(parts: list[nn.Module], linears: list[SparseLinear], loss: str) -
     alternate = all(isinstance(part, SparseLinear) == (k % 2 == 0) for k, part in enumerate(parts))
     is_chain = len(linears) == len(parts) or (alternate and len(kinds) == hidden)
     numbers = [part.number for part in parts if isinstance(part, AllReLU)]
+    activation, alpha = (kinds[0] if kinds else None) or ("linear", 0.6)
     if not linears or not is_chain or len(set(kinds)) > 1 or None in kinds:
         problem = ", ".join(type(part).__name__ for part in parts) or "nothing"
     elif numbers and numbers != list(range(2, 2 + hidden)):
@@ -191,10 +203,8 @@ def _config_of(parts: list[nn.Module], linears: list[SparseLinear], loss: str) -
         sizes = (linears[0].in_features, *(linear.out_features for linear in linears))
         cells = sum(linear.in_features * linear.out_features for linear in linears)
         density = sum(linear.connections for linear in linears) / cells
-        activation, alpha = kinds[0] if kinds else ("linear", 0.6)
-        return NetworkConfig(
-            sizes, density=density, activation=activation, alpha=alpha, loss=loss, recipe="width"
-        )
+        options: Any = {"activation": activation, "alpha": alpha, "loss": loss}
+        return NetworkConfig(sizes, density=density, recipe="width", **options)
     raise ParameterError(
         "A Sequential for to_network alternates SparseLinear with one kind of activation, and ends "
         f"with a SparseLinear. Got {problem}."

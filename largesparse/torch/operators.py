@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends import Backend, Dropout
-from ..backends.operands import NO_DROPOUT, NO_STATE, RESOLUTION, Connections, Derivative
+from ..backends.operands import NO_DROPOUT, NO_STATE, RESOLUTION, Connections, Derivative, Int32
 from ..machine.threads import kernel_threads
 from ..model.network import dropout_key
 
@@ -48,7 +48,8 @@ class Pattern:
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self.tensors = tensors
         arrays = [array_of(tensor) for tensor in tensors]
-        self.by_input, self.by_output, self.to_output_order = arrays[:2], arrays[2:4], arrays[4]
+        self.by_input, self.by_output = (arrays[0], arrays[1]), (arrays[2], arrays[3])
+        self.to_output_order = arrays[4]
         self.n_out = len(arrays[2]) - 1
         with _lock:
             if tensors[4] not in workspaces:
@@ -144,15 +145,15 @@ def _backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of columns, values and bias; those not needed are empty."""
-    pattern = [array_of(indptr), array_of(indices)]
-    return _gradients(gradient, columns, values, pattern, needed)
+    by_input = array_of(indptr), array_of(indices)
+    return _gradients(gradient, columns, values, by_input, needed)
 
 
 def _gradients(
     gradient: Tensor,
     columns: Tensor,
     values: Tensor,
-    by_input: list[NDArray[Any]],
+    by_input: tuple[Int32, Int32],
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ..backends import kernels
