@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..backends import Backend, Dropout
+from ..backends import Dropout, fused, kernels
 from ..backends.operands import NO_DROPOUT, NO_STATE, RESOLUTION, Connections, Derivative, Int32
+from ..backends.pattern_kernels import reorder
 from ..machine.threads import kernel_threads
 from ..model.network import dropout_key
 
+backend = fused.load()  # which has kernels for bfloat16
 NO_DERIVATIVE = Derivative(np.float32(1), np.float32(1), NO_STATE)  # there is no activation
 
 
@@ -68,13 +70,6 @@ def custom_operator(name: str, schema: str) -> Any:
     )
 
 
-def backend() -> Backend:
-    """Return the backend of the layers, which has kernels for bfloat16."""
-    from ..backends.fused import load
-
-    return load()
-
-
 def is_traced(tensor: Tensor) -> bool:
     """Return whether PyTorch compiles, exports, or passes something that is not a plain tensor."""
     return torch.compiler.is_compiling() or type(tensor) is not Tensor
@@ -104,8 +99,6 @@ def _product(
     state: Tensor | None = None,
 ) -> Tensor:
     """Return what `linear` does or, with numbers and a state, what its activation makes of that."""
-    from ..backends.pattern_kernels import reorder
-
     n_out = pattern.n_out
     out = columns.new_empty((n_out, columns.shape[1]))
     shift = np.zeros(n_out, dtype=np.float32) if bias is None else array_of(bias)
@@ -115,7 +108,7 @@ def _product(
     with kernel_threads(torch.get_num_threads()), pattern.lock:
         reorder(array_of(values), pattern.to_output_order, pattern.workspace)
         connections = Connections(*pattern.by_output, pattern.workspace)
-        backend().forward(connections, shift, array_of(columns), **options)
+        backend.forward(connections, shift, array_of(columns), **options)
     return out
 
 
@@ -156,8 +149,6 @@ def _gradients(
     by_input: tuple[Int32, Int32],
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from ..backends import kernels
-
     found = _new_gradients(gradient, columns, values, needed)
     if columns.shape[1] == 0:  # no tile of a row is computed
         return tuple(one.zero_() for one in found)  # type: ignore[return-value]
@@ -165,7 +156,7 @@ def _gradients(
     of_columns, of_values, of_bias = map(array_of, found)
     with kernel_threads(torch.get_num_threads()):
         if needed[0] and needed[1]:
-            backend().backward(
+            backend.backward(
                 Connections(*by_input, array_of(values)),
                 X,
                 D,
@@ -176,7 +167,7 @@ def _gradients(
                 accumulate=False,
             )
         elif needed[0]:
-            backend().spmm(*by_input, array_of(values), D, out=of_columns)
+            backend.spmm(*by_input, array_of(values), D, out=of_columns)
         elif needed[1]:
             kernels.sddmm(*by_input, X, D, of_values, False)
         if needed[2]:
@@ -299,8 +290,6 @@ def _activate(
     rows: Tensor, slope: float, keep_below: int, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return activations, and the bits that `backends.kernels` calls their state: flat int32."""
-    from ..backends import kernels
-
     out = rows.clone()
     state = _new_state(rows, len(rows))
     with kernel_threads(torch.get_num_threads()):
@@ -334,8 +323,6 @@ def _before_activation(
     gradient: Tensor, state: Tensor, slope: float, keep_below: int
 ) -> tuple[Tensor, Tensor]:
     """Return dL/dz of a gradient (n, batch), and the sums of its rows, float32 (n,)."""
-    from ..backends import kernels
-
     out = gradient.clone(memory_format=torch.contiguous_format)
     sums = torch.empty(len(out))
     share = np.float32(keep_below / RESOLUTION)

@@ -10,9 +10,11 @@ torch = pytest.importorskip("torch")
 
 from largesparse.torch import AllReLU, Evolution, SparseLinear  # noqa: E402
 
+GROWTHS = ("random", "gradient")
 
-def train(rank, folder, growth):
-    """Train in one of two processes, on rows of its own, and save the state."""
+
+def run(rank, folder):
+    """Train in one of two processes, on rows of its own, by each growth."""
     torch.set_num_threads(1)
     distributed = torch.distributed
     distributed.init_process_group(
@@ -22,6 +24,13 @@ def train(rank, folder, growth):
         world_size=2,
         timeout=timedelta(seconds=60),
     )
+    for growth in GROWTHS:
+        torch.save(train(rank, growth), f"{folder}/{growth}-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def train(rank, growth):
+    """Return the state after a training, the momentum, and the indices before."""
     model = torch.nn.Sequential(
         SparseLinear(20, 30, density=0.3, seed=1),
         AllReLU(),
@@ -39,17 +48,24 @@ def train(rank, folder, growth):
         optimizer.step()
         evolution.step()
     momentum = optimizer.state[model[0].values]["momentum_buffer"]
-    torch.save((model.state_dict(), momentum, first), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return model.state_dict(), momentum, first
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
-@pytest.mark.parametrize("growth", ["random", "gradient"])
-def test_topologies_stay_equal(tmp_path, growth, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(train, (str(tmp_path), growth), nprocs=2)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    if not torch.distributed.is_available():
+        pytest.skip("PyTorch without distributed")
+    folder = tmp_path_factory.mktemp("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.multiprocessing.spawn(run, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_topologies_stay_equal(folder, growth):
     (one, momentum, first), (other, also, _) = (
-        torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
+        torch.load(folder / f"{growth}-{rank}.pt") for rank in range(2)
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
