@@ -19,7 +19,7 @@ from ..model.evolution import evolve as evolve_layer
 from ..model.growth import GradientGrowth
 from ..randomness import stream
 from .linear import SparseLinear, sparse_layers
-from .operators import array_of
+from .tensors import array_of
 
 CANDIDATES = 4.0  # cells looked at for every connection that grows; growth "gradient"
 

@@ -22,16 +22,8 @@ from ..model.topology import (
     erdos_renyi,
 )
 from ..randomness import seed_sequence, stream
-from .operators import (
-    Numbers,
-    Pattern,
-    activation_numbers,
-    all_relu,
-    array_of,
-    is_traced,
-    sparse_linear,
-    traced_linear,
-)
+from .operators import Numbers, Pattern, activation_numbers, all_relu, sparse_linear, traced_linear
+from .tensors import array_of, is_traced
 
 PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
 OWNER = "SparseLinear"

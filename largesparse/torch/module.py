@@ -20,7 +20,7 @@ from ..model.config import NetworkConfig
 from ..model.layer import LayerArrays, LayerConfig, SparseLayer
 from ..model.network import SparseMLP
 from .linear import AllReLU, SparseLinear, SReLU
-from .operators import array_of
+from .tensors import array_of
 
 SCALING = ("input_mean", "input_scale", "target_mean", "target_scale")
 

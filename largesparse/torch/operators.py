@@ -23,6 +23,7 @@ from ..backends.operands import NO_DROPOUT, NO_STATE, RESOLUTION, Connections, D
 from ..backends.pattern_kernels import reorder
 from ..machine.threads import kernel_threads
 from ..model.network import dropout_key
+from .tensors import array_of, custom_operator, is_traced, refuse_second, transposed
 
 backend = fused.load()  # which has kernels for bfloat16
 NO_DERIVATIVE = Derivative(np.float32(1), np.float32(1), NO_STATE)  # there is no activation
@@ -35,13 +36,6 @@ Numbers = tuple[float, int, Tensor | None]
 # freed with the tensor of its output order.
 workspaces: Any = WeakTensorKeyDictionary()
 _lock = threading.Lock()  # threads may predict with one layer
-
-
-def array_of(tensor: Tensor) -> NDArray[Any]:
-    """Return a view; a bfloat16 is a uint16 for the kernels, as is an int32 of bits a uint32."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 class Pattern:
@@ -61,26 +55,6 @@ class Pattern:
     def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
         """Return whether these are its tensors."""
         return all(map(operator.is_, self.tensors, tensors))
-
-
-def custom_operator(name: str, schema: str) -> Any:
-    """Return a decorator that registers a custom operator of the CPU."""
-    return torch.library.custom_op(
-        f"largesparse::{name}", mutates_args=(), device_types="cpu", schema=schema
-    )
-
-
-def is_traced(tensor: Tensor) -> bool:
-    """Return whether PyTorch compiles, exports, or passes something that is not a plain tensor."""
-    return torch.compiler.is_compiling() or type(tensor) is not Tensor
-
-
-def refuse_second(ctx: Any, *gradients: Any) -> Any:
-    """Raise the error of a second derivative."""
-    raise NotImplementedError(
-        "Sparse layers have no second derivatives. Call backward() or torch.autograd.grad without "
-        "create_graph=True, or make the layer dense first: largesparse.torch.to_dense."
-    )
 
 
 # A layer: WᵀX + b. Its weights are in input order.
@@ -254,7 +228,7 @@ def _new_state(columns: Tensor, n: int) -> Tensor:
 
 
 def _columns(x: Tensor) -> Tensor:
-    return _turned(x.reshape(-1, x.shape[-1]))
+    return transposed(x.reshape(-1, x.shape[-1]))
 
 
 def _rows(columns: Tensor, shape: torch.Size) -> Tensor:
@@ -262,20 +236,8 @@ def _rows(columns: Tensor, shape: torch.Size) -> Tensor:
 
     More axes are those of models that add and normalise rows, for which views are slow.
     """
-    rows = columns.t() if len(shape) <= 2 else _turned(columns)
+    rows = columns.t() if len(shape) <= 2 else transposed(columns)
     return rows.reshape(*shape[:-1], len(columns))
-
-
-def _turned(matrix: Tensor) -> Tensor:
-    """Return the contiguous transpose, by a kernel that takes a third of PyTorch's time."""
-    turned = matrix.t()
-    if turned.is_contiguous() or matrix.dtype != torch.float32 or is_traced(matrix):
-        return turned.contiguous()
-    out = matrix.new_empty(turned.shape)
-    with kernel_threads(torch.get_num_threads()):
-        rows = np.arange(len(matrix))
-        kernels.load_float32(array_of(matrix.contiguous()), rows, array_of(out))
-    return out
 
 
 def sparse_linear(
