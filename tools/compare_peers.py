@@ -20,7 +20,7 @@ density of each layer (Erdős–Rényi, p = min(1, ε(n_in+n_out)/(n_in·n_out))
   sparselab  sparselab.SparseLinear layers, nn.Linear where the density is 1, as in its examples
   sklearn    MLPClassifier.partial_fit: dense, with ReLU, without dropout
   scipy      SciPy's CSR products on rows of samples, numba for the gradient, as the paper says
-  ours       largesparse, once for each backend
+  ours       largesparse, once for each backend, and its layers in PyTorch ("--backends torch")
 
 The peers use torch.optim.SGD(fused=True), its fastest form, which multiplies λ by η (the paper does
 not), and torch.set_flush_denormal(True), which holds for the thread, so for ours too. PyTorch also

@@ -8,6 +8,7 @@
     mpiexec -n 2 python tools/measure.py transfer
     mpiexec -n 16 python tools/measure.py idle_cost
     python tools/measure.py start             a fresh process, to the end of its first fit
+    python tools/measure.py gpt                PyTorch: a GPT whose feed-forward layers are sparse
 
 Each prints a table; `--help` after a name lists its settings.
 """
@@ -32,6 +33,7 @@ MODULES = {  # of measuring/ -> its figures
     "ranks": ("transfer", "big", "idle_cost"),
     "starting": ("start",),
     "labels": ("extreme_labels",),
+    "pytorch": ("gpt", "alternating", "steady"),
 }
 
 

@@ -319,11 +319,17 @@ def differentiated(
     state: Array,
     row: Value,
 ) -> Value:
-    """Return d · right or d · left, by the plane in which a number's bit is 1; else 0."""
+    """Return d · right or d · left, by the plane in which a number's bit is 1; else 0.
+
+    Where the state has no words there is no activation: d is returned.
+    """
     left, right = (splat(builder, factor, tile.width) for factor in factors)
-    planes = (bits_at(builder, state.at(row, I64(plane)), tile) for plane in range(2))
-    low, high = (builder.load(plane, align=1) for plane in planes)
-    lanes = ir.VectorType(I1, tile.width)
-    d = builder.fmul(d, builder.select(builder.bitcast(high, lanes), right, left))
-    kept = builder.bitcast(builder.or_(low, high), lanes)
-    return builder.select(kept, d, ir.Constant(d.type, None))
+    result = cgutils.alloca_once_value(builder, d)
+    with builder.if_then(builder.icmp_signed(">", state.shape[2], I64(0))):
+        planes = (bits_at(builder, state.at(row, I64(plane)), tile) for plane in range(2))
+        low, high = (builder.load(plane, align=1) for plane in planes)
+        lanes = ir.VectorType(I1, tile.width)
+        d = builder.fmul(d, builder.select(builder.bitcast(high, lanes), right, left))
+        kept = builder.bitcast(builder.or_(low, high), lanes)
+        builder.store(builder.select(kept, d, ir.Constant(d.type, None)), result)
+    return builder.load(result)

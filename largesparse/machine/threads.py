@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 from ..errors import check_range
 from .control_groups import cpu_quota
@@ -50,16 +50,34 @@ def resolve_threads(threads: int | None, owner: str) -> int:
     return int(check_range("threads", threads, owner, low=1, high=4096, integer=True))
 
 
-@contextmanager
-def kernel_threads(count: int) -> Iterator[None]:
-    """Let the compiled kernels that the calling thread starts use `count` threads."""
-    import numba
+@functools.cache
+def _numba_threads() -> tuple[Any, Any]:
+    """Return what reads and sets a thread's number of threads, after numba has started them.
+
+    Numba's own functions take a lock of processes at every call, twenty times the time.
+    """
+    from numba.np.ufunc import parallel
 
     threading_layer()  # before numba starts its threads
-    check_fork()
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+    parallel._launch_threads()
+    return parallel._get_num_threads, parallel._set_num_threads
+
+
+class kernel_threads:
+    """Let the compiled kernels that the calling thread starts use `count` threads, in a `with`."""
+
+    def __init__(self, count: int) -> None:
+        import numba
+
+        self.count = min(count, numba.config.NUMBA_NUM_THREADS)
+
+    def __enter__(self) -> None:
+        get, set_ = _numba_threads()
+        check_fork()
+        self.before = get()
+        if self.before != self.count:
+            set_(self.count)
+
+    def __exit__(self, *error: object) -> None:
+        if self.before != self.count:
+            _numba_threads()[1](self.before)

@@ -40,8 +40,12 @@ class GradientGrowth:
         free = count_cells(topology, living) - int(np.count_nonzero(keep))
         drawn = min(free, max(count, round(self.candidates * count)))
         positions = draw_free_cells(topology, keep, drawn, rng, living)
-        scores = np.abs(score_cells(positions, topology.n_in, self.X, self.delta))
+        scores = np.abs(self.score(positions, topology.n_in))
         return positions[mark_smallest(-scores, count)]
+
+    def score(self, positions: Int64, n_in: int) -> Float32:
+        """Return dL/dw of a connection in each cell."""
+        return score_cells(positions, n_in, self.X, self.delta)
 
 
 def score_cells(positions: Int64, n_in: int, X: Float32 | SparseBatch, delta: Float32) -> Float32:

@@ -46,6 +46,14 @@ class Topology:
         """Return the topology of a pattern in input order."""
         return cls(n_in, n_out, indptr, indices)
 
+    @classmethod
+    def from_cells(cls, n_in: int, n_out: int, cells: NDArray[np.int64]) -> Topology:
+        """Return the topology of row-major cells, i·n_out + j, which ascend."""
+        rows, outputs = np.divmod(cells, n_out)
+        indptr = np.zeros(n_in + 1, dtype=np.int32)
+        np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])
+        return cls(n_in, n_out, indptr, outputs.astype(np.int32))
+
     @property
     def output_order(self) -> tuple[Int32, ...]:
         """`indptr_by_output`, `indices_by_output` and `to_output_order`; O(nnz + n_in + n_out)."""
@@ -93,6 +101,24 @@ class Topology:
     def rows(self) -> Int32:
         """Return the input of every connection, in input order: int32 of shape (nnz,)."""
         return np.repeat(np.arange(self.n_in, dtype=np.int32), np.diff(self.indptr))
+
+
+def checked_topology(n_in: int, n_out: int, indptr: Int32, indices: Int32, name: str) -> Topology:
+    """Return the topology of a pattern in input order that a file called `name` holds.
+
+    ValueError is raised where it is no such pattern; `indptr` is (n_in + 1,), `indices` (nnz,).
+    """
+    nnz = len(indices)
+    if indptr[0] != 0 or indptr[-1] != nnz or np.any(indptr[1:] < indptr[:-1]):
+        raise ValueError(f"{name}: indptr does not ascend from 0")
+    if nnz and (indices.min() < 0 or indices.max() >= n_out):
+        raise ValueError(f"{name}: an index is outside [0, {n_out})")
+    descends = indices[1:] <= indices[:-1]
+    starts = indptr[1:-1]
+    descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
+    if descends.any():
+        raise ValueError(f"{name}: the indices of a row do not ascend")
+    return Topology.from_input_order(n_in, n_out, indptr, indices)
 
 
 def connection_probability(
@@ -304,8 +330,5 @@ def with_minimum(topology: Topology, minimum: int, rng: np.random.Generator) -> 
     if not len(cells):
         return topology
     own = topology.rows().astype(np.int64) * topology.n_out + topology.indices
-    rows, outputs = np.divmod(np.sort(np.concatenate([own, cells])), topology.n_out)
-    indptr = np.zeros(topology.n_in + 1, dtype=np.int32)
-    np.cumsum(np.bincount(rows, minlength=topology.n_in), out=indptr[1:])
-    outputs = outputs.astype(np.int32)
-    return Topology.from_input_order(topology.n_in, topology.n_out, indptr, outputs)
+    cells = np.sort(np.concatenate([own, cells]))
+    return Topology.from_cells(topology.n_in, topology.n_out, cells)

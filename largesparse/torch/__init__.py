@@ -1,1 +1,50 @@
-"""The PyTorch face."""
+"""The PyTorch face: truly sparse layers for its models. Names are imported as they are used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BackendError, install_command
+
+if TYPE_CHECKING:
+    from .conversion import convert as convert
+    from .conversion import to_dense as to_dense
+    from .evolution import Evolution as Evolution
+    from .evolution import evolve as evolve
+    from .evolution import recording as recording
+    from .export import to_torch as to_torch
+    from .linear import AllReLU as AllReLU
+    from .linear import SparseLinear as SparseLinear
+    from .linear import SReLU as SReLU
+    from .linear import parameter_groups as parameter_groups
+    from .module import Network as Network
+    from .module import to_network as to_network
+
+_NAMES = {
+    "conversion": ("convert", "to_dense"),
+    "evolution": ("Evolution", "evolve", "recording"),
+    "export": ("to_torch",),
+    "linear": ("AllReLU", "SReLU", "SparseLinear", "parameter_groups"),
+    "module": ("Network", "to_network"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise BackendError(
+            f"{__name__}.{name} needs PyTorch, which is not installed. {install_command('torch')}."
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

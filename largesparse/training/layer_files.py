@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..model.config import NetworkConfig
 from ..model.layer import PARAMETERS, LayerArrays, LayerConfig, SparseLayer
-from ..model.topology import Topology
+from ..model.topology import checked_topology
 
 
 def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: str) -> SparseLayer:
@@ -22,16 +22,7 @@ def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: st
     own = LayerConfig.of(config, k)
     shapes = own.shapes(nnz, n_out).items()
     parameters = {key: expect(arrays, key, np.float32, *shape) for key, shape in shapes}
-    if indptr[0] != 0 or np.any(indptr[1:] < indptr[:-1]):
-        raise ValueError(f"{name}: indptr does not ascend from 0")
-    if nnz and (indices.min() < 0 or indices.max() >= n_out):
-        raise ValueError(f"{name}: an index is outside [0, {n_out})")
-    descends = indices[1:] <= indices[:-1]
-    starts = indptr[1:-1]
-    descends[starts[(starts > 0) & (starts < nnz)] - 1] = False
-    if descends.any():
-        raise ValueError(f"{name}: the indices of a row do not ascend")
-    topology = Topology.from_input_order(n_in, n_out, indptr, indices)
+    topology = checked_topology(n_in, n_out, indptr, indices, name)
     dead = velocities = None
     if "dead" in arrays:
         dead = expect(arrays, "dead", np.bool_, n_out)

@@ -38,8 +38,9 @@ from largesparse import (
     save_model,
 )
 from largesparse.errors import BackendError, CheckpointError, LargeSparseError, ParameterError
+from largesparse.model.topology import Topology
 from largesparse.training import checkpoint as checkpoint_module
-from largesparse.training import layer_files, resumed_settings
+from largesparse.training import resumed_settings
 
 NAMES = np.array(["Ångström", "bee", "c d"])
 
@@ -826,9 +827,9 @@ def test_an_indptr_whose_differences_wrap_around_is_refused(copy, monkeypatch):
         pytest.fail("accepted")  # before it crashes
 
     edit_arrays(copy, "layer-02.safetensors", with_indptr(2**31 - 1, -(2**31), -1))
-    original = layer_files.Topology.from_input_order
+    original = Topology.from_input_order
     monkeypatch.setattr(
-        layer_files.Topology,
+        Topology,
         "from_input_order",
         lambda n_in, *rest: stop() if n_in == 30 else original(n_in, *rest),
     )

@@ -11,7 +11,7 @@ from largesparse.backends import BACKENDS
 from .cpu import DenseSklearn, SciPyRows
 from .ours import Ours
 from .problem import Batches, Contestant, Problem
-from .pytorch import MaskedDense, SparseCSR, SparseLab
+from .pytorch import MaskedDense, OursInTorch, SparseCSR, SparseLab
 
 Maker = Callable[[Problem, Batches], Contestant]
 
@@ -23,3 +23,4 @@ PEERS: dict[str, Maker] = {
     "scipy": SciPyRows,
 }
 OURS: dict[str, Maker] = {backend: partial(Ours, backend=backend) for backend in BACKENDS}
+OURS["torch"] = OursInTorch

@@ -1,4 +1,4 @@
-"""PyTorch: dense weights with a mask, CSR matrices, and SparseLab's layers."""
+"""PyTorch: dense weights with a mask, CSR matrices, SparseLab's layers, and ours."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ class TorchMLP(Contestant):
         sizes = problem.layer_sizes
         for k, density in enumerate(problem.network().probabilities()):
             if k > 0:
-                self.model.append(torch.nn.LeakyReLU(ALPHA if k % 2 == 0 else -ALPHA))
-                self.model.append(torch.nn.Dropout(DROPOUT))
+                self.model.extend(self.make_activation(k + 1))
             if self.dense_bytes * sizes[k] * sizes[k + 1] > available_memory():
                 raise MemoryPlanError(f"layer {k + 2} as a dense matrix does not fit in memory")
             self.model.append(self.make_layer(sizes[k], sizes[k + 1], density))
@@ -57,6 +56,13 @@ class TorchMLP(Contestant):
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
         """Return a layer; count its connections, and note its mask if it needs one."""
         raise NotImplementedError
+
+    def make_activation(self, number: int) -> list[Any]:
+        """Return the All-ReLU of a layer, of which the first hidden one is 2, and dropout."""
+        import torch
+
+        slope = -ALPHA if number % 2 == 0 else ALPHA
+        return [torch.nn.LeakyReLU(slope), torch.nn.Dropout(DROPOUT)]
 
     def train(self, X: NDArray[np.float32], y: NDArray[np.int32]) -> float:
         import torch
@@ -154,6 +160,36 @@ class SparseLab(TorchMLP):
             self.policy = sparselab.SET(sparsity=0.0, drop_fraction=ZETA, seed=SEED)
             self.model[:-1].apply(self.policy)
         self.policy.update()
+
+
+class OursInTorch(TorchMLP):
+    """largesparse's layers in PyTorch."""
+
+    name = "ours, torch"
+    dense_bytes = 0
+
+    def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
+        from largesparse.torch import AllReLU, SparseLinear
+
+        k, last = len(self.model), len(self.problem.layer_sizes) - 2
+        layer = SparseLinear(
+            n_in,
+            n_out,
+            density=density,
+            activation=AllReLU(ALPHA, k + 2, DROPOUT) if k < last else None,
+            recipe=self.problem.recipe,
+            seed=SEED + k,
+        )
+        self.connections += layer.connections
+        return layer
+
+    def make_activation(self, number: int) -> list[Any]:
+        return []  # the layer has it
+
+    def evolve(self) -> None:
+        from largesparse.torch import evolve
+
+        evolve(self.model[:-1], ZETA, optimizer=self.optimizer)
 
 
 class SparseCSR(TorchMLP):

@@ -1,0 +1,137 @@
+"""Dense models to sparse ones and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import ParameterError
+from ..model.evolution import mark_smallest
+from ..model.topology import Topology, connection_probability
+from ..randomness import seed_sequence
+from .linear import SparseLinear, sparse_layers
+
+
+def convert(
+    model: nn.Module,
+    *,
+    density: float | None = None,
+    epsilon: float | None = None,
+    include: str | list[str] = "*",
+    keep: str = "magnitude",
+    recipe: str = "width",
+    seed: int | None = None,
+) -> nn.Module:
+    """Replace the `torch.nn.Linear` layers of a model by sparse ones, in place; return the model.
+
+    Parameters
+    ----------
+    model : Module
+        A `torch.nn.Linear` itself is returned as a `SparseLinear`. Subclasses of it stay dense.
+    density, epsilon : float
+        One of them, as of `SparseLinear`, for every layer.
+    include : str or list of str
+        Patterns of the names of layers to replace, such as "*.mlp.*" (`fnmatch`).
+    keep : {"magnitude", "random"}
+        The connections with the largest weights, which stay; or an Erdős–Rényi topology with
+        weights that are drawn anew. The bias is the same parameter.
+    recipe, seed
+        As of `SparseLinear`; each layer has a seed of its own.
+
+    Raises
+    ------
+    ParameterError
+        Where no layer is found, or one shares its weights with another module.
+
+    Notes
+    -----
+    Make the optimizer afterwards: the parameters are other ones.
+    """
+    if keep not in ("magnitude", "random"):
+        raise ParameterError(
+            "The 'keep' parameter of convert must be 'magnitude' or 'random'. "
+            f"Got {keep!r} instead."
+        )
+    patterns = [include] if isinstance(include, str) else list(include)
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+
+    def sparse(name: str, module: nn.Module, number: int) -> nn.Module | None:
+        if type(module) is not nn.Linear or not any(fnmatchcase(name, p) for p in patterns):
+            return None
+        if len(owners[id(module.weight)]) > 1:
+            raise ParameterError(
+                f"The layer {name!r} shares its weight with another module, which a sparse layer "
+                "cannot. Leave it out by 'include'."
+            )
+        own = int(seed_sequence(seed, "topology", number).generate_state(1, np.uint64)[0] >> 1)
+        options: dict[str, Any] = {"recipe": recipe, "seed": own, "bias": module.bias is not None}
+        return _sparse(module, name, density, epsilon, keep, options)
+
+    return _replace(model, sparse, f"torch.nn.Linear whose name is like {include!r}")
+
+
+def _sparse(
+    dense: nn.Linear,
+    name: str,
+    density: float | None,
+    epsilon: float | None,
+    keep: str,
+    options: dict[str, Any],
+) -> SparseLinear:
+    sizes = dense.in_features, dense.out_features
+    if dense.weight.dtype != torch.float32 or dense.weight.device.type != "cpu":
+        raise ParameterError(
+            f"The layer {name!r} is {dense.weight.dtype} on {str(dense.weight.device)!r}; sparse "
+            "layers are float32 on the CPU. Call model.float().cpu() first."
+        )
+    if keep == "random":
+        layer = SparseLinear(*sizes, density=density, epsilon=epsilon, **options)
+    else:
+        share = connection_probability(*sizes, density=density, epsilon=epsilon)
+        weights = dense.weight.detach().t().contiguous().reshape(-1).numpy()  # in input order
+        count = max(1, round(share * len(weights)))
+        cells = np.flatnonzero(mark_smallest(-np.abs(weights), count))
+        layer = SparseLinear(*sizes, topology=Topology.from_cells(*sizes, cells), **options)
+        layer.values.data = torch.from_numpy(weights[cells])
+    if dense.bias is not None:
+        layer.bias = dense.bias
+    layer.values.requires_grad_(dense.weight.requires_grad)
+    return layer.train(dense.training)
+
+
+def to_dense(model: nn.Module) -> nn.Module:
+    """Replace the sparse layers of a model by `torch.nn.Linear`, in place; return the model."""
+    sparse_layers(model)
+    return _replace(
+        model,
+        lambda name, module, number: (
+            module.to_dense().train(module.training) if isinstance(module, SparseLinear) else None
+        ),
+        "SparseLinear",
+    )
+
+
+def _replace(
+    model: nn.Module, new: Callable[[str, nn.Module, int], nn.Module | None], wanted: str
+) -> nn.Module:
+    """Replace the modules of which `new` makes another one, wherever they are used."""
+    found: dict[nn.Module, nn.Module] = {}
+    for number, (name, module) in enumerate(model.named_modules()):
+        if (other := new(name, module, number)) is not None:
+            found[module] = other
+    if not found:
+        raise ParameterError(f"The model has no {wanted}.")
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child in found:
+                setattr(module, name, found[child])
+    return found.get(model, model)

@@ -1,0 +1,300 @@
+"""SET evolution of PyTorch's models, with the state of their optimizer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..backends.operands import Float32
+from ..errors import ParameterError, check_range
+from ..model.evolution import Grow, Int64, draw_free_cells, remove_connections
+from ..model.evolution import evolve as evolve_layer
+from ..model.growth import GradientGrowth
+from ..randomness import stream
+from .linear import SparseLinear, sparse_layers
+from .tensors import array_of
+
+CANDIDATES = 4.0  # cells looked at for every connection that grows; growth "gradient"
+
+Drop = Callable[[SparseLinear, float], Tensor]
+Growth = str | Callable[[SparseLinear, Tensor, int, np.random.Generator], Any]
+
+# What `recording` has seen of a layer: pairs of inputs and dL/dy, one for each use.
+_recorded: weakref.WeakKeyDictionary[SparseLinear, list[tuple[Tensor, Tensor]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def evolve(
+    model: nn.Module,
+    zeta: float,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    growth: Growth = "random",
+    drop: Drop | None = None,
+) -> dict[str, Tensor]:
+    """Replace the fraction ζ of the connections of every sparse layer of a model, or of one layer.
+
+    Of the positive weights the ⌊ζ·count⌋ smallest go, of the negative ones the ⌊ζ·count⌋ closest to
+    zero (Algorithm 2); as many grow at cells that are free then. Connections that stay keep their
+    weights, their gradients and what the optimizer keeps for each (momentum, Adam's moments); new
+    ones begin with zero there, and with zero or drawn weights, as the layer's recipe says. What is
+    drawn is a function of the layer's seed and of its evolutions so far: equal models stay equal,
+    those of `DistributedDataParallel` too.
+
+    Call it between two steps: after `optimizer.step()`, before the next forward pass.
+
+    Parameters
+    ----------
+    model : Module
+        Changed in place. Pass the layers one by one to leave some out.
+    zeta : float in [0, 1)
+    optimizer : Optimizer, optional
+        That which updates the layers' `values`.
+    growth : {"random", "gradient"} or callable
+        "gradient" takes, of four free cells for every connection that grows, those with the largest
+        |dL/dw| in what was computed within `recording(model)`. A callable is given the layer, the
+        connections that stay (bool, in input order), how many grow, and a NumPy generator, and
+        returns their cells, input · out_features + output, int64.
+    drop : callable, optional
+        Is given the layer and ζ, and returns which connections stay, bool (connections,).
+
+    Returns
+    -------
+    dict of int32 tensors
+        For each layer by its name, the new place of every old connection, or -1 where it is gone.
+    """
+    check_range("zeta", zeta, "evolve", low=0, high=1, high_open=True)
+    layers = sparse_layers(model)
+    if optimizer is not None:
+        _check_optimizer(optimizer, layers)
+    if isinstance(growth, str) and growth not in ("random", "gradient"):
+        raise ParameterError(
+            "The 'growth' parameter of evolve must be 'random', 'gradient' or a callable. "
+            f"Got {growth!r} instead."
+        )
+    grows = {name: _grow_of(layer, name, growth) for name, layer in layers.items()}
+    return {
+        name: _evolve_layer(layer, zeta, optimizer, grows[name], drop)
+        for name, layer in layers.items()
+    }
+
+
+def _evolve_layer(
+    layer: SparseLinear,
+    zeta: float,
+    optimizer: torch.optim.Optimizer | None,
+    grow: Grow | None,
+    drop: Drop | None,
+) -> Tensor:
+    record, (seed, number) = layer.record(), layer.random_state.tolist()
+    before, rng = record.topology, stream(seed, "evolution", number)
+    if drop is None:
+        slot_map = evolve_layer(record, zeta, rng, grow=grow)
+    else:
+        keep = _kept(drop, layer, zeta)
+        count = layer.connections - int(np.count_nonzero(keep))
+        positions = (grow or draw_free_cells)(before, keep, count, rng, None)
+        slot_map = remove_connections(record, keep, positions, rng)
+    layer.random_state[1] += 1
+    places = torch.from_numpy(slot_map)
+    if record.topology is not before:
+        stays = places >= 0
+        old, new = stays.nonzero().squeeze(1), places[stays].long()
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = torch.zeros_like(tensor)
+            result[new] = tensor[old]
+            return result
+
+        _move_state(layer.values, optimizer, moved)
+        layer.replace_(record.topology, record.values)
+    return places
+
+
+def _move_state(
+    values: nn.Parameter,
+    optimizer: torch.optim.Optimizer | None,
+    moved: Callable[[Tensor], Tensor],
+) -> None:
+    if values.grad is not None:
+        values.grad = moved(values.grad)
+    state = {} if optimizer is None else optimizer.state.get(values, {})
+    for name, entry in state.items():
+        if isinstance(entry, Tensor) and entry.shape == values.shape:
+            state[name] = moved(entry)
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, SparseLinear]) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ParameterError(
+            "LBFGS keeps vectors of all parameters together, which evolve cannot move. Use another "
+            "optimizer, or make a new one after every evolution and call evolve without it."
+        )
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, layer in layers.items() if id(layer.values) not in known]
+    if len(missing) == len(layers):
+        raise ParameterError(
+            "The 'optimizer' of evolve has none of the sparse layers' values: is it another "
+            "model's? Pass that which trains this one, or none."
+        )
+
+
+def _kept(drop: Drop, layer: SparseLinear, zeta: float) -> NDArray[np.bool_]:
+    keep = torch.as_tensor(drop(layer, zeta))
+    if keep.dtype != torch.bool or keep.shape != layer.values.shape:
+        raise ParameterError(
+            f"The 'drop' of evolve must return bool of shape {tuple(layer.values.shape)}. "
+            f"Got {keep.dtype} of shape {tuple(keep.shape)} instead."
+        )
+    return np.array(keep.numpy())
+
+
+def _grow_of(layer: SparseLinear, name: str, growth: Growth) -> Grow | None:
+    if growth == "random":
+        return None
+    if growth == "gradient":
+        pairs = _recorded.pop(layer, [])
+        if not pairs:
+            raise ParameterError(
+                f"Nothing was recorded of the layer {name!r}. Growth by the gradient needs a "
+                "forward and a backward pass of the model, not compiled, within "
+                "largesparse.torch.recording(model); Evolution does it."
+            )
+        X, delta = (torch.cat(parts, 1).contiguous() for parts in zip(*pairs, strict=True))
+        return _SharedGrowth(array_of(X), array_of(delta), CANDIDATES)
+    assert not isinstance(growth, str)
+    chosen = growth
+
+    def grow(topology: Any, keep: Any, count: int, rng: np.random.Generator, living: Any) -> Int64:
+        from ..backends.pattern_kernels import find_occupied
+
+        cells = np.unique(np.asarray(chosen(layer, torch.from_numpy(keep), count, rng), np.int64))
+        size = topology.n_in * topology.n_out
+        problem = f"{len(cells)} cells" if len(cells) != count else ""
+        if not problem and count and (cells[0] < 0 or cells[-1] >= size):
+            problem = f"cells from {cells[0]} to {cells[-1]}"
+        if not problem:
+            taken = np.empty(count, dtype=bool)
+            find_occupied(topology.indptr, topology.indices, keep, topology.n_out, cells, taken)
+            problem = f"{np.count_nonzero(taken)} cells with connections" if taken.any() else ""
+        if problem:
+            raise ParameterError(
+                f"The 'growth' of evolve must return {count} different free cells in the range "
+                f"[0, {size}) for the layer {name!r}. Got {problem}."
+            )
+        return cells
+
+    return grow
+
+
+class _SharedGrowth(GradientGrowth):
+    """Growth by the gradients of all processes together."""
+
+    def score(self, positions: Int64, n_in: int) -> Float32:
+        scores = super().score(positions, n_in)
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(torch.from_numpy(scores))
+        return scores
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[None]:
+    """Keep the inputs and gradients of sparse layers that are computed, for growth by gradient.
+
+    Run forward and backward within it; micro-batches add up. `evolve` uses and forgets them.
+    """
+    layers = sparse_layers(model).values()
+    for layer in layers:
+        _recorded.pop(layer, None)
+    handles = [layer.register_forward_hook(_record) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record(layer: SparseLinear, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    if not out.requires_grad:
+        return
+    x = _columns(inputs[0])
+
+    def keep(gradient: Tensor) -> None:
+        _recorded.setdefault(layer, []).append((x, _columns(gradient)))
+
+    out.register_hook(keep)
+
+
+def _columns(rows: Tensor) -> Tensor:
+    return rows.detach().float().reshape(-1, rows.shape[-1]).t()
+
+
+class Evolution:
+    """Calls `evolve` every n steps: call `step()` after every `optimizer.step()`.
+
+    Parameters
+    ----------
+    model, optimizer, growth, drop
+        As of `evolve`. Growth by the gradient records the step before an evolution.
+    zeta : float in [0, 1)
+        May be changed at any time.
+    every : int
+        Steps between evolutions.
+    until : int, optional
+        The last step that may evolve; later ones let the weights settle.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        zeta: float = 0.3,
+        every: int = 100,
+        until: int | None = None,
+        growth: Growth = "random",
+        drop: Drop | None = None,
+    ) -> None:
+        check_range("zeta", zeta, "Evolution", low=0, high=1, high_open=True)
+        check_range("every", every, "Evolution", low=1, integer=True)
+        self.model, self.optimizer, self.growth, self.drop = model, optimizer, growth, drop
+        self.zeta, self.every, self.until, self.steps = zeta, every, until, 0
+        self._recording = ExitStack()
+        self._prepare()
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.every == 0 and (self.until is None or step <= self.until)
+
+    def _prepare(self) -> None:
+        if self.growth == "gradient" and self._is_due(self.steps + 1):
+            self._recording.enter_context(recording(self.model))
+
+    def step(self) -> bool:
+        """Count a step; evolve if it is due, and return whether it was."""
+        self.steps += 1
+        self._recording.close()
+        due = self._is_due(self.steps)
+        if due:
+            options: dict[str, Any] = {"growth": self.growth, "drop": self.drop}
+            evolve(self.model, self.zeta, optimizer=self.optimizer, **options)
+        self._prepare()
+        return due
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"steps": self.steps, "zeta": self.zeta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.steps, self.zeta = state["steps"], state["zeta"]
+        self._recording.close()
+        self._prepare()

@@ -1,0 +1,386 @@
+"""A truly sparse `torch.nn.Linear`, and the activations of `SparseMLP`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..backends.operands import Float32
+from ..errors import DataError, ParameterError, check_range
+from ..model.activations import left_slope
+from ..model.initializers import INITIALIZERS, Sampler
+from ..model.layer import LayerConfig, SparseLayer
+from ..model.recipes import RECIPES
+from ..model.topology import (
+    Topology,
+    checked_topology,
+    connection_probability,
+    erdos_renyi,
+)
+from ..randomness import seed_sequence, stream
+from .operators import Numbers, Pattern, activation_numbers, all_relu, sparse_linear, traced_linear
+from .tensors import array_of, is_traced
+
+PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
+OWNER = "SparseLinear"
+
+
+class SparseLinear(nn.Module):
+    """y = x W + b, as `torch.nn.Linear` computes it, where only W's connections are stored.
+
+    x (..., in_features) -> y (..., out_features); W (in_features, out_features), b (out_features,).
+    Of two axes, y is a transposed view of contiguous (out_features, batch), which the next such
+    layer takes without a copy; of more, it is contiguous.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    epsilon : float, optional
+        An Erdős–Rényi topology with ε(in + out)/(in·out) of the cells.
+    density : float in (0, 1], optional
+        The same with this share of the cells.
+    topology : Topology or bool tensor (out_features, in_features), optional
+        The connections themselves. Exactly one of these three is given.
+    bias : bool
+    activation : AllReLU, optional
+        Computed with the layer, in less time and memory than as a module that follows it.
+    recipe : {"width", "paper"}
+        Initial values by the expected number of connections of a neuron, or as if the layer were
+        dense; and whether connections that grow begin at zero (`largesparse.model.recipes`).
+    seed : int, optional
+        Of topology, values and evolution; by default PyTorch's generator draws one. `SparseMLP` has
+        the same first layer for the same seed.
+
+    Attributes
+    ----------
+    values : Parameter (connections,), float32
+        The weights in input order: those of the first input, by output; then the second's.
+    bias : Parameter (out_features,) or None
+    indptr, indices : int32 buffers
+        W's pattern as CSR rows of inputs. Those of the output order, `indptr_by_output`,
+        `indices_by_output` and `to_output_order`, are made again as a state is loaded.
+    random_state : int64 buffer (2,)
+        The seed, and the evolutions so far.
+    rate_scale : float
+        What the recipe multiplies the learning rate of `values` by: see `parameter_groups`.
+
+    Raises
+    ------
+    ParameterError, DataError
+        Where an argument, an input's shape, dtype or device is not possible.
+    """
+
+    values: nn.Parameter
+    indptr: Tensor
+    indices: Tensor
+    indptr_by_output: Tensor
+    indices_by_output: Tensor
+    to_output_order: Tensor
+    random_state: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        epsilon: float | None = None,
+        density: float | None = None,
+        topology: Topology | Tensor | None = None,
+        bias: bool = True,
+        activation: AllReLU | None = None,
+        recipe: str = "width",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(activation, AllReLU | None):
+            raise ParameterError(
+                f"The 'activation' parameter of {OWNER} must be an AllReLU or None; others follow "
+                f"as modules of their own. Got {activation!r} instead."
+            )
+        self.activation = activation
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            check_range(name, size, OWNER, low=1, high=2**31 - 2, integer=True)
+        if recipe not in RECIPES:
+            raise ParameterError(
+                f"The 'recipe' parameter of {OWNER} must be one of {sorted(RECIPES)}. "
+                f"Got {recipe!r} instead."
+            )
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        check_range("seed", seed, OWNER, low=0, high=2**63 - 1, integer=True)
+        self.in_features, self.out_features = in_features, out_features
+        if topology is None:
+            if epsilon is None and density is None:
+                raise ParameterError(f"Give 'epsilon', 'density' or 'topology' of {OWNER}.")
+            probability = connection_probability(
+                in_features, out_features, epsilon=epsilon, density=density
+            )
+            drawn = seed_sequence(seed, "topology", 0)
+            threads = torch.get_num_threads()
+            found = erdos_renyi(in_features, out_features, probability, drawn, threads=threads)
+        else:
+            if epsilon is not None or density is not None:
+                raise ParameterError(
+                    f"Give one of 'epsilon', 'density' and 'topology' of {OWNER}, not several."
+                )
+            found = _given_topology(topology, in_features, out_features)
+            probability = found.density
+        self._draws, self.config = _settings(recipe, in_features, out_features, probability)
+        values = self._draws(stream(seed, "values", 0), found.nnz)
+        self.values = nn.Parameter(torch.from_numpy(values))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.register_buffer("random_state", torch.tensor([seed, 0]))
+        self._set_pattern(found)
+
+    @property
+    def rate_scale(self) -> float:
+        """What the recipe multiplies the learning rate of `values` by."""
+        return self.config.rate_scale
+
+    @property
+    def connections(self) -> int:
+        """Number of connections."""
+        return len(self.indices)
+
+    @property
+    def density(self) -> float:
+        """Share of the cells that are connections."""
+        return self.connections / (self.in_features * self.out_features)
+
+    @property
+    def pattern(self) -> tuple[Tensor, ...]:
+        """Both orders of the topology, as `Topology.arrays`."""
+        buffers = self._buffers
+        return tuple(buffers[name] for name in PATTERN)  # type: ignore[misc]
+
+    @property
+    def topology(self) -> Topology:
+        """The topology; its arrays are views of the buffers."""
+        return Topology(self.in_features, self.out_features, *map(array_of, self.pattern))
+
+    def _set_pattern(self, topology: Topology) -> None:
+        for name, array in zip(PATTERN, topology.arrays, strict=True):
+            own = name in ("indptr", "indices")
+            self.register_buffer(name, torch.from_numpy(array), persistent=own)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y (..., out_features): float32, or bfloat16 under `torch.autocast`."""
+        if torch.is_autocast_enabled("cpu") and x.is_floating_point():
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        self._check(x)
+        f = self.activation
+        if is_traced(x):
+            z = traced_linear(x, self.values, self.bias, *self.pattern)
+            return z if f is None else f(z)
+        numbers = None if f is None else f.numbers()
+        return sparse_linear(x, self.values, self.bias, self._pattern(), numbers)
+
+    def _pattern(self) -> Pattern:
+        tensors = self.pattern
+        found: Pattern | None = self.__dict__.get("_kernel_pattern")
+        if found is None or not found.is_of(tensors):
+            found = self.__dict__["_kernel_pattern"] = Pattern(tensors)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kernel_pattern"}
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise DataError(
+                f"{OWNER} takes inputs of shape (..., {self.in_features}). "
+                f"Got {tuple(x.shape)} instead."
+            )
+        autocast = torch.is_autocast_enabled("cpu")
+        wanted = torch.bfloat16 if autocast else torch.float32
+        if x.dtype != wanted:
+            remedy = "torch.autocast('cpu', dtype=torch.bfloat16)" if autocast else "x.float()"
+            raise DataError(
+                f"{OWNER} takes {'bfloat16 under autocast' if autocast else 'float32'}. "
+                f"Got {x.dtype} instead; use {remedy}."
+            )
+        if self.values.dtype != torch.float32:
+            raise DataError(
+                f"The weights of {OWNER} must be float32. Got {self.values.dtype} instead; "
+                "call float() on the module, and use torch.autocast for bfloat16."
+            )
+        for name, tensor in (("inputs", x), ("weights", self.values)):
+            if tensor.device.type != "cpu":
+                raise DataError(
+                    f"{OWNER} computes on the CPU. Its {name} are on {str(tensor.device)!r}; "
+                    "move them by .cpu()."
+                )
+
+    def record(self) -> SparseLayer:
+        """Return the layer as largesparse has it; its arrays are views of this module's."""
+        bias = np.zeros(self.out_features, np.float32) if self.bias is None else array_of(self.bias)
+        layer = SparseLayer(
+            2,
+            self.topology,
+            {"values": array_of(self.values), "bias": bias},
+            self.config,
+            values_by_output=np.empty(0, dtype=np.float32),
+        )
+        layer.is_stale = True
+        return layer
+
+    def replace_(self, topology: Topology, values: Float32) -> None:
+        """Take over another topology and its values, (nnz,); the parameter stays the same one."""
+        self.values.data = torch.from_numpy(values)
+        torch.autograd.graph.increment_version(self.values)  # a backward pass from before fails
+        self._set_pattern(topology)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Load a topology of any size, if it is one."""
+        indptr, indices, values = (
+            state_dict.get(prefix + name) for name in ("indptr", "indices", "values")
+        )
+        errors = rest[4]
+        if indptr is not None and indices is not None and len(indptr) == self.in_features + 1:
+            try:
+                rows, columns = (array_of(t.to(torch.int32)).copy() for t in (indptr, indices))
+                sizes = self.in_features, self.out_features
+                topology = checked_topology(*sizes, rows, columns, f"{prefix}indptr and indices")
+                if values is None or values.shape != indices.shape:
+                    raise ValueError(f"{prefix}values are not as many as {prefix}indices")
+            except ValueError as error:
+                errors.append(str(error))
+                return
+            if values.shape != self.values.shape:
+                self.values.data = torch.empty(len(values))
+                self.values.grad = None
+            self._set_pattern(topology)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def to_dense(self) -> nn.Module:
+        """Return a dense layer that computes the same, followed by the activation if it has one."""
+        dense = nn.utils.skip_init(
+            nn.Linear, self.in_features, self.out_features, bias=self.bias is not None
+        )
+        with torch.no_grad():
+            dense.weight.zero_()
+            rows = torch.from_numpy(self.topology.rows())
+            dense.weight[self.indices.long(), rows.long()] = self.values.detach()
+            if self.bias is not None:
+                dense.bias.copy_(self.bias)
+        return dense if self.activation is None else nn.Sequential(dense, self.activation)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"connections={self.connections}, density={self.density:.3g}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+def _settings(
+    recipe: str, n_in: int, n_out: int, probability: float
+) -> tuple[Sampler, LayerConfig]:
+    numbers = RECIPES[recipe](n_in, n_out, probability)
+    sampler = INITIALIZERS["he_uniform"](numbers.fan_in, numbers.fan_out)
+    regrowth = None if numbers.regrowth == "zero" else sampler
+    return sampler, LayerConfig(1.0, rate_scale=numbers.rate_scale, regrowth=regrowth)
+
+
+def _given_topology(topology: Topology | Tensor, n_in: int, n_out: int) -> Topology:
+    if isinstance(topology, Topology) and (topology.n_in, topology.n_out) == (n_in, n_out):
+        return topology
+    mask = topology if isinstance(topology, Tensor) and topology.dtype == torch.bool else None
+    if mask is not None and mask.shape == (n_out, n_in):
+        cells = np.flatnonzero(mask.t().contiguous().numpy())
+        return Topology.from_cells(n_in, n_out, cells)
+    raise ParameterError(
+        f"The 'topology' parameter of {OWNER} must be a Topology of {n_in} inputs and {n_out} "
+        f"outputs, or a bool tensor of shape {(n_out, n_in)}. Got {topology!r} instead."
+    )
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """Return the sparse layers of a model, or the model itself, by their names in it."""
+    found = {n: each for n, each in model.named_modules() if isinstance(each, SparseLinear)}
+    if not found:
+        raise ParameterError(
+            "The model has no SparseLinear. Make some by largesparse.torch.convert(model, …)."
+        )
+    return found
+
+
+def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """Return groups for an optimizer, with the learning rates of the layers' recipes."""
+    scales = {
+        each.values: each.rate_scale for each in model.modules() if isinstance(each, SparseLinear)
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault(scales.get(parameter, 1.0), []).append(parameter)
+    return [{"params": found, "lr": learning_rate * scale} for scale, found in groups.items()]
+
+
+class AllReLU(nn.Module):
+    """The paper's activation (eq. 3), and dropout: f(z) = z where z > 0, else ∓α·z.
+
+    It keeps two bits a number for the backward pass.
+
+    Parameters
+    ----------
+    alpha : float
+    number : int
+        Of the layer, as the paper counts: the first hidden layer is 2. The slope is -α where it is
+        even, α where it is odd.
+    dropout : float in [0, 1)
+        Share of the numbers that are set to 0 in training; the others are divided by what is kept.
+    """
+
+    def __init__(self, alpha: float = 0.6, number: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_range("alpha", alpha, "AllReLU", low=0, high=math.inf, high_open=True)
+        check_range("number", number, "AllReLU", low=2, integer=True)
+        check_range("dropout", dropout, "AllReLU", low=0, high=1, high_open=True)
+        self.alpha, self.number, self.dropout = float(alpha), number, float(dropout)
+
+    @property
+    def slope(self) -> float:
+        """Slope for z <= 0."""
+        return left_slope("all_relu", self.alpha, self.number)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return f(z), as z."""
+        if z.dtype not in (torch.float32, torch.bfloat16) or z.device.type != "cpu":
+            raise DataError(
+                "AllReLU takes float32 or bfloat16 on the CPU. "
+                f"Got {z.dtype} on {str(z.device)!r} instead."
+            )
+        return all_relu(z, self.slope, self.dropout if self.training else 0.0)
+
+    def numbers(self) -> Numbers:
+        """Return what the kernels need; dropout has a new mask."""
+        return activation_numbers(self.slope, self.dropout if self.training else 0.0)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}, number={self.number}, dropout={self.dropout:g}"
+
+
+class SReLU(nn.Module):
+    """SReLU, or PReLU, with a shape of every neuron that is trained.
+
+    `srelu` (4, n) are t_left, a_left, t_right and a_right; rows that are not trained stay.
+    """
+
+    def __init__(self, srelu: Tensor, trained: tuple[bool, ...]) -> None:
+        super().__init__()
+        self.srelu = nn.Parameter(srelu)
+        self.trained = trained
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return f(z), as z."""
+        rows = [
+            row if trained else row.detach()
+            for row, trained in zip(self.srelu, self.trained, strict=True)
+        ]
+        t_left, a_left, t_right, a_right = rows
+        right = torch.where(z >= t_right, t_right + a_right * (z - t_right), z)
+        return torch.where(z <= t_left, t_left + a_left * (z - t_left), right)

@@ -1,0 +1,73 @@
+"""Two processes over gloo: their topologies stay equal."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from largesparse.torch import AllReLU, Evolution, SparseLinear  # noqa: E402
+
+GROWTHS = ("random", "gradient")
+
+
+def run(rank, folder):
+    """Train in one of two processes, on rows of its own, by each growth."""
+    torch.set_num_threads(1)
+    distributed = torch.distributed
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    for growth in GROWTHS:
+        torch.save(train(rank, growth), f"{folder}/{growth}-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def train(rank, growth):
+    """Return the state after a training, the momentum, and the indices before."""
+    model = torch.nn.Sequential(
+        SparseLinear(20, 30, density=0.3, seed=1),
+        AllReLU(),
+        SparseLinear(30, 4, density=0.3, seed=2),
+    )
+    model[0].random_state[0] += rank  # the first process's is taken
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.001, momentum=0.9)
+    evolution = Evolution(parallel, optimizer, every=2, growth=growth)
+    torch.manual_seed(rank)
+    first = model[0].indices.clone()
+    for _ in range(5):
+        optimizer.zero_grad()
+        parallel(torch.randn(16, 20)).square().sum().backward()
+        optimizer.step()
+        evolution.step()
+    momentum = optimizer.state[model[0].values]["momentum_buffer"]
+    return model.state_dict(), momentum, first
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    if not torch.distributed.is_available():
+        pytest.skip("PyTorch without distributed")
+    folder = tmp_path_factory.mktemp("distributed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.multiprocessing.spawn(run, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_topologies_stay_equal(folder, growth):
+    (one, momentum, first), (other, also, _) = (
+        torch.load(folder / f"{growth}-{rank}.pt") for rank in range(2)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(momentum, also)
+    assert not torch.equal(one["0.indices"], first)
