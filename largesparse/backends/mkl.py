@@ -180,7 +180,7 @@ class MKLBackend(Backend):
             n_columns,
             n_columns,
             0.0,
-            ctypes.byref(ctypes.c_float.from_buffer(out)),
+            ctypes.byref(ctypes.c_float.from_buffer(out.data)),
             n_columns,
         )
         mkl._check_return_value(status, "mkl_sparse_s_mm")
