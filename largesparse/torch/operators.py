@@ -23,8 +23,16 @@ from ..backends.operands import NO_DROPOUT, NO_STATE, RESOLUTION, Connections, D
 from ..backends.pattern_kernels import reorder
 from ..machine.threads import kernel_threads
 from ..model.network import dropout_key
-from .tensors import array_of, custom_operator, is_traced, refuse_second, transposed
+from .tensors import (
+    array_of,
+    custom_operator,
+    is_traced,
+    keep_freed_memory,
+    refuse_second,
+    transposed,
+)
 
+keep_freed_memory()
 backend = fused.load()  # which has kernels for bfloat16
 NO_DERIVATIVE = Derivative(np.float32(1), np.float32(1), NO_STATE)  # there is no activation
 

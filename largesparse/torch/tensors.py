@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,24 @@ from torch import Tensor
 
 from ..backends import kernels
 from ..machine.threads import kernel_threads
+
+# What glibc raises its own thresholds to as blocks are freed (mallopt(3)): `M_MMAP_THRESHOLD` and
+# `M_TRIM_THRESHOLD`, by their numbers.
+LIMITS = {-3: 32 * 2**20, -1: 64 * 2**20}
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what PyTorch frees, as far as it would do by itself in time.
+
+    PyTorch allocates every activation and gradient anew. As long as glibc's thresholds are low, it
+    gives their pages back after each step, and a step of a small network is half page faults.
+    Where the environment sets the allocator's variables nothing is changed.
+    """
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        for parameter, limit in LIMITS.items():
+            if mallopt is not None:
+                mallopt(parameter, limit)
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:
