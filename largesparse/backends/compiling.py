@@ -89,9 +89,9 @@ class _InTurn(CPUDispatcher):  # type: ignore[misc]
 
     turn = threading.RLock()
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         with _InTurn.turn:
-            return super().__call__(*arguments)
+            return super().__call__(*arguments, **named)
 
 
 def _after_fork() -> None:

@@ -41,6 +41,7 @@ class GradientGrowth:
         drawn = min(free, max(count, round(self.candidates * count)))
         positions = draw_free_cells(topology, keep, drawn, rng, living)
         scores = np.abs(self.score(positions, topology.n_in))
+        scores[~np.isfinite(scores)] = 0  # of a step that overflowed; else too few would grow
         return positions[mark_smallest(-scores, count)]
 
     def score(self, positions: Int64, n_in: int) -> Float32:

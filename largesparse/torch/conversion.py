@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ParameterError
+from ..data.frames import some_of
+from ..errors import ParameterError, check_range
 from ..model.evolution import mark_smallest
 from ..model.topology import Topology, connection_probability
 from ..randomness import seed_sequence
@@ -57,14 +58,26 @@ def convert(
             "The 'keep' parameter of convert must be 'magnitude' or 'random'. "
             f"Got {keep!r} instead."
         )
-    patterns = [include] if isinstance(include, str) else list(include)
+    patterns = [include] if isinstance(include, str) else list(include or ())
     seed = int(torch.randint(2**62, ())) if seed is None else seed
+    check_range("seed", seed, "convert", low=0, high=2**63 - 1, integer=True)
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    if unknown := [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]:
+        raise ParameterError(
+            f"The 'include' parameter of convert has {unknown}, which no module is named like. The "
+            f"modules are {some_of(names[1:])}."
+        )
     owners: dict[int, set[int]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), set()).add(id(module))
 
     def sparse(name: str, module: nn.Module, number: int) -> nn.Module | None:
+        if type(module) is nn.Linear and "weight" not in module._parameters:
+            raise ParameterError(
+                f"The layer {name!r} computes its weight from others (weight_norm, prune). Make "
+                "that permanent first, or leave it out by 'include'."
+            )
         if type(module) is not nn.Linear or not any(fnmatchcase(name, p) for p in patterns):
             return None
         if len(owners[id(module.weight)]) > 1:
@@ -93,6 +106,8 @@ def _sparse(
             f"The layer {name!r} is {dense.weight.dtype} on {str(dense.weight.device)!r}; sparse "
             "layers are float32 on the CPU. Call model.float().cpu() first."
         )
+    if keep == "magnitude" and not torch.isfinite(dense.weight).all():
+        raise ParameterError(f"The layer {name!r} has weights that are not finite.")
     if keep == "random":
         layer = SparseLinear(*sizes, density=density, epsilon=epsilon, **options)
     else:
@@ -130,8 +145,17 @@ def _replace(
             found[module] = other
     if not found:
         raise ParameterError(f"The model has no {wanted}.")
+    for old, other in found.items():
+        for attribute, hooks in vars(old).items():
+            if attribute.startswith(("_forward_", "_backward_")) and "hooks" in attribute:
+                vars(other)[attribute] = hooks
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in found:
                 setattr(module, name, found[child])
+    for module in model.modules():  # their fast path reads the weights of dense layers
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     return found.get(model, model)

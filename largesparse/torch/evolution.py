@@ -49,7 +49,8 @@ def evolve(
     drawn is a function of the layer's seed and of its evolutions so far: equal models stay equal,
     those of `DistributedDataParallel` too.
 
-    Call it between two steps: after `optimizer.step()`, before the next forward pass.
+    Call it between two steps: after `optimizer.step()`, before the next forward pass. Layers whose
+    values do not require a gradient stay as they are.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def evolve(
         Changed in place. Pass the layers one by one to leave some out.
     zeta : float in [0, 1)
     optimizer : Optimizer, optional
-        That which updates the layers' `values`.
+        That which updates the `values` of all these layers.
     growth : {"random", "gradient"} or callable
         "gradient" takes, of four free cells for every connection that grows, those with the largest
         |dL/dw| in what was computed within `recording(model)`. A callable is given the layer, the
@@ -72,19 +73,41 @@ def evolve(
         For each layer by its name, the new place of every old connection, or -1 where it is gone.
     """
     check_range("zeta", zeta, "evolve", low=0, high=1, high_open=True)
+    layers = _trained_layers(model)
+    _check_rules(optimizer, growth, drop, layers)
+    with torch.inference_mode(False), torch.no_grad():
+        grows = {name: _grow_of(layer, name, growth) for name, layer in layers.items()}
+        return {
+            name: _evolve_layer(layer, zeta, optimizer, grows[name], drop)
+            for name, layer in layers.items()
+        }
+
+
+def _trained_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """Return the layers that evolve, or raise."""
+    owners: dict[int, str] = {}
+    for name, layer in sparse_layers(model).items():
+        values = layer._parameters.get("values")
+        if values is None:
+            raise ParameterError(
+                f"The layer {name!r} computes its values from others (prune, parametrize), which "
+                "evolve cannot move. Make that permanent first, as by torch.nn.utils.prune.remove."
+            )
+        if id(values) in owners:
+            raise ParameterError(
+                f"The layers {owners[id(values)]!r} and {name!r} share their values, and would "
+                "grow apart. Use one layer twice instead."
+            )
+        if not torch.isfinite(values).all():
+            raise ParameterError(
+                f"The layer {name!r} has weights that are not finite. Train with a lower rate."
+            )
+        owners[id(values)] = name
     layers = sparse_layers(model)
-    if optimizer is not None:
-        _check_optimizer(optimizer, layers)
-    if isinstance(growth, str) and growth not in ("random", "gradient"):
-        raise ParameterError(
-            "The 'growth' parameter of evolve must be 'random', 'gradient' or a callable. "
-            f"Got {growth!r} instead."
-        )
-    grows = {name: _grow_of(layer, name, growth) for name, layer in layers.items()}
-    return {
-        name: _evolve_layer(layer, zeta, optimizer, grows[name], drop)
-        for name, layer in layers.items()
-    }
+    found = {name: layer for name, layer in layers.items() if layer.values.requires_grad}
+    if not found:
+        raise ParameterError("No sparse layer of the model is trained: none requires a gradient.")
+    return found
 
 
 def _evolve_layer(
@@ -132,7 +155,23 @@ def _move_state(
             state[name] = moved(entry)
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, SparseLinear]) -> None:
+def _check_rules(optimizer: Any, growth: Any, drop: Any, layers: dict[str, SparseLinear]) -> None:
+    if growth not in ("random", "gradient") and not callable(growth):
+        raise ParameterError(
+            "The 'growth' parameter of evolve must be 'random', 'gradient' or a callable. "
+            f"Got {growth!r} instead."
+        )
+    if drop is not None and not callable(drop):
+        raise ParameterError(
+            f"The 'drop' parameter of evolve must be a callable or None. Got {drop!r} instead."
+        )
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ParameterError(
+            "The 'optimizer' parameter of evolve must be a torch.optim.Optimizer. "
+            f"Got {type(optimizer).__name__} instead."
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ParameterError(
             "LBFGS keeps vectors of all parameters together, which evolve cannot move. Use another "
@@ -140,10 +179,10 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, SparseL
         )
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, layer in layers.items() if id(layer.values) not in known]
-    if len(missing) == len(layers):
+    if missing:
         raise ParameterError(
-            "The 'optimizer' of evolve has none of the sparse layers' values: is it another "
-            "model's? Pass that which trains this one, or none."
+            f"The 'optimizer' of evolve does not have the values of the layers {missing}. Pass "
+            "that which trains them; where there are several, evolve the layers one by one."
         )
 
 
@@ -162,12 +201,14 @@ def _grow_of(layer: SparseLinear, name: str, growth: Growth) -> Grow | None:
         return None
     if growth == "gradient":
         pairs = _recorded.pop(layer, [])
-        if not pairs:
+        if not _anywhere(bool(pairs)):
             raise ParameterError(
                 f"Nothing was recorded of the layer {name!r}. Growth by the gradient needs a "
                 "forward and a backward pass of the model, not compiled, within "
                 "largesparse.torch.recording(model); Evolution does it."
             )
+        if not pairs:  # other processes of the group have used the layer
+            pairs = [(torch.zeros(layer.in_features, 1), torch.zeros(layer.out_features, 1))]
         X, delta = (torch.cat(parts, 1).contiguous() for parts in zip(*pairs, strict=True))
         return _SharedGrowth(array_of(X), array_of(delta), CANDIDATES)
     assert not isinstance(growth, str)
@@ -200,10 +241,21 @@ class _SharedGrowth(GradientGrowth):
 
     def score(self, positions: Int64, n_in: int) -> Float32:
         scores = super().score(positions, n_in)
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(torch.from_numpy(scores))
+        if _is_distributed():
+            torch.distributed.all_reduce(torch.from_numpy(scores))
         return scores
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _anywhere(is_here: bool) -> bool:
+    """Return whether that is so in any process of the group."""
+    count = torch.tensor([float(is_here)])
+    if _is_distributed():
+        torch.distributed.all_reduce(count)
+    return bool(count > 0)
 
 
 @contextmanager
@@ -215,27 +267,31 @@ def recording(model: nn.Module) -> Iterator[None]:
     layers = sparse_layers(model).values()
     for layer in layers:
         _recorded.pop(layer, None)
-    handles = [layer.register_forward_hook(_record) for layer in layers]
+    for layer in layers:
+        layer.__dict__["_observe"] = _record
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            layer.__dict__.pop("_observe", None)
 
 
-def _record(layer: SparseLinear, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-    if not out.requires_grad:
+def _record(layer: SparseLinear, x: Tensor, z: Tensor) -> None:
+    """Keep x, and dL/dz as it comes."""
+    if not z.requires_grad:
         return
-    x = _columns(inputs[0])
+    x = _columns(x)
 
     def keep(gradient: Tensor) -> None:
         _recorded.setdefault(layer, []).append((x, _columns(gradient)))
 
-    out.register_hook(keep)
+    z.register_hook(keep)
 
 
 def _columns(rows: Tensor) -> Tensor:
-    return rows.detach().float().reshape(-1, rows.shape[-1]).t()
+    """Return a copy, as the rows' memory may be used again."""
+    columns = rows.detach().float().reshape(-1, rows.shape[-1]).t()
+    return columns.clone(memory_format=torch.contiguous_format)
 
 
 class Evolution:
@@ -266,6 +322,9 @@ class Evolution:
     ) -> None:
         check_range("zeta", zeta, "Evolution", low=0, high=1, high_open=True)
         check_range("every", every, "Evolution", low=1, integer=True)
+        if until is not None:
+            check_range("until", until, "Evolution", low=0, integer=True)
+        _check_rules(optimizer, growth, drop, _trained_layers(model))
         self.model, self.optimizer, self.growth, self.drop = model, optimizer, growth, drop
         self.zeta, self.every, self.until, self.steps = zeta, every, until, 0
         self._recording = ExitStack()
@@ -295,6 +354,8 @@ class Evolution:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
+        check_range("steps", state["steps"], "Evolution", low=0, integer=True)
+        check_range("zeta", state["zeta"], "Evolution", low=0, high=1, high_open=True)
         self.steps, self.zeta = state["steps"], state["zeta"]
         self._recording.close()
         self._prepare()

@@ -129,10 +129,11 @@ class SparseLinear(nn.Module):
                 )
             found = _given_topology(topology, in_features, out_features)
             probability = found.density
+        self.recipe = recipe
         self._draws, self.config = _settings(recipe, in_features, out_features, probability)
         values = self._draws(stream(seed, "values", 0), found.nnz)
         self.values = nn.Parameter(torch.from_numpy(values))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=torch.float32)) if bias else None
         self.register_buffer("random_state", torch.tensor([seed, 0]))
         self._set_pattern(found)
 
@@ -167,14 +168,23 @@ class SparseLinear(nn.Module):
             own = name in ("indptr", "indices")
             self.register_buffer(name, torch.from_numpy(array), persistent=own)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return y (..., out_features): float32, or bfloat16 under `torch.autocast`."""
+        x = input
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            raise DataError(
+                f"{OWNER} takes a dense tensor. Got {getattr(x, 'layout', type(x).__name__)}."
+            )
         if torch.is_autocast_enabled("cpu") and x.is_floating_point():
             x = x.to(torch.get_autocast_dtype("cpu"))
         self._check(x)
         f = self.activation
         if is_traced(x):
             z = traced_linear(x, self.values, self.bias, *self.pattern)
+            return z if f is None else f(z)
+        if (observe := self.__dict__.get("_observe")) is not None:
+            z = sparse_linear(x, self.values, self.bias, self._pattern())
+            observe(self, x, z)
             return z if f is None else f(z)
         numbers = None if f is None else f.numbers()
         return sparse_linear(x, self.values, self.bias, self._pattern(), numbers)
@@ -187,7 +197,8 @@ class SparseLinear(nn.Module):
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kernel_pattern"}
+        own = ("_kernel_pattern", "_observe")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def _check(self, x: Tensor) -> None:
         if x.dim() == 0 or x.shape[-1] != self.in_features:
@@ -207,6 +218,15 @@ class SparseLinear(nn.Module):
             raise DataError(
                 f"The weights of {OWNER} must be float32. Got {self.values.dtype} instead; "
                 "call float() on the module, and use torch.autocast for bfloat16."
+            )
+        if self.values.shape != self.indices.shape or (
+            self.bias is not None
+            and (self.bias.shape != (self.out_features,) or self.bias.dtype != torch.float32)
+        ):
+            raise DataError(
+                f"{OWNER} has {len(self.indices)} connections and {self.out_features} outputs, but "
+                f"values of shape {tuple(self.values.shape)} or a bias that do not fit. Set them "
+                "by load_state_dict."
             )
         for name, tensor in (("inputs", x), ("weights", self.values)):
             if tensor.device.type != "cpu":
@@ -250,17 +270,29 @@ class SparseLinear(nn.Module):
             except ValueError as error:
                 errors.append(str(error))
                 return
-            if values.shape != self.values.shape:
-                self.values.data = torch.empty(len(values))
+            same = values.shape == self.values.shape and np.array_equal(
+                topology.indices, array_of(self.indices)
+            )
+            if not same:  # memory that a network shares has its topology
+                self.values.data = torch.empty(len(values), dtype=torch.float32)
                 self.values.grad = None
             self._set_pattern(topology)
+            for name, array in (("indptr", rows), ("indices", columns)):
+                state_dict[prefix + name] = torch.from_numpy(array)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def to_dense(self) -> nn.Module:
         """Return a dense layer that computes the same, followed by the activation if it has one."""
         dense = nn.utils.skip_init(
-            nn.Linear, self.in_features, self.out_features, bias=self.bias is not None
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            dtype=torch.float32,
         )
+        dense.weight.requires_grad_(self.values.requires_grad)
+        if self.bias is not None:
+            dense.bias.requires_grad_(self.bias.requires_grad)
         with torch.no_grad():
             dense.weight.zero_()
             rows = torch.from_numpy(self.topology.rows())

@@ -170,7 +170,7 @@ def to_network(
     if isinstance(module, Network):
         mean, scale, *target = (getattr(module, name) for name in SCALING)
         if mean is not None:
-            network.preprocessing = Standardizer(mean.numpy(), scale.numpy())
+            network.preprocessing = Standardizer(mean.numpy().copy(), scale.numpy().copy())
         found = [None if each is None else each.numpy().copy() for each in target]
         network.target_mean, network.target_scale = found
     return network
@@ -204,7 +204,9 @@ def _config_of(parts: list[nn.Module], linears: list[SparseLinear], loss: str) -
         cells = sum(linear.in_features * linear.out_features for linear in linears)
         density = sum(linear.connections for linear in linears) / cells
         options: Any = {"activation": activation, "alpha": alpha, "loss": loss}
-        return NetworkConfig(sizes, density=density, recipe="width", **options)
+        recipes = {linear.recipe for linear in linears}
+        options["recipe"] = recipes.pop() if len(recipes) == 1 else "width"
+        return NetworkConfig(sizes, density=density, **options)
     raise ParameterError(
         "A Sequential for to_network alternates SparseLinear with one kind of activation, and ends "
         f"with a SparseLinear. Got {problem}."

@@ -28,6 +28,7 @@ from .tensors import (
     custom_operator,
     is_traced,
     keep_freed_memory,
+    owned,
     refuse_second,
     transposed,
 )
@@ -51,6 +52,7 @@ class Pattern:
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self.tensors = tensors
+        self.places = [tensor.data_ptr() for tensor in tensors]
         arrays = [array_of(tensor) for tensor in tensors]
         self.by_input, self.by_output = (arrays[0], arrays[1]), (arrays[2], arrays[3])
         self.to_output_order = arrays[4]
@@ -61,15 +63,16 @@ class Pattern:
             self.workspace, self.lock = workspaces[tensors[4]]
 
     def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        """Return whether these are its tensors."""
-        return all(map(operator.is_, self.tensors, tensors))
+        """Return whether these are its tensors, in the memory that they were in."""
+        same = all(map(operator.is_, self.tensors, tensors))
+        return same and self.places == [tensor.data_ptr() for tensor in tensors]
 
 
 # A layer: WᵀX + b. Its weights are in input order.
 
 
 def _forward(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
-    return _product(columns, values, bias, Pattern(pattern))
+    return _product(columns.contiguous(), values, bias, Pattern(pattern))
 
 
 def _product(
@@ -121,7 +124,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of columns, values and bias; those not needed are empty."""
     by_input = array_of(indptr), array_of(indices)
-    return _gradients(gradient, columns, values, by_input, needed)
+    return _gradients(gradient.contiguous(), columns.contiguous(), values, by_input, needed)
 
 
 def _gradients(
@@ -210,7 +213,7 @@ class _Linear(torch.autograd.Function):
             state = _new_state(columns, pattern.n_out)
         ctx.save_for_backward(columns, values, state)
         ctx.pattern, ctx.shape, ctx.numbers = pattern, x.shape, numbers
-        return _rows(_product(columns, values, bias, pattern, numbers, state), x.shape)
+        return owned(_rows(_product(columns, values, bias, pattern, numbers, state), x.shape))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -218,6 +221,7 @@ class _Linear(torch.autograd.Function):
             refuse_second(ctx)
         needed, by_input = list(ctx.needs_input_grad[:3]), ctx.pattern.by_input
         columns, values, state = ctx.saved_tensors
+        columns = columns.contiguous()  # hooks of saved tensors may return others
         delta, of_bias = _columns(gradients[0]), None
         if state is not None:
             wanted = needed[2]
@@ -266,7 +270,9 @@ def sparse_linear(
 
 def traced_linear(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
     """Return the same by the custom operator; the pattern is as `Topology.arrays`."""
-    return _rows(linear(_columns(x), values, bias, *pattern), x.shape)
+    columns = linear(x.reshape(-1, x.shape[-1]).t().contiguous(), values, bias, *pattern)
+    rows = columns.t() if x.dim() <= 2 else columns.t().contiguous()
+    return rows.reshape(*x.shape[:-1], len(columns))
 
 
 # An activation: z for z > 0, slope·z for z <= 0, and dropout.
@@ -310,7 +316,7 @@ def _before_activation(
 ) -> tuple[Tensor, Tensor]:
     """Return dL/dz of a gradient (n, batch), and the sums of its rows, float32 (n,)."""
     out = gradient.clone(memory_format=torch.contiguous_format)
-    sums = torch.empty(len(out))
+    sums = torch.empty(len(out), dtype=torch.float32)
     share = np.float32(keep_below / RESOLUTION)
     derivative = Derivative(np.float32(slope), share, _bits(state, out))
     with kernel_threads(torch.get_num_threads()):
@@ -355,7 +361,7 @@ class _Activation(torch.autograd.Function):
         out, state = _activate(rows, slope, keep_below, seed)
         ctx.numbers, ctx.turned, ctx.shape = (slope, keep_below), turned, z.shape
         ctx.save_for_backward(state)
-        return _turned_back(out, turned, z.shape)
+        return owned(_turned_back(out, turned, z.shape))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

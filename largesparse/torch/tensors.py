@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..backends import kernels
 from ..machine.threads import kernel_threads
@@ -49,8 +50,14 @@ def custom_operator(name: str, schema: str) -> Any:
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Return whether PyTorch compiles, exports, or passes something that is not a plain tensor."""
-    return torch.compiler.is_compiling() or type(tensor) is not Tensor
+    """Return whether PyTorch compiles, exports, traces, or passes another kind of tensor."""
+    is_plain = type(tensor) in (Tensor, nn.Parameter)
+    return torch.compiler.is_compiling() or not is_plain or _get_current_dispatch_mode() is not None
+
+
+def owned(view: Tensor) -> Tensor:
+    """Return a tensor of the same memory that is no view: those of a Function change in place."""
+    return view.new_empty(0).set_(view)  # type: ignore[call-overload, no-any-return]
 
 
 def refuse_second(ctx: Any, *gradients: Any) -> Any:

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from largesparse.backends import compiling
 
 PROGRAM = """
 import sys
@@ -291,3 +294,12 @@ def test_copies_of_a_kernel_give_the_same_bits(tmp_path):
     (compiled, first), (loaded, second) = run(), run()
     assert (compiled, loaded) == ("0", "1")
     assert first == second  # linked to the kernel's own library, and to the caller's copy
+
+
+def sum_of(a, b):
+    return a + b
+
+
+def test_kernels_that_take_turns_take_arguments_by_name(monkeypatch):
+    monkeypatch.setattr(compiling, "threading_layer", lambda: SimpleNamespace(name="workqueue"))
+    assert compiling.kernel(parallel=False)(sum_of)(1, b=2) == 3

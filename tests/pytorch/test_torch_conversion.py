@@ -71,7 +71,7 @@ def test_a_layer_by_itself_and_one_used_twice():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": 0.5, "include": "head"}, "no torch.nn.Linear whose name is like 'head'"),
+        ({"density": 0.5, "include": "head"}, r"\['head'\], which no module is named like"),
         ({"density": 0.5, "keep": "best"}, "'keep'.*Got 'best'"),
         ({}, "Give either 'epsilon' or 'density'"),
     ],

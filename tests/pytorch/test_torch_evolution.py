@@ -216,7 +216,7 @@ def test_mistakes_are_named(options, message):
 
 def test_a_wrong_optimizer_or_model_is_named():
     model = chain()
-    with pytest.raises(ParameterError, match="none of the sparse layers"):
+    with pytest.raises(ParameterError, match="does not have the values"):
         evolve(model, 0.3, optimizer=torch.optim.SGD(chain().parameters()))
     with pytest.raises(ParameterError, match="LBFGS keeps"):
         evolve(model, 0.3, optimizer=torch.optim.LBFGS(model.parameters()))
