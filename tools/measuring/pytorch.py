@@ -21,7 +21,7 @@ from largesparse.machine.sizes import parse_size
 from . import add_figure, median_ratio, seconds_in_turns
 
 MIB = 2**20
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 OPTIMIZER: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.1, "fused": True}
 
 
