@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from array import array
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,6 @@ from .headers import is_number
 from .layout import FileLayout, Wanted
 from .targets import labels_of_text
 from .typed_tables import parts_of_frame
-
-SPARSE = re.compile(r"^@data\s*$(\s|%.*$)*\{", re.IGNORECASE | re.MULTILINE)
-
 
 # In the name of the relation, as Meka has it: behind a colon. Options of Weka's filters may be -C.
 LABELS = re.compile(r"(?:^\s*|:\s*|:.*\s)-C\s+(-?\d+)(?![\d.])")
@@ -36,13 +35,13 @@ def read_arff(path: Path, wanted: Wanted) -> Parts:
         reading(path, "as ARFF", "Write it again.", damage=(Exception,)),
         open_text(path) as file,
     ):
-        content = file.read()
-        sparse = SPARSE.search(content) is not None
-        found = _arff.loads(content, return_type=_arff.LOD if sparse else _arff.DENSE)
-    names = [str(name) for name, _ in found["attributes"]]
-    kinds = [kind for _, kind in found["attributes"]]
-    labels = _labels_of(path, found["relation"], names, wanted)
-    if labels:
+        sparse = _is_sparse(file)
+        file.seek(0)
+        kind = _arff.LOD_GEN if sparse else _arff.DENSE  # rows of sparse data one by one
+        found = _arff.load(file, return_type=kind)
+        names = [str(name) for name, _ in found["attributes"]]
+        kinds = [kind for _, kind in found["attributes"]]
+        labels = _labels_of(path, found["relation"], names, wanted)
         for option, columns in (("--drop", wanted.drop), ("--id", (wanted.id,))):
             if taken := {names[k] for k in labels}.intersection(map(str, columns)):
                 raise DataError(
@@ -50,11 +49,24 @@ def read_arff(path: Path, wanted: Wanted) -> Parts:
                     f"and {option}. Say one of the two, or name a --target."
                 )
         others = wanted.replace(drop=(*wanted.drop, *(names[k] for k in labels)))
-        parts = _read(path, found["data"], names, kinds, others, sparse)
-        y = _indicator(path, found["data"], {k: names[k] for k in labels}, kinds, sparse)
+        if sparse:
+            parts, rows = _of_sparse(path, found["data"], names, kinds, others, set(labels))
+        else:
+            parts, rows = _of_dense(path, found["data"], names, kinds, others), found["data"]
+    if labels:
+        y = _indicator(path, rows, {k: names[k] for k in labels}, kinds, sparse)
         layout = parts.layout._replace(labels=[names[k] for k in labels])
         return parts._replace(y=y, layout=layout)
-    return _read(path, found["data"], names, kinds, wanted, sparse)
+    return parts
+
+
+def _is_sparse(file: Any) -> bool:
+    """Return whether the first row of a file is in braces."""
+    for line in file:
+        if line.strip().lower() == "@data":
+            break
+    rows = (line.strip() for line in file)
+    return next((row for row in rows if row and row[0] != "%"), "").startswith("{")
 
 
 def _labels_of(path: Path, relation: str, names: list[str], wanted: Wanted) -> list[int]:
@@ -98,14 +110,12 @@ def _indicator(
     return csr_array((ones, np.array(indices, np.int32), indptr), shape=(len(rows), len(labels)))
 
 
-def _read(
-    path: Path, rows: list[Any], names: list[str], kinds: list[Any], wanted: Wanted, sparse: bool
+def _of_dense(
+    path: Path, rows: list[Any], names: list[str], kinds: list[Any], wanted: Wanted
 ) -> Parts:
-    """Return features and target of rows, dense or sparse."""
+    """Return features and target of rows of values."""
     import pandas as pd
 
-    if sparse:
-        return _of_sparse(path, rows, names, kinds, wanted)
     columns: Any = zip(*rows, strict=True) if rows else [()] * len(names)
     pairs = zip(names, kinds, strict=True)
     numeric = [_is_numeric(kind) and name != wanted.target for name, kind in pairs]
@@ -130,10 +140,18 @@ def _is_numeric(kind: Any) -> bool:
 
 
 def _of_sparse(
-    path: Path, rows: list[dict[int, Any]], names: list[str], kinds: list[Any], wanted: Wanted
-) -> Parts:
-    """Return CSR of rows that name what is not 0, or not the first value of a nominal attribute."""
-    from scipy.sparse import coo_array, csr_array
+    path: Path,
+    rows: Iterable[dict[int, Any]],
+    names: list[str],
+    kinds: list[Any],
+    wanted: Wanted,
+    labels: set[int],
+) -> tuple[Parts, list[dict[int, Any]]]:
+    """Return CSR of rows that name what is not 0, or not the first value of a nominal attribute.
+
+    And what the rows say of attributes that are labels.
+    """
+    from scipy.sparse import csr_array
 
     columns = choose_columns(path, len(names), names, wanted)
     for k in columns.features:
@@ -146,24 +164,29 @@ def _of_sparse(
                 "out is not 0. Write the file as dense ARFF."
             )
     where = {k: place for place, k in enumerate(columns.features)}
-    cells = [
-        (row, where[k], np.nan if value is None else float(value))
-        for row, values in enumerate(rows)
-        for k, value in values.items()
-        if k in where
-    ]
-    i, j, values = zip(*cells, strict=True) if cells else ((), (), ())
-    X = csr_array(coo_array((np.array(values, float), (np.array(i, int), np.array(j, int))),
-                            shape=(len(rows), len(where))))  # fmt: skip
+    others: dict[int, list[Any]] = {k: [] for k in (columns.target, columns.id) if k is not None}
+    absent = {k: kinds[k][0] if isinstance(kinds[k], list) else 0 for k in others}
+    indptr, indices, values, said = array("q", [0]), array("i"), array("d"), []
+    for row in rows:
+        for k, value in row.items():
+            if k in where:
+                indices.append(where[k])
+                values.append(np.nan if value is None else float(value))
+        indptr.append(len(indices))
+        for k, found in others.items():
+            found.append(row.get(k, absent[k]))
+        if labels:
+            said.append({k: value for k, value in row.items() if k in labels})
+    shape = len(indptr) - 1, len(where)
+    X = csr_array((np.array(values), np.array(indices), np.array(indptr)), shape=shape)
+    X.sort_indices()
 
     def column(k: int | None) -> Any:
         if k is None:
             return None
-        kind = kinds[k]
-        absent = kind[0] if isinstance(kind, list) else 0
-        found = np.array([row.get(k, absent) for row in rows])
+        found = np.array(others[k])
         if found.dtype.kind == "O":
-            row = next(row for row, value in enumerate(found) if value is None)
+            row = others[k].index(None)
             refuse(columns, k, "a missing value", row, "Remove the samples without label")
         return found
 
@@ -173,4 +196,4 @@ def _of_sparse(
     target = None if columns.target is None else names[columns.target]
     layout = FileLayout(id=None if columns.id is None else names[columns.id])
     features = [names[k] for k in columns.features]
-    return Parts(X, y, features, target, layout, column(columns.id), ())
+    return Parts(X, y, features, target, layout, column(columns.id), ()), said

@@ -762,3 +762,25 @@ def test_files_without_rows_or_with_impossible_headers_are_refused(tmp_path):
         path = write(tmp_path / "t.txt", f"{header}\n0 1:2\n1 2:1\n")
         with pytest.raises(DataError, match="must be 1 to"):
             read_table(path, format="extreme")
+
+
+def test_sparse_arff_is_read_row_by_row(tmp_path):
+    rng, n = np.random.default_rng(0), 1000
+    rows = [np.sort(rng.choice(300, 30, replace=False)) for _ in range(n)]
+    lines = ["@relation s", *(f"@attribute a{k} numeric" for k in range(300))]
+    lines += ["@attribute c {no,yes}", "@data"]
+    for number, row in enumerate(rows):
+        ends = ", 300 yes}" if number % 3 == 0 else "}"
+        lines.append("{" + ", ".join(f"{k} {k + 1}" for k in row) + ends)
+    path = write(tmp_path / "s.arff", "\n".join(lines) + "\n")
+    read_table(path, "c")
+    tracemalloc.start()
+    table = read_table(path, "c")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80 * table.X.nnz == 80 * 30 * n  # 235 as objects
+    dense = np.zeros((n, 300))
+    for number, row in enumerate(rows):
+        dense[number, row] = row + 1
+    np.testing.assert_array_equal(table.X.toarray(), dense)
+    assert table.y.tolist() == ["no" if number % 3 else "yes" for number in range(n)]
