@@ -87,7 +87,8 @@ def complete(
             layout=layout._replace(indicators=indicators, columns=layout.columns or names),
             feature_names=[*features, *(f"{name}={MISSING_MARK}" for name in indicators)],
         )
-    if (twice := first_doubled(table.feature_names or [])) is not None:
+    twice = first_doubled(table.feature_names or []) if encoded is not None or marked else None
+    if twice is not None:
         raise DataError(
             f"Two features would be named {twice!r}, which is COLUMN=CATEGORY. Rename a column."
         )

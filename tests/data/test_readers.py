@@ -784,3 +784,11 @@ def test_sparse_arff_is_read_row_by_row(tmp_path):
         dense[number, row] = row + 1
     np.testing.assert_array_equal(table.X.toarray(), dense)
     assert table.y.tolist() == ["no" if number % 3 else "yes" for number in range(n)]
+
+
+def test_names_of_features_that_are_given_twice_are_not_those_of_categories():
+    from largesparse.data.missing import complete
+    from largesparse.data.tables import Table
+
+    table = Table(np.array([[1.0, 2.0]]), None, ["gene", "gene"], None)
+    assert complete(table, None, None, log=False).feature_names == ["gene", "gene"]
