@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from largesparse import NetworkConfig, SparseMLP
 from largesparse.errors import DataError, ParameterError
 
 torch = pytest.importorskip("torch")
@@ -25,6 +26,7 @@ from largesparse.torch import (  # noqa: E402
     recording,
     to_dense,
     to_network,
+    to_torch,
 )
 
 nn = torch.nn
@@ -277,3 +279,24 @@ def fill(module):
 def test_mistakes_are_named_before_anything_changes(word):
     with pytest.raises((ParameterError, DataError), match=word):
         MISTAKES[word](layer_of())
+
+
+def test_evolving_without_gradients_leaves_what_trains():
+    layer = layer_of()
+    with torch.inference_mode():
+        evolve(layer, 0.3)
+    layer(torch.randn(3, 30)).sum().backward()
+    assert layer.values.grad.shape == layer.values.shape
+
+
+def test_a_shared_network_keeps_its_weights_where_another_topology_is_loaded():
+    networks = [
+        SparseMLP(NetworkConfig((20, 15, 3), density=0.3, seed=seed), progress=False)
+        for seed in (0, 5)
+    ]
+    module, other = to_torch(networks[0], share=True), to_torch(networks[1])
+    before = networks[0].layers[0].values.copy()
+    module.load_state_dict(other.state_dict())
+    np.testing.assert_array_equal(networks[0].layers[0].values, before)
+    x = torch.randn(4, 20)
+    torch.testing.assert_close(module(x), other(x))
