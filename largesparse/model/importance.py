@@ -119,10 +119,11 @@ def compact(network: SparseMLP) -> SparseMLP:
 
     Its outputs are the same, up to rounding. What is left of weights, velocities, classes and
     preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new sizes, and what a
-    recipe derives from them (rates of the layers, values of new connections) follows.
+    recipe derives from them (rates of the layers, values of new connections) follows. Its number of
+    connections stays in further training (`config.start_factor` is 1).
     """
     sizes = [network.layers[0].n_in, *(layer.n_living for layer in network.layers)]
-    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes))
+    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes), start_factor=1.0)
     layers = []
     inputs = np.ones(sizes[0], dtype=bool)
     for k, layer in enumerate(network.layers):

@@ -115,6 +115,7 @@ class StoredLayer(SparseLayer):
             values_by_output=self._by_output,
         )
         self._values, self._velocity = self.values, self.velocity
+        self.explored = layer.explored
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the files."""

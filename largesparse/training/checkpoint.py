@@ -31,6 +31,7 @@ from ..data.standardizer import Standardizer
 from ..errors import CheckpointError
 from ..machine.environment import expand_user
 from ..machine.folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
+from ..model import exploration
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.layer import LayerArrays, SparseLayer
 from ..model.network import SparseMLP
@@ -172,6 +173,7 @@ def _write(
             "version": VERSION,
             "network": network.config.as_dict(),
             "nnz": [layer.nnz for layer in network.layers],
+            "explored": [exploration.to_text(layer.explored) for layer in network.layers],
             "preprocessing": None if network.preprocessing is None else "standardize",
             "classes": None if network.classes is None else _describe(network.classes),
             "feature_names": network.feature_names,
@@ -270,6 +272,9 @@ def _read_network(
     with reading(folder):
         config = NetworkConfig(**manifest["network"])
         layers = _read_layers(folder, manifest, config, prefix, storage)
+        if (explored := manifest.get("explored")) is not None:  # since version 0.2
+            for layer, text in zip(layers, explored, strict=True):
+                layer.explored = exploration.from_text(text)
         network = SparseMLP.from_layers(config, layers, storage)
         classes = manifest["classes"]
         if classes is not None:

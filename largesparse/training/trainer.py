@@ -22,6 +22,7 @@ from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
 from ..model.growth import evolve_layers
+from ..model.exploration import begin_exploring_, explored_share
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
 from ..model.lazy_updates import LazyUpdates
@@ -334,6 +335,8 @@ class Trainer(Stepper):
         measured = {"loss": None, "train_accuracy": None} | measured
         record = EpochRecord(state.epoch, **measured)
         record.nnz = self.network.layer_connections
+        begin_exploring_(self.network.layers)
+        record.explored = explored_share(self.network.layers)
         if record.active_neurons is None:
             with self.backend.threads(self.threads):
                 record.active_neurons = sum(active_neurons(self.network))

@@ -205,6 +205,7 @@ class ServerLayer(SparseLayer):
             dead=layer.dead,
             values_by_output=np.empty(0, np.float32),
         )
+        self.explored = layer.explored
 
     def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
         """Copy another topology with its weights and velocities to the shared memory."""
@@ -217,7 +218,9 @@ class ServerLayer(SparseLayer):
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
     parts = layer.number, layer.topology, layer.parameters, layer.config
-    return SparseLayer(*parts, velocities=layer.velocities, dead=layer.dead)
+    made = SparseLayer(*parts, velocities=layer.velocities, dead=layer.dead)
+    made.explored = layer.explored
+    return made
 
 
 def cut(rooms: Sequence[LayerArrays], connections: Sequence[int]) -> list[Float32]:

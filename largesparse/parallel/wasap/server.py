@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from ...model.exploration import explored_share
 from ...model.importance import active_neurons
 from ...model.losses import ScoreSums
 from ...model.workspace import Gradients
@@ -305,6 +306,7 @@ class Server:
         else:
             trainer.check_weights()
         record.nnz = trainer.network.layer_connections
+        record.explored = explored_share(trainer.network.layers)
         with trainer.backend.threads(self._threads):
             record.active_neurons = sum(active_neurons(trainer.network))
         if data.test is not None:
