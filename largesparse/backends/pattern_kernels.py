@@ -274,7 +274,7 @@ def merge_pattern(old, velocity, keep, n_out, positions, grown, new, new_velocit
 def keep_ranks(indptr, columns, n_out, registers):
     """Raise the registers of a sketch to the ranks of a pattern's cells: see `model.exploration`.
 
-    `registers`, uint8 (2**12,), are changed. The hash is SplitMix64's (Steele, Lea and Flood, 2014).
+    `registers`, uint8 (2**12,), are changed. The hash is that of SplitMix64 (Steele et al., 2014).
     """
     nnz = len(columns)
     n_pieces = min(PIECES, (nnz + BLOCK - 1) // BLOCK)

@@ -14,6 +14,7 @@ from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range, check_share
 from ..model.config import (
     Activation,
+    Distribution,
     Loss,
     NetworkConfig,
     Recipe,
@@ -54,7 +55,7 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = (
-    *("epsilon", "density", "output_epsilon", "output_density"),
+    *("epsilon", "density", "distribution", "start_factor", "output_epsilon", "output_density"),
     *("activation", "alpha", "recipe", "regrowth"),
 )
 
@@ -70,6 +71,8 @@ class Settings(BaseEstimator):
     _: KW_ONLY
     epsilon: float | None = None
     density: float | None = None
+    distribution: Distribution = "uniform"
+    start_factor: float = 1.0
     output_epsilon: float | None = None
     output_density: float | None = None
     activation: Activation = "all_relu"
@@ -81,6 +84,9 @@ class Settings(BaseEstimator):
     evolve_output: bool = False
     drop: str | Rule = "set"
     growth: str | Rule = "random"
+    redistribute: bool = False
+    shrink_start: int = 0
+    shrink_end: int | None = None
     pruning_start: int | None = None
     pruning_every: int = 10
     pruning_percentile: float = 5.0
@@ -125,6 +131,8 @@ class Settings(BaseEstimator):
             sizes,
             epsilon=self.epsilon if given else auto_epsilon(sizes),
             density=self.density,
+            distribution=self.distribution,
+            start_factor=self.start_factor,
             activation=self.activation,
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]

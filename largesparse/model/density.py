@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ParameterError
-from .evolution import _find_counts
+from .evolution import Change
 from .layer import SparseLayer
+from .ranking import find_counts
+from .rule_state import RuleState
+from .topology import MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from .config import NetworkConfig, TrainingConfig
+    from .network import SparseMLP
 
 
 class Shrinking(NamedTuple):
@@ -32,15 +38,15 @@ class Shrinking(NamedTuple):
     end: int  # epochs after which an evolution leaves as many as there are to be in the end
 
     @classmethod
-    def of(cls, network: NetworkConfig, training: TrainingConfig) -> Shrinking | None:
-        """Return that of a network's training; None where no layer becomes smaller.
+    def of(cls, network: SparseMLP, training: TrainingConfig) -> Shrinking | None:
+        """Return that of a network's training; None where no layer is to become smaller.
 
         Raises
         ------
         ParameterError
             Where no evolution comes between its start and its end, or no epoch after it.
         """
-        if network.start_factor == 1:
+        if not has_surplus(network, training.redistribute):
             return None
         interval, start = training.evolution_interval, training.shrink_start
         last = (training.epochs - 1) // interval * interval  # evolution with an epoch behind it
@@ -51,22 +57,84 @@ class Shrinking(NamedTuple):
         if found.end > last or found.end <= start:
             wanted = "'epochs'" if training.shrink_end is None else "'shrink_end' or 'epochs'"
             raise ParameterError(
-                f"A network with a 'start_factor' of {network.start_factor:g} must become smaller "
-                f"by evolutions after epoch {start} ('shrink_start'), with an epoch of training "
-                f"behind the last. Of {training.epochs} epochs with an evolution every {interval} "
-                f"the last such is that after epoch {last}: change {wanted}."
+                f"A network with a 'start_factor' of {network.config.start_factor:g} must become "
+                f"smaller by evolutions after epoch {start} ('shrink_start'), with an epoch of "
+                f"training behind them. Of {training.epochs} epochs with an evolution every "
+                f"{interval} the last such is that after epoch {last}. Change {wanted}."
             )
         return found
 
     def targets(self, network: NetworkConfig, epochs: int) -> list[int]:
-        """Return how many connections every hidden layer may have after so many epochs."""
-        passed = min(1.0, max(0.0, (epochs - self.start) / (self.end - self.start)))
-        left, sizes = (1 - passed) ** 3, itertools.pairwise(network.layer_sizes)
-        shares = zip(sizes, network.probabilities(), network.final_probabilities(), strict=True)
-        return [
-            max(1, round(n_in * n_out * (last + (first - last) * left)))
-            for (n_in, n_out), first, last in shares
-        ][:-1]
+        """Return how many connections every hidden layer may have after so many epochs.
+
+        None are returned before the first that count.
+        """
+        if epochs <= self.start:
+            return []
+        passed = min(1.0, (epochs - self.start) / (self.end - self.start))
+        return hidden_connections(network, (1 - passed) ** 3)
+
+
+def hidden_connections(network: NetworkConfig, left: float = 0.0) -> list[int]:
+    """Return how many connections hidden layers have where a share of their surplus is left."""
+    sizes = itertools.pairwise(network.layer_sizes[:-1])
+    shares = zip(sizes, network.probabilities(), network.final_probabilities(), strict=False)
+    return [
+        max(1, round(n_in * n_out * (last + (first - last) * left)))
+        for (n_in, n_out), first, last in shares
+    ]
+
+
+def has_surplus(network: SparseMLP, redistribute: bool = False) -> bool:
+    """Return whether a hidden layer, or all together, have more connections than in the end."""
+    if network.config.start_factor == 1:
+        return False
+    there, wanted = network.layer_connections[:-1], hidden_connections(network.config)
+    if redistribute:
+        return sum(there) > sum(wanted)
+    return any(map(operator.gt, there, wanted))
+
+
+def plan_changes(
+    layers: Sequence[SparseLayer],
+    zeta: float,
+    targets: Sequence[int] = (),
+    *,
+    redistribute: bool = False,
+) -> list[Change] | None:
+    """Return what an evolution changes in layers; None where each keeps its number of connections.
+
+    `targets` are the connections that the first layers may have after it. Where a layer has more,
+    the surplus goes, and ζ of what is to be left is replaced (GraNet: Liu et al., "Sparse training
+    via boosting pruning plasticity with neuroregeneration", 2021; with ζ 0 nothing grows: Zhu &
+    Gupta, 2018). With `redistribute` as many connections of all layers together go and grow, but
+    which layers lose them is told by one threshold of |w|, and where they grow by `share_growth`.
+    """
+    if not (targets or redistribute):
+        return None
+    there = np.array([layer.nnz for layer in layers])
+    allowed = np.array([*targets, *there[len(targets) :]])
+    if not redistribute:
+        wanted = np.minimum(there, allowed)
+        going = there - wanted + np.floor(zeta * wanted).astype(np.int64)
+    else:
+        total = int(min(there.sum(), allowed.sum()))
+        going = np.array(count_weakest(layers, there.sum() - total + math.floor(zeta * total)))
+        stay = there - going
+        room = _cells(layers) - stay
+        wanted = stay + share_growth(total - int(stay.sum()), stay.tolist(), room.tolist())
+    return [Change(*pair) for pair in zip(going.tolist(), wanted.tolist(), strict=True)]
+
+
+def _cells(layers: Sequence[SparseLayer]) -> NDArray[np.int64]:
+    """Return how many connections each layer could have."""
+    found = []
+    for k, layer in enumerate(layers):
+        dead_inputs = layers[k - 1].dead if k else None
+        keep = np.ones(layer.nnz, dtype=bool)
+        free = RuleState(layer, 0.0, dead_inputs=dead_inputs, keep=keep).n_free
+        found.append(min(layer.nnz + free, MAX_CONNECTIONS))
+    return np.array(found)
 
 
 def solve_epsilon(shapes: Sequence[tuple[int, int]], density: float) -> float:
@@ -112,15 +180,14 @@ def count_weakest(layers: Sequence[SparseLayer], count: int) -> list[int]:
             [count_magnitudes(layer.values, shift, prefixes).sum(axis=(0, 1)) for layer in layers]
         )
         both = np.stack([counts, np.zeros_like(counts)], axis=1)  # as of one sign
-        bins, rests = _find_counts(both, (rest, 0))
+        bins, rests = find_counts(both, (rest, 0))
         below += counts[:, : bins[0]].sum(axis=1)
         prefix, rest = prefix << 16 | int(bins[0]), rests[0]
     ties = counts[:, bins[0]]
     before = np.cumsum(ties) - ties
     found = below + np.clip(rest - before, 0, ties)
-    return [
-        min(int(each), max(0, layer.nnz - 1)) for each, layer in zip(found, layers, strict=True)
-    ]
+    least: list[int] = np.minimum(found, [max(0, layer.nnz - 1) for layer in layers]).tolist()
+    return least
 
 
 def share_growth(count: int, survivors: Sequence[int], room: Sequence[int]) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 from ..backends.operands import Connections, Float32, SparseBatch
 from ..errors import check_range
 from .cells import Int64
+from .exploration import add_cells
 from .layer import SparseLayer
+from .ranking import without_smallest
 from .rule_state import RuleState
 from .rules import SET, Rules
 from .topology import Topology
+
+
+class Change(NamedTuple):
+    """How many connections of a layer go in an evolution, and how many there are after it."""
+
+    going: int
+    target: int
 
 
 def evolve(
@@ -28,6 +37,7 @@ def evolve(
     *,
     rules: Rules = SET,
     state: RuleState | None = None,
+    change: Change | None = None,
 ) -> NDArray[np.int32]:
     """Replace the fraction ζ of the connections, by default as SET does.
 
@@ -48,6 +58,9 @@ def evolve(
         of connections, whatever the rule.
     state : RuleState, optional
         What the rules look at beside the layer.
+    change : Change, optional
+        How many connections go and how many there are then; by default ⌊ζ·nnz⌋ and as many as
+        before. Where the rule lets too many stay, the weakest of them go.
 
     Returns
     -------
@@ -56,16 +69,21 @@ def evolve(
     """
     check_range("zeta", zeta, "evolution", low=0, high=1, high_open=True)
     state = RuleState(layer, zeta) if state is None else state
-    going = math.floor(zeta * layer.nnz)
-    if going == 0:
+    share = math.floor(zeta * layer.nnz)
+    going, target = (share, layer.nnz) if change is None else change
+    if going != share:
+        state.zeta = going / layer.nnz
+    if going == 0 and target == layer.nnz:
         return np.arange(layer.nnz, dtype=np.int32)
-    keep = rules.kept(layer, state, going, rng)
-    keep_strongest_(layer, keep)
-    count = layer.nnz - int(np.count_nonzero(keep))
-    if count == 0:
-        return np.arange(layer.nnz, dtype=np.int32)
+    keep = np.ones(layer.nnz, dtype=bool)
+    if going:
+        keep = rules.kept(layer, state, going, rng)
+        drop_weakest_(layer, keep, int(np.count_nonzero(keep)) - target)
+        keep_strongest_(layer, keep)
     state.keep = keep
-    return _rebuild(layer, keep, rules.grown(layer, state, count, rng), rng)
+    count = max(0, target - int(np.count_nonzero(keep)))
+    grown = rules.grown(layer, state, count, rng) if count else None
+    return remove_connections(layer, keep, grown, rng)
 
 
 def remove_connections(
@@ -82,6 +100,16 @@ def remove_connections(
     if keep.all() and not len(positions):
         return np.arange(layer.nnz, dtype=np.int32)
     return _rebuild(layer, keep, positions, rng)
+
+
+def drop_weakest_(layer: SparseLayer, keep: NDArray[np.bool_], count: int) -> None:
+    """Let `count` more connections go, if that is above 0: those of `keep` closest to zero.
+
+    `keep`, bool (nnz,), is changed in place.
+    """
+    if count > 0:
+        kept = np.flatnonzero(keep)
+        keep[kept] = without_smallest(np.abs(layer.values[kept]), [count, 0])
 
 
 def keep_strongest_(layer: SparseLayer, keep: NDArray[np.bool_]) -> None:
@@ -107,6 +135,7 @@ def evolve_layers(
     rules: Rules = SET,
     gradient: Callable[..., object] | None = None,
     *,
+    changes: Sequence[Change] | None = None,
     keep_maps: bool = True,
     **known: Any,
 ) -> list[NDArray[np.int32]]:
@@ -114,15 +143,17 @@ def evolve_layers(
 
     Where a rule asks for gradients, gradient(visit=visit) computes them: see `SparseMLP.backward`.
     Layers then evolve from the last to the first: each when dL/dz has been passed through it to the
-    layer below, by its old connections. `known` are further fields of the rules' states. Kept maps
-    take 4 bytes a connection.
+    layer below, by its old connections. `changes` are those of the layers; `known` are further
+    fields of the rules' states. Kept maps take 4 bytes a connection.
     """
     maps = [np.empty(0, dtype=np.int32)] * len(layers)
 
     def evolve_one(k: int, **batch: Any) -> None:
         dead_inputs = layers[k - 1].dead if k else None
         state = RuleState(layers[k], zeta, dead_inputs=dead_inputs, **known, **batch)
-        found = evolve(layers[k], zeta, rng_of(layers[k]), rules=rules, state=state)
+        change = None if changes is None else changes[k]
+        given: Any = {"rules": rules, "state": state, "change": change}
+        found = evolve(layers[k], zeta, rng_of(layers[k]), **given)
         if keep_maps:
             maps[k] = found
 
@@ -163,6 +194,8 @@ def _rebuild(
         velocity,
         slot_map,
     )
+    if layer.explored is not None:
+        add_cells(layer.explored, positions)
     topology = Topology.from_input_order(old.n_in, old.n_out, indptr, indices)
     layer.replace(topology, values, velocity)
     return slot_map

@@ -32,9 +32,9 @@ def without_smallest(values: NDArray[np.float32], going: Sequence[int]) -> NDArr
         return _without_few(values, going)
     keep = np.empty(len(values), dtype=bool)
     upper_counts = count_magnitudes(values, 16, np.zeros(2, dtype=np.int64))
-    prefixes, rest = _find_counts(upper_counts, going)
+    prefixes, rest = find_counts(upper_counts, going)
     lower_counts = count_magnitudes(values, 0, prefixes)
-    lower, rest = _find_counts(lower_counts, rest)
+    lower, rest = find_counts(lower_counts, rest)
 
     ties = np.empty((len(lower_counts), 2), dtype=np.int64)
     for sign in (0, 1):
@@ -68,7 +68,7 @@ def mark_smallest(values: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
     return marked
 
 
-def _find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int64, list[int]]:
+def find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int64, list[int]]:
     """Return the bins in which the wanted-th magnitudes are, and what is wanted of those bins.
 
     `counts` is int32 (blocks, 2, bins); `wanted` has how many of the smallest of each sign.

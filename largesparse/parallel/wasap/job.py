@@ -69,6 +69,11 @@ class RootArguments:
                 "The 'evolve_output' parameter must be False in parallel training: the average of "
                 "replicas would not keep the connections of every output. Got True instead."
             )
+        if trainer.config.redistribute:
+            raise ParameterError(
+                "The 'redistribute' parameter must be False in parallel training: the memory that "
+                "ranks share has no room for layers that become larger. Got True instead."
+            )
         given = {"sample_weight": self.sample_weight, "test": self.test}
         data = prepare_(trainer.network, trainer.config, self.X, self.y, **given)
         trainer.check_rows(data)
