@@ -13,7 +13,6 @@ from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
 from ..machine.sizes import parse_size, parse_sizes, show_seconds
-from ..model.config import DISTRIBUTION
 from .files import READ, add_file_options, file_options
 from .learning_curve import HeldOutScores, check_plot, plot_curve, text_curve
 from .scores import cross_validate, describe_score
@@ -65,10 +64,10 @@ def add_train(subparsers: Any) -> None:
     )
     density.add_argument("--density", type=float,
         help="share of a dense network's connections, in place of ε")  # fmt: skip
-    add("--distribution", choices=DISTRIBUTION, default="uniform",
-        help="whether --density is that of every layer or of all together (%(default)s)")  # fmt: skip
+    add("--distribution", choices=("uniform", "erdos_renyi"), default="uniform",
+        help="--density is that of every layer, or of all together (%(default)s)")  # fmt: skip
     add("--start-factor", type=float, default=1.0,
-        help="begin with so many times the connections; evolution takes the surplus away")  # fmt: skip
+        help="begin with so many times the connections; evolution takes the rest away")  # fmt: skip
     add("--shrink-end", type=parse_size, metavar="EPOCH",
         help="after which the surplus is gone (half of the epochs)")  # fmt: skip
     add("--redistribute", action="store_true",
