@@ -29,14 +29,14 @@ Sketch = NDArray[np.uint8]  # (REGISTERS,)
 
 def add_cells(sketch: Sketch, cells: NDArray[np.int64]) -> None:
     """Add cells, row-major i·n_out + j, to a sketch, in place."""
-    from ..backends.pattern_kernels import keep_ranks
+    from ..backends.sketch_kernels import keep_ranks
 
     keep_ranks(np.array([0, len(cells)], dtype=np.int32), cells, 0, sketch)
 
 
 def sketch_of(topology: Topology) -> Sketch:
     """Return the sketch of the cells that are connected, in O(nnz)."""
-    from ..backends.pattern_kernels import keep_ranks
+    from ..backends.sketch_kernels import keep_ranks
 
     sketch = np.zeros(REGISTERS, dtype=np.uint8)
     keep_ranks(topology.indptr, topology.indices, topology.n_out, sketch)

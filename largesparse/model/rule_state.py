@@ -74,10 +74,22 @@ class RuleState:
     def n_free(self) -> int:
         """Number of cells in which connections may grow."""
         cells = count_cells(self.layer.topology, self.living)
-        return cells - int(np.count_nonzero(self._kept))
+        return cells - int(np.count_nonzero(self.kept))
+
+    def fan_out(self) -> Int64:
+        """Return how many connections of every input stay: int64 (n_in,)."""
+        indptr = self.layer.topology.indptr
+        totals = np.concatenate([[0], np.cumsum(self.kept, dtype=np.int32)])
+        return (totals[indptr[1:]] - totals[indptr[:-1]]).astype(np.int64)
+
+    def fan_in(self) -> Int64:
+        """Return how many connections of every output stay: int64 (n_out,)."""
+        outputs = self.layer.topology.indices[self.kept]
+        return np.bincount(outputs, minlength=self.layer.n_out)
 
     @property
-    def _kept(self) -> Bool:
+    def kept(self) -> Bool:
+        """`keep`, in a rule that grows: bool (nnz,)."""
         if self.keep is None:
             raise ParameterError(
                 "A rule that drops connections asked for free cells, which are known only after "
@@ -92,11 +104,11 @@ class RuleState:
                 f"A rule asked for {count} free cells of {self.name}, which has {self.n_free}. "
                 "Draw at most state.n_free."
             )
-        return draw_free_cells(self.layer.topology, self._kept, count, rng, self.living)
+        return draw_free_cells(self.layer.topology, self.kept, count, rng, self.living)
 
     def is_free(self, cells: Int64) -> Bool:
         """Return whether connections may grow in cells of the layer, in O(log) each."""
-        return are_free(self.layer.topology, self._kept, cells, self.living)
+        return are_free(self.layer.topology, self.kept, cells, self.living)
 
     def score(self, cells: Int64) -> Float32:
         """Return dL/dw that a connection in each of some ascending cells would have: float32."""
