@@ -85,6 +85,7 @@ class Case:
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
 ONE = {"phase_one_epochs": 3}
+SHRINKING = {"network": {"density": 0.1, "epsilon": None, "start_factor": 3.0}}
 
 # One worker, phase one alone: nothing but the sequential training, bit for bit.
 SEQUENTIAL = {
@@ -100,6 +101,7 @@ SEQUENTIAL = {
     "augmented": Case(options=ONE, augment=True),
     "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
     "synchronous": Case("wassp", options=ONE, network=WIDTH),
+    "shrinking": Case(options=ONE, **SHRINKING),
     "simulated": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING),
     "small-chunks": Case(options=ONE | {"ranks_per_node": 1, "chunk_bytes": 100}),
     "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
@@ -108,6 +110,7 @@ SEQUENTIAL = {
 # One worker, both phases: the same weights; the velocities are not kept.
 BOTH_PHASES = {
     "both-phases": Case(training=PRUNING, network=SRELU),
+    "both-shrinking": Case(**SHRINKING, training={"epochs": 4, "shrink_end": 3}),
     "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
 }
 
@@ -146,6 +149,18 @@ REPLICAS = {
         "two-nodes": {"ranks_per_node": 2},
         "four-nodes": {"ranks_per_node": 1},
     }.items()
+}
+
+REPLICAS_SHRINKING = {  # to the end within phase two
+    f"shrinking-{name}": Case(
+        **SHRINKING,
+        training={"epochs": 5, "shrink_end": 4, "batch_size": 5, **training},
+        options={"phase_one_epochs": 2, **options},
+    )
+    for name, options, training in (
+        ("one-node", {}, {}),
+        ("four-nodes", {"ranks_per_node": 1}, {"zeta": 0.0}),
+    )
 }
 
 SLOW = {"epochs": 6, "learning_rate": 0.06, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
@@ -218,7 +233,16 @@ FEWER = {  # by two workers
     )
 }
 CASES = (
-    SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | FEWER | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
+    SEQUENTIAL
+    | BOTH_PHASES
+    | JOINED
+    | REPLICAS
+    | REPLICAS_SHRINKING
+    | FEWER
+    | ASYNCHRONOUS
+    | BEGUN
+    | CONTINUED
+    | BROKEN
 )
 
 
