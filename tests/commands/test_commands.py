@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import largesparse
 from largesparse import (
     NetworkConfig,
     SparseMLP,
@@ -68,7 +69,7 @@ def test_rules_of_evolution_can_be_named(folder, tmp_path):
     data = ["--data", str(folder / "train.csv"), "--target", "level"]
     names = ["--drop", "soft", "--growth", "topology"]
     assert main(["train", *data, *names, "--out", str(tmp_path / "model"), *QUICK]) == 0
-    model = SparseMLPClassifier.load(tmp_path / "model")
+    model = largesparse.SparseMLPClassifier.load(tmp_path / "model")
     assert (model.drop, model.growth) == ("soft", "topology")
 
 
