@@ -48,7 +48,7 @@ class RuleState:
 
     layer: SparseLayer
     zeta: float  # share of the connections that evolution replaces
-    epoch: int = 0  # epochs completed
+    epoch: int = 0  # epochs completed; in PyTorch, evolutions
     dead_inputs: Bool | None = None  # (n_in,), the dead neurons of the layer below
     keep: Bool | None = None  # (nnz,), the connections that stay; None before they are chosen
     X: Float32 | SparseBatch | None = None  # (n_in, batch), inputs, for rules that need gradients

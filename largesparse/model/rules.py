@@ -121,9 +121,11 @@ class Rules(NamedTuple):
         cls, drop: str | Rule = "set", growth: str | Rule = "random", owner: str = "a training"
     ) -> Rules:
         """Return the rules that names, functions or 'module:function' stand for."""
-        given = {"drop": drop, "growth": growth}
-        functions = (resolve_rule(kind, rule, owner) for kind, rule in given.items())
-        return cls(*functions, (describe_rule(drop), describe_rule(growth)))
+        return cls(
+            resolve_rule("drop", drop, owner),
+            resolve_rule("growth", growth, owner),
+            (describe_rule(drop), describe_rule(growth)),
+        )
 
     @property
     def needs_gradient(self) -> bool:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +136,13 @@ def _with_rules(settings: dict[str, Any], rules: dict[str, Any], folder: Path) -
     """Return the settings of a training with rules that replace its own; tell of it."""
     for kind in KINDS:
         saved = settings.get(kind, getattr(TrainingConfig, kind))
+        module = saved.partition(":")[0] if ":" in saved and kind not in rules else "sys"
+        if module not in sys.modules:
+            raise CheckpointError(
+                f"The training in {folder} has a rule of a module that has not been imported, and "
+                f"reading a checkpoint imports nothing. Import it before, or pass it: "
+                f"load_checkpoint(folder, {kind}={saved!r})."
+            )
         try:
             rule = plain_rule(kind, rules.get(kind, saved), "a training")
         except ParameterError as error:
