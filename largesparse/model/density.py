@@ -171,7 +171,8 @@ def count_weakest(layers: Sequence[SparseLayer], count: int) -> list[int]:
     """
     from ..backends.pattern_kernels import count_magnitudes
 
-    if count <= 0:
+    count = min(count, sum(layer.nnz for layer in layers))
+    if count == 0:
         return [0] * len(layers)
     prefix, rest, below = 0, count, np.zeros(len(layers), dtype=np.int64)
     for shift in (16, 0):

@@ -27,6 +27,7 @@ from ..harness import pages
 from ..harness.records import RunRecord, append_record, check_output, new_record, record_rows
 from ..harness.scaling import records_of
 from ..machine.output import LogLines, is_terminal
+from ..machine.sizes import parse_size
 from ..machine.threads import available_threads
 from ..model.network import SparseMLP
 from ..training.trainer import Trainer
@@ -181,7 +182,12 @@ def add_flags(group: Any) -> None:
         help=f"of --rules: {', '.join(OPTIMIZERS)} (default all)")  # fmt: skip
     add("--densities", type=float, nargs="+", default=list(DENSITIES), metavar="SHARE",
         help="of --rules (default 0.01 0.05)")  # fmt: skip
-    add("--rows", type=int, metavar="N", help="of --rules: training rows at most (default all)")
+    add(
+        "--rows",
+        type=parse_size,
+        metavar="N",
+        help="of --rules: training rows at most (default all)",
+    )
     add("--short", action="store_true",
         help=f"of --rules: {SHORT.epochs} epochs of {SHORT.rows} rows, {len(SHORT.seeds)} seeds, "
         "unless other flags say otherwise")  # fmt: skip
