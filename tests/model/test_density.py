@@ -11,6 +11,7 @@ import pytest
 from helpers import dense_gradients, make_network, make_trainer, normal_rows, pattern, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from largesparse import (
     NetworkConfig,
@@ -183,7 +184,8 @@ def test_a_change_equals_the_definition(zeta, target, seed):
     layer = make_network((20, 30, 2), density=0.3, seed=seed).layers[0]
     target = min(target, layer.nnz)
     going = layer.nnz - target + math.floor(zeta * target)
-    before, values = pattern(layer), np.abs(layer.values)
+    layer.velocity[:] = np.random.default_rng(seed).standard_normal(layer.nnz)
+    before, values, velocity = pattern(layer), np.abs(layer.values), layer.velocity.copy()
     weakest = np.argsort(values, kind="stable")[:going]
     rows_, columns = layer.topology.rows(), layer.topology.indices
     rules = Rules.of("magnitude")
@@ -193,6 +195,7 @@ def test_a_change_equals_the_definition(zeta, target, seed):
     assert sorted(np.flatnonzero(slot_map == -1)) == sorted(weakest)
     stays = slot_map >= 0
     np.testing.assert_array_equal(np.abs(layer.values[slot_map[stays]]), values[stays])
+    np.testing.assert_array_equal(layer.velocity[slot_map[stays]], velocity[stays])
     grown = pattern(layer)
     grown[rows_[stays], columns[stays]] = False
     assert np.count_nonzero(grown) == math.floor(zeta * target) == target - np.count_nonzero(stays)
@@ -207,6 +210,19 @@ def test_a_rule_that_lets_too_many_stay_is_helped():
     slot_map = evolve(layer, 0.2, np.random.default_rng(0), rules=keep_all, change=change)
     assert layer.nnz == 50
     assert sorted(np.flatnonzero(slot_map == -1)) == sorted(weakest)
+
+
+def test_few_nonzeros_shrink_as_dense_rows_do():
+    X, y = rows(200)
+    X[np.random.default_rng(1).random(X.shape) < 0.9] = 0
+    options = {"density": 0.1, "start_factor": 3, "batch_size": 20, "backend": "fused"}
+    options |= {"epochs": 4, "drop": "magnitude", "standardize": False}
+    dense, sparse = (make_trainer(SIZES, **options) for _ in range(2))
+    dense.fit(X, y, progress=False)
+    sparse.fit(csr_array(X), y, progress=False)
+    assert sparse.workspace.sparse is not None
+    assert sparse.history["nnz"] == dense.history["nnz"]
+    assert sparse.history["loss"] == pytest.approx(dense.history["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("redistribute", [False, True])
