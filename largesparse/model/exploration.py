@@ -50,7 +50,7 @@ def estimate(sketch: Sketch) -> float:
     for rank in range(RANKS, 0, -1):
         z = 0.5 * (z + counts[rank])
     z += REGISTERS * _sigma(counts[0] / REGISTERS)
-    return 0.0 if math.isinf(z) else REGISTERS**2 / (2 * math.log(2) * z)
+    return REGISTERS**2 / (2 * math.log(2) * z) if z > 0 else math.inf
 
 
 def _sigma(x: float) -> float:
