@@ -119,7 +119,8 @@ def plan_changes(
         going = there - wanted + np.floor(zeta * wanted).astype(np.int64)
     else:
         total = int(min(there.sum(), allowed.sum()))
-        going = np.array(count_weakest(layers, there.sum() - total + math.floor(zeta * total)))
+        gone = int(there.sum()) - total + math.floor(zeta * total)
+        going = np.array(count_weakest(layers, gone))
         stay = there - going
         room = _cells(layers) - stay
         wanted = stay + share_growth(total - int(stay.sum()), stay.tolist(), room.tolist())

@@ -88,10 +88,10 @@ def explored_cells(layer: SparseLayer) -> float | None:
 
 def explored_share(layers: list[SparseLayer]) -> float | None:
     """Return the share of all layers' cells that were ever connected; None if it is not known."""
-    found = [explored_cells(layer) for layer in layers]
-    if None in found:
+    known = [cells for layer in layers if (cells := explored_cells(layer)) is not None]
+    if len(known) < len(layers):
         return None
-    return sum(found) / sum(layer.n_in * layer.n_out for layer in layers)
+    return sum(known) / sum(layer.n_in * layer.n_out for layer in layers)
 
 
 def begin_exploring_(layers: list[SparseLayer]) -> None:

@@ -191,7 +191,7 @@ class ReplicaTrained(NamedTuple):
     task: TrainReplica
     path: str  # of its segment
     connections: list[int]
-    explored: list[NDArray[np.uint8]]  # see `exploration`
+    explored: list[NDArray[np.uint8] | None]  # see `exploration`
 
 
 class Report(NamedTuple):
