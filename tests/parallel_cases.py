@@ -82,9 +82,19 @@ class Case:
         return {"X": X, "y": y, "test": (X[:9], y[:9]), "sample_weight": weights}
 
 
+def grow_by_output(layer, state, count, rng):
+    """A rule of one's own: where the strongest weights lead, which looks at both orders."""
+    cells = state.draw(min(state.n_free, 3 * count), rng)
+    outputs = np.repeat(np.arange(layer.n_out), np.diff(layer.indptr_by_output))
+    strength = np.bincount(outputs, layer.values_by_output**2, layer.n_out)
+    best = np.argsort(strength[cells % layer.n_out], kind="stable")[-count:]
+    return np.sort(cells[best])
+
+
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
 ONE = {"phase_one_epochs": 3}
+SHRINKING = {"network": {"density": 0.1, "epsilon": None, "start_factor": 3.0}}
 
 # One worker, phase one alone: nothing but the sequential training, bit for bit.
 SEQUENTIAL = {
@@ -96,10 +106,13 @@ SEQUENTIAL = {
     "few-nonzeros": Case(options=ONE, sparse=True, zeros=0.97, training={"standardize": False}),
     "srelu": Case(options=ONE, network=SRELU, training=PRUNING),
     "width": Case(options=ONE, network=WIDTH, training={"growth": "gradient"}),
+    "rules": Case(options=ONE, training={"drop": "mest", "growth": "topology"}),
+    "own-rules": Case(options=ONE, training={"growth": "parallel_cases:grow_by_output"}),
     "targets": Case(options=ONE, targets=True, training={"schedule": "cosine"}),
     "augmented": Case(options=ONE, augment=True),
     "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
     "synchronous": Case("wassp", options=ONE, network=WIDTH),
+    "shrinking": Case(options=ONE, **SHRINKING),
     "simulated": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING),
     "small-chunks": Case(options=ONE | {"ranks_per_node": 1, "chunk_bytes": 100}),
     "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
@@ -108,6 +121,8 @@ SEQUENTIAL = {
 # One worker, both phases: the same weights; the velocities are not kept.
 BOTH_PHASES = {
     "both-phases": Case(training=PRUNING, network=SRELU),
+    "both-shrinking": Case(**SHRINKING, training={"epochs": 4, "shrink_end": 3}),
+    "both-with-own-rules": Case(training={"growth": "parallel_cases:grow_by_output"}),
     "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
 }
 
@@ -146,6 +161,18 @@ REPLICAS = {
         "two-nodes": {"ranks_per_node": 2},
         "four-nodes": {"ranks_per_node": 1},
     }.items()
+}
+
+REPLICAS_SHRINKING = {  # to the end within phase two
+    f"shrinking-{name}": Case(
+        **SHRINKING,
+        training={"epochs": 5, "shrink_end": 4, "batch_size": 5, **training},
+        options={"phase_one_epochs": 2, **options},
+    )
+    for name, options, training in (
+        ("one-node", {}, {}),
+        ("four-nodes", {"ranks_per_node": 1}, {"zeta": 0.0}),
+    )
 }
 
 SLOW = {"epochs": 6, "learning_rate": 0.06, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
@@ -218,7 +245,16 @@ FEWER = {  # by two workers
     )
 }
 CASES = (
-    SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | FEWER | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
+    SEQUENTIAL
+    | BOTH_PHASES
+    | JOINED
+    | REPLICAS
+    | REPLICAS_SHRINKING
+    | FEWER
+    | ASYNCHRONOUS
+    | BEGUN
+    | CONTINUED
+    | BROKEN
 )
 
 

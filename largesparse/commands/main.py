@@ -166,6 +166,9 @@ DRIVERS = {
         "run the paper's Table 4, one size after another, and plot it",
     ),
     "report": ("..harness.report", "make one HTML page of what asv and these have measured"),
-    "paper": ("..paper.command", "repeat the paper's tables and figures beside its own"),
+    "paper": (
+        "..paper.command",
+        "repeat the paper's tables and figures beside its own, and compare rules of evolution",
+    ),
 }
 FOR_RANKS = ("info", "bigmodel")  # info is of use on every node

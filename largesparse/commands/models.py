@@ -267,11 +267,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
         if name == "layers":
             widths = {"number": 7, "inputs": 12, "neurons": 12, "active": 12, "connections": 14}
             titles = ["layer", *list(widths)[1:]]
-            print("".join(map("{:>{}}".format, titles, widths.values())) + "   density")
+            print("".join(map("{:>{}}".format, titles, widths.values())) + "   density  explored")
             for layer in value:
                 counts = (layer[key] for key in widths)
                 line = "".join(map("{:>{}}".format, counts, widths.values()))
-                print(f"{line}{layer['density']:>10.2%}")
+                ever = "-" if layer["explored"] is None else f"{layer['explored']:.2%}"
+                print(f"{line}{layer['density']:>10.2%}{ever:>10}")
         elif name == "strongest features":
             print("strongest features (product of |weights|, summed over all paths)")
             print(
@@ -285,6 +286,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
+    from ..model.exploration import explored_share
     from ..model.importance import active_neurons, input_strength
 
     active = [*active_neurons(network), network.layers[-1].n_out]
@@ -314,6 +316,7 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
                 "active": count,
                 "connections": layer.nnz,
                 "density": layer.topology.density,
+                "explored": explored_share([layer]),  # were there at some time in training
             }
             for layer, count in zip(network.layers, active, strict=True)
         ],

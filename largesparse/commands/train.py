@@ -58,11 +58,30 @@ def add_train(subparsers: Any) -> None:
         help="cross-validate by K folds, then train on all of these rows")  # fmt: skip
     add("--hidden", type=parse_sizes,
         help="sizes of the hidden layers (400,400; 1000,400 for several labels)")  # fmt: skip
-    add("--epsilon", type=float, default=20.0, help="density control ε (%(default)s)")
+    density = parser.add_mutually_exclusive_group()
+    density.add_argument(
+        "--epsilon", type=float, default=20.0, help="density control ε (%(default)s)"
+    )
+    density.add_argument("--density", type=float,
+        help="share of a dense network's connections, in place of ε")  # fmt: skip
+    add("--distribution", choices=("uniform", "erdos_renyi"), default="uniform",
+        help="--density is that of every layer, or of all together (%(default)s)")  # fmt: skip
+    add("--start-factor", type=float, default=1.0,
+        help="begin with so many times the connections; evolution takes the rest away")  # fmt: skip
+    add("--shrink-end", type=parse_size, metavar="EPOCH",
+        help="after which the surplus is gone (half of the epochs)")  # fmt: skip
+    add("--redistribute", action="store_true",
+        help="connections move between layers: one threshold tells which go")  # fmt: skip
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
     add("--zeta", type=float, help="share of the connections that evolution replaces")
+    add("--drop", metavar="RULE",
+        help="which connections go: set, magnitude, mest, soft, or your own as module:function "
+        "(set)")  # fmt: skip
+    add("--growth", metavar="RULE",
+        help="where others grow: random, gradient, topology, reconnect, or your own "
+        "(random)")  # fmt: skip
     add("--dropout", type=float, help="share of the hidden neurons dropped")
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
@@ -143,7 +162,9 @@ def _train(arguments: argparse.Namespace) -> int:
     network = estimator.network_
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     share = network.connections / dense
-    print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}")
+    explored = estimator.history_["explored"][-1]
+    ever = "" if explored is None else f"; {explored:.1%} were there at some time"
+    print(f"{network.connections} connections, {share:.1%} of a dense network's {dense}{ever}")
     begun = ""
     if estimator._began_linearly:
         begun = f"{'ridge' if samples.task == 'regression' else 'logistic'} regression and "
@@ -171,14 +192,15 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
     given = {
         name: getattr(arguments, name)
-        for name in ("alpha", "zeta", "dropout", "learning_rate")
+        for name in ("alpha", "zeta", "drop", "growth", "dropout", "learning_rate", "shrink_end")
         if getattr(arguments, name) not in (None, "auto")
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)
-    network = NetworkConfig(
-        sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
-    )
+    if arguments.density is not None:
+        arguments.epsilon = None
+    known = ("epsilon", "density", "distribution", "start_factor", "activation")
+    network = NetworkConfig(sizes, **{name: getattr(arguments, name) for name in known}, **alpha)
     choose_plan(network, 1)  # hidden layers that fit in no case
     TrainingConfig(**given)
     if "alpha" in alpha and arguments.activation in ("relu", "linear"):

@@ -24,6 +24,7 @@ from ..model.config import (
     NetworkConfig,
     TrainingConfig,
 )
+from ..model.density import has_surplus
 from ..model.losses import LOSSES
 from ..model.network import SparseMLP
 from ..training.checkpoint import load_model, read_estimator, save_model
@@ -280,7 +281,8 @@ class BaseSparseMLP(Settings):
         if trainer.config.validation_fraction:
             scores = history["validation_accuracy"][1:]
             self.validation_scores_ = (self.validation_scores_ or []) + scores
-            self.best_validation_score_ = max(scores)
+            assert trainer.best is not None
+            self.best_validation_score_ = trainer.best.score
         else:
             self.validation_scores_ = self.best_validation_score_ = None
 
@@ -361,6 +363,12 @@ class BaseSparseMLP(Settings):
                 )
             weights = sample_weight.astype(np.float32)
             counted = np.flatnonzero(weights)
+        if has_surplus(self.network_):
+            raise ParameterError(
+                f"The 'start_factor' parameter of {OWNER} must be 1 in partial_fit, which takes no "
+                f"connections away. Got {self.start_factor:g} instead. Call fit first, or set it "
+                "to 1."
+            )
         config = self._training_config(LARGEST_BATCH * STEPS_PER_EPOCH, epochs=1)
         if self._trainer is None or self._trainer.config != config:
             self._trainer = Trainer(self.network_, config)

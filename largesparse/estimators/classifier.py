@@ -41,6 +41,12 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         most all. 20, less above 25,000 features, where `density` is not given either.
     density : float in (0, 1], optional
         Share of the connections of a dense layer, in place of `epsilon`.
+    distribution : {"uniform", "erdos_renyi"}
+        Whether `density` is that of every layer, or that of all together: ε is solved for it.
+    start_factor : float >= 1
+        The network begins with so many times the connections, in its hidden layers, and evolution
+        takes the surplus away: most of it early, by a cubic schedule. Early stopping looks at
+        epochs after that. `zeta=0` makes it gradual pruning without regrowth.
     activation : {"all_relu", "relu", "leaky_relu", "linear", "srelu", "prelu"}
         Of the hidden layers.
     alpha : float or "auto"
@@ -57,8 +63,18 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         ζ is multiplied by this after every evolution.
     evolve_output : bool
         Whether the output layer evolves, too.
-    growth : {"random", "gradient"}
-        Where connections grow: at random cells, or where the gradient is largest.
+    drop : {"set", "magnitude", "mest", "soft"} or callable
+        Which connections go: those of each sign, or of all, closest to zero; those of the smallest
+        |w| + |dL/dw|; or small ones at random. Or a function or "module:function", which
+        `largesparse.model.rules` describes.
+    growth : {"random", "gradient", "topology", "reconnect"} or callable
+        Where connections grow: at random cells; where the gradient is largest, or most paths lead,
+        of some random cells; or first at neurons that have none. Or as for `drop`.
+    redistribute : bool
+        Whether connections move between layers: one threshold for all tells which go, and others
+        grow in proportion to those that a layer has left.
+    shrink_start, shrink_end : int; int or None
+        Epochs over which a network with a `start_factor` becomes smaller; None is half of all.
     pruning_start : int or None
         Epoch from which on Importance Pruning removes neurons, for a smaller and faster model;
         None is never. Early stopping may restore an epoch from before it.

@@ -89,6 +89,8 @@ def what_prevents(network: SparseMLP, data: TrainingData, most_bytes: int) -> st
     nbytes = 4 * (X.nnz if issparse(X) else X.shape[0] * X.shape[1])
     if config.loss == "binary_cross_entropy":
         return "it is for one label a row, and for numbers"
+    if config.start_factor > 1:
+        return "the network is to become smaller (start_factor)"
     if scaled is None:
         return "it takes standardised features (standardize=True)"
     if nbytes > most_bytes or 2 * n_maps * X.shape[1] > MOST_CONNECTIONS:

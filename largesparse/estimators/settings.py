@@ -14,7 +14,7 @@ from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range, check_share
 from ..model.config import (
     Activation,
-    Growth,
+    Distribution,
     Loss,
     NetworkConfig,
     Recipe,
@@ -23,6 +23,7 @@ from ..model.config import (
     TrainingConfig,
 )
 from ..model.network import SparseMLP
+from ..model.rule_state import Rule
 from .defaults import (
     DROPOUT,
     HIDDEN,
@@ -54,7 +55,7 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = (
-    *("epsilon", "density", "output_epsilon", "output_density"),
+    *("epsilon", "density", "distribution", "start_factor", "output_epsilon", "output_density"),
     *("activation", "alpha", "recipe", "regrowth"),
 )
 
@@ -70,6 +71,8 @@ class Settings(BaseEstimator):
     _: KW_ONLY
     epsilon: float | None = None
     density: float | None = None
+    distribution: Distribution = "uniform"
+    start_factor: float = 1.0
     output_epsilon: float | None = None
     output_density: float | None = None
     activation: Activation = "all_relu"
@@ -79,7 +82,11 @@ class Settings(BaseEstimator):
     zeta: float = 0.3
     zeta_decay: float = 1.0
     evolve_output: bool = False
-    growth: Growth = "random"
+    drop: str | Rule = "set"
+    growth: str | Rule = "random"
+    redistribute: bool = False
+    shrink_start: int = 0
+    shrink_end: int | None = None
     pruning_start: int | None = None
     pruning_every: int = 10
     pruning_percentile: float = 5.0
@@ -124,6 +131,8 @@ class Settings(BaseEstimator):
             sizes,
             epsilon=self.epsilon if given else auto_epsilon(sizes),
             density=self.density,
+            distribution=self.distribution,
+            start_factor=self.start_factor,
             activation=self.activation,
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 4  # goes up whenever there are other fields; those that an older record lacks are null
+SCHEMA = 5  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
@@ -99,6 +99,7 @@ class RunRecord:
     energy_j: float | None = None  # of the machine's processors, while it trained
     features: int | None = None
     backend_reason: str | None = None  # why that backend was used
+    explored: float | None = None  # share of all cells that were ever connected
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

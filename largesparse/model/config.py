@@ -14,10 +14,13 @@ import numpy as np
 from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
 from .activations import ACTIVATIONS
+from .density import solve_epsilon
 from .initializers import INITIALIZERS
 from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
+from .rule_state import Rule
+from .rules import KINDS, Rules, describe_rule, plain_rule
 from .topology import connection_probability
 from .workspace import ACTIVATION_DTYPES
 
@@ -27,12 +30,12 @@ Recipe = Literal["paper", "width"]
 Regrowth = Literal["initial", "zero"]
 Loss = Literal["softmax_cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Coverage = Literal["random", "full"]
-Growth = Literal["random", "gradient"]
+Distribution = Literal["uniform", "erdos_renyi"]
 Schedule = Literal["constant", "step", "cosine"]
 ActivationDtype = Literal["float32", "bfloat16"]
 
 LOSS_ROWS = 1024
-REGROWTH, GROWTH, COVERAGE = get_args(Regrowth), get_args(Growth), get_args(Coverage)
+REGROWTH, COVERAGE, DISTRIBUTION = get_args(Regrowth), get_args(Coverage), get_args(Distribution)
 
 
 def _make_plain(config: Any) -> None:
@@ -69,6 +72,8 @@ class NetworkConfig:
     output_epsilon: float | None = None  # of the output layer, where it is another
     output_density: float | None = None  # share of the cells of the output layer, likewise
     output_minimum: int = 0  # connections that every output has at least, or as many as there are
+    distribution: Distribution = "uniform"  # of density: see `final_probabilities`
+    start_factor: float = 1.0  # connections of hidden layers at the start over those in the end
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -98,16 +103,42 @@ class NetworkConfig:
             _check_choice("regrowth", self.regrowth, REGROWTH, owner)
         _check_choice("loss", self.loss, LOSSES, owner)
         _check_choice("coverage", self.coverage, COVERAGE, owner)
+        _check_choice("distribution", self.distribution, DISTRIBUTION, owner)
+        if self.distribution == "erdos_renyi" and self.density is None:
+            raise ParameterError(
+                "The 'distribution' parameter of a network is of its 'density', which is None; "
+                "'epsilon' is distributed as 'erdos_renyi' anyway. Give 'density', or leave "
+                "'distribution' out."
+            )
+        check_range("start_factor", self.start_factor, owner, low=1, high=math.inf, high_open=True)
         loss = LOSSES[self.loss]
         remedy = f"It is the number of {loss.outputs_are}."
         check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
         self.probabilities()
 
     def probabilities(self) -> list[float]:
-        """Return the connection probability of every layer."""
+        """Return the connection probability of every layer, before training."""
+        *hidden, output = self.final_probabilities()
+        return [*(min(1.0, self.start_factor * share) for share in hidden), output]
+
+    def final_probabilities(self) -> list[float]:
+        """Return the connection probability of every layer, or the share of its cells in the end.
+
+        A density is that of every layer where the distribution is "uniform", and that of all layers
+        together where it is "erdos_renyi": ε is solved for it, so that a layer has the share
+        min(1, ε(n_in + n_out) / (n_in·n_out)) of its cells (Mocanu et al., 2018). That is the
+        Erdős–Rényi kernel of Evci et al. ("Rigging the lottery", 2020), too, which differs in
+        convolutions only. An output layer with a density or ε of its own does not count.
+        """
         pairs = list(itertools.pairwise(self.layer_sizes))
-        densities = [(self.epsilon, self.density)] * len(pairs)
-        if self.output_epsilon is not None or self.output_density is not None:
+        own = self.output_epsilon is not None or self.output_density is not None
+        epsilon, density = self.epsilon, self.density
+        if self.distribution == "erdos_renyi" and density is not None:
+            check_range("density", density, "a network", low=0, high=1, low_open=True)
+            if shapes := pairs[:-1] if own else pairs:
+                epsilon, density = solve_epsilon(shapes, density), None
+        densities = [(epsilon, density)] * len(pairs)
+        if own:
             densities[-1] = self.output_epsilon, self.output_density
         return [
             connection_probability(*pair, epsilon=epsilon, density=density)
@@ -115,7 +146,7 @@ class NetworkConfig:
         ]
 
     def expected_connections(self) -> float:
-        """Return the expected number of connections of all layers."""
+        """Return the expected number of connections of all layers, before training."""
         cells = (n_in * n_out for n_in, n_out in itertools.pairwise(self.layer_sizes))
         return sum(p * n for p, n in zip(self.probabilities(), cells, strict=True))
 
@@ -151,8 +182,13 @@ class TrainingConfig:
     evolution_interval: int = 1  # epochs between evolutions
     evolve_output: bool = False  # evolve the output layer too
     evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
-    growth: Growth = "random"  # random | gradient: see largesparse.model.growth
-    growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
+    drop: str | Rule = "set"  # set | magnitude | mest | soft, 'module:function' or a function
+    drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
+    growth: str | Rule = "random"  # random | gradient | topology | reconnect, or as for `drop`
+    growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
+    redistribute: bool = False  # one threshold for all layers: see `model.density.share_growth`
+    shrink_start: int = 0  # epoch from which a network with a 'start_factor' becomes smaller
+    shrink_end: int | None = None  # epoch after which it has its density; None: half of the epochs
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
     pruning_every: int = 10  # epochs between prunings
     pruning_percentile: float = 5.0  # of a layer's living neurons, in importance, below it they die
@@ -177,8 +213,13 @@ class TrainingConfig:
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
-        _check_choice("growth", self.growth, GROWTH, owner)
+        for kind in KINDS:
+            object.__setattr__(self, kind, plain_rule(kind, getattr(self, kind), owner))
+        check_range("drop_factor", self.drop_factor, owner, low=0, high=1e6)
         check_range("growth_candidates", self.growth_candidates, owner, low=1, high=1e6)
+        check_range("shrink_start", self.shrink_start, owner, low=0, integer=True)
+        if self.shrink_end is not None:
+            check_range("shrink_end", self.shrink_end, owner, low=1, integer=True)
         if self.pruning_start is not None:
             check_range("pruning_start", self.pruning_start, owner, low=0, integer=True)
         percentile = self.pruning_percentile
@@ -205,7 +246,13 @@ class TrainingConfig:
     @property
     def candidates_per_connection(self) -> float:
         """Cells that evolution looks at for every connection; 0 where it grows at random."""
-        return self.zeta * self.growth_candidates if self.growth == "gradient" else 0.0
+        random = self.growth in ("random", "reconnect")
+        return 0.0 if random else self.zeta * self.growth_candidates
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of evolution."""
+        return Rules.of(self.drop, self.growth)
 
     def optimizer(self, factor: float = 1.0) -> MomentumSGD:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""
@@ -219,5 +266,6 @@ class TrainingConfig:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain Python values."""
-        return dataclasses.asdict(self)
+        """Return the configuration as plain Python values, rules by their names."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return plain | {kind: describe_rule(plain[kind]) for kind in KINDS}

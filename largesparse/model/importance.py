@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ..errors import ParameterError, check_range
 from ..randomness import stream
-from .evolution import mark_smallest, remove_connections
+from .evolution import remove_connections
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
 from .network import SparseMLP
+from .ranking import mark_smallest
 from .topology import Topology, draw_missing_cells
 
 Bool = NDArray[np.bool_]
@@ -119,10 +120,11 @@ def compact(network: SparseMLP) -> SparseMLP:
 
     Its outputs are the same, up to rounding. What is left of weights, moments, classes and
     preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new sizes, and what a
-    recipe derives from them (rates of the layers, values of new connections) follows.
+    recipe derives from them (rates of the layers, values of new connections) follows. Its number of
+    connections stays in further training (`config.start_factor` is 1).
     """
     sizes = [network.layers[0].n_in, *(layer.n_living for layer in network.layers)]
-    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes))
+    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes), start_factor=1.0)
     layers = []
     inputs = np.ones(sizes[0], dtype=bool)
     for k, layer in enumerate(network.layers):

@@ -150,6 +150,7 @@ class SparseLayer:
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
+    explored: NDArray[np.uint8] | None = None  # of cells ever connected: see `exploration`
 
     def __init__(
         self,
@@ -319,7 +320,7 @@ class SparseLayer:
 
     def copy(self) -> SparseLayer:
         """Return a layer with weights and moments of its own; the topology is shared."""
-        return SparseLayer(
+        layer = SparseLayer(
             self.number,
             self.topology,
             _copies(self.parameters),
@@ -327,6 +328,8 @@ class SparseLayer:
             moments={kind: _copies(arrays) for kind, arrays in self.moments.items()},
             dead=self.dead,
         )
+        layer.explored = None if self.explored is None else self.explored.copy()
+        return layer
 
     def activate(self, z: Float32) -> Float32:
         """Return f(z), float32 (..., n_out), as z."""

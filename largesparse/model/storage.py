@@ -117,6 +117,7 @@ class StoredLayer(SparseLayer):
             values_by_output=self._by_output,
         )
         self._rooms = self._of_connections()
+        self.explored = layer.explored
 
     def _of_connections(self) -> LayerArrays:
         return {name: getattr(self, name) for name in ("values", *self.kinds)}

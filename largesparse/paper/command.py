@@ -6,6 +6,7 @@
     largesparse paper --table 5 6 --dataset fashionmnist --epochs 50
     largesparse paper --figure 5 6 7 --dataset madelon --seeds 5
     largesparse paper --extremes
+    largesparse paper --rules --jobs 2
 
 Table 2 is SET-MLP with ReLU, All-ReLU and SReLU, with and without Importance Pruning, and dense
 baselines; 3 sequential, synchronous and asynchronous training (by mpiexec, which this starts); 5
@@ -22,6 +23,10 @@ of the trainings of Table 2 (4 to 12) and Table 5 (19) with the same settings.
 to choose the epoch; "last" is that of the last epoch. For "selected" each half of the test rows
 chooses the epoch at which the other half is scored, so that no row takes part in its own choice.
 With --validation-fraction that share of the training rows chooses it.
+
+--rules compares rules of evolution, optimizers and densities on FashionMNIST, Madelon and HIGGS,
+beside dense networks: test accuracy after the last epoch, ± the standard deviation over the seeds.
+--short is a quarter of an hour of it. The table is also written as CSV and HTML, to --plots.
 
 Data sets are found through LARGESPARSE_DATA.
 """
@@ -46,7 +51,7 @@ from ..model.config import REGROWTH
 from ..model.optimizer import SCHEDULES
 from ..training.memory import choose_plan
 from ..training.warming import warm_up
-from . import extremes
+from . import extremes, rules_run
 from . import reported as paper
 from .figures import FIGURES, draw
 from .jobs import Children
@@ -57,6 +62,7 @@ from .trainings import ROWS, TABLES, Protocol, Row, Training, rows_of
 
 Tables = dict[tuple[int, str], list[Row]]  # of a table and a data set
 CHOOSING = ("--table", "--figure", "--extremes", "--plan", "--no-run", "--again")
+SEEDS = 1
 NAMES = tuple(dict.fromkeys(name for names in ROWS.values() for name in names))
 
 
@@ -65,7 +71,9 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_result_flags(parser.add_argument_group("what"))
+    what = parser.add_argument_group("what")
+    add_result_flags(what)
+    rules_run.add_flags(what)
     add_protocol_flags(parser.add_argument_group("training"))
     add_run_flags(parser.add_argument_group("how"))
     return parser
@@ -84,7 +92,7 @@ def add_result_flags(group: Any) -> None:
         "of 54675 features (default 10M; section 2.4)",
     )
     group.add_argument(
-        "--dataset",
+        *("--dataset", "--datasets"),
         type=paper.parse_dataset,
         nargs="+",
         default=[],
@@ -131,8 +139,10 @@ def add_run_flags(group: Any) -> None:
 def add_protocol_flags(group: Any) -> None:
     """Add the flags that are the fields of `Protocol`."""
     add, default = group.add_argument, Protocol()
-    add("--epochs", type=parse_size, default=default.epochs, help="default %(default)s")
-    add("--seeds", type=parse_size, default=1, metavar="N", help="default 1; the paper has 5")
+    told = f"default {default.epochs}; of --rules 20, for madelon 100"
+    add("--epochs", type=parse_size, help=told)
+    told = f"default {SEEDS}, of --rules 3; the paper has 5"
+    add("--seeds", type=parse_size, metavar="N", help=told)
     add("--first-seed", type=int, default=0, metavar="S", help="default 0: seeds 0, 1, ...")
     add("--backend", choices=BACKENDS, default=default.backend, help="default %(default)s")
     add(
@@ -308,13 +318,21 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Do what the command line asks for."""
     parser = make_parser(prog)
     options = parser.parse_args(argv)
-    if not (options.table or options.figure or options.extremes is not None):
-        parser.error("say what: --table, --figure or --extremes (--help has examples)")
+    tables_too = options.table or options.figure or options.extremes is not None
+    if not tables_too and options.rules is None:
+        parser.error("say what: --table, --figure, --extremes or --rules (--help has examples)")
+    words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["largesparse", "paper", *words])
+    if options.rules is not None:
+        if tables_too:
+            parser.error("--rules is made by itself, without --table, --figure and --extremes")
+        rules_run.compare_rules(options, command)
+        return 0
+    options.epochs = options.epochs or Protocol().epochs
+    options.seeds = options.seeds or SEEDS
     if (options.table or options.figure) and not options.dataset:
         parser.error(f"--table and --figure need --dataset: {', '.join(paper.TASKS)}")
     protocol = protocol_of(options)
-    words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["largesparse", "paper", *words])
     tables = {
         (table, dataset): rows_of(
             table, dataset, protocol, only=options.only, slopes=options.slopes

@@ -25,6 +25,7 @@ from ..data.standardizer import Standardizer, refuse_rounding
 from ..errors import DataError, ParameterError
 from ..machine.threads import kernel_threads, resolve_threads
 from ..model.config import TrainingConfig
+from ..model.density import Shrinking
 from ..model.losses import LOSSES
 from ..model.network import SparseMLP
 from ..randomness import stream
@@ -62,6 +63,12 @@ def prepare_(
     returned. Rows of weight 0 are in no part of the result's rows: the training is the same as if
     they were not there.
     """
+    Shrinking.of(network, config)  # refuse what cannot be
+    if config.redistribute and network.storage is not None:
+        raise ParameterError(
+            "The 'redistribute' parameter of a training must be False where arrays lie in files "
+            "('storage'), which have no room for layers that become larger. Got True instead."
+        )
     n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
     names = network.feature_names or column_names(X)
     if not is_checked:

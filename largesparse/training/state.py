@@ -76,12 +76,15 @@ class TrainingState:
         elif before.patience is None and now.patience is not None:
             self.patience_since = self.epoch
 
-    def is_over(self, config: TrainingConfig) -> bool:
-        """Return whether nothing is left to train: all epochs, or the patience, are at an end."""
+    def is_over(self, config: TrainingConfig, since: int = 0) -> bool:
+        """Return whether nothing is left to train: all epochs, or the patience, are at an end.
+
+        The patience counts from the epoch `since` at the earliest.
+        """
         if self.part is not None:
             return False
         best = 0 if self.best is None else self.best.epoch
-        waited = self.epoch - max(best, self.patience_since)
+        waited = self.epoch - max(best, self.patience_since, since)
         patience = config.patience if config.validation_fraction > 0 else None
         return self.epoch >= config.epochs or (patience is not None and waited >= patience)
 

@@ -21,7 +21,9 @@ from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
-from ..model.growth import evolve_layers
+from ..model.density import Shrinking, plan_changes
+from ..model.evolution import evolve_layers
+from ..model.exploration import begin_exploring_, explored_share
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
 from ..model.lazy_updates import LazyUpdates
@@ -29,7 +31,7 @@ from ..randomness import stream
 from .checkpoint import write_checkpoint
 from .history import EpochRecord, History
 from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare_
-from .saving import check_checkpoint_folder, check_notes, save_elsewhere
+from .saving import check_checkpoint_folder, check_notes, check_rules, save_elsewhere
 from .state import Snapshot
 from .stepping import Stepper, one_thread_at_a_time
 
@@ -98,24 +100,30 @@ class Trainer(Stepper):
         """What the program that trains wants to find in its checkpoints: what JSON can hold."""
         return self.state.notes
 
+    @property
+    def shrinking(self) -> Shrinking | None:
+        """When the network becomes smaller; None where it does not, or is small enough."""
+        return Shrinking.of(self.network, self.config)
+
     @one_thread_at_a_time
     def evolve(
         self, data: TrainingData | None = None, *, keep_maps: bool = True
     ) -> list[NDArray[np.int32]]:
         """Evolve the layers; return their slot maps, if they are to be kept.
 
-        The output layer evolves, too, only with `TrainingConfig(evolve_output=True)`.
+        The output layer evolves, too, only with `TrainingConfig(evolve_output=True)`. A network
+        with a `start_factor` becomes smaller, as far as the epochs say: see `density.Shrinking`.
 
-        Where connections grow by the gradient, `data` has the rows of which it takes a
-        micro-batch, without dropout.
+        Where a rule asks for gradients, `data` has the rows of which it takes a micro-batch,
+        without dropout.
         """
         config, epoch = self.config, self.state.epochs_before + self.epoch
         evolution = max(0, self.epoch - 1) // config.evolution_interval
         zeta = config.zeta * config.zeta_decay**evolution
-        gradient = None
-        if config.growth == "gradient":
+        gradient, rules = None, config.rules
+        if rules.needs_gradient:
             if data is None:
-                raise ParameterError("Growth by the gradient needs 'data': see `prepare_`.")
+                raise ParameterError("Rules that ask for gradients need 'data': see `prepare_`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
             rng = stream(config.seed, "growth", epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
@@ -127,8 +135,13 @@ class Trainer(Stepper):
         with self.backend.threads(self.threads):
             layers = self.network.layers
             layers = layers if config.evolve_output else layers[:-1]
-            grow = gradient, config.growth_candidates
-            return evolve_layers(layers, zeta, rng_of, *grow, keep_maps=keep_maps)
+            known = {"epoch": epoch, "candidates": config.growth_candidates}
+            known["drop_factor"] = config.drop_factor
+            shrinking = self.shrinking
+            targets = shrinking.targets(self.network.config, self.epoch) if shrinking else []
+            changes = plan_changes(layers, zeta, targets, redistribute=config.redistribute)
+            given: Any = {"changes": changes, "keep_maps": keep_maps, **known}
+            return evolve_layers(layers, zeta, rng_of, rules, gradient, **given)
 
     @one_thread_at_a_time
     def prune(self) -> list[NDArray[np.int32]]:
@@ -151,7 +164,8 @@ class Trainer(Stepper):
         """Train until `config.epochs` epochs are complete, and return the history.
 
         Where there is a validation part, the network then has the weights of the best epoch, with
-        zero velocities. They go on from there if `fit` is called again.
+        zero velocities. They go on from there if `fit` is called again. Epochs do not count in
+        which a network with a `start_factor` has more connections than in the end.
 
         Parameters
         ----------
@@ -201,7 +215,8 @@ class Trainer(Stepper):
     @property
     def is_over(self) -> bool:
         """Whether `fit` would train no more."""
-        return self.state.is_over(self.config)
+        shrinking = self.shrinking
+        return self.state.is_over(self.config, 0 if shrinking is None else shrinking.end)
 
     def restore_best(self) -> None:
         """Give the network the weights of the best epoch, where one has been watched."""
@@ -249,7 +264,8 @@ class Trainer(Stepper):
             record = self._record(data, request)
             loss = record.running_loss if record.loss is None else record.loss
             run.bar.set_postfix(loss=f"{loss:.4f}", test=record.test_accuracy)
-            state.watch_(self.network, record)
+            if self.shrinking is None:
+                state.watch_(self.network, record)
             stop = self.is_over
             self.evolve_if_due(data, keep_maps=False)
             if run.checkpoint is not None:
@@ -269,6 +285,7 @@ class Trainer(Stepper):
     def check_saving(self, folder: str | Path) -> None:
         """Verify, before training, that checkpoints can be kept in a folder, or raise."""
         check_notes(self.notes)
+        check_rules(self.config)
         layers = self.network.layers
         arrays = [array for layer in layers for array in layer.arrays(True).values()]
         going_on = self.state.folder
@@ -334,6 +351,8 @@ class Trainer(Stepper):
         measured = {"loss": None, "train_accuracy": None} | measured
         record = EpochRecord(state.epoch, **measured)
         record.nnz = self.network.layer_connections
+        begin_exploring_(self.network.layers)
+        record.explored = explored_share(self.network.layers)
         if record.active_neurons is None:
             with self.backend.threads(self.threads):
                 record.active_neurons = sum(active_neurons(self.network))
@@ -421,7 +440,8 @@ class Trainer(Stepper):
             started = time.perf_counter()
             maps.append(self.prune())
             record.pruning_s = time.perf_counter() - started
-        due = config.zeta > 0 and self.epoch % config.evolution_interval == 0
+        due = config.zeta > 0 or self.shrinking is not None
+        due = due and self.epoch % config.evolution_interval == 0
         if due and record.evolution_s is None:
             started = time.perf_counter()
             maps.append(self.evolve(data, keep_maps=keep_maps))

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import largesparse
 from largesparse import (
     NetworkConfig,
     SparseMLP,
@@ -21,6 +22,7 @@ from largesparse import (
 )
 from largesparse.commands.learning_curve import text_curve
 from largesparse.commands.main import main
+from largesparse.model.density import hidden_connections
 from largesparse.training import prediction as inference
 
 QUICK = ["--epochs", "15", "--hidden", "30", "--backend", "scipy", "--threads", "1", "--quiet"]
@@ -64,7 +66,32 @@ def test_training_tells_what_it_did(folder, tmp_path, capsys):
     assert model.classes.tolist() == ["high", "low", "middle"]
 
 
+def test_rules_of_evolution_can_be_named(folder, tmp_path):
+    data = ["--data", str(folder / "train.csv"), "--target", "level"]
+    names = ["--drop", "soft", "--growth", "topology"]
+    assert main(["train", *data, *names, "--out", str(tmp_path / "model"), *QUICK]) == 0
+    model = largesparse.SparseMLPClassifier.load(tmp_path / "model")
+    assert (model.drop, model.growth) == ("soft", "topology")
+
+
 @pytest.mark.parametrize("cached", [True, False])
+def test_a_density_and_a_start_factor_can_be_given(folder, tmp_path, capsys):
+    words = ["--data", str(folder / "train.csv"), "--target", "level", *QUICK, "--hidden", "30,20"]
+    words += ["--density", "0.2", "--distribution", "erdos_renyi", "--start-factor", "2"]
+    assert main(["train", *words, "--shrink-end", "14", "--out", str(tmp_path / "model")]) == 0
+    assert re.search(
+        r"dense network's \d+; \d+\.\d% were there at some time", capsys.readouterr().out
+    )
+    network = load_model(tmp_path / "model")
+    assert network.layer_connections[:2] == hidden_connections(network.config)
+    assert network.config.final_probabilities()[0] > 0.2 > network.config.final_probabilities()[1]
+    assert main(["inspect", str(tmp_path / "model")]) == 0
+    shares = re.findall(r"(\d+\.\d+)% +(\d+\.\d+)%", capsys.readouterr().out)
+    assert len(shares) == 3 and float(shares[0][1]) > 1.5 * float(shares[0][0])
+    assert main(["train", *words, "--epochs", "1", "--out", str(tmp_path / "other")]) == 2
+    assert "'start_factor' of 2" in capsys.readouterr().err
+
+
 def test_kernels_are_compiled_before_the_training_where_there_are_none(
     folder, tmp_path, monkeypatch, cached
 ):
@@ -126,7 +153,7 @@ def test_a_model_is_inspected(folder, capsys):
     assert [layer["active"] for layer in found["layers"]] == [*active, 3]
     assert main(["inspect", str(folder / "model")]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"layer +inputs +neurons +active +connections +density", shown)
+    assert re.search(r"layer +inputs +neurons +active +connections +density +explored", shown)
 
 
 def test_numbers_are_predicted_in_their_units(folder, tmp_path, capsys):
@@ -414,6 +441,11 @@ def test_a_curve_is_drawn(folder, tmp_path):
         (["--target", "level", "--hidden", "a,b"], "size"),
         (["--target", "level", "--activation", "gelu"], "activation"),
         (["--target", "level", "--zeta", "2"], "zeta"),
+        (["--target", "level", "--density", "2"], "'density' parameter"),
+        (["--target", "level", "--distribution", "erdos_renyi"], "Give 'density'"),
+        (["--target", "level", "--start-factor", "0.5"], "'start_factor' parameter"),
+        (["--target", "level", "--growth", "best"], "'growth' parameter .* 'topology'"),
+        (["--target", "level", "--drop", "nowhere:rule"], "cannot be imported.*PYTHONPATH"),
         (["--target", "level", "--task", "regression"], "holds text such as '(low|middle|high)'"),
         (["--target", "level", "--seed", "-1"], "'--seed' parameter"),
         (["--target", "level", "--hidden", "0"], "--hidden: A size"),

@@ -22,6 +22,7 @@ from parallel_cases import (
     FEWER,
     JOINED,
     REPLICAS,
+    REPLICAS_SHRINKING,
     ROWS,
     SEQUENTIAL,
     Case,
@@ -30,6 +31,7 @@ from parallel_cases import (
 )
 
 from largesparse import Trainer, load_checkpoint
+from largesparse.model.density import Shrinking, hidden_connections
 from largesparse.parallel.wasap.replicas import replica_seed
 from largesparse.training.prepared import epoch_batches, prepare_
 
@@ -45,7 +47,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "one worker": Job(2, (*SEQUENTIAL, *BOTH_PHASES)),
-    "three workers": Job(4, (*JOINED, *REPLICAS, *ASYNCHRONOUS)),
+    "three workers": Job(4, (*JOINED, *REPLICAS, *REPLICAS_SHRINKING, *ASYNCHRONOUS)),
     "two workers": Job(3, ("begun", "replicas-fewer"), "three workers"),
     "broken": Job(
         4, ("continued-by-4", "continued-synchronously", "broken"), "two workers", status=1
@@ -122,7 +124,8 @@ def assert_same_history(found, expected, tolerance=1e-9) -> None:
     """Compare the records of epochs, their times left out."""
     measured = "loss", "train_accuracy", "test_accuracy", "running_loss"
     for record, other in zip(found, expected, strict=True):
-        assert (record["epoch"], record["nnz"]) == (other["epoch"], other["nnz"])
+        for name in ("epoch", "nnz", "explored"):
+            assert record[name] == other[name]
         for name in measured:
             one, two = np.array([record[name], other[name]], float)  # None is NaN
             np.testing.assert_allclose(one, two, rtol=tolerance, err_msg=name)
@@ -254,6 +257,19 @@ def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
     assert_average(jobs.network(name), replicas_twin)
 
 
+@pytest.mark.parametrize("name", REPLICAS_SHRINKING)
+def test_replicas_and_their_mean_have_the_connections_of_the_schedule(jobs, name):
+    epochs, config = jobs.told(name)["epochs"], CASES[name].make_network().config
+    nnz, output = [record["nnz"] for record in epochs], epochs[0]["nnz"][2]
+    assert nnz[2] == [*Shrinking(0, 4).targets(config, 1), output]
+    assert nnz[3] == nnz[4] == []  # of three networks
+    assert nnz[5] == [*hidden_connections(config), output]
+    for k in range(3):
+        assert jobs.network(name)[f"values-{k}"].shape == (nnz[5][k],)
+    grows = CASES[name].make_config().zeta > 0
+    assert (epochs[5]["explored"] > epochs[2]["explored"]) == grows
+
+
 def read_notes(folder: Path) -> Counter:
     """How often each (epoch, row) was used, by all ranks."""
     lines = [line for path in folder.glob("rows-*.txt") for line in path.read_text().splitlines()]
@@ -363,6 +379,7 @@ attempt("config", config=Case().make_config(dropout=0.5 if comm.rank == 2 else 0
 attempt("options", chunk_bytes=1000 + comm.rank)
 attempt("validation", config=Case().make_config(validation_fraction=0.1))
 attempt("output", config=Case().make_config(evolve_output=True))
+attempt("redistribution", config=Case().make_config(redistribute=True))
 attempt("phase one", phase_one_epochs=4)
 attempt("no phase one", phase_one_epochs=0)
 attempt("slots", slots=0)
@@ -408,6 +425,7 @@ def attempts(tmp_path_factory) -> tuple[dict[str, list[str]], str]:
         "options": ("ParallelError", "parallel options", "chunk_bytes=1001"),
         "validation": ("ParameterError", "'validation_fraction'", "0.1", "'test'"),
         "output": ("ParameterError", "'evolve_output'", "must be False"),
+        "redistribution": ("ParameterError", "'redistribute'", "must be False"),
         "phase one": ("ParameterError", "'phase_one_epochs'", "at most", "3", "4"),
         "no phase one": ("ParameterError", "'phase_one_epochs'", "0"),
         "slots": ("ParameterError", "'slots'", "0"),

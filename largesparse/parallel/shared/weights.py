@@ -232,6 +232,7 @@ class ServerLayer(SparseLayer):
             dead=layer.dead,
             values_by_output=np.empty(0, np.float32),
         )
+        self.explored = layer.explored
 
     def replace(self, topology: Topology, values: Float32, moments: LayerArrays) -> None:
         """Copy another topology with its weights and moments to the shared memory."""
@@ -245,7 +246,9 @@ class ServerLayer(SparseLayer):
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
     parts = layer.number, layer.topology, layer.parameters, layer.config
-    return SparseLayer(*parts, moments=layer.moments, dead=layer.dead)
+    made = SparseLayer(*parts, moments=layer.moments, dead=layer.dead)
+    made.explored = layer.explored
+    return made
 
 
 def cut(rooms: Sequence[LayerArrays], connections: Sequence[int]) -> list[Float32]:

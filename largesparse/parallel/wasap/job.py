@@ -15,11 +15,13 @@ from ...machine.mapped_memory import forget_names
 from ...machine.signals import Stop, saved_in, sentence
 from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
+from ...model.rules import Rules, nameless_rule
 from ...training.history import History, ParallelReport
 from ...training.prepared import Augment, TrainingData, prepare_
 from ...training.resumed_settings import load_checkpoint
 from ...training.trainer import Callback, Run, Trainer, sample_bar, save_checkpoint
 from ..comm import leaving
+from ..comm.collectives import broadcast
 from ..comm.control import RootChannel, connect
 from ..comm.guard import guard
 from ..comm.nodes import Nodes
@@ -68,6 +70,11 @@ class RootArguments:
             raise ParameterError(
                 "The 'evolve_output' parameter must be False in parallel training: the average of "
                 "replicas would not keep the connections of every output. Got True instead."
+            )
+        if trainer.config.redistribute:
+            raise ParameterError(
+                "The 'redistribute' parameter must be False in parallel training: the memory that "
+                "ranks share has no room for layers that become larger. Got True instead."
             )
         given = {"sample_weight": self.sample_weight, "test": self.test}
         data = prepare_(trainer.network, trainer.config, self.X, self.y, **given)
@@ -119,6 +126,8 @@ def train(
     def prepare() -> tuple[ParallelOptions, Trainer | None, TrainingData | None]:
         check_locks()
         checked = _check(given, options)
+        if problem := nameless_rule(given.config):
+            raise ParameterError(f"{problem}: it is needed on all ranks.")
         if comm.rank > 0:
             return checked, None, None
         trainer, data = given.prepare()
@@ -131,6 +140,8 @@ def train(
         "whether rows are augmented": augment is not None,
     }
     agree(comm, facts)
+    rules = broadcast(comm, trainer and (trainer.config.drop, trainer.config.growth))
+    together(comm, lambda: Rules.of(*rules))  # of a checkpoint: all ranks can import them
     nodes = Nodes.of(comm, checked.ranks_per_node)
     check_memory(comm, nodes, checked, trainer, data)
     channel = connect(comm)

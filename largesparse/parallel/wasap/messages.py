@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...machine.mapped_memory import Shapes, SharedArray
 from ...machine.usage import cpu_seconds, peak_rss_bytes, pss_bytes
 from ...model.config import TrainingConfig
@@ -188,6 +191,7 @@ class ReplicaTrained(NamedTuple):
     task: TrainReplica
     path: str  # of its segment
     connections: list[int]
+    explored: list[NDArray[np.uint8] | None]  # see `exploration`
 
 
 class Report(NamedTuple):

@@ -113,6 +113,8 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
         with server.trainer.backend.threads(server.trainer.threads):
             mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
             layer.restore_(mean)
+        sketches = [layer.explored, *(result.explored[k] for result in trained)]
+        layer.explored = np.maximum.reduce([each for each in sketches if each is not None])
         links.topology.store_dead(k, layer.dead)
     links.topology.version += 1
     links.topology.generation += 1

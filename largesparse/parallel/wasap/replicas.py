@@ -16,6 +16,7 @@ from ...errors import CheckpointError
 from ...machine.environment import expand_user
 from ...machine.mapped_memory import Arena, Segment
 from ...model.config import NetworkConfig, TrainingConfig
+from ...model.exploration import begin_exploring_
 from ...model.layer import LayerArrays
 from ...model.network import SparseMLP
 from ...model.workspace import Workspace
@@ -67,6 +68,7 @@ def start_replica(
     weights = SharedWeights(topology.shape._replace(room=tuple(connections)), np.empty)
     fill(weights.arrays(connections))
     network = weights.network(topology, [None] * len(connections))
+    begin_exploring_(network.layers)
     history = History([EpochRecord(task.epoch, None, None, nnz=connections)])
     state = TrainingState(task.epoch, task.step, history=history)
     return Trainer(network, own, workspace=workspace, state=state)

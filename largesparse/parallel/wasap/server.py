@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from ...model.exploration import explored_share
 from ...model.importance import active_neurons
 from ...model.losses import ScoreSums
 from ...model.workspace import Gradients
@@ -273,7 +274,8 @@ class Server:
         """Prune and evolve if that is due, and let all nodes have the new topology."""
         trainer, topology = self.trainer, self.links.topology
         layers = trainer.network.layers
-        if trainer.config.growth == "gradient":
+        rules = trainer.config.rules
+        if rules.needs_gradient or not rules.are_built_in:  # which may look at all of a layer
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
@@ -305,6 +307,7 @@ class Server:
         else:
             trainer.check_weights()
         record.nnz = trainer.network.layer_connections
+        record.explored = explored_share(trainer.network.layers)
         with trainer.backend.threads(self._threads):
             record.active_neurons = sum(active_neurons(trainer.network))
         if data.test is not None:

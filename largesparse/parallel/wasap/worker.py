@@ -246,7 +246,8 @@ class Worker:
         segment, self._replicas[task.replica] = store(network, on_disk=task.on_disk)
         self._segments.append(segment)
         place = segment.path, network.layer_connections
-        self._channel.send(messages.ReplicaTrained(self._comm.rank, task, *place))
+        explored = [layer.explored for layer in network.layers]
+        self._channel.send(messages.ReplicaTrained(self._comm.rank, task, *place, explored))
 
     def _copy_weights(self, arrays: list[NDArray]) -> None:
         assert self._weights is not None

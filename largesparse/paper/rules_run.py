@@ -1,0 +1,287 @@
+"""Run the trainings that compare rules of evolution, and make their table.
+
+Trainings run in processes of one thread each, which are started once; every one that is complete is
+kept as a run record, and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.datasets import Dataset, load_dataset
+from ..errors import LargeSparseError, NumericalError
+from ..harness import pages
+from ..harness.records import RunRecord, append_record, check_output, new_record, record_rows
+from ..harness.scaling import records_of
+from ..machine.output import LogLines, is_terminal
+from ..machine.sizes import parse_size
+from ..machine.threads import available_threads
+from ..model.network import SparseMLP
+from ..training.trainer import Trainer
+from ..training.warming import warm_up
+from . import reported as paper
+from .jobs import ONE_THREAD
+from .recording import some_rows, training_seconds
+from .rules import (
+    DENSE,
+    DENSITIES,
+    EPOCHS,
+    MEANINGS,
+    OPTIMIZERS,
+    RULES,
+    SHORT,
+    RuleProtocol,
+    RuleTraining,
+    best_rate,
+    choosing,
+    groups,
+    make_training,
+)
+from .tables import NOT_MEASURED, NOTHING, Run, markdown
+from .trainings import key_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KIND = "rules"
+COLUMNS = ("data set", "density", "optimizer", "rule", "seeds", "rate", "accuracy %", "seconds")
+COLUMNS += ("connections", "explored %")
+
+
+@lru_cache(maxsize=1)
+def rows_of(dataset: str, rows: int | None) -> Dataset:
+    """Return a data set with so many training rows at most, the same for all trainings."""
+    data = load_dataset(dataset)
+    if rows is None or rows >= len(data.y_train):
+        return data
+    chosen = some_rows(len(data.y_train), rows)
+    return data._replace(X_train=data.X_train[chosen], y_train=data.y_train[chosen])
+
+
+def run(one: RuleTraining) -> RunRecord:
+    """Run a training in this process; return its record.
+
+    Its `accuracy` has one number: that of the test rows after the last epoch, or of the validation
+    rows where it chooses a learning rate; None where it has diverged.
+    """
+    data = rows_of(one.dataset, one.rows)
+    warm_up(one.training.backend)
+    network = SparseMLP(one.network, progress=False)
+    trainer = Trainer(network, one.training)
+    before, accuracy = network.connections, None
+    try:
+        history = trainer.fit(data.X_train, data.y_train, progress=False)
+        accuracy = history["validation_accuracy"][-1]
+        if not one.chooses_rate:
+            accuracy = trainer.evaluate(data.X_test, data.y_test)[1]
+    except NumericalError:
+        pass
+    return new_record(
+        KIND,
+        dataset=one.dataset,
+        settings=one.settings,
+        algorithm="sequential",
+        threads=1,
+        seed=one.training.seed,
+        backend=trainer.backend.name,
+        train_samples=len(data.y_train),
+        test_samples=len(data.y_test),
+        accuracy=[accuracy],
+        train_s=training_seconds(trainer.history),
+        nnz=[before, network.connections],
+        explored=trainer.history["explored"][-1],
+    )
+
+
+class Kept:
+    """The newest record of every training in a file."""
+
+    def __init__(self, path: str) -> None:
+        records = records_of(path)
+        rows = record_rows(records[records["kind"] == KIND])
+        self._by_key = {key_of(row["settings"]): row for row in rows if row["settings"]}
+
+    def get(self, one: RuleTraining) -> Run | None:
+        """Return the record of a training, where there is one."""
+        return self._by_key.get(one.key)
+
+
+def run_missing(trainings: Iterable[RuleTraining], out: str, command: str, jobs: int) -> None:
+    """Run trainings that are not in a file of records, and append their records.
+
+    Raises
+    ------
+    LargeSparseError
+        Where some failed, after all others have been run.
+    """
+    kept = Kept(out)
+    missing = [one for one in trainings if kept.get(one) is None]
+    if not missing:
+        return
+    check_output(out)
+    for dataset in dict.fromkeys(one.dataset for one in missing):
+        load_dataset(dataset)  # what is wrong with the data is told before anything runs
+    total, failures = sum(one.training.epochs for one in missing), []
+    bar: Any = LogLines("trainings", total, " epochs")
+    if is_terminal():
+        bar = tqdm(total=total, unit=" epochs", smoothing=0.02)
+    os.environ.update(ONE_THREAD)  # of the processes that are started
+    with bar, ProcessPoolExecutor(jobs, get_context("spawn"), _begin) as pool:
+        futures = {pool.submit(run, one): one for one in missing}
+        try:
+            for future in as_completed(futures):
+                one = futures[future]
+                try:
+                    record = future.result()
+                except LargeSparseError as error:
+                    failures.append(f"{one}: {error}")
+                    tqdm.write(failures[-1], file=sys.stderr)
+                else:
+                    record.command = command
+                    append_record(out, record)
+                bar.update(one.training.epochs)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            tqdm.write("Stopped. Repeat the command to go on.", file=sys.stderr)
+            raise
+    if failures:
+        raise LargeSparseError(
+            f"{len(failures)} of {len(missing)} trainings failed; repeat the command to run them "
+            f"again. The first: {failures[0]}"
+        )
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells
+
+
+def add_flags(group: Any) -> None:
+    """Add the flags of this table alone."""
+    add = group.add_argument
+    add(
+        "--rules",
+        nargs="*",
+        choices=(*RULES, DENSE),
+        metavar="RULE",
+        help="compare rules of evolution, by default all: " + ", ".join((*RULES, DENSE)),
+    )
+    add("--optimizers", nargs="+", choices=tuple(OPTIMIZERS), metavar="NAME",
+        help=f"of --rules: {', '.join(OPTIMIZERS)} (default all)")  # fmt: skip
+    add("--densities", type=float, nargs="+", default=list(DENSITIES), metavar="SHARE",
+        help="of --rules (default 0.01 0.05)")  # fmt: skip
+    add(
+        "--rows",
+        type=parse_size,
+        metavar="N",
+        help="of --rules: training rows at most (default all)",
+    )
+    add("--short", action="store_true",
+        help=f"of --rules: {SHORT.epochs} epochs of {SHORT.rows} rows, {len(SHORT.seeds)} seeds, "
+        "unless other flags say otherwise")  # fmt: skip
+
+
+def protocol_of(options: argparse.Namespace) -> RuleProtocol:
+    """Return the protocol of the command line."""
+    protocol = SHORT if options.short else RuleProtocol()
+    given = {"epochs": options.epochs, "rows": options.rows, "backend": options.backend}
+    if options.seeds is not None:
+        given["seeds"] = tuple(range(options.first_seed, options.first_seed + options.seeds))
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(protocol, **changes)
+
+
+def compare_rules(options: argparse.Namespace, command: str) -> None:
+    """Do what the command line asks for with --rules: run, print the table, and keep it."""
+    protocol = protocol_of(options)
+    datasets = options.dataset or list(EPOCHS)
+    some = groups(
+        options.rules or (*RULES, DENSE), options.optimizers or OPTIMIZERS, options.densities
+    )
+    each = [(dataset, *group) for dataset in datasets for group in some]
+    jobs = options.jobs or available_threads()
+    first = [one for group in each for one in choosing(protocol, *group[:3])]
+    runs = not (options.plan or options.no_run)
+    if runs:
+        run_missing(first, options.out, command, jobs)
+    kept = Kept(options.out)
+    rows = []
+    for dataset, optimizer, density, rules in each:
+        candidates = choosing(protocol, dataset, optimizer, density)
+        found = [kept.get(one) for one in candidates]
+        scores = [None if run is None else run["accuracy"][0] for run in found]
+        rate = best_rate(candidates, scores)
+        for rule in rules:
+            given = protocol, dataset, rule, optimizer, density, rate
+            rows.append([make_training(*given, seed) for seed in protocol.seeds])
+    wanted = [one for row in rows for one in row]
+    if options.plan:
+        for one in [one for one in (*first, *wanted) if kept.get(one) is None]:
+            connections = one.network.expected_connections()
+            print(f"{one}: {one.training.epochs} epochs, {connections:,.0f} connections")
+        return
+    failure = None
+    if runs:
+        try:
+            run_missing(wanted, options.out, command, jobs)
+        except LargeSparseError as error:
+            failure = error
+    show(table_of(rows, Kept(options.out)), options.plots, protocol)
+    if failure is not None:
+        raise failure
+
+
+def table_of(rows: Sequence[Sequence[RuleTraining]], kept: Kept) -> pd.DataFrame:
+    """Return the table, of texts, with a row for every list of trainings of several seeds."""
+    import pandas as pd
+
+    return pd.DataFrame([_line(row, kept) for row in rows], columns=list(COLUMNS))
+
+
+def _line(row: Sequence[RuleTraining], kept: Kept) -> list[str]:
+    one = row[0]
+    found = [run for training in row if (run := kept.get(training)) is not None]
+    scores = [100 * run["accuracy"][0] for run in found if run["accuracy"][0] is not None]
+    line = [one.dataset, f"{one.density:.3g}", one.optimizer, one.rule, str(len(found))]
+    line.append(f"{one.training.learning_rate:g}")
+    if not found:
+        return [*line, NOT_MEASURED, NOTHING, NOTHING, NOTHING]
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    accuracy = f"{statistics.mean(scores):.2f}{spread}" if scores else NOTHING
+    if count := len(found) - len(scores):
+        accuracy += f" ({count} diverged)"
+    line += [accuracy, f"{statistics.mean(run['train_s'] for run in found):.3g}"]
+    line.append(f"{statistics.mean(run['nnz'][-1] for run in found):,.0f}")
+    explored = [100 * run["explored"] for run in found if run["explored"] is not None]
+    return [*line, f"{np.mean(explored):.1f}" if explored else NOTHING]
+
+
+def show(table: pd.DataFrame, folder: str, protocol: RuleProtocol) -> None:
+    """Print the table, a part for every data set, and keep it as CSV and HTML."""
+    sections = []
+    for dataset, part in table.groupby("data set", sort=False):
+        rows = "all" if protocol.rows is None else f"{protocol.rows:,}"
+        sizes = "-".join(map(str, paper.TASKS[str(dataset)].layer_sizes))
+        told = f"{dataset}, {sizes}: {protocol.epochs_of(str(dataset))} epochs, {rows} rows"
+        shown = part.drop(columns="data set")
+        print(f"\n{told}\n{markdown(list(shown.columns), shown.to_numpy().tolist())}")
+        sections += [pages.paragraph("", heading=told), pages.table(shown)]
+    for name, meaning in MEANINGS.items():
+        sections.append(pages.paragraph(f"{name}: {meaning}"))
+    place = pages.make_folder(folder)
+    table.to_csv(place / "rules.csv", index=False)
+    text = pages.page("Rules of evolution", sections)
+    (place / "rules.html").write_text(text, encoding="utf-8")
+    print(f"\n{place / 'rules.csv'}\n{place / 'rules.html'}")

@@ -1,0 +1,163 @@
+"""`largesparse paper --rules`: which trainings, what is kept, and the table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from largesparse import Dataset, read_records
+from largesparse.errors import LargeSparseError, NumericalError
+from largesparse.paper import command, rules, rules_run
+from largesparse.paper import reported as paper
+from largesparse.paper.rules import DENSE, OPTIMIZERS, RULES, RuleProtocol, make_training
+
+SMALL = paper.Task((12, 20, 15, 20, 3), 5, 0.05, 16, "he_uniform", 0.5, 96, 40, 0.5)
+QUICK = ("--dataset", "madelon", "--epochs", "2", "--seeds", "2", "--backend", "scipy")
+
+
+class InThisProcess:
+    """Stands for the pool of processes, and counts what it is given."""
+
+    def __init__(self, *_):
+        self.__class__.trainings = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, one):
+        from concurrent.futures import Future
+
+        self.trainings.append(one)
+        future = Future()
+        try:
+            future.set_result(function(one))
+        except LargeSparseError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Make Madelon a small task of three classes, trained in this process."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((136, 12)).astype(np.float32)
+    y = X[:, :3].argmax(axis=1).astype(np.int32)
+    data = Dataset(X[:96], y[:96], X[96:], y[96:], "small")
+    monkeypatch.setattr(rules_run, "load_dataset", lambda name: data)
+    monkeypatch.setattr(rules_run, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(rules_run, "warm_up", lambda backend: None)
+    monkeypatch.setattr(rules_run, "ONE_THREAD", {})
+    monkeypatch.setitem(paper.TASKS, "madelon", SMALL)
+    rules_run.rows_of.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    yield data
+    rules_run.rows_of.cache_clear()
+
+
+def run(*words):
+    return command.main([*QUICK, *words])
+
+
+def test_every_rule_differs_only_in_its_evolution():
+    made = [
+        make_training(RuleProtocol(), "madelon", rule, "sgd", 0.05, 0.1) for rule in (*RULES, DENSE)
+    ]
+    assert len({one.key for one in made}) == len(made)
+    own = {"zeta", "drop", "growth", "redistribute"}
+    for one in made:
+        changed = {
+            name
+            for name, value in dataclasses.asdict(one.training).items()
+            if value != getattr(made[1].training, name)
+        }
+        assert changed <= own
+    cells = 500 * 400 + 400 * 100 * 2 + 800
+    by_name = {one.rule: one.network for one in made}
+    assert by_name["set"].expected_connections() == pytest.approx(0.05 * cells)
+    assert by_name[DENSE].expected_connections() == cells
+    granet = by_name["granet"]
+    assert granet.expected_connections() > 3 * 0.05 * cells
+    assert granet.final_probabilities() == by_name["set"].probabilities()
+
+
+def test_rates_are_the_middle_ones():
+    assert RuleProtocol().rates_of("sgd") == rules.RATES["sgd"]
+    assert RuleProtocol(rates=2).rates_of("sgd") == (0.1, 0.3)
+    found = rules.choosing(RuleProtocol(rates=2), "madelon", "sgd", 0.05)
+    assert rules.best_rate(found, [0.5, 0.7]) == 0.3
+    assert rules.best_rate(found, [0.5, 0.5]) == rules.best_rate(found, [0.5, None]) == 0.1
+
+
+def test_the_table_is_run_kept_and_shown(small, capsys, tmp_path):
+    chosen = ("--rules", "static", "set", "granet", "dense", "--optimizers", "sgd")
+    assert run(*chosen, "--densities", "0.2") == 0
+    table = pd.read_csv(tmp_path / "paper" / "rules.csv")
+    assert table["rule"].tolist() == ["static", "set", "granet", "dense"]
+    assert table["seeds"].tolist() == [2] * 4
+    assert table["density"].tolist() == [0.2] * 3 + [1.0]
+    assert all("±" in cell for cell in table["accuracy %"])
+    records = read_records(tmp_path / "paper.jsonl")
+    assert len(records) == 2 * 4 + 4 * 2  # rates of sparse and dense networks, rules
+    granet = records.iloc[[row["rule"] == "granet" for row in records["settings"]]].iloc[0]
+    assert granet["nnz"][0] > 1.5 * granet["nnz"][1]
+    assert "granet: GraNet" in (tmp_path / "paper" / "rules.html").read_text()
+    shown = capsys.readouterr().out
+    assert "madelon, 12-20-15-20-3: 2 epochs, all rows" in shown and "| dense" in shown
+    # Nothing is run again; a further rule is
+    InThisProcess.trainings = []
+    assert run(*chosen, "--densities", "0.2") == 0
+    assert InThisProcess.trainings == []
+    assert run("--rules", "rigl", "--optimizers", "sgd", "--densities", "0.2") == 0
+    assert [one.rule for one in InThisProcess.trainings] == ["rigl"] * 2
+
+
+def test_the_rate_is_that_of_the_best_validation_rows(small, monkeypatch, tmp_path):
+    trained = rules_run.Trainer.fit
+
+    def fit(self, *arguments, **options):
+        history = trained(self, *arguments, **options)
+        if self.config.validation_fraction:
+            history.epochs[-1].validation_accuracy = float(self.config.learning_rate == 0.3)
+        return history
+
+    monkeypatch.setattr(rules_run.Trainer, "fit", fit)
+    run("--rules", "set", "--optimizers", "sgd", "--densities", "0.2")
+    assert pd.read_csv(tmp_path / "paper" / "rules.csv")["rate"].tolist() == [0.3]
+
+
+def test_trainings_that_fail_or_diverge_are_told(small, monkeypatch, tmp_path, capsys):
+    trained = rules_run.Trainer.fit
+
+    def fit(self, *arguments, **options):
+        if self.config.seed == 1:
+            raise LargeSparseError("no more")
+        history = trained(self, *arguments, **options)
+        if not self.config.validation_fraction:
+            raise NumericalError("too far")
+        return history
+
+    monkeypatch.setattr(rules_run.Trainer, "fit", fit)
+    with pytest.raises(LargeSparseError, match=r"1 of 2 trainings failed.*no more"):
+        run("--rules", "set", "--optimizers", "sgd", "--densities", "0.2")
+    table = pd.read_csv(tmp_path / "paper" / "rules.csv")
+    assert table["accuracy %"].tolist() == ["- (1 diverged)"] and table["seeds"].tolist() == [1]
+
+
+def test_it_can_be_planned_and_made_short(small, capsys):
+    assert run("--rules", "--plan") == 0
+    lines = capsys.readouterr().out.splitlines()
+    optimizers = len(OPTIMIZERS)
+    assert len(lines) == optimizers * (3 * 4 + 2 * (2 * len(RULES) + 1))
+    assert "madelon granet 5% sgd, seed 1: 2 epochs" in "\n".join(lines)
+    command.main(["--rules", "--short", "--plan", "--dataset", "madelon"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == optimizers * (3 * 2 + 2 * (2 * len(RULES) + 1))
+    assert all(": 3 epochs" in line for line in lines)
+    with pytest.raises(SystemExit):
+        command.main(["--rules", "--table", "2", "--dataset", "madelon"])
