@@ -14,6 +14,7 @@ import numpy as np
 from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
 from .activations import ACTIVATIONS
+from .given import GivenLayer
 from .initializers import INITIALIZERS
 from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
@@ -69,6 +70,7 @@ class NetworkConfig:
     output_epsilon: float | None = None  # of the output layer, where it is another
     output_density: float | None = None  # share of the cells of the output layer, likewise
     output_minimum: int = 0  # connections that every output has at least, or as many as there are
+    given: tuple[GivenLayer | None, ...] = ()  # layers with a given topology: `SparseMLP` sets it
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -101,7 +103,18 @@ class NetworkConfig:
         loss = LOSSES[self.loss]
         remedy = f"It is the number of {loss.outputs_are}."
         check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
+        given = (GivenLayer(**each) if isinstance(each, dict) else each for each in self.given)
+        object.__setattr__(self, "given", tuple(given))
+        if self.output_minimum and self.given_layer(len(sizes) - 2) is not None:
+            raise ParameterError(
+                "The 'output_minimum' parameter of a network must be 0 where the topology of the "
+                f"output layer is given. Got {self.output_minimum} instead."
+            )
         self.probabilities()
+
+    def given_layer(self, k: int) -> GivenLayer | None:
+        """Return what is known of layer k (0 is the first hidden one), if its topology is given."""
+        return self.given[k] if k < len(self.given) else None
 
     def probabilities(self) -> list[float]:
         """Return the connection probability of every layer."""
@@ -109,10 +122,14 @@ class NetworkConfig:
         densities = [(self.epsilon, self.density)] * len(pairs)
         if self.output_epsilon is not None or self.output_density is not None:
             densities[-1] = self.output_epsilon, self.output_density
-        return [
+        found = [
             connection_probability(*pair, epsilon=epsilon, density=density)
             for pair, (epsilon, density) in zip(pairs, densities, strict=True)
         ]
+        for k, (n_in, n_out) in enumerate(pairs):
+            if (given := self.given_layer(k)) is not None:
+                found[k] = min(1.0, given.connections / (n_in * n_out))
+        return found
 
     def expected_connections(self) -> float:
         """Return the expected number of connections of all layers."""
