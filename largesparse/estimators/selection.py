@@ -19,8 +19,8 @@ from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import _num_features, check_is_fitted
 
 from ..errors import ParameterError, check_range
-from ..model.evolution import mark_smallest
 from ..model.importance import input_strength
+from ..model.ranking import mark_smallest
 from .classifier import SparseMLPClassifier
 from .defaults import DOC_LINK
 

@@ -14,7 +14,6 @@ from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range, check_share
 from ..model.config import (
     Activation,
-    Growth,
     Loss,
     NetworkConfig,
     Recipe,
@@ -23,6 +22,7 @@ from ..model.config import (
     TrainingConfig,
 )
 from ..model.network import SparseMLP
+from ..model.rule_state import Rule
 from .defaults import (
     DROPOUT,
     HIDDEN,
@@ -79,7 +79,8 @@ class Settings(BaseEstimator):
     zeta: float = 0.3
     zeta_decay: float = 1.0
     evolve_output: bool = False
-    growth: Growth = "random"
+    drop: str | Rule = "set"
+    growth: str | Rule = "random"
     pruning_start: int | None = None
     pruning_every: int = 10
     pruning_percentile: float = 5.0

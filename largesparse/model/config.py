@@ -19,6 +19,8 @@ from .initializers import INITIALIZERS
 from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
+from .rule_state import Rule
+from .rules import Rules, plain_rule
 from .topology import connection_probability
 from .workspace import ACTIVATION_DTYPES
 
@@ -28,12 +30,11 @@ Recipe = Literal["paper", "width"]
 Regrowth = Literal["initial", "zero"]
 Loss = Literal["softmax_cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Coverage = Literal["random", "full"]
-Growth = Literal["random", "gradient"]
 Schedule = Literal["constant", "step", "cosine"]
 ActivationDtype = Literal["float32", "bfloat16"]
 
 LOSS_ROWS = 1024
-REGROWTH, GROWTH, COVERAGE = get_args(Regrowth), get_args(Growth), get_args(Coverage)
+REGROWTH, COVERAGE = get_args(Regrowth), get_args(Coverage)
 
 
 def _make_plain(config: Any) -> None:
@@ -168,8 +169,10 @@ class TrainingConfig:
     evolution_interval: int = 1  # epochs between evolutions
     evolve_output: bool = False  # evolve the output layer too
     evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
-    growth: Growth = "random"  # random | gradient: see largesparse.model.growth
-    growth_candidates: float = 4.0  # cells looked at for every connection that grows; "gradient"
+    drop: str | Rule = "set"  # set | magnitude | mest | soft, 'module:function' or a function
+    drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
+    growth: str | Rule = "random"  # random | gradient, or as for drop: see largesparse.model.rules
+    growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
     pruning_every: int = 10  # epochs between prunings
     pruning_percentile: float = 5.0  # of a layer's living neurons, in importance, below it they die
@@ -194,7 +197,9 @@ class TrainingConfig:
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
-        _check_choice("growth", self.growth, GROWTH, owner)
+        for kind in ("drop", "growth"):
+            object.__setattr__(self, kind, plain_rule(kind, getattr(self, kind), owner))
+        check_range("drop_factor", self.drop_factor, owner, low=0, high=1e6)
         check_range("growth_candidates", self.growth_candidates, owner, low=1, high=1e6)
         if self.pruning_start is not None:
             check_range("pruning_start", self.pruning_start, owner, low=0, integer=True)
@@ -222,7 +227,12 @@ class TrainingConfig:
     @property
     def candidates_per_connection(self) -> float:
         """Cells that evolution looks at for every connection; 0 where it grows at random."""
-        return self.zeta * self.growth_candidates if self.growth == "gradient" else 0.0
+        return 0.0 if self.growth == "random" else self.zeta * self.growth_candidates
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of evolution."""
+        return Rules.of(self.drop, self.growth)
 
     def optimizer(self, factor: float = 1.0) -> MomentumSGD:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""

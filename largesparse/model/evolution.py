@@ -1,23 +1,24 @@
-"""SET evolution (Algorithm 2): prune the weakest connections, regrow as many elsewhere."""
+"""Evolution of the topology (Algorithm 2): connections go, as many grow elsewhere.
+
+Which go and where others grow is what `rules` says, by default SET's.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Connections
+from ..backends.operands import Connections, Float32, SparseBatch
 from ..errors import check_range
+from .cells import Int64
 from .layer import SparseLayer
+from .rule_state import RuleState
+from .rules import SET, Rules
 from .topology import Topology
-
-Int64 = NDArray[np.int64]
-
-FEW = 1 << 18  # connections up to which selecting them is faster than counting magnitudes
-SORTED = 1 << 22  # cells up to which NumPy sorts them faster than several threads do by buckets
 
 
 def evolve(
@@ -25,10 +26,10 @@ def evolve(
     zeta: float,
     rng: np.random.Generator,
     *,
-    dead_inputs: NDArray[np.bool_] | None = None,
-    grow: Grow | None = None,
+    rules: Rules = SET,
+    state: RuleState | None = None,
 ) -> NDArray[np.int32]:
-    """Replace the fraction ζ of the connections of each sign that are closest to zero.
+    """Replace the fraction ζ of the connections, by default as SET does.
 
     Of the positive weights the ⌊ζ·count⌋ smallest are removed, of the negative ones the
     ⌊ζ·count⌋ closest to zero; zeros count among the positive ones, ties fall by position. As
@@ -42,10 +43,11 @@ def evolve(
         Changed in place.
     zeta : float in [0, 1)
     rng : Generator
-    dead_inputs : bool (n_in,), optional
-        The dead neurons of the layer below.
-    grow : callable, optional
-        Chooses the cells in place of `draw_free_cells`; its parameters are the same.
+    rules : Rules, optional
+        Choose what goes, at most ⌊ζ·nnz⌋, and where as many grow. Outputs keep the layer's minimum
+        of connections, whatever the rule.
+    state : RuleState, optional
+        What the rules look at beside the layer.
 
     Returns
     -------
@@ -53,17 +55,17 @@ def evolve(
         Old connection -> its place in the new input order; -1 where it is gone.
     """
     check_range("zeta", zeta, "evolution", low=0, high=1, high_open=True)
-    keep = survivors(layer.values, zeta)
+    state = RuleState(layer, zeta) if state is None else state
+    going = math.floor(zeta * layer.nnz)
+    if going == 0:
+        return np.arange(layer.nnz, dtype=np.int32)
+    keep = rules.kept(layer, state, going, rng)
     keep_strongest_(layer, keep)
     count = layer.nnz - int(np.count_nonzero(keep))
     if count == 0:
         return np.arange(layer.nnz, dtype=np.int32)
-    living = None
-    if layer.dead is not None or dead_inputs is not None:
-        inputs = np.arange(layer.n_in) if dead_inputs is None else np.flatnonzero(~dead_inputs)
-        living = Living(inputs, layer.living())
-    positions = (grow or draw_free_cells)(layer.topology, keep, count, rng, living)
-    return _rebuild(layer, keep, positions, rng)
+    state.keep = keep
+    return _rebuild(layer, keep, rules.grown(layer, state, count, rng), rng)
 
 
 def remove_connections(
@@ -74,7 +76,7 @@ def remove_connections(
 ) -> NDArray[np.int32]:
     """Remove the connections not in `keep`, bool (nnz,), in place; return the slot map.
 
-    At `positions`, cells as `draw_free_cells` returns them, connections grow in exchange.
+    At `positions`, cells as `RuleState.draw` returns them, connections grow in exchange.
     """
     positions = np.empty(0, dtype=np.int64) if positions is None else positions
     if keep.all() and not len(positions):
@@ -98,138 +100,42 @@ def keep_strongest_(layer: SparseLayer, keep: NDArray[np.bool_]) -> None:
     keep[going[ranks < missing[of_output]]] = True
 
 
-class Living(NamedTuple):
-    """The cells of a layer between neurons that are alive, as a smaller matrix.
+def evolve_layers(
+    layers: Sequence[SparseLayer],
+    zeta: float,
+    rng_of: Callable[[SparseLayer], np.random.Generator],
+    rules: Rules = SET,
+    gradient: Callable[..., object] | None = None,
+    *,
+    keep_maps: bool = True,
+    **known: Any,
+) -> list[NDArray[np.int32]]:
+    """Evolve hidden layers, the first one first, in place; return slot maps, or empty ones.
 
-    The map from its cells to those of the layer ascends, so what is sorted stays so.
+    Where a rule asks for gradients, gradient(visit=visit) computes them: see `SparseMLP.backward`.
+    Layers then evolve from the last to the first: each when dL/dz has been passed through it to the
+    layer below, by its old connections. `known` are further fields of the rules' states. Kept maps
+    take 4 bytes a connection.
     """
+    maps = [np.empty(0, dtype=np.int32)] * len(layers)
 
-    inputs: Int64  # numbers of the living inputs, ascending
-    outputs: Int64
+    def evolve_one(k: int, **batch: Any) -> None:
+        dead_inputs = layers[k - 1].dead if k else None
+        state = RuleState(layers[k], zeta, dead_inputs=dead_inputs, **known, **batch)
+        found = evolve(layers[k], zeta, rng_of(layers[k]), rules=rules, state=state)
+        if keep_maps:
+            maps[k] = found
 
-    def positions(self, cells: Int64, n_out: int) -> Int64:
-        """Return the row-major cells in the layer of row-major cells of the smaller matrix."""
-        i, j = np.divmod(cells, len(self.outputs))
-        return self.inputs[i] * n_out + self.outputs[j]
+    def visit(k: int, X: Float32 | SparseBatch, delta: Float32) -> None:
+        if k < len(layers):
+            evolve_one(k, X=X, delta=delta)
 
-
-Grow = Callable[[Topology, NDArray[np.bool_], int, np.random.Generator, Living | None], Int64]
-
-
-def count_cells(topology: Topology, living: Living | None) -> int:
-    """Return the number of cells, between living neurons where some are dead."""
-    if living is None:
-        return topology.n_in * topology.n_out
-    return len(living.inputs) * len(living.outputs)
-
-
-def survivors(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
-    """Return which connections an evolution step keeps, bool (nnz,), in O(nnz).
-
-    Magnitudes are not sorted but counted, by the upper and then the lower 16 bits.
-    """
-    from ..backends.pattern_kernels import count_magnitudes, keep_large
-
-    if len(values) <= FEW:
-        return _survivors_of_few(values, zeta)
-    keep = np.empty(len(values), dtype=bool)
-    upper_counts = count_magnitudes(values, 16, np.zeros(2, dtype=np.int64))
-    members = upper_counts.sum(axis=(0, 2))
-    going = [math.floor(zeta * int(count)) for count in members]
-    prefixes, rest = _find_counts(upper_counts, going)
-    lower_counts = count_magnitudes(values, 0, prefixes)
-    lower, rest = _find_counts(lower_counts, rest)
-
-    ties = np.empty((len(lower_counts), 2), dtype=np.int64)
-    for sign in (0, 1):
-        here = lower_counts[:, sign, lower[sign]]
-        before = np.cumsum(here) - here
-        ties[:, sign] = np.clip(rest[sign] - before, 0, here)
-    thresholds = prefixes << 16 | lower
-    thresholds[[count == 0 for count in going]] = -1
-    keep_large(values, thresholds, ties, keep)
-    return keep
-
-
-def _survivors_of_few(values: NDArray[np.float32], zeta: float) -> NDArray[np.bool_]:
-    """`survivors`, where the counters would take longer than the values."""
-    keep = np.ones(len(values), dtype=bool)
-    negative = values < 0
-    for sign in (~negative, negative):
-        members = np.flatnonzero(sign)
-        marked = mark_smallest(np.abs(values[members]), math.floor(zeta * len(members)))
-        keep[members[marked]] = False
-    return keep
-
-
-def mark_smallest(values: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
-    """Return a mask of the `count` smallest values, ties by position: bool, O(n)."""
-    if count == 0:
-        return np.zeros(len(values), dtype=bool)
-    threshold = np.partition(values, count - 1)[count - 1]
-    marked = values < threshold
-    ties = np.flatnonzero(values == threshold)[: count - np.count_nonzero(marked)]
-    marked[ties] = True
-    return marked
-
-
-def _find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int64, list[int]]:
-    """Return the bins in which the wanted-th magnitudes are, and what is wanted of those bins.
-
-    `counts` is int32 (blocks, 2, bins); `wanted` has how many of the smallest of each sign.
-    """
-    bins = np.zeros(2, dtype=np.int64)
-    rest = [0, 0]
-    for sign in (0, 1):
-        if wanted[sign]:
-            below = np.cumsum(counts[:, sign].sum(axis=0, dtype=np.int64))
-            bins[sign] = np.searchsorted(below, wanted[sign])
-            rest[sign] = wanted[sign] - (int(below[bins[sign] - 1]) if bins[sign] else 0)
-    return bins, rest
-
-
-def draw_free_cells(
-    topology: Topology,
-    keep: NDArray[np.bool_],
-    count: int,
-    rng: np.random.Generator,
-    living: Living | None = None,
-) -> Int64:
-    """Draw `count` distinct cells, uniformly from those with no connection that is kept.
-
-    `keep` is bool (nnz,); `living` restricts the draw to cells between living neurons. The cells
-    are row-major, i·n_out + j, and ascend: int64 (count,).
-    """
-    from ..backends.pattern_kernels import find_occupied, sort_cells
-
-    cells = count_cells(topology, living)
-
-    def place(drawn: Int64) -> Int64:
-        return drawn if living is None else living.positions(drawn, topology.n_out)
-
-    def is_occupied(found: Int64) -> NDArray[np.bool_]:
-        taken = np.empty(len(found), dtype=bool)
-        positions = place(found)
-        find_occupied(topology.indptr, topology.indices, keep, topology.n_out, positions, taken)
-        return taken
-
-    many = count > topology.nnz and count > cells // 4
-    if topology.nnz > cells // 2 or many:  # enumerating the cells is O(nnz + count)
-        free = np.flatnonzero(~is_occupied(np.arange(cells)))
-        return place(np.sort(rng.choice(free, size=count, replace=False)))
-
-    found = np.empty(0, dtype=np.int64)
-    while len(found) < count:
-        missing = count - len(found)
-        drawn = rng.integers(cells, size=missing + missing // 16 + 16)
-        drawn = np.concatenate([found, drawn]) if len(found) else drawn
-        found = np.sort(drawn) if len(drawn) <= SORTED else sort_cells(drawn, cells)
-        taken = is_occupied(found)
-        taken[1:] |= found[1:] == found[:-1]
-        found = found[~taken]
-    surplus = len(found) - count
-    chosen = rng.choice(len(found), size=surplus, replace=False, shuffle=False)
-    return place(np.delete(found, chosen))
+    if gradient is not None:
+        gradient(visit=visit)
+    else:
+        for k in range(len(layers)):
+            evolve_one(k)
+    return maps
 
 
 def _rebuild(

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ..errors import ParameterError, check_range
 from ..randomness import stream
-from .evolution import mark_smallest, remove_connections
+from .evolution import remove_connections
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
 from .network import SparseMLP
+from .ranking import mark_smallest
 from .topology import Topology, draw_missing_cells
 
 Bool = NDArray[np.bool_]

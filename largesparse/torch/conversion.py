@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data.frames import some_of
 from ..errors import ParameterError, check_range
-from ..model.evolution import mark_smallest
+from ..model.ranking import mark_smallest
 from ..model.topology import Topology, connection_probability
 from ..randomness import seed_sequence
 from .linear import SparseLinear, sparse_layers

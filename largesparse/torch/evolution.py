@@ -7,24 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..backends.operands import Float32
 from ..errors import ParameterError, check_range
-from ..model.evolution import Grow, Int64, draw_free_cells, remove_connections
+from ..model.cells import Int64
 from ..model.evolution import evolve as evolve_layer
-from ..model.growth import GradientGrowth
+from ..model.rule_state import Rule, RuleState
+from ..model.rules import Rules
 from ..randomness import stream
 from .linear import SparseLinear, sparse_layers
 from .tensors import array_of
-
-CANDIDATES = 4.0  # cells looked at for every connection that grows; growth "gradient"
-
-Drop = Callable[[SparseLinear, float], Tensor]
-Growth = str | Callable[[SparseLinear, Tensor, int, np.random.Generator], Any]
 
 # What `recording` has seen of a layer: pairs of inputs and dL/dy, one for each use.
 _recorded: weakref.WeakKeyDictionary[SparseLinear, list[tuple[Tensor, Tensor]]] = (
@@ -37,8 +31,8 @@ def evolve(
     zeta: float,
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    growth: Growth = "random",
-    drop: Drop | None = None,
+    growth: str | Rule = "random",
+    drop: str | Rule = "set",
 ) -> dict[str, Tensor]:
     """Replace the fraction ζ of the connections of every sparse layer of a model, or of one layer.
 
@@ -59,13 +53,10 @@ def evolve(
     zeta : float in [0, 1)
     optimizer : Optimizer, optional
         That which updates the `values` of all these layers.
-    growth : {"random", "gradient"} or callable
-        "gradient" takes, of four free cells for every connection that grows, those with the largest
-        |dL/dw| in what was computed within `recording(model)`. A callable is given the layer, the
-        connections that stay (bool, in input order), how many grow, and a NumPy generator, and
-        returns their cells, input · out_features + output, int64.
-    drop : callable, optional
-        Is given the layer and ζ, and returns which connections stay, bool (connections,).
+    growth, drop : str or callable
+        Rules by their names, of one's own, or as 'module:function': see `TrainingConfig` and
+        `largesparse.model.rules`. Rules are given the layer as a `SparseLayer`. Those that ask for
+        gradients, as growth "gradient" does, take what was computed within `recording(model)`.
 
     Returns
     -------
@@ -74,11 +65,16 @@ def evolve(
     """
     check_range("zeta", zeta, "evolve", low=0, high=1, high_open=True)
     layers = _trained_layers(model)
-    _check_rules(optimizer, growth, drop, layers)
+    rules = Rules.of(drop, growth, "evolve")
+    _check_optimizer(optimizer, layers)
     with torch.inference_mode(False), torch.no_grad():
-        grows = {name: _grow_of(layer, name, growth) for name, layer in layers.items()}
+        known: dict[str, dict[str, Any]] = {name: {} for name in layers}
+        if rules.needs_gradient:
+            known = {name: _batch_of(layer, name) for name, layer in layers.items()}
         return {
-            name: _evolve_layer(layer, zeta, optimizer, grows[name], drop)
+            name: _evolve_layer(
+                layer, zeta, optimizer, rules, name=f"the layer {name!r}", **known[name]
+            )
             for name, layer in layers.items()
         }
 
@@ -114,18 +110,13 @@ def _evolve_layer(
     layer: SparseLinear,
     zeta: float,
     optimizer: torch.optim.Optimizer | None,
-    grow: Grow | None,
-    drop: Drop | None,
+    rules: Rules,
+    **known: Any,
 ) -> Tensor:
     record, (seed, number) = layer.record(), layer.random_state.tolist()
     before, rng = record.topology, stream(seed, "evolution", number)
-    if drop is None:
-        slot_map = evolve_layer(record, zeta, rng, grow=grow)
-    else:
-        keep = _kept(drop, layer, zeta)
-        count = layer.connections - int(np.count_nonzero(keep))
-        positions = (grow or draw_free_cells)(before, keep, count, rng, None)
-        slot_map = remove_connections(record, keep, positions, rng)
+    state = _SharedState(record, zeta, epoch=number, **known)
+    slot_map = evolve_layer(record, zeta, rng, rules=rules, state=state)
     layer.random_state[1] += 1
     places = torch.from_numpy(slot_map)
     if record.topology is not before:
@@ -155,16 +146,7 @@ def _move_state(
             state[name] = moved(entry)
 
 
-def _check_rules(optimizer: Any, growth: Any, drop: Any, layers: dict[str, SparseLinear]) -> None:
-    if growth not in ("random", "gradient") and not callable(growth):
-        raise ParameterError(
-            "The 'growth' parameter of evolve must be 'random', 'gradient' or a callable. "
-            f"Got {growth!r} instead."
-        )
-    if drop is not None and not callable(drop):
-        raise ParameterError(
-            f"The 'drop' parameter of evolve must be a callable or None. Got {drop!r} instead."
-        )
+def _check_optimizer(optimizer: Any, layers: dict[str, SparseLinear]) -> None:
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -186,64 +168,35 @@ def _check_rules(optimizer: Any, growth: Any, drop: Any, layers: dict[str, Spars
         )
 
 
-def _kept(drop: Drop, layer: SparseLinear, zeta: float) -> NDArray[np.bool_]:
-    keep = torch.as_tensor(drop(layer, zeta))
-    if keep.dtype != torch.bool or keep.shape != layer.values.shape:
+def _batch_of(layer: SparseLinear, name: str) -> dict[str, Float32]:
+    """Return the inputs and dL/dz that were recorded of a layer, and forget them."""
+    pairs = _recorded.pop(layer, [])
+    if not _anywhere(bool(pairs)):
         raise ParameterError(
-            f"The 'drop' of evolve must return bool of shape {tuple(layer.values.shape)}. "
-            f"Got {keep.dtype} of shape {tuple(keep.shape)} instead."
+            f"Nothing was recorded of the layer {name!r}. Rules that ask for gradients need a "
+            "forward and a backward pass of the model, not compiled, within "
+            "largesparse.torch.recording(model); Evolution does it."
         )
-    return np.array(keep.numpy())
+    if not pairs:  # other processes of the group have used the layer
+        pairs = [(torch.zeros(layer.in_features, 1), torch.zeros(layer.out_features, 1))]
+    X, delta = (torch.cat(parts, 1).contiguous() for parts in zip(*pairs, strict=True))
+    return {"X": array_of(X), "delta": array_of(delta)}
 
 
-def _grow_of(layer: SparseLinear, name: str, growth: Growth) -> Grow | None:
-    if growth == "random":
-        return None
-    if growth == "gradient":
-        pairs = _recorded.pop(layer, [])
-        if not _anywhere(bool(pairs)):
-            raise ParameterError(
-                f"Nothing was recorded of the layer {name!r}. Growth by the gradient needs a "
-                "forward and a backward pass of the model, not compiled, within "
-                "largesparse.torch.recording(model); Evolution does it."
-            )
-        if not pairs:  # other processes of the group have used the layer
-            pairs = [(torch.zeros(layer.in_features, 1), torch.zeros(layer.out_features, 1))]
-        X, delta = (torch.cat(parts, 1).contiguous() for parts in zip(*pairs, strict=True))
-        return _SharedGrowth(array_of(X), array_of(delta), CANDIDATES)
-    assert not isinstance(growth, str)
-    chosen = growth
+class _SharedState(RuleState):
+    """The state of rules with the gradients of all processes together."""
 
-    def grow(topology: Any, keep: Any, count: int, rng: np.random.Generator, living: Any) -> Int64:
-        from ..backends.pattern_kernels import find_occupied
+    def score(self, cells: Int64) -> Float32:
+        return _summed(super().score(cells))
 
-        cells = np.unique(np.asarray(chosen(layer, torch.from_numpy(keep), count, rng), np.int64))
-        size = topology.n_in * topology.n_out
-        problem = f"{len(cells)} cells" if len(cells) != count else ""
-        if not problem and count and (cells[0] < 0 or cells[-1] >= size):
-            problem = f"cells from {cells[0]} to {cells[-1]}"
-        if not problem:
-            taken = np.empty(count, dtype=bool)
-            find_occupied(topology.indptr, topology.indices, keep, topology.n_out, cells, taken)
-            problem = f"{np.count_nonzero(taken)} cells with connections" if taken.any() else ""
-        if problem:
-            raise ParameterError(
-                f"The 'growth' of evolve must return {count} different free cells in the range "
-                f"[0, {size}) for the layer {name!r}. Got {problem}."
-            )
-        return cells
-
-    return grow
+    def gradient(self) -> Float32:
+        return _summed(super().gradient())
 
 
-class _SharedGrowth(GradientGrowth):
-    """Growth by the gradients of all processes together."""
-
-    def score(self, positions: Int64, n_in: int) -> Float32:
-        scores = super().score(positions, n_in)
-        if _is_distributed():
-            torch.distributed.all_reduce(torch.from_numpy(scores))
-        return scores
+def _summed(array: Float32) -> Float32:
+    if _is_distributed():
+        torch.distributed.all_reduce(torch.from_numpy(array))
+    return array
 
 
 def _is_distributed() -> bool:
@@ -300,7 +253,7 @@ class Evolution:
     Parameters
     ----------
     model, optimizer, growth, drop
-        As of `evolve`. Growth by the gradient records the step before an evolution.
+        As of `evolve`. Rules that ask for gradients record the step before an evolution.
     zeta : float in [0, 1)
         May be changed at any time.
     every : int
@@ -317,14 +270,15 @@ class Evolution:
         zeta: float = 0.3,
         every: int = 100,
         until: int | None = None,
-        growth: Growth = "random",
-        drop: Drop | None = None,
+        growth: str | Rule = "random",
+        drop: str | Rule = "set",
     ) -> None:
         check_range("zeta", zeta, "Evolution", low=0, high=1, high_open=True)
         check_range("every", every, "Evolution", low=1, integer=True)
         if until is not None:
             check_range("until", until, "Evolution", low=0, integer=True)
-        _check_rules(optimizer, growth, drop, _trained_layers(model))
+        self._needs_gradient = Rules.of(drop, growth, "evolve").needs_gradient
+        _check_optimizer(optimizer, _trained_layers(model))
         self.model, self.optimizer, self.growth, self.drop = model, optimizer, growth, drop
         self.zeta, self.every, self.until, self.steps = zeta, every, until, 0
         self._recording = ExitStack()
@@ -334,7 +288,7 @@ class Evolution:
         return step % self.every == 0 and (self.until is None or step <= self.until)
 
     def _prepare(self) -> None:
-        if self.growth == "gradient" and self._is_due(self.steps + 1):
+        if self._needs_gradient and self._is_due(self.steps + 1):
             self._recording.enter_context(recording(self.model))
 
     def step(self) -> bool:

@@ -21,7 +21,7 @@ from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
-from ..model.growth import evolve_layers
+from ..model.evolution import evolve_layers
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
 from ..model.lazy_updates import LazyUpdates
@@ -106,16 +106,16 @@ class Trainer(Stepper):
 
         The output layer evolves, too, only with `TrainingConfig(evolve_output=True)`.
 
-        Where connections grow by the gradient, `data` has the rows of which it takes a
-        micro-batch, without dropout.
+        Where a rule asks for gradients, `data` has the rows of which it takes a micro-batch,
+        without dropout.
         """
         config, epoch = self.config, self.state.epochs_before + self.epoch
         evolution = max(0, self.epoch - 1) // config.evolution_interval
         zeta = config.zeta * config.zeta_decay**evolution
-        gradient = None
-        if config.growth == "gradient":
+        gradient, rules = None, config.rules
+        if rules.needs_gradient:
             if data is None:
-                raise ParameterError("Growth by the gradient needs 'data': see `prepare_`.")
+                raise ParameterError("Rules that ask for gradients need 'data': see `prepare_`.")
             size = min(self.workspace.micro_batch, len(data.train_rows))
             rng = stream(config.seed, "growth", epoch)
             rows = np.sort(rng.choice(data.train_rows, size, replace=False))
@@ -127,8 +127,11 @@ class Trainer(Stepper):
         with self.backend.threads(self.threads):
             layers = self.network.layers
             layers = layers if config.evolve_output else layers[:-1]
-            grow = gradient, config.growth_candidates
-            return evolve_layers(layers, zeta, rng_of, *grow, keep_maps=keep_maps)
+            known = {"epoch": epoch, "candidates": config.growth_candidates}
+            known["drop_factor"] = config.drop_factor
+            return evolve_layers(
+                layers, zeta, rng_of, rules, gradient, keep_maps=keep_maps, **known
+            )
 
     @one_thread_at_a_time
     def prune(self) -> list[NDArray[np.int32]]:

@@ -7,8 +7,8 @@ import numpy as np
 from ..backends import compiling
 from ..backends.choice import BackendName
 from ..model.config import ActivationDtype, NetworkConfig, TrainingConfig
-from ..model.evolution import FEW, survivors
 from ..model.network import SparseMLP
+from ..model.ranking import FEW, survivors
 from .memory import kind_of_kernels
 from .trainer import Trainer
 

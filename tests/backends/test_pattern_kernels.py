@@ -10,10 +10,11 @@ from scipy.sparse import csr_array
 
 from largesparse.backends import pattern_kernels
 from largesparse.machine.threads import kernel_threads
-from largesparse.model import evolution
-from largesparse.model.evolution import evolve, survivors
+from largesparse.model import ranking
+from largesparse.model.evolution import evolve
 from largesparse.model.initializers import uniform
 from largesparse.model.layer import LayerConfig, SparseLayer
+from largesparse.model.ranking import survivors
 from largesparse.model.topology import Topology, erdos_renyi
 from largesparse.randomness import seed_sequence, stream
 
@@ -62,10 +63,10 @@ def test_counting_selects_what_sorting_does(monkeypatch, step, zeta, threads):
         values = (np.round(values / step) * step).astype(np.float32)
     values[::17], values[1::19] = 0.0, -0.0
     values[3::23] *= np.float32(1e-42)  # subnormal
-    assert len(values) > evolution.FEW
+    assert len(values) > ranking.FEW
     with kernel_threads(threads):
         counted = survivors(values, zeta)
-    monkeypatch.setattr(evolution, "FEW", len(values))
+    monkeypatch.setattr(ranking, "FEW", len(values))
     np.testing.assert_array_equal(counted, survivors(values, zeta))
     negative = values < 0
     for sign in (negative, ~negative):
@@ -103,7 +104,7 @@ def test_evolution_of_many_connections(regrowth):
             return layer, evolve(layer, 0.3, stream(0, "evolution", 0)), *old
 
     layer, slots, old, old_values = evolved(1)
-    assert old.nnz > evolution.FEW
+    assert old.nnz > ranking.FEW
     kept = slots >= 0
     keys = [t.rows().astype(np.int64) * t.n_out + t.indices for t in (old, layer.topology)]
     assert layer.nnz == old.nnz

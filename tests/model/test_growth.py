@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from largesparse import TrainingConfig, load_checkpoint
 from largesparse.errors import ParameterError
 from largesparse.machine.threads import kernel_threads
-from largesparse.model.evolution import survivors
-from largesparse.model.growth import GradientGrowth, score_cells
+from largesparse.model.cells import score_cells
+from largesparse.model.growth import grow_by_gradient
+from largesparse.model.layer import LayerConfig, SparseLayer
+from largesparse.model.ranking import survivors
+from largesparse.model.rule_state import RuleState
 from largesparse.model.topology import erdos_renyi
 from largesparse.randomness import stream
 from largesparse.training.prepared import prepare_
@@ -70,8 +73,10 @@ def test_cells_are_free_distinct_and_the_best(n_in, n_out, density, candidates, 
     count = int(np.count_nonzero(~keep))
     X = rng.standard_normal((n_in, 8)).astype(np.float32)
     delta = rng.standard_normal((n_out, 8)).astype(np.float32)
-    grow = GradientGrowth(X, delta, candidates)
-    positions = grow(topology, keep, count, np.random.default_rng(seed))
+    parameters = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
+    layer = SparseLayer(2, topology, parameters, LayerConfig(0.0))
+    state = RuleState(layer, 0.5, keep=keep, X=X, delta=delta, candidates=candidates)
+    positions = grow_by_gradient(layer, state, count, np.random.default_rng(seed))
     kept = np.zeros(n_in * n_out, dtype=bool)
     kept[topology.rows()[keep].astype(int) * n_out + topology.indices[keep]] = True
     assert len(positions) == count and np.all(np.diff(positions) > 0) and not kept[positions].any()

@@ -34,6 +34,7 @@ from largesparse.backends import get_backend
 from largesparse.errors import CheckpointError, ParameterError
 from largesparse.machine.threads import kernel_threads
 from largesparse.model.evolution import evolve
+from largesparse.model.rule_state import RuleState
 from largesparse.model.topology import Topology
 from largesparse.model.workspace import Workspace
 
@@ -230,7 +231,7 @@ def test_the_dead_stay_dead_and_the_budget_is_kept(hidden, epsilon, percentile, 
         dead_inputs = None
         for layer in network.layers[:-1]:
             nnz = layer.nnz
-            evolve(layer, 0.3, rng, dead_inputs=dead_inputs)
+            evolve(layer, 0.3, rng, state=RuleState(layer, 0.3, dead_inputs=dead_inputs))
             assert layer.nnz == nnz
             dead_inputs = layer.dead
         check_dead(network)
@@ -249,7 +250,8 @@ def test_growth_among_the_living_is_uniform():
     draws = 1000
     for seed in range(draws):
         layer.replace(topology, np.arange(1, 5, dtype=np.float32), np.zeros(4, np.float32))
-        evolve(layer, 0.5, np.random.default_rng(seed), dead_inputs=below)
+        state = RuleState(layer, 0.5, dead_inputs=below)
+        evolve(layer, 0.5, np.random.default_rng(seed), state=state)
         counts[layer.topology.rows(), layer.topology.indices] += 1
     weakest = np.zeros((9, 7), dtype=bool)
     rows, columns = np.nonzero(cells)

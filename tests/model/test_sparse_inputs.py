@@ -19,7 +19,7 @@ from largesparse.data.batches import load_batch, load_sparse_batch
 from largesparse.data.standardizer import Standardizer
 from largesparse.errors import ParameterError
 from largesparse.model import lazy_updates
-from largesparse.model.growth import score_cells
+from largesparse.model.cells import score_cells
 from largesparse.training.trainer import Trainer
 
 

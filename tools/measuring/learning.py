@@ -14,7 +14,8 @@ from largesparse import History, NetworkConfig, SparseMLP, Trainer, TrainingConf
 from largesparse.data.skewness import alpha_from_skewness
 from largesparse.harness.presets import hidden_sizes
 from largesparse.machine.sizes import parse_size
-from largesparse.model.config import COVERAGE, GROWTH, REGROWTH
+from largesparse.model.config import COVERAGE, REGROWTH
+from largesparse.model.rules import GROWTHS
 from largesparse.model.workspace import ACTIVATION_DTYPES
 
 from . import add_common, add_figure
@@ -181,7 +182,7 @@ def add_table_7(
     add("--zeta-decay", type=float, default=zeta_decay, help="default %(default)s")
     text = "values of new connections (default %(default)s)"
     add("--regrowth", choices=REGROWTH, default=regrowth, help=text)
-    add("--growth", choices=GROWTH, default="random", help="default %(default)s")
+    add("--growth", choices=list(GROWTHS), default="random", help="default %(default)s")
     add("--pruning", action="store_true", help="prune neurons by importance")
     for option, kind, value, text in (
         ("--pruning-start", parse_size, 300, "first epoch of it"),

@@ -273,7 +273,7 @@ class Server:
         """Prune and evolve if that is due, and let all nodes have the new topology."""
         trainer, topology = self.trainer, self.links.topology
         layers = trainer.network.layers
-        if trainer.config.growth == "gradient":
+        if trainer.config.rules.needs_gradient or not trainer.config.rules.are_built_in:
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
