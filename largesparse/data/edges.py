@@ -1,4 +1,4 @@
-"""Lists of connections between named neurons, as text: a line a connection, or a line a gene set."""
+"""Lists of connections between named neurons, as text: a line each, or a line a gene set."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def read_edges(path: str | Path) -> Edges:
         if not all(fields[:2]) or (not named and len(row) > len(columns)):
             raise DataError(f"{path}: line {number}, {row}, is no connection. {FORM}")
         if len(fields) == 3 and not is_number(fields[2]):
-            raise DataError(f"{path}: line {number} has the weight {fields[2]!r}, no number. {FORM}")
+            raise DataError(
+                f"{path}: line {number} has the weight {fields[2]!r}, no number. {FORM}"
+            )
         for column, field in zip(found, fields, strict=False):
             column.append(field)
     if not rows:

@@ -35,7 +35,8 @@ def evolve(
     ⌊ζ·count⌋ closest to zero; zeros count among the positive ones, ties fall by position. As
     many are added at cells drawn uniformly from those that are free after the removal, with zero
     velocity. Survivors keep weight and velocity; the number of connections is conserved. Nothing
-    grows at dead neurons.
+    grows at dead neurons, nor outside the candidates of a layer that has some; a frozen layer stays
+    as it is.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def evolve(
     check_range("zeta", zeta, "evolution", low=0, high=1, high_open=True)
     state = RuleState(layer, zeta) if state is None else state
     going = math.floor(zeta * layer.nnz)
-    if going == 0:
+    if going == 0 or layer.config.frozen:
         return np.arange(layer.nnz, dtype=np.int32)
     keep = rules.kept(layer, state, going, rng)
     keep_strongest_(layer, keep)
