@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -118,13 +119,18 @@ def _missing(network: SparseMLP, output: SparseLayer, keep: Bool) -> tuple[Any, 
 def compact(network: SparseMLP) -> SparseMLP:
     """Return a network without the dead neurons, in the same number of layers.
 
-    Its outputs are the same, up to rounding. What is left of weights, moments, classes and
-    preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new sizes, and what a
-    recipe derives from them (rates of the layers, values of new connections) follows.
+    Its outputs are the same, up to rounding. What is left of weights, moments, classes, names,
+    candidates and preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new
+    sizes, and what a recipe derives from them (rates of the layers, values of new connections)
+    follows.
     """
     sizes = [network.layers[0].n_in, *(layer.n_living for layer in network.layers)]
-    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes))
-    layers = []
+    given = [
+        each and dataclasses.replace(each, connections=layer.nnz)
+        for each, layer in zip(network.config.given, network.layers, strict=False)
+    ]
+    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes), given=tuple(given))
+    layers, names = [], dict(network.neuron_names)
     inputs = np.ones(sizes[0], dtype=bool)
     for k, layer in enumerate(network.layers):
         outputs = np.ones(layer.n_out, dtype=bool) if layer.dead is None else ~layer.dead
@@ -136,12 +142,22 @@ def compact(network: SparseMLP) -> SparseMLP:
         )
         kept = _keep(layer.parameters, outputs)
         moments = {kind: _keep(arrays, outputs) for kind, arrays in layer.moments.items()}
-        own = LayerConfig.of(config, k)
-        layers.append(SparseLayer(layer.number, topology, kept, own, moments=moments))
+        own, candidates = LayerConfig.of(config, k), layer.candidates
+        if candidates is not None:
+            rows, columns = candidates.rows(), candidates.indices
+            there = inputs[rows] & outputs[columns]
+            cells = (np.cumsum(inputs) - 1)[rows[there]] * sizes[k + 1] + new_number[columns[there]]
+            candidates = Topology.from_cells(sizes[k], sizes[k + 1], cells)
+            given[k] = dataclasses.replace(given[k], candidates=candidates.nnz)
+        rest: dict[str, Any] = {"moments": moments, "candidates": candidates}
+        layers.append(SparseLayer(layer.number, topology, kept, own, **rest))
+        if layer.number in names:
+            names[layer.number] = list(itertools.compress(names[layer.number], outputs))
         inputs = outputs
     result = copy.copy(network)
-    result.config, result.layers, result.storage = config, layers, None
-    result.classes = copy.copy(network.classes)
+    result.config = dataclasses.replace(config, given=tuple(given))
+    result.layers, result.storage = layers, None
+    result.classes, result.neuron_names = copy.copy(network.classes), names
     return result
 
 
