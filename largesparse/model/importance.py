@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from .network import SparseMLP
 from .ranking import mark_smallest
 from .topology import Topology, draw_missing_cells
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 Bool = NDArray[np.bool_]
 
 
@@ -36,6 +39,48 @@ def neuron_importance(layer: SparseLayer) -> Float32:
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
     return sums.astype(np.float32)
+
+
+def importance_table(network: SparseMLP, number: int | None = None) -> DataFrame:
+    """Return the importance of every neuron (eq. 4) as a table, the most important ones first.
+
+    Parameters
+    ----------
+    network : SparseMLP
+    number : int, optional
+        Of the layer, as the paper counts: the first hidden one is 2. By default the layers whose
+        neurons have names, or all hidden layers where none have.
+
+    Returns
+    -------
+    DataFrame
+        With the columns layer, neuron (its number within the layer), name (text; the number where
+        it has none), importance, connections (that lead to it), and pruned.
+    """
+    import pandas as pd
+
+    names = network.neuron_names
+    if number is None:
+        chosen = sorted(names) or range(2, len(network.layers) + 1)
+    else:
+        high = len(network.layers) + 1
+        check_range("number", number, "importance_table", low=2, high=high, integer=True)
+        chosen = [number]
+    tables = []
+    for each in chosen:
+        layer = network.layers[each - 2]
+        neurons = np.arange(layer.n_out)
+        columns: dict[str, Any] = {
+            "layer": each,
+            "neuron": neurons,
+            "name": names.get(each) or list(map(str, neurons)),
+            "importance": neuron_importance(layer),
+            "connections": np.bincount(layer.topology.indices, minlength=layer.n_out),
+            "pruned": False if layer.dead is None else layer.dead,
+        }
+        table = pd.DataFrame(columns)
+        tables.append(table.sort_values("importance", ascending=False, kind="stable"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def prune_neurons(
