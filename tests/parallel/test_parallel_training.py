@@ -19,8 +19,11 @@ from parallel_cases import (
     BOTH_PHASES,
     CASES,
     CONTINUED,
+    FEATURES,
     FEWER,
+    GIVEN,
     JOINED,
+    MASKS,
     REPLICAS,
     ROWS,
     SEQUENTIAL,
@@ -45,7 +48,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "one worker": Job(2, (*SEQUENTIAL, *BOTH_PHASES)),
-    "three workers": Job(4, (*JOINED, *REPLICAS, *ASYNCHRONOUS)),
+    "three workers": Job(4, (*JOINED, *REPLICAS, *GIVEN, *ASYNCHRONOUS)),
     "two workers": Job(3, ("begun", "replicas-fewer"), "three workers"),
     "broken": Job(
         4, ("continued-by-4", "continued-synchronously", "broken"), "two workers", status=1
@@ -252,6 +255,21 @@ def assert_average(found, twin) -> None:
 @pytest.mark.parametrize("name", [*(name for name in REPLICAS if name != "start"), *FEWER])
 def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
     assert_average(jobs.network(name), replicas_twin)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_given_layers_stay_what_they_are(jobs, name):
+    found, dead = jobs.network(name), [np.zeros(FEATURES, bool)]
+    for k, mask in enumerate(MASKS):
+        dead.append(found[f"dead-{k}"])
+        cells = np.zeros(mask.shape, bool)
+        cells[
+            np.repeat(np.arange(len(mask)), np.diff(found[f"indptr-{k}"])), found[f"indices-{k}"]
+        ] = 1
+        allowed = mask & ~dead[k][:, None] & ~dead[k + 1]
+        assert not (cells & ~allowed).any() and dead[k + 1].any()
+        if k == 1:  # frozen
+            assert np.array_equal(cells, allowed)
 
 
 def read_notes(folder: Path) -> Counter:
