@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers import pattern, same
-
-torch = pytest.importorskip("torch")
 from scipy.sparse import csr_array
-from torch import nn
-from torch.nn.utils import prune
 
 from largesparse import GivenTopology, NetworkConfig, SparseMLP
 from largesparse.errors import ParameterError
-from largesparse.torch import SparseLinear, convert, evolve, to_network, to_torch
+
+torch = pytest.importorskip("torch")
+
+from torch.nn.utils import prune  # noqa: E402
+
+from largesparse.torch import SparseLinear, convert, evolve, to_network, to_torch  # noqa: E402
+
+nn = torch.nn
 
 RNG = np.random.default_rng(0)
 MASK = RNG.random((9, 7)) < 0.5
@@ -55,7 +58,7 @@ def test_weights_and_shapes():
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ParameterError, match=r"has the shape \(7, 9\)"):
         SparseLinear(9, 7, topology=csr_array(MASK.T))
-    with pytest.raises(ParameterError, match="or a GivenTopology. Got 3"):
+    with pytest.raises(ParameterError, match="or a GivenTopology"):
         SparseLinear(9, 7, topology=3)
 
 
