@@ -87,6 +87,15 @@ class Case:
         return {"X": X, "y": y, "test": (X[:9], y[:9]), "sample_weight": weights}
 
 
+def grow_by_output(layer, state, count, rng):
+    """A rule of one's own: where the strongest weights lead, which looks at both orders."""
+    cells = state.draw(min(state.n_free, 3 * count), rng)
+    outputs = np.repeat(np.arange(layer.n_out), np.diff(layer.indptr_by_output))
+    strength = np.bincount(outputs, layer.values_by_output**2, layer.n_out)
+    best = np.argsort(strength[cells % layer.n_out], kind="stable")[-count:]
+    return np.sort(cells[best])
+
+
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
 ONE = {"phase_one_epochs": 3}
@@ -101,6 +110,8 @@ SEQUENTIAL = {
     "few-nonzeros": Case(options=ONE, sparse=True, zeros=0.97, training={"standardize": False}),
     "srelu": Case(options=ONE, network=SRELU, training=PRUNING),
     "width": Case(options=ONE, network=WIDTH, training={"growth": "gradient"}),
+    "rules": Case(options=ONE, training={"drop": "mest", "growth": "topology"}),
+    "own-rules": Case(options=ONE, training={"growth": "parallel_cases:grow_by_output"}),
     "targets": Case(options=ONE, targets=True, training={"schedule": "cosine"}),
     "augmented": Case(options=ONE, augment=True),
     "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
@@ -114,6 +125,7 @@ SEQUENTIAL = {
 # One worker, both phases: the same weights; the velocities are not kept.
 BOTH_PHASES = {
     "both-phases": Case(training=PRUNING, network=SRELU),
+    "both-with-own-rules": Case(training={"growth": "parallel_cases:grow_by_output"}),
     "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
 }
 

@@ -34,6 +34,7 @@ MODULES = {  # of measuring/ -> its figures
     "ranks": ("transfer", "big", "idle_cost"),
     "starting": ("start",),
     "labels": ("extreme_labels",),
+    "rules": ("rules",),
     "pytorch": ("gpt", "alternating", "steady"),
     "topologies": ("topology",),
 }

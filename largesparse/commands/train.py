@@ -70,6 +70,12 @@ def add_train(subparsers: Any) -> None:
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
     add("--zeta", type=float, help="share of the connections that evolution replaces")
+    add("--drop", metavar="RULE",
+        help="which connections go: set, magnitude, mest, soft, or your own as module:function "
+        "(set)")  # fmt: skip
+    add("--growth", metavar="RULE",
+        help="where others grow: random, gradient, topology, reconnect, or your own "
+        "(random)")  # fmt: skip
     add("--dropout", type=float, help="share of the hidden neurons dropped")
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
@@ -180,7 +186,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
     given = {
         name: getattr(arguments, name)
-        for name in ("alpha", "zeta", "dropout", "learning_rate")
+        for name in ("alpha", "zeta", "drop", "growth", "dropout", "learning_rate")
         if getattr(arguments, name) not in (None, "auto")
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}

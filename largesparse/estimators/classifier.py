@@ -63,8 +63,13 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         ζ is multiplied by this after every evolution.
     evolve_output : bool
         Whether the output layer evolves, too.
-    growth : {"random", "gradient"}
-        Where connections grow: at random cells, or where the gradient is largest.
+    drop : {"set", "magnitude", "mest", "soft"} or callable
+        Which connections go: those of each sign, or of all, closest to zero; those of the smallest
+        |w| + |dL/dw|; or small ones at random. Or a function or "module:function", which
+        `largesparse.model.rules` describes.
+    growth : {"random", "gradient", "topology", "reconnect"} or callable
+        Where connections grow: at random cells; where the gradient is largest, or most paths lead,
+        of some random cells; or first at neurons that have none. Or as for `drop`.
     pruning_start : int or None
         Epoch from which on Importance Pruning removes neurons, for a smaller and faster model;
         None is never. Early stopping may restore an epoch from before it.

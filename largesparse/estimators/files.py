@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ParameterError
+from ..model.rules import KINDS, plain_rule
+from .defaults import OWNER
 
 # Attributes that training goes on from.
 PROGRESS = ("n_iter_", "n_steps_", "learning_rate_", "_epochs", "_fit_rate", "_sparse_labels")
@@ -16,6 +18,7 @@ def describe(estimator: Any) -> dict[str, Any]:
     """Return an estimator's parameters and progress as JSON can hold them, or raise."""
     parameters = estimator.get_params(deep=False)
     del parameters["topology"]  # the network has it
+    parameters |= {kind: plain_rule(kind, parameters[kind], OWNER) for kind in KINDS}
     return {
         "parameters": {name: _to_json(name, value) for name, value in parameters.items()},
         "progress": {name: getattr(estimator, name, None) for name in PROGRESS},

@@ -25,7 +25,7 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
     Parameters
     ----------
     hidden_layer_sizes, epsilon, density, output_epsilon, output_density, activation, alpha, \
-    recipe, regrowth, topology, zeta, zeta_decay, evolve_output, growth, pruning_start, \
+    recipe, regrowth, topology, zeta, zeta_decay, evolve_output, drop, growth, pruning_start, \
     pruning_every, pruning_percentile, dropout, learning_rate, schedule, momentum, weight_decay, \
     batch_size, max_epochs, early_stopping, validation_fraction, patience, standardize, \
     linear_start, warm_start, random_state, n_jobs, backend, verbose

@@ -92,9 +92,17 @@ def are_free(
     np.logical_not(free, out=free)
     if living is not None:
         for alive, neurons in zip(living, np.divmod(cells, topology.n_out), strict=True):
-            places = np.minimum(np.searchsorted(alive, neurons), len(alive) - 1)
-            free &= alive[places] == neurons
+            free &= are_in(neurons, alive)
     return free
+
+
+def are_in(numbers: Int64, others: Int64) -> NDArray[np.bool_]:
+    """Return which of some numbers are among others, which ascend."""
+    if not len(others):
+        return np.zeros(len(numbers), dtype=bool)
+    places = np.minimum(np.searchsorted(others, numbers), len(others) - 1)
+    found: NDArray[np.bool_] = others[places] == numbers
+    return found
 
 
 def score_cells(positions: Int64, n_in: int, X: Float32 | SparseBatch, delta: Float32) -> Float32:

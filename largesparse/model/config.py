@@ -20,7 +20,7 @@ from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
 from .recipes import RECIPES
 from .rule_state import Rule
-from .rules import Rules, plain_rule
+from .rules import KINDS, Rules, describe_rule, plain_rule
 from .topology import connection_probability
 from .workspace import ACTIVATION_DTYPES
 
@@ -171,7 +171,7 @@ class TrainingConfig:
     evolve_last: bool = False  # evolve after the last epoch too; replicas of phase two never do
     drop: str | Rule = "set"  # set | magnitude | mest | soft, 'module:function' or a function
     drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
-    growth: str | Rule = "random"  # random | gradient, or as for drop: see largesparse.model.rules
+    growth: str | Rule = "random"  # random | gradient | topology | reconnect, or as for `drop`
     growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
     pruning_every: int = 10  # epochs between prunings
@@ -197,7 +197,7 @@ class TrainingConfig:
         check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
-        for kind in ("drop", "growth"):
+        for kind in KINDS:
             object.__setattr__(self, kind, plain_rule(kind, getattr(self, kind), owner))
         check_range("drop_factor", self.drop_factor, owner, low=0, high=1e6)
         check_range("growth_candidates", self.growth_candidates, owner, low=1, high=1e6)
@@ -227,7 +227,8 @@ class TrainingConfig:
     @property
     def candidates_per_connection(self) -> float:
         """Cells that evolution looks at for every connection; 0 where it grows at random."""
-        return 0.0 if self.growth == "random" else self.zeta * self.growth_candidates
+        random = self.growth in ("random", "reconnect")
+        return 0.0 if random else self.zeta * self.growth_candidates
 
     @property
     def rules(self) -> Rules:
@@ -246,5 +247,6 @@ class TrainingConfig:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain Python values."""
-        return dataclasses.asdict(self)
+        """Return the configuration as plain Python values, rules by their names."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return plain | {kind: describe_rule(plain[kind]) for kind in KINDS}

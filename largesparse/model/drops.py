@@ -42,15 +42,15 @@ def drop_by_magnitude_and_gradient(
 def drop_softly(layer: SparseLayer, state: RuleState, count: int, rng: np.random.Generator) -> Bool:
     """Draw those that go without replacement, each with a probability ∝ exp(-|w| / (T·mean|w|)).
 
-    Those go whose -|w|/(T·mean|w|) + Gumbel noise is largest (Kool et al., 2019, "Stochastic beams
-    and where to find them"); here, by the same order, those whose exponential waiting time of such
-    a rate is smallest (Efraimidis and Spirakis, 2006). T is `drop_factor`: towards 0 the smallest
-    |w| go, with a large T any.
+    T is `drop_factor`: with 0 the smallest |w| go, with a large one any. Those go whose waiting
+    time, exponential with such a rate, is shortest (Efraimidis and Spirakis, 2006); by its
+    logarithm that is the Gumbel top-k trick (Kool et al., 2019, "Stochastic beams and where to find
+    them"). CHTs (Zhang et al., 2025) drops softly, too.
     """
     strength = np.abs(layer.values)
-    mean = float(strength.mean(dtype=np.float64))
-    if mean > 0:
-        strength *= np.float32(1 / max(mean * state.drop_factor, 1e-30))
-    waiting = np.exp(np.minimum(strength, 80, out=strength), out=strength)
-    waiting *= rng.standard_exponential(layer.nnz, dtype=np.float32)
-    return without_smallest(waiting, [count, 0])
+    noise = rng.standard_exponential(layer.nnz, dtype=np.float32)
+    np.log(np.maximum(noise, 1e-10, out=noise), out=noise)
+    noise += 24  # so that none is negative
+    noise *= np.float32(state.drop_factor * float(strength.mean(dtype=np.float64)))
+    strength += noise
+    return without_smallest(strength, [count, 0])

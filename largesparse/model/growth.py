@@ -1,18 +1,21 @@
 """Rules by which connections grow: at random, or at the best of some free cells drawn at random.
 
-The best are those where the gradient is largest, after RigL (Evci et al., 2020). But only a random
-sample of the free cells is looked at, after guided stochastic exploration (Heddes et al., 2024). So
-it costs O(connections), where RigL computes the gradient of every cell.
+The best are those where the gradient is largest, after RigL (Evci et al., 2020), or those that most
+paths lead to. But only a random sample of the free cells is looked at, after guided stochastic
+exploration (Heddes et al., 2024). So it costs O(connections), where RigL computes the gradient of
+every cell.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .cells import Int64
+from .cells import Int64, are_in
 from .layer import SparseLayer
-from .ranking import mark_smallest
+from .ranking import mark_largest, mark_smallest
 from .rule_state import RuleState, needs_gradient
+
+PATHS = 64  # connections of a neuron that growth by topology looks at
 
 
 def grow_at_random(
@@ -37,3 +40,66 @@ def draw_candidates(state: RuleState, count: int, rng: np.random.Generator) -> I
     """Draw the cells that are looked at where so many connections grow."""
     wanted = max(count, round(state.candidates * count))
     return state.draw(min(state.n_free, wanted), rng)
+
+
+def grow_by_paths(
+    layer: SparseLayer, state: RuleState, count: int, rng: np.random.Generator
+) -> Int64:
+    """By topology: where most paths of three connections lead, of `candidates` free cells for each.
+
+    This is the idea of Cannistraci-Hebb training (Zhang et al., 2024, "Epitopological learning and
+    Cannistraci-Hebb network shape intelligence"): a missing link is likely between neurons that
+    have common neighbours, which in a layer are paths i - h - g - j of connections that stay. A
+    path counts 1/√(d_h·d_g), by the degrees of the neurons on it (Kovács et al., 2019), as CH3-L3
+    does with degrees outside of the local community. Cells without any are alike, and chosen at
+    random. Of a neuron's connections at most `PATHS` are looked at.
+    """
+    from ..backends.path_kernels import score_paths
+
+    cells = draw_candidates(state, count, rng)
+    topology, kept = layer.topology, state.kept
+    kept_by_output = np.empty_like(kept)
+    kept_by_output[topology.to_output_order] = kept
+    degrees = state.fan_out(), state.fan_in()
+    factors = tuple((1 / np.sqrt(np.maximum(d, 1))).astype(np.float32) for d in degrees)
+    scores = np.empty(len(cells), dtype=np.float32)
+    score_paths(
+        (topology.indptr, topology.indices),
+        (topology.indptr_by_output, topology.indices_by_output),
+        kept,
+        kept_by_output,
+        factors,
+        cells,
+        PATHS,
+        scores,
+    )
+    return cells[mark_largest(scores, count, rng)]
+
+
+def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.Generator) -> Int64:
+    """Neurons without inputs or without outputs first, a connection each; the rest at random.
+
+    The other end is a random living neuron. Where the neurons are more than the connections, those
+    that get one are drawn.
+    """
+    n_in, n_out = layer.n_in, layer.n_out
+    inputs, outputs = np.arange(n_in), np.arange(n_out)
+    if state.living is not None:
+        inputs, outputs = state.living
+    lonely_inputs = inputs[state.fan_out()[inputs] == 0]
+    lonely_outputs = outputs[state.fan_in()[outputs] == 0]
+    cells = np.concatenate(
+        [
+            lonely_inputs * n_out + rng.choice(outputs, len(lonely_inputs)),
+            rng.choice(inputs, len(lonely_outputs)) * n_out + lonely_outputs,
+        ]
+    )
+    if len(cells) > count:
+        cells = rng.choice(cells, count, replace=False, shuffle=False)
+    cells = np.unique(cells)
+    cells = cells[state.is_free(cells)]
+    others = state.draw(min(state.n_free, count), rng)
+    others = others[~are_in(others, cells)]
+    surplus = len(others) - (count - len(cells))
+    others = np.delete(others, rng.choice(len(others), surplus, replace=False, shuffle=False))
+    return np.sort(np.concatenate([cells, others]))

@@ -81,3 +81,22 @@ def _find_counts(counts: NDArray[np.int32], wanted: Sequence[int]) -> tuple[Int6
             bins[sign] = np.searchsorted(below, wanted[sign])
             rest[sign] = wanted[sign] - (int(below[bins[sign] - 1]) if bins[sign] else 0)
     return bins, rest
+
+
+def mark_largest(
+    values: NDArray[np.float32], count: int, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Return a mask of the `count` largest values: bool, O(n).
+
+    Of those that tie with the last one, some are taken that are evenly spread by position, from a
+    random place on.
+    """
+    if count == 0:
+        return np.zeros(len(values), dtype=bool)
+    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    marked = values > threshold
+    ties = np.flatnonzero(values == threshold)
+    missing = count - int(np.count_nonzero(marked))
+    offset = int(rng.integers(len(ties)))
+    marked[ties[(np.arange(missing) * len(ties) + offset) // missing]] = True
+    return marked

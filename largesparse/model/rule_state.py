@@ -48,7 +48,7 @@ class RuleState:
 
     layer: SparseLayer
     zeta: float  # share of the connections that evolution replaces
-    epoch: int = 0  # epochs completed
+    epoch: int = 0  # epochs completed; in PyTorch, evolutions
     dead_inputs: Bool | None = None  # (n_in,), the dead neurons of the layer below
     keep: Bool | None = None  # (nnz,), the connections that stay; None before they are chosen
     X: Float32 | SparseBatch | None = None  # (n_in, batch), inputs, for rules that need gradients
@@ -76,7 +76,18 @@ class RuleState:
         if self._candidates is not None:
             return len(self._candidates)
         cells = count_cells(self.layer.topology, self.living)
-        return cells - int(np.count_nonzero(self._kept))
+        return cells - int(np.count_nonzero(self.kept))
+
+    def fan_out(self) -> Int64:
+        """Return how many connections of every input stay: int64 (n_in,)."""
+        indptr = self.layer.topology.indptr
+        totals = np.concatenate([[0], np.cumsum(self.kept, dtype=np.int32)])
+        return (totals[indptr[1:]] - totals[indptr[:-1]]).astype(np.int64)
+
+    def fan_in(self) -> Int64:
+        """Return how many connections of every output stay: int64 (n_out,)."""
+        outputs = self.layer.topology.indices[self.kept]
+        return np.bincount(outputs, minlength=self.layer.n_out)
 
     @cached_property
     def _candidates(self) -> Int64 | None:
@@ -84,10 +95,11 @@ class RuleState:
         if self.layer.candidates is None:
             return None
         cells = self.layer.candidates.cells()
-        return cells[are_free(self.layer.topology, self._kept, cells, self.living)]
+        return cells[are_free(self.layer.topology, self.kept, cells, self.living)]
 
     @property
-    def _kept(self) -> Bool:
+    def kept(self) -> Bool:
+        """`keep`, in a rule that grows: bool (nnz,)."""
         if self.keep is None:
             raise ParameterError(
                 "A rule that drops connections asked for free cells, which are known only after "
@@ -107,11 +119,11 @@ class RuleState:
             )
         if self._candidates is not None:
             return np.sort(rng.choice(self._candidates, count, replace=False))
-        return draw_free_cells(self.layer.topology, self._kept, count, rng, self.living)
+        return draw_free_cells(self.layer.topology, self.kept, count, rng, self.living)
 
     def is_free(self, cells: Int64) -> Bool:
         """Return whether connections may grow in cells of the layer, in O(log) each."""
-        free = are_free(self.layer.topology, self._kept, cells, self.living)
+        free = are_free(self.layer.topology, self.kept, cells, self.living)
         candidates = self.layer.candidates
         return free if candidates is None else free & candidates.contains(cells)
 

@@ -32,6 +32,8 @@ DROPS: dict[str, Rule] = {
 GROWTHS: dict[str, Rule] = {
     "random": growth.grow_at_random,
     "gradient": growth.grow_by_gradient,
+    "topology": growth.grow_by_paths,
+    "reconnect": growth.reconnect,
 }
 KINDS = {"drop": DROPS, "growth": GROWTHS}
 
@@ -48,9 +50,9 @@ def plain_rule(kind: str, rule: Any, owner: str) -> str | Rule:
     for name, known in KINDS[kind].items():
         if known is function:
             return name
-    text = f"{getattr(rule, '__module__', None)}:{getattr(rule, '__qualname__', None)}"
+    text = describe_rule(function)
     try:
-        return text if _import(text) is rule else function
+        return text if _import(text) is function else function
     except (ImportError, AttributeError, ValueError):
         return function
 
@@ -87,9 +89,24 @@ def _import(text: str) -> Any:
     return found
 
 
-def describe_rule(rule: Any) -> str:
+def describe_rule(rule: str | Rule) -> str:
     """Return what an error calls a rule."""
-    return rule if isinstance(rule, str) else getattr(rule, "__qualname__", repr(rule))
+    if isinstance(rule, str):
+        return rule
+    named = rule if hasattr(rule, "__qualname__") else type(rule)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def nameless_rule(config: Any) -> str:
+    """Return what is wrong where another process cannot find a training's rules, else nothing."""
+    for kind in KINDS:
+        if not isinstance(rule := getattr(config, kind), str):
+            return (
+                f"The rule {kind!r}, {describe_rule(rule)}, cannot be found again by its name, as "
+                "functions within functions, lambdas and objects cannot. Define it as a function "
+                "of a module, at its top level"
+            )
+    return ""
 
 
 class Rules(NamedTuple):
@@ -104,9 +121,11 @@ class Rules(NamedTuple):
         cls, drop: str | Rule = "set", growth: str | Rule = "random", owner: str = "a training"
     ) -> Rules:
         """Return the rules that names, functions or 'module:function' stand for."""
-        given = {"drop": drop, "growth": growth}
-        functions = (resolve_rule(kind, rule, owner) for kind, rule in given.items())
-        return cls(*functions, (describe_rule(drop), describe_rule(growth)))
+        return cls(
+            resolve_rule("drop", drop, owner),
+            resolve_rule("growth", growth, owner),
+            (describe_rule(drop), describe_rule(growth)),
+        )
 
     @property
     def needs_gradient(self) -> bool:

@@ -57,7 +57,8 @@ class Workload:
     algorithm: str = "wasap"  # as in `ParallelOptions`
     replicas: int = 0  # of phase two; 0 where there is none
     evolving: bool = True  # replicas evolve: those of a phase two of one epoch do not
-    candidates: float = 0.0  # that growth by the gradient looks at for a connection; 0: random
+    candidates: float = 0.0  # cells that growth looks at for a connection; 0: random
+    needs_gradient: bool = False  # whether rules of evolution do
     data: int = 0  # bytes in rank 0's memory
     mapped: int = 0  # bytes of data in memory-mapped files
 
@@ -109,7 +110,7 @@ def plan_parallel(
         passing,
         work.mapped,
         base,
-        growth=gradient + activations if work.candidates else 0,
+        growth=gradient + activations if work.needs_gradient else 0,
         # it is copied; other nodes have their own
         data=2 * work.data + (work.data + work.mapped) * (len(here) - 1),
         ranks=ranks,
@@ -232,6 +233,7 @@ def check_memory(
             replicas=comm.size - 1 if options.phase_one_epochs < config.epochs else 0,
             evolving=config.epochs - options.phase_one_epochs > 1,
             candidates=config.candidates_per_connection,
+            needs_gradient=config.rules.needs_gradient,
             data=sum(array.nbytes for array in arrays) - mapped,
             mapped=mapped,
         )

@@ -17,7 +17,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,17 +31,20 @@ from numpy.typing import NDArray
 from ..backends.choice import Choice
 from ..data.layout import FileLayout
 from ..data.standardizer import Standardizer
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.layer import LayerArrays, SparseLayer
 from ..model.network import SparseMLP
+from ..model.rules import KINDS, describe_rule, plain_rule
 from ..model.storage import Storage, StoredLayer
 from .history import History
 from .layer_files import check_dead, expect, layer_of_arrays
-from .saving import check_notes, writing
+from .saving import check_notes, check_rules, writing
 from .state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 VERSION = 2
 READABLE = (1, 2)  # the first has what inputs and targets are scaled by in float32
@@ -85,6 +90,7 @@ def write_checkpoint(
 ) -> None:
     """Write a training to a folder, for `read_checkpoint`; errors are those of `save_model`."""
     check_notes(state.notes)
+    check_rules(config)
     manifest = {"kind": "checkpoint", "training": {"config": config.as_dict(), **state.as_dict()}}
     layers = None if state.best is None else state.best.layers
     _write(folder, network, manifest, moments=True, best=layers)
@@ -106,10 +112,15 @@ def load_model(folder: str | Path) -> SparseMLP:
 
 
 def read_checkpoint(
-    folder: str | Path, storage: Storage | None = None
+    folder: str | Path, storage: Storage | None = None, **rules: Any
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
-    """Read what `write_checkpoint` wrote: see `load_checkpoint` for storage and errors."""
+    """Read what `write_checkpoint` wrote: see `load_checkpoint` for storage and errors.
+
+    `rules` replace those of the configuration, which may be of a module that is not here.
+    """
     folder, manifest, training = _open_training(folder)
+    with reading(folder):
+        settings = _with_rules(training["config"], rules, folder)
     network = _read_network(folder, manifest, storage)
     with reading(folder):
         best = None
@@ -118,7 +129,33 @@ def read_checkpoint(
             best = [layer.arrays() for layer in layers]
         state = TrainingState.from_dict(training, best)
         state.folder = folder.parent if folder.name == COMPLETE else folder
-        return network, TrainingConfig(**training["config"]), state
+        return network, TrainingConfig(**settings), state
+
+
+def _with_rules(settings: dict[str, Any], rules: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the settings of a training with rules that replace its own; tell of it."""
+    for kind in KINDS:
+        saved = settings.get(kind, getattr(TrainingConfig, kind))
+        module = saved.partition(":")[0] if ":" in saved and kind not in rules else "sys"
+        if module not in sys.modules:
+            raise CheckpointError(
+                f"The training in {folder} has a rule of a module that has not been imported, and "
+                f"reading a checkpoint imports nothing. Import it before, or pass it: "
+                f"load_checkpoint(folder, {kind}={saved!r})."
+            )
+        try:
+            rule = plain_rule(kind, rules.get(kind, saved), "a training")
+        except ParameterError as error:
+            raise CheckpointError(
+                f"The training in {folder} cannot go on: {error} Or pass another rule: "
+                f"load_checkpoint(folder, {kind}=...)."
+            ) from error
+        if rule != saved:
+            logger.warning(
+                f"The training in {folder} had the rule {saved!r} for {kind} and goes on with "
+                f"{describe_rule(rule)!r}."
+            )
+    return settings | rules
 
 
 def _has_best(manifest: dict[str, Any]) -> bool:

@@ -55,7 +55,7 @@ USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all a
 USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beats a further slot
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside it; sampling it takes 24
-CANDIDATE = 33  # bytes that growth by the gradient takes for every cell that it looks at
+CANDIDATE = 33  # bytes that growth by a score takes for every cell that it looks at
 WITHIN = 48  # that drawing takes for every cell of a given candidate set
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..backends import get_backend
 from ..errors import BackendError
 from ..model.config import TrainingConfig
+from ..model.rules import KINDS
 from ..model.storage import Storage
 from .checkpoint import read_checkpoint, reading
 from .trainer import Trainer
@@ -46,7 +47,8 @@ def load_checkpoint(
     CheckpointError
         Where the folder is missing, damaged, of another version, or a model without a training.
     """
-    network, before, state = read_checkpoint(folder, storage)
+    rules = {kind: changes[kind] for kind in KINDS if kind in changes}
+    network, before, state = read_checkpoint(folder, storage, **rules)
     assert state.folder is not None
     # A mistake in the changes is not the folder's.
     with nullcontext() if changes else reading(state.folder):

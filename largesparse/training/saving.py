@@ -14,6 +14,8 @@ from typing import Any
 from ..errors import CheckpointError
 from ..machine.environment import expand_user
 from ..machine.folders import find, read_manifest, try_writing
+from ..model.config import TrainingConfig
+from ..model.rules import nameless_rule
 
 
 def check_model_folder(folder: str | Path) -> None:
@@ -68,6 +70,12 @@ def check_notes(notes: Any) -> None:
             f"The 'notes' of a trainer must be what JSON can hold (text, numbers, lists, "
             f"dictionaries), as they are saved with its checkpoints: {error}."
         ) from error
+
+
+def check_rules(config: TrainingConfig) -> None:
+    """Raise a CheckpointError unless a training that goes on can find its rules of evolution."""
+    if problem := nameless_rule(config):
+        raise CheckpointError(f"{problem}, or train without checkpoints.")
 
 
 def save_elsewhere(save: Callable[[Path], None], folder: str | Path) -> Path | None:

@@ -29,7 +29,7 @@ from ..randomness import stream
 from .checkpoint import write_checkpoint
 from .history import EpochRecord, History
 from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare_
-from .saving import check_checkpoint_folder, check_notes, save_elsewhere
+from .saving import check_checkpoint_folder, check_notes, check_rules, save_elsewhere
 from .state import Snapshot
 from .stepping import Stepper, one_thread_at_a_time
 
@@ -272,6 +272,7 @@ class Trainer(Stepper):
     def check_saving(self, folder: str | Path) -> None:
         """Verify, before training, that checkpoints can be kept in a folder, or raise."""
         check_notes(self.notes)
+        check_rules(self.config)
         layers = self.network.layers
         arrays = [array for layer in layers for array in layer.arrays(True).values()]
         going_on = self.state.folder

@@ -225,7 +225,28 @@ def topologies(model):
     return [layer.topology.indices.tolist() for layer in model.network_.layers]
 
 
-@pytest.mark.parametrize("changed", [{"growth": "gradient"}, {"zeta_decay": 0.0}])
+def grow_first(layer, state, count, rng):
+    cells = np.arange(layer.n_in * layer.n_out)
+    return cells[state.is_free(cells)][:count]
+
+
+def test_a_rule_of_ones_own_is_cloned_pickled_and_saved(two_classes, tmp_path):
+    model = clone(classifier(growth=grow_first, drop="soft", max_epochs=3)).fit(*two_classes)
+    assert model.growth is grow_first
+    assert same_weights(pickle.loads(pickle.dumps(model)), model)
+    model.save(tmp_path)
+    loaded = SparseMLPClassifier.load(tmp_path)
+    assert loaded.growth == f"{__name__}:grow_first" and loaded.drop == "soft"
+    assert same_weights(loaded.fit(*two_classes), model)
+    model.set_params(growth=lambda *given: grow_first(*given)).fit(*two_classes)
+    with pytest.raises(ParameterError, match="'growth' parameter cannot be saved"):
+        model.save(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"growth": "gradient"}, {"growth": grow_first}, {"drop": "mest"}, {"zeta_decay": 0.0}],
+)
 def test_how_a_network_evolves_can_be_chosen(two_classes, changed):
     one, other = classifier(epsilon=2), classifier(epsilon=2, **changed)
     for epochs, same in ((1, True), (4, False)):  # nothing evolves after the last epoch
@@ -456,6 +477,7 @@ def test_a_training_that_diverges_starts_again_at_a_lower_rate(two_classes, monk
         {"zeta_decay": 1.5},
         {"regrowth": "uniform"},
         {"growth": "fast"},
+        {"drop": "slow"},
         {"pruning_start": -1},
         {"pruning_every": 0},
         {"pruning_percentile": 100},

@@ -67,6 +67,14 @@ def test_a_layer_is_initialised_and_evolved(measure, capsys):
     assert out.count("evolution ") == 3
 
 
+def test_rules_are_timed_next_to_sets(measure, capsys):
+    measure.main(["rules", "--sizes", "60,50", "--epsilon", "3", "--repeats", "1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows[0][:2] == ["set", "random"] and float(rows[0][3]) == 1
+    assert {row[1] for row in rows[:4]} == {"random", "gradient", "topology", "reconnect"}
+    assert {row[0] for row in rows[4:]} == {"magnitude", "mest", "soft"}
+
+
 @pytest.mark.parametrize("tiny", [2e-38, 1.0])  # the second takes what is normal for subnormal
 def test_subnormal_velocities_after_idle_steps_are_counted(measure, tiny, monkeypatch, capsys):
     steps = importlib.import_module("measuring.steps")

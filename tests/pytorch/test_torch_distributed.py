@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from largesparse.torch import AllReLU, Evolution, SparseLinear  # noqa: E402
 
 GROWTHS = ("random", "gradient")
+DROPS = {"random": "set", "gradient": "mest"}
 
 
 def run(rank, folder):
@@ -39,7 +40,7 @@ def train(rank, growth):
     model[0].random_state[0] += rank  # the first process's is taken
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(parallel.parameters(), 0.001, momentum=0.9)
-    evolution = Evolution(parallel, optimizer, every=2, growth=growth)
+    evolution = Evolution(parallel, optimizer, every=2, growth=growth, drop=DROPS[growth])
     torch.manual_seed(rank)
     first = model[0].indices.clone()
     for _ in range(5):

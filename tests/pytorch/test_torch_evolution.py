@@ -167,6 +167,15 @@ def test_gradient_growth_takes_cells_with_large_gradients():
         evolve(model, 0.5, growth="gradient")
 
 
+@pytest.mark.parametrize("growth", ["topology", "reconnect"])
+def test_rules_without_gradients_need_no_recording(growth):
+    layer = SparseLinear(20, 30, density=0.05, seed=0)
+    before = cells_of(layer)
+    evolve(layer, 0.3, growth=growth, drop="soft")
+    assert len(cells_of(layer)) == len(before) and not np.array_equal(cells_of(layer), before)
+    assert (np.diff(cells_of(layer)) > 0).all()
+
+
 def test_what_goes_and_where_grows_may_be_chosen():
     layer = SparseLinear(10, 10, density=0.3, seed=0)
 
@@ -224,11 +233,11 @@ def test_a_backward_pass_from_before_an_evolution_fails():
         y.backward()
 
 
-@pytest.mark.parametrize("growth", ["random", "gradient"])
-def test_the_helper_evolves_every_n_steps(growth):
+@pytest.mark.parametrize("rules", [{}, {"growth": "gradient"}, {"drop": "mest"}])
+def test_the_helper_evolves_every_n_steps(rules):
     model = chain()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    evolution = Evolution(model, optimizer, zeta=0.3, every=3, until=7, growth=growth)
+    evolution = Evolution(model, optimizer, zeta=0.3, every=3, until=7, **rules)
     due = []
     for _ in range(10):
         train(model, optimizer, 1)

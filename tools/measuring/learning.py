@@ -15,7 +15,7 @@ from largesparse.data.skewness import alpha_from_skewness
 from largesparse.harness.presets import hidden_sizes
 from largesparse.machine.sizes import parse_size
 from largesparse.model.config import COVERAGE, REGROWTH
-from largesparse.model.rules import GROWTHS
+from largesparse.model.rules import DROPS, GROWTHS
 from largesparse.model.workspace import ACTIVATION_DTYPES
 
 from . import add_common, add_figure
@@ -63,6 +63,7 @@ def table_7(options: argparse.Namespace) -> None:
         pruning_start=options.pruning_start if options.pruning else None,
         pruning_every=options.pruning_every,
         pruning_percentile=options.pruning_percentile,
+        drop=options.drop,
         growth=options.growth,
         seed=options.seed,
         backend=options.backend,
@@ -182,6 +183,7 @@ def add_table_7(
     add("--zeta-decay", type=float, default=zeta_decay, help="default %(default)s")
     text = "values of new connections (default %(default)s)"
     add("--regrowth", choices=REGROWTH, default=regrowth, help=text)
+    add("--drop", choices=list(DROPS), default="set", help="default %(default)s")
     add("--growth", choices=list(GROWTHS), default="random", help="default %(default)s")
     add("--pruning", action="store_true", help="prune neurons by importance")
     for option, kind, value, text in (

@@ -15,11 +15,13 @@ from ...machine.mapped_memory import forget_names
 from ...machine.signals import Stop, saved_in, sentence
 from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
+from ...model.rules import Rules, nameless_rule
 from ...training.history import History, ParallelReport
 from ...training.prepared import Augment, TrainingData, prepare_
 from ...training.resumed_settings import load_checkpoint
 from ...training.trainer import Callback, Run, Trainer, sample_bar, save_checkpoint
 from ..comm import leaving
+from ..comm.collectives import broadcast
 from ..comm.control import RootChannel, connect
 from ..comm.guard import guard
 from ..comm.nodes import Nodes
@@ -119,6 +121,8 @@ def train(
     def prepare() -> tuple[ParallelOptions, Trainer | None, TrainingData | None]:
         check_locks()
         checked = _check(given, options)
+        if problem := nameless_rule(given.config):
+            raise ParameterError(f"{problem}: it is needed on all ranks.")
         if comm.rank > 0:
             return checked, None, None
         trainer, data = given.prepare()
@@ -131,6 +135,8 @@ def train(
         "whether rows are augmented": augment is not None,
     }
     agree(comm, facts)
+    rules = broadcast(comm, trainer and (trainer.config.drop, trainer.config.growth))
+    together(comm, lambda: Rules.of(*rules))  # of a checkpoint: all ranks can import them
     nodes = Nodes.of(comm, checked.ranks_per_node)
     check_memory(comm, nodes, checked, trainer, data)
     channel = connect(comm)

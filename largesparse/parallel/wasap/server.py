@@ -273,7 +273,8 @@ class Server:
         """Prune and evolve if that is due, and let all nodes have the new topology."""
         trainer, topology = self.trainer, self.links.topology
         layers = trainer.network.layers
-        if trainer.config.rules.needs_gradient or not trainer.config.rules.are_built_in:
+        rules = trainer.config.rules
+        if rules.needs_gradient or not rules.are_built_in:  # which may look at all of a layer
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
