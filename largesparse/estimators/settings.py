@@ -164,7 +164,12 @@ class Settings(BaseEstimator):
         for name in ("recipe", "alpha"):
             if self._is_auto(name):
                 names.remove(name)
-        if any(getattr(wanted, name) != getattr(config, name) for name in names):
+        given = [
+            [each and (each.evolution, each.candidates) for each in one.given]
+            for one in (wanted, config)
+        ]
+        differ = any(getattr(wanted, name) != getattr(config, name) for name in names)
+        if differ or given[0] != given[1]:
             raise ParameterError(
                 f"The parameters of {OWNER} that make its network were changed since the network "
                 "was made, so training cannot go on with it. Restore them, or fit with "

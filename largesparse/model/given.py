@@ -43,7 +43,8 @@ class GivenTopology:
     connections : sparse matrix or array (n_in, n_out), Topology, or callable
         Those that the layer begins with. In a sparse matrix, too, zeros are none, and a cell that
         is there twice is one connection. A callable is given n_in, n_out and a NumPy generator,
-        which follows from the network's seed, and returns such a matrix.
+        which follows from the network's seed, and returns such a matrix. A data frame is a matrix
+        with the names of its rows and columns.
     evolution : {"frozen", "free", "within"}
         Whether the connections stay, or are replaced by evolution; "within" only by those of
         `candidates`. By default "within" where candidates are given, else "frozen".
@@ -94,7 +95,17 @@ class GivenTopology:
                 f"The 'evolution' parameter of {OWNER} must be one of {sorted(EVOLUTIONS)}. "
                 f"Got {self.evolution!r} instead."
             )
-        if self.evolution == "within" and self.candidates is None and not self.weights:
+        if all(hasattr(self.connections, name) for name in ("index", "columns", "to_numpy")):
+            frame = self.connections
+            set_("connections", frame.to_numpy())
+            set_("input_names", frame.index if self.input_names is None else self.input_names)
+            set_("output_names", frame.columns if self.output_names is None else self.output_names)
+        if self.evolution == "within" and self.candidates is None:
+            if self.weights:
+                raise ParameterError(
+                    f"{OWNER} with evolution='within' draws the first connections from those that "
+                    "are given. Leave their weights out, or give 'candidates' too."
+                )
             set_("candidates", self.connections)
             set_("connections", None)
         if (self.candidates is not None) != (self.evolution == "within"):

@@ -69,6 +69,8 @@ def test_they_are_cloned_pickled_searched_saved_and_go_on(tmp_path, evolution):
         each.partial_fit(X, y)
     assert same(model.network_, loaded.network_)
     assert not (pattern(loaded.network_.layers[0]) & ~MASK).any()
+    with pytest.raises(ParameterError, match="were changed since the network"):
+        loaded.set_params(topology=GivenTopology(MASK, "free")).fit(X, y)
     assert loaded.network_.neuron_names == {2: names}
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import arrays_of, dense, make_network, normal_rows, pattern, same
 from hypothesis import given, settings
@@ -119,6 +120,13 @@ def test_edges_are_found_by_names_in_any_order_and_a_chain_by_those_below():
     assert pattern(make(positions, (3, 2, 2)).layers[0])[[2, 0], [0, 1]].all()
 
 
+def test_a_data_frame_is_a_matrix_with_names():
+    frame = pd.DataFrame([[0, 1], [1, 0], [1, 1]], index=["x", "y", "z"], columns=["p", "q"])
+    network = make(frame, (3, 2, 2), names=["z", "x", "y"])
+    assert pattern(network.layers[0]).astype(int).tolist() == [[1, 1], [0, 1], [1, 0]]
+    assert network.neuron_names == {2: ["p", "q"]}
+
+
 def test_a_callable_is_given_sizes_and_a_generator_of_the_seed():
     def drawn(n_in, n_out, rng):
         return rng.random((n_in, n_out)) < 0.3
@@ -169,7 +177,7 @@ def test_what_does_not_fit_is_refused(topology, told):
         ({}, "needs 'connections' or 'candidates'"),
         ({"connections": MASK, "evolution": "never"}, "must be one of"),
         ({"connections": MASK, "evolution": "free", "candidates": MASK}, "goes with evolution"),
-        ({"connections": MASK, "evolution": "within", "weights": True}, "goes with evolution"),
+        ({"connections": MASK, "evolution": "within", "weights": True}, "Leave their weights out"),
         ({"candidates": MASK, "share": 0}, r"'share' .* \(0, 1\]"),
         ({"connections": MASK, "output_names": ["a"]}, "has 1 output_names for a matrix"),
         ({"connections": np.ones((2, 2)), "input_names": ["a", "a"]}, "have 'a' twice"),
