@@ -128,7 +128,7 @@ def _resolve(
             matrix = matrix(n_in, n_out, rng)
             check_kind(matrix, "topology", called=True)
         rows = n_in if where is None else len(where)
-        _check_shape(matrix, rows, n_out, k)
+        _check_shape(matrix, rows, n_out, k, where is not None)
         if isinstance(matrix, Topology) and not weights and where is None:
             return matrix, None
         i, j, values = cells_of(matrix, weights, given.input_names, given.output_names)
@@ -158,15 +158,19 @@ def _resolve(
     return LayerStart(topology, given.evolution or "frozen", values, candidates, own)
 
 
-def _check_shape(matrix: Any, n_in: int, n_out: int, k: int) -> None:
+def _check_shape(matrix: Any, n_in: int, n_out: int, k: int, named: bool) -> None:
     shape = (matrix.n_in, matrix.n_out) if isinstance(matrix, Topology) else tuple(matrix.shape)
-    if shape != (n_in, n_out):
-        what = f"{n_in} inputs to {n_out} neurons"
-        turned = " It may be transposed: rows are inputs." if shape == (n_out, n_in) else ""
-        raise ParameterError(
-            f"The topology of layer {k + 2} has the shape {shape}, and the layer leads from {what}."
-            f"{turned} Make 'layer_sizes' (or hidden_layer_sizes, --hidden) and topology agree."
-        )
+    if shape == (n_in, n_out):
+        return
+    layer = f"leads from {n_in} inputs to {n_out} neurons"
+    found = f"the shape {shape}"
+    if named:
+        found, layer = f"{shape[1]} neurons", f"has {n_out}"
+    turned = " It may be transposed: rows are inputs." if shape == (n_out, n_in) else ""
+    raise ParameterError(
+        f"The topology of layer {k + 2} has {found}, and the layer {layer}.{turned} Make "
+        "'layer_sizes' (hidden_layer_sizes of estimators, --hidden) and topology agree."
+    )
 
 
 def _places(

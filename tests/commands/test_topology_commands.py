@@ -91,7 +91,7 @@ def test_mistakes_are_a_sentence(folder, tmp_path, capsys):
     for more, told in (
         (["--topology", str(tmp_path / "unknown.csv")], "has 2 of 3 inputs .* 'gene', 'G99'"),
         (["--topology", str(tmp_path / "nowhere.csv")], "cannot be read"),
-        (["--hidden", "5"], "from 12 inputs to 5 neurons"),
+        (["--hidden", "5"], "layer 2 has 3 neurons, and the layer has 5"),
     ):
         assert train(folder, tmp_path / "model", *more) == 2
         assert re.search(told, capsys.readouterr().err)
