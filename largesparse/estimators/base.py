@@ -26,7 +26,7 @@ from ..model.config import (
 )
 from ..model.losses import LOSSES
 from ..model.network import SparseMLP
-from ..model.start import as_topologies, given_topologies
+from ..model.start import given_topologies
 from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
@@ -232,7 +232,7 @@ class BaseSparseMLP(Settings):
             config,
             threads=resolve_jobs(self.n_jobs),
             progress=None if self.verbose else False,
-            topology=as_topologies(self.topology),
+            topology=self.topology,
             feature_names=self._feature_names,
         )
 

@@ -28,7 +28,7 @@ from .layer import PARAMETERS, Forward, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
 from .optimizer import MomentumSGD
-from .start import described, resolve, tell_unconnected
+from .start import as_topologies, described, resolve, tell_unconnected
 from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
 
@@ -156,7 +156,7 @@ class SparseMLP:
         topology: Any = None,
         feature_names: Sequence[str] | None = None,
     ) -> None:
-        starts = resolve(topology, config, feature_names)
+        starts = resolve(as_topologies(topology), config, feature_names)
         tell_unconnected(starts, feature_names)
         self._prepare(described(config, starts), storage)
         self.feature_names = None if feature_names is None else list(feature_names)

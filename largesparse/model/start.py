@@ -49,7 +49,7 @@ def as_topologies(topology: Any) -> dict[int, GivenTopology]:
     """
     if topology is None:
         return {}
-    if isinstance(topology, Mapping):
+    if isinstance(topology, Mapping) and not hasattr(topology, "shape"):  # a dok_array is one
         for number in topology:
             check_range("topology", number, "a network, by layers,", low=2, integer=True)
         found = {int(number) - 2: each for number, each in topology.items()}
@@ -74,9 +74,11 @@ def _as_given(each: Any) -> GivenTopology:
 
 
 def resolve(
-    topology: Any, config: NetworkConfig, feature_names: Sequence[str] | None = None
+    given: Mapping[int, GivenTopology],
+    config: NetworkConfig,
+    feature_names: Sequence[str] | None = None,
 ) -> dict[int, LayerStart]:
-    """Return the layers that `topology` gives of a network, by their places.
+    """Return what a network's given layers begin with, by their places, as `as_topologies` has it.
 
     Raises
     ------
@@ -85,7 +87,6 @@ def resolve(
     """
     found: dict[int, LayerStart] = {}
     sizes = config.layer_sizes
-    given = as_topologies(topology)
     for k, each in sorted(given.items()):
         if k > len(sizes) - 2:
             raise ParameterError(

@@ -19,7 +19,7 @@ from ..model.given import GivenTopology
 from ..model.initializers import INITIALIZERS, Sampler
 from ..model.layer import CANDIDATES, LayerConfig, SparseLayer
 from ..model.recipes import RECIPES
-from ..model.start import LayerStart, resolve
+from ..model.start import LayerStart, as_topologies, resolve
 from ..model.topology import (
     Topology,
     checked_topology,
@@ -357,7 +357,7 @@ def _given_start(topology: Any, n_in: int, n_out: int, seed: int) -> LayerStart:
         return LayerStart(Topology.from_cells(n_in, n_out, cells), "free", None, None, None)
     if isinstance(topology, GivenTopology) or issparse(topology):
         config = NetworkConfig((n_in, n_out, 2), epsilon=1, seed=seed)
-        return resolve(topology, config)[0]
+        return resolve(as_topologies(topology), config)[0]
     raise ParameterError(
         f"The 'topology' parameter of {OWNER} must be a Topology of {n_in} inputs and {n_out} "
         f"outputs, a bool tensor of shape {(n_out, n_in)}, a SciPy matrix of shape {(n_in, n_out)} "
