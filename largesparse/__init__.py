@@ -27,8 +27,11 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .harness.records import read_records as read_records
     from .model.config import NetworkConfig as NetworkConfig
     from .model.config import TrainingConfig as TrainingConfig
+    from .model.given import GivenTopology as GivenTopology
+    from .model.given import receptive_fields as receptive_fields
     from .model.importance import active_neurons as active_neurons
     from .model.importance import compact as compact
+    from .model.importance import importance_table as importance_table
     from .model.importance import input_strength as input_strength
     from .model.importance import neuron_importance as neuron_importance
     from .model.importance import prune_neurons as prune_neurons
@@ -66,8 +69,10 @@ _NAMES = {
     "harness.records": ("read_records",),
     "model.config": ("NetworkConfig", "TrainingConfig"),
     "model.importance": (
-        *("active_neurons", "compact", "input_strength", "neuron_importance", "prune_neurons"),
+        *("active_neurons", "compact", "importance_table", "input_strength"),
+        *("neuron_importance", "prune_neurons"),
     ),
+    "model.given": ("GivenTopology", "receptive_fields"),
     "model.network": ("SparseMLP",),
     "parallel": ("train_wasap", "train_wassp"),
     "training.checkpoint": ("load_model", "save_model"),

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_model
+from largesparse import GivenTopology, NetworkConfig, SparseMLP, TrainingConfig, load_model
 
 ROWS, FEATURES, CLASSES = 47, 8, 3
+# Of hidden layers: candidates of the first one, and the connections of the second, which is frozen
+MASKS = [np.random.default_rng(k).random(s) < 0.5 for k, s in enumerate([(FEATURES, 24), (24, 16)])]
 PRUNING = {"pruning_start": 1, "pruning_every": 1, "pruning_percentile": 20.0}
 
 
@@ -45,13 +47,16 @@ class Case:
     resume: str | None = None
     copied: str | None = None  # folder that is copied to the one to resume
     on_disk: bool = False  # where trained replicas wait
+    topology: bool = False  # whether hidden layers are given: see `MASKS`
     blind: bool = False  # whether nothing is evaluated, so that an epoch ends at once
 
     def make_network(self) -> SparseMLP:
         sizes = (FEATURES, 24, 16, 2 if self.targets else CLASSES)
         loss = "mean_squared_error" if self.targets else "softmax_cross_entropy"
         settings = {"layer_sizes": sizes, "epsilon": 3.0, "seed": 5, "loss": loss}
-        return SparseMLP(NetworkConfig(**settings | self.network), progress=False)
+        topology = [GivenTopology(MASKS[0], "within"), MASKS[1]] if self.topology else None
+        config = NetworkConfig(**settings | self.network)
+        return SparseMLP(config, progress=False, topology=topology)
 
     def make_config(self, **changes: Any) -> TrainingConfig:
         settings = {
@@ -115,6 +120,7 @@ SEQUENTIAL = {
     "shrinking": Case(options=ONE, **SHRINKING),
     "simulated": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING),
     "small-chunks": Case(options=ONE | {"ranks_per_node": 1, "chunk_bytes": 100}),
+    "given": Case(options=ONE, topology=True, training=PRUNING),
     "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
     "resumed": Case(options=ONE, checkpoint="resumed-checkpoint", resume="resumed-checkpoint"),
 }
@@ -239,6 +245,12 @@ ASYNCHRONOUS = (
     }
 )
 
+GIVEN = {
+    f"given-{name}": Case(
+        topology=True, training=PRUNING | {"epochs": 4}, options={"phase_one_epochs": 2} | options
+    )
+    for name, options in {"one-node": {}, "two-nodes": {"ranks_per_node": 2}}.items()
+}
 FEWER = {  # by two workers
     "replicas-fewer": dataclasses.replace(
         REPLICAS["replicas-one-node"], checkpoint="replicas-fewer-checkpoint"
@@ -250,6 +262,7 @@ CASES = (
     | JOINED
     | REPLICAS
     | REPLICAS_SHRINKING
+    | GIVEN
     | FEWER
     | ASYNCHRONOUS
     | BEGUN

@@ -9,6 +9,7 @@
     mpiexec -n 16 python tools/measure.py idle_cost
     python tools/measure.py start             a fresh process, to the end of its first fit
     python tools/measure.py gpt                PyTorch: a GPT whose feed-forward layers are sparse
+    python tools/measure.py topology           20,000 genes, 2,000 sets: a frozen layer, unchanged
 
 Each prints a table; `--help` after a name lists its settings.
 """
@@ -35,6 +36,7 @@ MODULES = {  # of measuring/ -> its figures
     "labels": ("extreme_labels",),
     "rules": ("rules",),
     "pytorch": ("gpt", "alternating", "steady"),
+    "topologies": ("topology",),
 }
 
 

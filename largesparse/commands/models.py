@@ -22,6 +22,7 @@ from .scores import RANKS, accuracy, precisions
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..model.config import NetworkConfig
     from ..model.network import SparseMLP
 
 
@@ -64,6 +65,8 @@ def add_inspect(subparsers: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a model or checkpoint")
     parser.add_argument("--features", type=parse_size, default=10,
                         help="how many of the strongest to show (%(default)s)")  # fmt: skip
+    parser.add_argument("--importance", metavar="FILE.csv",
+        help="receives the importance of every named neuron, or hidden neuron")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a listing")
     parser.set_defaults(run=_inspect)
 
@@ -257,9 +260,18 @@ def _evaluate_labels(network: SparseMLP, table: Any, arguments: argparse.Namespa
 def _inspect(arguments: argparse.Namespace) -> int:
     import json
 
+    from ..harness.records import check_output
+    from ..model.importance import importance_table
     from ..training.checkpoint import load_model
 
-    found = describe(load_model(arguments.model), arguments.features)
+    network = load_model(arguments.model)
+    if arguments.importance:
+        out = check_output(arguments.importance)
+        try:
+            importance_table(network).to_csv(out, index=False)
+        except OSError as error:
+            raise ParameterError(f"Cannot write {out}: {error}.") from error
+    found = describe(network, arguments.features)
     if arguments.json:
         print(json.dumps(found, indent=2))
         return 0
@@ -268,11 +280,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
             widths = {"number": 7, "inputs": 12, "neurons": 12, "active": 12, "connections": 14}
             titles = ["layer", *list(widths)[1:]]
             print("".join(map("{:>{}}".format, titles, widths.values())) + "   density  explored")
+            given = any("topology" in layer for layer in value)
             for layer in value:
                 counts = (layer[key] for key in widths)
                 line = "".join(map("{:>{}}".format, counts, widths.values()))
                 ever = "-" if layer["explored"] is None else f"{layer['explored']:.2%}"
-                print(f"{line}{layer['density']:>10.2%}{ever:>10}")
+                topology = f"   {layer.get('topology', 'drawn')}" if given else ""
+                print(f"{line}{layer['density']:>10.2%}{ever:>10}{topology}")
+        elif name == "most important neurons":
+            for number, neurons in value.items():
+                print(f"most important neurons of layer {number} (sum of |incoming weights|)")
+                print("\n".join(f"  {each:<40}{size:.4g}" for each, size in neurons.items()))
         elif name == "strongest features":
             print("strongest features (product of |weights|, summed over all paths)")
             print(
@@ -287,7 +305,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     """Return what a model is, as plain values."""
     from ..model.exploration import explored_share
-    from ..model.importance import active_neurons, input_strength
+    from ..model.importance import active_neurons, importance_table, input_strength
 
     active = [*active_neurons(network), network.layers[-1].n_out]
     config, used = network.config, network.trained_with
@@ -297,6 +315,10 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
     names = network.feature_names or [f"feature {k}" for k in positions or range(n_features)]
     strongest = np.argsort(-strength, kind="stable")[:features]
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
+    important: dict[int, dict[str, float]] = {}
+    for number in sorted(network.neuron_names):
+        best = importance_table(network, number)[:features]
+        important[number] = dict(zip(best["name"], map(float, best["importance"]), strict=True))
     return {
         "task": LOSSES[config.loss].task,
         "classes": None if network.classes is None else network.classes.tolist(),
@@ -317,8 +339,19 @@ def describe(network: SparseMLP, features: int) -> dict[str, Any]:
                 "connections": layer.nnz,
                 "density": layer.topology.density,
                 "explored": explored_share([layer]),  # were there at some time in training
+                **topology_of(config, k),
             }
-            for layer, count in zip(network.layers, active, strict=True)
+            for k, (layer, count) in enumerate(zip(network.layers, active, strict=True))
         ],
+        **({"most important neurons": important} if important else {}),
         "strongest features": {names[k]: float(strength[k]) for k in strongest},
     }
+
+
+def topology_of(config: NetworkConfig, k: int) -> dict[str, str]:
+    """Return what is said of layer k's topology, if it was given."""
+    given = config.given_layer(k)
+    if given is None:
+        return {}
+    within = f" {given.candidates} candidates" if given.candidates else ""
+    return {"topology": f"given, {given.evolution}{within}"}

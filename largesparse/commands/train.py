@@ -13,6 +13,7 @@ from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
 from ..machine.sizes import parse_size, parse_sizes, show_seconds
+from ..model.given import EVOLUTIONS, GivenTopology
 from .files import READ, add_file_options, file_options
 from .learning_curve import HeldOutScores, check_plot, plot_curve, text_curve
 from .scores import cross_validate, describe_score
@@ -58,6 +59,12 @@ def add_train(subparsers: Any) -> None:
         help="cross-validate by K folds, then train on all of these rows")  # fmt: skip
     add("--hidden", type=parse_sizes,
         help="sizes of the hidden layers (400,400; 1000,400 for several labels)")  # fmt: skip
+    add("--topology", nargs="+", metavar="FILE",
+        help="connections of the first hidden layer, and of those above it, by names: "
+        "source,target[,weight], or gene sets (.gmt)")  # fmt: skip
+    add("--topology-evolution", choices=EVOLUTIONS, default="frozen",
+        help="whether these connections stay, evolve freely, or evolve within those of the files, "
+        "of which half are drawn first (%(default)s)")  # fmt: skip
     density = parser.add_mutually_exclusive_group()
     density.add_argument(
         "--epsilon", type=float, default=20.0, help="density control ε (%(default)s)"
@@ -114,6 +121,8 @@ def _train(arguments: argparse.Namespace) -> int:
     check_model_folder(arguments.out)
     if arguments.plot:
         check_plot(arguments.plot)
+    evolution = arguments.topology_evolution
+    given = [GivenTopology.read(path, evolution=evolution) for path in arguments.topology or ()]
     if arguments.folds is not None:
         check_range("--folds", arguments.folds, "train", low=2, integer=True)
         if arguments.test is not None:
@@ -133,6 +142,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ParameterError(
             f"{flag} is for one label a row, and {samples.target} has several. Leave it out."
         )
+    arguments.topology = given or None
     estimator = _make_estimator(arguments, samples)
     tested = samples.X_test is not None
     n_rows = samples.X.shape[0]
@@ -155,7 +165,6 @@ def _train(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         estimator.fit(samples.X, samples.y)
         seconds = time.perf_counter() - started
-    estimator.network_.feature_names = samples.feature_names
     estimator.network_.file_layout = samples.layout
     place, failure = _save(estimator, arguments.out)
 
@@ -263,5 +272,9 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
     options["verbose"] = not arguments.quiet
     options.setdefault("n_jobs", -1)
     if samples.task == "regression":
-        return SparseMLPRegressor(**options)
-    return SparseMLPClassifier(**options, class_weight="balanced" if arguments.balanced else None)
+        estimator: Any = SparseMLPRegressor(**options)
+    else:
+        weights = "balanced" if arguments.balanced else None
+        estimator = SparseMLPClassifier(**options, class_weight=weights)
+    estimator._column_names = samples.feature_names
+    return estimator

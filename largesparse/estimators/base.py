@@ -27,6 +27,7 @@ from ..model.config import (
 from ..model.density import has_surplus
 from ..model.losses import LOSSES
 from ..model.network import SparseMLP
+from ..model.start import given_topologies
 from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
@@ -147,6 +148,7 @@ class BaseSparseMLP(Settings):
         options["hidden_layer_sizes"] = config.layer_sizes[1:-1]
         options["standardize"] = network.preprocessing is not None
         estimator = cls(**(parameters_of(saved) if saved else options))
+        estimator.topology = given_topologies(network)
         estimator.network_ = network
         estimator._loss = config.loss
         estimator.alpha_ = config.alpha
@@ -225,18 +227,21 @@ class BaseSparseMLP(Settings):
         self.network_ = self._new_network(self._network_config(n_outputs, n_rows))
         if self._has_labels and self._is_auto("standardize"):
             self.network_.preprocessing = one_scale(X, weights)
-        names = getattr(self, "feature_names_in_", None)
-        self.network_.feature_names = None if names is None else [str(name) for name in names]
 
     def _new_network(self, config: NetworkConfig) -> SparseMLP:
-        progress = None if self.verbose else False
-        return SparseMLP(config, threads=resolve_jobs(self.n_jobs), progress=progress)
+        return SparseMLP(
+            config,
+            threads=resolve_jobs(self.n_jobs),
+            progress=None if self.verbose else False,
+            topology=self.topology,
+            feature_names=self._feature_names,
+        )
 
     def _start_again(self) -> None:
         """Replace the network by what it was before it was trained."""
         before = self.network_
         self.network_ = self._new_network(before.config)
-        for name in ("preprocessing", "classes", "feature_names", "target_mean", "target_scale"):
+        for name in ("preprocessing", "classes", "target_mean", "target_scale"):
             setattr(self.network_, name, getattr(before, name))
 
     def _train(self, X: Any, y: Any, sample_weight: Weights | None) -> None:

@@ -56,6 +56,12 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         "auto" is "width", or "paper" in `fit` where there are more features than rows.
     regrowth : {"initial", "zero"} or None
         Values of new connections: drawn like the first ones, or 0. None is by recipe.
+    topology : optional
+        Hidden layers whose connections are given: a `GivenTopology`, a matrix (n_features, n_out),
+        a file of named connections or a callable for the first one, or a list of such, or a
+        dictionary by the layers' numbers (2 is the first hidden one). With "auto" sizes they give
+        the sizes of their layers. Inputs are found by the names of a data frame's columns. A model
+        that is loaded has the topology of its network.
     zeta : float in [0, 1)
         Share ζ of the connections that evolution replaces after an epoch, with at least 16 updates
         in between; 0 keeps the topology.

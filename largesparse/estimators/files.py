@@ -17,6 +17,7 @@ PROGRESS = ("n_iter_", "n_steps_", "learning_rate_", "_epochs", "_fit_rate", "_s
 def describe(estimator: Any) -> dict[str, Any]:
     """Return an estimator's parameters and progress as JSON can hold them, or raise."""
     parameters = estimator.get_params(deep=False)
+    del parameters["topology"]  # the network has it
     parameters |= {kind: plain_rule(kind, parameters[kind], OWNER) for kind in KINDS}
     return {
         "parameters": {name: _to_json(name, value) for name, value in parameters.items()},

@@ -24,6 +24,7 @@ from ..model.config import (
 )
 from ..model.network import SparseMLP
 from ..model.rule_state import Rule
+from ..model.start import as_topologies, described, resolve, with_given_sizes
 from .defaults import (
     DROPOUT,
     HIDDEN,
@@ -79,6 +80,7 @@ class Settings(BaseEstimator):
     alpha: float | Literal["auto"] = 0.1
     recipe: Recipe | Literal["auto"] = "auto"
     regrowth: Regrowth | None = None
+    topology: Any = None
     zeta: float = 0.3
     zeta_decay: float = 1.0
     evolve_output: bool = False
@@ -109,13 +111,14 @@ class Settings(BaseEstimator):
     verbose: bool = False
 
     network_: SparseMLP = field(init=False)
+    _column_names: ClassVar[list[str] | None] = None  # of arrays, for the command line
     _loss: Loss = field(init=False)  # of NetworkConfig
     _losses: ClassVar[tuple[Loss, ...]]  # that the kind of estimator can have
 
     def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
-        hidden = self._unless_auto(
-            "hidden_layer_sizes", LABEL_HIDDEN if self._has_labels else HIDDEN
-        )
+        topologies = as_topologies(self.topology)
+        default = LABEL_HIDDEN if self._has_labels else HIDDEN
+        hidden = self._unless_auto("hidden_layer_sizes", with_given_sizes(default, topologies))
         if isinstance(hidden, numbers.Integral):
             hidden = (hidden,)
         if not isinstance(hidden, tuple | list | np.ndarray):
@@ -138,21 +141,28 @@ class Settings(BaseEstimator):
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
             regrowth=self.regrowth,
             loss=self._loss,
-            **self._output_options(sizes),
+            **self._output_options(sizes, len(sizes) - 2 in topologies),
             seed=self._seed,
         )
+        starts = resolve(topologies, config, self._feature_names)
+        config = described(config, starts)
         if self._is_auto("recipe") and not self._has_labels:
             config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
         return config
 
-    def _output_options(self, sizes: tuple[int, ...]) -> dict[str, Any]:
-        """Return how many connections the output layer of a network has."""
+    def _output_options(self, sizes: tuple[int, ...], is_given: bool) -> dict[str, Any]:
+        """Return how many connections the output layer of a network has, if it is not given."""
         given = {"output_epsilon": self.output_epsilon, "output_density": self.output_density}
         if not self._has_labels:
             return given
         if self.output_epsilon is None and self.output_density is None:
             given["output_density"] = label_density(sizes)
-        return given | {"output_minimum": OUTPUT_MINIMUM}
+        return given if is_given else given | {"output_minimum": OUTPUT_MINIMUM}
+
+    @property
+    def _feature_names(self) -> list[str] | None:
+        names = getattr(self, "feature_names_in_", self._column_names)
+        return None if names is None else [str(name) for name in names]
 
     def _check_same_network(self) -> None:
         """Refuse to go on with a network that the parameters no longer describe."""
@@ -162,7 +172,12 @@ class Settings(BaseEstimator):
         for name in ("recipe", "alpha"):
             if self._is_auto(name):
                 names.remove(name)
-        if any(getattr(wanted, name) != getattr(config, name) for name in names):
+        given = [
+            [each and (each.evolution, each.candidates) for each in one.given]
+            for one in (wanted, config)
+        ]
+        differ = any(getattr(wanted, name) != getattr(config, name) for name in names)
+        if differ or given[0] != given[1]:
             raise ParameterError(
                 f"The parameters of {OWNER} that make its network were changed since the network "
                 "was made, so training cannot go on with it. Restore them, or fit with "

@@ -15,6 +15,7 @@ from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
 from .activations import ACTIVATIONS
 from .density import solve_epsilon
+from .given import GivenLayer
 from .initializers import INITIALIZERS
 from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
@@ -74,6 +75,7 @@ class NetworkConfig:
     output_minimum: int = 0  # connections that every output has at least, or as many as there are
     distribution: Distribution = "uniform"  # of density: see `final_probabilities`
     start_factor: float = 1.0  # connections of hidden layers at the start over those in the end
+    given: tuple[GivenLayer | None, ...] = ()  # layers with a given topology: `SparseMLP` sets it
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -114,12 +116,26 @@ class NetworkConfig:
         loss = LOSSES[self.loss]
         remedy = f"It is the number of {loss.outputs_are}."
         check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
+        given = (GivenLayer(**each) if isinstance(each, dict) else each for each in self.given)
+        object.__setattr__(self, "given", tuple(given))
+        if self.output_minimum and self.given_layer(len(sizes) - 2) is not None:
+            raise ParameterError(
+                "The 'output_minimum' parameter of a network must be 0 where the topology of the "
+                f"output layer is given. Got {self.output_minimum} instead."
+            )
         self.probabilities()
+
+    def given_layer(self, k: int) -> GivenLayer | None:
+        """Return what is known of layer k (0 is the first hidden one), if its topology is given."""
+        return self.given[k] if k < len(self.given) else None
 
     def probabilities(self) -> list[float]:
         """Return the connection probability of every layer, before training."""
-        *hidden, output = self.final_probabilities()
-        return [*(min(1.0, self.start_factor * share) for share in hidden), output]
+        found = self.final_probabilities()
+        for k in range(len(found) - 1):
+            if self.given_layer(k) is None:
+                found[k] = min(1.0, self.start_factor * found[k])
+        return found
 
     def final_probabilities(self) -> list[float]:
         """Return the connection probability of every layer, or the share of its cells in the end.
@@ -128,22 +144,28 @@ class NetworkConfig:
         together where it is "erdos_renyi": ε is solved for it, so that a layer has the share
         min(1, ε(n_in + n_out) / (n_in·n_out)) of its cells (Mocanu et al., 2018). That is the
         Erdős–Rényi kernel of Evci et al. ("Rigging the lottery", 2020), too, which differs in
-        convolutions only. An output layer with a density or ε of its own does not count.
+        convolutions only. An output layer with a density or ε of its own does not count, nor do
+        layers whose topology is given.
         """
         pairs = list(itertools.pairwise(self.layer_sizes))
         own = self.output_epsilon is not None or self.output_density is not None
         epsilon, density = self.epsilon, self.density
         if self.distribution == "erdos_renyi" and density is not None:
             check_range("density", density, "a network", low=0, high=1, low_open=True)
-            if shapes := pairs[:-1] if own else pairs:
+            drawn = range(len(pairs) - own)
+            if shapes := [pairs[k] for k in drawn if self.given_layer(k) is None]:
                 epsilon, density = solve_epsilon(shapes, density), None
         densities = [(epsilon, density)] * len(pairs)
         if own:
             densities[-1] = self.output_epsilon, self.output_density
-        return [
+        found = [
             connection_probability(*pair, epsilon=epsilon, density=density)
             for pair, (epsilon, density) in zip(pairs, densities, strict=True)
         ]
+        for k, (n_in, n_out) in enumerate(pairs):
+            if (given := self.given_layer(k)) is not None:
+                found[k] = min(1.0, given.connections / (n_in * n_out))
+        return found
 
     def expected_connections(self) -> float:
         """Return the expected number of connections of all layers, before training."""

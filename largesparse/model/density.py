@@ -118,12 +118,15 @@ def plan_changes(
         wanted = np.minimum(there, allowed)
         going = there - wanted + np.floor(zeta * wanted).astype(np.int64)
     else:
-        total = int(min(there.sum(), allowed.sum()))
-        gone = int(there.sum()) - total + math.floor(zeta * total)
-        going = np.array(count_weakest(layers, gone))
-        stay = there - going
-        room = _cells(layers) - stay
-        wanted = stay + share_growth(total - int(stay.sum()), stay.tolist(), room.tolist())
+        free = np.array([not layer.config.frozen for layer in layers])
+        evolving = [layer for layer in layers if not layer.config.frozen]
+        total = int(min(there[free].sum(), allowed[free].sum()))
+        least = count_weakest(evolving, there[free].sum() - total + math.floor(zeta * total))
+        going, wanted = np.zeros_like(there), there.copy()
+        going[free] = least
+        stay = there[free] - least
+        room = _cells(layers)[free] - stay
+        wanted[free] = stay + share_growth(total - int(stay.sum()), stay.tolist(), room.tolist())
     return [Change(*pair) for pair in zip(going.tolist(), wanted.tolist(), strict=True)]
 
 

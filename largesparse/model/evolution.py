@@ -45,7 +45,8 @@ def evolve(
     ⌊ζ·count⌋ closest to zero; zeros count among the positive ones, ties fall by position. As
     many are added at cells drawn uniformly from those that are free after the removal, with zero
     velocity. Survivors keep weight and velocity; the number of connections is conserved. Nothing
-    grows at dead neurons.
+    grows at dead neurons, nor outside the candidates of a layer that has some; a frozen layer stays
+    as it is.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def evolve(
     going, target = (share, layer.nnz) if change is None else change
     if going != share:
         state.zeta = going / layer.nnz
-    if going == 0 and target == layer.nnz:
+    if layer.config.frozen or (going == 0 and target == layer.nnz):
         return np.arange(layer.nnz, dtype=np.int32)
     keep = np.ones(layer.nnz, dtype=bool)
     if going:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from .network import SparseMLP
 from .ranking import mark_smallest
 from .topology import Topology, draw_missing_cells
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 Bool = NDArray[np.bool_]
 
 
@@ -35,6 +39,48 @@ def neuron_importance(layer: SparseLayer) -> Float32:
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
     return sums.astype(np.float32)
+
+
+def importance_table(network: SparseMLP, number: int | None = None) -> DataFrame:
+    """Return the importance of every neuron (eq. 4) as a table, the most important ones first.
+
+    Parameters
+    ----------
+    network : SparseMLP
+    number : int, optional
+        Of the layer, as the paper counts: the first hidden one is 2. By default the layers whose
+        neurons have names, or all hidden layers where none have.
+
+    Returns
+    -------
+    DataFrame
+        With the columns layer, neuron (its number within the layer), name (text; the number where
+        it has none), importance, connections (that lead to it), and pruned.
+    """
+    import pandas as pd
+
+    names = network.neuron_names
+    if number is None:
+        chosen = sorted(names) or range(2, len(network.layers) + 1)
+    else:
+        high = len(network.layers) + 1
+        check_range("number", number, "importance_table", low=2, high=high, integer=True)
+        chosen = [number]
+    tables = []
+    for each in chosen:
+        layer = network.layers[each - 2]
+        neurons = np.arange(layer.n_out)
+        columns: dict[str, Any] = {
+            "layer": each,
+            "neuron": neurons,
+            "name": names.get(each) or list(map(str, neurons)),
+            "importance": neuron_importance(layer),
+            "connections": np.bincount(layer.topology.indices, minlength=layer.n_out),
+            "pruned": False if layer.dead is None else layer.dead,
+        }
+        table = pd.DataFrame(columns)
+        tables.append(table.sort_values("importance", ascending=False, kind="stable"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def prune_neurons(
@@ -118,14 +164,19 @@ def _missing(network: SparseMLP, output: SparseLayer, keep: Bool) -> tuple[Any, 
 def compact(network: SparseMLP) -> SparseMLP:
     """Return a network without the dead neurons, in the same number of layers.
 
-    Its outputs are the same, up to rounding. What is left of weights, moments, classes and
-    preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new sizes, and what a
-    recipe derives from them (rates of the layers, values of new connections) follows. Its number of
-    connections stays in further training (`config.start_factor` is 1).
+    Its outputs are the same, up to rounding. What is left of weights, moments, classes, names,
+    candidates and preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new
+    sizes, and what a recipe derives from them (rates of the layers, values of new connections)
+    follows. Its number of connections stays in further training (`config.start_factor` is 1).
     """
     sizes = [network.layers[0].n_in, *(layer.n_living for layer in network.layers)]
-    config = dataclasses.replace(network.config, layer_sizes=tuple(sizes), start_factor=1.0)
-    layers = []
+    given = [
+        each and dataclasses.replace(each, connections=layer.nnz)
+        for each, layer in zip(network.config.given, network.layers, strict=False)
+    ]
+    new = {"layer_sizes": tuple(sizes), "given": tuple(given), "start_factor": 1.0}
+    config = dataclasses.replace(network.config, **new)
+    layers, names = [], dict(network.neuron_names)
     inputs = np.ones(sizes[0], dtype=bool)
     for k, layer in enumerate(network.layers):
         outputs = np.ones(layer.n_out, dtype=bool) if layer.dead is None else ~layer.dead
@@ -137,12 +188,22 @@ def compact(network: SparseMLP) -> SparseMLP:
         )
         kept = _keep(layer.parameters, outputs)
         moments = {kind: _keep(arrays, outputs) for kind, arrays in layer.moments.items()}
-        own = LayerConfig.of(config, k)
-        layers.append(SparseLayer(layer.number, topology, kept, own, moments=moments))
+        own, candidates = LayerConfig.of(config, k), layer.candidates
+        if candidates is not None:
+            rows, columns = candidates.rows(), candidates.indices
+            there = inputs[rows] & outputs[columns]
+            cells = (np.cumsum(inputs) - 1)[rows[there]] * sizes[k + 1] + new_number[columns[there]]
+            candidates = Topology.from_cells(sizes[k], sizes[k + 1], cells)
+            given[k] = dataclasses.replace(given[k], candidates=candidates.nnz)
+        rest: dict[str, Any] = {"moments": moments, "candidates": candidates}
+        layers.append(SparseLayer(layer.number, topology, kept, own, **rest))
+        if layer.number in names:
+            names[layer.number] = list(itertools.compress(names[layer.number], outputs))
         inputs = outputs
     result = copy.copy(network)
-    result.config, result.layers, result.storage = config, layers, None
-    result.classes = copy.copy(network.classes)
+    result.config = dataclasses.replace(config, given=tuple(given))
+    result.layers, result.storage = layers, None
+    result.classes, result.neuron_names = copy.copy(network.classes), names
     return result
 
 

@@ -19,8 +19,10 @@ from .topology import Topology, erdos_renyi, with_minimum
 
 if TYPE_CHECKING:
     from .config import NetworkConfig
+    from .start import LayerStart
 
 LayerArrays = dict[str, NDArray[Any]]
+CANDIDATES = ("candidate_indptr", "candidate_indices")  # in files
 Zeros = Callable[[tuple[int, ...], Any], NDArray[Any]]  # shape, dtype -> array
 
 
@@ -80,6 +82,7 @@ class LayerConfig:
     centered: bool = False  # whether the gradients are: see `SparseMLP.finish_gradient`
     minimum: int = 0  # connections that evolution and pruning leave every output, where it has them
     shape_trained: tuple[bool, ...] = ()  # which rows of `srelu` are; () where there is none
+    frozen: bool = False  # whether evolution leaves the connections as they are
 
     @classmethod
     def of(cls, config: NetworkConfig, k: int) -> LayerConfig:
@@ -95,6 +98,7 @@ class LayerConfig:
             centered=is_output and recipe.center_output,
             minimum=config.output_minimum if is_output else 0,
             shape_trained=TRAINED.get(activation, ()),
+            frozen=(given := config.given_layer(k)) is not None and given.evolution == "frozen",
         )
 
     def shapes(self, nnz: int, n_out: int) -> dict[str, tuple[int, ...]]:
@@ -116,8 +120,31 @@ def _sampler(config: NetworkConfig, k: int) -> Sampler:
     return INITIALIZERS[config.initializer](recipe.fan_in, recipe.fan_out)
 
 
-def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
-    """Return layer k (0 is the first hidden one) of a network before training."""
+def initial_layer(
+    config: NetworkConfig, k: int, threads: int, start: LayerStart | None = None
+) -> SparseLayer:
+    """Return layer k (0 is the first hidden one) of a network before training.
+
+    `start` is what it begins with if its topology is given.
+    """
+    n_out = config.layer_sizes[k + 1]
+    topology = _drawn(config, k, threads) if start is None else start.topology
+    if start is not None and start.values is not None:
+        values = start.values
+    else:
+        values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
+        if k == len(config.layer_sizes) - 2:
+            values *= np.float32(_recipe(config, k).output_scale)
+    own = LayerConfig.of(config, k)
+    parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
+    if own.shape_trained:
+        parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
+    candidates = None if start is None else start.candidates
+    return SparseLayer(k + 2, topology, parameters, own, candidates=candidates)
+
+
+def _drawn(config: NetworkConfig, k: int, threads: int) -> Topology:
+    """Return an Erdős–Rényi topology of layer k."""
     n_in, n_out = config.layer_sizes[k : k + 2]
     seed = seed_sequence(config.seed, "topology", k)
     probability, cover = config.probabilities()[k], config.coverage == "full"
@@ -125,14 +152,7 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
     if k == len(config.layer_sizes) - 2 and config.output_minimum:
         rng = stream(config.seed, "minimum")
         topology = with_minimum(topology, config.output_minimum, rng)
-    values = _sampler(config, k)(stream(config.seed, "values", k), topology.nnz)
-    if k == len(config.layer_sizes) - 2:
-        values *= np.float32(_recipe(config, k).output_scale)
-    own = LayerConfig.of(config, k)
-    parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
-    if own.shape_trained:
-        parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
-    return SparseLayer(k + 2, topology, parameters, own)
+    return topology
 
 
 class SparseLayer:
@@ -151,6 +171,7 @@ class SparseLayer:
     srelu_velocity: Float32 | None
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
     explored: NDArray[np.uint8] | None = None  # of cells ever connected: see `exploration`
+    candidates: Topology | None  # the cells in which connections may grow; None is all
 
     def __init__(
         self,
@@ -162,8 +183,10 @@ class SparseLayer:
         moments: Moments | None = None,
         dead: NDArray[np.bool_] | None = None,
         values_by_output: Float32 | None = None,
+        candidates: Topology | None = None,
     ) -> None:
         self.number, self.topology, self.config, self.dead = number, topology, config, dead
+        self.candidates = candidates
         for name in PARAMETERS:
             setattr(self, name, parameters.get(name))
         if moments is None:
@@ -274,7 +297,16 @@ class SparseLayer:
         """Bytes of all arrays."""
         kept = [array for arrays in self.moments.values() for array in arrays.values()]
         trained = (*self.parameters.values(), *kept, self.values_by_output)
-        return self.topology.nbytes + sum(array.nbytes for array in trained)
+        found = self.topology.nbytes + sum(array.nbytes for array in trained)
+        return found + sum(array.nbytes for array in self._candidate_arrays.values())
+
+    @property
+    def _candidate_arrays(self) -> LayerArrays:
+        """The input order of the candidates as files have it, where there are some."""
+        if self.candidates is None:
+            return {}
+        arrays = self.candidates.indptr, self.candidates.indices
+        return dict(zip(CANDIDATES, arrays, strict=True))
 
     def __repr__(self) -> str:
         activation = (
@@ -292,7 +324,7 @@ class SparseLayer:
         Of the topology that is the input order; `dead` is there only if neurons are.
         """
         arrays: LayerArrays = {"indptr": self.topology.indptr, "indices": self.topology.indices}
-        arrays |= self.parameters
+        arrays |= self.parameters | self._candidate_arrays
         if self.dead is not None:
             arrays["dead"] = self.dead
         if moments:
@@ -327,6 +359,7 @@ class SparseLayer:
             self.config,
             moments={kind: _copies(arrays) for kind, arrays in self.moments.items()},
             dead=self.dead,
+            candidates=self.candidates,
         )
         layer.explored = None if self.explored is None else self.explored.copy()
         return layer

@@ -24,6 +24,8 @@ LEAST_SIZE = 1e-6  # of weights that others are made as large as
 def what_is_in_the_way(network: SparseMLP, n_maps: int) -> str | None:
     """Return why a network cannot have so many linear paths; None where it can."""
     config = network.config
+    if config.given:
+        return "the topology of a layer is given, which it would change"
     if len(config.layer_sizes) < 3:
         return "it needs a hidden layer"
     if config.activation in TRAINED:

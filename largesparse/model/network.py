@@ -28,6 +28,7 @@ from .layer import PARAMETERS, Forward, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
 from .optimizer import MomentumSGD
+from .start import as_topologies, described, resolve, tell_unconnected
 from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
 
@@ -112,6 +113,13 @@ class SparseMLP:
         terminal and the initialisation takes more than a second.
     storage : Storage, optional
         Where the arrays of the layers, and of a training, lie; by default in memory.
+    topology : optional
+        Layers whose connections are given: that of the first hidden layer, a list of those from the
+        first one on (None: drawn), or a dictionary by the layers' numbers, as the paper has them
+        (the first hidden layer is 2). Each is a `GivenTopology`, a matrix (n_in, n_out), a callable
+        or a file, which are frozen: see `GivenTopology`.
+    feature_names : list of str, optional
+        Names of the inputs' columns, by which a topology may know them.
 
     Attributes
     ----------
@@ -124,6 +132,8 @@ class SparseMLP:
         What predicted numbers are: outputs · target_scale + target_mean, in float64.
     feature_names : list of str or None
         Names of the inputs' columns.
+    neuron_names : dict of lists of str
+        Names of neurons, by the number of their layer, where its topology has some.
     file_layout : FileLayout or None
         How the file was read that it was trained on (`layout.FileLayout`).
     trained_with : Choice or None
@@ -143,13 +153,19 @@ class SparseMLP:
         threads: int = 1,
         progress: bool | None = None,
         storage: Storage | None = None,
+        topology: Any = None,
+        feature_names: Sequence[str] | None = None,
     ) -> None:
-        self._prepare(config, storage)
+        starts = resolve(as_topologies(topology), config, feature_names)
+        tell_unconnected(starts, feature_names)
+        self._prepare(described(config, starts), storage)
+        self.feature_names = None if feature_names is None else list(feature_names)
+        self.neuron_names = {k + 2: each.names for k, each in starts.items() if each.names}
         hide = None if progress is None else not progress
         layers = range(len(config.layer_sizes) - 1)
         for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
             with kernel_threads(threads):
-                layer = initial_layer(config, k, threads)
+                layer = initial_layer(self.config, k, threads, starts.pop(k, None))
                 self.layers.append(layer if storage is None else StoredLayer(layer, storage))
                 del layer
 
@@ -161,6 +177,7 @@ class SparseMLP:
         self.target_mean: NDArray[np.float64] | None = None
         self.target_scale: NDArray[np.float64] | None = None
         self.feature_names: list[str] | None = None
+        self.neuron_names: dict[int, list[str]] = {}
         self.file_layout: FileLayout | None = None
         self.trained_with: Choice | None = None
         self.storage = storage

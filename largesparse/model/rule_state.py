@@ -73,6 +73,8 @@ class RuleState:
     @property
     def n_free(self) -> int:
         """Number of cells in which connections may grow."""
+        if self._candidates is not None:
+            return len(self._candidates)
         cells = count_cells(self.layer.topology, self.living)
         return cells - int(np.count_nonzero(self.kept))
 
@@ -87,6 +89,14 @@ class RuleState:
         outputs = self.layer.topology.indices[self.kept]
         return np.bincount(outputs, minlength=self.layer.n_out)
 
+    @cached_property
+    def _candidates(self) -> Int64 | None:
+        """The free cells of the layer's candidates, where it has some."""
+        if self.layer.candidates is None:
+            return None
+        cells = self.layer.candidates.cells()
+        return cells[are_free(self.layer.topology, self.kept, cells, self.living)]
+
     @property
     def kept(self) -> Bool:
         """`keep`, in a rule that grows: bool (nnz,)."""
@@ -98,17 +108,24 @@ class RuleState:
         return self.keep
 
     def draw(self, count: int, rng: np.random.Generator) -> Int64:
-        """Draw distinct free cells between living neurons, uniformly: int64 (count,), ascending."""
+        """Draw distinct free cells between living neurons, uniformly: int64 (count,), ascending.
+
+        Of a layer with candidates they are among these.
+        """
         if count > self.n_free:
             raise ParameterError(
                 f"A rule asked for {count} free cells of {self.name}, which has {self.n_free}. "
                 "Draw at most state.n_free."
             )
+        if self._candidates is not None:
+            return np.sort(rng.choice(self._candidates, count, replace=False))
         return draw_free_cells(self.layer.topology, self.kept, count, rng, self.living)
 
     def is_free(self, cells: Int64) -> Bool:
         """Return whether connections may grow in cells of the layer, in O(log) each."""
-        return are_free(self.layer.topology, self.kept, cells, self.living)
+        free = are_free(self.layer.topology, self.kept, cells, self.living)
+        candidates = self.layer.candidates
+        return free if candidates is None else free & candidates.contains(cells)
 
     def score(self, cells: Int64) -> Float32:
         """Return dL/dw that a connection in each of some ascending cells would have: float32."""

@@ -194,6 +194,7 @@ def _problem_of_cells(cells: Any, layer: SparseLayer, state: RuleState, count: i
     wrong = ~state.is_free(cells.astype(np.int64))
     if wrong.any():
         kind = "with connections" if state.living is None else "with connections or dead neurons"
+        kind += "" if layer.candidates is None else ", or that are no candidates"
         return f"{np.count_nonzero(wrong)} cells {kind}"
     return ""
 

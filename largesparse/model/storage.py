@@ -115,6 +115,7 @@ class StoredLayer(SparseLayer):
             moments=dict(zip(layer.kinds, moments, strict=True)),
             dead=layer.dead,
             values_by_output=self._by_output,
+            candidates=_stored(layer.candidates, storage),
         )
         self._rooms = self._of_connections()
         self.explored = layer.explored
@@ -144,6 +145,13 @@ class StoredLayer(SparseLayer):
     def snapshot(self) -> LayerArrays:
         """Return copies of all arrays in files: `replace` changes the topology in place."""
         return {name: self._storage.copy(array) for name, array in self.arrays().items()}
+
+
+def _stored(candidates: Topology | None, storage: Storage) -> Topology | None:
+    if candidates is None:
+        return None
+    arrays = map(storage.copy, (candidates.indptr, candidates.indices))
+    return Topology(candidates.n_in, candidates.n_out, *arrays)
 
 
 def _fill(room: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:

@@ -102,6 +102,18 @@ class Topology:
         """Return the input of every connection, in input order: int32 of shape (nnz,)."""
         return np.repeat(np.arange(self.n_in, dtype=np.int32), np.diff(self.indptr))
 
+    def cells(self) -> NDArray[np.int64]:
+        """Return the row-major cell of every connection, i·n_out + j, which ascend: int64."""
+        return self.rows().astype(np.int64) * self.n_out + self.indices
+
+    def contains(self, cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some row-major cells are connections: bool, as `cells`."""
+        if not self.nnz:
+            return np.zeros(len(cells), dtype=bool)
+        own = self.cells()
+        found = own[np.minimum(np.searchsorted(own, cells), self.nnz - 1)]
+        return np.asarray(found == cells)
+
 
 def checked_topology(n_in: int, n_out: int, indptr: Int32, indices: Int32, name: str) -> Topology:
     """Return the topology of a pattern in input order that a file called `name` holds.
@@ -329,6 +341,5 @@ def with_minimum(topology: Topology, minimum: int, rng: np.random.Generator) -> 
     cells = draw_missing_cells(topology, there, minimum, rng)
     if not len(cells):
         return topology
-    own = topology.rows().astype(np.int64) * topology.n_out + topology.indices
-    cells = np.sort(np.concatenate([own, cells]))
+    cells = np.sort(np.concatenate([topology.cells(), cells]))
     return Topology.from_cells(topology.n_in, topology.n_out, cells)

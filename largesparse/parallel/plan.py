@@ -25,6 +25,7 @@ from ..training.memory import (
     EVOLUTION,
     GIB,
     USEFUL_SLOT,
+    WITHIN,
     Budget,
     MemoryPlan,
     MicroBatching,
@@ -128,7 +129,8 @@ def plan_parallel(
 def _evolution_bytes(shape: Shape, work: Workload) -> int:
     """Return what evolving a layer takes besides the layer."""
     each = max(EVOLUTION, CANDIDATE * work.candidates)
-    return int(each * max(shape.room)) + 8 * 2 * max(shape.config.layer_sizes)
+    within = WITHIN * max((given.candidates for given in shape.config.given if given), default=0)
+    return within + int(each * max(shape.room)) + 8 * 2 * max(shape.config.layer_sizes)
 
 
 def _replica_bytes(shape: Shape, work: Workload, slots: int, nodes: int) -> int:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from ..data.frames import some_of
 from ..errors import ParameterError, check_range
@@ -35,12 +37,13 @@ def convert(
     model : Module
         A `torch.nn.Linear` itself is returned as a `SparseLinear`. Subclasses of it stay dense.
     density, epsilon : float
-        One of them, as of `SparseLinear`, for every layer.
+        One of them, as of `SparseLinear`, for every layer; with keep="nonzero" none.
     include : str or list of str
         Patterns of the names of layers to replace, such as "*.mlp.*" (`fnmatch`).
-    keep : {"magnitude", "random"}
-        The connections with the largest weights, which stay; or an Erdős–Rényi topology with
-        weights that are drawn anew. The bias is the same parameter.
+    keep : {"magnitude", "random", "nonzero"}
+        The connections with the largest weights, which stay; an Erdős–Rényi topology with weights
+        that are drawn anew; or those of a model that is masked already: those that the mask of
+        `torch.nn.utils.prune` keeps, or weights that are not zero. The bias is the same parameter.
     recipe, seed
         As of `SparseLinear`; each layer has a seed of its own.
 
@@ -53,10 +56,15 @@ def convert(
     -----
     Make the optimizer afterwards: the parameters are other ones.
     """
-    if keep not in ("magnitude", "random"):
+    if keep not in ("magnitude", "random", "nonzero"):
         raise ParameterError(
-            "The 'keep' parameter of convert must be 'magnitude' or 'random'. "
+            "The 'keep' parameter of convert must be 'magnitude', 'random' or 'nonzero'. "
             f"Got {keep!r} instead."
+        )
+    if keep == "nonzero" and (density is not None or epsilon is not None):
+        raise ParameterError(
+            "convert(keep='nonzero') takes the connections that there are. Leave 'density' and "
+            "'epsilon' out."
         )
     patterns = [include] if isinstance(include, str) else list(include or ())
     seed = int(torch.randint(2**62, ())) if seed is None else seed
@@ -73,14 +81,17 @@ def convert(
             owners.setdefault(id(parameter), set()).add(id(module))
 
     def sparse(name: str, module: nn.Module, number: int) -> nn.Module | None:
-        if type(module) is nn.Linear and "weight" not in module._parameters:
+        own_weight = "weight" if keep != "nonzero" or not _is_masked(module) else "weight_orig"
+        unusual = own_weight not in module._parameters or "bias_orig" in module._parameters
+        if type(module) is nn.Linear and unusual:
             raise ParameterError(
-                f"The layer {name!r} computes its weight from others (weight_norm, prune). Make "
-                "that permanent first, or leave it out by 'include'."
+                f"The layer {name!r} computes its weight or bias from others (weight_norm, prune). "
+                "Make that permanent first, or leave it out by 'include'. Masks of weights are "
+                "taken with keep='nonzero'."
             )
         if type(module) is not nn.Linear or not any(fnmatchcase(name, p) for p in patterns):
             return None
-        if len(owners[id(module.weight)]) > 1:
+        if len(owners[id(module._parameters[own_weight])]) > 1:
             raise ParameterError(
                 f"The layer {name!r} shares its weight with another module, which a sparse layer "
                 "cannot. Leave it out by 'include'."
@@ -106,21 +117,38 @@ def _sparse(
             f"The layer {name!r} is {dense.weight.dtype} on {str(dense.weight.device)!r}; sparse "
             "layers are float32 on the CPU. Call model.float().cpu() first."
         )
-    if keep == "magnitude" and not torch.isfinite(dense.weight).all():
+    if keep != "random" and not torch.isfinite(dense.weight).all():
         raise ParameterError(f"The layer {name!r} has weights that are not finite.")
     if keep == "random":
         layer = SparseLinear(*sizes, density=density, epsilon=epsilon, **options)
     else:
-        share = connection_probability(*sizes, density=density, epsilon=epsilon)
-        weights = dense.weight.detach().t().contiguous().reshape(-1).numpy()  # in input order
-        count = max(1, round(share * len(weights)))
-        cells = np.flatnonzero(mark_smallest(-np.abs(weights), count))
+        masked = keep == "nonzero" and _is_masked(dense)
+        weights = _in_input_order(dense.weight_orig if masked else dense.weight)
+        if keep == "nonzero":
+            cells = np.flatnonzero(_in_input_order(dense.weight_mask) if masked else weights)
+            if not len(cells):
+                raise ParameterError(f"The layer {name!r} has no weight that is not zero.")
+        else:
+            share = connection_probability(*sizes, density=density, epsilon=epsilon)
+            count = max(1, round(share * len(weights)))
+            cells = np.flatnonzero(mark_smallest(-np.abs(weights), count))
         layer = SparseLinear(*sizes, topology=Topology.from_cells(*sizes, cells), **options)
         layer.values.data = torch.from_numpy(weights[cells])
     if dense.bias is not None:
         layer.bias = dense.bias
-    layer.values.requires_grad_(dense.weight.requires_grad)
+    trained = dense._parameters["weight_orig" if _is_masked(dense) else "weight"]
+    layer.values.requires_grad_(trained is not None and trained.requires_grad)
     return layer.train(dense.training)
+
+
+def _is_masked(module: nn.Module) -> bool:
+    return "weight_mask" in module._buffers and "weight_orig" in module._parameters
+
+
+def _in_input_order(weight: Any) -> NDArray[Any]:
+    """Return a dense layer's weights, or their mask, flat and row by row of inputs."""
+    found: NDArray[Any] = weight.detach().t().contiguous().reshape(-1).numpy()
+    return found
 
 
 def to_dense(model: nn.Module) -> nn.Module:
@@ -148,6 +176,9 @@ def _replace(
     for old, other in found.items():
         for attribute, hooks in vars(old).items():
             if attribute.startswith(("_forward_", "_backward_")) and "hooks" in attribute:
+                masks = [k for k, hook in hooks.items() if isinstance(hook, BasePruningMethod)]
+                for k in masks:  # the sparse layer is what they made of the dense one
+                    del hooks[k]
                 vars(other)[attribute] = hooks
     for module in list(model.modules()):
         for name, child in module._modules.items():

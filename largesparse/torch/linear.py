@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from ..backends.operands import Float32
 from ..errors import DataError, ParameterError, check_range
 from ..model.activations import left_slope
+from ..model.config import NetworkConfig
+from ..model.given import GivenTopology
 from ..model.initializers import INITIALIZERS, Sampler
-from ..model.layer import LayerConfig, SparseLayer
+from ..model.layer import CANDIDATES, LayerConfig, SparseLayer
 from ..model.recipes import RECIPES
+from ..model.start import LayerStart, as_topologies, resolve
 from ..model.topology import (
     Topology,
     checked_topology,
@@ -43,8 +48,9 @@ class SparseLinear(nn.Module):
         An Erdős–Rényi topology with ε(in + out)/(in·out) of the cells.
     density : float in (0, 1], optional
         The same with this share of the cells.
-    topology : Topology or bool tensor (out_features, in_features), optional
-        The connections themselves. Exactly one of these three is given.
+    topology : Topology, bool tensor (out_features, in_features) or GivenTopology, optional
+        The connections themselves. Exactly one of these three is given. Of a `GivenTopology`, or a
+        SciPy matrix (in_features, out_features), which is frozen, `evolve` takes account.
     bias : bool
     activation : AllReLU, optional
         Computed with the layer, in less time and memory than as a module that follows it.
@@ -81,6 +87,8 @@ class SparseLinear(nn.Module):
     indices_by_output: Tensor
     to_output_order: Tensor
     random_state: Tensor
+    candidate_indptr: Tensor | None
+    candidate_indices: Tensor | None
 
     def __init__(
         self,
@@ -89,7 +97,7 @@ class SparseLinear(nn.Module):
         *,
         epsilon: float | None = None,
         density: float | None = None,
-        topology: Topology | Tensor | None = None,
+        topology: Any = None,
         bias: bool = True,
         activation: AllReLU | None = None,
         recipe: str = "width",
@@ -113,6 +121,7 @@ class SparseLinear(nn.Module):
             seed = int(torch.randint(2**62, ()))
         check_range("seed", seed, OWNER, low=0, high=2**63 - 1, integer=True)
         self.in_features, self.out_features = in_features, out_features
+        start: LayerStart | None = None
         if topology is None:
             if epsilon is None and density is None:
                 raise ParameterError(f"Give 'epsilon', 'density' or 'topology' of {OWNER}.")
@@ -127,11 +136,16 @@ class SparseLinear(nn.Module):
                 raise ParameterError(
                     f"Give one of 'epsilon', 'density' and 'topology' of {OWNER}, not several."
                 )
-            found = _given_topology(topology, in_features, out_features)
+            start = _given_start(topology, in_features, out_features, seed)
+            found = start.topology
             probability = found.density
         self.recipe = recipe
         self._draws, self.config = _settings(recipe, in_features, out_features, probability)
         values = self._draws(stream(seed, "values", 0), found.nnz)
+        if start is not None:
+            self.config = replace(self.config, frozen=start.evolution == "frozen")
+            values = values if start.values is None else start.values.copy()
+        self.set_candidates_(None if start is None else start.candidates)
         self.values = nn.Parameter(torch.from_numpy(values))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=torch.float32)) if bias else None
         self.register_buffer("random_state", torch.tensor([seed, 0]))
@@ -162,6 +176,20 @@ class SparseLinear(nn.Module):
     def topology(self) -> Topology:
         """The topology; its arrays are views of the buffers."""
         return Topology(self.in_features, self.out_features, *map(array_of, self.pattern))
+
+    @property
+    def candidates(self) -> Topology | None:
+        """The cells in which connections may grow, where they are given; None is all."""
+        if self.candidate_indptr is None or self.candidate_indices is None:
+            return None
+        arrays = map(array_of, (self.candidate_indptr, self.candidate_indices))
+        return Topology(self.in_features, self.out_features, *arrays)
+
+    def set_candidates_(self, candidates: Topology | None) -> None:
+        """Have the cells in which connections may grow; None is all."""
+        pattern = None if candidates is None else (candidates.indptr, candidates.indices)
+        for name, array in zip(CANDIDATES, pattern or (None, None), strict=True):
+            self.register_buffer(name, None if array is None else torch.from_numpy(array))
 
     def _set_pattern(self, topology: Topology) -> None:
         for name, array in zip(PATTERN, topology.arrays, strict=True):
@@ -244,6 +272,7 @@ class SparseLinear(nn.Module):
             {"values": array_of(self.values), "bias": bias},
             self.config,
             values_by_output=np.empty(0, dtype=np.float32),
+            candidates=self.candidates,
         )
         layer.is_stale = True
         return layer
@@ -318,16 +347,21 @@ def _settings(
     return sampler, LayerConfig(1.0, rate_scale=numbers.rate_scale, regrowth=regrowth)
 
 
-def _given_topology(topology: Topology | Tensor, n_in: int, n_out: int) -> Topology:
+def _given_start(topology: Any, n_in: int, n_out: int, seed: int) -> LayerStart:
+    """Return what a layer begins with whose topology is given; a pattern alone evolves freely."""
     if isinstance(topology, Topology) and (topology.n_in, topology.n_out) == (n_in, n_out):
-        return topology
+        return LayerStart(topology, "free", None, None, None)
     mask = topology if isinstance(topology, Tensor) and topology.dtype == torch.bool else None
     if mask is not None and mask.shape == (n_out, n_in):
         cells = np.flatnonzero(mask.t().contiguous().numpy())
-        return Topology.from_cells(n_in, n_out, cells)
+        return LayerStart(Topology.from_cells(n_in, n_out, cells), "free", None, None, None)
+    if isinstance(topology, GivenTopology) or issparse(topology):
+        config = NetworkConfig((n_in, n_out, 2), epsilon=1, seed=seed)
+        return resolve(as_topologies(topology), config)[0]
     raise ParameterError(
         f"The 'topology' parameter of {OWNER} must be a Topology of {n_in} inputs and {n_out} "
-        f"outputs, or a bool tensor of shape {(n_out, n_in)}. Got {topology!r} instead."
+        f"outputs, a bool tensor of shape {(n_out, n_in)}, a SciPy matrix of shape {(n_in, n_out)} "
+        f"or a GivenTopology. Got {topology!r} instead."
     )
 
 

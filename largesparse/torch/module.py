@@ -17,6 +17,7 @@ from ..data.standardizer import Standardizer
 from ..errors import DataError, ParameterError
 from ..model.activations import TRAINED
 from ..model.config import NetworkConfig
+from ..model.given import GivenLayer
 from ..model.layer import LayerArrays, LayerConfig, SparseLayer
 from ..model.network import SparseMLP
 from .linear import AllReLU, SparseLinear, SReLU
@@ -87,7 +88,7 @@ class Network(nn.Module):
 
 
 def _shared(layer: SparseLayer) -> SharedLayer:
-    rest: Any = {"moments": layer.moments, "dead": layer.dead}
+    rest: Any = {"moments": layer.moments, "dead": layer.dead, "candidates": layer.candidates}
     return SharedLayer(layer.number, layer.topology, layer.parameters, layer.config, **rest)
 
 
@@ -104,6 +105,7 @@ def _linear(layer: SparseLayer, config: NetworkConfig, k: int, share: bool) -> S
         seed=(config.seed + k) % 2**63,
     )
     found.config = replace(layer.config, slope=1.0)
+    found.set_candidates_(layer.candidates)
     found.values.data = _tensor(layer.values, share)
     assert found.bias is not None
     found.bias.data = _tensor(layer.bias, share)
@@ -165,7 +167,7 @@ def to_network(
         if not share:
             parameters = {name: array.copy() for name, array in parameters.items()}
         kind = SharedLayer if share else SparseLayer
-        layers.append(kind(k + 2, linear.topology, parameters, own))
+        layers.append(kind(k + 2, linear.topology, parameters, own, candidates=linear.candidates))
     network = SparseMLP.from_layers(config, layers)
     if isinstance(module, Network):
         mean, scale, *target = (getattr(module, name) for name in SCALING)
@@ -206,11 +208,18 @@ def _config_of(parts: list[nn.Module], linears: list[SparseLinear], loss: str) -
         options: Any = {"activation": activation, "alpha": alpha, "loss": loss}
         recipes = {linear.recipe for linear in linears}
         options["recipe"] = recipes.pop() if len(recipes) == 1 else "width"
-        return NetworkConfig(sizes, density=density, **options)
+        return NetworkConfig(sizes, density=density, **options, given=tuple(map(_given, linears)))
     raise ParameterError(
         "A Sequential for to_network alternates SparseLinear with one kind of activation, and ends "
         f"with a SparseLinear. Got {problem}."
     )
+
+
+def _given(linear: SparseLinear) -> GivenLayer | None:
+    """Return what a configuration says of a layer that is frozen, or grows within candidates."""
+    if linear.candidates is not None:
+        return GivenLayer(linear.connections, "within", linear.candidates.nnz)
+    return GivenLayer(linear.connections, "frozen") if linear.config.frozen else None
 
 
 def _kind(part: nn.Module) -> tuple[str, float] | None:

@@ -2,7 +2,8 @@
 
     FOLDER/manifest.json            format, configuration, classes, progress, checksums
     FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the moments;
-                                    dead, where neurons have been pruned
+                                    dead, where neurons have been pruned; candidate_indptr and
+                                    candidate_indices, where connections grow only within those
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
     FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
     FOLDER/best-layer-NN.safetensors    in checkpoints, the best epoch's weights, if watched
@@ -214,6 +215,7 @@ def _write(
             "preprocessing": None if network.preprocessing is None else "standardize",
             "classes": None if network.classes is None else _describe(network.classes),
             "feature_names": network.feature_names,
+            "neuron_names": {str(number): each for number, each in network.neuron_names.items()},
             "file_layout": None if network.file_layout is None else network.file_layout._asdict(),
             "trained_with": network.trained_with and network.trained_with._asdict(),
             **manifest,
@@ -330,7 +332,12 @@ def _read_network(
         if TARGETS in manifest["files"]:
             targets = _read_scaling(folder, manifest, TARGETS, config.layer_sizes[-1])
             network.target_mean, network.target_scale = targets
-        network.feature_names = _read_names(manifest, config.layer_sizes[0])
+        names, sizes = manifest.get("feature_names"), config.layer_sizes
+        network.feature_names = None if names is None else _checked_names(names, sizes[0])
+        network.neuron_names = {
+            int(number): _checked_names(each, sizes[int(number) - 1])
+            for number, each in (manifest.get("neuron_names") or {}).items()
+        }
         if (layout := manifest.get("file_layout")) is not None:  # since version 0.2
             network.file_layout = FileLayout.from_dict(layout)
         if (used := manifest.get("trained_with")) is not None:  # since version 0.2
@@ -349,13 +356,10 @@ def _read_scaling(
     return mean, scale
 
 
-def _read_names(manifest: dict[str, Any], n_features: int) -> list[str] | None:
-    names = manifest.get("feature_names")
-    if names is None:
-        return None
+def _checked_names(names: Any, count: int) -> list[str]:
     plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not plain or len(names) != n_features:
-        raise ValueError("the names of the features do not fit the inputs")
+    if not plain or len(names) != count:
+        raise ValueError("the names of features or neurons do not fit their layer")
     return names
 
 

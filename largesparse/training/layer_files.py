@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.config import NetworkConfig
-from ..model.layer import MOMENTS, LayerArrays, LayerConfig, Moments, SparseLayer, moment_name
+from ..model.layer import (
+    CANDIDATES,
+    MOMENTS,
+    LayerArrays,
+    LayerConfig,
+    Moments,
+    SparseLayer,
+    moment_name,
+)
 from ..model.topology import checked_topology
 
 
@@ -30,12 +38,22 @@ def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: st
         if moment_name("values", kind) in arrays
     }
     topology = checked_topology(n_in, n_out, indptr, indices, name)
+    candidates, given = None, config.given_layer(k)
+    if given is not None and given.evolution == "within":
+        pattern = (
+            expect(arrays, CANDIDATES[0], np.int32, n_in + 1),
+            expect(arrays, CANDIDATES[1], np.int32, given.candidates),
+        )
+        candidates = checked_topology(n_in, n_out, *pattern, f"{name}, candidates")
+        if not candidates.contains(topology.cells()).all():
+            raise ValueError(f"{name}: a connection is no candidate")
     dead = None
     if "dead" in arrays:
         dead = expect(arrays, "dead", np.bool_, n_out)
         if dead.all() or k == len(config.layer_sizes) - 2:
             raise ValueError(f"{name}: outputs, or all neurons of a layer, are dead")
-    return SparseLayer(k + 2, topology, parameters, own, moments=moments or None, dead=dead)
+    rest: dict[str, Any] = {"moments": moments or None, "dead": dead, "candidates": candidates}
+    return SparseLayer(k + 2, topology, parameters, own, **rest)
 
 
 def check_dead(layers: Sequence[SparseLayer], name: str) -> None:

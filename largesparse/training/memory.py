@@ -4,6 +4,7 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
 
     model        24·nnz (indices and weights in both orders, permutation, velocity)
                  + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
+                 + 4·candidates + 4·(n_in + 1), where a set of candidates is given
     gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
                  inputs unless they are sparse, and a buffer of the widest hidden layer (two where
@@ -55,6 +56,7 @@ USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beat
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside it; sampling it takes 24
 CANDIDATE = 33  # bytes that growth by a score takes for every cell that it looks at
+WITHIN = 48  # that drawing takes for every cell of a given candidate set
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 
 Choice = TypeVar("Choice")
@@ -80,10 +82,14 @@ def plan_training(
     models, gradients, passing = [], [], 0
     sizes = config.layer_sizes
     connections = expected_connections(config)
-    for (n_in, n_out), nnz in zip(itertools.pairwise(sizes), connections, strict=True):
+    for k, ((n_in, n_out), nnz) in enumerate(
+        zip(itertools.pairwise(sizes), connections, strict=True)
+    ):
+        within = given.candidates if (given := config.given_layer(k)) is not None else 0
         models.append(24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out)
+        models[-1] += 4 * (n_in + 1 + within) if within else 0
         gradients.append(4 * nnz + 4 * n_out)
-        passing = max(passing, EVOLUTION * nnz + 8 * (n_in + n_out))
+        passing = max(passing, EVOLUTION * nnz + WITHIN * within + 8 * (n_in + n_out))
     model, gradient = sum(models), sum(gradients)
     setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
     activations = activation_bytes(sizes, *setting, trained=config.activation in TRAINED)
@@ -102,9 +108,12 @@ def plan_training(
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
     """Return the connections that each layer will hardly have more of."""
     sizes, found = config.layer_sizes, []
-    for n_in, n_out, probability in zip(sizes, sizes[1:], config.probabilities(), strict=False):
-        expected = probability * n_in * n_out
-        found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
+    for k, probability in enumerate(config.probabilities()):
+        expected = probability * sizes[k] * sizes[k + 1]
+        if (given := config.given_layer(k)) is not None:
+            found.append(given.connections)
+        else:
+            found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
     found[-1] += min(config.output_minimum, sizes[-2]) * sizes[-1]  # at most
     return tuple(found)
 

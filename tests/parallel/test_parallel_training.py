@@ -19,8 +19,11 @@ from parallel_cases import (
     BOTH_PHASES,
     CASES,
     CONTINUED,
+    FEATURES,
     FEWER,
+    GIVEN,
     JOINED,
+    MASKS,
     REPLICAS,
     REPLICAS_SHRINKING,
     ROWS,
@@ -47,7 +50,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "one worker": Job(2, (*SEQUENTIAL, *BOTH_PHASES)),
-    "three workers": Job(4, (*JOINED, *REPLICAS, *REPLICAS_SHRINKING, *ASYNCHRONOUS)),
+    "three workers": Job(4, (*JOINED, *REPLICAS, *REPLICAS_SHRINKING, *GIVEN, *ASYNCHRONOUS)),
     "two workers": Job(3, ("begun", "replicas-fewer"), "three workers"),
     "broken": Job(
         4, ("continued-by-4", "continued-synchronously", "broken"), "two workers", status=1
@@ -268,6 +271,21 @@ def test_replicas_and_their_mean_have_the_connections_of_the_schedule(jobs, name
         assert jobs.network(name)[f"values-{k}"].shape == (nnz[5][k],)
     grows = CASES[name].make_config().zeta > 0
     assert (epochs[5]["explored"] > epochs[2]["explored"]) == grows
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_given_layers_stay_what_they_are(jobs, name):
+    found, dead = jobs.network(name), [np.zeros(FEATURES, bool)]
+    for k, mask in enumerate(MASKS):
+        dead.append(found[f"dead-{k}"])
+        cells = np.zeros(mask.shape, bool)
+        cells[
+            np.repeat(np.arange(len(mask)), np.diff(found[f"indptr-{k}"])), found[f"indices-{k}"]
+        ] = 1
+        allowed = mask & ~dead[k][:, None] & ~dead[k + 1]
+        assert not (cells & ~allowed).any() and dead[k + 1].any()
+        if k == 1:  # frozen
+            assert np.array_equal(cells, allowed)
 
 
 def read_notes(folder: Path) -> Counter:

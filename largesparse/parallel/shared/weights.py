@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,11 +99,15 @@ class SharedTopology:
         sizes = shape.config.layer_sizes
         self.numbers = allocate(4 + len(shape.room), np.int64)
         self._layers = []
+        self._candidates: list[list[NDArray]] = []
         for k, room in enumerate(shape.room):
             n_in, n_out = sizes[k : k + 2]
             lengths = (n_in + 1, room, n_out + 1, room, room)  # as the fields of Topology
             orders = [allocate(length, np.int32) for length in lengths]
             self._layers.append((orders, allocate(n_out, np.bool_)))
+            given = shape.config.given_layer(k)
+            lengths = (n_in + 1, given.candidates) if given and given.candidates else ()
+            self._candidates.append([allocate(length, np.int32) for length in lengths])
 
     def topology(self, k: int) -> Topology:
         """Return the topology of layer k, as views."""
@@ -116,6 +120,17 @@ class SharedTopology:
         """Return which neurons of layer k are dead: bool (n_out,), None if none are."""
         dead = self._layers[k][1]
         return dead if dead.any() else None
+
+    def candidates(self, k: int) -> Topology | None:
+        """Return the candidates of layer k, as views; None where it has none."""
+        sizes, arrays = self.shape.config.layer_sizes, self._candidates[k]
+        return Topology(*sizes[k : k + 2], *arrays) if arrays else None
+
+    def store_candidates(self, k: int, candidates: Topology | None) -> None:
+        """Copy the candidates of layer k here, which do not change."""
+        if candidates is not None:
+            self._candidates[k][0][...] = candidates.indptr
+            self._candidates[k][1][...] = candidates.indices
 
     def store(self, k: int, topology: Topology) -> Topology:
         """Copy the topology of layer k here; return the copy."""
@@ -133,7 +148,7 @@ class SharedTopology:
         """Return all that another node needs of it."""
         found: list[NDArray] = []
         for k, (_, dead) in enumerate(self._layers):
-            found += [*self.topology(k).arrays, dead]
+            found += [*self.topology(k).arrays, dead, *self._candidates[k]]
         return found
 
     @property
@@ -207,6 +222,7 @@ class SharedWeights:
                 moments=self.moments_of(k, nnz),
                 dead=topology.dead(k),
                 values_by_output=copies[k],
+                candidates=topology.candidates(k),
             )
             layers.append(layer)
         return SparseMLP.from_layers(config, layers)
@@ -220,6 +236,7 @@ class ServerLayer(SparseLayer):
     ) -> None:
         self._place = k, topology, weights
         topology.store_dead(k, layer.dead)
+        topology.store_candidates(k, layer.candidates)
         super().__init__(
             layer.number,
             topology.store(k, layer.topology),
@@ -231,6 +248,7 @@ class ServerLayer(SparseLayer):
             },
             dead=layer.dead,
             values_by_output=np.empty(0, np.float32),
+            candidates=layer.candidates,
         )
         self.explored = layer.explored
 
@@ -246,7 +264,8 @@ class ServerLayer(SparseLayer):
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
     parts = layer.number, layer.topology, layer.parameters, layer.config
-    made = SparseLayer(*parts, moments=layer.moments, dead=layer.dead)
+    rest: dict[str, Any] = {"dead": layer.dead, "candidates": layer.candidates}
+    made = SparseLayer(*parts, moments=layer.moments, **rest)
     made.explored = layer.explored
     return made
 

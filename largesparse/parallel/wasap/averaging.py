@@ -18,12 +18,15 @@ def mean_nnz(counts: Sequence[int]) -> int:
     return (2 * sum(counts) + len(counts)) // (2 * len(counts))
 
 
-def average_layers(n_out: int, replicas: Sequence[LayerArrays]) -> LayerArrays:
+def average_layers(
+    n_out: int, replicas: Sequence[LayerArrays], *, whole_union: bool = False
+) -> LayerArrays:
     """Return the mean of the replicas of a layer, pruned to their mean number of connections.
 
     The mean is taken over the union of the topologies: a connection that a replica does not have
     counts 0 there (eq. 2). Then the connections closest to zero go until `mean_nnz` are left; ties
-    fall by position, the first ones first. A weight of exactly zero is a connection too. Biases
+    fall by position, the first ones first. With `whole_union`, of frozen layers, which differ in
+    pruned neurons alone, all stay. A weight of exactly zero is a connection too. Biases
     and the activation's parameters are plain means. A neuron is dead only if it is in all
     replicas.
 
@@ -36,7 +39,8 @@ def average_layers(n_out: int, replicas: Sequence[LayerArrays]) -> LayerArrays:
     if len(replicas) == 1:
         mean: LayerArrays = {name: replicas[0][name].copy() for name in CONNECTIONS}
     else:
-        mean = dict(zip(CONNECTIONS, _average_connections(replicas), strict=True))
+        found = _average_connections(replicas, whole_union)
+        mean = dict(zip(CONNECTIONS, found, strict=True))
     for name in PARAMETERS:
         if name in replicas[0] and name not in CONNECTIONS:
             mean[name] = _mean([replica[name] for replica in replicas])
@@ -75,7 +79,9 @@ def _mean(arrays: Sequence[Float32]) -> Float32:
     return total.astype(np.float32)
 
 
-def _average_connections(replicas: Sequence[LayerArrays]) -> tuple[Int32, Int32, Float32]:
+def _average_connections(
+    replicas: Sequence[LayerArrays], whole_union: bool
+) -> tuple[Int32, Int32, Float32]:
     """Return the pruned mean of the replicas' connections: indptr, indices and values."""
     from ...backends.averaging_kernels import REPLICA, average_union, count_union, keep_largest
 
@@ -94,6 +100,8 @@ def _average_connections(replicas: Sequence[LayerArrays]) -> tuple[Int32, Int32,
     indices = np.empty(indptr[-1], dtype=np.int32)
     values = np.empty(indptr[-1], dtype=np.float32)
     average_union(table, indptr, block_rows, indices, values)
+    if whole_union:
+        return indptr.astype(np.int32), indices, values
     threshold, ties = _threshold(values, len(values) - mean_nnz(counts))
     kept: tuple[Int32, Int32, Float32]
     kept = keep_largest(indptr, indices, values, block_rows, threshold, ties)

@@ -111,7 +111,8 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
                 links.receive_layer(result.worker, list(room.values()), message)
                 parts.append(room)
         with server.trainer.backend.threads(server.trainer.threads):
-            mean = average_layers(layer.n_out, [_with_dead(part) for part in parts])
+            replicas = [_with_dead(part) for part in parts]
+            mean = average_layers(layer.n_out, replicas, whole_union=layer.config.frozen)
             layer.restore_(mean)
         sketches = [layer.explored, *(result.explored[k] for result in trained)]
         layer.explored = np.maximum.reduce([each for each in sketches if each is not None])

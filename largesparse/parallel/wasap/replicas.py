@@ -114,8 +114,9 @@ def store(network: SparseMLP, *, on_disk: bool) -> tuple[Segment, list[LayerArra
     segment = Segment.create(count.nbytes, on_disk=on_disk)
     layers = rooms(*shape, Arena(segment.buffer))
     for layer, room in zip(network.layers, layers, strict=True):
-        for name, array in layer.arrays().items():
-            room[name][...] = array
+        arrays = layer.arrays()
+        for name in arrays.keys() & room.keys():  # the server has the candidates
+            room[name][...] = arrays[name]
     if on_disk:
         segment.unload()  # the system can evict them, and the node's memory is not these
     return segment, layers
