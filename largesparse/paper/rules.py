@@ -85,7 +85,7 @@ class RuleProtocol:
         return rates[max(0, first) :][: self.rates]
 
 
-SHORT = RuleProtocol(epochs=3, seeds=(0, 1), rows=6000, rates=2)
+SHORT = RuleProtocol(epochs=8, seeds=(0, 1), rows=10_000, rates=2)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,6 @@ def test_rules_of_evolution_can_be_named(folder, tmp_path):
     assert (model.drop, model.growth) == ("soft", "topology")
 
 
-@pytest.mark.parametrize("cached", [True, False])
 def test_a_density_and_a_start_factor_can_be_given(folder, tmp_path, capsys):
     words = ["--data", str(folder / "train.csv"), "--target", "level", *QUICK, "--hidden", "30,20"]
     words += ["--density", "0.2", "--distribution", "erdos_renyi", "--start-factor", "2"]
@@ -92,6 +91,7 @@ def test_a_density_and_a_start_factor_can_be_given(folder, tmp_path, capsys):
     assert "'start_factor' of 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cached", [True, False])
 def test_kernels_are_compiled_before_the_training_where_there_are_none(
     folder, tmp_path, monkeypatch, cached
 ):

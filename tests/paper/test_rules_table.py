@@ -158,6 +158,6 @@ def test_it_can_be_planned_and_made_short(small, capsys):
     command.main(["--rules", "--short", "--plan", "--dataset", "madelon"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == optimizers * (3 * 2 + 2 * (2 * len(RULES) + 1))
-    assert all(": 3 epochs" in line for line in lines)
+    assert all(": 8 epochs" in line for line in lines)
     with pytest.raises(SystemExit):
         command.main(["--rules", "--table", "2", "--dataset", "madelon"])
