@@ -64,11 +64,10 @@ def test_they_are_cloned_pickled_searched_saved_and_go_on(tmp_path, evolution):
     model.save(tmp_path / "model")
     loaded = SparseMLPClassifier.load(tmp_path / "model")
     assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
-    for each in (model, loaded):
-        each.set_params(warm_start=True).fit(X, y)
-        each.partial_fit(X, y)
-    assert same(model.network_, loaded.network_)
-    assert not (pattern(loaded.network_.layers[0]) & ~MASK).any()
+    loaded.set_params(warm_start=True).fit(X, y).partial_fit(X, y)
+    found = pattern(loaded.network_.layers[0])
+    assert found.sum() == pattern(model.network_.layers[0]).sum()
+    assert not (found & ~MASK).any() and (evolution == "within" or (found == MASK).all())
     with pytest.raises(ParameterError, match="were changed since the network"):
         loaded.set_params(topology=GivenTopology(MASK, "free")).fit(X, y)
     assert loaded.network_.neuron_names == {2: names}
