@@ -84,6 +84,7 @@ class Case:
 
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
+ADAM = {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "connection_warmup": 3}
 ONE = {"phase_one_epochs": 3}
 
 # One worker, phase one alone: nothing but the sequential training, bit for bit.
@@ -100,6 +101,11 @@ SEQUENTIAL = {
     "augmented": Case(options=ONE, augment=True),
     "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
     "synchronous": Case("wassp", options=ONE, network=WIDTH),
+    "adam": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING | ADAM),
+    "adam-allreduce": Case(
+        "wassp", options=ONE | {"server": False, "ranks_per_node": 1}, training=ADAM
+    ),
+    "nesterov": Case("wassp", options=ONE, training={"optimizer": "nesterov", "clip_norm": 0.1}),
     "simulated": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING),
     "small-chunks": Case(options=ONE | {"ranks_per_node": 1, "chunk_bytes": 100}),
     "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
@@ -109,6 +115,7 @@ SEQUENTIAL = {
 BOTH_PHASES = {
     "both-phases": Case(training=PRUNING, network=SRELU),
     "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
+    "both-adam": Case(training=PRUNING | ADAM),
 }
 
 SEVEN = {"phase_one_epochs": 7}  # past the warm-up
@@ -196,6 +203,7 @@ ASYNCHRONOUS = (
             ("asynchronous-1", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
             ("asynchronous-ahead", {"slots": 6, "ranks_per_node": 2}, {}),
             ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, {}),
+            ("asynchronous-adam", {"ranks_per_node": 2, "delay_compensation": 0.1}, ADAM),
             ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
         )
     }
@@ -257,10 +265,8 @@ class Breaker:
 def save_network(network: SparseMLP, path: Path) -> None:
     arrays = {}
     for k, layer in enumerate(network.layers):
-        for name in ("values", "bias", "velocity", "bias_velocity", "srelu", "dead"):
-            if getattr(layer, name) is not None:
-                arrays[f"{name}-{k}"] = getattr(layer, name)
-        for name in ("indptr", "indices", "indptr_by_output", "indices_by_output"):
+        arrays |= {f"{name}-{k}": array for name, array in layer.arrays(moments=True).items()}
+        for name in ("indptr_by_output", "indices_by_output"):
             arrays[f"{name}-{k}"] = getattr(layer.topology, name)
         arrays[f"values_by_output-{k}"] = layer.values_by_output
     np.savez(path, **arrays)

@@ -65,6 +65,8 @@ def add_train(subparsers: Any) -> None:
     add("--zeta", type=float, help="share of the connections that evolution replaces")
     add("--dropout", type=float, help="share of the hidden neurons dropped")
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
+    add("--optimizer", default="sgd", help="sgd, nesterov, adam, adamw (%(default)s)")
+    add("--clip-norm", type=float, help="norm of the gradient of an update, at the most")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
     add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
     add("--balanced", action="store_true", 
@@ -171,7 +173,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
     given = {
         name: getattr(arguments, name)
-        for name in ("alpha", "zeta", "dropout", "learning_rate")
+        for name in ("alpha", "zeta", "dropout", "optimizer", "learning_rate", "clip_norm")
         if getattr(arguments, name) not in (None, "auto")
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
