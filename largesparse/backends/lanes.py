@@ -127,12 +127,15 @@ def store_elements(builder: Builder, value: Value, address: Value, mask: Value |
 
 
 def look_up(builder: Builder, table: Value, numbers: Value) -> Value:
-    """Return a table's float32 of so many numbers, int32: each by a load of its own."""
-    found = ir.Constant(vector_type(numbers.type.count), None)
-    for lane in range(numbers.type.count):
-        number = builder.zext(builder.extract_element(numbers, I32(lane)), I64)
-        found = builder.insert_element(found, load_scalar(builder, table, number, F32), I32(lane))
-    return found
+    """Return the float32 of so many numbers, int32, in the table at an address."""
+    width = numbers.type.count
+    wide, pointer = ir.VectorType(I64, width), ir.VectorType(ir.PointerType(F32), width)
+    offsets = builder.shl(builder.zext(numbers, wide), ir.Constant(wide, [2] * width))
+    places = builder.inttoptr(builder.add(splat(builder, table, width), offsets), pointer)
+    every = ir.Constant(ir.VectorType(I1, width), [1] * width)
+    none = ir.Constant(vector_type(width), None)
+    name = f"llvm.masked.gather.v{width}f32.v{width}p0"
+    return call(builder, name, none.type, places, I32(4), every, none)
 
 
 def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:
