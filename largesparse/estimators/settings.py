@@ -234,7 +234,7 @@ class Settings(BaseEstimator):
 
         AdamW's is times the learning rate.
         """
-        if self.optimizer == "adamw" and isinstance(rate, numbers.Real) and rate > 0:
+        if self.optimizer == "adamw" and isinstance(rate, numbers.Real) and float(rate) > 0:
             return share / float(rate)
         return None if self.optimizer in ADAMS else share
 

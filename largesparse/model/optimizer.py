@@ -152,7 +152,7 @@ class MomentumSGD(Optimizer):
     def numbers(self, layer: SparseLayer, parameter: Parameter, learning_rate: float) -> SGD:
         """Return the numbers of an update of one of the layer's parameters."""
         rate, decay = self._rate_and_decay(layer, parameter, learning_rate)
-        numbers = map(np.float32, (rate, self.momentum, decay))
+        numbers = np.float32(rate), np.float32(self.momentum), np.float32(decay)
         return SGD(*numbers, self.looks_ahead)
 
     def _kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:

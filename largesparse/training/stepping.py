@@ -284,11 +284,12 @@ class Stepper:
         labels = self._loss.check_y(y[rows], n_outputs, len(rows))
         weights = check_weights(None if sample_weight is None else sample_weight[rows], len(rows))
         offsets = None if self.offsets is None else self.offsets[rows].T
-        inside = isinstance(optimizer, MomentumSGD) and optimizer.clip_norm is None
-        given = labels, weights, dropout, optimizer if inside else None, rate, offsets
-        loss = step.run(*given) / len(rows)
+        inside = None
+        if isinstance(optimizer, MomentumSGD) and optimizer.clip_norm is None:
+            inside = optimizer
+        loss = step.run(labels, weights, dropout, inside, rate, offsets) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
-        if optimizer is not None and not inside:
+        if optimizer is not None and inside is None:
             self.network.update_(self.workspace, optimizer, rate)
         return loss
 
