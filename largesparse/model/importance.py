@@ -171,11 +171,12 @@ def compact(network: SparseMLP) -> SparseMLP:
     """
     sizes = [network.layers[0].n_in, *(layer.n_living for layer in network.layers)]
     given = [
-        each and dataclasses.replace(each, connections=layer.nnz)
+        None if each is None else dataclasses.replace(each, connections=layer.nnz)
         for each, layer in zip(network.config.given, network.layers, strict=False)
     ]
-    new = {"layer_sizes": tuple(sizes), "given": tuple(given), "start_factor": 1.0}
-    config = dataclasses.replace(network.config, **new)
+    config = dataclasses.replace(
+        network.config, layer_sizes=tuple(sizes), given=tuple(given), start_factor=1.0
+    )
     layers, names = [], dict(network.neuron_names)
     inputs = np.ones(sizes[0], dtype=bool)
     for k, layer in enumerate(network.layers):
