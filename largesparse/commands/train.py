@@ -76,7 +76,7 @@ def add_train(subparsers: Any) -> None:
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
     add("--zeta", type=float, help="share of the connections that evolution replaces")
-    add("--drop", metavar="RULE",
+    add("--drop-rule", metavar="RULE",
         help="which connections go: set, magnitude, mest, soft, or your own as module:function "
         "(set)")  # fmt: skip
     add("--growth", metavar="RULE",
@@ -190,11 +190,9 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..model.config import NetworkConfig, TrainingConfig
     from ..training.memory import choose_plan
 
-    given = {
-        name: getattr(arguments, name)
-        for name in ("alpha", "zeta", "drop", "growth", "dropout", "learning_rate", "shrink_end")
-        if getattr(arguments, name) not in (None, "auto")
-    }
+    names = ("alpha", "zeta", "growth", "dropout", "learning_rate", "shrink_end")
+    given = {name: getattr(arguments, name) for name in names} | {"drop": arguments.drop_rule}
+    given = {name: value for name, value in given.items() if value not in (None, "auto")}
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)
     if arguments.density is not None:
@@ -257,7 +255,8 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
             f"--balanced weighs classes, and {samples.target} is predicted as numbers. Leave it "
             "out, or say --task classification."
         )
-    said = {RENAMED.get(flag, flag): value for flag, value in vars(arguments).items()}
+    flags = vars(arguments) | {"drop": arguments.drop_rule}  # --drop leaves columns out
+    said = {RENAMED.get(flag, flag): value for flag, value in flags.items()}
     known = [field.name for field in dataclasses.fields(SparseMLPRegressor)]
     options = {name: said[name] for name in known if said.get(name) is not None}
     options["verbose"] = not arguments.quiet

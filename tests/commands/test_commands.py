@@ -68,7 +68,7 @@ def test_training_tells_what_it_did(folder, tmp_path, capsys):
 
 def test_rules_of_evolution_can_be_named(folder, tmp_path):
     data = ["--data", str(folder / "train.csv"), "--target", "level"]
-    names = ["--drop", "soft", "--growth", "topology"]
+    names = ["--drop-rule", "soft", "--growth", "topology"]
     assert main(["train", *data, *names, "--out", str(tmp_path / "model"), *QUICK]) == 0
     model = largesparse.SparseMLPClassifier.load(tmp_path / "model")
     assert (model.drop, model.growth) == ("soft", "topology")
@@ -445,7 +445,7 @@ def test_a_curve_is_drawn(folder, tmp_path):
         (["--target", "level", "--distribution", "erdos_renyi"], "Give 'density'"),
         (["--target", "level", "--start-factor", "0.5"], "'start_factor' parameter"),
         (["--target", "level", "--growth", "best"], "'growth' parameter .* 'topology'"),
-        (["--target", "level", "--drop", "nowhere:rule"], "cannot be imported.*PYTHONPATH"),
+        (["--target", "level", "--drop-rule", "nowhere:rule"], "cannot be imported.*PYTHONPATH"),
         (["--target", "level", "--task", "regression"], "holds text such as '(low|middle|high)'"),
         (["--target", "level", "--seed", "-1"], "'--seed' parameter"),
         (["--target", "level", "--hidden", "0"], "--hidden: A size"),
