@@ -276,7 +276,7 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
     if samples.task == "regression":
         estimator: Any = SparseMLPRegressor(**options)
     else:
-        weights = "balanced" if arguments.balanced else None
-        estimator = SparseMLPClassifier(**options, class_weight=weights)
+        options["class_weight"] = "balanced" if arguments.balanced else None
+        estimator = SparseMLPClassifier(**options)
     estimator._column_names = samples.feature_names
     return estimator

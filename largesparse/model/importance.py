@@ -195,7 +195,9 @@ def compact(network: SparseMLP) -> SparseMLP:
             there = inputs[rows] & outputs[columns]
             cells = (np.cumsum(inputs) - 1)[rows[there]] * sizes[k + 1] + new_number[columns[there]]
             candidates = Topology.from_cells(sizes[k], sizes[k + 1], cells)
-            given[k] = dataclasses.replace(given[k], candidates=candidates.nnz)
+            record = given[k]
+            assert record is not None
+            given[k] = dataclasses.replace(record, candidates=candidates.nnz)
         rest: dict[str, Any] = {"moments": moments, "candidates": candidates}
         layers.append(SparseLayer(layer.number, topology, kept, own, **rest))
         if layer.number in names:

@@ -158,9 +158,8 @@ class SparseMLP:
     ) -> None:
         starts = resolve(as_topologies(topology), config, feature_names)
         tell_unconnected(starts, feature_names)
-        self._prepare(described(config, starts), storage)
-        self.feature_names = None if feature_names is None else list(feature_names)
-        self.neuron_names = {k + 2: each.names for k, each in starts.items() if each.names}
+        names = {k + 2: each.names for k, each in starts.items() if each.names}
+        self._prepare(described(config, starts), storage, feature_names, names)
         hide = None if progress is None else not progress
         layers = range(len(config.layer_sizes) - 1)
         for k in tqdm(layers, desc="initialising", unit=" layers", delay=1, disable=hide):
@@ -169,15 +168,21 @@ class SparseMLP:
                 self.layers.append(layer if storage is None else StoredLayer(layer, storage))
                 del layer
 
-    def _prepare(self, config: NetworkConfig, storage: Storage | None = None) -> None:
+    def _prepare(
+        self,
+        config: NetworkConfig,
+        storage: Storage | None = None,
+        feature_names: Sequence[str] | None = None,
+        neuron_names: dict[int, list[str]] | None = None,
+    ) -> None:
         self.config = config
         self.layers: list[SparseLayer] = []
         self.preprocessing: Standardizer | None = None
         self.classes: NDArray[Any] | None = None
         self.target_mean: NDArray[np.float64] | None = None
         self.target_scale: NDArray[np.float64] | None = None
-        self.feature_names: list[str] | None = None
-        self.neuron_names: dict[int, list[str]] = {}
+        self.feature_names = None if feature_names is None else list(feature_names)
+        self.neuron_names = neuron_names or {}
         self.file_layout: FileLayout | None = None
         self.trained_with: Choice | None = None
         self.storage = storage

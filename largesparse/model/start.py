@@ -229,7 +229,7 @@ def given_topologies(network: SparseMLP) -> dict[int, GivenTopology] | None:
             layer = network.layers[k]
             inputs = network.feature_names if k == 0 else network.neuron_names.get(k + 1)
             outputs = network.neuron_names.get(k + 2)
-            names = {"input_names": inputs, "output_names": outputs}
+            names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
             candidates = layer.candidates
             found[k + 2] = GivenTopology(layer.topology, record.evolution, candidates, **names)
     return found or None

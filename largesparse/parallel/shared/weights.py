@@ -106,8 +106,8 @@ class SharedTopology:
             orders = [allocate(length, np.int32) for length in lengths]
             self._layers.append((orders, allocate(n_out, np.bool_)))
             given = shape.config.given_layer(k)
-            lengths = (n_in + 1, given.candidates) if given and given.candidates else ()
-            self._candidates.append([allocate(length, np.int32) for length in lengths])
+            own = (n_in + 1, given.candidates) if given and given.candidates else ()
+            self._candidates.append([allocate(length, np.int32) for length in own])
 
     def topology(self, k: int) -> Topology:
         """Return the topology of layer k, as views."""
@@ -124,7 +124,7 @@ class SharedTopology:
     def candidates(self, k: int) -> Topology | None:
         """Return the candidates of layer k, as views; None where it has none."""
         sizes, arrays = self.shape.config.layer_sizes, self._candidates[k]
-        return Topology(*sizes[k : k + 2], *arrays) if arrays else None
+        return Topology(sizes[k], sizes[k + 1], *arrays) if arrays else None
 
     def store_candidates(self, k: int, candidates: Topology | None) -> None:
         """Copy the candidates of layer k here, which do not change."""
