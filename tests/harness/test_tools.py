@@ -92,7 +92,7 @@ def test_optimizers_are_timed_and_followed_after_an_evolution(measure, monkeypat
     measure.main([*flags, "--evolution", "--seeds", "2", "--epochs", "2"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1][:4] == ["counts", "connection", "global", "no"]
-    losses = np.array([line[1:4] for line in lines[3:]], float)
+    losses = np.array([line[1:4] for line in lines[2:]], float)
     assert losses.shape == (21, 3) and (losses[0, 0] == losses[0, 1]) and (losses > 0).all()
 
 
