@@ -93,6 +93,7 @@ def grow_by_output(layer, state, count, rng):
 
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
+ADAM = {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "connection_warmup": 3}
 ONE = {"phase_one_epochs": 3}
 SHRINKING = {"network": {"density": 0.1, "epsilon": None, "start_factor": 3.0}}
 
@@ -113,6 +114,11 @@ SEQUENTIAL = {
     "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
     "synchronous": Case("wassp", options=ONE, network=WIDTH),
     "shrinking": Case(options=ONE, **SHRINKING),
+    "adam": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING | ADAM),
+    "adam-allreduce": Case(
+        "wassp", options=ONE | {"server": False, "ranks_per_node": 1}, training=ADAM
+    ),
+    "nesterov": Case("wassp", options=ONE, training={"optimizer": "nesterov", "clip_norm": 0.1}),
     "simulated": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING),
     "small-chunks": Case(options=ONE | {"ranks_per_node": 1, "chunk_bytes": 100}),
     "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
@@ -124,6 +130,7 @@ BOTH_PHASES = {
     "both-shrinking": Case(**SHRINKING, training={"epochs": 4, "shrink_end": 3}),
     "both-with-own-rules": Case(training={"growth": "parallel_cases:grow_by_output"}),
     "both-synchronous": Case("wassp", options={"ranks_per_node": 1}, augment=True, sparse=True),
+    "both-adam": Case(training=PRUNING | ADAM),
 }
 
 SEVEN = {"phase_one_epochs": 7}  # past the warm-up
@@ -223,6 +230,7 @@ ASYNCHRONOUS = (
             ("asynchronous-1", {"slots": 3, "delay_compensation": 0.1}, PRUNING),
             ("asynchronous-ahead", {"slots": 6, "ranks_per_node": 2}, {}),
             ("asynchronous-2", {"ranks_per_node": 2, "staleness_power": 0.5}, {}),
+            ("asynchronous-adam", {"ranks_per_node": 2, "delay_compensation": 0.1}, ADAM),
             ("asynchronous-4", {"ranks_per_node": 1, "delay_compensation": 0.1}, PRUNING),
         )
     }
@@ -293,10 +301,8 @@ class Breaker:
 def save_network(network: SparseMLP, path: Path) -> None:
     arrays = {}
     for k, layer in enumerate(network.layers):
-        for name in ("values", "bias", "velocity", "bias_velocity", "srelu", "dead"):
-            if getattr(layer, name) is not None:
-                arrays[f"{name}-{k}"] = getattr(layer, name)
-        for name in ("indptr", "indices", "indptr_by_output", "indices_by_output"):
+        arrays |= {f"{name}-{k}": array for name, array in layer.arrays(moments=True).items()}
+        for name in ("indptr_by_output", "indices_by_output"):
             arrays[f"{name}-{k}"] = getattr(layer.topology, name)
         arrays[f"values_by_output-{k}"] = layer.values_by_output
     np.savez(path, **arrays)

@@ -7,6 +7,8 @@
     python tools/measure.py threading --net 1M --rounds 5
     mpiexec -n 2 python tools/measure.py transfer
     mpiexec -n 16 python tools/measure.py idle_cost
+    python tools/measure.py optimizers --net large        AdamW's step next to momentum SGD's
+    python tools/measure.py optimizers --evolution        Adam's counts of updates
     python tools/measure.py start             a fresh process, to the end of its first fit
     python tools/measure.py gpt                PyTorch: a GPT whose feed-forward layers are sparse
 
@@ -27,6 +29,7 @@ MODULES = {  # of measuring/ -> its figures
     "networks": ("compaction", "active", "layer", "prediction"),
     "inputs": ("wide_inputs", "crossover", "categories"),
     "steps": ("micro_batch", "idle_steps"),
+    "optimizers": ("optimizers",),
     "ladders": ("width_ladder", "graph_challenge"),
     "threads": ("threading",),
     "parallel": ("accuracy", "staleness", "speed", "apply", "train"),

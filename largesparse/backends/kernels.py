@@ -20,6 +20,7 @@ from .operands import Connections
 from .philox import draw_keep_words, share_kept
 from .rows import (
     activate_row,
+    adam_range,
     differentiate_row,
     fused_add,
     gradient_row,
@@ -293,6 +294,46 @@ def momentum_update_reorder(values, velocity, gradient, sgd, places, out):
         stop = min(n, start + BLOCK)
         update_range(values, velocity, gradient, start, stop, sgd)
         reorder_range(values, start, stop, places, out)
+
+
+@kernel()
+def adam_update(values, mean, square, updates, gradient, adam, corrections):
+    """`rows.adam_range` on all elements, in place."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        stop = min(n, start + BLOCK)
+        moments = mean, square, updates
+        adam_range(values, moments, gradient, start, stop, adam, corrections)
+
+
+@kernel()
+def adam_update_reorder(values, mean, square, updates, gradient, adam, corrections, places, out):
+    """`rows.adam_range` on all elements, in place; then out[places[k]] = values[k]."""
+    n = len(values)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        stop = min(n, start + BLOCK)
+        moments = mean, square, updates
+        adam_range(values, moments, gradient, start, stop, adam, corrections)
+        reorder_range(values, start, stop, places, out)
+
+
+@kernel(reorder=True)
+def sum_of_squares(values):
+    """Return the sum of the squares in float64; threads do not change it."""
+    n = len(values)
+    sums = np.zeros((n + BLOCK - 1) // BLOCK)
+    for block in prange(len(sums)):
+        total = 0.0
+        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            number = np.float64(values[k])
+            total += number * number
+        sums[block] = total
+    total = 0.0
+    for block in range(len(sums)):
+        total += sums[block]
+    return total
 
 
 @kernel(parallel=False)

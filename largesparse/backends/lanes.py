@@ -68,15 +68,21 @@ def load_lanes(
     builder: Builder, address: Value, width: int, mask: Value | None, half: bool = False
 ) -> Value:
     """Return `width` numbers as float32, from bfloat16 if `half`."""
-    size, element_type = (2, I16) if half else (4, F32)
-    kind = ir.VectorType(element_type, width)
+    found = load_elements(builder, address, width, mask, I16 if half else F32)
+    return widened(builder, found) if half else found
+
+
+def load_elements(
+    builder: Builder, address: Value, width: int, mask: Value | None, element: Any
+) -> Value:
+    """Return `width` float32 or uint16 as they are."""
+    size, suffix = (2, "i16") if element == I16 else (4, "f32")
+    kind = ir.VectorType(element, width)
     pointer = as_pointer(builder, address, kind)
     if mask is None:
-        found = builder.load(pointer, align=size)
-    else:
-        name = f"llvm.masked.load.v{width}{'i16' if half else 'f32'}.p0"
-        found = call(builder, name, kind, pointer, I32(size), mask, ir.Constant(kind, None))
-    return widened(builder, found) if half else found
+        return builder.load(pointer, align=size)
+    name = f"llvm.masked.load.v{width}{suffix}.p0"
+    return call(builder, name, kind, pointer, I32(size), mask, ir.Constant(kind, None))
 
 
 def widened(builder: Builder, v: Value) -> Value:
@@ -106,14 +112,30 @@ def store_lanes(
     half: bool = False,
 ) -> None:
     """Write `width` float32, as bfloat16 if `half`."""
-    size = 2 if half else 4
-    value = narrowed(builder, value) if half else value
+    store_elements(builder, narrowed(builder, value) if half else value, address, mask)
+
+
+def store_elements(builder: Builder, value: Value, address: Value, mask: Value | None) -> None:
+    """Write a vector of float32 or uint16 as it is."""
+    size, suffix = (2, "i16") if value.type.element == I16 else (4, "f32")
     pointer = as_pointer(builder, address, value.type)
     if mask is None:
         builder.store(value, pointer, align=size)
     else:
-        name = f"llvm.masked.store.v{width}{'i16' if half else 'f32'}.p0"
+        name = f"llvm.masked.store.v{value.type.count}{suffix}.p0"
         call(builder, name, ir.VoidType(), value, pointer, I32(size), mask)
+
+
+def look_up(builder: Builder, table: Value, numbers: Value) -> Value:
+    """Return the float32 of so many numbers, int32, in the table at an address."""
+    width = numbers.type.count
+    wide, pointer = ir.VectorType(I64, width), ir.VectorType(ir.PointerType(F32), width)
+    offsets = builder.shl(builder.zext(numbers, wide), ir.Constant(wide, [2] * width))
+    places = builder.inttoptr(builder.add(splat(builder, table, width), offsets), pointer)
+    every = ir.Constant(ir.VectorType(I1, width), [1] * width)
+    none = ir.Constant(vector_type(width), None)
+    name = f"llvm.masked.gather.v{width}f32.v{width}p0"
+    return call(builder, name, none.type, places, I32(4), every, none)
 
 
 def multiply_add(builder: Builder, a: Value, b: Value, c: Value) -> Value:

@@ -70,6 +70,20 @@ class SGD(NamedTuple):
     rate: np.float32 | np.float64  # η
     momentum: np.float32  # μ
     decay: np.float32  # λ
+    nesterov: bool = False  # w = w + μv - ηg - λw
+
+
+class Adam(NamedTuple):
+    """The numbers of Adam as kernels take them, all float32: see `rows.adam_range`."""
+
+    rate: np.float32
+    decay: np.float32  # share that a weight loses at an update
+    coupled: np.float32  # share of the weight that is added to its gradient
+    keep_mean: np.float32  # β1
+    to_mean: np.float32  # 1 - β1
+    keep_square: np.float32  # β2
+    to_square: np.float32  # 1 - β2
+    epsilon: np.float32
 
 
 NO_DROPOUT = Dropout(RESOLUTION, 0, 0, 0, 0).for_kernels()

@@ -16,6 +16,7 @@ from .compiling import inline
 from .lanes import (
     CACHE_LINE,
     F32,
+    I16,
     I32,
     I64,
     LANES,
@@ -23,11 +24,14 @@ from .lanes import (
     call,
     gathered,
     lane_sum,
+    load_elements,
     load_lanes,
+    look_up,
     multiply_add,
     prefetch_line,
     shuffle,
     splat,
+    store_elements,
     store_lanes,
 )
 from .loops import ROWS
@@ -174,25 +178,84 @@ def weighted_row_sum(builder, X, i, weights):
 def update_range(builder, values, velocity, gradient, start, stop, sgd):
     """Momentum SGD (eq. 1) on start <= k < stop: v = momentum·v - rate·g; w = w + v - decay·w.
 
+    By Nesterov's momentum w moves by momentum·v - rate·g, with the new v, in place of v.
+
     A velocity below the smallest normal float32 is set to zero: that of an idle connection would
     become subnormal within 900 steps, and subnormal arithmetic is up to 8 times slower. The
     numbers come as `SGD`.
     """
     arrays = values, velocity, gradient
-    rate, momentum, decay = sgd
+    rate, momentum, decay, nesterov = sgd
+    looks_ahead = builder.icmp_unsigned("!=", nesterov, nesterov.type(0))
     rates = builder.fneg(rate), momentum, builder.fneg(decay)
     descent, momentum, decayed = (splat(builder, number, LANES) for number in rates)
 
     def emit(tile):
         places = [array.at(tile.start) for array in arrays]
         w, v, g = (load_lanes(builder, place, LANES, tile.mask) for place in places)
-        v = multiply_add(builder, momentum, v, builder.fmul(descent, g))
-        zero, tiny = ir.Constant(v.type, None), ir.Constant(v.type, [SMALLEST_NORMAL] * LANES)
-        size = call(builder, f"llvm.fabs.v{LANES}f32", v.type, v)
-        v = builder.select(builder.fcmp_ordered("<", size, tiny), zero, v)
-        w = multiply_add(builder, decayed, w, builder.fadd(w, v))
+        descending = builder.fmul(descent, g)
+        v = flushed(builder, multiply_add(builder, momentum, v, descending))
+        ahead = multiply_add(builder, momentum, v, descending)
+        moved = builder.select(looks_ahead, ahead, v)
+        w = multiply_add(builder, decayed, w, builder.fadd(w, moved))
         store_lanes(builder, v, places[1], LANES, tile.mask)
         store_lanes(builder, w, places[0], LANES, tile.mask)
+
+    for_each_tile(builder, start, stop, (LANES,), emit)
+
+
+def flushed(builder, v):
+    """Return a vector with 0 for what is below the smallest normal number."""
+    zero, tiny = ir.Constant(v.type, None), ir.Constant(v.type, [SMALLEST_NORMAL] * LANES)
+    size = call(builder, f"llvm.fabs.v{LANES}f32", v.type, v)
+    return builder.select(builder.fcmp_ordered("<", size, tiny), zero, v)
+
+
+@emitted()
+def adam_range(builder, values, moments, gradient, start, stop, adam, corrections):
+    """Adam (Kingma & Ba, 2015, algorithm 1) on start <= k < stop, with a count for every weight.
+
+    `moments` are mean m, square s and updates t, uint16, of every weight. With t counted up, to
+    65535 at the most, `corrections` have a[t] = 1/(1 - β1ᵗ) and c[t] = 1/√(1 - β2ᵗ), float32; their
+    last numbers hold for larger t too. The numbers come as `Adam`::
+
+        g = g + coupled·w;  m = β1·m + (1 - β1)·g;  s = β2·s + (1 - β2)·g²
+        w = w - decay·w - rate·a[t]·m / (c[t]·√s + ε)
+    """
+    arrays = values, *moments[:2], gradient
+    first, second = corrections
+    keeps = [splat(builder, number, LANES) for number in adam]
+    rate, decay, coupled, keep_mean, to_mean, keep_square, to_square, epsilon = keeps
+    wide = ir.VectorType(I32, LANES)
+    one, most = ir.Constant(wide, [1] * LANES), ir.Constant(wide, [2**16 - 1] * LANES)
+    last = builder.trunc(builder.sub(first.shape[0], I64(1)), I32)
+    last = splat(builder, last, LANES)
+
+    def least(a, b):
+        return builder.select(builder.icmp_unsigned("<", a, b), a, b)
+
+    def emit(tile):
+        places = [array.at(tile.start) for array in arrays]
+        w, m, s, g = (load_lanes(builder, place, LANES, tile.mask) for place in places)
+        counts = moments[2].at(tile.start)
+        t = builder.zext(load_elements(builder, counts, LANES, tile.mask, I16), wide)
+        t = least(builder.add(t, one), most)
+        number = least(t, last)
+        g = multiply_add(builder, coupled, w, g)
+        fresh = builder.fmul(to_mean, g)
+        m = flushed(builder, multiply_add(builder, keep_mean, m, fresh))
+        fresh = builder.fmul(builder.fmul(to_square, g), g)
+        s = flushed(builder, multiply_add(builder, keep_square, s, fresh))
+        root = call(builder, f"llvm.sqrt.v{LANES}f32", s.type, s)
+        below = multiply_add(builder, root, look_up(builder, second.address, number), epsilon)
+        above = builder.fmul(builder.fmul(rate, look_up(builder, first.address, number)), m)
+        kept = multiply_add(builder, builder.fneg(decay), w, w)
+        w = builder.fsub(kept, builder.fdiv(above, below))
+        store_lanes(builder, m, places[1], LANES, tile.mask)
+        store_lanes(builder, s, places[2], LANES, tile.mask)
+        store_lanes(builder, w, places[0], LANES, tile.mask)
+        narrow = builder.trunc(t, ir.VectorType(I16, LANES))
+        store_elements(builder, narrow, counts, tile.mask)
 
     for_each_tile(builder, start, stop, (LANES,), emit)
 

@@ -250,7 +250,7 @@ def update_block(q, places, now, seen, connections, velocity, gradient, sgd):
     """Compute `update_present` for a block of inputs."""
     starts, features = places
     indptr, _, values = connections
-    rate, momentum, decay = sgd
+    rate, momentum, decay, nesterov = sgd
     for b in range(len(starts)):
         for e in range(starts[b, q], starts[b, q + 1]):
             i = np.uint32(features[e])
@@ -261,6 +261,8 @@ def update_block(q, places, now, seen, connections, velocity, gradient, sgd):
                 v = momentum * velocity[k] - rate * gradient[k]
                 v = v if abs(v) >= TINY else np.float32(0)
                 velocity[k] = v
+                if nesterov:
+                    v = momentum * v - rate * gradient[k]
                 values[k] += v - decay * values[k]
 
 

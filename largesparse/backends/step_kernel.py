@@ -216,7 +216,8 @@ def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, s
             below = table[k - 1]
             X = carray(floats(below.activations), (below.n_out, batch))
             out_delta = carray(floats(below.delta), (below.n_out, batch))
-        scaled = SGD(np.float32(sgd.rate * layer.rate_scale), sgd.momentum, sgd.decay)
+        rate = np.float32(sgd.rate * layer.rate_scale)
+        scaled = SGD(rate, sgd.momentum, sgd.decay, sgd.nesterov)
         plain = updates and not layer.centered
         backward_and_update(table, k, X, D, share_kept(dropout), out_delta, scaled, plain)
         if layer.centered:
@@ -226,7 +227,7 @@ def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, s
                 carray(floats(layer.bias), (layer.n_out,)),
                 carray(floats(layer.bias_velocity), (layer.n_out,)),
                 carray(floats(layer.bias_gradient), (layer.n_out,)),
-                SGD(np.float32(sgd.rate), sgd.momentum, sgd.decay),
+                SGD(np.float32(sgd.rate), sgd.momentum, sgd.decay, sgd.nesterov),
             )
         D = out_delta
     return loss

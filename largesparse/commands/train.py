@@ -84,6 +84,8 @@ def add_train(subparsers: Any) -> None:
         "(random)")  # fmt: skip
     add("--dropout", type=float, help="share of the hidden neurons dropped")
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
+    add("--optimizer", default="sgd", help="sgd, nesterov, adam, adamw (%(default)s)")
+    add("--clip-norm", type=float, help="norm of the gradient of an update, at the most")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
     add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
     add("--balanced", action="store_true", 
@@ -190,8 +192,9 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..model.config import NetworkConfig, TrainingConfig
     from ..training.memory import choose_plan
 
-    names = ("alpha", "zeta", "growth", "dropout", "learning_rate", "shrink_end")
-    given = {name: getattr(arguments, name) for name in names} | {"drop": arguments.drop_rule}
+    names = ("alpha", "zeta", "growth", "dropout", "optimizer", "learning_rate", "clip_norm")
+    given = {name: getattr(arguments, name) for name in (*names, "shrink_end")}
+    given |= {"drop": arguments.drop_rule}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)

@@ -54,6 +54,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     recipe : {"auto", "paper", "width"}
         How initial values and learning rates depend on width; see `largesparse.model.recipes`.
         "auto" is "width", or "paper" in `fit` where there are more features than rows.
+    rate_fan_in : float or None
+        The learning rate of a layer's weights is multiplied by this over its connections a neuron
+        (SμPar, for Adam), in place of the recipe's factor.
     regrowth : {"initial", "zero"} or None
         Values of new connections: drawn like the first ones, or 0. None is by recipe.
     zeta : float in [0, 1)
@@ -86,16 +89,27 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     dropout : float in [0, 1) or "auto"
         Share of the hidden neurons that are dropped while training; "auto" is 0.2, and 0.5 with an
         indicator matrix.
+    optimizer : {"sgd", "nesterov", "adam", "adamw"}
+        Momentum SGD, with Nesterov's momentum, Adam, or Adam with decoupled weight decay. Adam
+        counts the updates of every connection: see `largesparse.model.optimizer.Adam`.
     learning_rate : float or "auto"
         η. It rises over the first twentieth of the epochs, and then follows `schedule`. "auto"
         is by recipe and shape of the table; a training that diverges with it starts again at a
         quarter.
     schedule : {"cosine", "step", "constant"}
     momentum : float in [0, 1)
+        μ, or Adam's β1.
     weight_decay : float in [0, 1] or "auto"
         Share that every weight loses at every update; not scaled by the learning rate. "auto" is
         one over the number of updates, and 1e-5 with early stopping; with an indicator matrix 4
-        over it, at the most 1e-3.
+        over it, at the most 1e-3. Of "adamw" the share is the decay times the learning rate, and
+        "auto" divides by that; of "adam" it is what is added to the gradient, and "auto" is 0.
+    beta2 : float in [0, 1)
+        Adam's β2.
+    connection_warmup : int
+        Updates over which Adam's learning rate of a new connection rises; 0 is at once.
+    clip_norm : float or None
+        Euclidean norm of the gradient of an update, over all parameters, at the most.
     batch_size : int or "auto"
         Samples per update. "auto" is a power of two from 8 to 128, by the number of rows; with an
         indicator matrix at the most 64.
@@ -134,8 +148,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         all cores. The result does not depend on it.
     backend : {"auto", "mkl", "fused", "scipy"}
         "auto" is the environment's LARGESPARSE_BACKEND, else what `largesparse tune` has measured
-        here for such a network, else what is fastest on most machines: "fused", or "mkl" for
-        extremely large networks where MKL has a code path made for the CPU.
+        here for such a network, else what is fastest on all machines that were measured: "fused".
     verbose : bool
         Whether to show a progress bar where standard error is a terminal, and elsewhere to print
         a line for every tenth of the epochs.

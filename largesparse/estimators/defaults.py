@@ -31,6 +31,8 @@ RATES = {  # learning_rate="auto", by loss and recipe
     "softmax_cross_entropy": {"paper": 0.01, "width": 0.3},
     "mean_squared_error": {"paper": 0.003, "width": 0.02},
 }
+ADAMS = ("adam", "adamw")
+ADAM_RATES = {"paper": 0.005, "width": 0.01}  # of these, by recipe, whatever the loss
 HIDDEN = (400, 400)
 DROPOUT, WEIGHT_DECAY = 0.2, 1e-5  # of rows of one label, and of numbers
 PARTIAL_FACTOR = 0.25  # of the rate, where neither a warm-up nor a schedule tames it

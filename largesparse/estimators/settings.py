@@ -17,6 +17,7 @@ from ..model.config import (
     Distribution,
     Loss,
     NetworkConfig,
+    OptimizerName,
     Recipe,
     Regrowth,
     Schedule,
@@ -25,6 +26,8 @@ from ..model.config import (
 from ..model.network import SparseMLP
 from ..model.rule_state import Rule
 from .defaults import (
+    ADAM_RATES,
+    ADAMS,
     DROPOUT,
     HIDDEN,
     OWNER,
@@ -56,7 +59,7 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = (
     *("epsilon", "density", "distribution", "start_factor", "output_epsilon", "output_density"),
-    *("activation", "alpha", "recipe", "regrowth"),
+    *("activation", "alpha", "recipe", "rate_fan_in", "regrowth"),
 )
 
 
@@ -78,6 +81,7 @@ class Settings(BaseEstimator):
     activation: Activation = "all_relu"
     alpha: float | Literal["auto"] = 0.1
     recipe: Recipe | Literal["auto"] = "auto"
+    rate_fan_in: float | None = None
     regrowth: Regrowth | None = None
     zeta: float = 0.3
     zeta_decay: float = 1.0
@@ -91,10 +95,14 @@ class Settings(BaseEstimator):
     pruning_every: int = 10
     pruning_percentile: float = 5.0
     dropout: float | Literal["auto"] = "auto"
+    optimizer: OptimizerName = "sgd"
     learning_rate: float | Literal["auto"] = "auto"
     schedule: Schedule = "cosine"
     momentum: float = 0.9
     weight_decay: float | Literal["auto"] = "auto"
+    beta2: float = 0.999
+    connection_warmup: int = 0
+    clip_norm: float | None = None
     batch_size: int | Literal["auto"] = "auto"
     max_epochs: int | Literal["auto"] = "auto"
     early_stopping: bool | Literal["auto"] = "auto"
@@ -136,6 +144,7 @@ class Settings(BaseEstimator):
             activation=self.activation,
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
+            rate_fan_in=self.rate_fan_in,
             regrowth=self.regrowth,
             loss=self._loss,
             **self._output_options(sizes),
@@ -197,15 +206,16 @@ class Settings(BaseEstimator):
         updates, decay = chosen * -(-n_train // batch_size), WEIGHT_DECAY
         if epochs is None and (labels or not fraction):
             decay = label_decay(updates) if labels else auto_decay(updates)
+        rate = self._rate(n_rows, partial=epochs is not None)
         options |= {
             "dropout": self._unless_auto("dropout", LABEL_DROPOUT if labels else DROPOUT),
-            "weight_decay": self._unless_auto("weight_decay", decay),
+            "weight_decay": self._unless_auto("weight_decay", self._decay(decay, rate)),
             "standardize": self._unless_auto("standardize", True),
             "epochs": chosen,
             "batch_size": batch_size,
             "evolution_interval": evolution_interval(n_train, batch_size),
             "loss_rows": 0,  # the loss curve is the running loss
-            "learning_rate": self._rate(n_rows, partial=epochs is not None),
+            "learning_rate": rate,
             "schedule": schedule,
             "warmup_epochs": warmup,
             "validation_fraction": fraction,
@@ -228,6 +238,15 @@ class Settings(BaseEstimator):
         value = getattr(self, name)
         return isinstance(value, str) and value == "auto"
 
+    def _decay(self, share: float, rate: Any) -> float | None:
+        """Return the weight decay by which weights lose a share at an update; Adam's default.
+
+        AdamW's is times the learning rate.
+        """
+        if self.optimizer == "adamw" and isinstance(rate, numbers.Real) and float(rate) > 0:
+            return share / float(rate)
+        return None if self.optimizer in ADAMS else share
+
     def _rate(self, n_rows: int, *, partial: bool) -> float:
         if not self._is_auto("learning_rate"):
             return self.learning_rate  # type: ignore[return-value]  # TrainingConfig checks it
@@ -235,6 +254,8 @@ class Settings(BaseEstimator):
             return self._fit_rate
         factor = PARTIAL_FACTOR if partial else 1.0
         config = self.network_.config
+        if self.optimizer in ADAMS:
+            return factor * ADAM_RATES[config.recipe]
         if self._has_labels:
             batch_size = self._batch_size(n_rows)
             return factor * label_rate(config.recipe, self._label_share, batch_size)

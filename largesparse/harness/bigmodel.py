@@ -44,7 +44,9 @@ from ..machine.sizes import show_seconds
 from ..machine.threads import resolve_threads
 from ..machine.usage import peak_rss_bytes
 from ..model.config import NetworkConfig, TrainingConfig
+from ..model.layer import moment_bytes
 from ..model.network import SparseMLP
+from ..model.optimizer import OPTIMIZERS, MomentumSGD
 from ..model.storage import Storage
 from ..parallel import train_wasap, train_wassp
 from ..parallel.comm.collectives import broadcast
@@ -207,14 +209,17 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     if plan.slots and options.algorithm == "wasap":
         slots = sum(slots_of_nodes(nodes, plan.most_slots))
     steps = options.epochs * -(-train_samples // options.batch_size)
-    rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
+    rate = None  # that of the optimizer
+    if OPTIMIZERS[options.optimizer].default_rate == MomentumSGD.default_rate:
+        rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
     training = training_config(options, plan, rate)
     backend = choose_backend(options.backend, config.layer_sizes)
     print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
     if not options.plan:
         check_output(options.out)
         if options.checkpoint:
-            nbytes = int(12 * config.expected_connections())
+            each = 8 + moment_bytes(OPTIMIZERS[options.optimizer].kinds)
+            nbytes = int(each * config.expected_connections())
             check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
         get_backend(backend.name)
         if plan.slots:
@@ -246,6 +251,7 @@ def plan_memory(
     choose: Callable[..., MemoryPlan]
     choose = functools.partial(
         choose_plan,
+        moments=OPTIMIZERS[options.optimizer].kinds,
         storage=options.storage,
         backend=backend,
         once=bytes_once(backend, dtype, is_made(**data_parameters(options))),
@@ -254,6 +260,7 @@ def plan_memory(
         spread = parallel_options(options)
         choose = functools.partial(
             choose_parallel_plan,
+            moments=OPTIMIZERS[options.optimizer].kinds,
             nodes=nodes,
             slots=spread.most_slots,
             available=memory,
@@ -271,7 +278,9 @@ def plan_memory(
     )
 
 
-def training_config(options: argparse.Namespace, plan: MemoryPlan, rate: float) -> TrainingConfig:
+def training_config(
+    options: argparse.Namespace, plan: MemoryPlan, rate: float | None
+) -> TrainingConfig:
     """Return the settings of the training; `rate` is the learning rate unless one is given."""
     hyper, threads = HYPERPARAMETERS[options.recipe], options.threads
     if not plan.slots or threads:
@@ -280,6 +289,8 @@ def training_config(options: argparse.Namespace, plan: MemoryPlan, rate: float) 
         epochs=options.epochs,
         batch_size=options.batch_size,
         **plan.micro_batching.settings(),
+        optimizer=options.optimizer,
+        clip_norm=options.clip_norm,
         learning_rate=given(options.learning_rate, rate),
         dropout=given(options.dropout, hyper.dropout),
         schedule=hyper.schedule,
@@ -305,6 +316,7 @@ def prepare(job: Job, leads: bool) -> Any:
         threads=training.threads or 1,
         activation_dtype=training.activation_dtype,
         whole=training.micro_batch == training.batch_size,
+        optimizer=training.optimizer,
     )
     return data
 
@@ -432,7 +444,7 @@ def of_ranks(trainer: Trainer, history: History) -> dict[str, Any]:
     return found | {"threads": report.threads[0], "staleness": report.staleness_record()}
 
 
-def given(value: float | None, default: float) -> float:
+def given(value: float | None, default: Any) -> Any:
     """Return a value of the command line, or the default where it was not given."""
     return default if value is None else value
 

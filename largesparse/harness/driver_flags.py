@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from ..backends.choice import AUTO, BACKEND_HELP, BACKENDS
 from ..machine.sizes import parse_size
 from ..model.config import COVERAGE
+from ..model.optimizer import OPTIMIZERS
 from ..model.workspace import ACTIVATION_DTYPES
 from ..parallel.comm.transfer import CHUNK_BYTES
 from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
@@ -111,11 +112,24 @@ def add_training_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--learning-rate",
         type=float,
-        help="default: by depth, width, length and slots, 4 at most (width); 0.01 (paper)",
+        help="default: by depth, width, length and slots, 4 at most (width); 0.01 (paper); "
+        "0.001 (adam, adamw)",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=tuple(OPTIMIZERS),
+        default="sgd",
+        help="momentum SGD, Nesterov's momentum, or Adam, with 6 bytes more a connection "
+        "(default %(default)s)",
+    )
+    group.add_argument(
+        "--clip-norm", type=float, metavar="NORM", help="norm of a step's gradient, at the most"
     )
     group.add_argument("--dropout", type=float, help="default: 0 (width), 0.4 (paper)")
     group.add_argument("--momentum", type=float, default=0.9, help="default %(default)s")
-    group.add_argument("--weight-decay", type=float, default=2e-4, help="default %(default)s")
+    group.add_argument(
+        "--weight-decay", type=float, help="default: 2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)"
+    )
     group.add_argument(
         "--zeta",
         type=float,

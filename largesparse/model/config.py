@@ -17,7 +17,7 @@ from .activations import ACTIVATIONS
 from .density import solve_epsilon
 from .initializers import INITIALIZERS
 from .losses import LOSSES
-from .optimizer import MomentumSGD, ScheduleConfig
+from .optimizer import OPTIMIZERS, Optimizer, ScheduleConfig, StepCounts
 from .recipes import RECIPES
 from .rule_state import Rule
 from .rules import KINDS, Rules, describe_rule, plain_rule
@@ -32,10 +32,16 @@ Loss = Literal["softmax_cross_entropy", "binary_cross_entropy", "mean_squared_er
 Coverage = Literal["random", "full"]
 Distribution = Literal["uniform", "erdos_renyi"]
 Schedule = Literal["constant", "step", "cosine"]
+OptimizerName = Literal["sgd", "nesterov", "adam", "adamw"]
 ActivationDtype = Literal["float32", "bfloat16"]
 
 LOSS_ROWS = 1024
 REGROWTH, COVERAGE, DISTRIBUTION = get_args(Regrowth), get_args(Coverage), get_args(Distribution)
+STEP_COUNTS = get_args(StepCounts)
+
+
+class Chosen(float):
+    """A number that followed from others of the configuration, and does so again in a copy."""
 
 
 def _make_plain(config: Any) -> None:
@@ -74,6 +80,9 @@ class NetworkConfig:
     output_minimum: int = 0  # connections that every output has at least, or as many as there are
     distribution: Distribution = "uniform"  # of density: see `final_probabilities`
     start_factor: float = 1.0  # connections of hidden layers at the start over those in the end
+    # the rate of a layer's weights is multiplied by this over its expected connections a neuron
+    # (SμPar); None: the recipe's factor
+    rate_fan_in: float | None = None
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -94,6 +103,8 @@ class NetworkConfig:
                 "Give either 'output_epsilon' or 'output_density' of a network, not both."
             )
         check_range("output_minimum", self.output_minimum, owner, low=0, integer=True)
+        if self.rate_fan_in is not None:
+            check_range("rate_fan_in", self.rate_fan_in, owner, low=0, high=1e9, low_open=True)
         check_range("alpha", self.alpha, owner, low=0, high=math.inf, high_open=True)
         check_range("seed", self.seed, owner, low=0, high=2**64 - 1, integer=True)
         _check_choice("activation", self.activation, ACTIVATIONS, owner)
@@ -169,13 +180,21 @@ class TrainingConfig:
     micro_batch: int | None = None  # samples computed at once; by default the whole mini-batch
     keep_every: int = 1  # keep every k-th hidden layer's activations, compute the others twice
     activation_dtype: ActivationDtype = "float32"  # as they are kept: float32 | bfloat16 (fused)
-    learning_rate: float = 0.01
+    optimizer: OptimizerName = "sgd"  # sgd | nesterov | adam | adamw: see largesparse.optimizer
+    learning_rate: float = None  # type: ignore[assignment]  # None: sgd, nesterov 0.01; else 0.001
     schedule: Schedule = "constant"  # constant | step | cosine
     warmup_epochs: float = 0.0  # the learning rate rises linearly over these
     decay_every: float = 100.0  # epochs; schedule "step"
     decay_factor: float = 0.5  # schedule "step"
-    momentum: float = 0.9
-    weight_decay: float = 2e-4  # per step; scaled by the schedule, not by learning_rate
+    momentum: float = 0.9  # Adam's β1
+    # of sgd and nesterov per step, scaled by the schedule, not by learning_rate; of adam in the
+    # gradient; of adamw times the learning rate
+    weight_decay: float = None  # type: ignore[assignment]  # None: 2e-4; adam 0; adamw 0.01
+    beta2: float = 0.999  # Adam's
+    adam_epsilon: float = 1e-8  # what Adam adds to the root of the mean square
+    step_counts: StepCounts = "connection"  # connection | global: of Adam's bias correction
+    connection_warmup: int = 0  # updates over which Adam's rate of a new connection rises
+    clip_norm: float | None = None  # Euclidean norm of all gradients together, at the most
     dropout: float = 0.3  # share of the hidden neurons dropped
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
@@ -204,6 +223,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         owner = "a training"
         _make_plain(self)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS, owner)
+        _check_choice("step_counts", self.step_counts, STEP_COUNTS, owner)
+        of_kind = OPTIMIZERS[self.optimizer]
+        defaults = {"learning_rate": of_kind.default_rate, "weight_decay": of_kind.default_decay}
+        for name, default in defaults.items():
+            if getattr(self, name) is None or isinstance(getattr(self, name), Chosen):
+                object.__setattr__(self, name, Chosen(default))
         for name in ("epochs", "batch_size", "keep_every", "evolution_interval", "pruning_every"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:
@@ -240,7 +266,13 @@ class TrainingConfig:
                 "The 'standardize' parameter of a training must be True, False or 'centered'. "
                 f"Got {self.standardize!r} instead."
             )
-        self.optimizer()
+        if self.connection_warmup != 0 and "updates" not in of_kind.kinds:
+            raise ParameterError(
+                "The 'connection_warmup' parameter of a training needs optimizer='adam' or "
+                f"'adamw', which count the updates. Got {self.connection_warmup!r} with "
+                f"{self.optimizer!r}."
+            )
+        self.optimizer_at()
         self.rates()
 
     @property
@@ -254,10 +286,18 @@ class TrainingConfig:
         """The rules of evolution."""
         return Rules.of(self.drop, self.growth)
 
-    def optimizer(self, factor: float = 1.0) -> MomentumSGD:
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The kinds of moments that the optimizer keeps: see `layer.MOMENTS`."""
+        return OPTIMIZERS[self.optimizer].kinds
+
+    def optimizer_at(self, factor: float = 1.0) -> Optimizer:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""
-        decay = self.weight_decay if factor == 1 else self.weight_decay * factor
-        return MomentumSGD(self.momentum, decay)
+        kind = OPTIMIZERS[self.optimizer]
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+        if kind.decay_is_scheduled and factor != 1:
+            options["weight_decay"] *= factor
+        return kind(**options)
 
     def rates(self) -> ScheduleConfig:
         """Return the learning-rate schedule."""

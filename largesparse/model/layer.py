@@ -65,6 +65,11 @@ MOMENTS = {
 Moments = dict[str, LayerArrays]  # kind -> parameter -> array
 
 
+def moment_bytes(kinds: Sequence[str]) -> int:
+    """Return the bytes of these kinds of moments of a number."""
+    return sum(np.dtype(MOMENTS[kind].dtype).itemsize for kind in kinds)
+
+
 def moment_name(parameter: str, kind: str) -> str:
     """Return what a parameter's moment is called in files, and as a layer's attribute."""
     return kind if parameter == "values" else f"{parameter}_{kind}"
@@ -90,7 +95,7 @@ class LayerConfig:
         zero = (config.regrowth or recipe.regrowth) == "zero"
         return cls(
             slope=left_slope(activation, config.alpha, k + 2),
-            rate_scale=recipe.rate_scale,
+            rate_scale=_rate_scale(config, k, recipe),
             regrowth=None if zero else _sampler(config, k),
             centered=is_output and recipe.center_output,
             minimum=config.output_minimum if is_output else 0,
@@ -109,6 +114,17 @@ class LayerConfig:
 def _recipe(config: NetworkConfig, k: int) -> LayerRecipe:
     n_in, n_out = config.layer_sizes[k : k + 2]
     return RECIPES[config.recipe](n_in, n_out, config.probabilities()[k])
+
+
+def _rate_scale(config: NetworkConfig, k: int, recipe: LayerRecipe) -> float:
+    """Return the factor of a layer's learning rate: the recipe's, or by the connections a neuron.
+
+    The latter is that of Adam in SμPar (Dey et al., "Sparse maximal update parameterization",
+    2024): 1 over width times density, relative to those of the layer that the rate was found on.
+    """
+    if config.rate_fan_in is None:
+        return recipe.rate_scale
+    return config.rate_fan_in / max(1.0, config.probabilities()[k] * config.layer_sizes[k])
 
 
 def _sampler(config: NetworkConfig, k: int) -> Sampler:

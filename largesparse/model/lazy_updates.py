@@ -22,7 +22,8 @@ class LazyUpdates:
 
         v ← μv,  w ← w + v - λw
 
-    So several of them are one, w ← w + m·v - d·w and v ← M·v, which is done when the input comes
+    By Nesterov's momentum w moves by μv in place of v. So several of them are one,
+    w ← w + m·v - d·w and v ← M·v, which is done when the input comes
     again, and for all inputs at the end of a group of updates. But for rounding the result is that
     of `MomentumSGD.update_`. Until `settle_`, or while `is_settled`, the layer's weights are not
     those of the training.
@@ -79,7 +80,8 @@ class LazyUpdates:
         self._batch = None
         lags, decay = self._lags, float(sgd.decay)
         lags[:, 0] *= float(sgd.momentum)
-        lags[:, 1] = (1 - decay) * lags[:, 1] + lags[:, 0]
+        moved = lags[:, 0] * float(sgd.momentum) if sgd.nesterov else lags[:, 0]
+        lags[:, 1] = (1 - decay) * lags[:, 1] + moved
         lags[:, 2] += decay * (1 - lags[:, 2])
         self._lags = np.vstack([lags, [1.0, 0.0, 0.0]])
         if len(self._lags) > GROUP:

@@ -27,7 +27,7 @@ from .config import NetworkConfig
 from .layer import PARAMETERS, Forward, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
-from .optimizer import MomentumSGD
+from .optimizer import MomentumSGD, Optimizer, clip_
 from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
 
@@ -360,18 +360,21 @@ class SparseMLP:
     def update_(
         self,
         workspace: Gradients,
-        optimizer: MomentumSGD,
+        optimizer: Optimizer,
         learning_rate: float,
         *,
         lazy: LazyUpdates | None = None,
         sparse: bool = False,
         both_orders: bool = True,
     ) -> None:
-        """Apply the gradients in the workspace, in place: see `MomentumSGD.update_`.
+        """Apply the gradients in the workspace, in place: see `Optimizer.update_`.
 
-        Weights of the first layer that `lazy` is to update are left to it. After `sparse` inputs
+        They are clipped first where the optimizer has a `clip_norm`. Weights of the first layer
+        that `lazy` is to update are left to it. After `sparse` inputs
         the copy of the layer's weights in output order waits until it is asked for.
         """
+        if optimizer.clip_norm is not None:
+            clip_(self.layers, workspace.by_layer, optimizer.clip_norm)
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
@@ -379,6 +382,7 @@ class SparseMLP:
             if k == 0 and sparse:
                 layer.is_stale, both = True, False
             if k == 0 and lazy is not None and lazy.is_waiting:
+                assert isinstance(optimizer, MomentumSGD)  # see `Trainer.lazy_updates`
                 sgd = optimizer.numbers(layer, PARAMETERS["values"], learning_rate)
                 lazy.update_(gradients["values"], sgd)
                 gradients = {name: array for name, array in gradients.items() if name != "values"}

@@ -1,16 +1,22 @@
-"""Momentum SGD (eq. 1) and learning-rate schedules."""
+"""Momentum SGD (eq. 1), Nesterov's, Adam and AdamW, and learning-rate schedules."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ..backends.operands import SGD
+from ..backends import operands
+from ..backends.operands import SGD, Float32
 from ..errors import ParameterError, check_range
 from .layer import PARAMETERS, LayerArrays, Parameter, SparseLayer, moment_name
+
+StepCounts = Literal["connection", "global"]
+MOST_UPDATES = 2**16 - 1  # that are counted
 
 # name -> factor of the learning rate after `progress` epochs (fractional)
 SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
@@ -50,28 +56,28 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class MomentumSGD:
-    """Momentum SGD with decay per step, not scaled by the learning rate:
-
-    v = momentum·v - learning_rate·g
-    w = w + v - weight_decay·w
-
-    A schedule scales both (`TrainingConfig.optimizer`), as in Loshchilov & Hutter (2019), algorithm
-    1: a decay that stays while the rate goes to 0 would take the weights with it.
-    """
+class Optimizer:
+    """What updates a layer by its gradients; see its kinds in `OPTIMIZERS`."""
 
     momentum: float = 0.9
-    weight_decay: float = 2e-4
+    weight_decay: float = 0.0
+    clip_norm: float | None = None  # of all gradients together, at the most: see `clip_`
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]  # of the moments that it needs: see `layer.MOMENTS`
+    default_rate: ClassVar[float]
+    default_decay: ClassVar[float]
+    decay_is_scheduled: ClassVar[bool] = False  # whether a schedule scales the decay by itself
+    largest_decay: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
-        check_range("momentum", self.momentum, "momentum SGD", low=0, high=1, high_open=True)
-        check_range("weight_decay", self.weight_decay, "momentum SGD", low=0, high=1)
-
-    def numbers(self, layer: SparseLayer, parameter: Parameter, learning_rate: float) -> SGD:
-        """Return the numbers of an update of one of the layer's parameters."""
-        scale = layer.config.rate_scale if parameter.of_connections else 1.0
-        decay = self.weight_decay if parameter.decays else 0.0
-        return SGD(*map(np.float32, (learning_rate * scale, self.momentum, decay)))
+        check_range("momentum", self.momentum, self.name, low=0, high=1, high_open=True)
+        high = self.largest_decay
+        check_range(
+            "weight_decay", self.weight_decay, self.name, low=0, high=high, high_open=high > 1
+        )
+        if self.clip_norm is not None:
+            check_range("clip_norm", self.clip_norm, self.name, low=0, high=1e38, low_open=True)
 
     def update_(
         self,
@@ -86,17 +92,200 @@ class MomentumSGD:
         Weights and biases decay; the activation's parameters do not: 0 is not their middle. With
         `both_orders` the copy of the weights in output order is renewed too.
         """
+        update, update_reorder = self._kernels()
+        given = {
+            name: self._arguments(layer, PARAMETERS[name], learning_rate) for name in gradients
+        }
+        for name, gradient in gradients.items():
+            moments = (getattr(layer, moment_name(name, kind)) for kind in self.kinds)
+            arrays = getattr(layer, name), *moments, gradient
+            if PARAMETERS[name].of_connections and both_orders:
+                copy = layer.topology.to_output_order, layer.values_by_output
+                update_reorder(*arrays, *given[name], *copy)
+                continue
+            for part in _trained_parts(layer, name):
+                update(*(array[part] for array in arrays), *given[name])
+
+    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Return what updates a parameter, and what renews the output order too."""
+        raise NotImplementedError
+
+    def _arguments(
+        self, layer: SparseLayer, parameter: Parameter, learning_rate: float
+    ) -> tuple[Any, ...]:
+        """Return the numbers of an update of one of the layer's parameters, for the kernels."""
+        raise NotImplementedError
+
+    def _rate_and_decay(
+        self, layer: SparseLayer, parameter: Parameter, learning_rate: float
+    ) -> tuple[float, float]:
+        scale = layer.config.rate_scale if parameter.of_connections else 1.0
+        return learning_rate * scale, self.weight_decay if parameter.decays else 0.0
+
+
+def _trained_parts(layer: SparseLayer, name: str) -> Iterator[Any]:
+    """Yield the indices of what is trained of a parameter."""
+    if not PARAMETERS[name].rows:
+        return iter([...])
+    return (row for row, trained in enumerate(layer.config.shape_trained) if trained)
+
+
+@dataclass(frozen=True)
+class MomentumSGD(Optimizer):
+    """Momentum SGD with decay per step, not scaled by the learning rate:
+
+    v = momentum·v - learning_rate·g
+    w = w + v - weight_decay·w
+
+    A schedule scales both (`TrainingConfig.optimizer_at`), as in Loshchilov & Hutter (2019),
+    algorithm 1: a decay that stays while the rate goes to 0 would take the weights with it.
+    """
+
+    weight_decay: float = 2e-4
+
+    name = "momentum SGD"
+    kinds = ("velocity",)
+    default_rate, default_decay = 0.01, 2e-4
+    decay_is_scheduled, largest_decay = True, 1.0
+    looks_ahead: ClassVar[bool] = False
+
+    def numbers(self, layer: SparseLayer, parameter: Parameter, learning_rate: float) -> SGD:
+        """Return the numbers of an update of one of the layer's parameters."""
+        rate, decay = self._rate_and_decay(layer, parameter, learning_rate)
+        numbers = np.float32(rate), np.float32(self.momentum), np.float32(decay)
+        return SGD(*numbers, self.looks_ahead)
+
+    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
         from ..backends.kernels import momentum_update, momentum_update_reorder
 
-        for name, gradient in gradients.items():
-            parameter = PARAMETERS[name]
-            array = getattr(layer, name)
-            velocity = getattr(layer, moment_name(name, "velocity"))
-            sgd = self.numbers(layer, parameter, learning_rate)
-            if parameter.of_connections and both_orders:
-                copy = layer.topology.to_output_order, layer.values_by_output
-                momentum_update_reorder(array, velocity, gradient, sgd, *copy)
-                continue
-            rows = [row for row, trained in enumerate(layer.config.shape_trained) if trained]
-            for part in rows if parameter.rows else [...]:
-                momentum_update(array[part], velocity[part], gradient[part], sgd)
+        return momentum_update, momentum_update_reorder
+
+    def _arguments(
+        self, layer: SparseLayer, parameter: Parameter, learning_rate: float
+    ) -> tuple[Any, ...]:
+        return (self.numbers(layer, parameter, learning_rate),)
+
+
+@dataclass(frozen=True)
+class Nesterov(MomentumSGD):
+    """Nesterov's momentum, as torch.optim.SGD(nesterov=True) has it; decay as `MomentumSGD`:
+
+    v = momentum·v - learning_rate·g
+    w = w + momentum·v - learning_rate·g - weight_decay·w
+    """
+
+    name = "Nesterov's momentum"
+    looks_ahead = True
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma & Ba, 2015) with a step count t for every connection:
+
+    g = g + weight_decay·w
+    m = momentum·m + (1 - momentum)·g
+    s = beta2·s + (1 - beta2)·g²
+    w = w - learning_rate · m / (1 - momentumᵗ) / (√(s / (1 - beta2ᵗ)) + adam_epsilon)
+
+    A connection that grows begins with m = s = t = 0, as all did at first. By the count of the
+    training (`step_counts="global"`, as in other libraries) its moments would not be corrected, and
+    its first updates be (1 - momentum)/√(1 - beta2) times, with the defaults 3.2 times, too large.
+    t ends at 65535; the corrections are 1 by then, unless `beta2` is above 0.9998.
+    """
+
+    beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    step_counts: StepCounts = "connection"
+    connection_warmup: int = 0  # updates over which the rate of a connection rises linearly
+
+    name = "Adam"
+    kinds = ("velocity", "square", "updates")
+    default_rate, default_decay = 0.001, 0.0
+    is_decoupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("beta2", self.beta2, self.name, low=0, high=1, high_open=True)
+        check_range("adam_epsilon", self.adam_epsilon, self.name, low=0, high=1, low_open=True)
+        warmup = self.connection_warmup
+        check_range("connection_warmup", warmup, self.name, low=0, high=MOST_UPDATES, integer=True)
+        if warmup and self.step_counts == "global":
+            raise ParameterError(
+                f"The 'connection_warmup' parameter of {self.name} needs a count for every "
+                "connection: set step_counts='connection', or connection_warmup=0."
+            )
+
+    def _kernels(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        from ..backends.kernels import adam_update, adam_update_reorder
+
+        return adam_update, adam_update_reorder
+
+    def _arguments(
+        self, layer: SparseLayer, parameter: Parameter, learning_rate: float
+    ) -> tuple[Any, ...]:
+        rate, decay = self._rate_and_decay(layer, parameter, learning_rate)
+        shares = (decay * rate, 0.0) if self.is_decoupled else (0.0, decay)
+        betas = self.momentum, 1 - self.momentum, self.beta2, 1 - self.beta2
+        numbers = operands.Adam(*map(np.float32, (rate, *shares, *betas, self.adam_epsilon)))
+        tables = corrections(self.momentum, self.beta2, self.connection_warmup)
+        if self.step_counts == "global":  # that of the biases, which no evolution replaces
+            t = min(int(layer.moments["updates"]["bias"].max()) + 1, len(tables[0]) - 1)
+            return numbers, (tables[0][t : t + 1], tables[1][t : t + 1])
+        return numbers, tables
+
+
+class AdamW(Adam):
+    """`Adam` with decoupled weight decay (Loshchilov & Hutter, 2019), as torch.optim.AdamW has it.
+
+    The decay is not part of the gradient: w = w - learning_rate·weight_decay·w before the update.
+    """
+
+    name = "AdamW"
+    default_decay = 0.01
+    is_decoupled = True
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": MomentumSGD,
+    "nesterov": Nesterov,
+    "adam": Adam,
+    "adamw": AdamW,
+}
+
+
+@functools.lru_cache(maxsize=8)
+def corrections(beta1: float, beta2: float, warmup: int = 0) -> tuple[Float32, Float32]:
+    """Return what Adam multiplies m and √s by after t updates, float32 (t + 1,) each.
+
+    The first is min(1, t/warmup) / (1 - beta1ᵗ), the second 1/√(1 - beta2ᵗ). Both end where they
+    are 1 from there on, or at 65535 updates. Those of t = 0 are not used.
+    """
+    t = np.maximum(1.0, np.arange(MOST_UPDATES + 1))
+    first = np.minimum(1.0, t / max(1, warmup)) / (1 - beta1**t)
+    second = 1 / np.sqrt(1 - beta2**t)
+    tables = first.astype(np.float32), second.astype(np.float32)
+    changing = (tables[0] != 1) | (tables[1] != 1) | (t < warmup)
+    end = min(len(t), int(np.flatnonzero(changing)[-1]) + 2 if changing.any() else 2)
+    return tables[0][:end].copy(), tables[1][:end].copy()
+
+
+def clip_(layers: list[SparseLayer], gradients: list[LayerArrays], norm: float) -> float:
+    """Scale all gradients so that their Euclidean norm is `norm` at the most; return what it was.
+
+    As torch.nn.utils.clip_grad_norm_: over weights, biases and trained activations together. The
+    norm is summed in float64, in an order that threads do not change.
+    """
+    from ..backends.kernels import sum_of_squares
+
+    parts = [
+        gradient[part]
+        for layer, arrays in zip(layers, gradients, strict=True)
+        for name, gradient in arrays.items()
+        for part in _trained_parts(layer, name)
+    ]
+    found = math.sqrt(sum(sum_of_squares(part) for part in parts))
+    if found > norm:
+        factor = np.float32(norm / found)
+        for part in parts:
+            part *= factor
+    return found

@@ -1,7 +1,7 @@
 """How many bytes a parallel training takes on the machine of rank 0, planned before it begins.
 
 Each node of the machine has the topology and its slots once; the server's node has the weights and
-velocities too. Beside these there is either what the server needs in phase one, or what the
+moments too. Beside these there is either what the server needs in phase one, or what the
 replicas need that are trained at a time in phase two.
 """
 
@@ -20,15 +20,16 @@ from ..machine.control_groups import free_memory
 from ..machine.mapped_memory import KEPT, Arena, find_mapped
 from ..machine.usage import pss_bytes
 from ..model.config import NetworkConfig
+from ..model.layer import moment_bytes
 from ..training.memory import (
     CANDIDATE,
-    EVOLUTION,
     GIB,
     USEFUL_SLOT,
     Budget,
     MemoryPlan,
     MicroBatching,
     check_fits,
+    evolution_bytes,
     expected_connections,
     first_fitting,
     micro_batchings,
@@ -114,6 +115,7 @@ def plan_parallel(
         data=2 * work.data + (work.data + work.mapped) * (len(here) - 1),
         ranks=ranks,
         slots=counts,
+        moments=shape.moments,
     )
     if not work.replicas:
         return plan
@@ -127,15 +129,16 @@ def plan_parallel(
 
 def _evolution_bytes(shape: Shape, work: Workload) -> int:
     """Return what evolving a layer takes besides the layer."""
-    each = max(EVOLUTION, CANDIDATE * work.candidates)
+    each = max(evolution_bytes(shape.moments), CANDIDATE * work.candidates)
     return int(each * max(shape.room)) + 8 * 2 * max(shape.config.layer_sizes)
 
 
 def _replica_bytes(shape: Shape, work: Workload, slots: int, nodes: int) -> int:
     """Return what the replicas take that are trained at a time, or the averaging of a layer."""
     passing = _evolution_bytes(shape, work)
-    # weights and velocities, the weights in the other order, an own topology after an evolution
-    private = 12 * sum(shape.room) + 8 * sum(shape.config.layer_sizes[1:])
+    # weights and moments, the weights in the other order, an own topology after an evolution
+    kept = moment_bytes(shape.moments)
+    private = (8 + kept) * sum(shape.room) + (4 + kept) * sum(shape.config.layer_sizes[1:])
     private += shared_size(SharedTopology, shape) + passing if work.evolving else 0
     # the union of the replicas, which is one topology where they have not evolved; layers that
     # other nodes send
@@ -153,23 +156,25 @@ def choose_parallel_plan(
     activation_dtype: str = "float32",
     slots: int | None = None,
     available: int,
+    moments: tuple[str, ...] = ("velocity",),
     **work: Any,
 ) -> MemoryPlan:
     """Return the plan that fits with the most slots, and with the fastest useful settings.
 
     Fewer slots come before micro-batches under 32 (64 with bfloat16), and before activations that
     are computed twice: a node's cores then work on fewer gradients. `slots`, a micro-batch and
-    `keep_every` that are given are taken. `available` are the bytes of `memory_of_ranks`, and
-    `work` the fields of `Workload`. Where nothing fits, a `MemoryPlanError` says what would.
+    `keep_every` that are given are taken. `available` are the bytes of `memory_of_ranks`,
+    `moments` the kinds that the optimizer keeps, and `work` the fields of `Workload`. Where nothing
+    fits, a `MemoryPlanError` says what would.
     """
     budget, workload = Budget(available), Workload(**work)
 
     def plan(config: NetworkConfig, choice: tuple[int, MicroBatching]) -> MemoryPlan:
         count, setting = choice
-        shape = Shape(config, expected_connections(config), setting)
+        shape = Shape(config, expected_connections(config), setting, moments)
         counts = slots_of_nodes(nodes, count)
         found = plan_parallel(shape, nodes, counts, workload, budget.usable)
-        alone = plan_training(config, *setting)  # rank 0 makes the network alone
+        alone = plan_training(config, *setting, moments=moments)  # rank 0 makes the network alone
         passing = max(found.passing, alone.model + alone.passing - found.model)
         return dataclasses.replace(found, passing=passing, most_slots=count)
 

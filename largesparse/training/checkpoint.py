@@ -68,7 +68,7 @@ DAMAGE = (
 def save_model(
     network: SparseMLP, folder: str | Path, *, estimator: dict[str, Any] | None = None
 ) -> None:
-    """Write a network, without velocities, to a folder.
+    """Write a network, without moments, to a folder.
 
     Parameters
     ----------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..model.layer import moment_bytes
+
 GIB = 2**30
 BASE = 230 * 2**20  # interpreter, libraries and kernels
 KEPT = 60 * 2**20  # that the allocator keeps, at most
@@ -40,7 +42,7 @@ class MemoryPlan:
     """
 
     micro_batching: MicroBatching
-    model: int  # weights and velocities; with the topology once for each node
+    model: int  # weights and moments; with the topology once for each node
     gradients: int  # of all slots, with the weights that they are computed on
     activations: int  # of all slots
     passing: int  # what initialisation, evolution or the parameter server needs, once at a time
@@ -55,12 +57,20 @@ class MemoryPlan:
     ranks: int = 1  # on this machine
     slots: tuple[int, ...] = ()  # of every node on this machine
     most_slots: int | None = None  # of any node; None is its cores
+    moments: tuple[str, ...] = ("velocity",)  # kinds that the optimizer keeps
     note: str = ""  # why it is not the fastest setting with all slots
 
     @property
     def micro_batch(self) -> int:
         """Samples computed at once."""
         return self.micro_batching.micro_batch
+
+    @property
+    def kept(self) -> str:
+        """What the optimizer keeps, in words."""
+        if self.moments == ("velocity",):
+            return "velocities"
+        return f"moments of {moment_bytes(self.moments)} bytes"
 
     @property
     def required(self) -> int:
@@ -84,7 +94,7 @@ def _rows(plan: MemoryPlan) -> list[tuple[str, int]]:
     """Return what is printed of the plan of a process alone."""
     model = "both orders" if not plan.on_disk else "two layers at a time"
     rows = [
-        (f"model (weights, velocities, {model})", plan.model),
+        (f"model (weights, {plan.kept}, {model})", plan.model),
         ("gradients", plan.gradients),
         (f"activations of a micro-batch of {plan.micro_batching}", plan.activations),
         ("initialisation or evolution, one layer at a time", plan.passing),
@@ -105,7 +115,7 @@ def _rows_of_ranks(plan: MemoryPlan) -> list[tuple[str, int]]:
     slots, where = counted(count, "slot"), "a node" if nodes == 1 else f"{nodes} nodes"
     computing = plan.gradients + plan.activations
     rows = [
-        (f"topology, weights, velocities, once for {where}", plan.model),
+        (f"topology, weights, {plan.kept}, once for {where}", plan.model),
         (f"{slots}: snapshot, gradient, activations of {plan.micro_batching}", computing),
         ("phase one: what the server needs beside", plan.passing),
         (f"phase two: {counted(count, 'replica')} at a time", plan.replicas),

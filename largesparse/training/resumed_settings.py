@@ -12,6 +12,7 @@ from typing import Any
 from ..backends import get_backend
 from ..errors import BackendError
 from ..model.config import TrainingConfig
+from ..model.optimizer import OPTIMIZERS
 from ..model.rules import KINDS
 from ..model.storage import Storage
 from .checkpoint import read_checkpoint, reading
@@ -41,6 +42,8 @@ def load_checkpoint(
         prolong a training; a schedule that depends on its length (cosine) then goes on along the
         curve of the longer one. A `patience` that is added counts from here, and so do the scores
         of another validation part: those of rows that have been trained on already are too good.
+        Another `optimizer` that keeps other moments begins with new ones, with a warning; where its
+        defaults of `learning_rate` and `weight_decay` are others, these are taken, too.
 
     Raises
     ------
@@ -60,6 +63,14 @@ def load_checkpoint(
     return trainer
 
 
+def _defaults_of_another(before: TrainingConfig, changes: dict[str, Any]) -> dict[str, None]:
+    """Return the fields that another optimizer has another default of, to take that."""
+    then = OPTIMIZERS[before.optimizer]
+    now = OPTIMIZERS.get(str(changes.get("optimizer")), then)
+    defaults = {"learning_rate": "default_rate", "weight_decay": "default_decay"}
+    return {name: None for name, of in defaults.items() if getattr(now, of) != getattr(then, of)}
+
+
 def resumed_config(
     before: TrainingConfig, changes: dict[str, Any], folder: Path, layer_sizes: Sequence[int]
 ) -> TrainingConfig:
@@ -67,7 +78,12 @@ def resumed_config(
 
     A warning tells where the backend becomes another one, which gives other bits.
     """
-    now = dataclasses.replace(before, **changes)
+    now = dataclasses.replace(before, **_defaults_of_another(before, changes) | changes)
+    if now.moments != before.moments:
+        logger.warning(
+            f"The training in {folder} used the optimizer {before.optimizer!r} and goes on with "
+            f"{now.optimizer!r}, learning rate {now.learning_rate:g}: its moments begin."
+        )
     whole = before.micro_batch == before.batch_size
     if whole and "batch_size" in changes and "micro_batch" not in changes:
         now = dataclasses.replace(now, micro_batch=None)  # the whole mini-batch, as before

@@ -23,7 +23,7 @@ class Snapshot:
     score: float  # on the validation part
 
     def restore_(self, network: SparseMLP) -> None:
-        """Give the network a copy of the weights, with zero velocities."""
+        """Give the network a copy of the weights, with moments that begin."""
         for layer, arrays in zip(network.layers, self.layers, strict=True):
             layer.restore_(arrays)
 

@@ -1,4 +1,4 @@
-"""What one update is: the gradient of a mini-batch, and momentum SGD; and evaluation."""
+"""What one update is: the gradient of a mini-batch, and the optimizer; and evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..model.config import TrainingConfig
 from ..model.lazy_updates import LazyUpdates
 from ..model.losses import LOSSES, MANY, ScoreSums, check_weights
 from ..model.network import SparseMLP, Visit, dropout_key
-from ..model.optimizer import MomentumSGD
+from ..model.optimizer import MomentumSGD, Optimizer
 from ..model.workspace import Workspace, check_activation_dtype
 from .memory import MicroBatching
 from .state import TrainingState
@@ -103,6 +103,17 @@ class Stepper:
     def step_count(self, count: int) -> None:
         self.state.step = count
 
+    def keep_moments_(self) -> None:
+        """Have the network keep what the optimizer needs; where that is new, all of it begins.
+
+        Momentum SGD's velocity is no mean of gradients: Adam cannot go on from it.
+        """
+        kinds = self.config.moments
+        for layer in self.network.layers:
+            if layer.kinds != kinds:
+                layer.keep_moments_(())
+                layer.keep_moments_(kinds)
+
     @property
     def workspace(self) -> Workspace:
         """The buffers of a step; allocated when they are first needed."""
@@ -173,7 +184,8 @@ class Stepper:
         refuse_masked(X=X, y=y, sample_weight=sample_weight)
         y, rows = _checked(X, y, rows, sample_weight)
         factor = self._rates.factor(self.epoch if progress is None else progress)
-        rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
+        rate, optimizer = self.config.learning_rate * factor, self.config.optimizer_at(factor)
+        self.keep_moments_()
         with self.backend.threads(self.threads):
             if self._is_whole(X, rows):
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
@@ -255,10 +267,13 @@ class Stepper:
         y: NDArray[Any],
         rows: NDArray[np.int64],
         sample_weight: NDArray[np.float32] | None,
-        optimizer: MomentumSGD | None = None,
+        optimizer: Optimizer | None = None,
         rate: float = 0.0,
     ) -> float:
-        """Compute the gradient and, if there is an optimizer, update, in one compiled call."""
+        """Compute the gradient in one compiled call and, if there is an optimizer, update.
+
+        Momentum SGD is part of the call, unless the gradient has to be clipped before.
+        """
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
             self.workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
@@ -269,8 +284,13 @@ class Stepper:
         labels = self._loss.check_y(y[rows], n_outputs, len(rows))
         weights = check_weights(None if sample_weight is None else sample_weight[rows], len(rows))
         offsets = None if self.offsets is None else self.offsets[rows].T
-        loss = step.run(labels, weights, dropout, optimizer, rate, offsets) / len(rows)
+        inside = None
+        if isinstance(optimizer, MomentumSGD) and optimizer.clip_norm is None:
+            inside = optimizer
+        loss = step.run(labels, weights, dropout, inside, rate, offsets) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
+        if optimizer is not None and inside is None:
+            self.network.update_(self.workspace, optimizer, rate)
         return loss
 
     def check_finite(self, loss: float, step: int, epoch: int, batch: int = 0) -> None:

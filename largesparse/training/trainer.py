@@ -1,4 +1,4 @@
-"""The sequential trainer: momentum SGD by mini-batches, SET evolution between epochs."""
+"""The sequential trainer: updates by mini-batches, evolution between epochs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ..model.exploration import begin_exploring_, explored_share
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
 from ..model.lazy_updates import LazyUpdates
+from ..model.optimizer import MomentumSGD
 from ..randomness import stream
 from .checkpoint import write_checkpoint
 from .history import EpochRecord, History
@@ -78,6 +79,10 @@ class Trainer(Stepper):
     state : TrainingState, optional
         How far the training is; by default it begins.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.keep_moments_()
 
     def __repr__(self) -> str:
         return (
@@ -164,7 +169,7 @@ class Trainer(Stepper):
         """Train until `config.epochs` epochs are complete, and return the history.
 
         Where there is a validation part, the network then has the weights of the best epoch, with
-        zero velocities. They go on from there if `fit` is called again. Epochs do not count in
+        moments that begin. They go on from there if `fit` is called again. Epochs do not count in
         which a network with a `start_factor` has more connections than in the end.
 
         Parameters
@@ -325,10 +330,15 @@ class Trainer(Stepper):
     def lazy_updates(self, data: TrainingData) -> Iterator[LazyUpdates | None]:
         """Let steps leave weights of inputs for later that sparse mini-batches do not have.
 
+        Without a gradient Adam moves weights too, and not linearly, and to clip the gradient takes
+        all of it: then nothing is left for later.
         They are up to date at the end, and whenever `is_settled` says so.
         """
         first = self.network.layers[0]
-        if is_sparse(data.X, self.network.preprocessing) and not first.config.centered:
+        optimizer = self.config.optimizer_at()
+        possible = isinstance(optimizer, MomentumSGD) and optimizer.clip_norm is None
+        possible = possible and not first.config.centered
+        if possible and is_sparse(data.X, self.network.preprocessing):
             self._lazy = LazyUpdates(first)
         try:
             yield self._lazy

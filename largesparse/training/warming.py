@@ -6,7 +6,7 @@ import numpy as np
 
 from ..backends import compiling
 from ..backends.choice import BackendName
-from ..model.config import ActivationDtype, NetworkConfig, TrainingConfig
+from ..model.config import ActivationDtype, NetworkConfig, OptimizerName, TrainingConfig
 from ..model.network import SparseMLP
 from ..model.ranking import FEW, survivors
 from .memory import kind_of_kernels
@@ -19,6 +19,7 @@ def warm_up(
     activation_dtype: ActivationDtype = "float32",
     *,
     whole: bool = True,
+    optimizer: OptimizerName = "sgd",
 ) -> None:
     """Compile the kernels of a training, or load them from the cache, by training a tiny network.
 
@@ -32,6 +33,7 @@ def warm_up(
         micro_batch=32 if whole else 16,
         activation_dtype=activation_dtype,
         evolve_last=True,
+        optimizer=optimizer,
         backend=backend,
         threads=threads,
     )

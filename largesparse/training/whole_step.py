@@ -90,6 +90,7 @@ class WholeStep:
 
         momentum = np.float32(optimizer.momentum if optimizer else 0)
         decay = np.float32(optimizer.weight_decay if optimizer else 0)
+        looks_ahead = optimizer is not None and optimizer.looks_ahead
         loss: float = train_step(
             self._table,
             self.inputs,
@@ -99,7 +100,7 @@ class WholeStep:
             self._delta,
             self._workspace.input_sums,
             dropout.for_kernels(),
-            SGD(np.float64(learning_rate), momentum, decay),
+            SGD(np.float64(learning_rate), momentum, decay, looks_ahead),
             optimizer is not None,
         )
         return loss

@@ -103,6 +103,17 @@ def test_kernels_are_compiled_before_the_training_where_there_are_none(
     assert warmed == ([] if cached else ["scipy"])
 
 
+def test_an_optimizer_is_chosen(folder, tmp_path, capsys):
+    data = ["--data", str(folder / "train.csv"), "--target", "level"]
+    flags = [*data, "--out", str(tmp_path / "model"), *QUICK, "--clip-norm", "1", "--optimizer"]
+    assert main(["train", *flags, "adamw"]) == 0
+    assert float(capsys.readouterr().out.split("held out:")[1].split()[0]) > 0.7
+    kept = json.loads((tmp_path / "model" / "manifest.json").read_text())["estimator"]["parameters"]
+    assert (kept["optimizer"], kept["clip_norm"]) == ("adamw", 1)
+    assert main(["train", *flags, "adagrad"]) == 2
+    assert "'optimizer' parameter" in capsys.readouterr().err
+
+
 def test_columns_are_found_by_name_and_scaled(folder, tmp_path, capsys):
     shuffled = frame(100, seed=1)[["e", "amount", "c", "a", "level", "b", "d"]]
     shuffled.to_csv(tmp_path / "shuffled.csv", index=False)

@@ -30,6 +30,7 @@ from largesparse.errors import CheckpointError, DataError, NumericalError, Param
 from largesparse.estimators import base as estimator_base
 from largesparse.estimators.defaults import RATES, auto_batch_size, auto_epochs, resolve_jobs
 from largesparse.machine.threads import available_threads
+from largesparse.model.optimizer import OPTIMIZERS
 
 # The quickest for small networks; where nothing is given, a backend is chosen by what is installed.
 SMALL = helpers.SMALL | {"hidden_layer_sizes": (30, 20)}
@@ -357,6 +358,23 @@ def test_early_stopping_restores_the_best_weights(two_classes, kind):
     order = largesparse.randomness.stream(model._seed, "split").permutation(300)
     rows = order[:90]
     assert model.score(X[rows], y[rows]) == pytest.approx(scores[best], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("kind", [classifier, regressor])
+def test_other_optimizers_learn_with_what_is_chosen(two_classes, kind, name):
+    X, y = two_classes
+    model = kind(optimizer=name, clip_norm=5.0, beta2=0.99).fit(X, y)
+    config = model._training_config(300)
+    assert (config.optimizer, config.clip_norm, config.beta2) == (name, 5.0, 0.99)
+    share = 1 / (10 * -(-300 // auto_batch_size(300)))
+    decay = {"nesterov": share, "adam": 0, "adamw": share / model.learning_rate_}[name]
+    assert config.weight_decay == pytest.approx(decay)
+    assert model.network_.layers[0].kinds == OPTIMIZERS[name].kinds
+    assert model.score(X, y) > (0.8 if kind is classifier else 0.3)
+    before = model.n_steps_
+    model.partial_fit(X, y)
+    assert model.n_steps_ > before
 
 
 def test_warm_start_goes_on(two_classes):

@@ -251,6 +251,18 @@ def config_of(run, *arguments):
     return manifest["network"], manifest["training"]["config"]
 
 
+def test_the_optimizer_is_in_the_plan_and_in_the_training(run):
+    plans = []
+    for name in ("sgd", "adamw"):
+        text = run("--plan", "--neurons", "20M", "--micro-batch", 2, "--optimizer", name)[1]
+        plans.append(float(re.search(r"both orders\) +(\S+) GiB", text)[1]))
+    assert "moments of 10 bytes" in text and plans[1] / plans[0] == pytest.approx(30 / 24, rel=0.05)
+    training = config_of(run, "--optimizer", "adamw", "--clip-norm", 2)[1]
+    found = (training[name] for name in ("optimizer", "learning_rate", "weight_decay", "clip_norm"))
+    assert [*found] == ["adamw", 0.001, 0.01, 2]
+    assert load_checkpoint("run").network.layers[0].updates.any()
+
+
 def test_coverage_leaves_no_neuron_idle_at_first(run):
     for coverage in ("random", "full"):
         out = coverage + ".jsonl"

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -73,6 +74,26 @@ def test_rules_are_timed_next_to_sets(measure, capsys):
     assert rows[0][:2] == ["set", "random"] and float(rows[0][3]) == 1
     assert {row[1] for row in rows[:4]} == {"random", "gradient", "topology", "reconnect"}
     assert {row[0] for row in rows[4:]} == {"magnitude", "mest", "soft"}
+
+
+def test_optimizers_are_timed_and_followed_after_an_evolution(measure, monkeypatch, capsys):
+    tool = importlib.import_module("measuring.optimizers")
+    monkeypatch.setitem(tool.NETS, "fashion", ((20, 30, 3), {"epsilon": 4}, 16))
+    flags = ["optimizers", "--backend", "scipy"]
+    measure.main([*flags, "--optimizers", "sgd", "adamw", "--repeats", "3"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["sgd", "adamw"] and rows[0][2] == "1.000"
+    assert 0 < float(rows[1][2]) < 100
+    rng = np.random.default_rng(0)
+    data = types.SimpleNamespace(X_train=rng.normal(size=(2600, 20)).astype(np.float32))
+    data.y_train = (data.X_train[:, :3]).argmax(1)
+    monkeypatch.setattr(tool, "load_dataset", lambda name: data)
+    monkeypatch.setattr(tool, "FASHION", (20, 30, 3))
+    measure.main([*flags, "--evolution", "--seeds", "2", "--epochs", "2"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][:4] == ["counts", "connection", "global", "no"]
+    losses = np.array([line[1:4] for line in lines[3:]], float)
+    assert losses.shape == (21, 3) and (losses[0, 0] == losses[0, 1]) and (losses > 0).all()
 
 
 @pytest.mark.parametrize("tiny", [2e-38, 1.0])  # the second takes what is normal for subnormal
@@ -165,6 +186,7 @@ def test_slopes_are_compared(measure, small_images, capsys):
     assert "0.50" in shown and "(auto)" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["sparse", "mlp", "logistic", "forest"])
 def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
     tool = load("evaluate_tables")
@@ -217,6 +239,7 @@ def test_the_width_ladder_has_a_line_a_size(measure, capsys):
     assert rate == pytest.approx(connections * 100 / step / 1000, rel=0.05)
 
 
+@pytest.mark.long
 def test_threading_layers_are_compared_idle_and_busy(measure, capsys):
     short = ["--rounds=1", "--seconds=0.01", "--busy=1"]
     measure.main(["threading", "--net=madelon", "--layers=default,1", *short])

@@ -31,9 +31,13 @@ from parallel_cases import (
 )
 
 from largesparse import Trainer, load_checkpoint
+from largesparse.model import layer
 from largesparse.model.density import Shrinking, hidden_connections
+from largesparse.model.layer import moment_name
 from largesparse.parallel.wasap.replicas import replica_seed
 from largesparse.training.prepared import epoch_batches, prepare_
+
+MOMENTS = tuple(moment_name(name, kind) for kind in layer.MOMENTS for name in layer.PARAMETERS)
 
 
 class Job(NamedTuple):
@@ -148,7 +152,7 @@ def test_one_worker_trains_as_one_process_does(jobs, name, tmp_path):
 def test_one_worker_and_both_phases(jobs, name, tmp_path):
     twin = train_in_one_process(CASES[name])
     arrays = arrays_of(twin.network, tmp_path)
-    assert_same(jobs.network(name), arrays, but=("velocity", "bias_velocity"))
+    assert_same(jobs.network(name), arrays, but=MOMENTS)
     last = jobs.told(name)["epochs"][-1]
     assert_same_history([last], twin.history.to_list()[-1:])
 

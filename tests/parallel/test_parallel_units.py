@@ -493,7 +493,7 @@ def test_a_worker_updates_the_shared_weights_as_the_server_does(activation):
         gradients = node.slot.workspace
         for array in gradients.arrays():
             array[...] = rng.normal(size=array.shape)
-        plain.update_(gradients, config.optimizer(), 0.1)
+        plain.update_(gradients, config.optimizer_at(), 0.1)
         network = node.slot.updated(node.weights)
         found = updater.update(network, gradients, 4, version=step, slot=node.slot)
         assert found == 0

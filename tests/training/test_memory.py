@@ -88,6 +88,21 @@ def test_the_plan_is_what_network_and_workspace_take(sizes, epsilon, tolerance, 
     assert plan.activations == activation_bytes(sizes, *setting)
 
 
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+def test_the_plan_counts_what_an_optimizer_keeps(optimizer):
+    config = NetworkConfig(FULL[0], epsilon=1e6)
+    training = TrainingConfig(optimizer=optimizer, backend="scipy")
+    trainer = Trainer(SparseMLP(config, progress=False), training)
+    plan, plain = (plan_training(config, 8, moments=m) for m in (training.moments, ("velocity",)))
+    assert trainer.network.nbytes == plan.model
+    extra = plan.model - plain.model
+    assert extra == (6 * (trainer.network.connections + 95) if optimizer == "adamw" else 0)
+    widest = max(trainer.network.layer_connections)
+    assert plan.passing - plain.passing == (6 * widest if optimizer == "adamw" else 0)
+    kept = "velocities" if optimizer == "nesterov" else "moments of 10 bytes"
+    assert f"model (weights, {kept}, both orders)" in str(plan)
+
+
 def test_a_step_keeps_no_more_than_the_plan():
     X = np.random.default_rng(0).standard_normal((64, 300), dtype=np.float32)
     y = np.arange(64, dtype=np.int32) % 2

@@ -12,7 +12,7 @@ from largesparse.model import config as choices
 from largesparse.model.activations import ACTIVATIONS
 from largesparse.model.initializers import INITIALIZERS
 from largesparse.model.losses import LOSSES
-from largesparse.model.optimizer import SCHEDULES
+from largesparse.model.optimizer import OPTIMIZERS, SCHEDULES
 from largesparse.model.recipes import RECIPES
 from largesparse.model.workspace import ACTIVATION_DTYPES
 from largesparse.training.history import EpochRecord
@@ -77,6 +77,7 @@ def test_a_history_names_its_fields_where_there_is_none_of_a_name(trainer):
         (choices.Recipe, RECIPES),
         (choices.Loss, LOSSES),
         (choices.Schedule, SCHEDULES),
+        (choices.OptimizerName, OPTIMIZERS),
         (choices.ActivationDtype, ACTIVATION_DTYPES),
     ],
 )

@@ -195,7 +195,7 @@ def apply(options: argparse.Namespace) -> None:
     slot.take(weights)
     for array in slot.workspace.arrays():
         array[...] = 1e-3
-    optimizer = TrainingConfig().optimizer()
+    optimizer = TrainingConfig().optimizer_at()
     print(f"{network.connections:,} connections")
 
     def update(threads: int) -> None:

@@ -159,7 +159,7 @@ class Links:
         self.computing += 1
 
     def begin_replica(self, worker: int, task: messages.TrainReplica) -> None:
-        """Let a worker train a replica; it gets weights and velocities."""
+        """Let a worker train a replica; it gets weights and moments."""
         self._channel.send(worker, task)
         if not self.is_here(worker) and not self._replicated:
             self._send(worker, self.weights.arrays(self.topology.connections))

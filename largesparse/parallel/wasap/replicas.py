@@ -56,7 +56,7 @@ def start_replica(
 
     `config` is that of the whole training, and `workspace` the slot's. The topology's arrays are
     used, and never changed: evolution replaces them. `fill(arrays)` copies the server's weights and
-    velocities into arrays.
+    moments into arrays.
     """
     own = dataclasses.replace(config, seed=replica_seed(config.seed, task.replica))
     if task.checkpoint is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from ...model.config import TrainingConfig
 from ...model.layer import Float32
 from ...model.network import SparseMLP
-from ...model.optimizer import MomentumSGD
+from ...model.optimizer import Optimizer
 from ...model.workspace import Gradients
 from ..options import ParallelOptions
 from ..shared.slots import Slot
@@ -37,13 +37,13 @@ class Updater:
         self._options, self._workers, self._rows = options, workers, rows
         self._config, self._rates = config, config.rates()
 
-    def _next_update(self, staleness: int) -> tuple[MomentumSGD, float]:
+    def _next_update(self, staleness: int) -> tuple[Optimizer, float]:
         """Return optimizer and learning rate of the next update."""
         progress = epochs_of(self._topology.samples, self._rows)
         factor = self._rates.factor(progress)
         rate = self._config.learning_rate * factor
         rate *= self._options.rate_factor(progress, staleness, self._workers)
-        return self._config.optimizer(factor), rate
+        return self._config.optimizer_at(factor), rate
 
     def update(
         self,

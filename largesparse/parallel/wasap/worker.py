@@ -113,7 +113,8 @@ class Worker:
             slot.network.preprocessing = scaling
             self._slots.append(slot)
             self._steppers.append(Stepper(slot.network, join.config, workspace=slot.workspace))
-        warm_up(join.config.backend, threads=join.config.threads or 1)
+        config = join.config
+        warm_up(config.backend, threads=config.threads or 1, optimizer=config.optimizer)
         forget_names()
         self._channel.send(messages.Done())
 
