@@ -38,5 +38,5 @@ def keep_ranks(indptr, columns, n_out, registers):
                 rank += 1
             found[piece, place] = max(found[piece, place], np.uint8(rank))
     for piece in range(n_pieces):
-        for place in range(len(registers)):
-            registers[place] = max(registers[place], found[piece, place])
+        for register in range(len(registers)):
+            registers[register] = max(registers[register], found[piece, register])

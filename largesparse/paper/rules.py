@@ -53,10 +53,10 @@ RATES: dict[str, tuple[float, ...]] = {  # optimizer -> learning rates to choose
     "sgd": (0.03, 0.1, 0.3, 1.0),
     "adamw": (0.001, 0.003, 0.01, 0.03),
 }
-KNOWN = {field.name for field in dataclasses.fields(TrainingConfig)}
-OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {}}
-if "optimizer" in KNOWN:
-    OPTIMIZERS = {"sgd": {"optimizer": "sgd"}, "adamw": {"optimizer": "adamw"}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd", "weight_decay": 1e-5},
+    "adamw": {"optimizer": "adamw", "weight_decay": 1e-3},  # which the learning rate multiplies
+}
 DENSITIES = (0.01, 0.05)
 EPOCHS = {"fashion_mnist": 20, "madelon": 100, "higgs": 20}
 VALIDATION = 0.1  # of the training rows, that choose a learning rate
@@ -153,7 +153,6 @@ def make_training(
         "learning_rate": rate,
         "schedule": "cosine",
         "warmup_epochs": WARMUP * epochs,
-        "weight_decay": 1e-5,
         "dropout": 0.0,
         "zeta": paper.ZETA,
         "zeta_decay": LAST_ZETA ** (1 / epochs),

@@ -226,9 +226,11 @@ def test_few_nonzeros_shrink_as_dense_rows_do():
     assert sparse.history["loss"] == pytest.approx(dense.history["loss"], rel=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("redistribute", [False, True])
-def test_it_goes_on_to_the_same_bits(tmp_path, redistribute):
+def test_it_goes_on_to_the_same_bits(tmp_path, redistribute, optimizer):
     options = {"density": 0.1, "start_factor": 3, "batch_size": 32, "backend": "fused"}
+    options |= {"optimizer": optimizer}
     options |= {"epochs": 5, "redistribute": redistribute, "drop": "magnitude"}
     X, y = rows()
     whole = make_trainer(SIZES, **options)
@@ -242,6 +244,10 @@ def test_it_goes_on_to_the_same_bits(tmp_path, redistribute):
     assert same(resumed.network, whole.network)
     assert resumed.history["explored"] == whole.history["explored"]
     assert sum(whole.network.layer_connections[:2]) == 48 + 120
+    for layer, other in zip(whole.network.layers, resumed.network.layers, strict=True):
+        for kind, moments in layer.moments.items():
+            assert len(moments["values"]) == layer.nnz
+            np.testing.assert_array_equal(moments["values"], other.moments[kind]["values"])
 
 
 def test_the_best_epoch_is_one_of_the_wanted_density():
