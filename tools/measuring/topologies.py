@@ -41,8 +41,8 @@ def topology(options: argparse.Namespace) -> None:
 
     The sets are made up: their sizes are log-normal (median 50, from 10 to 500), and some genes are
     in many of them. A gene follows the activities of its sets, as much noise apart; the class of a
-    row is the sign of the summed activity of 5 sets. The frozen layer's pattern must be unchanged to the bit at every stage, but for the connections of sets
-    that Importance Pruning has removed.
+    row is the sign of the summed activity of 5 sets. The frozen layer's pattern must be unchanged
+    to the bit at every stage, but for the connections of sets that Importance Pruning has removed.
     """
     rng = np.random.default_rng(options.seed)
     genes = [f"GENE{k}" for k in range(options.genes)]
@@ -69,6 +69,7 @@ def topology(options: argparse.Namespace) -> None:
         settings = {"backend": options.backend, "threads": options.threads, "seed": options.seed}
         training = TrainingConfig(
             epochs=options.epochs,
+            batch_size=32,
             learning_rate=options.learning_rate,
             pruning_start=options.epochs - 1,
             pruning_every=1,
@@ -152,7 +153,7 @@ def add_figures(figures) -> None:
     add("--genes", type=parse_size, default=20_000, help="default %(default)s")
     add("--sets", type=parse_size, default=2_000, help="default %(default)s")
     add("--hidden", type=parse_size, default=200, help="neurons above the sets (%(default)s)")
-    add("--rows", type=parse_size, default=1_000, help="trained on (%(default)s)")
+    add("--rows", type=parse_size, default=3_000, help="trained on (%(default)s)")
     add("--test-rows", type=parse_size, default=500, help="default %(default)s")
-    add("--epochs", type=parse_size, default=10, help="default %(default)s")
-    add("--learning-rate", type=float, default=0.05, help="default %(default)s")
+    add("--epochs", type=parse_size, default=20, help="default %(default)s")
+    add("--learning-rate", type=float, default=0.1, help="default %(default)s")
