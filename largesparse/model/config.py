@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, TRAINED
 from .initializers import INITIALIZERS
 from .losses import LOSSES
 from .optimizer import MomentumSGD, ScheduleConfig
@@ -69,6 +69,7 @@ class NetworkConfig:
     output_epsilon: float | None = None  # of the output layer, where it is another
     output_density: float | None = None  # share of the cells of the output layer, likewise
     output_minimum: int = 0  # connections that every output has at least, or as many as there are
+    batch_norm: bool = False  # of hidden layers: see largesparse.model.normalization
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -98,6 +99,16 @@ class NetworkConfig:
             _check_choice("regrowth", self.regrowth, REGROWTH, owner)
         _check_choice("loss", self.loss, LOSSES, owner)
         _check_choice("coverage", self.coverage, COVERAGE, owner)
+        if not isinstance(self.batch_norm, bool):
+            raise ParameterError(
+                f"The 'batch_norm' parameter of a network must be True or False. Got "
+                f"{self.batch_norm!r} instead."
+            )
+        if self.batch_norm and self.activation in TRAINED:
+            raise ParameterError(
+                f"The 'batch_norm' parameter of a network must be False where the activation's "
+                f"shape is trained ({self.activation}). Take another activation, or leave it out."
+            )
         loss = LOSSES[self.loss]
         remedy = f"It is the number of {loss.outputs_are}."
         check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
@@ -146,6 +157,7 @@ class TrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 2e-4  # per step; scaled by the schedule, not by learning_rate
     dropout: float = 0.3  # share of the hidden neurons dropped
+    label_smoothing: float = 0.0  # share of each label that all classes get in equal parts
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
@@ -174,7 +186,8 @@ class TrainingConfig:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
         _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES, owner)
         check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
-        check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
+        for name in ("dropout", "label_smoothing"):
+            check_range(name, getattr(self, name), owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
         _check_choice("growth", self.growth, GROWTH, owner)

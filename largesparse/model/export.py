@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from scipy.sparse import csr_array
 
+from .folding import fold
 from .network import SparseMLP
 
 
 def to_scipy(network: SparseMLP) -> list[csr_array]:
     """Return the weights of every layer as CSR, float32 (n_in, n_out); copies.
 
-    A layer computes f(x W + b), with the bias and the activation of `network.layers`.
+    A layer computes f(x W + b), with the bias and the activation of `network.layers`; where these
+    are normalised, of the layers of `fold(network)`, whose weights the result has.
     """
     return [
         csr_array(
@@ -18,5 +20,5 @@ def to_scipy(network: SparseMLP) -> list[csr_array]:
             shape=(layer.n_in, layer.n_out),
             copy=True,
         )
-        for layer in network.layers
+        for layer in fold(network).layers
     ]

@@ -3,7 +3,8 @@
 Neurons of little importance die, and stay dead. A dead neuron has no connections, neither incoming
 nor outgoing, and a bias of 0. What it would still put out without its incoming weights, f(bias), is
 a constant; that moves into the biases of the next layer. So all others compute what they would if
-only the incoming weights were removed.
+only the incoming weights were removed. Where layers are normalised by batch, importance is by the
+weights as they are folded, and the constant moves into the next layer's running means.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from ..errors import ParameterError, check_range
 from ..randomness import stream
 from .evolution import mark_smallest, remove_connections
+from .folding import fold
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
 from .network import SparseMLP
+from .normalization import gain_and_shift
 from .topology import Topology, draw_missing_cells
 
 Bool = NDArray[np.bool_]
@@ -29,10 +32,13 @@ Bool = NDArray[np.bool_]
 def neuron_importance(layer: SparseLayer) -> Float32:
     """Return each neuron's importance, float32 (n_out,): the sum of |incoming weights| (eq. 4).
 
-    It is 0 for the dead, and for those that no connection leads to.
+    It is 0 for the dead, and for those that no connection leads to. The weights of a normalised
+    layer are taken as it predicts with them: times |γ| over the running deviation.
     """
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
+    if layer.config.normalised:
+        sums *= np.abs(gain_and_shift(layer)[0])
     return sums.astype(np.float32)
 
 
@@ -159,7 +165,8 @@ def input_strength(network: SparseMLP, *, paths: bool = False) -> NDArray[np.flo
     neurons of the first layer may lead nowhere yet, by their weights.
     """
     strength: NDArray[np.generic] = np.ones(network.layers[-1].n_out)
-    for layer in network.layers[::-1] if paths else network.layers[:1]:
+    layers = fold(network).layers
+    for layer in layers[::-1] if paths else layers[:1]:
         weights = np.abs(layer.values)
         if paths:
             weights = weights * strength[layer.topology.indices]
@@ -227,9 +234,16 @@ def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     output = layer.activate(layer.bias)  # without incoming connections, z is the bias
     output[~dying] = 0
     constants = output[above.topology.rows()] * above.values
-    above.bias += np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
-    if above.dead is not None:
-        above.bias[above.dead] = 0
+    moving = np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
+    if above.running is None:
+        above.bias += moving
+    else:  # the mean of Wᵀx becomes less by what is missing
+        above.running[0] -= moving * above.running[2]
+    for name, array in above.parameters.items():
+        if above.dead is not None and name in ("bias", "running"):
+            array[..., above.dead] = 0
     layer.bias[dying] = 0
     layer.bias_velocity[dying] = 0
+    if layer.running is not None:
+        layer.running[:, dying] = 0
     layer.dead = dying if layer.dead is None else layer.dead | dying

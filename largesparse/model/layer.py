@@ -29,7 +29,8 @@ class Parameter(NamedTuple):
     of_connections: bool = False  # one number a connection, in input order; else for neurons
     rows: int = 0  # numbers a neuron, (rows, n_out); 0 is one, (n_out,)
     decays: bool = True  # whether the weight decay applies
-    of_activation: bool = False  # a trained activation's shape, which other layers do not have
+    needs: str = ""  # the field of `LayerConfig` without which a layer does not have it
+    is_trained: bool = True  # else it is moved towards its gradient: see `normalization`
 
     def shape(self, nnz: int, n_out: int) -> tuple[int, ...]:
         """Return the shape for a layer with so many connections and neurons."""
@@ -43,7 +44,11 @@ class Parameter(NamedTuple):
 PARAMETERS = {
     "values": Parameter("velocity", of_connections=True),
     "bias": Parameter("bias_velocity"),
-    "srelu": Parameter("srelu_velocity", rows=4, decays=False, of_activation=True),
+    "srelu": Parameter("srelu_velocity", rows=4, decays=False, needs="shape_trained"),
+    "scale": Parameter("scale_velocity", decays=False, needs="normalised"),
+    "running": Parameter(
+        "running_velocity", rows=3, decays=False, needs="normalised", is_trained=False
+    ),
 }
 
 
@@ -57,6 +62,7 @@ class LayerConfig:
     centered: bool = False  # whether the gradients are: see `SparseMLP.finish_gradient`
     minimum: int = 0  # connections that evolution and pruning leave every output, where it has them
     shape_trained: tuple[bool, ...] = ()  # which rows of `srelu` are; () where there is none
+    normalised: bool = False  # by batch: see `normalization`
 
     @classmethod
     def of(cls, config: NetworkConfig, k: int) -> LayerConfig:
@@ -72,6 +78,7 @@ class LayerConfig:
             centered=is_output and recipe.center_output,
             minimum=config.output_minimum if is_output else 0,
             shape_trained=TRAINED.get(activation, ()),
+            normalised=config.batch_norm and not is_output,
         )
 
     def shapes(self, nnz: int, n_out: int) -> dict[str, tuple[int, ...]]:
@@ -79,7 +86,7 @@ class LayerConfig:
         return {
             name: parameter.shape(nnz, n_out)
             for name, parameter in PARAMETERS.items()
-            if self.shape_trained or not parameter.of_activation
+            if not parameter.needs or getattr(self, parameter.needs)
         }
 
 
@@ -109,6 +116,9 @@ def initial_layer(config: NetworkConfig, k: int, threads: int) -> SparseLayer:
     parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
     if own.shape_trained:
         parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
+    if own.normalised:
+        parameters["scale"] = np.ones(n_out, dtype=np.float32)
+        parameters["running"] = np.zeros((3, n_out), dtype=np.float32)
     return SparseLayer(k + 2, topology, parameters, own)
 
 
@@ -126,6 +136,10 @@ class SparseLayer:
     bias_velocity: Float32  # (n_out,)
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
+    scale: Float32 | None  # (n_out,), γ of batch normalisation
+    scale_velocity: Float32 | None
+    running: Float32 | None  # (3, n_out), its running statistics: see `normalization`
+    running_velocity: Float32 | None
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
 
     def __init__(

@@ -28,6 +28,8 @@ def what_is_in_the_way(network: SparseMLP, n_maps: int) -> str | None:
         return "it needs a hidden layer"
     if config.activation in TRAINED:
         return f"neurons with the activation {config.activation!r} do not add up to a linear one"
+    if config.batch_norm:
+        return "batch normalisation would rescale what linear paths carry"
     if any(abs(1 + layer.slope) < LEAST_SUM for layer in network.layers[:-1]):
         return "with alpha near 1, neurons are even functions"
     if 2 * n_maps > MOST_NEURONS * min(config.layer_sizes[1:-1]):

@@ -11,6 +11,7 @@ import numpy as np
 from ..backends.operands import SGD
 from ..errors import ParameterError, check_range
 from .layer import PARAMETERS, LayerArrays, Parameter, SparseLayer
+from .normalization import RATE, move_
 
 # name -> factor of the learning rate after `progress` epochs (fractional)
 SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
@@ -90,6 +91,9 @@ class MomentumSGD:
 
         for name, gradient in gradients.items():
             parameter = PARAMETERS[name]
+            if not parameter.is_trained:
+                move_(getattr(layer, name), gradient, RATE)
+                continue
             array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
             sgd = self.numbers(layer, parameter, learning_rate)
             if parameter.of_connections and both_orders:

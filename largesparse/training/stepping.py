@@ -21,8 +21,9 @@ from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
 from ..model.config import TrainingConfig
+from ..model.folding import fold
 from ..model.lazy_updates import LazyUpdates
-from ..model.losses import LOSSES, MANY, ScoreSums, check_weights
+from ..model.losses import LOSSES, MANY, ScoreSums, check_weights, smoothed
 from ..model.network import SparseMLP, Visit, dropout_key
 from ..model.optimizer import MomentumSGD
 from ..model.workspace import Workspace, check_activation_dtype
@@ -65,13 +66,18 @@ class Stepper:
         network.trained_with = choose_backend(self.config.backend, network.config.layer_sizes)
         self.backend = get_backend(network.trained_with.name)
         check_activation_dtype(
-            self.config.activation_dtype, self.backend, network.config.activation, "a training"
+            self.config.activation_dtype,
+            self.backend,
+            network.config.activation,
+            "a training",
+            normalised=network.config.batch_norm,
         )
         self.threads = resolve_threads(self.config.threads, "a training")
         self.state = TrainingState() if state is None else state
         # (n_samples, n_outputs), added to the outputs for the rows of a training: `linear_start`
         self.offsets: NDArray[np.float32] | None = None
         self._loss = LOSSES[network.config.loss]
+        self._trained_loss = smoothed(network.config.loss, self.config.label_smoothing)
         self._rates = self.config.rates()
         self._workspace = workspace
         self._lock = threading.RLock()
@@ -131,6 +137,7 @@ class Stepper:
         if is_sparse(X, self.network.preprocessing):
             return False
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
+        possible = possible and not self.network.config.batch_norm
         possible = possible and self.network.storage is None and self.workspace.keep_every == 1
         possible = possible and self.workspace.activation_dtype == "float32"
         n_outputs = self.network.config.layer_sizes[-1]
@@ -228,22 +235,23 @@ class Stepper:
             )
             rate = 0.0 if plain else config.dropout
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
-            logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
+            weights = None if sample_weight is None else sample_weight[part]
+            how: dict[str, Any] = {"dropout": dropout, "weights": weights}
+            logits = self.network.forward(workspace, batch, backend, training=True, **how)
             if self.offsets is not None:
                 logits += self.offsets[part].T
-            weights = None if sample_weight is None else sample_weight[part]
-            loss, delta = self._loss.function(logits, y[part], joined or len(rows), weights)
+            loss, delta = self._trained_loss(logits, y[part], joined or len(rows), weights)
             self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
             total += loss
             self.network.backward(
                 workspace,
                 delta,
                 backend,
-                dropout=dropout,
                 accumulate=start > 0,
                 visit=visit,
-                weights=weights,
                 touched_only=touched_only,
+                part=batch / (joined or len(rows)),
+                **how,
             )
         if not plain and joined is None:
             self.network.finish_gradient(workspace)
@@ -269,7 +277,8 @@ class Stepper:
         labels = self._loss.check_y(y[rows], n_outputs, len(rows))
         weights = check_weights(None if sample_weight is None else sample_weight[rows], len(rows))
         offsets = None if self.offsets is None else self.offsets[rows].T
-        loss = step.run(labels, weights, dropout, optimizer, rate, offsets) / len(rows)
+        smoothing = self.config.label_smoothing
+        loss = step.run(labels, weights, dropout, optimizer, rate, offsets, smoothing) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
         return loss
 
@@ -330,10 +339,11 @@ class Stepper:
         y, rows = _checked(X, y, rows, sample_weight)
         loss, sums = 0.0, ScoreSums()
         with self.backend.threads(self.threads):
+            network = fold(self.network)
             for start in range(0, len(rows), self.workspace.micro_batch):
                 part = rows[start : start + self.workspace.micro_batch]
                 self.workspace.load_(X, part, self.network.preprocessing)
-                outputs = self.network.forward(self.workspace, len(part), self.backend)
+                outputs = network.forward(self.workspace, len(part), self.backend)
                 if offsets is not None:
                     outputs += offsets[part].T
                 weights = None
