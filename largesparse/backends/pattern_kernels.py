@@ -267,3 +267,13 @@ def merge_pattern(old, velocity, keep, n_out, positions, grown, new, new_velocit
                 else:
                     break
                 place += 1
+
+
+@kernel()
+def carry(old, slot_map, new):
+    """new[slot_map[k]] = old[k], where the connection is kept: see `merge_pattern`."""
+    n = len(old)
+    for block in prange((n + BLOCK - 1) // BLOCK):
+        for k in range(block * BLOCK, min(n, (block + 1) * BLOCK)):
+            if slot_map[k] >= 0:
+                new[slot_map[k]] = old[k]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.operands import Connections
 from ..errors import check_range
-from .layer import SparseLayer
+from .layer import MOMENTS, LayerArrays, Moment, SparseLayer
 from .topology import Topology
 
 Int64 = NDArray[np.int64]
@@ -258,5 +258,20 @@ def _rebuild(
         slot_map,
     )
     topology = Topology.from_input_order(old.n_in, old.n_out, indptr, indices)
-    layer.replace(topology, values, velocity)
+    moments: LayerArrays = {"velocity": velocity}
+    for kind in layer.kinds:
+        if kind != "velocity":
+            moments[kind] = _carried(getattr(layer, kind), slot_map, values, MOMENTS[kind])
+    layer.replace(topology, values, moments)
     return slot_map
+
+
+def _carried(
+    old: NDArray[Any], slot_map: NDArray[np.int32], values: NDArray[np.float32], moment: Moment
+) -> NDArray[Any]:
+    """Return a moment of the new connections, `values`: where `slot_map` leads, the old one's."""
+    from ..backends.pattern_kernels import carry
+
+    new = values.copy() if moment.of_values else np.zeros(len(values), moment.dtype)
+    carry(old, slot_map, new)
+    return new

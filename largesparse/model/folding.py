@@ -41,6 +41,7 @@ def _fold(layer: SparseLayer) -> SparseLayer:
         layer.topology,
         parameters,
         dataclasses.replace(layer.config, normalised=False),
+        moments={},
         dead=layer.dead,
         values_by_output=np.empty(0, np.float32),
     )

@@ -123,7 +123,7 @@ def _missing(network: SparseMLP, output: SparseLayer, keep: Bool) -> tuple[Any, 
 def compact(network: SparseMLP) -> SparseMLP:
     """Return a network without the dead neurons, in the same number of layers.
 
-    Its outputs are the same, up to rounding. What is left of weights, velocities, classes and
+    Its outputs are the same, up to rounding. What is left of weights, moments, classes and
     preprocessing is kept; the inputs all stay. `config.layer_sizes` has the new sizes, and what a
     recipe derives from them (rates of the layers, values of new connections) follows.
     """
@@ -139,9 +139,10 @@ def compact(network: SparseMLP) -> SparseMLP:
         topology = Topology.from_input_order(
             sizes[k], sizes[k + 1], indptr, new_number[layer.topology.indices]
         )
-        kept = [_keep(arrays, outputs) for arrays in (layer.parameters, layer.velocities)]
+        kept = _keep(layer.parameters, outputs)
+        moments = {kind: _keep(arrays, outputs) for kind, arrays in layer.moments.items()}
         own = LayerConfig.of(config, k)
-        layers.append(SparseLayer(layer.number, topology, kept[0], own, velocities=kept[1]))
+        layers.append(SparseLayer(layer.number, topology, kept, own, moments=moments))
         inputs = outputs
     result = copy.copy(network)
     result.config, result.layers, result.storage = config, layers, None
@@ -150,7 +151,7 @@ def compact(network: SparseMLP) -> SparseMLP:
 
 
 def _keep(arrays: LayerArrays, neurons: Bool) -> LayerArrays:
-    """Return copies of a layer's parameters or velocities, of some of its neurons."""
+    """Return copies of a layer's parameters or moments, of some of its neurons."""
     return {
         name: array.copy() if PARAMETERS[name].of_connections else array[..., neurons].copy("C")
         for name, array in arrays.items()
@@ -243,7 +244,8 @@ def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
         if above.dead is not None and name in ("bias", "running"):
             array[..., above.dead] = 0
     layer.bias[dying] = 0
-    layer.bias_velocity[dying] = 0
+    for moments in layer.moments.values():
+        moments["bias"][dying] = 0
     if layer.running is not None:
         layer.running[:, dying] = 0
     layer.dead = dying if layer.dead is None else layer.dead | dying

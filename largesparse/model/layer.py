@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from .config import NetworkConfig
 
 LayerArrays = dict[str, NDArray[Any]]
+Zeros = Callable[[tuple[int, ...], Any], NDArray[Any]]  # shape, dtype -> array
 
 
 class Parameter(NamedTuple):
-    """A trained array of a layer: float32, as are its velocity and its gradient, of one shape."""
+    """A trained array of a layer: float32, as is its gradient, of one shape."""
 
-    velocity: str  # its velocity's name
     of_connections: bool = False  # one number a connection, in input order; else for neurons
     rows: int = 0  # numbers a neuron, (rows, n_out); 0 is one, (n_out,)
     decays: bool = True  # whether the weight decay applies
@@ -42,14 +43,34 @@ class Parameter(NamedTuple):
 # All that copies, saves, shares, sums, averages or updates what is trained goes by this. A new
 # parameter is a line here, its first values in `initial_layer`, and its kernel.
 PARAMETERS = {
-    "values": Parameter("velocity", of_connections=True),
-    "bias": Parameter("bias_velocity"),
-    "srelu": Parameter("srelu_velocity", rows=4, decays=False, needs="shape_trained"),
-    "scale": Parameter("scale_velocity", decays=False, needs="normalised"),
-    "running": Parameter(
-        "running_velocity", rows=3, decays=False, needs="normalised", is_trained=False
-    ),
+    "values": Parameter(of_connections=True),
+    "bias": Parameter(),
+    "srelu": Parameter(rows=4, decays=False, needs="shape_trained"),
+    "scale": Parameter(decays=False, needs="normalised"),
+    "running": Parameter(rows=3, needs="normalised", is_trained=False),
 }
+
+
+class Moment(NamedTuple):
+    """What is kept beside every number that is trained, in an array of the parameter's shape."""
+
+    dtype: type = np.float32
+    of_values: bool = False  # whether new connections begin with their weight; else with 0
+
+
+# All that copies, saves, shares or moves them goes by this. Which of them a layer has is the
+# optimizer's: see `SparseLayer.keep_moments_`.
+MOMENTS = {
+    "velocity": Moment(),  # of momentum SGD; Adam's mean of the gradients
+    "square": Moment(),  # Adam's mean of their squares
+    "updates": Moment(np.uint16),  # that a number has had, up to 65535
+}
+Moments = dict[str, LayerArrays]  # kind -> parameter -> array
+
+
+def moment_name(parameter: str, kind: str) -> str:
+    """Return what a parameter's moment is called in files, and as a layer's attribute."""
+    return kind if parameter == "values" else f"{parameter}_{kind}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +147,8 @@ class SparseLayer:
     """A sparse layer z = Wᵀx + b, with W (n_in, n_out) of which only the connections are kept.
 
     Layers are numbered as in the paper: the input is layer 1, the first hidden layer 2. A layer
-    takes over the parameters and the velocities (by default zero), by their names in `PARAMETERS`,
-    and the weights in output order, if it is given them.
+    takes over the parameters, by their names in `PARAMETERS`, their moments (by default a velocity
+    of zero), by kind, and the weights in output order, if it is given them.
     """
 
     values: Float32  # (nnz,), the weights, in input order
@@ -137,9 +158,7 @@ class SparseLayer:
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
     scale: Float32 | None  # (n_out,), γ of batch normalisation
-    scale_velocity: Float32 | None
     running: Float32 | None  # (3, n_out), its running statistics: see `normalization`
-    running_velocity: Float32 | None
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
 
     def __init__(
@@ -149,16 +168,20 @@ class SparseLayer:
         parameters: LayerArrays,
         config: LayerConfig,
         *,
-        velocities: LayerArrays | None = None,
+        moments: Moments | None = None,
         dead: NDArray[np.bool_] | None = None,
         values_by_output: Float32 | None = None,
     ) -> None:
         self.number, self.topology, self.config, self.dead = number, topology, config, dead
-        if velocities is None:
-            velocities = {name: np.zeros_like(array) for name, array in parameters.items()}
-        for name, parameter in PARAMETERS.items():
+        for name in PARAMETERS:
             setattr(self, name, parameters.get(name))
-            setattr(self, parameter.velocity, velocities.get(name))
+        if moments is None:
+            zeros = {name: np.zeros_like(array) for name, array in parameters.items()}
+            moments = {"velocity": zeros}
+        self.kinds = tuple(moments)  # of moments
+        for kind, arrays in moments.items():
+            for name in PARAMETERS:
+                setattr(self, moment_name(name, kind), arrays.get(name))
         self.is_stale = False  # whether `refresh` waits until the output order is asked for
         if values_by_output is None:
             self._copy = np.empty_like(self.values)
@@ -183,9 +206,28 @@ class SparseLayer:
         return {name: array for name in PARAMETERS if (array := getattr(self, name)) is not None}
 
     @property
-    def velocities(self) -> LayerArrays:
-        """The velocities by the names of what they are of."""
-        return {name: getattr(self, PARAMETERS[name].velocity) for name in self.parameters}
+    def moments(self) -> Moments:
+        """The moments by their kind and the names of what they are of."""
+        return {
+            kind: {name: getattr(self, moment_name(name, kind)) for name in self.parameters}
+            for kind in self.kinds
+        }
+
+    def keep_moments_(self, kinds: Sequence[str], zeros: Zeros = np.zeros) -> None:
+        """Have moments of these kinds, and no others; new ones begin as those of new connections.
+
+        `zeros(shape, dtype)` allocates them.
+        """
+        old, moments = self.moments, Moments()
+        for kind in kinds:
+            moments[kind] = old.get(kind) or _first_moments(kind, self.parameters, zeros)
+        for kind in set(old) - set(kinds):
+            for name in PARAMETERS:
+                delattr(self, moment_name(name, kind))
+        self.kinds = tuple(kinds)
+        for kind, arrays in moments.items():
+            for name in PARAMETERS:
+                setattr(self, moment_name(name, kind), arrays.get(name))
 
     @property
     def n_in(self) -> int:
@@ -239,7 +281,8 @@ class SparseLayer:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        trained = (*self.parameters.values(), *self.velocities.values(), self.values_by_output)
+        kept = [array for arrays in self.moments.values() for array in arrays.values()]
+        trained = (*self.parameters.values(), *kept, self.values_by_output)
         return self.topology.nbytes + sum(array.nbytes for array in trained)
 
     def __repr__(self) -> str:
@@ -252,7 +295,7 @@ class SparseLayer:
             f"{activation})"
         )
 
-    def arrays(self, velocities: bool = False) -> LayerArrays:
+    def arrays(self, moments: bool = False) -> LayerArrays:
         """Return what the layer can be made from again, as files have it; the layer's own arrays.
 
         Of the topology that is the input order; `dead` is there only if neurons are.
@@ -261,8 +304,9 @@ class SparseLayer:
         arrays |= self.parameters
         if self.dead is not None:
             arrays["dead"] = self.dead
-        if velocities:
-            arrays |= {PARAMETERS[name].velocity: v for name, v in self.velocities.items()}
+        if moments:
+            for kind, found in self.moments.items():
+                arrays |= {moment_name(name, kind): array for name, array in found.items()}
         return arrays
 
     def snapshot(self) -> LayerArrays:
@@ -270,24 +314,27 @@ class SparseLayer:
         return self.arrays() | _copies(self.parameters)
 
     def restore_(self, arrays: LayerArrays) -> None:
-        """Become what `arrays` or `snapshot` has returned, with zero velocities."""
+        """Become what `arrays` or `snapshot` has returned, with moments that begin."""
         pattern = arrays["indptr"], arrays["indices"]
         values = arrays["values"].copy()
         topology = Topology.from_input_order(self.n_in, self.n_out, *pattern)
-        self.replace(topology, values, np.zeros_like(values))
+        firsts = {kind: first_moment(kind, values) for kind in self.kinds}
+        self.replace(topology, values, firsts)
         self.dead = arrays.get("dead")
         for name, array in self.parameters.items():
             if not PARAMETERS[name].of_connections:
-                array[...], self.velocities[name][...] = arrays[name], 0
+                array[...] = arrays[name]
+                for kind, moments in self.moments.items():
+                    moments[name][...] = first_moment(kind, array)
 
     def copy(self) -> SparseLayer:
-        """Return a layer with weights and velocities of its own; the topology is shared."""
+        """Return a layer with weights and moments of its own; the topology is shared."""
         return SparseLayer(
             self.number,
             self.topology,
             _copies(self.parameters),
             self.config,
-            velocities=_copies(self.velocities),
+            moments={kind: _copies(arrays) for kind, arrays in self.moments.items()},
             dead=self.dead,
         )
 
@@ -306,13 +353,26 @@ class SparseLayer:
         self._copy = copy  # when it is whole: threads that predict may all find it stale
         self.is_stale = False
 
-    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
-        """Take over another topology with its weights and velocities."""
+    def replace(self, topology: Topology, values: Float32, moments: LayerArrays) -> None:
+        """Take over another topology with its weights, and their moments by kind."""
         self.topology = topology
         self.values = values
-        self.velocity = velocity
+        for kind in self.kinds:
+            setattr(self, kind, moments[kind])
         if not self.is_stale:
             self.refresh()
+
+
+def first_moment(kind: str, array: Float32, zeros: Zeros = np.zeros) -> NDArray[Any]:
+    """Return what a moment of a parameter is before the first update."""
+    moment = zeros(array.shape, MOMENTS[kind].dtype)
+    if MOMENTS[kind].of_values:
+        moment[...] = array
+    return moment
+
+
+def _first_moments(kind: str, parameters: LayerArrays, zeros: Zeros) -> LayerArrays:
+    return {name: first_moment(kind, array, zeros) for name, array in parameters.items()}
 
 
 def _copies(arrays: LayerArrays) -> LayerArrays:

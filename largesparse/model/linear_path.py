@@ -12,7 +12,7 @@ from scipy.sparse import csr_array, hstack, vstack
 
 from .activations import TRAINED
 from .importance import kill_
-from .layer import SparseLayer
+from .layer import SparseLayer, first_moment
 from .network import SparseMLP
 from .topology import Topology
 
@@ -94,8 +94,14 @@ def _add(layer: SparseLayer, block: NDArray[np.floating]) -> None:
     added = vstack([below, csr_array(block, dtype=np.float32)], format="csr")
     pattern = layer.topology.indices, layer.topology.indptr
     shape = layer.n_in, layer.n_out - block.shape[1]
-    old = [csr_array((values, *pattern), shape=shape) for values in (layer.values, layer.velocity)]
+    numbers = np.arange(layer.nnz, dtype=np.int64)
+    old = [csr_array((array, *pattern), shape=shape) for array in (layer.values, numbers)]
     new = hstack([old[0], added], format="csr")
-    velocity = hstack([old[1], added * 0], format="csr").data
+    is_new = csr_array((np.full(added.nnz, -1), added.indices, added.indptr), shape=added.shape)
+    places = hstack([old[1], is_new], format="csr").data
     topology = Topology.from_input_order(layer.n_in, layer.n_out, new.indptr, new.indices)
-    layer.replace(topology, new.data, velocity)
+    moments = {}
+    for kind in layer.kinds:
+        moments[kind] = first_moment(kind, new.data)
+        moments[kind][places >= 0] = getattr(layer, kind)
+    layer.replace(topology, new.data, moments)

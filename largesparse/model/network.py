@@ -27,7 +27,7 @@ from .forward import forward
 from .layer import PARAMETERS, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
-from .normalization import BatchShares, differentiate_
+from .normalization import RATE, BatchShares, differentiate_, move_
 from .optimizer import MomentumSGD
 from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
@@ -344,6 +344,9 @@ class SparseMLP:
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
             gradients, both = workspace.by_layer[k], both_orders
+            if layer.running is not None:
+                move_(layer.running, gradients["running"], RATE)
+                gradients = {name: g for name, g in gradients.items() if name != "running"}
             if k == 0 and sparse:
                 layer.is_stale, both = True, False
             if k == 0 and lazy is not None and lazy.is_waiting:

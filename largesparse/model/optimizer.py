@@ -10,8 +10,7 @@ import numpy as np
 
 from ..backends.operands import SGD
 from ..errors import ParameterError, check_range
-from .layer import PARAMETERS, LayerArrays, Parameter, SparseLayer
-from .normalization import RATE, move_
+from .layer import PARAMETERS, LayerArrays, Parameter, SparseLayer, moment_name
 
 # name -> factor of the learning rate after `progress` epochs (fractional)
 SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
@@ -91,10 +90,8 @@ class MomentumSGD:
 
         for name, gradient in gradients.items():
             parameter = PARAMETERS[name]
-            if not parameter.is_trained:
-                move_(getattr(layer, name), gradient, RATE)
-                continue
-            array, velocity = getattr(layer, name), getattr(layer, parameter.velocity)
+            array = getattr(layer, name)
+            velocity = getattr(layer, moment_name(name, "velocity"))
             sgd = self.numbers(layer, parameter, learning_rate)
             if parameter.of_connections and both_orders:
                 copy = layer.topology.to_output_order, layer.values_by_output

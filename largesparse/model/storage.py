@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import MemoryPlanError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.mapped_memory import map_file
-from .layer import Float32, Forward, LayerArrays, SparseLayer
+from .layer import Float32, Forward, LayerArrays, SparseLayer, Zeros
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Storage:
 
     def before_update(self, layer: SparseLayer, gradient: Float32) -> None:
         """Expect the update of a layer."""
-        arrays = gradient, layer.values, layer.velocity, layer.topology.to_output_order
+        moments = (getattr(layer, kind) for kind in layer.kinds)
+        arrays = gradient, layer.values, *moments, layer.topology.to_output_order
         self.expect(*arrays, layer.values_by_output)
 
 
@@ -100,9 +102,9 @@ class StoredLayer(SparseLayer):
         self._storage = storage
         topology = layer.topology
         self._patterns = list(map(storage.copy, topology.arrays))
-        parameters, velocities = (
+        parameters, *moments = (
             {name: storage.copy(array) for name, array in arrays.items()}
-            for arrays in (layer.parameters, layer.velocities)
+            for arrays in (layer.parameters, *layer.moments.values())
         )
         self._by_output = storage.copy(layer.values_by_output)
         super().__init__(
@@ -110,23 +112,31 @@ class StoredLayer(SparseLayer):
             Topology(topology.n_in, topology.n_out, *self._patterns),
             parameters,
             layer.config,
-            velocities=velocities,
+            moments=dict(zip(layer.kinds, moments, strict=True)),
             dead=layer.dead,
             values_by_output=self._by_output,
         )
-        self._values, self._velocity = self.values, self.velocity
+        self._rooms = self._of_connections()
 
-    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
-        """Copy another topology with its weights and velocities to the files."""
-        if len(values) > len(self._values):  # weights from before a pruning
+    def _of_connections(self) -> LayerArrays:
+        return {name: getattr(self, name) for name in ("values", *self.kinds)}
+
+    def keep_moments_(self, kinds: Sequence[str], zeros: Zeros | None = None) -> None:
+        """Have moments of these kinds, and no others, in files."""
+        super().keep_moments_(kinds, zeros or self._storage.zeros)
+        self._rooms = self._of_connections()
+
+    def replace(self, topology: Topology, values: Float32, moments: LayerArrays) -> None:
+        """Copy another topology with its weights and moments to the files."""
+        arrays = {"values": values, **moments}
+        if len(values) > len(self._rooms["values"]):  # weights from before a pruning
             self._patterns = list(map(self._storage.copy, topology.arrays))
-            self._values, self._velocity, self._by_output = map(
-                self._storage.copy, (values, velocity, values)
-            )
+            self._rooms = {name: self._storage.copy(arrays[name]) for name in self._rooms}
+            self._by_output = self._storage.copy(values)
         parts = map(_fill, self._patterns, topology.arrays)
         self.topology = Topology(topology.n_in, topology.n_out, *parts)
-        self.values = _fill(self._values, values)
-        self.velocity = _fill(self._velocity, velocity)
+        for name, room in self._rooms.items():
+            setattr(self, name, _fill(room, arrays[name]))
         self.values_by_output = self._by_output[: len(values)]
         self.refresh()
 

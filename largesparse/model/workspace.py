@@ -72,9 +72,9 @@ class Workspace(Gradients):
     """Buffers for micro-batches of up to `micro_batch` samples.
 
     A training workspace keeps one number and two bits for every neuron and sample, one or two
-    buffers for the backward pass, and the gradients; where the activation's shape is trained, or
-    layers are normalised, a second number. A workspace for prediction has two activation buffers of the widest layer, which
-    the layers use in turn.
+    buffers for the backward pass, and the gradients; a second number where the activation's shape
+    is trained or layers are normalised. A workspace for prediction has two activation buffers of
+    the widest layer, which the layers use in turn.
 
     With `keep_every` K > 1, training keeps the activations of every K-th hidden layer. The K - 1
     layers below each of these share buffers with those of the other segments, and the backward
@@ -131,16 +131,13 @@ class Workspace(Gradients):
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
         self._parts: Float32 | None = None  # see `parts`
-        own = [layer.config for layer in trained]
-        used = [
-            size * bool(of.shape_trained or of.normalised) for size, of in zip(self._sizes, own)
-        ]
-        self._sums = [allocate(size * micro_batch) for size in used]
-        # what `normalization.normalise_` finds, of every layer that has it
-        self.found = [
-            allocate((4, size if of.normalised else 0), np.float64)
-            for size, of in zip(self._sizes, own, strict=True)
-        ]
+        self._sums: list[Float32] = []
+        self.found: list[NDArray[np.float64]] = []  # by `normalization.normalise_`, (4, n_out)
+        for layer in trained:
+            of = layer.config
+            has_sums = of.shape_trained or of.normalised
+            self._sums.append(allocate(layer.n_out * micro_batch if has_sums else 0))
+            self.found.append(allocate((4, layer.n_out if of.normalised else 0), np.float64))
         super().__init__(trained, allocate=allocate_gradients)
 
     def load_(

@@ -87,7 +87,7 @@ class Network(nn.Module):
 
 
 def _shared(layer: SparseLayer) -> SharedLayer:
-    rest: Any = {"velocities": layer.velocities, "dead": layer.dead}
+    rest: Any = {"moments": layer.moments, "dead": layer.dead}
     return SharedLayer(layer.number, layer.topology, layer.parameters, layer.config, **rest)
 
 

@@ -1,7 +1,7 @@
 """Saved models and checkpoints: a folder of safetensors files with a manifest.
 
     FOLDER/manifest.json            format, configuration, classes, progress, checksums
-    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the velocities;
+    FOLDER/layer-NN.safetensors     indptr, indices, values, bias; in checkpoints the moments;
                                     dead, where neurons have been pruned
     FOLDER/preprocessing.safetensors    mean, scale (where inputs are standardised)
     FOLDER/targets.safetensors          mean, scale (where predicted numbers are scaled back)
@@ -86,7 +86,7 @@ def write_checkpoint(
     check_notes(state.notes)
     manifest = {"kind": "checkpoint", "training": {"config": config.as_dict(), **state.as_dict()}}
     layers = None if state.best is None else state.best.layers
-    _write(folder, network, manifest, velocities=True, best=layers)
+    _write(folder, network, manifest, moments=True, best=layers)
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -149,13 +149,13 @@ def _write(
     network: SparseMLP,
     manifest: dict[str, Any],
     *,
-    velocities: bool = False,
+    moments: bool = False,
     best: Sequence[LayerArrays] | None = None,
 ) -> None:
     folder = expand_user(folder).resolve()
     with writing(folder), replacing(folder) as beside:
         files = {}
-        own = (layer.arrays(velocities) for layer in network.layers)
+        own = (layer.arrays(moments) for layer in network.layers)
         for prefix, layers in (("", own), (BEST, best or [])):
             for k, arrays in enumerate(layers, start=1):
                 name = f"{prefix}layer-{k:02d}.safetensors"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..model.config import NetworkConfig
-from ..model.layer import PARAMETERS, LayerArrays, LayerConfig, SparseLayer
+from ..model.layer import MOMENTS, LayerArrays, LayerConfig, Moments, SparseLayer, moment_name
 from ..model.topology import checked_topology
 
 
@@ -22,18 +22,20 @@ def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: st
     own = LayerConfig.of(config, k)
     shapes = own.shapes(nnz, n_out).items()
     parameters = {key: expect(arrays, key, np.float32, *shape) for key, shape in shapes}
+    moments: Moments = {
+        kind: {
+            key: expect(arrays, moment_name(key, kind), of.dtype, *shape) for key, shape in shapes
+        }
+        for kind, of in MOMENTS.items()
+        if moment_name("values", kind) in arrays
+    }
     topology = checked_topology(n_in, n_out, indptr, indices, name)
-    dead = velocities = None
+    dead = None
     if "dead" in arrays:
         dead = expect(arrays, "dead", np.bool_, n_out)
         if dead.all() or k == len(config.layer_sizes) - 2:
             raise ValueError(f"{name}: outputs, or all neurons of a layer, are dead")
-    if PARAMETERS["values"].velocity in arrays:
-        velocities = {
-            key: expect(arrays, PARAMETERS[key].velocity, np.float32, *shape)
-            for key, shape in shapes
-        }
-    return SparseLayer(k + 2, topology, parameters, own, velocities=velocities, dead=dead)
+    return SparseLayer(k + 2, topology, parameters, own, moments=moments or None, dead=dead)
 
 
 def check_dead(layers: Sequence[SparseLayer], name: str) -> None:

@@ -43,6 +43,9 @@ def layer_of(cells: np.ndarray, values=None, *, regrowth=None, seed=0) -> Sparse
     parameters = {"values": np.array(values, dtype=np.float32), "bias": bias}
     layer = SparseLayer(2, topology, parameters, LayerConfig(0.0, regrowth=regrowth))
     layer.velocity[:] = rng.standard_normal(topology.nnz)
+    layer.keep_moments_(("velocity", "square", "updates"))
+    layer.square[:] = rng.random(topology.nnz)
+    layer.updates[:] = rng.integers(1, 2**16, topology.nnz)
     return layer
 
 
@@ -57,9 +60,10 @@ def cells_of(layer) -> list[tuple[int, int]]:
     return [(i, int(j)) for i in range(layer.n_in) for j in indices[indptr[i] : indptr[i + 1]]]
 
 
-def connections(layer) -> dict[tuple[int, int], tuple[float, float]]:
-    """cell -> (weight, velocity)"""
-    numbers = zip(layer.values.tolist(), layer.velocity.tolist(), strict=True)
+def connections(layer) -> dict[tuple[int, int], tuple[float, ...]]:
+    """cell -> (weight, velocity and the other moments)"""
+    arrays = [layer.values, *(moments["values"] for moments in layer.moments.values())]
+    numbers = zip(*(array.tolist() for array in arrays), strict=True)
     return dict(zip(cells_of(layer), numbers, strict=True))
 
 
@@ -97,7 +101,7 @@ def evolve_and_check(layer, zeta, seed=0) -> np.ndarray:
 
     assert len(after) == len(before)
     assert slot_map.dtype == np.int32 and slot_map.shape == (len(before),)
-    gone = pruned({cell: weight for cell, (weight, _) in before.items()}, zeta)
+    gone = pruned({cell: weight for cell, (weight, *_) in before.items()}, zeta)
     assert {cells[k] for k in np.flatnonzero(slot_map == -1)} == gone
     assert np.all(slot_map >= -1)
     for k in np.flatnonzero(slot_map >= 0):
@@ -109,8 +113,8 @@ def evolve_and_check(layer, zeta, seed=0) -> np.ndarray:
         k for k, cell in enumerate(new_cells) if cell not in grown
     }
     for cell in grown:
-        weight, velocity = after[cell]
-        assert velocity == 0
+        weight, *moments = after[cell]
+        assert not any(moments)  # those of a new connection begin
         if layer.config.regrowth is None:
             assert weight == 0
         else:
@@ -239,7 +243,7 @@ def test_a_regrown_connection_is_a_new_one():
     after = connections(layer)
     assert set(after) == set(before)  # full: what goes comes back where it was
     gone = [cell for cell, slot in zip(before, slot_map, strict=True) if slot == -1]
-    assert len(gone) >= 31 and all(after[cell] == (0, 0) for cell in gone)
+    assert len(gone) >= 31 and not any(any(after[cell]) for cell in gone)
     assert np.all(layer.velocity[[cell not in gone for cell in before]] != 0)
 
 
@@ -258,7 +262,7 @@ def test_small_shapes(shape, nnz):
 
 def grown_in_repeats(layer, zeta, repeats) -> tuple[list[tuple[int, int]], list[list]]:
     """The cells free after the removal, and the cells that grew in every repeat."""
-    weights = {cell: weight for cell, (weight, _) in connections(layer).items()}
+    weights = {cell: weight for cell, (weight, *_) in connections(layer).items()}
     kept = set(weights) - pruned(weights, zeta)
     free = [cell for cell in np.ndindex(layer.n_in, layer.n_out) if cell not in kept]
     rng = np.random.default_rng(5)
@@ -405,7 +409,7 @@ def test_slot_maps_of_the_trainer_lead_from_old_to_new():
         assert (
             0
             < np.sum(~kept)
-            == len(pruned({cell: weight for cell, (weight, _) in old.items()}, 0.3))
+            == len(pruned({cell: weight for cell, (weight, *_) in old.items()}, 0.3))
         )
         new_cells = cells_of(layer)
         for k in np.flatnonzero(kept):
@@ -419,7 +423,7 @@ def test_layers_and_epochs_evolve_by_streams_of_their_own():
         trainer.epoch = epoch
         for layer in trainer.network.layers[:2]:  # the same start for every evolution
             same = layer_of(np.eye(20), np.ones(20))
-            layer.replace(same.topology, same.values, same.velocity)
+            layer.replace(same.topology, same.values, {"velocity": same.velocity})
         trainer.evolve()
         grown += [tuple(cells_of(layer)) for layer in trainer.network.layers[:2]]
     assert len(set(grown)) == 4

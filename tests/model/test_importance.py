@@ -248,7 +248,9 @@ def test_growth_among_the_living_is_uniform():
     counts = np.zeros((9, 7))
     draws = 1000
     for seed in range(draws):
-        layer.replace(topology, np.arange(1, 5, dtype=np.float32), np.zeros(4, np.float32))
+        layer.replace(
+            topology, np.arange(1, 5, dtype=np.float32), {"velocity": np.zeros(4, np.float32)}
+        )
         evolve(layer, 0.5, np.random.default_rng(seed), dead_inputs=below)
         counts[layer.topology.rows(), layer.topology.indices] += 1
     weakest = np.zeros((9, 7), dtype=bool)
@@ -382,7 +384,7 @@ def empty(layer):
     none = np.empty(0, dtype=np.int32)
     pointers = np.zeros(layer.n_in + 1, dtype=np.int32)
     topology = Topology.from_input_order(layer.n_in, layer.n_out, pointers, none)
-    return topology, np.empty(0, np.float32), np.empty(0, np.float32)
+    return topology, np.empty(0, np.float32), {"velocity": np.empty(0, np.float32)}
 
 
 def test_early_stopping_restores_the_best_with_its_dead():

@@ -56,7 +56,7 @@ class Slot:
                 nothing,
                 parameters,
                 LayerConfig.of(shape.config, k),
-                velocities=dict.fromkeys(parameters, empty),
+                moments={"velocity": dict.fromkeys(parameters, empty)},
                 values_by_output=empty,
             )
             layers.append(layer)

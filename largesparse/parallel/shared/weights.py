@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from ...errors import ParallelError
 from ...machine.mapped_memory import Allocate, Arena, Segment
 from ...model.config import NetworkConfig
-from ...model.layer import PARAMETERS, Float32, LayerArrays, LayerConfig, SparseLayer
+from ...model.layer import (
+    MOMENTS,
+    PARAMETERS,
+    Float32,
+    LayerArrays,
+    LayerConfig,
+    Moments,
+    SparseLayer,
+)
 from ...model.network import SparseMLP
 from ...model.topology import Topology
 from ...training.memory import MicroBatching
@@ -38,27 +46,35 @@ class Shape(NamedTuple):
     config: NetworkConfig
     room: tuple[int, ...]  # connections that each layer may have at most
     micro_batching: MicroBatching
+    moments: tuple[str, ...] = ("velocity",)  # kinds that the optimizer keeps
 
     @classmethod
     def of(cls, network: SparseMLP, micro_batching: MicroBatching) -> Shape:
         """Return the shape of a network as it is now: connections only become fewer."""
         room = tuple(layer.nnz for layer in network.layers)
-        return cls(network.config, room, micro_batching)
+        return cls(network.config, room, micro_batching, network.layers[0].kinds)
 
 
 def parameter_room(
-    config: NetworkConfig, k: int, nnz: int, allocate: Callable[..., NDArray]
+    config: NetworkConfig,
+    k: int,
+    nnz: int,
+    allocate: Callable[..., NDArray],
+    dtype: type = np.float32,
 ) -> LayerArrays:
     """Return room for the parameters of layer k with so many connections, by their names."""
     shapes = LayerConfig.of(config, k).shapes(nnz, config.layer_sizes[k + 1])
-    return {name: allocate(shape, np.float32) for name, shape in shapes.items()}
+    return {name: allocate(shape, dtype) for name, shape in shapes.items()}
 
 
 def parameter_arrays(
-    config: NetworkConfig, connections: Sequence[int], allocate: Callable[..., NDArray]
+    config: NetworkConfig,
+    connections: Sequence[int],
+    allocate: Callable[..., NDArray],
+    dtype: type = np.float32,
 ) -> list[LayerArrays]:
     """Return room for the parameters of each layer."""
-    return [parameter_room(config, k, nnz, allocate) for k, nnz in enumerate(connections)]
+    return [parameter_room(config, k, nnz, allocate, dtype) for k, nnz in enumerate(connections)]
 
 
 def counter(place: int) -> property:
@@ -131,11 +147,14 @@ class SharedTopology:
 
 
 class SharedWeights:
-    """The weights and velocities of the server, in input order, on its node."""
+    """The weights and moments of the server, in input order, on its node."""
 
     def __init__(self, shape: Shape, allocate: Allocate, segment: Segment | None = None) -> None:
         self.parameters = parameter_arrays(shape.config, shape.room, allocate)
-        self.velocities = parameter_arrays(shape.config, shape.room, allocate)
+        self.moments = {
+            kind: parameter_arrays(shape.config, shape.room, allocate, MOMENTS[kind].dtype)
+            for kind in shape.moments
+        }
         self._segment = segment
 
     def snapshot(self, connections: Sequence[int]) -> list[Float32]:
@@ -143,8 +162,13 @@ class SharedWeights:
         return cut(self.parameters, connections)
 
     def arrays(self, connections: Sequence[int]) -> list[Float32]:
-        """Return parameters, then velocities, of layers with so many connections."""
-        return cut(self.parameters, connections) + cut(self.velocities, connections)
+        """Return parameters, then each kind of moments, of layers with so many connections."""
+        rooms = self.parameters, *self.moments.values()
+        return [array for arrays in rooms for array in cut(arrays, connections)]
+
+    def moments_of(self, k: int, nnz: int) -> Moments:
+        """Return the moments of layer k with so many connections."""
+        return {kind: cut_layer(rooms[k], nnz) for kind, rooms in self.moments.items()}
 
     def reading(self) -> AbstractContextManager[None]:
         """Keep the server from writing; a process that dies lets go."""
@@ -180,7 +204,7 @@ class SharedWeights:
                 topology.topology(k),
                 cut_layer(self.parameters[k], nnz),
                 LayerConfig.of(config, k),
-                velocities=cut_layer(self.velocities[k], nnz),
+                moments=self.moments_of(k, nnz),
                 dead=topology.dead(k),
                 values_by_output=copies[k],
             )
@@ -201,23 +225,27 @@ class ServerLayer(SparseLayer):
             topology.store(k, layer.topology),
             _fill_all(weights.parameters[k], layer.parameters),
             layer.config,
-            velocities=_fill_all(weights.velocities[k], layer.velocities),
+            moments={
+                kind: _fill_all(weights.moments[kind][k], arrays)
+                for kind, arrays in layer.moments.items()
+            },
             dead=layer.dead,
             values_by_output=np.empty(0, np.float32),
         )
 
-    def replace(self, topology: Topology, values: Float32, velocity: Float32) -> None:
-        """Copy another topology with its weights and velocities to the shared memory."""
+    def replace(self, topology: Topology, values: Float32, moments: LayerArrays) -> None:
+        """Copy another topology with its weights and moments to the shared memory."""
         k, shared, weights = self._place
         self.topology = shared.store(k, topology)
         self.values = _fill(weights.parameters[k]["values"], values)
-        self.velocity = _fill(weights.velocities[k]["values"], velocity)
+        for kind in self.kinds:
+            setattr(self, kind, _fill(weights.moments[kind][k]["values"], moments[kind]))
 
 
 def in_both_orders(layer: SparseLayer) -> SparseLayer:
     """Return an ordinary layer with the arrays of one that is in input order only."""
     parts = layer.number, layer.topology, layer.parameters, layer.config
-    return SparseLayer(*parts, velocities=layer.velocities, dead=layer.dead)
+    return SparseLayer(*parts, moments=layer.moments, dead=layer.dead)
 
 
 def cut(rooms: Sequence[LayerArrays], connections: Sequence[int]) -> list[Float32]:
