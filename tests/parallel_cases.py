@@ -84,6 +84,8 @@ class Case:
 
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
+NORMALISED = {"batch_norm": True}
+NORMS = "scale", "scale_velocity", "running"
 ONE = {"phase_one_epochs": 3}
 
 # One worker, phase one alone: nothing but the sequential training, bit for bit.
@@ -95,6 +97,7 @@ SEQUENTIAL = {
     "sparse-weighted": Case(options=ONE, sparse=True, weighted=True),
     "few-nonzeros": Case(options=ONE, sparse=True, zeros=0.97, training={"standardize": False}),
     "srelu": Case(options=ONE, network=SRELU, training=PRUNING),
+    "normalised": Case(options=ONE, network=NORMALISED, training=PRUNING, weighted=True),
     "width": Case(options=ONE, network=WIDTH, training={"growth": "gradient"}),
     "targets": Case(options=ONE, targets=True, training={"schedule": "cosine"}),
     "augmented": Case(options=ONE, augment=True),
@@ -146,6 +149,28 @@ REPLICAS = {
         "two-nodes": {"ranks_per_node": 2},
         "four-nodes": {"ranks_per_node": 1},
     }.items()
+}
+
+# Batch normalisation: a worker's part of a joined mini-batch is normalised by itself.
+NORMALISED_START = START | {"network": NORMALISED, "resume": "normalised-checkpoint"}
+NORMALISED_CASES = {
+    "joined-normalised": Case(
+        "wassp",
+        network=NORMALISED,
+        training=SCHEDULED,
+        options=SEVEN | {"ranks_per_node": 2},
+    ),
+    "start-normalised": Case(
+        **NORMALISED_START | {"resume": None},
+        options={"phase_one_epochs": 2},
+        stop_after=2,
+        checkpoint="normalised-checkpoint",
+    ),
+    "replicas-normalised": Case(
+        **NORMALISED_START,
+        options={"phase_one_epochs": 2, "ranks_per_node": 2},
+        checkpoint="replicas-normalised-checkpoint",
+    ),
 }
 
 SLOW = {"epochs": 6, "learning_rate": 0.06, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
@@ -217,7 +242,7 @@ FEWER = {  # by two workers
         REPLICAS["replicas-one-node"], checkpoint="replicas-fewer-checkpoint"
     )
 }
-CASES = (
+CASES = NORMALISED_CASES | (
     SEQUENTIAL | BOTH_PHASES | JOINED | REPLICAS | FEWER | ASYNCHRONOUS | BEGUN | CONTINUED | BROKEN
 )
 
@@ -257,7 +282,7 @@ class Breaker:
 def save_network(network: SparseMLP, path: Path) -> None:
     arrays = {}
     for k, layer in enumerate(network.layers):
-        for name in ("values", "bias", "velocity", "bias_velocity", "srelu", "dead"):
+        for name in ("values", "bias", "velocity", "bias_velocity", "srelu", "dead", *NORMS):
             if getattr(layer, name) is not None:
                 arrays[f"{name}-{k}"] = getattr(layer, name)
         for name in ("indptr", "indices", "indptr_by_output", "indices_by_output"):

@@ -64,6 +64,10 @@ def add_train(subparsers: Any) -> None:
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
     add("--zeta", type=float, help="share of the connections that evolution replaces")
     add("--dropout", type=float, help="share of the hidden neurons dropped")
+    add("--batch-norm", action="store_true", help="normalise the hidden layers by mini-batch")
+    add("--label-smoothing", type=float, help="share of each label that all classes get (0)")
+    add("--average-decay", type=float,
+        help="predict by an average of the weights; so much of it stays at an update")  # fmt: skip
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
     add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
@@ -171,13 +175,19 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
     given = {
         name: getattr(arguments, name)
-        for name in ("alpha", "zeta", "dropout", "learning_rate")
+        for name in (
+            *("alpha", "zeta", "dropout", "learning_rate", "label_smoothing", "average_decay"),
+        )
         if getattr(arguments, name) not in (None, "auto")
     }
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)
     network = NetworkConfig(
-        sizes, epsilon=arguments.epsilon, activation=arguments.activation, **alpha
+        sizes,
+        epsilon=arguments.epsilon,
+        activation=arguments.activation,
+        batch_norm=arguments.batch_norm,
+        **alpha,
     )
     choose_plan(network, 1)  # hidden layers that fit in no case
     TrainingConfig(**given)

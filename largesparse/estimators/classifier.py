@@ -50,6 +50,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         "auto" is "width", or "paper" in `fit` where there are more features than rows.
     regrowth : {"initial", "zero"} or None
         Values of new connections: drawn like the first ones, or 0. None is by recipe.
+    batch_norm : bool
+        Whether to normalise the hidden layers by mini-batch; predictions use running statistics.
     zeta : float in [0, 1)
         Share ζ of the connections that evolution replaces after an epoch, with at least 16 updates
         in between; 0 keeps the topology.
@@ -70,6 +72,12 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     dropout : float in [0, 1) or "auto"
         Share of the hidden neurons that are dropped while training; "auto" is 0.2, and 0.5 with an
         indicator matrix.
+    label_smoothing : float in [0, 1)
+        Share of each label that all classes get in equal parts, in the loss that is trained for;
+        0 with an indicator matrix.
+    average_decay : float in [0, 1)
+        Where it is not 0, predictions are by an average of the weights over the updates, of which
+        such a share stays at each: 0.99 averages over about 100 of them.
     learning_rate : float or "auto"
         η. It rises over the first twentieth of the epochs, and then follows `schedule`. "auto"
         is by recipe and shape of the table; a training that diverges with it starts again at a

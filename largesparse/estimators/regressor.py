@@ -25,11 +25,13 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
     Parameters
     ----------
     hidden_layer_sizes, epsilon, density, output_epsilon, output_density, activation, alpha, \
-    recipe, regrowth, zeta, zeta_decay, evolve_output, growth, pruning_start, pruning_every, \
-    pruning_percentile, dropout, learning_rate, schedule, momentum, weight_decay, batch_size, \
-    max_epochs, early_stopping, validation_fraction, patience, standardize, linear_start, \
-    warm_start, random_state, n_jobs, backend, verbose
-        As in `SparseMLPClassifier`; a linear start is by ridge regression.
+    recipe, regrowth, batch_norm, zeta, zeta_decay, evolve_output, growth, pruning_start, \
+    pruning_every, pruning_percentile, dropout, label_smoothing, average_decay, learning_rate, \
+    schedule, momentum, weight_decay, batch_size, max_epochs, early_stopping, \
+    validation_fraction, patience, standardize, linear_start, warm_start, random_state, n_jobs, \
+    backend, verbose
+        As in `SparseMLPClassifier`; a linear start is by ridge regression, and there are no labels
+        to smooth.
 
     Attributes
     ----------

@@ -55,7 +55,7 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = (
     *("epsilon", "density", "output_epsilon", "output_density"),
-    *("activation", "alpha", "recipe", "regrowth"),
+    *("activation", "alpha", "recipe", "regrowth", "batch_norm"),
 )
 
 
@@ -76,6 +76,7 @@ class Settings(BaseEstimator):
     alpha: float | Literal["auto"] = 0.1
     recipe: Recipe | Literal["auto"] = "auto"
     regrowth: Regrowth | None = None
+    batch_norm: bool = False
     zeta: float = 0.3
     zeta_decay: float = 1.0
     evolve_output: bool = False
@@ -84,6 +85,8 @@ class Settings(BaseEstimator):
     pruning_every: int = 10
     pruning_percentile: float = 5.0
     dropout: float | Literal["auto"] = "auto"
+    label_smoothing: float = 0.0
+    average_decay: float = 0.0
     learning_rate: float | Literal["auto"] = "auto"
     schedule: Schedule = "cosine"
     momentum: float = 0.9
@@ -128,6 +131,7 @@ class Settings(BaseEstimator):
             alpha=self.alpha_ if self._is_auto("alpha") else self.alpha,  # type: ignore[arg-type]
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
             regrowth=self.regrowth,
+            batch_norm=self.batch_norm,
             loss=self._loss,
             **self._output_options(sizes),
             seed=self._seed,

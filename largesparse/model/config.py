@@ -157,6 +157,7 @@ class TrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 2e-4  # per step; scaled by the schedule, not by learning_rate
     dropout: float = 0.3  # share of the hidden neurons dropped
+    average_decay: float = 0.0  # of an average of the weights that is evaluated; 0: without
     label_smoothing: float = 0.0  # share of each label that all classes get in equal parts
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
@@ -186,7 +187,7 @@ class TrainingConfig:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
         _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES, owner)
         check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
-        for name in ("dropout", "label_smoothing"):
+        for name in ("dropout", "average_decay", "label_smoothing"):
             check_range(name, getattr(self, name), owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
@@ -219,6 +220,15 @@ class TrainingConfig:
     def candidates_per_connection(self) -> float:
         """Cells that evolution looks at for every connection; 0 where it grows at random."""
         return self.zeta * self.growth_candidates if self.growth == "gradient" else 0.0
+
+    def average_share(self, step: int) -> float:
+        """Return the share of the weights in their average at an update, after `step` others.
+
+        The average has the bias of its beginning corrected (Kingma and Ba, 2015, section 3): after
+        t updates it is (1 - d) Σ d^(t - i) w_i / (1 - d^t).
+        """
+        decay = self.average_decay
+        return (1 - decay) / (1 - decay ** (step + 1))
 
     def optimizer(self, factor: float = 1.0) -> MomentumSGD:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""

@@ -13,11 +13,11 @@ from .normalization import gain_and_shift
 
 
 def fold(network: SparseMLP) -> SparseMLP:
-    """Return a network that predicts as this one does, without batch normalisation.
+    """Return a network that predicts as this one does, by its layers' weights and biases alone.
 
-    The running statistics, γ and β of a layer go into its weights and its bias. So the layers'
-    `values`, `bias` and `activate` are all that computes its outputs. What is folded is copied,
-    in O(connections); all else is shared. A network without normalised layers is returned itself.
+    The averages of a training with `average_decay` take the place of the weights, and running
+    statistics, γ and β of batch normalisation go into weights and bias. What that changes is
+    copied, in O(connections); all else is shared. A network with neither is returned itself.
     """
     layers = [_fold(layer) for layer in network.layers]
     if all(a is b for a, b in zip(layers, network.layers, strict=True)):
@@ -29,17 +29,16 @@ def fold(network: SparseMLP) -> SparseMLP:
 
 
 def _fold(layer: SparseLayer) -> SparseLayer:
-    if not layer.config.normalised:
+    found: LayerArrays = layer.evaluated
+    if layer.config.normalised:
+        gain, shift = gain_and_shift(found)
+        found = {"values": found["values"] * gain[layer.topology.indices], "bias": shift}
+    elif "average" not in layer.kinds:
         return layer
-    gain, shift = gain_and_shift(layer)
-    parameters: LayerArrays = {
-        "values": layer.values * gain[layer.topology.indices],
-        "bias": shift,
-    }
     folded = SparseLayer(
         layer.number,
         layer.topology,
-        parameters,
+        found,
         dataclasses.replace(layer.config, normalised=False),
         moments={},
         dead=layer.dead,

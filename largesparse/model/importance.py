@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import ParameterError, check_range
 from ..randomness import stream
+from .activations import activate
 from .evolution import mark_smallest, remove_connections
 from .folding import fold
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
@@ -38,7 +39,7 @@ def neuron_importance(layer: SparseLayer) -> Float32:
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
     if layer.config.normalised:
-        sums *= np.abs(gain_and_shift(layer)[0])
+        sums *= np.abs(gain_and_shift(layer.parameters)[0])
     return sums.astype(np.float32)
 
 
@@ -232,20 +233,29 @@ def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     """Mark neurons as dead, and move what they put out into the biases of the layer above."""
     if not dying.any():
         return
-    output = layer.activate(layer.bias)  # without incoming connections, z is the bias
-    output[~dying] = 0
-    constants = output[above.topology.rows()] * above.values
-    moving = np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
-    if above.running is None:
-        above.bias += moving
-    else:  # the mean of Wᵀx becomes less by what is missing
-        above.running[0] -= moving * above.running[2]
-    for name, array in above.parameters.items():
-        if above.dead is not None and name in ("bias", "running"):
-            array[..., above.dead] = 0
+    _move_constants_(layer.parameters, above.parameters, layer, above, dying)
+    if "average" in layer.kinds:
+        averages = layer.moments["average"], above.moments["average"]
+        _move_constants_(*averages, layer, above, dying)
     layer.bias[dying] = 0
     for moments in layer.moments.values():
         moments["bias"][dying] = 0
-    if layer.running is not None:
-        layer.running[:, dying] = 0
     layer.dead = dying if layer.dead is None else layer.dead | dying
+
+
+def _move_constants_(
+    own: LayerArrays, others: LayerArrays, layer: SparseLayer, above: SparseLayer, dying: Bool
+) -> None:
+    """Move what dying neurons put out by the parameters `own` into `others`, those of `above`."""
+    output = activate(own["bias"], layer.slope, own.get("srelu"))  # of no incoming connections
+    output[~dying] = 0
+    constants = output[above.topology.rows()] * others["values"]
+    moving = np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
+    if above.dead is not None:
+        moving[above.dead] = 0
+    if above.config.normalised:  # the mean of Wᵀx becomes less by what is missing
+        others["running"][0] -= moving * others["running"][2]
+    else:
+        others["bias"] += moving
+    if layer.config.normalised:
+        own["running"][:, dying] = 0

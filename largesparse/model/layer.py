@@ -64,6 +64,7 @@ MOMENTS = {
     "velocity": Moment(),  # of momentum SGD; Adam's mean of the gradients
     "square": Moment(),  # Adam's mean of their squares
     "updates": Moment(np.uint16),  # that a number has had, up to 65535
+    "average": Moment(of_values=True),  # of the parameter over the updates: see `averages`
 }
 Moments = dict[str, LayerArrays]  # kind -> parameter -> array
 
@@ -213,6 +214,11 @@ class SparseLayer:
             for kind in self.kinds
         }
 
+    @property
+    def evaluated(self) -> LayerArrays:
+        """The parameters to predict with: their averages, where the layer has these."""
+        return self.moments["average"] if "average" in self.kinds else self.parameters
+
     def keep_moments_(self, kinds: Sequence[str], zeros: Zeros = np.zeros) -> None:
         """Have moments of these kinds, and no others; new ones begin as those of new connections.
 
@@ -298,10 +304,11 @@ class SparseLayer:
     def arrays(self, moments: bool = False) -> LayerArrays:
         """Return what the layer can be made from again, as files have it; the layer's own arrays.
 
-        Of the topology that is the input order; `dead` is there only if neurons are.
+        Of the topology that is the input order; `dead` is there only if neurons are. Without
+        `moments` the parameters are those `evaluated`.
         """
         arrays: LayerArrays = {"indptr": self.topology.indptr, "indices": self.topology.indices}
-        arrays |= self.parameters
+        arrays |= self.parameters if moments else self.evaluated
         if self.dead is not None:
             arrays["dead"] = self.dead
         if moments:
@@ -311,7 +318,7 @@ class SparseLayer:
 
     def snapshot(self) -> LayerArrays:
         """Return `arrays` that training does not change: topology and `dead` never are in place."""
-        return self.arrays() | _copies(self.parameters)
+        return self.arrays() | _copies(self.evaluated)
 
     def restore_(self, arrays: LayerArrays) -> None:
         """Become what `arrays` or `snapshot` has returned, with moments that begin."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack, vstack
 
 from .activations import TRAINED
+from .averages import settle_
 from .importance import kill_
 from .layer import SparseLayer, first_moment
 from .network import SparseMLP
@@ -62,6 +63,7 @@ def install_(network: SparseMLP, weights: NDArray[np.floating], bias: NDArray[np
         A column for each output; or one, whose halves with both signs are those of two outputs.
     bias : (n_maps,)
     """
+    settle_(network.layers)
     n_maps, n_outputs = weights.shape[1], network.config.layer_sizes[-1]
     each = np.eye(n_maps)
     readout = each if n_maps == n_outputs else np.array([[-0.5, 0.5]])

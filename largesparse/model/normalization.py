@@ -89,19 +89,19 @@ def differentiate_(
     differentiate_normalised(D, Z, samples, part, *given, accumulate)
 
 
-def gain_and_shift(layer: SparseLayer) -> tuple[Float32, Float32]:
+def gain_and_shift(parameters: dict[str, NDArray[Any]]) -> tuple[Float32, Float32]:
     """Return what weights are multiplied by, and the bias, where a layer is folded: (n_out,) each.
 
     z = gain·Wᵀx + shift with the running statistics; before the first update m = 0 and v = 1.
     """
     from ..backends.normalization_kernels import EPSILON
 
-    assert layer.scale is not None and layer.running is not None
-    means, variances, seen = layer.running.astype(np.float64)
+    means, variances, seen = parameters["running"].astype(np.float64)
     known = seen > 0
     seen = np.where(known, seen, 1)
-    gain = layer.scale / np.sqrt(np.where(known, variances / seen, 1) + EPSILON)
-    return gain.astype(np.float32), (layer.bias - gain * means / seen).astype(np.float32)
+    gain = parameters["scale"] / np.sqrt(np.where(known, variances / seen, 1) + EPSILON)
+    shift = parameters["bias"] - gain * means / seen
+    return gain.astype(np.float32), shift.astype(np.float32)
 
 
 def move_(array: Float32, target: Float32, share: float) -> None:

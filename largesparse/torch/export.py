@@ -26,12 +26,13 @@ def to_torch(network: SparseMLP, *, share: bool = False) -> torch.nn.Module:
     share : bool
         Whether the module's weights and biases are the network's, so that each follows the
         training of the other until it evolves. By default they are copied. Topologies, which
-        nothing changes, are shared. Normalised layers are folded, which needs copies: see `fold`.
+        nothing changes, are shared. Normalised layers are folded, which needs copies: see
+        `fold`.
 
     Raises
     ------
     ParameterError
-        Where layers that are normalised are to be shared.
+        Where weights that are folded are to be shared.
     BackendError
         Where PyTorch is not installed.
     """
@@ -40,7 +41,7 @@ def to_torch(network: SparseMLP, *, share: bool = False) -> torch.nn.Module:
     folded = fold(network)
     if share and folded is not network:
         raise ParameterError(
-            "The 'share' parameter of to_torch must be False where layers are normalised: the "
-            "module has their folded weights. Got True instead."
+            "The 'share' parameter of to_torch must be False where layers are normalised or have "
+            "averages: the module has other weights than these. Got True instead."
         )
     return Network(folded, share)

@@ -31,6 +31,7 @@ from ..data.standardizer import Standardizer
 from ..errors import CheckpointError
 from ..machine.environment import expand_user
 from ..machine.folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
+from ..model.averages import settle_
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.layer import LayerArrays, SparseLayer
 from ..model.network import SparseMLP
@@ -62,7 +63,7 @@ DAMAGE = (
 def save_model(
     network: SparseMLP, folder: str | Path, *, estimator: dict[str, Any] | None = None
 ) -> None:
-    """Write a network, without velocities, to a folder.
+    """Write a network, without moments, to a folder.
 
     Parameters
     ----------
@@ -92,8 +93,8 @@ def write_checkpoint(
 def load_model(folder: str | Path) -> SparseMLP:
     """Read the network of a saved model or of a checkpoint.
 
-    Of a training with a validation part it has the weights of the best epoch so far, as after
-    `Trainer.fit`.
+    Of a training with a validation part it has the weights of the best epoch so far, and of one
+    that averages weights the averages, as after `Trainer.fit`.
 
     Raises
     ------
@@ -101,7 +102,9 @@ def load_model(folder: str | Path) -> SparseMLP:
         Where the folder is missing, damaged or of another version of the format.
     """
     folder, manifest = _open(folder)
-    return _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
+    network = _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
+    settle_(network.layers)
+    return network
 
 
 def read_checkpoint(

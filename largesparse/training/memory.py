@@ -11,6 +11,9 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
                  layer and of k - 1 others, and two buffers; the outputs, which losses of many turn
                  into their gradient, and what `backward_by_blocks` adds up
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
+
+Batch normalisation takes 4 bytes more for a hidden neuron and sample, and 80 a hidden neuron. It
+and an average of the weights take FOLDED bytes a connection of all layers, passing, to evaluate.
 """
 
 from __future__ import annotations
@@ -55,6 +58,9 @@ USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beat
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside it; sampling it takes 24
 CANDIDATE = 33  # bytes that growth by the gradient takes for every cell that it looks at
+NORMALISED = 32  # bytes a neuron of γ and the running statistics, with their velocities
+NORMALISED_GRADIENT = 48  # of their gradients, and of what a micro-batch has found
+FOLDED = 12  # bytes a connection of all layers, folded to be evaluated: weights in both orders
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 
 Choice = TypeVar("Choice")
@@ -71,11 +77,12 @@ def plan_training(
     stored: bool = False,
     backend: str | None = None,
     once: int = 0,
+    averaged: bool = False,
 ) -> MemoryPlan:
     """Return the bytes of a training: for the parameters see `choose_plan`.
 
     Where the arrays lie in files (`stored`), what is in use of them at a time should fit: two
-    layers, and the activations of three.
+    layers, and the activations of three. `averaged` is whether it has an `average_decay`.
     """
     models, gradients, passing = [], [], 0
     sizes = config.layer_sizes
@@ -85,8 +92,16 @@ def plan_training(
         gradients.append(4 * nnz + 4 * n_out)
         passing = max(passing, EVOLUTION * nnz + 8 * (n_in + n_out))
     model, gradient = sum(models), sum(gradients)
+    if config.batch_norm:
+        model += NORMALISED * config.neurons
+        gradient += NORMALISED_GRADIENT * config.neurons
+    if averaged:
+        model += 4 * (sum(connections) + sum(sizes[1:]))
+    if averaged or config.batch_norm:
+        passing = max(passing, FOLDED * sum(connections))
     setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
-    activations = activation_bytes(sizes, *setting, trained=config.activation in TRAINED)
+    has_sums = config.activation in TRAINED or config.batch_norm
+    activations = activation_bytes(sizes, *setting, trained=has_sums)
     on_disk = 0
     if stored:
         on_disk = model + gradient + activations
@@ -125,7 +140,8 @@ def activation_bytes(
 ) -> int:
     """Return the bytes of a training workspace, its gradients apart.
 
-    Where the activation's shape is trained (`trained`), z is kept beside the activation.
+    Where the activation's shape is trained, or layers are normalised (`trained`), z is kept beside
+    the activation.
     """
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
@@ -202,6 +218,7 @@ def choose_plan(
     storage: str | Path | None = None,
     backend: str | None = None,
     once: int = 0,
+    averaged: bool = False,
 ) -> MemoryPlan:
     """Return the fastest plan that fits.
 
@@ -209,7 +226,8 @@ def choose_plan(
     `activation_dtype` see `TrainingConfig`; `useful_dtype` has the fastest. `mapped` are the bytes
     of memory-mapped data, `available` those that may be used, by default what the machine has free.
     `storage` is the folder of the files that the arrays lie in, if any. `backend` is the one that
-    will be used, if that is known, and `once` the bytes of `bytes_once`.
+    will be used, if that is known, and `once` the bytes of `bytes_once`. `averaged` is whether the
+    training has an `average_decay`.
 
     Raises
     ------
@@ -222,6 +240,7 @@ def choose_plan(
 
     def plan(config: NetworkConfig, choice: MicroBatching) -> MemoryPlan:
         known: dict[str, Any] = {"stored": stored, "backend": backend, "once": once}
+        known["averaged"] = averaged
         return plan_training(config, *choice, mapped=mapped, **known)
 
     found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
@@ -335,7 +354,7 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     """
     widest = max(config.layer_sizes[1:-1], default=0)
     possible = get_backend(backend, config.layer_sizes).takes_bfloat16
-    possible &= config.activation not in TRAINED
+    possible &= config.activation not in TRAINED and not config.batch_norm
     return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 
 

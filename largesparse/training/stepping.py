@@ -16,10 +16,11 @@ from ..backends import choose_backend, get_backend
 from ..data.batches import is_sparse, load_batch
 from ..data.checks import refuse_masked
 from ..data.label_sets import LabelSets, check_label_sets
-from ..errors import DataError, NumericalError
+from ..errors import DataError, NumericalError, ParameterError
 from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
+from ..model.averages import average_, forget_averages_
 from ..model.config import TrainingConfig
 from ..model.folding import fold
 from ..model.lazy_updates import LazyUpdates
@@ -79,6 +80,13 @@ class Stepper:
         self._loss = LOSSES[network.config.loss]
         self._trained_loss = smoothed(network.config.loss, self.config.label_smoothing)
         self._rates = self.config.rates()
+        if self.config.average_decay == 0:
+            forget_averages_(network.layers)
+        elif network.storage is not None:
+            raise ParameterError(
+                "The 'average_decay' parameter of a training must be 0 where the network's arrays "
+                f"lie in files ('storage'). Got {self.config.average_decay} instead."
+            )
         self._workspace = workspace
         self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
@@ -190,6 +198,8 @@ class Stepper:
                 self.network.update_(
                     self.workspace, optimizer, rate, lazy=self._lazy, sparse=sparse
                 )
+            if self.config.average_decay:
+                average_(self.network.layers, self.config.average_share(self.state.step))
         self.state.step += 1
         return loss
 
@@ -312,6 +322,7 @@ class Stepper:
     ) -> tuple[float, float]:
         """Return mean loss and score over rows of a data set, without dropout.
 
+        The weights are the averages of a training with `average_decay`; labels are not smoothed.
         The score is accuracy or R²; of rows with several labels it is precision at 1.
 
         Parameters are those of `step`, and so is the DataError.

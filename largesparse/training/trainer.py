@@ -21,6 +21,7 @@ from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
+from ..model.averages import settle_
 from ..model.growth import evolve_layers
 from ..model.importance import active_neurons, prune_neurons
 from ..model.layer import SparseLayer
@@ -151,7 +152,8 @@ class Trainer(Stepper):
         """Train until `config.epochs` epochs are complete, and return the history.
 
         Where there is a validation part, the network then has the weights of the best epoch, with
-        zero velocities. They go on from there if `fit` is called again.
+        moments that begin; with `average_decay` those are averages, as are the weights in the end
+        without a validation part. They go on from there if `fit` is called again.
 
         Parameters
         ----------
@@ -203,10 +205,11 @@ class Trainer(Stepper):
         """Whether `fit` would train no more."""
         return self.state.is_over(self.config)
 
-    def restore_best(self) -> None:
-        """Give the network the weights of the best epoch, where one has been watched."""
+    def settle(self) -> None:
+        """Give the network the weights of the best epoch, or their averages, where there are."""
         if self.best is not None:
             self.best.restore_(self.network)
+        settle_(self.network.layers)
 
     def train(
         self,
@@ -231,7 +234,7 @@ class Trainer(Stepper):
                 stopped(request, self.save_stopped(checkpoint, rows))
         if checkpoint is not None:
             self.rescue(checkpoint)
-        self.restore_best()
+        self.settle()
         return self.history
 
     def _run(self, run: Run, augment: Augment | None) -> None:
@@ -271,6 +274,8 @@ class Trainer(Stepper):
         check_notes(self.notes)
         layers = self.network.layers
         arrays = [array for layer in layers for array in layer.arrays(True).values()]
+        if self.config.average_decay:
+            arrays += [layer.values for layer in layers if "average" not in layer.kinds]
         going_on = self.state.folder
         copies = 2 if going_on is None and self.config.epochs > 1 else 1
         nbytes = copies * sum(array.nbytes for array in arrays)
@@ -311,7 +316,8 @@ class Trainer(Stepper):
         They are up to date at the end, and whenever `is_settled` says so.
         """
         first = self.network.layers[0]
-        if is_sparse(data.X, self.network.preprocessing) and not first.config.centered:
+        possible = not (first.config.centered or self.config.average_decay)
+        if possible and is_sparse(data.X, self.network.preprocessing):
             self._lazy = LazyUpdates(first)
         try:
             yield self._lazy
