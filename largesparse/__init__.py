@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .harness.records import read_records as read_records
     from .model.config import NetworkConfig as NetworkConfig
     from .model.config import TrainingConfig as TrainingConfig
-    from .model.folding import fold as fold
+    from .model.export import fold as fold
     from .model.importance import active_neurons as active_neurons
     from .model.importance import compact as compact
     from .model.importance import input_strength as input_strength
@@ -66,7 +66,7 @@ _NAMES = {
     "harness.measurements": ("read_measurements",),
     "harness.records": ("read_records",),
     "model.config": ("NetworkConfig", "TrainingConfig"),
-    "model.folding": ("fold",),
+    "model.export": ("fold",),
     "model.importance": (
         *("active_neurons", "compact", "input_strength", "neuron_importance", "prune_neurons"),
     ),

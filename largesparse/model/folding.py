@@ -1,31 +1,19 @@
-"""A network as it predicts: with nothing but weights, biases and activations."""
+"""Layers as they predict: with nothing but weights, biases and activations."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from .layer import LayerArrays, SparseLayer
-from .network import SparseMLP
 from .normalization import gain_and_shift
 
 
-def fold(network: SparseMLP) -> SparseMLP:
-    """Return a network that predicts as this one does, by its layers' weights and biases alone.
-
-    The averages of a training with `average_decay` take the place of the weights, and running
-    statistics, γ and β of batch normalisation go into weights and bias. What that changes is
-    copied, in O(connections); all else is shared. A network with neither is returned itself.
-    """
-    layers = [_fold(layer) for layer in network.layers]
-    if all(a is b for a, b in zip(layers, network.layers, strict=True)):
-        return network
-    folded = copy.copy(network)
-    folded.layers, folded.storage = layers, None
-    folded.config = dataclasses.replace(network.config, batch_norm=False)
-    return folded
+def fold_layers(layers: Sequence[SparseLayer]) -> list[SparseLayer]:
+    """Return layers that predict as these do, by weights and biases alone: see `export.fold`."""
+    return [_fold(layer) for layer in layers]
 
 
 def _fold(layer: SparseLayer) -> SparseLayer:

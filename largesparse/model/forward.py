@@ -42,7 +42,7 @@ def forward(
     ----------
     layers, workspace, batch, backend
         The workspace's first `batch` input columns are read. Unless `training`, no layer is
-        normalised: see `fold`.
+        normalised: see `fold_layers`.
     training : bool
         Whether to keep what the backward pass needs, and to drop neurons.
     dropout : Dropout
@@ -72,6 +72,7 @@ def forward(
         state = workspace.state(k, batch) if hidden else None
         options: dict[str, Any] = {"out": out, "state": state}
         options["dropout"] = dropout._replace(layer=layer.number) if hidden else NO_DROPOUT
+        multiply: Callable[..., None]
         if isinstance(X, SparseBatch):
             multiply = partial(forward_sparse, layer.by_input)
         else:

@@ -21,7 +21,7 @@ from ..errors import ParameterError, check_range
 from ..randomness import stream
 from .activations import activate
 from .evolution import mark_smallest, remove_connections
-from .folding import fold
+from .folding import fold_layers
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
 from .network import SparseMLP
 from .normalization import gain_and_shift
@@ -167,7 +167,7 @@ def input_strength(network: SparseMLP, *, paths: bool = False) -> NDArray[np.flo
     neurons of the first layer may lead nowhere yet, by their weights.
     """
     strength: NDArray[np.generic] = np.ones(network.layers[-1].n_out)
-    layers = fold(network).layers
+    layers = fold_layers(network.layers)
     for layer in layers[::-1] if paths else layers[:1]:
         weights = np.abs(layer.values)
         if paths:

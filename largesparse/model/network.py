@@ -23,6 +23,7 @@ from ..backends.operands import (
 from ..errors import ParameterError
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
+from .folding import fold_layers
 from .forward import forward
 from .layer import PARAMETERS, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
@@ -159,9 +160,7 @@ class SparseMLP:
         self, workspace: Workspace, batch: int, backend: Backend, **options: Any
     ) -> Float32:
         """Return the logits of the inputs in the workspace: see the function `forward`."""
-        from .folding import fold
-
-        layers = self.layers if options.get("training") else fold(self).layers
+        layers = self.layers if options.get("training") else fold_layers(self.layers)
         prefetch = None if self.storage is None else self.storage.before_forward
         return forward(layers, workspace, batch, backend, prefetch=prefetch, **options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ParameterError
-from ..model.folding import fold
+from ..model.export import fold
 from ..model.network import SparseMLP
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
 from ..machine.output import LogLines
 from ..machine.threads import available_threads, resolve_threads
 from ..model.config import ActivationDtype
-from ..model.folding import fold
+from ..model.folding import fold_layers
 from ..model.forward import forward
 from ..model.layer import Forward, ForwardLayer
 from ..model.losses import LOSSES
@@ -130,7 +130,7 @@ class Predictor:
         loss = network.config.loss
         settings = self._batch_size, threads, used.name, loss, activation_dtype
         if processes == 1:
-            self._engine = Engine(fold(network).layers, network.preprocessing, *settings)
+            self._engine = Engine(fold_layers(network.layers), network.preprocessing, *settings)
             return
         files = SharedFiles()
         try:
@@ -286,7 +286,7 @@ ForwardLayout = list[list[Any]]  # the fields of each layer, and mean and scale;
 def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
     """Return all that predicting needs of a network as arrays; `from_arrays` goes back."""
     scaling = network.preprocessing
-    parts = [[getattr(layer, name) for name in FIELDS] for layer in fold(network).layers]
+    parts = [[getattr(layer, name) for name in FIELDS] for layer in fold_layers(network.layers)]
     parts.append([] if scaling is None else [scaling.mean, scaling.scale])
     arrays = [value for part in parts for value in part if isinstance(value, np.ndarray)]
     return [[... if isinstance(v, np.ndarray) else v for v in part] for part in parts], arrays

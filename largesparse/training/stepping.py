@@ -22,7 +22,7 @@ from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
 from ..model.averages import average_, forget_averages_
 from ..model.config import TrainingConfig
-from ..model.folding import fold
+from ..model.export import fold
 from ..model.lazy_updates import LazyUpdates
 from ..model.losses import LOSSES, MANY, ScoreSums, check_weights, smoothed
 from ..model.network import SparseMLP, Visit, dropout_key
