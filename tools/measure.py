@@ -26,7 +26,7 @@ MODULES = {  # of measuring/ -> its figures
     "learning": ("fashion", "madelon", "slopes", "twins"),
     "networks": ("compaction", "active", "layer", "prediction"),
     "inputs": ("wide_inputs", "crossover", "categories"),
-    "steps": ("micro_batch", "idle_steps"),
+    "steps": ("micro_batch", "idle_steps", "step_options"),
     "ladders": ("width_ladder", "graph_challenge"),
     "threads": ("threading",),
     "parallel": ("accuracy", "staleness", "speed", "apply", "train"),

@@ -13,25 +13,15 @@ from .normalization import move_
 
 
 def average_(layers: Sequence[SparseLayer], share: float) -> None:
-    """Move the averages so large a share of the way to the parameters, or let them begin there."""
+    """Move the averages so large a share of the way to the parameters."""
     for layer in layers:
-        if "average" not in layer.kinds:
-            layer.keep_moments_([*layer.kinds, "average"])
-            continue
         for name, average in layer.moments["average"].items():
             move_(average, getattr(layer, name), share)
 
 
 def settle_(layers: Sequence[SparseLayer]) -> None:
-    """Make the averages, where there are, the parameters, with moments that begin."""
+    """Make the averages, where there are, the parameters, with other moments that begin."""
     for layer in layers:
         if "average" in layer.kinds:
             layer.restore_(layer.arrays())
-    forget_averages_(layers)
-
-
-def forget_averages_(layers: Sequence[SparseLayer]) -> None:
-    """Keep no averages any more."""
-    for layer in layers:
-        if "average" in layer.kinds:
             layer.keep_moments_([kind for kind in layer.kinds if kind != "average"])

@@ -221,6 +221,11 @@ class TrainingConfig:
         """Cells that evolution looks at for every connection; 0 where it grows at random."""
         return self.zeta * self.growth_candidates if self.growth == "gradient" else 0.0
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The kinds of moments that a training keeps: see `layer.MOMENTS`."""
+        return ("velocity", "average") if self.average_decay else ("velocity",)
+
     def average_share(self, step: int) -> float:
         """Return the share of the weights in their average at an update, after `step` others.
 

@@ -69,6 +69,11 @@ MOMENTS = {
 Moments = dict[str, LayerArrays]  # kind -> parameter -> array
 
 
+def moment_bytes(kinds: Sequence[str]) -> int:
+    """Return the bytes of these kinds of moments of a number."""
+    return sum(np.dtype(MOMENTS[kind].dtype).itemsize for kind in kinds)
+
+
 def moment_name(parameter: str, kind: str) -> str:
     """Return what a parameter's moment is called in files, and as a layer's attribute."""
     return kind if parameter == "values" else f"{parameter}_{kind}"

@@ -2,8 +2,9 @@
 
 The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons::
 
-    model        24·nnz (indices and weights in both orders, permutation, velocity)
-                 + 4·(n_in + n_out + 2) row pointers + 8·n_out (biases and their velocities)
+    model        (20 + m)·nnz (indices and weights in both orders, permutation, moments)
+                 + 4·(n_in + n_out + 2) row pointers + (4 + m)·n_out (biases and their moments);
+                 m is 4 for a velocity, and 4 for an average
     gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
                  inputs unless they are sparse, and a buffer of the widest hidden layer (two where
@@ -36,6 +37,7 @@ from ..machine.control_groups import free_memory
 from ..machine.environment import expand_user
 from ..model.activations import TRAINED
 from ..model.config import NetworkConfig
+from ..model.layer import moment_bytes
 from ..model.workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
 from .memory_plan import (
     BASE,
@@ -58,7 +60,7 @@ USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beat
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
 EVOLUTION = 36  # bytes a connection that evolving a layer takes beside it; sampling it takes 24
 CANDIDATE = 33  # bytes that growth by the gradient takes for every cell that it looks at
-NORMALISED = 32  # bytes a neuron of γ and the running statistics, with their velocities
+NORMALISED = 4  # numbers a neuron: γ and the running statistics; each has moments
 NORMALISED_GRADIENT = 48  # of their gradients, and of what a micro-batch has found
 FOLDED = 12  # bytes a connection of all layers, folded to be evaluated: weights in both orders
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
@@ -77,27 +79,25 @@ def plan_training(
     stored: bool = False,
     backend: str | None = None,
     once: int = 0,
-    averaged: bool = False,
+    moments: Sequence[str] = ("velocity",),
 ) -> MemoryPlan:
     """Return the bytes of a training: for the parameters see `choose_plan`.
 
     Where the arrays lie in files (`stored`), what is in use of them at a time should fit: two
-    layers, and the activations of three. `averaged` is whether it has an `average_decay`.
+    layers, and the activations of three.
     """
     models, gradients, passing = [], [], 0
     sizes = config.layer_sizes
-    connections = expected_connections(config)
+    connections, kept = expected_connections(config), moment_bytes(moments)
     for (n_in, n_out), nnz in zip(itertools.pairwise(sizes), connections, strict=True):
-        models.append(24 * nnz + 4 * (n_in + n_out + 2) + 8 * n_out)
+        models.append((20 + kept) * nnz + 4 * (n_in + n_out + 2) + (4 + kept) * n_out)
         gradients.append(4 * nnz + 4 * n_out)
-        passing = max(passing, EVOLUTION * nnz + 8 * (n_in + n_out))
+        passing = max(passing, evolution_bytes(moments) * nnz + 8 * (n_in + n_out))
     model, gradient = sum(models), sum(gradients)
     if config.batch_norm:
-        model += NORMALISED * config.neurons
+        model += (4 + kept) * NORMALISED * config.neurons
         gradient += NORMALISED_GRADIENT * config.neurons
-    if averaged:
-        model += 4 * (sum(connections) + sum(sizes[1:]))
-    if averaged or config.batch_norm:
+    if "average" in moments or config.batch_norm:
         passing = max(passing, FOLDED * sum(connections))
     setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
     has_sums = config.activation in TRAINED or config.batch_norm
@@ -110,8 +110,13 @@ def plan_training(
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
     # MKL keeps memory of its own; the allocator of the others keeps what has passed.
-    kept = KEPT if backend in (None, "mkl") else min(KEPT, passing)
-    return MemoryPlan(setting, *used, base=BASE + kept, on_disk=on_disk, once=once)
+    base = BASE + (KEPT if backend in (None, "mkl") else min(KEPT, passing))
+    return MemoryPlan(setting, *used, base=base, on_disk=on_disk, once=once)
+
+
+def evolution_bytes(moments: Sequence[str]) -> int:
+    """Return the bytes a connection that evolving a layer with these moments takes beside it."""
+    return EVOLUTION + moment_bytes(moments) - moment_bytes(["velocity"])
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
@@ -218,7 +223,7 @@ def choose_plan(
     storage: str | Path | None = None,
     backend: str | None = None,
     once: int = 0,
-    averaged: bool = False,
+    moments: Sequence[str] = ("velocity",),
 ) -> MemoryPlan:
     """Return the fastest plan that fits.
 
@@ -226,8 +231,8 @@ def choose_plan(
     `activation_dtype` see `TrainingConfig`; `useful_dtype` has the fastest. `mapped` are the bytes
     of memory-mapped data, `available` those that may be used, by default what the machine has free.
     `storage` is the folder of the files that the arrays lie in, if any. `backend` is the one that
-    will be used, if that is known, and `once` the bytes of `bytes_once`. `averaged` is whether the
-    training has an `average_decay`.
+    will be used, if that is known, and `once` the bytes of `bytes_once`. `moments` are the kinds
+    that the training keeps (`TrainingConfig.moments`).
 
     Raises
     ------
@@ -240,7 +245,7 @@ def choose_plan(
 
     def plan(config: NetworkConfig, choice: MicroBatching) -> MemoryPlan:
         known: dict[str, Any] = {"stored": stored, "backend": backend, "once": once}
-        known["averaged"] = averaged
+        known["moments"] = moments
         return plan_training(config, *choice, mapped=mapped, **known)
 
     found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)

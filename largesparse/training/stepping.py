@@ -20,7 +20,7 @@ from ..errors import DataError, NumericalError, ParameterError
 from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
-from ..model.averages import average_, forget_averages_
+from ..model.averages import average_
 from ..model.config import TrainingConfig
 from ..model.export import fold
 from ..model.lazy_updates import LazyUpdates
@@ -80,9 +80,7 @@ class Stepper:
         self._loss = LOSSES[network.config.loss]
         self._trained_loss = smoothed(network.config.loss, self.config.label_smoothing)
         self._rates = self.config.rates()
-        if self.config.average_decay == 0:
-            forget_averages_(network.layers)
-        elif network.storage is not None:
+        if self.config.average_decay and network.storage is not None:
             raise ParameterError(
                 "The 'average_decay' parameter of a training must be 0 where the network's arrays "
                 f"lie in files ('storage'). Got {self.config.average_decay} instead."
@@ -116,6 +114,12 @@ class Stepper:
     @step_count.setter
     def step_count(self, count: int) -> None:
         self.state.step = count
+
+    def keep_moments_(self) -> None:
+        """Have the network keep the moments of the configuration, and no others; new ones begin."""
+        for layer in self.network.layers:
+            if layer.kinds != self.config.moments:
+                layer.keep_moments_(self.config.moments)
 
     @property
     def workspace(self) -> Workspace:
@@ -189,6 +193,7 @@ class Stepper:
         y, rows = _checked(X, y, rows, sample_weight)
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer(factor)
+        self.keep_moments_()
         with self.backend.threads(self.threads):
             if self._is_whole(X, rows):
                 loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)

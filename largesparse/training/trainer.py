@@ -78,6 +78,10 @@ class Trainer(Stepper):
         How far the training is; by default it begins.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.keep_moments_()
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.network!r}, epoch {self.epoch} of {self.config.epochs}, "
@@ -274,8 +278,6 @@ class Trainer(Stepper):
         check_notes(self.notes)
         layers = self.network.layers
         arrays = [array for layer in layers for array in layer.arrays(True).values()]
-        if self.config.average_decay:
-            arrays += [layer.values for layer in layers if "average" not in layer.kinds]
         going_on = self.state.folder
         copies = 2 if going_on is None and self.config.epochs > 1 else 1
         nbytes = copies * sum(array.nbytes for array in arrays)

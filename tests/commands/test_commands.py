@@ -14,6 +14,7 @@ import pytest
 from largesparse import (
     NetworkConfig,
     SparseMLP,
+    SparseMLPClassifier,
     Trainer,
     active_neurons,
     load_model,
@@ -65,6 +66,15 @@ def test_training_tells_what_it_did(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("cached", [True, False])
+def test_a_model_has_the_options_of_its_training(folder, tmp_path):
+    data = ["--data", str(folder / "train.csv"), "--target", "level", "--out"]
+    flags = ["--batch-norm", "--label-smoothing", "0.1", "--average-decay", "0.9", "--seed", "1"]
+    assert main(["train", *data, str(tmp_path / "model"), *QUICK, *flags]) == 0
+    assert load_model(tmp_path / "model").config.batch_norm
+    found = SparseMLPClassifier.load(tmp_path / "model").get_params()
+    assert (found["label_smoothing"], found["average_decay"]) == (0.1, 0.9)
+
+
 def test_kernels_are_compiled_before_the_training_where_there_are_none(
     folder, tmp_path, monkeypatch, cached
 ):
@@ -414,6 +424,8 @@ def test_a_curve_is_drawn(folder, tmp_path):
         (["--target", "level", "--hidden", "a,b"], "size"),
         (["--target", "level", "--activation", "gelu"], "activation"),
         (["--target", "level", "--zeta", "2"], "zeta"),
+        (["--target", "level", "--average-decay", "1"], "average_decay"),
+        (["--target", "level", "--batch-norm", "--activation", "srelu"], "batch_norm"),
         (["--target", "level", "--task", "regression"], "holds text such as '(low|middle|high)'"),
         (["--target", "level", "--seed", "-1"], "'--seed' parameter"),
         (["--target", "level", "--hidden", "0"], "--hidden: A size"),
@@ -434,6 +446,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path, capsys, change, message):
     [
         (["--task", "classification"], "holds fractions, .* in row 1"),
         (["--balanced"], "--balanced weighs classes"),
+        (["--label-smoothing", "0.1"], "label_smoothing"),
     ],
 )
 def test_what_does_not_fit_numbers_is_refused(tmp_path, capsys, flags, message):

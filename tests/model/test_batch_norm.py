@@ -334,8 +334,12 @@ def test_what_does_not_go_together_is_refused(tmp_path):
 
 def test_the_plan_counts_what_it_takes():
     plain, normalised, averaged = (
-        plan_training(NetworkConfig((10, 5000, 2), batch_norm=norm), 64, averaged=averaged)
-        for norm, averaged in ((False, False), (True, False), (False, True))
+        plan_training(
+            NetworkConfig((10, 5000, 2), batch_norm=norm),
+            64,
+            moments=TrainingConfig(average_decay=decay).moments,
+        )
+        for norm, decay in ((False, 0.0), (True, 0.0), (False, 0.5))
     )
     assert normalised.activations - plain.activations == 4 * 5000 * 64
     assert normalised.model - plain.model == 2 * 4 * 4 * 5000
