@@ -65,7 +65,6 @@ def test_training_tells_what_it_did(folder, tmp_path, capsys):
     assert model.classes.tolist() == ["high", "low", "middle"]
 
 
-@pytest.mark.parametrize("cached", [True, False])
 def test_a_model_has_the_options_of_its_training(folder, tmp_path):
     data = ["--data", str(folder / "train.csv"), "--target", "level", "--out"]
     flags = ["--batch-norm", "--label-smoothing", "0.1", "--average-decay", "0.9", "--seed", "1"]
@@ -75,6 +74,7 @@ def test_a_model_has_the_options_of_its_training(folder, tmp_path):
     assert (found["label_smoothing"], found["average_decay"]) == (0.1, 0.9)
 
 
+@pytest.mark.parametrize("cached", [True, False])
 def test_kernels_are_compiled_before_the_training_where_there_are_none(
     folder, tmp_path, monkeypatch, cached
 ):
