@@ -113,7 +113,7 @@ WEIGHTS = np.where(np.arange(ROWS) % 5 == 0, 0, 0.2 + np.arange(ROWS) / 12).asty
     [
         ("fused", {"dropout": 0.4}, None),
         ("mkl", {"dropout": 0.4, "micro_batch": 10}, WEIGHTS),
-        ("scipy", {"micro_batch": 10, "keep_every": 2}, WEIGHTS),
+        ("scipy", {"micro_batch": 10, "keep_every": 2, "sizes": (6, 9, 8, 7, 8, 3)}, WEIGHTS),
         ("fused", {"micro_batch": 23}, None),  # the last one has one row
         ("fused", {"sparse": True, "dropout": 0.2}, WEIGHTS),
     ],

@@ -82,6 +82,21 @@ def test_it_is_the_mean_with_weights_that_fall(options):
     np.testing.assert_allclose(found, factors @ biases, rtol=1e-5, atol=1e-8)
 
 
+def test_weights_of_absent_inputs_are_averaged_at_every_update():
+    rng = np.random.default_rng(0)
+    X = np.where(rng.random((100, 400)) < 0.004, rng.standard_normal((100, 400)), 0)
+    X, y = X.astype(np.float32), np.arange(100) % 3
+    found = []
+    for given in (csr_array(X), X):
+        options = {"epsilon": 4, "zeta": 0.0, "weight_decay": 0.01, "standardize": False}
+        trainer = make_trainer(
+            (400, 30, 3), batch_size=4, epochs=2, average_decay=DECAY, backend="fused", **options
+        )
+        trainer.fit(given, y, progress=False)
+        found.append(trainer.network.layers[0].values)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
 def averaged(trainer) -> Trainer:
     """A trainer of a network that has the averages as its weights."""
     norm = trainer.network.config.batch_norm
