@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .harness.records import read_records as read_records
     from .model.config import NetworkConfig as NetworkConfig
     from .model.config import TrainingConfig as TrainingConfig
+    from .model.export import fold as fold
     from .model.given import GivenTopology as GivenTopology
     from .model.given import receptive_fields as receptive_fields
     from .model.importance import active_neurons as active_neurons
@@ -68,6 +69,7 @@ _NAMES = {
     "harness.measurements": ("read_measurements",),
     "harness.records": ("read_records",),
     "model.config": ("NetworkConfig", "TrainingConfig"),
+    "model.export": ("fold",),
     "model.importance": (
         *("active_neurons", "compact", "importance_table", "input_strength"),
         *("neuron_importance", "prune_neurons"),

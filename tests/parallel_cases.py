@@ -99,6 +99,7 @@ def grow_by_output(layer, state, count, rng):
 WIDTH = {"recipe": "width", "activation": "all_relu"}
 SRELU = {"activation": "srelu"}
 ADAM = {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 1.0, "connection_warmup": 3}
+NORMALISED = {"batch_norm": True}
 ONE = {"phase_one_epochs": 3}
 SHRINKING = {"network": {"density": 0.1, "epsilon": None, "start_factor": 3.0}}
 
@@ -111,6 +112,7 @@ SEQUENTIAL = {
     "sparse-weighted": Case(options=ONE, sparse=True, weighted=True),
     "few-nonzeros": Case(options=ONE, sparse=True, zeros=0.97, training={"standardize": False}),
     "srelu": Case(options=ONE, network=SRELU, training=PRUNING),
+    "normalised": Case(options=ONE, network=NORMALISED, training=PRUNING, weighted=True),
     "width": Case(options=ONE, network=WIDTH, training={"growth": "gradient"}),
     "rules": Case(options=ONE, training={"drop": "mest", "growth": "topology"}),
     "own-rules": Case(options=ONE, training={"growth": "parallel_cases:grow_by_output"}),
@@ -186,6 +188,27 @@ REPLICAS_SHRINKING = {  # to the end within phase two
         ("one-node", {}, {}),
         ("four-nodes", {"ranks_per_node": 1}, {"zeta": 0.0}),
     )
+}
+# Batch normalisation: a worker's part of a joined mini-batch is normalised by itself.
+NORMALISED_START = START | {"network": NORMALISED, "resume": "normalised-checkpoint"}
+NORMALISED_CASES = {
+    "joined-normalised": Case(
+        "wassp",
+        network=NORMALISED,
+        training=SCHEDULED,
+        options=SEVEN | {"ranks_per_node": 2},
+    ),
+    "start-normalised": Case(
+        **NORMALISED_START | {"resume": None},
+        options={"phase_one_epochs": 2},
+        stop_after=2,
+        checkpoint="normalised-checkpoint",
+    ),
+    "replicas-normalised": Case(
+        **NORMALISED_START,
+        options={"phase_one_epochs": 2, "ranks_per_node": 2},
+        checkpoint="replicas-normalised-checkpoint",
+    ),
 }
 
 SLOW = {"epochs": 6, "learning_rate": 0.06, "momentum": 0.5, "zeta": 0.1, "dropout": 0.0}
@@ -270,6 +293,7 @@ CASES = (
     | JOINED
     | REPLICAS
     | REPLICAS_SHRINKING
+    | NORMALISED_CASES
     | GIVEN
     | FEWER
     | ASYNCHRONOUS

@@ -29,7 +29,7 @@ MODULES = {  # of measuring/ -> its figures
     "learning": ("fashion", "madelon", "slopes", "twins"),
     "networks": ("compaction", "active", "layer", "prediction"),
     "inputs": ("wide_inputs", "crossover", "categories"),
-    "steps": ("micro_batch", "idle_steps"),
+    "steps": ("micro_batch", "idle_steps", "step_options"),
     "optimizers": ("optimizers",),
     "ladders": ("width_ladder", "graph_challenge"),
     "threads": ("threading",),

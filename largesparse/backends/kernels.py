@@ -219,12 +219,12 @@ def center_gradient(indptr, indices, input_sums, rate_scale, bias_gradient, out)
 
 
 @kernel(parallel=False)
-def softmax_cross_entropy(logits, labels, weights, total, delta):
+def softmax_cross_entropy(logits, labels, weights, total, smoothing, delta):
     """Return the summed softmax cross-entropy; `delta` receives the gradient of sum / total.
 
     Logits and delta are (n_classes, batch). Samples without weights count 1. Probabilities under
     1e-30 are 0 in the gradient: what the layers below make of them would be subnormal, which is
-    slow.
+    slow. `smoothing`, a float32, is the share of each label that all classes get in equal parts.
     """
     n_classes, batch = logits.shape
     loss = 0.0
@@ -251,6 +251,14 @@ def softmax_cross_entropy(logits, labels, weights, total, delta):
         inverse = np.float32(1) / exponentials
         for c in range(n_classes):
             delta[c, b] = scale * delta[c, b] * inverse
+        if smoothing > 0:
+            part = scale * smoothing / np.float32(n_classes)
+            beside = 0.0
+            for c in range(n_classes):
+                beside += logits[label, b] - logits[c, b]
+                delta[c, b] -= part
+            loss += weight * smoothing / n_classes * beside
+            scale -= scale * smoothing
         delta[label, b] -= scale
     return loss
 

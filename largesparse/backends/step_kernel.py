@@ -166,7 +166,9 @@ def forward_all(table, inputs, dropout):
 
 
 @kernel(parallel=False)
-def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, sgd, updates):
+def train_step(
+    table, inputs, offsets, y, weights, smoothing, delta, input_sums, dropout, sgd, updates
+):
     """Make one update from a mini-batch, and return its summed loss, with dropout.
 
     Where the loss is not finite, nothing is updated. The gradient is computed in any case.
@@ -181,6 +183,8 @@ def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, s
         Classes, and targets of the mean squared error; one of the two is empty.
     weights : float32 (batch,)
         Of the samples in the loss; without any, all count 1.
+    smoothing : float32
+        Of the labels: see `softmax_cross_entropy`.
     delta : float32 (n_classes, batch)
         Receives the gradient with respect to the outputs.
     input_sums : float32 (n_in of the output layer + 1,)
@@ -200,7 +204,7 @@ def train_step(table, inputs, offsets, y, weights, delta, input_sums, dropout, s
             outputs[c, b] += offsets[c, b]
     labels, targets = y
     if len(labels):
-        loss = softmax_cross_entropy(outputs, labels, weights, batch, delta)
+        loss = softmax_cross_entropy(outputs, labels, weights, batch, smoothing, delta)
     else:
         loss = mean_squared_error(outputs, targets, weights, batch, delta)
     if not math.isfinite(loss):

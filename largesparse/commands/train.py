@@ -90,6 +90,10 @@ def add_train(subparsers: Any) -> None:
         help="where others grow: random, gradient, topology, reconnect, or your own "
         "(random)")  # fmt: skip
     add("--dropout", type=float, help="share of the hidden neurons dropped")
+    add("--batch-norm", action="store_true", help="normalise the hidden layers by mini-batch")
+    add("--label-smoothing", type=float, help="share of each label that all classes get (0)")
+    add("--average-decay", type=float,
+        help="predict by an average of the weights; so much of it stays at an update")  # fmt: skip
     add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
     add("--optimizer", default="sgd", help="sgd, nesterov, adam, adamw (%(default)s)")
     add("--clip-norm", type=float, help="norm of the gradient of an update, at the most")
@@ -201,15 +205,17 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..model.config import NetworkConfig, TrainingConfig
     from ..training.memory import choose_plan
 
-    names = ("alpha", "zeta", "growth", "dropout", "optimizer", "learning_rate", "clip_norm")
-    given = {name: getattr(arguments, name) for name in (*names, "shrink_end")}
-    given |= {"drop": arguments.drop_rule}
+    names = (
+        *("alpha", "zeta", "growth", "dropout", "optimizer", "learning_rate", "clip_norm"),
+        *("label_smoothing", "average_decay", "shrink_end"),
+    )
+    given = {name: getattr(arguments, name) for name in names} | {"drop": arguments.drop_rule}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)
     if arguments.density is not None:
         arguments.epsilon = None
-    known = ("epsilon", "density", "distribution", "start_factor", "activation")
+    known = ("epsilon", "density", "distribution", "start_factor", "activation", "batch_norm")
     network = NetworkConfig(sizes, **{name: getattr(arguments, name) for name in known}, **alpha)
     choose_plan(network, 1)  # hidden layers that fit in no case
     TrainingConfig(**given)

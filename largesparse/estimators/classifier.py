@@ -59,6 +59,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         (SμPar, for Adam), in place of the recipe's factor.
     regrowth : {"initial", "zero"} or None
         Values of new connections: drawn like the first ones, or 0. None is by recipe.
+    batch_norm : bool
+        Whether to normalise the hidden layers by mini-batch; predictions use running statistics.
     topology : optional
         Hidden layers whose connections are given: a `GivenTopology`, a matrix (n_features, n_out),
         a file of named connections or a callable for the first one, or a list of such, or a
@@ -95,6 +97,12 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     dropout : float in [0, 1) or "auto"
         Share of the hidden neurons that are dropped while training; "auto" is 0.2, and 0.5 with an
         indicator matrix.
+    label_smoothing : float in [0, 1)
+        Share of each label that all classes get in equal parts, in the loss that is trained for;
+        0 with an indicator matrix.
+    average_decay : float in [0, 1)
+        Where it is not 0, predictions are by an average of the weights over the updates, of which
+        such a share stays at each: 0.99 averages over about 100 of them.
     optimizer : {"sgd", "nesterov", "adam", "adamw"}
         Momentum SGD, with Nesterov's momentum, Adam, or Adam with decoupled weight decay. Adam
         counts the updates of every connection: see `largesparse.model.optimizer.Adam`.

@@ -60,7 +60,7 @@ WARMUP_SHARE = 0.05  # of the epochs, over which the learning rate rises
 # Fields of NetworkConfig that a saved model tells the parameters of an estimator from.
 NETWORK_PARAMETERS = (
     *("epsilon", "density", "distribution", "start_factor", "output_epsilon", "output_density"),
-    *("activation", "alpha", "recipe", "rate_fan_in", "regrowth"),
+    *("activation", "alpha", "recipe", "rate_fan_in", "regrowth", "batch_norm"),
 )
 
 
@@ -84,6 +84,7 @@ class Settings(BaseEstimator):
     recipe: Recipe | Literal["auto"] = "auto"
     rate_fan_in: float | None = None
     regrowth: Regrowth | None = None
+    batch_norm: bool = False
     topology: Any = None
     zeta: float = 0.3
     zeta_decay: float = 1.0
@@ -97,6 +98,8 @@ class Settings(BaseEstimator):
     pruning_every: int = 10
     pruning_percentile: float = 5.0
     dropout: float | Literal["auto"] = "auto"
+    label_smoothing: float = 0.0
+    average_decay: float = 0.0
     optimizer: OptimizerName = "sgd"
     learning_rate: float | Literal["auto"] = "auto"
     schedule: Schedule = "cosine"
@@ -149,6 +152,7 @@ class Settings(BaseEstimator):
             recipe="width" if self._is_auto("recipe") else self.recipe,  # type: ignore[arg-type]
             rate_fan_in=self.rate_fan_in,
             regrowth=self.regrowth,
+            batch_norm=self.batch_norm,
             loss=self._loss,
             **self._output_options(sizes, len(sizes) - 2 in topologies),
             seed=self._seed,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backends.choice import BackendName
 from ..errors import ParameterError, check_range
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, TRAINED
 from .density import solve_epsilon
 from .given import GivenLayer
 from .initializers import INITIALIZERS
@@ -85,6 +85,7 @@ class NetworkConfig:
     # the rate of a layer's weights is multiplied by this over its expected connections a neuron
     # (SμPar); None: the recipe's factor
     rate_fan_in: float | None = None
+    batch_norm: bool = False  # of hidden layers: see largesparse.model.normalization
 
     def __post_init__(self) -> None:
         owner = "a network"
@@ -124,6 +125,16 @@ class NetworkConfig:
                 "'distribution' out."
             )
         check_range("start_factor", self.start_factor, owner, low=1, high=math.inf, high_open=True)
+        if not isinstance(self.batch_norm, bool):
+            raise ParameterError(
+                f"The 'batch_norm' parameter of a network must be True or False. Got "
+                f"{self.batch_norm!r} instead."
+            )
+        if self.batch_norm and self.activation in TRAINED:
+            raise ParameterError(
+                f"The 'batch_norm' parameter of a network must be False where the activation's "
+                f"shape is trained ({self.activation}). Take another activation, or leave it out."
+            )
         loss = LOSSES[self.loss]
         remedy = f"It is the number of {loss.outputs_are}."
         check_range("layer_sizes[-1]", sizes[-1], owner, low=loss.least_outputs, remedy=remedy)
@@ -218,6 +229,8 @@ class TrainingConfig:
     connection_warmup: int = 0  # updates over which Adam's rate of a new connection rises
     clip_norm: float | None = None  # Euclidean norm of all gradients together, at the most
     dropout: float = 0.3  # share of the hidden neurons dropped
+    average_decay: float = 0.0  # of an average of the weights that is evaluated; 0: without
+    label_smoothing: float = 0.0  # share of each label that all classes get in equal parts
     zeta: float = 0.3  # fraction that evolution replaces; 0 is static training
     zeta_decay: float = 1.0  # zeta is multiplied by this after every evolution
     evolution_interval: int = 1  # epochs between evolutions
@@ -258,7 +271,8 @@ class TrainingConfig:
             check_range("micro_batch", self.micro_batch, owner, low=1, integer=True)
         _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES, owner)
         check_range("learning_rate", self.learning_rate, owner, low=0, high=1e38)
-        check_range("dropout", self.dropout, owner, low=0, high=1, high_open=True)
+        for name in ("dropout", "average_decay", "label_smoothing"):
+            check_range(name, getattr(self, name), owner, low=0, high=1, high_open=True)
         check_range("zeta", self.zeta, owner, low=0, high=1, high_open=True)
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
         for kind in KINDS:
@@ -310,8 +324,18 @@ class TrainingConfig:
 
     @property
     def moments(self) -> tuple[str, ...]:
-        """The kinds of moments that the optimizer keeps: see `layer.MOMENTS`."""
-        return OPTIMIZERS[self.optimizer].kinds
+        """The kinds of moments that a training keeps: see `layer.MOMENTS`."""
+        kinds = OPTIMIZERS[self.optimizer].kinds
+        return (*kinds, "average") if self.average_decay else kinds
+
+    def average_share(self, step: int) -> float:
+        """Return the share of the weights in their average at an update, after `step` others.
+
+        The average has the bias of its beginning corrected (Kingma and Ba, 2015, section 3): after
+        t updates it is (1 - d) Σ d^(t - i) w_i / (1 - d^t).
+        """
+        decay = self.average_decay
+        return (1 - decay) / (1 - decay ** (step + 1))
 
     def optimizer_at(self, factor: float = 1.0) -> Optimizer:
         """Return the optimizer for where the schedule's factor of the learning rate is `factor`."""

@@ -3,7 +3,8 @@
 Neurons of little importance die, and stay dead. A dead neuron has no connections, neither incoming
 nor outgoing, and a bias of 0. What it would still put out without its incoming weights, f(bias), is
 a constant; that moves into the biases of the next layer. So all others compute what they would if
-only the incoming weights were removed.
+only the incoming weights were removed. Where layers are normalised by batch, importance is by the
+weights as they are folded, and the constant moves into the next layer's running means.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from numpy.typing import NDArray
 
 from ..errors import ParameterError, check_range
 from ..randomness import stream
+from .activations import activate
 from .evolution import remove_connections
+from .folding import fold_layers
 from .layer import PARAMETERS, Float32, Int32, LayerArrays, LayerConfig, SparseLayer
 from .network import SparseMLP
+from .normalization import gain_and_shift
 from .ranking import mark_smallest
 from .topology import Topology, draw_missing_cells
 
@@ -34,10 +38,13 @@ Bool = NDArray[np.bool_]
 def neuron_importance(layer: SparseLayer) -> Float32:
     """Return each neuron's importance, float32 (n_out,): the sum of |incoming weights| (eq. 4).
 
-    It is 0 for the dead, and for those that no connection leads to.
+    It is 0 for the dead, and for those that no connection leads to. The weights of a normalised
+    layer are taken as it predicts with them: times |γ| over the running deviation.
     """
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
+    if layer.config.normalised:
+        sums *= np.abs(gain_and_shift(layer.parameters)[0])
     return sums.astype(np.float32)
 
 
@@ -226,7 +233,8 @@ def input_strength(network: SparseMLP, *, paths: bool = False) -> NDArray[np.flo
     neurons of the first layer may lead nowhere yet, by their weights.
     """
     strength: NDArray[np.generic] = np.ones(network.layers[-1].n_out)
-    for layer in network.layers[::-1] if paths else network.layers[:1]:
+    layers = fold_layers(network.layers)
+    for layer in layers[::-1] if paths else layers[:1]:
         weights = np.abs(layer.values)
         if paths:
             weights = weights * strength[layer.topology.indices]
@@ -291,13 +299,29 @@ def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
     """Mark neurons as dead, and move what they put out into the biases of the layer above."""
     if not dying.any():
         return
-    output = layer.activate(layer.bias)  # without incoming connections, z is the bias
-    output[~dying] = 0
-    constants = output[above.topology.rows()] * above.values
-    above.bias += np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
-    if above.dead is not None:
-        above.bias[above.dead] = 0
+    _move_constants_(layer.parameters, above.parameters, layer, above, dying)
+    if "average" in layer.kinds:
+        averages = layer.moments["average"], above.moments["average"]
+        _move_constants_(*averages, layer, above, dying)
     layer.bias[dying] = 0
     for moments in layer.moments.values():
         moments["bias"][dying] = 0
     layer.dead = dying if layer.dead is None else layer.dead | dying
+
+
+def _move_constants_(
+    own: LayerArrays, others: LayerArrays, layer: SparseLayer, above: SparseLayer, dying: Bool
+) -> None:
+    """Move what dying neurons put out by the parameters `own` into `others`, those of `above`."""
+    output = activate(own["bias"], layer.slope, own.get("srelu"))  # of no incoming connections
+    output[~dying] = 0
+    constants = output[above.topology.rows()] * others["values"]
+    moving = np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
+    if above.dead is not None:
+        moving[above.dead] = 0
+    if above.config.normalised:  # the mean of Wᵀx becomes less by what is missing
+        others["running"][0] -= moving * others["running"][2]
+    else:
+        others["bias"] += moving
+    if layer.config.normalised:
+        own["running"][:, dying] = 0

@@ -32,7 +32,8 @@ class Parameter(NamedTuple):
     of_connections: bool = False  # one number a connection, in input order; else for neurons
     rows: int = 0  # numbers a neuron, (rows, n_out); 0 is one, (n_out,)
     decays: bool = True  # whether the weight decay applies
-    of_activation: bool = False  # a trained activation's shape, which other layers do not have
+    needs: str = ""  # the field of `LayerConfig` without which a layer does not have it
+    is_trained: bool = True  # else it is moved towards its gradient: see `normalization`
 
     def shape(self, nnz: int, n_out: int) -> tuple[int, ...]:
         """Return the shape for a layer with so many connections and neurons."""
@@ -46,7 +47,9 @@ class Parameter(NamedTuple):
 PARAMETERS = {
     "values": Parameter(of_connections=True),
     "bias": Parameter(),
-    "srelu": Parameter(rows=4, decays=False, of_activation=True),
+    "srelu": Parameter(rows=4, decays=False, needs="shape_trained"),
+    "scale": Parameter(decays=False, needs="normalised"),
+    "running": Parameter(rows=3, needs="normalised", is_trained=False),
 }
 
 
@@ -63,6 +66,7 @@ MOMENTS = {
     "velocity": Moment(),  # of momentum SGD; Adam's mean of the gradients
     "square": Moment(),  # Adam's mean of their squares
     "updates": Moment(np.uint16),  # that a number has had, up to 65535
+    "average": Moment(of_values=True),  # of the parameter over the updates: see `averages`
 }
 Moments = dict[str, LayerArrays]  # kind -> parameter -> array
 
@@ -88,6 +92,7 @@ class LayerConfig:
     minimum: int = 0  # connections that evolution and pruning leave every output, where it has them
     shape_trained: tuple[bool, ...] = ()  # which rows of `srelu` are; () where there is none
     frozen: bool = False  # whether evolution leaves the connections as they are
+    normalised: bool = False  # by batch: see `normalization`
 
     @classmethod
     def of(cls, config: NetworkConfig, k: int) -> LayerConfig:
@@ -104,6 +109,7 @@ class LayerConfig:
             minimum=config.output_minimum if is_output else 0,
             shape_trained=TRAINED.get(activation, ()),
             frozen=(given := config.given_layer(k)) is not None and given.evolution == "frozen",
+            normalised=config.batch_norm and not is_output,
         )
 
     def shapes(self, nnz: int, n_out: int) -> dict[str, tuple[int, ...]]:
@@ -111,7 +117,7 @@ class LayerConfig:
         return {
             name: parameter.shape(nnz, n_out)
             for name, parameter in PARAMETERS.items()
-            if self.shape_trained or not parameter.of_activation
+            if not parameter.needs or getattr(self, parameter.needs)
         }
 
 
@@ -155,6 +161,9 @@ def initial_layer(
     parameters: LayerArrays = {"values": values, "bias": np.zeros(n_out, dtype=np.float32)}
     if own.shape_trained:
         parameters["srelu"] = initial_shape(config.activation, config.alpha, n_out)
+    if own.normalised:
+        parameters["scale"] = np.ones(n_out, dtype=np.float32)
+        parameters["running"] = np.zeros((3, n_out), dtype=np.float32)
     candidates = None if start is None else start.candidates
     return SparseLayer(k + 2, topology, parameters, own, candidates=candidates)
 
@@ -185,6 +194,8 @@ class SparseLayer:
     bias_velocity: Float32  # (n_out,)
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
+    scale: Float32 | None  # (n_out,), γ of batch normalisation
+    running: Float32 | None  # (3, n_out), its running statistics: see `normalization`
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
     explored: NDArray[np.uint8] | None = None  # of cells ever connected: see `exploration`
     candidates: Topology | None  # the cells in which connections may grow; None is all
@@ -242,6 +253,11 @@ class SparseLayer:
             kind: {name: getattr(self, moment_name(name, kind)) for name in self.parameters}
             for kind in self.kinds
         }
+
+    @property
+    def evaluated(self) -> LayerArrays:
+        """The parameters to predict with: their averages, where the layer has these."""
+        return self.moments["average"] if "average" in self.kinds else self.parameters
 
     def keep_moments_(self, kinds: Sequence[str], zeros: Zeros = np.zeros) -> None:
         """Have moments of these kinds, and no others; new ones begin as those of new connections.
@@ -337,10 +353,11 @@ class SparseLayer:
     def arrays(self, moments: bool = False) -> LayerArrays:
         """Return what the layer can be made from again, as files have it; the layer's own arrays.
 
-        Of the topology that is the input order; `dead` is there only if neurons are.
+        Of the topology that is the input order; `dead` is there only if neurons are. Without
+        `moments` the parameters are those `evaluated`.
         """
         arrays: LayerArrays = {"indptr": self.topology.indptr, "indices": self.topology.indices}
-        arrays |= self.parameters | self._candidate_arrays
+        arrays |= (self.parameters if moments else self.evaluated) | self._candidate_arrays
         if self.dead is not None:
             arrays["dead"] = self.dead
         if moments:
@@ -350,7 +367,7 @@ class SparseLayer:
 
     def snapshot(self) -> LayerArrays:
         """Return `arrays` that training does not change: topology and `dead` never are in place."""
-        return self.arrays() | _copies(self.parameters)
+        return self.arrays() | _copies(self.evaluated)
 
     def restore_(self, arrays: LayerArrays) -> None:
         """Become what `arrays` or `snapshot` has returned, with moments that begin."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, hstack, vstack
 
 from .activations import TRAINED
+from .averages import settle_
 from .importance import kill_
 from .layer import SparseLayer, first_moment
 from .network import SparseMLP
@@ -30,6 +31,8 @@ def what_is_in_the_way(network: SparseMLP, n_maps: int) -> str | None:
         return "it needs a hidden layer"
     if config.activation in TRAINED:
         return f"neurons with the activation {config.activation!r} do not add up to a linear one"
+    if config.batch_norm:
+        return "batch normalisation would rescale what linear paths carry"
     if any(abs(1 + layer.slope) < LEAST_SUM for layer in network.layers[:-1]):
         return "with alpha near 1, neurons are even functions"
     if 2 * n_maps > MOST_NEURONS * min(config.layer_sizes[1:-1]):
@@ -62,6 +65,7 @@ def install_(network: SparseMLP, weights: NDArray[np.floating], bias: NDArray[np
         A column for each output; or one, whose halves with both signs are those of two outputs.
     bias : (n_maps,)
     """
+    settle_(network.layers)
     n_maps, n_outputs = weights.shape[1], network.config.layer_sizes[-1]
     each = np.eye(n_maps)
     readout = each if n_maps == n_outputs else np.array([[-0.5, 0.5]])

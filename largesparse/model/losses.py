@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..backends.operands import MANY, Float32
 from ..data.label_sets import LabelSets, check_label_sets
-from ..errors import DataError
+from ..errors import DataError, ParameterError
 
 NO_LABELS = np.empty(0, dtype=np.int32)
 NO_TARGETS = np.empty((0, 0), dtype=np.float32)
@@ -40,27 +41,31 @@ def softmax_cross_entropy(
     labels: NDArray[np.integer],
     total: int | None = None,
     weights: Float32 | None = None,
+    smoothing: float = 0.0,
 ) -> tuple[float, Float32]:
     """Return the summed softmax cross-entropy of class indices (batch,), and its gradient.
 
     Logits and gradient are float32 (n_classes, batch). The gradient is that of the mean over the
     `total` samples of the mini-batch that this micro-batch is a part of, by default all of it;
-    `weights`, float32 (batch,), are those of the samples in the sum. Above `MANY` classes the
-    gradient replaces the logits.
+    `weights`, float32 (batch,), are those of the samples in the sum. With label smoothing a label
+    counts 1 - `smoothing`, and each of the n classes `smoothing` / n beside (Szegedy et al.,
+    "Rethinking the Inception architecture", 2016, section 7). Above `MANY` classes the gradient
+    replaces the logits.
     """
     from ..backends import kernels
 
     labels, weights = check_labels(labels, *logits.shape), check_weights(weights, logits.shape[1])
     total = total or logits.shape[1]
     if len(logits) > MANY:
-        return _softmax_cross_entropy_(logits, labels, weights, total), logits
+        return _softmax_cross_entropy_(logits, labels, weights, total, smoothing), logits
     delta = np.empty_like(logits)
-    loss = kernels.softmax_cross_entropy(logits, labels, weights, total, delta)
+    share = np.float32(smoothing)
+    loss = kernels.softmax_cross_entropy(logits, labels, weights, total, share, delta)
     return loss, delta
 
 
 def _softmax_cross_entropy_(
-    logits: Float32, labels: NDArray[np.int32], weights: Float32, total: int
+    logits: Float32, labels: NDArray[np.int32], weights: Float32, total: int, smoothing: float
 ) -> float:
     """Return the summed cross-entropy; its gradient replaces the logits."""
     from ..backends.label_kernels import exponentials_, scale_columns_
@@ -68,9 +73,14 @@ def _softmax_cross_entropy_(
     columns = np.arange(len(labels))
     each = weights if len(weights) else np.ones(len(labels), np.float32)
     right = logits[labels, columns].astype(np.float64)
+    if smoothing:
+        right += smoothing * (logits.mean(axis=0, dtype=np.float64) - right)
     largest, sums = exponentials_(logits)
     scale = each / np.float32(total)
     scale_columns_(logits, (scale / sums).astype(np.float32))
+    if smoothing:
+        logits -= scale * np.float32(smoothing / len(logits))
+        scale *= np.float32(1 - smoothing)
     logits[labels, columns] -= scale
     return float(each @ (np.log(sums) + largest - right))
 
@@ -228,6 +238,25 @@ LOSSES = {
         mean_squared_error, check_numbers, np.copy, "regression", 1, "targets"
     ),
 }
+
+
+def smoothed(loss: str, smoothing: float) -> Callable[..., tuple[float, Float32]]:
+    """Return the function of a loss that a training minimises, with label smoothing.
+
+    Raises
+    ------
+    ParameterError
+        Where the loss has no labels that exclude each other, and smoothing is not 0.
+    """
+    function = LOSSES[loss].function
+    if smoothing == 0:
+        return function
+    if function is not softmax_cross_entropy:
+        raise ParameterError(
+            "The 'label_smoothing' parameter of a training must be 0 unless each row has one "
+            f"class (the loss 'softmax_cross_entropy'). Got {smoothing} with {loss!r}."
+        )
+    return partial(softmax_cross_entropy, smoothing=smoothing)
 
 
 class ScoreSums:

@@ -14,19 +14,21 @@ from ..backends.base import Backend
 from ..backends.choice import Choice
 from ..backends.operands import (
     NO_DROPOUT,
-    NO_STATE,
     RESOLUTION,
     Derivative,
     Dropout,
     Float32,
     SparseBatch,
-    read_only,
 )
+from ..errors import ParameterError
 from ..machine.threads import kernel_threads
 from .config import NetworkConfig
-from .layer import PARAMETERS, Forward, SparseLayer, initial_layer
+from .folding import fold_layers
+from .forward import forward
+from .layer import PARAMETERS, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
+from .normalization import RATE, BatchShares, differentiate_, move_
 from .optimizer import MomentumSGD, Optimizer, clip_
 from .start import as_topologies, described, resolve, tell_unconnected
 from .storage import Storage, StoredLayer
@@ -37,67 +39,8 @@ if TYPE_CHECKING:
     from ..data.standardizer import Standardizer
 
 
-Prefetch = Callable[[Forward], None]
 Inputs = Float32 | SparseBatch
 Visit = Callable[[int, Inputs, Float32], None]  # k, X (n_in, batch), delta (n_out, batch)
-
-
-def forward(
-    layers: Sequence[Forward],
-    workspace: Workspace,
-    batch: int,
-    backend: Backend,
-    *,
-    training: bool = False,
-    dropout: Dropout = NO_DROPOUT,
-    prefetch: Prefetch | None = None,
-    numbers: range | None = None,
-) -> Float32:
-    """Return the logits, float32 (n_classes, batch), of the inputs in the workspace.
-
-    Parameters
-    ----------
-    layers, workspace, batch, backend
-        The workspace's first `batch` input columns are read.
-    training : bool
-        Whether to keep what the backward pass needs, and to drop neurons.
-    dropout : Dropout
-        Its layer is filled in for each hidden layer.
-    prefetch : callable, optional
-        Called with the layer that comes next.
-    numbers : range, optional
-        Of the layers to compute, 0 the first hidden one; the last one's activations are returned.
-    """
-    from ..backends.sparse_inputs import forward_sparse
-    from ..backends.srelu_kernels import activate_srelu
-
-    if numbers is None:
-        numbers = range(len(layers))
-        workspace.segment = (len(layers) - 2) // workspace.keep_every
-    first = numbers[0]
-    X = workspace.below(first, batch)
-    for k in numbers:
-        layer = layers[k]
-        if prefetch is not None and k < numbers[-1]:
-            prefetch(layers[k + 1])
-        out = workspace.activations(k, batch)
-        hidden = training and k < len(layers) - 1
-        shape = layer.srelu
-        Z = out if shape is None or not training else workspace.sums(k, batch)
-        state = workspace.state(k, batch) if hidden else None
-        options: dict[str, Any] = {"slope": layer.slope, "out": Z, "state": state}
-        options["dropout"] = dropout._replace(layer=layer.number) if hidden else NO_DROPOUT
-        if isinstance(X, SparseBatch):
-            forward_sparse(layer.by_input, layer.bias, X, **options)
-        else:
-            backend.forward(layer.by_output, layer.bias, X, **options)
-        if shape is not None:
-            keep_share = dropout.keep_share if hidden else np.float32(1)
-            activate_srelu(
-                Z, read_only(shape), keep_share, NO_STATE if state is None else state, out
-            )
-        X = out
-    return out
 
 
 class SparseMLP:
@@ -175,6 +118,11 @@ class SparseMLP:
         feature_names: Sequence[str] | None = None,
         neuron_names: dict[int, list[str]] | None = None,
     ) -> None:
+        if config.batch_norm and storage is not None:
+            raise ParameterError(
+                "The 'batch_norm' parameter of a network must be False where its arrays lie in "
+                "files ('storage'): predicting makes a copy of the weights in memory."
+            )
         self.config = config
         self.layers: list[SparseLayer] = []
         self.preprocessing: Standardizer | None = None
@@ -234,8 +182,9 @@ class SparseMLP:
         self, workspace: Workspace, batch: int, backend: Backend, **options: Any
     ) -> Float32:
         """Return the logits of the inputs in the workspace: see the function `forward`."""
+        layers = self.layers if options.get("training") else fold_layers(self.layers)
         prefetch = None if self.storage is None else self.storage.before_forward
-        return forward(self.layers, workspace, batch, backend, prefetch=prefetch, **options)
+        return forward(layers, workspace, batch, backend, prefetch=prefetch, **options)
 
     def backward(
         self,
@@ -248,6 +197,7 @@ class SparseMLP:
         visit: Visit | None = None,
         weights: Float32 | None = None,
         touched_only: bool = False,
+        part: float = 1.0,
     ) -> None:
         """Compute all gradients into the workspace, after `forward` with `training=True`.
 
@@ -263,10 +213,12 @@ class SparseMLP:
             Called with each layer's inputs and dL/dz, from the last layer to the first, when the
             layer is not needed any more: it may change the connections.
         weights : float32 (batch,), optional
-            Of the samples in the loss.
+            Of the samples in the loss, as in `forward`.
         touched_only : bool
             Whether the gradients of the connections of sparse inputs are 0 already where they are
             not left out: those of inputs that are zero in all samples are.
+        part : float
+            Share of the mini-batch's samples that this micro-batch has.
         """
         from ..backends import kernels
         from ..backends import sparse_input_kernels as sparse
@@ -277,11 +229,12 @@ class SparseMLP:
         if self.layers[-1].config.centered:
             last = len(self.layers) - 1
             X = workspace.below(last, batch)
-            weights = NO_WEIGHTS if weights is None else weights
+            each = NO_WEIGHTS if weights is None else weights
             sum_inputs = sparse.sum_inputs if isinstance(X, SparseBatch) else kernels.sum_inputs
-            sum_inputs(X, weights, workspace.input_sums, accumulate)
+            sum_inputs(X, each, workspace.input_sums, accumulate)
+        samples = weights, part
         for k in range(len(self.layers) - 1, 0, -1):
-            below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate)
+            below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate, samples)
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
             delta = below
@@ -304,15 +257,18 @@ class SparseMLP:
         backend: Backend,
         dropout: Dropout,
         accumulate: bool,
+        samples: tuple[Float32 | None, float],
     ) -> Float32:
         """Compute the gradients of layer k's weights and of what else is trained of layer k - 1.
 
-        Return dL/dz of layer k - 1, float32 (n_in, batch), in the workspace.
+        Return dL/dz of layer k - 1, float32 (n_in, batch), in the workspace: of its products Wᵀx
+        where it is normalised. `samples` are weights and part of the mini-batch: see `backward`.
         """
         from ..backends.srelu_kernels import differentiate_srelu
 
         layer, below, batch = self.layers[k], self.layers[k - 1], delta.shape[1]
-        self._recompute(k - 1, workspace, batch, backend, dropout)
+        weights, part = samples
+        self._recompute(k - 1, workspace, batch, backend, dropout=dropout, weights=weights)
         if self.storage is not None:
             self.storage.before_backward(below, workspace, k - 1, batch)
         out_delta = workspace.delta(k - 1, batch)
@@ -345,10 +301,21 @@ class SparseMLP:
                 gradients["srelu"],
                 accumulate,
             )
+        if below.config.normalised:
+            differentiate_(
+                below,
+                out_delta,
+                workspace.sums(k - 1, batch),
+                BatchShares.of(weights, batch),
+                part,
+                found=workspace.found[k - 1],
+                gradients=gradients,
+                accumulate=accumulate,
+            )
         return out_delta
 
     def _recompute(
-        self, k: int, workspace: Workspace, batch: int, backend: Backend, dropout: Dropout
+        self, k: int, workspace: Workspace, batch: int, backend: Backend, **options: Any
     ) -> None:
         """Have the activations of hidden layer k in the workspace, from those that are kept."""
         segment, place = divmod(k, workspace.keep_every)
@@ -356,7 +323,7 @@ class SparseMLP:
             workspace.segment = segment
             first = segment * workspace.keep_every
             numbers = range(first, k + 1)
-            self.forward(workspace, batch, backend, training=True, dropout=dropout, numbers=numbers)
+            self.forward(workspace, batch, backend, training=True, numbers=numbers, **options)
 
     def finish_gradient(self, workspace: Gradients) -> None:
         """Centre the output layer's gradients, after all micro-batches, if its recipe asks for it.
@@ -401,6 +368,9 @@ class SparseMLP:
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])
             gradients, both = workspace.by_layer[k], both_orders
+            if layer.running is not None:
+                move_(layer.running, gradients["running"], RATE)
+                gradients = {name: g for name, g in gradients.items() if name != "running"}
             if k == 0 and sparse:
                 layer.is_stale, both = True, False
             if k == 0 and lazy is not None and lazy.is_waiting:

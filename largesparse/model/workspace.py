@@ -72,9 +72,9 @@ class Workspace(Gradients):
     """Buffers for micro-batches of up to `micro_batch` samples.
 
     A training workspace keeps one number and two bits for every neuron and sample, one or two
-    buffers for the backward pass, and the gradients; where the activation's shape is trained, a
-    second number. A workspace for prediction has two activation buffers of the widest layer, which
-    the layers use in turn.
+    buffers for the backward pass, and the gradients; a second number where the activation's shape
+    is trained or layers are normalised. A workspace for prediction has two activation buffers of
+    the widest layer, which the layers use in turn.
 
     With `keep_every` K > 1, training keeps the activations of every K-th hidden layer. The K - 1
     layers below each of these share buffers with those of the other segments, and the backward
@@ -131,8 +131,13 @@ class Workspace(Gradients):
         own = delta_buffers(hidden, keep_every)
         self._deltas = [allocate(size * micro_batch, dtype) for size in own]
         self._parts: Float32 | None = None  # see `parts`
-        shaped = [layer.n_out if layer.config.shape_trained else 0 for layer in trained]
-        self._sums = [allocate(size * micro_batch) for size in shaped]
+        self._sums: list[Float32] = []
+        self.found: list[NDArray[np.float64]] = []  # by `normalization.normalise_`, (4, n_out)
+        for layer in trained:
+            of = layer.config
+            has_sums = of.shape_trained or of.normalised
+            self._sums.append(allocate(layer.n_out * micro_batch if has_sums else 0))
+            self.found.append(allocate((4, layer.n_out if of.normalised else 0), np.float64))
         super().__init__(trained, allocate=allocate_gradients)
 
     def load_(
@@ -175,7 +180,10 @@ class Workspace(Gradients):
         return self._states[k][: size * 2 * words].reshape(size, 2, words)
 
     def sums(self, k: int, batch: int) -> Float32:
-        """Return z of layer k, whose activation's shape is trained, float32 (n_out, batch)."""
+        """Return room for z of layer k, float32 (n_out, batch).
+
+        Layers whose activation's shape is trained have it, and those that are normalised.
+        """
         return _columns(self._sums[k], self._sizes[k], batch)
 
     def parts(self, k: int, batch: int) -> Float32 | None:
@@ -200,11 +208,20 @@ class Workspace(Gradients):
         return _columns(buffer, self._sizes[k], batch)
 
 
-def check_activation_dtype(dtype: str, backend: Backend, activation: str, owner: str) -> None:
-    """Raise a ParameterError unless a backend and an activation go with a dtype of activations."""
+def check_activation_dtype(
+    dtype: str, backend: Backend, activation: str, owner: str, normalised: bool = False
+) -> None:
+    """Raise a ParameterError unless a backend and an activation go with a dtype of activations.
+
+    `normalised` says whether layers are, in a training.
+    """
     if dtype not in ACTIVATION_DTYPES:
         possible = "one of " + str(sorted(ACTIVATION_DTYPES))
-    elif dtype == "float32" or (backend.takes_bfloat16 and activation not in TRAINED):
+    elif dtype == "float32":
+        return
+    elif normalised:
+        possible = "'float32' with batch normalisation"
+    elif backend.takes_bfloat16 and activation not in TRAINED:
         return
     elif activation in TRAINED:
         possible = f"'float32' where the activation's shape is trained ({activation})"

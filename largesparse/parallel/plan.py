@@ -23,6 +23,7 @@ from ..model.config import NetworkConfig
 from ..model.layer import moment_bytes
 from ..training.memory import (
     CANDIDATE,
+    FOLDED,
     GIB,
     USEFUL_SLOT,
     WITHIN,
@@ -98,6 +99,8 @@ def plan_parallel(
     values = 4 * (sum(shape.room) + sum(shape.config.layer_sizes[1:]))  # of all parameters
     # slot maps, a gradient that is made valid; the sum of gradients; what goes to and from nodes
     passing = _evolution_bytes(shape, work) + 2 * values
+    if shape.config.batch_norm:  # evaluated by folded weights
+        passing = max(passing, sum(counts) * FOLDED * sum(shape.room))
     passing += (0 if work.algorithm == "wasap" else values) + (2 * values if len(nodes) > 1 else 0)
     ranks = sum(len(nodes.ranks(node)) for node in here)
     base = FIRST_BASE + (ranks - 1) * RANK_BASE

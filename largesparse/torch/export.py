@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import ParameterError
+from ..model.export import fold
 from ..model.network import SparseMLP
 
 if TYPE_CHECKING:
@@ -24,13 +26,22 @@ def to_torch(network: SparseMLP, *, share: bool = False) -> torch.nn.Module:
     share : bool
         Whether the module's weights and biases are the network's, so that each follows the
         training of the other until it evolves. By default they are copied. Topologies, which
-        nothing changes, are shared.
+        nothing changes, are shared. Normalised layers are folded, which needs copies: see
+        `fold`.
 
     Raises
     ------
+    ParameterError
+        Where weights that are folded are to be shared.
     BackendError
         Where PyTorch is not installed.
     """
     from . import Network
 
-    return Network(network, share)
+    folded = fold(network)
+    if share and folded is not network:
+        raise ParameterError(
+            "The 'share' parameter of to_torch must be False where layers are normalised or have "
+            "averages: the module has other weights than these. Got True instead."
+        )
+    return Network(folded, share)

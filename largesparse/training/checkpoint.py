@@ -35,6 +35,7 @@ from ..errors import CheckpointError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
 from ..model import exploration
+from ..model.averages import settle_
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.layer import LayerArrays, SparseLayer
 from ..model.network import SparseMLP
@@ -100,8 +101,8 @@ def write_checkpoint(
 def load_model(folder: str | Path) -> SparseMLP:
     """Read the network of a saved model or of a checkpoint.
 
-    Of a training with a validation part it has the weights of the best epoch so far, as after
-    `Trainer.fit`.
+    Of a training with a validation part it has the weights of the best epoch so far, and of one
+    that averages weights the averages, as after `Trainer.fit`.
 
     Raises
     ------
@@ -109,7 +110,9 @@ def load_model(folder: str | Path) -> SparseMLP:
         Where the folder is missing, damaged or of another version of the format.
     """
     folder, manifest = _open(folder)
-    return _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
+    network = _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
+    settle_(network.layers)
+    return network
 
 
 def read_checkpoint(

@@ -4,7 +4,7 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
 
     model        (20 + m)·nnz (indices and weights in both orders, permutation, moments)
                  + 4·(n_in + n_out + 2) row pointers + (4 + m)·n_out (biases and their moments);
-                 m is 4 for a velocity, 10 for Adam's mean, square and count;
+                 m is 4 for a velocity, 10 for Adam's mean, square and count, and 4 for an average;
                  + 4·candidates + 4·(n_in + 1), where a set of candidates is given
     gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
@@ -13,6 +13,9 @@ The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons
                  layer and of k - 1 others, and two buffers; the outputs, which losses of many turn
                  into their gradient, and what `backward_by_blocks` adds up
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
+
+Batch normalisation takes 4 bytes more for a hidden neuron and sample, and 80 a hidden neuron. It
+and an average of the weights take FOLDED bytes a connection of all layers, passing, to evaluate.
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly an
 EVOLUTION = 36  # bytes a connection that evolving takes, with a velocity; sampling takes 24
 CANDIDATE = 33  # bytes that growth by a score takes for every cell that it looks at
 WITHIN = 48  # that drawing takes for every cell of a given candidate set
+NORMALISED = 4  # numbers a neuron: γ and the running statistics; each has moments
+NORMALISED_GRADIENT = 48  # of their gradients, and of what a micro-batch has found
+FOLDED = 12  # bytes a connection of all layers, folded to be evaluated: weights in both orders
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 
 Choice = TypeVar("Choice")
@@ -95,8 +101,14 @@ def plan_training(
         evolving = evolution_bytes(moments) * nnz + WITHIN * within
         passing = max(passing, evolving + 8 * (n_in + n_out))
     model, gradient = sum(models), sum(gradients)
+    if config.batch_norm:
+        model += (4 + kept) * NORMALISED * config.neurons
+        gradient += NORMALISED_GRADIENT * config.neurons
+    if "average" in moments or config.batch_norm:
+        passing = max(passing, FOLDED * sum(connections))
     setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
-    activations = activation_bytes(sizes, *setting, trained=config.activation in TRAINED)
+    has_sums = config.activation in TRAINED or config.batch_norm
+    activations = activation_bytes(sizes, *setting, trained=has_sums)
     on_disk = 0
     if stored:
         on_disk = model + gradient + activations
@@ -144,7 +156,8 @@ def activation_bytes(
 ) -> int:
     """Return the bytes of a training workspace, its gradients apart.
 
-    Where the activation's shape is trained (`trained`), z is kept beside the activation.
+    Where the activation's shape is trained, or layers are normalised (`trained`), z is kept beside
+    the activation.
     """
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
@@ -230,7 +243,7 @@ def choose_plan(
     of memory-mapped data, `available` those that may be used, by default what the machine has free.
     `storage` is the folder of the files that the arrays lie in, if any. `backend` is the one that
     will be used, if that is known, and `once` the bytes of `bytes_once`. `moments` are the kinds
-    that the optimizer keeps (`TrainingConfig.moments`).
+    that the training keeps (`TrainingConfig.moments`).
 
     Raises
     ------
@@ -357,7 +370,7 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     """
     widest = max(config.layer_sizes[1:-1], default=0)
     possible = get_backend(backend, config.layer_sizes).takes_bfloat16
-    possible &= config.activation not in TRAINED
+    possible &= config.activation not in TRAINED and not config.batch_norm
     return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 
 

@@ -33,9 +33,11 @@ from ..machine.mapped_memory import SharedFiles, X_from_arrays, X_to_arrays
 from ..machine.output import LogLines
 from ..machine.threads import available_threads, resolve_threads
 from ..model.config import ActivationDtype
+from ..model.folding import fold_layers
+from ..model.forward import forward
 from ..model.layer import Forward, ForwardLayer
 from ..model.losses import LOSSES
-from ..model.network import SparseMLP, forward
+from ..model.network import SparseMLP
 from ..model.workspace import Workspace, check_activation_dtype
 from .memory import prediction_batch
 from .outputs import (
@@ -80,7 +82,8 @@ class Predictor:
     Parameters
     ----------
     network : SparseMLP
-        Changes that are made to it later are not seen by worker processes.
+        Changes that are made to it later are not seen by worker processes, nor where layers are
+        normalised or have an average: see `fold`.
     processes : int
         1 predicts in this process; more start that many worker processes, which stay until
         `close`. A script that uses them needs the `if __name__ == "__main__":` guard.
@@ -127,7 +130,7 @@ class Predictor:
         loss = network.config.loss
         settings = self._batch_size, threads, used.name, loss, activation_dtype
         if processes == 1:
-            self._engine = Engine(network.layers, network.preprocessing, *settings)
+            self._engine = Engine(fold_layers(network.layers), network.preprocessing, *settings)
             return
         files = SharedFiles()
         try:
@@ -283,7 +286,7 @@ ForwardLayout = list[list[Any]]  # the fields of each layer, and mean and scale;
 def to_arrays(network: SparseMLP) -> tuple[ForwardLayout, list[NDArray[Any]]]:
     """Return all that predicting needs of a network as arrays; `from_arrays` goes back."""
     scaling = network.preprocessing
-    parts = [[getattr(layer, name) for name in FIELDS] for layer in network.layers]
+    parts = [[getattr(layer, name) for name in FIELDS] for layer in fold_layers(network.layers)]
     parts.append([] if scaling is None else [scaling.mean, scaling.scale])
     arrays = [value for part in parts for value in part if isinstance(value, np.ndarray)]
     return [[... if isinstance(v, np.ndarray) else v for v in part] for part in parts], arrays

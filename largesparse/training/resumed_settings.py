@@ -59,7 +59,7 @@ def load_checkpoint(
         trainer = Trainer(network, config, state=state)
     state.watch_anew_(before, config)
     if trainer.is_over:
-        trainer.restore_best()
+        trainer.settle()
     return trainer
 
 

@@ -16,13 +16,15 @@ from ..backends import choose_backend, get_backend
 from ..data.batches import is_sparse, load_batch
 from ..data.checks import refuse_masked
 from ..data.label_sets import LabelSets, check_label_sets
-from ..errors import DataError, NumericalError
+from ..errors import DataError, NumericalError, ParameterError
 from ..machine.mapped_memory import aligned_zeros
 from ..machine.threads import resolve_threads
 from ..model.activations import TRAINED
+from ..model.averages import average_
 from ..model.config import TrainingConfig
+from ..model.export import fold
 from ..model.lazy_updates import LazyUpdates
-from ..model.losses import LOSSES, MANY, ScoreSums, check_weights
+from ..model.losses import LOSSES, MANY, ScoreSums, check_weights, smoothed
 from ..model.network import SparseMLP, Visit, dropout_key
 from ..model.optimizer import MomentumSGD, Optimizer
 from ..model.workspace import Workspace, check_activation_dtype
@@ -65,14 +67,24 @@ class Stepper:
         network.trained_with = choose_backend(self.config.backend, network.config.layer_sizes)
         self.backend = get_backend(network.trained_with.name)
         check_activation_dtype(
-            self.config.activation_dtype, self.backend, network.config.activation, "a training"
+            self.config.activation_dtype,
+            self.backend,
+            network.config.activation,
+            "a training",
+            normalised=network.config.batch_norm,
         )
         self.threads = resolve_threads(self.config.threads, "a training")
         self.state = TrainingState() if state is None else state
         # (n_samples, n_outputs), added to the outputs for the rows of a training: `linear_start`
         self.offsets: NDArray[np.float32] | None = None
         self._loss = LOSSES[network.config.loss]
+        self._trained_loss = smoothed(network.config.loss, self.config.label_smoothing)
         self._rates = self.config.rates()
+        if self.config.average_decay and network.storage is not None:
+            raise ParameterError(
+                "The 'average_decay' parameter of a training must be 0 where the network's arrays "
+                f"lie in files ('storage'). Got {self.config.average_decay} instead."
+            )
         self._workspace = workspace
         self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
@@ -104,14 +116,16 @@ class Stepper:
         self.state.step = count
 
     def keep_moments_(self) -> None:
-        """Have the network keep what the optimizer needs; where that is new, all of it begins.
+        """Have the network keep the moments of the configuration, and no others; new ones begin.
 
-        Momentum SGD's velocity is no mean of gradients: Adam cannot go on from it.
+        Where the optimizer needs others, all of its moments begin: momentum SGD's velocity is no
+        mean of gradients, from which Adam could go on.
         """
         kinds = self.config.moments
         for layer in self.network.layers:
             if layer.kinds != kinds:
-                layer.keep_moments_(())
+                if set(kinds) ^ set(layer.kinds) != {"average"}:
+                    layer.keep_moments_([kind for kind in layer.kinds if kind == "average"])
                 layer.keep_moments_(kinds)
 
     @property
@@ -142,6 +156,7 @@ class Stepper:
         if is_sparse(X, self.network.preprocessing):
             return False
         possible = self.backend.has_whole_step and self.network.config.activation not in TRAINED
+        possible = possible and not self.network.config.batch_norm
         possible = possible and self.network.storage is None and self.workspace.keep_every == 1
         possible = possible and self.workspace.activation_dtype == "float32"
         n_outputs = self.network.config.layer_sizes[-1]
@@ -195,6 +210,8 @@ class Stepper:
                 self.network.update_(
                     self.workspace, optimizer, rate, lazy=self._lazy, sparse=sparse
                 )
+            if self.config.average_decay:
+                average_(self.network.layers, self.config.average_share(self.state.step))
         self.state.step += 1
         return loss
 
@@ -240,22 +257,23 @@ class Stepper:
             )
             rate = 0.0 if plain else config.dropout
             dropout = dropout_key(rate, config.seed, self.step_count, first_row + start)
-            logits = self.network.forward(workspace, batch, backend, training=True, dropout=dropout)
+            weights = None if sample_weight is None else sample_weight[part]
+            how: dict[str, Any] = {"dropout": dropout, "weights": weights}
+            logits = self.network.forward(workspace, batch, backend, training=True, **how)
             if self.offsets is not None:
                 logits += self.offsets[part].T
-            weights = None if sample_weight is None else sample_weight[part]
-            loss, delta = self._loss.function(logits, y[part], joined or len(rows), weights)
+            loss, delta = self._trained_loss(logits, y[part], joined or len(rows), weights)
             self.check_finite(loss, self.step_count + 1, self.epoch + 1, batch)
             total += loss
             self.network.backward(
                 workspace,
                 delta,
                 backend,
-                dropout=dropout,
                 accumulate=start > 0,
                 visit=visit,
-                weights=weights,
                 touched_only=touched_only,
+                part=batch / (joined or len(rows)),
+                **how,
             )
         if not plain and joined is None:
             self.network.finish_gradient(workspace)
@@ -287,7 +305,8 @@ class Stepper:
         inside = None
         if isinstance(optimizer, MomentumSGD) and optimizer.clip_norm is None:
             inside = optimizer
-        loss = step.run(labels, weights, dropout, inside, rate, offsets) / len(rows)
+        smoothing = self.config.label_smoothing
+        loss = step.run(labels, weights, dropout, inside, rate, offsets, smoothing) / len(rows)
         self.check_finite(loss, self.step_count + 1, self.epoch + 1, len(rows))
         if optimizer is not None and inside is None:
             self.network.update_(self.workspace, optimizer, rate)
@@ -323,6 +342,7 @@ class Stepper:
     ) -> tuple[float, float]:
         """Return mean loss and score over rows of a data set, without dropout.
 
+        The weights are the averages of a training with `average_decay`; labels are not smoothed.
         The score is accuracy or R²; of rows with several labels it is precision at 1.
 
         Parameters are those of `step`, and so is the DataError.
@@ -350,10 +370,11 @@ class Stepper:
         y, rows = _checked(X, y, rows, sample_weight)
         loss, sums = 0.0, ScoreSums()
         with self.backend.threads(self.threads):
+            network = fold(self.network)
             for start in range(0, len(rows), self.workspace.micro_batch):
                 part = rows[start : start + self.workspace.micro_batch]
                 self.workspace.load_(X, part, self.network.preprocessing)
-                outputs = self.network.forward(self.workspace, len(part), self.backend)
+                outputs = network.forward(self.workspace, len(part), self.backend)
                 if offsets is not None:
                     outputs += offsets[part].T
                 weights = None

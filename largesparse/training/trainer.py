@@ -21,6 +21,7 @@ from ..errors import CheckpointError, DataError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
+from ..model.averages import settle_
 from ..model.density import Shrinking, plan_changes
 from ..model.evolution import evolve_layers
 from ..model.exploration import begin_exploring_, explored_share
@@ -169,8 +170,9 @@ class Trainer(Stepper):
         """Train until `config.epochs` epochs are complete, and return the history.
 
         Where there is a validation part, the network then has the weights of the best epoch, with
-        moments that begin. They go on from there if `fit` is called again. Epochs do not count in
-        which a network with a `start_factor` has more connections than in the end.
+        moments that begin; with `average_decay` those are averages, as are the weights in the end
+        without a validation part. They go on from there if `fit` is called again. Epochs do not
+        count in which a network with a `start_factor` has more connections than in the end.
 
         Parameters
         ----------
@@ -223,10 +225,11 @@ class Trainer(Stepper):
         shrinking = self.shrinking
         return self.state.is_over(self.config, 0 if shrinking is None else shrinking.end)
 
-    def restore_best(self) -> None:
-        """Give the network the weights of the best epoch, where one has been watched."""
+    def settle(self) -> None:
+        """Give the network the weights of the best epoch, or their averages, where there are."""
         if self.best is not None:
             self.best.restore_(self.network)
+        settle_(self.network.layers)
 
     def train(
         self,
@@ -251,7 +254,7 @@ class Trainer(Stepper):
                 stopped(request, self.save_stopped(checkpoint, rows))
         if checkpoint is not None:
             self.rescue(checkpoint)
-        self.restore_best()
+        self.settle()
         return self.history
 
     def _run(self, run: Run, augment: Augment | None) -> None:
@@ -337,7 +340,7 @@ class Trainer(Stepper):
         first = self.network.layers[0]
         optimizer = self.config.optimizer_at()
         possible = isinstance(optimizer, MomentumSGD) and optimizer.clip_norm is None
-        possible = possible and not first.config.centered
+        possible = possible and not (first.config.centered or self.config.average_decay)
         if possible and is_sparse(data.X, self.network.preprocessing):
             self._lazy = LazyUpdates(first)
         try:

@@ -79,12 +79,13 @@ class WholeStep:
         optimizer: MomentumSGD | None = None,
         learning_rate: float = 0.0,
         offsets: NDArray[np.float32] | None = None,
+        smoothing: float = 0.0,
     ) -> float:
         """Make one update, and return the summed loss; where that is not finite, update nothing.
 
         Without an optimizer only the gradient is computed, into the workspace. `y` and `weights`
         are what `Loss.check_y` and `check_weights` return; `offsets`, float32 (n_outputs, batch),
-        are added to the outputs.
+        are added to the outputs; `smoothing` is that of the labels.
         """
         from ..backends.step_kernel import train_step
 
@@ -97,6 +98,7 @@ class WholeStep:
             NO_OFFSETS if offsets is None else np.ascontiguousarray(offsets),
             (y, NO_TARGETS) if y.ndim == 1 else (NO_LABELS, y),
             weights,
+            np.float32(smoothing),
             self._delta,
             self._workspace.input_sums,
             dropout.for_kernels(),

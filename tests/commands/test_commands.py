@@ -15,6 +15,7 @@ import largesparse
 from largesparse import (
     NetworkConfig,
     SparseMLP,
+    SparseMLPClassifier,
     Trainer,
     active_neurons,
     load_model,
@@ -89,6 +90,15 @@ def test_a_density_and_a_start_factor_can_be_given(folder, tmp_path, capsys):
     assert len(shares) == 3 and float(shares[0][1]) > 1.5 * float(shares[0][0])
     assert main(["train", *words, "--epochs", "1", "--out", str(tmp_path / "other")]) == 2
     assert "'start_factor' of 2" in capsys.readouterr().err
+
+
+def test_a_model_has_the_options_of_its_training(folder, tmp_path):
+    data = ["--data", str(folder / "train.csv"), "--target", "level", "--out"]
+    flags = ["--batch-norm", "--label-smoothing", "0.1", "--average-decay", "0.9", "--seed", "1"]
+    assert main(["train", *data, str(tmp_path / "model"), *QUICK, *flags]) == 0
+    assert load_model(tmp_path / "model").config.batch_norm
+    found = SparseMLPClassifier.load(tmp_path / "model").get_params()
+    assert (found["label_smoothing"], found["average_decay"]) == (0.1, 0.9)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -457,6 +467,8 @@ def test_a_curve_is_drawn(folder, tmp_path):
         (["--target", "level", "--start-factor", "0.5"], "'start_factor' parameter"),
         (["--target", "level", "--growth", "best"], "'growth' parameter .* 'topology'"),
         (["--target", "level", "--drop-rule", "nowhere:rule"], "cannot be imported.*PYTHONPATH"),
+        (["--target", "level", "--average-decay", "1"], "average_decay"),
+        (["--target", "level", "--batch-norm", "--activation", "srelu"], "batch_norm"),
         (["--target", "level", "--task", "regression"], "holds text such as '(low|middle|high)'"),
         (["--target", "level", "--seed", "-1"], "'--seed' parameter"),
         (["--target", "level", "--hidden", "0"], "--hidden: A size"),
@@ -477,6 +489,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path, capsys, change, message):
     [
         (["--task", "classification"], "holds fractions, .* in row 1"),
         (["--balanced"], "--balanced weighs classes"),
+        (["--label-smoothing", "0.1"], "label_smoothing"),
     ],
 )
 def test_what_does_not_fit_numbers_is_refused(tmp_path, capsys, flags, message):

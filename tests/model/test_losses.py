@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, r2_score
 
+from largesparse import TrainingConfig
+from largesparse.backends.operands import MANY
 from largesparse.errors import DataError, ParameterError
 from largesparse.model.losses import ScoreSums, mean_squared_error, softmax, softmax_cross_entropy
 from largesparse.training import prediction as inference
@@ -44,6 +47,46 @@ def test_weighted_cross_entropy(n, batch, seed):
     assert loss == pytest.approx(-(weights * np.log(right)).sum(), rel=1e-4)
     expected = (probabilities - np.eye(n)[labels].T) * weights / 10
     np.testing.assert_allclose(delta, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 7, MANY + 3])
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_smoothed_labels_are_the_cross_entropy_of_a_mixture(n, smoothing):
+    rng = np.random.default_rng(n)
+    logits = 3 * rng.standard_normal((n, 9), dtype=np.float32)
+    labels, weights = rng.integers(n, size=9), rng.uniform(0, 2, 9).astype(np.float32)
+    exact = logits.astype(float)
+    wanted = (1 - smoothing) * np.eye(n)[labels].T + smoothing / n
+    log_probabilities = log_softmax(exact, axis=0)
+    loss, delta = softmax_cross_entropy(logits, labels, 10, weights, smoothing)
+    expected = -(weights * (wanted * log_probabilities).sum(axis=0)).sum()
+    assert loss == pytest.approx(expected, rel=1e-6)
+    expected = (np.exp(log_probabilities) - wanted) * weights / 10
+    np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_steps_are_by_smoothed_labels_and_evaluation_is_not():
+    X, y = regression(n=64, targets=3)
+    labels = y.argmax(axis=1).astype(np.int32)
+    found = []
+    for backend in ("fused", "scipy"):  # a whole step and one by layers
+        trainer = make_trainer(3, "softmax_cross_entropy", backend, label_smoothing=0.2)
+        plain = make_trainer(3, "softmax_cross_entropy", backend)
+        assert trainer.evaluate(X, labels) == plain.evaluate(X, labels)
+        found.append([trainer.step(X, labels) for _ in range(4)])
+        probabilities = inference.predict_proba(plain.network, X).astype(float)
+        mixture = 0.8 * np.eye(3)[labels] + 0.2 / 3
+        expected = -(mixture * np.log(probabilities)).sum(axis=1).mean()
+        assert found[-1][0] == pytest.approx(expected, rel=1e-5)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mean_squared_error", "binary_cross_entropy"])
+def test_only_labels_that_exclude_each_other_are_smoothed(loss):
+    with pytest.raises(ParameterError, match=r"'label_smoothing'.*one class.*0.1"):
+        make_trainer(2, loss, label_smoothing=0.1)
+    with pytest.raises(ParameterError, match="label_smoothing"):
+        TrainingConfig(label_smoothing=1.0)
 
 
 def test_scores_are_those_of_scikit_learn():

@@ -24,6 +24,7 @@ from parallel_cases import (
     GIVEN,
     JOINED,
     MASKS,
+    NORMALISED_CASES,
     REPLICAS,
     REPLICAS_SHRINKING,
     ROWS,
@@ -54,7 +55,13 @@ class Job(NamedTuple):
 
 JOBS = {
     "one worker": Job(2, (*SEQUENTIAL, *BOTH_PHASES)),
-    "three workers": Job(4, (*JOINED, *REPLICAS, *REPLICAS_SHRINKING, *GIVEN, *ASYNCHRONOUS)),
+    "three workers": Job(
+        4,
+        (
+            *(*JOINED, *REPLICAS, *REPLICAS_SHRINKING, *GIVEN, *NORMALISED_CASES),
+            *ASYNCHRONOUS,
+        ),
+    ),
     "two workers": Job(3, ("begun", "replicas-fewer"), "three workers"),
     "broken": Job(
         4, ("continued-by-4", "continued-synchronously", "broken"), "two workers", status=1
@@ -162,9 +169,12 @@ def test_one_worker_and_both_phases(jobs, name, tmp_path):
 
 @pytest.fixture(scope="module")
 def joined_twin():
+    return train_joined(CASES["joined-one-node"])
+
+
+def train_joined(case: Case, **changes):
     """Sequential training with the mini-batches of three workers joined, step by step."""
-    case = CASES["joined-one-node"]
-    trainer = Trainer(case.make_network(), case.make_config(batch_size=18))
+    trainer = Trainer(case.make_network(), case.make_config(batch_size=18, **changes))
     given = case.given()
     data = prepare_(trainer.network, trainer.config, given["X"], given["y"])
     losses = [trainer.evaluate(data.X, data.y)[0]]
@@ -191,6 +201,15 @@ def test_synchronous_training_is_sequential_with_joined_batches(jobs, name, join
     told = jobs.told(name)
     assert [record["loss"] for record in told["epochs"]] == pytest.approx(losses, rel=1e-5)
     assert told["report"]["staleness"] == {"0": 7 * 3}
+
+
+def test_workers_normalise_their_parts_of_joined_batches(jobs, tmp_path):
+    network, losses = train_joined(CASES["joined-normalised"], micro_batch=6)
+    expected = arrays_of(network, tmp_path)
+    assert np.abs(expected["running-0"]).min() > 0
+    assert_same(jobs.network("joined-normalised"), expected, tolerance=1e-5)
+    told = jobs.told("joined-normalised")["epochs"]
+    assert [record["loss"] for record in told] == pytest.approx(losses, rel=1e-5)
 
 
 def train_alone(start: Path, replica: int, replicas: int, case: Case):
@@ -232,8 +251,9 @@ def mean_of(layers) -> dict[str, np.ndarray]:
     kept = np.sort(union[order[len(union) - wanted :]])
     found = {"cells": kept, "values": mean.ravel()[kept]}
     found["bias"] = np.mean([layer.bias for layer in layers], axis=0)
-    if layers[0].srelu is not None:
-        found["srelu"] = np.mean([layer.srelu for layer in layers], axis=0)
+    for name in ("srelu", "scale", "running"):
+        if getattr(layers[0], name) is not None:
+            found[name] = np.mean([getattr(layer, name) for layer in layers], axis=0)
     if layers[0].dead is not None:
         found["dead"] = np.all([layer.dead for layer in layers], axis=0)
     return found
@@ -242,7 +262,11 @@ def mean_of(layers) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def replicas_twin(jobs):
     """Replicas that were trained one after another in this process, averaged with NumPy."""
-    case, start = CASES["start"], jobs.folder_of("start").with_name("start-checkpoint")
+    return average_of(jobs, CASES["start"], "start", "start-checkpoint")
+
+
+def average_of(jobs, case: Case, name: str, checkpoint: str):
+    start = jobs.folder_of(name).with_name(checkpoint)
     networks = [train_alone(start, r, 3, case) for r in range(3)]
     return [mean_of(layers) for layers in zip(*(n.layers for n in networks), strict=True)]
 
@@ -290,6 +314,13 @@ def test_given_layers_stay_what_they_are(jobs, name):
         assert not (cells & ~allowed).any() and dead[k + 1].any()
         if k == 1:  # frozen
             assert np.array_equal(cells, allowed)
+
+
+def test_running_statistics_are_averaged(jobs):
+    case = CASES["start-normalised"]
+    twin = average_of(jobs, case, "start-normalised", "normalised-checkpoint")
+    assert "running" in twin[0]
+    assert_average(jobs.network("replicas-normalised"), twin)
 
 
 def read_notes(folder: Path) -> Counter:

@@ -58,8 +58,8 @@ from largesparse.training.stepping import Stepper
 RANGES = {"rows": st.integers(1, 60), "batch_size": st.integers(1, 20)}
 
 
-def small_network(activation="all_relu", seed=0) -> SparseMLP:
-    config = NetworkConfig((7, 12, 9, 3), epsilon=2.5, activation=activation, seed=seed)
+def small_network(activation="all_relu", seed=0, **options) -> SparseMLP:
+    config = NetworkConfig((7, 12, 9, 3), epsilon=2.5, activation=activation, seed=seed, **options)
     return SparseMLP(config, progress=False)
 
 
@@ -632,6 +632,23 @@ def test_delayed_gradients_are_compensated():
     updater._compensate(gradients, then)
     for found, other in zip(flat, expected, strict=True):
         np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_have_no_delay_to_compensate():
+    network, rng = small_network(batch_norm=True), np.random.default_rng(0)
+    node = Node(network)
+    then = [array.copy() for array in node.weights.snapshot(node.topology.connections)]
+    for arrays in node.weights.parameters:
+        for array in arrays.values():
+            array += 1
+    gradients = random_gradients(network, rng)
+    before = [arrays["running"].copy() for arrays in gradients.by_layer[:-1]]
+    options = ParallelOptions("wasap", 1, delay_compensation=0.5)
+    Updater(node.topology, node.weights, TrainingConfig(), options, 1, 10)._compensate(
+        gradients, then
+    )
+    for arrays, running in zip(gradients.by_layer, before, strict=False):
+        np.testing.assert_array_equal(arrays["running"], running)
 
 
 def test_the_report_counts_staleness():

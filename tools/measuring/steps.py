@@ -1,4 +1,4 @@
-"""What a training step takes: by the micro-batch, and after many idle steps."""
+"""What a training step takes: by the micro-batch, after many idle steps, and by its options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from largesparse.training.memory import GIB, MicroBatching, activation_bytes
 from largesparse.training.stepping import Stepper
 from largesparse.training.warming import warm_up
 
-from . import add_figure
+from . import add_common, add_figure, median_ratio, seconds_in_turns
 
 SETTINGS = "64 64/3 32 32/3 16 64/1/bfloat16 32/1/bfloat16 32/2/bfloat16"
 LAYER_SIZES = (784, 1000, 1000, 1000, 10)
@@ -133,8 +133,38 @@ def trained(backend: str, X: np.ndarray, y: np.ndarray) -> Trainer:
     return Trainer(network, TrainingConfig(learning_rate=0, **settings))
 
 
+STEP_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of network and training
+    "plain": ({}, {}),
+    "label_smoothing=0.1": ({}, {"label_smoothing": 0.1}),
+    "average_decay=0.999": ({}, {"average_decay": 0.999}),
+    "activation='srelu'": ({"activation": "srelu"}, {}),
+    "batch_norm=True": ({"batch_norm": True}, {}),
+}
+
+
+def step_options(options: argparse.Namespace) -> None:
+    """Time a step of the FashionMNIST network with options of network and training, in turns."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((BATCH_SIZE, LAYER_SIZES[0]), dtype=np.float32)
+    y = rng.integers(LAYER_SIZES[-1], size=BATCH_SIZE)
+    contestants = {}
+    for name, (network, training) in STEP_OPTIONS.items():
+        made = SparseMLP(NetworkConfig(LAYER_SIZES, **network), threads=1, progress=False)
+        given = {"batch_size": BATCH_SIZE, "backend": options.backend, "threads": options.threads}
+        contestants[name] = partial(Trainer(made, TrainingConfig(**given | training)).step, X, y)
+    seconds = seconds_in_turns(contestants, options.repeats, warm_ups=10)
+    print(f"{'':<22}{'ms a step':>10}{'ratio':>8}")
+    for name, found in seconds.items():
+        ratio = median_ratio(found, seconds["plain"])
+        print(f"{name:<22}{1e3 * statistics.median(found):>10.2f}{ratio:>8.2f}")
+
+
 def add_figures(figures: Any) -> None:
-    """Add micro_batch and idle_steps."""
+    """Add micro_batch, idle_steps and step_options."""
+    figure = add_figure(figures, "step_options", step_options)
+    add_common(figure, backend="fused")
+    figure.add_argument("--repeats", type=parse_size, default=300, help="default %(default)s")
+
     figure = add_figure(figures, "micro_batch", micro_batch)
     add = figure.add_argument
     add("--neurons", type=parse_size, default=20_000_000, metavar="N", help="default %(default)s")

@@ -76,6 +76,11 @@ class RootArguments:
                 "The 'redistribute' parameter must be False in parallel training: the memory that "
                 "ranks share has no room for layers that become larger. Got True instead."
             )
+        if trainer.config.average_decay:
+            raise ParameterError(
+                "The 'average_decay' parameter must be 0 in parallel training, whose result is an "
+                f"average of replicas. Got {trainer.config.average_decay} instead."
+            )
         given = {"sample_weight": self.sample_weight, "test": self.test}
         data = prepare_(trainer.network, trainer.config, self.X, self.y, **given)
         trainer.check_rows(data)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...model.config import TrainingConfig
-from ...model.layer import Float32
+from ...model.layer import PARAMETERS, Float32
 from ...model.network import SparseMLP
 from ...model.optimizer import Optimizer
 from ...model.workspace import Gradients
@@ -82,6 +82,7 @@ class Updater:
         """Add λ·g²·(w - w_then) to the gradients, in place."""
         strength = np.float32(self._options.delay_compensation)
         now = self._weights.snapshot(self._topology.connections)
-        flat = [array for arrays in gradients.by_layer for array in arrays.values()]
-        for gradient, weights, then in zip(flat, now, snapshot, strict=True):
-            gradient += strength * gradient * gradient * (weights - then)
+        flat = [pair for arrays in gradients.by_layer for pair in arrays.items()]
+        for (name, gradient), weights, then in zip(flat, now, snapshot, strict=True):
+            if PARAMETERS[name].is_trained:
+                gradient += strength * gradient * gradient * (weights - then)
