@@ -5,77 +5,82 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .compiling import inline, kernel
-from .pattern_kernels import first_at_least
+from .compiling import kernel
+from .pattern_kernels import ROW_BLOCK, first_at_least
 
 PARTS = 32  # of the inputs, each with counters of its own, float32 (n_in,)
 
 
-@inline
-def place_of(t, first, last, most):
-    """Return the t-th of at most `most` places, evenly spread over first, ..., last - 1."""
-    size = np.int64(last) - first
-    return first + t if size <= most else first + t * size // most
-
-
-@inline
-def share_of(first, last, most):
-    """Return by what a sum over those places is multiplied to stand for the sum over all."""
-    return np.float32(max(1.0, (last - first) / most))
-
-
-@inline
-def add_paths(i, by_input, by_output, kept, kept_by_output, f_out, most, adding, strength):
-    """Add the paths i - h - g to strength[g]; or set it to 0 again, where not `adding`."""
-    indptr, indices = by_input
-    indptr_by_output, indices_by_output = by_output
-    k0, k1 = indptr[i], indptr[i + 1]
-    for t in range(min(most, k1 - k0)):
-        k = place_of(t, k0, k1, most)
-        if not kept[k]:
-            continue
-        h = indices[k]
-        e0, e1 = indptr_by_output[h], indptr_by_output[h + 1]
-        weight = f_out[h] * share_of(k0, k1, most) * share_of(e0, e1, most)
-        for u in range(min(most, e1 - e0)):
-            e = place_of(u, e0, e1, most)
-            if not adding:
-                strength[indices_by_output[e]] = 0
-            elif kept_by_output[e]:
-                strength[indices_by_output[e]] += weight
-
-
 @kernel()
-def score_paths(by_input, by_output, kept, kept_by_output, factors, cells, most, scores):
+def thin_rows(indptr, indices, kept, most):
+    """Return the connections of a pattern that are kept, at most `most` of a row.
+
+    Of a row with more, as many are taken, evenly spread. Returned are indptr and indices, int32,
+    and how many connections every row keeps, int64.
+    """
+    n = len(indptr) - 1
+    degrees = np.empty(n, dtype=np.int64)
+    for block in prange((n + ROW_BLOCK - 1) // ROW_BLOCK):
+        for i in range(block * ROW_BLOCK, min(n, (block + 1) * ROW_BLOCK)):
+            degree = 0
+            for k in range(indptr[i], indptr[i + 1]):
+                degree += kept[k]
+            degrees[i] = degree
+    new_indptr = np.zeros(n + 1, dtype=np.int32)
+    for i in range(n):
+        new_indptr[i + 1] = new_indptr[i] + min(degrees[i], most)
+    new_indices = np.empty(new_indptr[n], dtype=np.int32)
+    for block in prange((n + ROW_BLOCK - 1) // ROW_BLOCK):
+        for i in range(block * ROW_BLOCK, min(n, (block + 1) * ROW_BLOCK)):
+            degree, place, rank = degrees[i], new_indptr[i], 0
+            for k in range(indptr[i], indptr[i + 1]):
+                if kept[k]:
+                    if degree <= most or rank * most // degree < (rank + 1) * most // degree:
+                        new_indices[place] = indices[k]
+                        place += 1
+                    rank += 1
+    return new_indptr, new_indices, degrees
+
+
+@kernel(reorder=True)
+def score_paths(by_input, by_output, weights, cells, scores):
     """Score cells by the paths of three connections from their input to their output.
 
-    A path i - h - g - j goes by an output h of i and an input g of j that are connected; it counts
-    f_in[g]·f_out[h] of `factors`. Of a neuron with more than `most` connections as many are looked
-    at, evenly spread over all, and stand for the others.
-
-    `by_input` and `by_output` are (indptr, indices) of both orders, and of their connections those
-    `kept` and `kept_by_output`, bool (nnz,), count. `cells` are row-major and ascend.
+    A path i - h - g - j goes by an output h of i and an input g of j that are connected. It counts
+    w[h]·v[g], and a cell's sum is multiplied by a[i]·b[j]; `weights` are w and b, (n_out,), and v
+    and a, (n_in,), float32. `by_input` and `by_output` are (indptr, indices) of the connections in
+    both orders, and `cells` are row-major and ascend.
     """
+    indptr, indices = by_input
     indptr_by_output, indices_by_output = by_output
-    f_in, f_out = factors
-    n_in, n_out = len(by_input[0]) - 1, len(indptr_by_output) - 1
+    w, b, v, a = weights
+    n_in, n_out = len(indptr) - 1, len(indptr_by_output) - 1
     rows = (n_in + PARTS - 1) // PARTS
     for part in prange(PARTS):
         p = first_at_least(cells, 0, len(cells), np.int64(part) * rows * n_out)
         end = first_at_least(cells, 0, len(cells), np.int64(part + 1) * rows * n_out)
-        strength = np.zeros(n_in if p < end else 0, dtype=np.float32)
+        strength = np.zeros(n_in if p < end else 0, dtype=np.float32)  # of the paths i - h - g
         while p < end:
             i = cells[p] // n_out
-            add_paths(i, by_input, by_output, kept, kept_by_output, f_out, most, True, strength)
-            while p < end and cells[p] // n_out == i:
+            walked = 0
+            for k in range(indptr[i], indptr[i + 1]):
+                h = indices[k]
+                walked += indptr_by_output[h + 1] - indptr_by_output[h]
+                for e in range(indptr_by_output[h], indptr_by_output[h + 1]):
+                    strength[indices_by_output[e]] += w[h]
+            stop = (i + 1) * n_out
+            while p < end and cells[p] < stop:
                 j = cells[p] - i * n_out
-                e0, e1 = indptr_by_output[j], indptr_by_output[j + 1]
                 total = np.float32(0)
-                for u in range(min(most, e1 - e0)):
-                    e = place_of(u, e0, e1, most)
-                    if kept_by_output[e]:
-                        g = indices_by_output[e]
-                        total += strength[g] * f_in[g]
-                scores[p] = total * share_of(e0, e1, most)
+                for e in range(indptr_by_output[j], indptr_by_output[j + 1]):
+                    g = indices_by_output[e]
+                    total += strength[g] * v[g]
+                scores[p] = total * a[i] * b[j]
                 p += 1
-            add_paths(i, by_input, by_output, kept, kept_by_output, f_out, most, False, strength)
+            if walked * 8 > n_in:
+                strength[:] = 0
+            else:
+                for k in range(indptr[i], indptr[i + 1]):
+                    h = indices[k]
+                    for e in range(indptr_by_output[h], indptr_by_output[h + 1]):
+                        strength[indices_by_output[e]] = 0

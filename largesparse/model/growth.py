@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..backends.operands import Float32
 from .cells import Int64, are_in
 from .layer import SparseLayer
 from .ranking import mark_largest, mark_smallest
@@ -54,26 +55,28 @@ def grow_by_paths(
     does with degrees outside of the local community. Cells without any are alike, and chosen at
     random. Of a neuron's connections at most `PATHS` are looked at.
     """
-    from ..backends.path_kernels import score_paths
-
     cells = draw_candidates(state, count, rng)
+    return cells[mark_largest(score_by_paths(layer, state, cells), count, rng)]
+
+
+def score_by_paths(layer: SparseLayer, state: RuleState, cells: Int64) -> Float32:
+    """Return the paths to ascending cells, as `grow_by_paths` counts them: float32."""
+    from ..backends.path_kernels import score_paths, thin_rows
+
     topology, kept = layer.topology, state.kept
     kept_by_output = np.empty_like(kept)
     kept_by_output[topology.to_output_order] = kept
-    degrees = state.fan_out(), state.fan_in()
-    factors = tuple((1 / np.sqrt(np.maximum(d, 1))).astype(np.float32) for d in degrees)
+    *by_input, fan_out = thin_rows(topology.indptr, topology.indices, kept, PATHS)
+    by_output = topology.indptr_by_output, topology.indices_by_output
+    *by_output, fan_in = thin_rows(*by_output, kept_by_output, PATHS)
+    # those that are looked at stand for all, and a degree of 0 has no path
+    shares = [np.maximum(degrees / PATHS, 1) for degrees in (fan_in, fan_out)]
+    w, v = (1 / np.sqrt(np.maximum(degrees, 1)) for degrees in (fan_in, fan_out))
+    weights = w * shares[0], shares[0], v, shares[1]
     scores = np.empty(len(cells), dtype=np.float32)
-    score_paths(
-        (topology.indptr, topology.indices),
-        (topology.indptr_by_output, topology.indices_by_output),
-        kept,
-        kept_by_output,
-        factors,
-        cells,
-        PATHS,
-        scores,
-    )
-    return cells[mark_largest(scores, count, rng)]
+    plain = tuple(array.astype(np.float32) for array in weights)
+    score_paths(tuple(by_input), tuple(by_output), plain, cells, scores)
+    return scores
 
 
 def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.Generator) -> Int64:

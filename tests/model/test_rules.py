@@ -20,7 +20,7 @@ from largesparse.model import ranking, rules
 from largesparse.model.cells import are_in
 from largesparse.model.drops import drop_softly
 from largesparse.model.evolution import evolve
-from largesparse.model.growth import PATHS, grow_by_paths, reconnect
+from largesparse.model.growth import PATHS, grow_by_paths, reconnect, score_by_paths
 from largesparse.model.layer import LayerConfig, SparseLayer
 from largesparse.model.ranking import mark_largest
 from largesparse.model.rule_state import RuleState, needs_gradient
@@ -216,24 +216,10 @@ def test_growth_by_topology_takes_the_cells_with_most_paths(shape, density, seed
 
 
 def test_paths_of_neurons_with_many_connections_are_estimated():
-    from largesparse.backends.path_kernels import score_paths
-
     layer = layer_of(random_cells((4 * PATHS, 5 * PATHS), 0.5))
-    topology, keep = layer.topology, np.ones(layer.nnz, dtype=bool)
-    state = RuleState(layer, 0.3, keep=keep)
-    degrees = state.fan_out(), state.fan_in()
+    keep = np.ones(layer.nnz, dtype=bool)
     cells = np.arange(0, layer.n_in * layer.n_out, 97)
-    scores = np.empty(len(cells), dtype=np.float32)
-    score_paths(
-        (topology.indptr, topology.indices),
-        (topology.indptr_by_output, topology.indices_by_output),
-        keep,
-        keep,
-        tuple((1 / np.sqrt(d)).astype(np.float32) for d in degrees),
-        cells,
-        PATHS,
-        scores,
-    )
+    scores = score_by_paths(layer, RuleState(layer, 0.3, keep=keep), cells)
     expected = paths_of(layer, keep).flat[cells]
     assert abs(scores.mean() / expected.mean() - 1) < 0.02
     np.testing.assert_allclose(scores, expected, rtol=0.5)
