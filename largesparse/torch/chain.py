@@ -67,13 +67,19 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():  # create_graph=True
             refuse_second(ctx)
+        with kernel_threads(torch.get_num_threads()):
+            return _Chain.differentiate(ctx, gradients[0])
+
+    @staticmethod
+    def differentiate(ctx: Any, gradient: Tensor) -> Any:
+        """Return the gradients of what `forward` takes."""
         links, count = ctx.links, len(ctx.links)
         saved = ctx.saved_tensors
         states, weights = saved[count : 2 * count], saved[2 * count :]
         inputs = [each.contiguous() for each in saved[:count]]  # hooks may return others
         needs_x, _, _, *needed = ctx.needs_input_grad
         found: list[Tensor | None] = [None] * len(needed)
-        delta, sums = _columns(gradients[0]), None
+        delta, sums = _columns(gradient), None
         if states[-1] is not None:
             delta, sums = before_activation(delta, states[-1], links[-1].numbers)
         elif needed[-1]:

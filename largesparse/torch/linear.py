@@ -239,21 +239,21 @@ class SparseLinear(nn.Module):
             )
 
     def _check_parameters(self) -> None:
-        if self.values.dtype != torch.float32:
+        values, bias, count = self.values, self.bias, len(self.indices)  # each a search by name
+        if values.dtype != torch.float32:
             raise DataError(
-                f"The weights of {OWNER} must be float32. Got {self.values.dtype} instead; "
+                f"The weights of {OWNER} must be float32. Got {values.dtype} instead; "
                 "call float() on the module, and use torch.autocast for bfloat16."
             )
-        if self.values.shape != self.indices.shape or (
-            self.bias is not None
-            and (self.bias.shape != (self.out_features,) or self.bias.dtype != torch.float32)
+        if values.shape != (count,) or (
+            bias is not None and (bias.shape != (self.out_features,) or bias.dtype != torch.float32)
         ):
             raise DataError(
-                f"{OWNER} has {len(self.indices)} connections and {self.out_features} outputs, but "
-                f"values of shape {tuple(self.values.shape)} or a bias that do not fit. Set them "
+                f"{OWNER} has {count} connections and {self.out_features} outputs, but "
+                f"values of shape {tuple(values.shape)} or a bias that do not fit. Set them "
                 "by load_state_dict."
             )
-        self._check_device("weights", self.values)
+        self._check_device("weights", values)
 
     def record(self) -> SparseLayer:
         """Return the layer as largesparse has it; its arrays are views of this module's."""

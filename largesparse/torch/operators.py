@@ -67,11 +67,12 @@ class Pattern:
         return same and self.places == [tensor.data_ptr() for tensor in tensors]
 
 
-# A layer: WᵀX + b. Its weights are in input order.
+# A layer: WᵀX + b. Its weights are in input order. Who calls its functions sets the threads.
 
 
 def _forward(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
-    return product(columns.contiguous(), values, bias, Pattern(pattern))
+    with kernel_threads(torch.get_num_threads()):
+        return product(columns.contiguous(), values, bias, Pattern(pattern))
 
 
 def product(
@@ -94,7 +95,7 @@ def product(
         options["slope"] = numbers[0]
         if state is not None:
             options |= {"state": _bits(state, out), "dropout": _dropout(numbers)}
-    with kernel_threads(torch.get_num_threads()), pattern.lock:
+    with pattern.lock:
         reorder(array_of(values), pattern.to_output_order, pattern.workspace)
         connections = Connections(*pattern.by_output, pattern.workspace)
         backend.forward(connections, shift, array_of(columns), **options)
@@ -131,37 +132,35 @@ def layer_gradients(
     D, (n_out, batch), is dL/dz of this layer, X, (n_in, batch), its inputs, `below` what they are
     made by. `needed` says which of the two first are wanted; the others are empty.
     """
-    found = _new_gradients(D, X, values, (*needed[:2], False))[:2]
-    of_columns, of_values = map(array_of, found)
-    sums = values.new_empty(len(X) if needed[0] else 0)
-    d, x, of_bias = array_of(D), array_of(X), array_of(sums)
+    below_too, weights_too = needed[:2]
+    of_columns = torch.empty_like(X) if below_too else X.new_empty(0)
+    of_values = torch.empty_like(values) if weights_too else values.new_empty(0)
+    sums = values.new_empty(len(X) if below_too else 0)
     if X.shape[1] == 0:  # no tile of a row is computed
-        return found[0], found[1].zero_(), sums.zero_()
-    with kernel_threads(torch.get_num_threads()):
-        if needed[0] and needed[1]:
-            backend.backward(
-                Connections(*by_input, array_of(values)),
-                x,
-                d,
-                below,
-                out_gradient=of_values,
-                out_delta=of_columns,
-                out_bias_gradient=of_bias,
-                accumulate=False,
-            )
-        elif needed[0]:
-            backend.spmm(*by_input, array_of(values), d, out=of_columns)
-            kernels.differentiate(of_columns, below, of_bias, False)
-        elif needed[1]:
-            kernels.sddmm(*by_input, x, d, of_values, False)
-    return *found, sums
+        return of_columns, of_values.zero_(), sums.zero_()
+    if below_too and weights_too:
+        backend.backward(
+            Connections(*by_input, array_of(values)),
+            array_of(X),
+            array_of(D),
+            below,
+            out_gradient=array_of(of_values),
+            out_delta=array_of(of_columns),
+            out_bias_gradient=array_of(sums),
+            accumulate=False,
+        )
+    elif below_too:
+        backend.spmm(*by_input, array_of(values), array_of(D), out=array_of(of_columns))
+        kernels.differentiate(array_of(of_columns), below, array_of(sums), False)
+    elif weights_too:
+        kernels.sddmm(*by_input, array_of(X), array_of(D), array_of(of_values), False)
+    return of_columns, of_values, sums
 
 
 def row_sums(D: Tensor) -> Tensor:
     """Return the sums of the rows of D, (n, batch): float32 (n,)."""
     out = torch.empty(len(D), dtype=torch.float32)
-    with kernel_threads(torch.get_num_threads()):
-        kernels.sum_rows(array_of(D), array_of(out), False)
+    kernels.sum_rows(array_of(D), array_of(out), False)
     return out
 
 
@@ -175,8 +174,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of columns, values and bias; those not needed are empty."""
     by_input, D = (array_of(indptr), array_of(indices)), gradient.contiguous()
-    found = layer_gradients(D, columns.contiguous(), values, by_input, needed)
-    return found[0], found[1], row_sums(D) if needed[2] else values.new_empty(0)
+    with kernel_threads(torch.get_num_threads()):
+        found = layer_gradients(D, columns.contiguous(), values, by_input, needed)
+        return found[0], found[1], row_sums(D) if needed[2] else values.new_empty(0)
 
 
 def _new_gradients(
@@ -270,14 +270,14 @@ def before_activation(gradient: Tensor, state: Tensor, numbers: Numbers) -> tupl
     """Return dL/dz of a gradient (n, batch), and the sums of its rows, float32 (n,)."""
     out = gradient.clone(memory_format=torch.contiguous_format)
     sums = torch.empty(len(out), dtype=torch.float32)
-    with kernel_threads(torch.get_num_threads()):
-        derivative = derivative_of(numbers, state, out)
-        kernels.differentiate(array_of(out), derivative, array_of(sums), False)
+    derivative = derivative_of(numbers, state, out)
+    kernels.differentiate(array_of(out), derivative, array_of(sums), False)
     return out, sums
 
 
 def _activate_backward(gradient: Tensor, state: Tensor, slope: float, keep_below: int) -> Tensor:
-    return before_activation(gradient, state, (slope, keep_below, None))[0]
+    with kernel_threads(torch.get_num_threads()):
+        return before_activation(gradient, state, (slope, keep_below, None))[0]
 
 
 activation_backward = custom_operator(
