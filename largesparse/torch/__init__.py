@@ -8,25 +8,28 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BackendError, install_command
 
 if TYPE_CHECKING:
+    from .activations import AllReLU as AllReLU
+    from .activations import SReLU as SReLU
     from .conversion import convert as convert
     from .conversion import to_dense as to_dense
     from .evolution import Evolution as Evolution
     from .evolution import evolve as evolve
     from .evolution import recording as recording
     from .export import to_torch as to_torch
-    from .linear import AllReLU as AllReLU
     from .linear import SparseLinear as SparseLinear
-    from .linear import SReLU as SReLU
     from .linear import parameter_groups as parameter_groups
     from .module import Network as Network
     from .module import to_network as to_network
+    from .sequential import SparseSequential as SparseSequential
 
 _NAMES = {
+    "activations": ("AllReLU", "SReLU"),
     "conversion": ("convert", "to_dense"),
     "evolution": ("Evolution", "evolve", "recording"),
     "export": ("to_torch",),
-    "linear": ("AllReLU", "SReLU", "SparseLinear", "parameter_groups"),
+    "linear": ("SparseLinear", "parameter_groups"),
     "module": ("Network", "to_network"),
+    "sequential": ("SparseSequential",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

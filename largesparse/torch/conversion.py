@@ -18,6 +18,7 @@ from ..model.ranking import mark_smallest
 from ..model.topology import Topology, connection_probability
 from ..randomness import seed_sequence
 from .linear import SparseLinear, sparse_layers
+from .sequential import SparseSequential
 
 
 def convert(
@@ -31,6 +32,8 @@ def convert(
     seed: int | None = None,
 ) -> nn.Module:
     """Replace the `torch.nn.Linear` layers of a model by sparse ones, in place; return the model.
+
+    A `torch.nn.Sequential` that gets sparse layers becomes a `SparseSequential`.
 
     Parameters
     ----------
@@ -100,7 +103,11 @@ def convert(
         options: dict[str, Any] = {"recipe": recipe, "seed": own, "bias": module.bias is not None}
         return _sparse(module, name, density, epsilon, keep, options)
 
-    return _replace(model, sparse, f"torch.nn.Linear whose name is like {include!r}")
+    model = _replace(model, sparse, f"torch.nn.Linear whose name is like {include!r}")
+    for module in model.modules():
+        if type(module) is nn.Sequential and any(isinstance(m, SparseLinear) for m in module):
+            module.__class__ = SparseSequential  # in place, as it may have hooks
+    return model
 
 
 def _sparse(
@@ -154,13 +161,17 @@ def _in_input_order(weight: Any) -> NDArray[Any]:
 def to_dense(model: nn.Module) -> nn.Module:
     """Replace the sparse layers of a model by `torch.nn.Linear`, in place; return the model."""
     sparse_layers(model)
-    return _replace(
+    model = _replace(
         model,
         lambda name, module, number: (
             module.to_dense().train(module.training) if isinstance(module, SparseLinear) else None
         ),
         "SparseLinear",
     )
+    for module in model.modules():
+        if type(module) is SparseSequential:
+            module.__class__ = nn.Sequential
+    return model
 
 
 def _replace(

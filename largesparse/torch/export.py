@@ -18,7 +18,7 @@ def to_torch(network: SparseMLP, *, share: bool = False) -> torch.nn.Module:
     The module takes (batch, n_features) in float32 or float64, applies the standardisation, and
     returns the logits of classes or labels, float32 (batch, n_outputs), or the predicted numbers
     (batch, n_targets) in their own units, float64 where the network has their scale. Its `layers`
-    are a `torch.nn.Sequential`, which can be trained. `to_network` is the way back.
+    are a `SparseSequential`, which can be trained. `to_network` is the way back.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""A truly sparse `torch.nn.Linear`, and the activations of `SparseMLP`."""
+"""A truly sparse `torch.nn.Linear`."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..backends.operands import Float32
 from ..errors import DataError, ParameterError, check_range
-from ..model.activations import left_slope
 from ..model.config import NetworkConfig
 from ..model.given import GivenTopology
 from ..model.initializers import INITIALIZERS, Sampler
@@ -27,7 +26,9 @@ from ..model.topology import (
     erdos_renyi,
 )
 from ..randomness import seed_sequence, stream
-from .operators import Numbers, Pattern, activation_numbers, all_relu, sparse_linear, traced_linear
+from .activations import ACTIVATIONS, AllReLU, is_plain
+from .chain import Link, sparse_chain
+from .operators import Pattern, traced_linear
 from .tensors import array_of, is_traced
 
 PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
@@ -110,6 +111,11 @@ class SparseLinear(nn.Module):
                 f"as modules of their own. Got {activation!r} instead."
             )
         self.activation = activation
+        if torch.get_default_device().type != "cpu":
+            raise ParameterError(
+                f"{OWNER} is made and computes on the CPU. PyTorch's default device is "
+                f"{str(torch.get_default_device())!r}; make it within torch.device('cpu')."
+            )
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             check_range(name, size, OWNER, low=1, high=2**31 - 2, integer=True)
         if recipe not in RECIPES:
@@ -198,24 +204,28 @@ class SparseLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y (..., out_features): float32, or bfloat16 under `torch.autocast`."""
-        x = input
-        if not isinstance(x, Tensor) or x.layout != torch.strided:
-            raise DataError(
-                f"{OWNER} takes a dense tensor. Got {getattr(x, 'layout', type(x).__name__)}."
-            )
-        if torch.is_autocast_enabled("cpu") and x.is_floating_point():
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        self._check(x)
-        f = self.activation
+        x, f = input, self.activation
         if is_traced(x):
+            x = autocast(x)
+            self._check(x)
             z = traced_linear(x, self.values, self.bias, *self.pattern)
             return z if f is None else f(z)
-        if (observe := self.__dict__.get("_observe")) is not None:
-            z = sparse_linear(x, self.values, self.bias, self._pattern())
-            observe(self, x, z)
-            return z if f is None else f(z)
-        numbers = None if f is None else f.numbers()
-        return sparse_linear(x, self.values, self.bias, self._pattern(), numbers)
+        observe = self.__dict__.get("_observe")
+        if observe is None and (f is None or is_plain(f, ACTIVATIONS)):
+            return compute(x, (self,))
+        z = compute(x, (self,), activated=False)
+        if observe is not None:
+            observe(self, autocast(x), z)
+        return z if f is None else f(z)
+
+    def can_chain(self) -> bool:
+        """Return whether `compute` may take the layer together with others."""
+        f = self.activation
+        return (
+            is_plain(self, (SparseLinear,))
+            and "_observe" not in self.__dict__
+            and (f is None or is_plain(f, ACTIVATIONS))
+        )
 
     def _pattern(self) -> Pattern:
         tensors = self.pattern
@@ -229,6 +239,10 @@ class SparseLinear(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            raise DataError(
+                f"{OWNER} takes a dense tensor. Got {getattr(x, 'layout', type(x).__name__)}."
+            )
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise DataError(
                 f"{OWNER} takes inputs of shape (..., {self.in_features}). "
@@ -242,26 +256,32 @@ class SparseLinear(nn.Module):
                 f"{OWNER} takes {'bfloat16 under autocast' if autocast else 'float32'}. "
                 f"Got {x.dtype} instead; use {remedy}."
             )
-        if self.values.dtype != torch.float32:
+        self._check_device("inputs", x)
+        self._check_parameters()
+
+    def _check_device(self, name: str, tensor: Tensor) -> None:
+        if tensor.device.type != "cpu":
             raise DataError(
-                f"The weights of {OWNER} must be float32. Got {self.values.dtype} instead; "
+                f"{OWNER} computes on the CPU. Its {name} are on {str(tensor.device)!r}; "
+                "move them by .cpu()."
+            )
+
+    def _check_parameters(self) -> None:
+        values, bias, count = self.values, self.bias, len(self.indices)  # each a search by name
+        if values.dtype != torch.float32:
+            raise DataError(
+                f"The weights of {OWNER} must be float32. Got {values.dtype} instead; "
                 "call float() on the module, and use torch.autocast for bfloat16."
             )
-        if self.values.shape != self.indices.shape or (
-            self.bias is not None
-            and (self.bias.shape != (self.out_features,) or self.bias.dtype != torch.float32)
+        if values.shape != (count,) or (
+            bias is not None and (bias.shape != (self.out_features,) or bias.dtype != torch.float32)
         ):
             raise DataError(
-                f"{OWNER} has {len(self.indices)} connections and {self.out_features} outputs, but "
-                f"values of shape {tuple(self.values.shape)} or a bias that do not fit. Set them "
+                f"{OWNER} has {count} connections and {self.out_features} outputs, but "
+                f"values of shape {tuple(values.shape)} or a bias that do not fit. Set them "
                 "by load_state_dict."
             )
-        for name, tensor in (("inputs", x), ("weights", self.values)):
-            if tensor.device.type != "cpu":
-                raise DataError(
-                    f"{OWNER} computes on the CPU. Its {name} are on {str(tensor.device)!r}; "
-                    "move them by .cpu()."
-                )
+        self._check_device("weights", values)
 
     def record(self) -> SparseLayer:
         """Return the layer as largesparse has it; its arrays are views of this module's."""
@@ -365,6 +385,36 @@ def _given_start(topology: Any, n_in: int, n_out: int, seed: int) -> LayerStart:
     )
 
 
+def autocast(x: Tensor) -> Tensor:
+    """Return x in the dtype of `torch.autocast`, where that is on."""
+    if torch.is_autocast_enabled("cpu") and isinstance(x, Tensor) and x.is_floating_point():
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
+def compute(x: Tensor, modules: Iterable[nn.Module], *, activated: bool = True) -> Tensor:
+    """Return what sparse layers make of x, one after the other, with activations between them.
+
+    The first module is a layer; at most one of `ACTIVATIONS` follows each. Unless `activated`, the
+    layers' own ones are left out.
+    """
+    x = autocast(x)
+    links: list[Link] = []
+    parameters: list[Tensor | None] = []
+    for module in modules:
+        if not isinstance(module, SparseLinear):
+            links[-1] = Link(links[-1].pattern, ACTIVATIONS[type(module)](module))
+            continue
+        if links:
+            module._check_parameters()
+        else:
+            module._check(x)
+        f = module.activation if activated else None
+        links.append(Link(module._pattern(), None if f is None else f.numbers()))
+        parameters += module.values, module.bias
+    return sparse_chain(x, links, parameters)
+
+
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
     """Return the sparse layers of a model, or the model itself, by their names in it."""
     found = {n: each for n, each in model.named_modules() if isinstance(each, SparseLinear)}
@@ -372,6 +422,12 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
         raise ParameterError(
             "The model has no SparseLinear. Make some by largesparse.torch.convert(model, …)."
         )
+    for name, layer in found.items():
+        if (device := layer.indices.device.type) != "cpu":
+            raise ParameterError(
+                f"The layer {name!r} is on {device!r}, and {OWNER} on the CPU only. Move the model "
+                "by .cpu(); where it has no data, on 'meta', make it anew."
+            )
     return found
 
 
@@ -384,69 +440,3 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
     for parameter in model.parameters():
         groups.setdefault(scales.get(parameter, 1.0), []).append(parameter)
     return [{"params": found, "lr": learning_rate * scale} for scale, found in groups.items()]
-
-
-class AllReLU(nn.Module):
-    """The paper's activation (eq. 3), and dropout: f(z) = z where z > 0, else ∓α·z.
-
-    It keeps two bits a number for the backward pass.
-
-    Parameters
-    ----------
-    alpha : float
-    number : int
-        Of the layer, as the paper counts: the first hidden layer is 2. The slope is -α where it is
-        even, α where it is odd.
-    dropout : float in [0, 1)
-        Share of the numbers that are set to 0 in training; the others are divided by what is kept.
-    """
-
-    def __init__(self, alpha: float = 0.6, number: int = 2, dropout: float = 0.0) -> None:
-        super().__init__()
-        check_range("alpha", alpha, "AllReLU", low=0, high=math.inf, high_open=True)
-        check_range("number", number, "AllReLU", low=2, integer=True)
-        check_range("dropout", dropout, "AllReLU", low=0, high=1, high_open=True)
-        self.alpha, self.number, self.dropout = float(alpha), number, float(dropout)
-
-    @property
-    def slope(self) -> float:
-        """Slope for z <= 0."""
-        return left_slope("all_relu", self.alpha, self.number)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return f(z), as z."""
-        if z.dtype not in (torch.float32, torch.bfloat16) or z.device.type != "cpu":
-            raise DataError(
-                "AllReLU takes float32 or bfloat16 on the CPU. "
-                f"Got {z.dtype} on {str(z.device)!r} instead."
-            )
-        return all_relu(z, self.slope, self.dropout if self.training else 0.0)
-
-    def numbers(self) -> Numbers:
-        """Return what the kernels need; dropout has a new mask."""
-        return activation_numbers(self.slope, self.dropout if self.training else 0.0)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, number={self.number}, dropout={self.dropout:g}"
-
-
-class SReLU(nn.Module):
-    """SReLU, or PReLU, with a shape of every neuron that is trained.
-
-    `srelu` (4, n) are t_left, a_left, t_right and a_right; rows that are not trained stay.
-    """
-
-    def __init__(self, srelu: Tensor, trained: tuple[bool, ...]) -> None:
-        super().__init__()
-        self.srelu = nn.Parameter(srelu)
-        self.trained = trained
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return f(z), as z."""
-        rows = [
-            row if trained else row.detach()
-            for row, trained in zip(self.srelu, self.trained, strict=True)
-        ]
-        t_left, a_left, t_right, a_right = rows
-        right = torch.where(z >= t_right, t_right + a_right * (z - t_right), z)
-        return torch.where(z <= t_left, t_left + a_left * (z - t_left), right)

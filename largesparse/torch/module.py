@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,10 +21,13 @@ from ..model.config import NetworkConfig
 from ..model.given import GivenLayer
 from ..model.layer import LayerArrays, LayerConfig, SparseLayer
 from ..model.network import SparseMLP
-from .linear import AllReLU, SparseLinear, SReLU
+from .activations import AllReLU, SReLU
+from .linear import SparseLinear
+from .sequential import SparseSequential
 from .tensors import array_of
 
 SCALING = ("input_mean", "input_scale", "target_mean", "target_scale")
+NAMES = ("classes", "feature_names", "file_layout")
 
 
 class SharedLayer(SparseLayer):
@@ -51,6 +55,7 @@ class Network(nn.Module):
     def __init__(self, network: SparseMLP, share: bool) -> None:
         super().__init__()
         self.config = network.config
+        self.names = {name: getattr(network, name) for name in NAMES}
         self.n_features = network.config.layer_sizes[0]
         scaling = network.preprocessing
         arrays = (
@@ -63,7 +68,7 @@ class Network(nn.Module):
             self.register_buffer(name, found)
         if share:
             network.layers[:] = map(_shared, network.layers)
-        self.layers = nn.Sequential()
+        self.layers = SparseSequential()
         for k, layer in enumerate(network.layers):
             self.layers.append(_linear(layer, network.config, k, share))
             if k < len(network.layers) - 1:
@@ -175,6 +180,8 @@ def to_network(
             network.preprocessing = Standardizer(mean.numpy().copy(), scale.numpy().copy())
         found = [None if each is None else each.numpy().copy() for each in target]
         network.target_mean, network.target_scale = found
+        for name, value in module.names.items():
+            setattr(network, name, copy.copy(value))
     return network
 
 

@@ -30,7 +30,6 @@ from .tensors import (
     keep_freed_memory,
     owned,
     refuse_second,
-    transposed,
 )
 
 keep_freed_memory()
@@ -68,14 +67,15 @@ class Pattern:
         return same and self.places == [tensor.data_ptr() for tensor in tensors]
 
 
-# A layer: WᵀX + b. Its weights are in input order.
+# A layer: WᵀX + b. Its weights are in input order. Who calls its functions sets the threads.
 
 
 def _forward(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
-    return _product(columns.contiguous(), values, bias, Pattern(pattern))
+    with kernel_threads(torch.get_num_threads()):
+        return product(columns.contiguous(), values, bias, Pattern(pattern))
 
 
-def _product(
+def product(
     columns: Tensor,
     values: Tensor,
     bias: Tensor | None,
@@ -83,14 +83,19 @@ def _product(
     numbers: Numbers | None = None,
     state: Tensor | None = None,
 ) -> Tensor:
-    """Return what `linear` does or, with numbers and a state, what its activation makes of that."""
+    """Return what `linear` does or, with numbers, what an activation makes of that.
+
+    Without a state nothing is dropped.
+    """
     n_out = pattern.n_out
     out = columns.new_empty((n_out, columns.shape[1]))
     shift = np.zeros(n_out, dtype=np.float32) if bias is None else array_of(bias)
     options: dict[str, Any] = {"slope": 1.0, "out": array_of(out)}
-    if numbers is not None and state is not None:
-        options |= {"slope": numbers[0], "state": _bits(state, out), "dropout": _dropout(numbers)}
-    with kernel_threads(torch.get_num_threads()), pattern.lock:
+    if numbers is not None:
+        options["slope"] = numbers[0]
+        if state is not None:
+            options |= {"state": _bits(state, out), "dropout": _dropout(numbers)}
+    with pattern.lock:
         reorder(array_of(values), pattern.to_output_order, pattern.workspace)
         connections = Connections(*pattern.by_output, pattern.workspace)
         backend.forward(connections, shift, array_of(columns), **options)
@@ -114,6 +119,51 @@ def _(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) ->
     return columns.new_empty((pattern[2].shape[0] - 1, columns.shape[1]))
 
 
+def layer_gradients(
+    D: Tensor,
+    X: Tensor,
+    values: Tensor,
+    by_input: tuple[Int32, Int32],
+    needed: Sequence[bool],
+    below: Derivative = NO_DERIVATIVE,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dL/dz of the layer below, (n_in, batch), dL/dW, and the row sums of the former.
+
+    D, (n_out, batch), is dL/dz of this layer, X, (n_in, batch), its inputs, `below` what they are
+    made by. `needed` says which of the two first are wanted; the others are empty.
+    """
+    below_too, weights_too = needed[:2]
+    of_columns = torch.empty_like(X) if below_too else X.new_empty(0)
+    of_values = torch.empty_like(values) if weights_too else values.new_empty(0)
+    sums = values.new_empty(len(X) if below_too else 0)
+    if X.shape[1] == 0:  # no tile of a row is computed
+        return of_columns, of_values.zero_(), sums.zero_()
+    if below_too and weights_too:
+        backend.backward(
+            Connections(*by_input, array_of(values)),
+            array_of(X),
+            array_of(D),
+            below,
+            out_gradient=array_of(of_values),
+            out_delta=array_of(of_columns),
+            out_bias_gradient=array_of(sums),
+            accumulate=False,
+        )
+    elif below_too:
+        backend.spmm(*by_input, array_of(values), array_of(D), out=array_of(of_columns))
+        kernels.differentiate(array_of(of_columns), below, array_of(sums), False)
+    elif weights_too:
+        kernels.sddmm(*by_input, array_of(X), array_of(D), array_of(of_values), False)
+    return of_columns, of_values, sums
+
+
+def row_sums(D: Tensor) -> Tensor:
+    """Return the sums of the rows of D, (n, batch): float32 (n,)."""
+    out = torch.empty(len(D), dtype=torch.float32)
+    kernels.sum_rows(array_of(D), array_of(out), False)
+    return out
+
+
 def _backward(
     gradient: Tensor,
     columns: Tensor,
@@ -123,41 +173,10 @@ def _backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of columns, values and bias; those not needed are empty."""
-    by_input = array_of(indptr), array_of(indices)
-    return _gradients(gradient.contiguous(), columns.contiguous(), values, by_input, needed)
-
-
-def _gradients(
-    gradient: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    by_input: tuple[Int32, Int32],
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    found = _new_gradients(gradient, columns, values, needed)
-    if columns.shape[1] == 0:  # no tile of a row is computed
-        return tuple(one.zero_() for one in found)  # type: ignore[return-value]
-    D, X = array_of(gradient), array_of(columns)
-    of_columns, of_values, of_bias = map(array_of, found)
+    by_input, D = (array_of(indptr), array_of(indices)), gradient.contiguous()
     with kernel_threads(torch.get_num_threads()):
-        if needed[0] and needed[1]:
-            backend.backward(
-                Connections(*by_input, array_of(values)),
-                X,
-                D,
-                NO_DERIVATIVE,
-                out_gradient=of_values,
-                out_delta=of_columns,
-                out_bias_gradient=np.empty(len(X), dtype=np.float32),
-                accumulate=False,
-            )
-        elif needed[0]:
-            backend.spmm(*by_input, array_of(values), D, out=of_columns)
-        elif needed[1]:
-            kernels.sddmm(*by_input, X, D, of_values, False)
-        if needed[2]:
-            kernels.sum_rows(D, of_bias, False)
-    return found
+        found = layer_gradients(D, columns.contiguous(), values, by_input, needed)
+        return found[0], found[1], row_sums(D) if needed[2] else values.new_empty(0)
 
 
 def _new_gradients(
@@ -165,7 +184,7 @@ def _new_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kinds = columns, values, values  # the bias has the weights' dtype
     shapes = columns.shape, values.shape, gradient.shape[:1]
-    needed: list[bool] = rest[-1]
+    needed: Sequence[bool] = rest[-1]
     return tuple(  # type: ignore[return-value]
         kind.new_empty(shape if wanted else (0,))
         for kind, shape, wanted in zip(kinds, shapes, needed, strict=True)
@@ -196,80 +215,8 @@ def _differentiate(ctx: Any, gradient: Tensor) -> Any:
 linear.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Linear(torch.autograd.Function):
-    """The layer on rows, (..., n_in) to (..., n_out), with the transposed views around it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        pattern: Pattern,
-        numbers: Numbers | None,
-    ) -> Any:
-        columns, state = _columns(x), None
-        if numbers is not None:
-            state = _new_state(columns, pattern.n_out)
-        ctx.save_for_backward(columns, values, state)
-        ctx.pattern, ctx.shape, ctx.numbers = pattern, x.shape, numbers
-        return owned(_rows(_product(columns, values, bias, pattern, numbers, state), x.shape))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        if torch.is_grad_enabled():  # create_graph=True
-            refuse_second(ctx)
-        needed, by_input = list(ctx.needs_input_grad[:3]), ctx.pattern.by_input
-        columns, values, state = ctx.saved_tensors
-        columns = columns.contiguous()  # hooks of saved tensors may return others
-        delta, of_bias = _columns(gradients[0]), None
-        if state is not None:
-            wanted = needed[2]
-            delta, sums = _before_activation(delta, state, *ctx.numbers[:2])
-            needed[2], of_bias = False, sums if wanted else None
-        found = _gradients(delta, columns, values, by_input, needed)
-        of_x = _rows(found[0], ctx.shape) if needed[0] else None
-        of_bias = found[2] if needed[2] else of_bias
-        return of_x, found[1] if needed[1] else None, of_bias, None, None
-
-
-def _new_state(columns: Tensor, n: int) -> Tensor:
-    """Return the bits of an activation, flat: while it is traced, nothing hangs on their shape."""
-    words = (columns.shape[1] + 31) // 32
-    return columns.new_zeros(n * 2 * words, dtype=torch.int32)
-
-
-def _columns(x: Tensor) -> Tensor:
-    return transposed(x.reshape(-1, x.shape[-1]))
-
-
-def _rows(columns: Tensor, shape: torch.Size) -> Tensor:
-    """Return (..., n) of (n, batch): a view of two axes, which the next such layer takes as it is.
-
-    More axes are those of models that add and normalise rows, for which views are slow.
-    """
-    rows = columns.t() if len(shape) <= 2 else transposed(columns)
-    return rows.reshape(*shape[:-1], len(columns))
-
-
-def sparse_linear(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    pattern: Pattern,
-    numbers: Numbers | None = None,
-) -> Tensor:
-    """Return x W + b, (..., n_out), of x (..., n_in); of two axes it is a transposed view.
-
-    `values` (nnz,) are in input order; x and the result are float32 or bfloat16. With the numbers
-    of an activation, it is applied.
-    """
-    out: Tensor = _Linear.apply(x, values, bias, pattern, numbers)
-    return out
-
-
 def traced_linear(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
-    """Return the same by the custom operator; the pattern is as `Topology.arrays`."""
+    """Return x W + b, (..., n_out), by the custom operator; the pattern is as `Topology.arrays`."""
     columns = linear(x.reshape(-1, x.shape[-1]).t().contiguous(), values, bias, *pattern)
     rows = columns.t() if x.dim() <= 2 else columns.t().contiguous()
     return rows.reshape(*x.shape[:-1], len(columns))
@@ -283,7 +230,7 @@ def _activate(
 ) -> tuple[Tensor, Tensor]:
     """Return activations, and the bits that `backends.kernels` calls their state: flat int32."""
     out = rows.clone()
-    state = _new_state(rows, len(rows))
+    state = new_state(rows, len(rows))
     with kernel_threads(torch.get_num_threads()):
         zero = np.zeros(len(rows), dtype=np.float32)
         zero.flags.writeable = False
@@ -299,7 +246,13 @@ activation = custom_operator(
 
 @activation.register_fake
 def _(rows: Tensor, slope: float, keep_below: int, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(rows), _new_state(rows, rows.shape[0])
+    return torch.empty_like(rows), new_state(rows, rows.shape[0])
+
+
+def new_state(columns: Tensor, n: int) -> Tensor:
+    """Return the bits of an activation, flat: while it is traced, nothing hangs on their shape."""
+    words = (columns.shape[1] + 31) // 32
+    return columns.new_zeros(n * 2 * words, dtype=torch.int32)
 
 
 def _bits(state: Tensor, rows: Tensor) -> NDArray[np.uint32]:
@@ -307,21 +260,24 @@ def _bits(state: Tensor, rows: Tensor) -> NDArray[np.uint32]:
     return array_of(state).view(np.uint32).reshape(n, 2, (batch + 31) // 32)
 
 
-def _activate_backward(gradient: Tensor, state: Tensor, slope: float, keep_below: int) -> Tensor:
-    return _before_activation(gradient, state, slope, keep_below)[0]
+def derivative_of(numbers: Numbers, state: Tensor, rows: Tensor) -> Derivative:
+    """Return what the kernels need of an activation that made the rows (n, batch)."""
+    slope, keep_below, _ = numbers
+    return Derivative(np.float32(slope), np.float32(keep_below / RESOLUTION), _bits(state, rows))
 
 
-def _before_activation(
-    gradient: Tensor, state: Tensor, slope: float, keep_below: int
-) -> tuple[Tensor, Tensor]:
+def before_activation(gradient: Tensor, state: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
     """Return dL/dz of a gradient (n, batch), and the sums of its rows, float32 (n,)."""
     out = gradient.clone(memory_format=torch.contiguous_format)
     sums = torch.empty(len(out), dtype=torch.float32)
-    share = np.float32(keep_below / RESOLUTION)
-    derivative = Derivative(np.float32(slope), share, _bits(state, out))
-    with kernel_threads(torch.get_num_threads()):
-        kernels.differentiate(array_of(out), derivative, array_of(sums), False)
+    derivative = derivative_of(numbers, state, out)
+    kernels.differentiate(array_of(out), derivative, array_of(sums), False)
     return out, sums
+
+
+def _activate_backward(gradient: Tensor, state: Tensor, slope: float, keep_below: int) -> Tensor:
+    with kernel_threads(torch.get_num_threads()):
+        return before_activation(gradient, state, (slope, keep_below, None))[0]
 
 
 activation_backward = custom_operator(

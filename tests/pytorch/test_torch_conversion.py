@@ -133,6 +133,16 @@ def test_shared_weights_follow_either_side():
     np.testing.assert_array_equal(predict_proba(network, X), trained)
 
 
+def test_names_of_classes_and_features_come_back():
+    network = make_network(epsilon=4)
+    network.classes = np.array(["cat", "dog", "owl"])
+    network.feature_names = [f"feature {k}" for k in range(12)]
+    back = to_network(to_torch(network))
+    np.testing.assert_array_equal(back.classes, network.classes)
+    assert back.classes is not network.classes
+    assert back.feature_names == network.feature_names
+
+
 @pytest.mark.parametrize(
     "modules",
     [

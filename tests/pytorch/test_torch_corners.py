@@ -281,6 +281,15 @@ def test_mistakes_are_named_before_anything_changes(word):
         MISTAKES[word](layer_of())
 
 
+def test_layers_are_not_made_on_another_device():
+    with torch.device("meta"), pytest.raises(ParameterError, match="default device is 'meta'"):
+        layer_of()
+    for use in (evolve, recording, to_dense):
+        with pytest.raises(ParameterError, match=r"layer '0' is on 'meta'.*\.cpu"):
+            found = use(nn.Sequential(layer_of()).to("meta"), *([0.3] if use is evolve else []))
+            found.__enter__()
+
+
 def test_evolving_without_gradients_leaves_what_trains():
     layer = layer_of()
     with torch.inference_mode():

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from largesparse.torch import AllReLU, Evolution, SparseLinear  # noqa: E402
+from largesparse.torch import AllReLU, Evolution, SparseLinear, SparseSequential  # noqa: E402
 
 GROWTHS = ("random", "gradient")
 DROPS = {"random": "set", "gradient": "mest"}
@@ -27,6 +27,7 @@ def run(rank, folder):
     )
     for growth in GROWTHS:
         torch.save(train(rank, growth), f"{folder}/{growth}-{rank}.pt")
+    torch.save(train_branches(rank), f"{folder}/branches-{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -52,6 +53,39 @@ def train(rank, growth):
     return model.state_dict(), momentum, first
 
 
+class Branches(torch.nn.Module):
+    """Two models, of which a process may use the first alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (
+            SparseSequential(
+                SparseLinear(20, 30, density=0.3, activation=AllReLU(), seed=seed),
+                SparseLinear(30, 4, density=0.3, seed=seed + 1),
+            )
+            for seed in (1, 3)
+        )
+
+    def forward(self, x, both):
+        return self.first(x) + self.second(x) if both else self.first(x)
+
+
+def train_branches(rank):
+    """Return the state after a training whose second branch one process uses, and that before."""
+    model = Branches()
+    parallel = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.001, momentum=0.9)
+    evolution = Evolution(parallel, optimizer, every=2, growth="gradient")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(rank)
+    for _ in range(4):
+        optimizer.zero_grad()
+        parallel(torch.randn(16, 20), both=rank == 0).square().sum().backward()
+        optimizer.step()
+        evolution.step()
+    return model.state_dict(), before
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     if not torch.distributed.is_available():
@@ -72,3 +106,9 @@ def test_topologies_stay_equal(folder, growth):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(momentum, also)
     assert not torch.equal(one["0.indices"], first)
+
+
+def test_layers_that_one_process_uses_grow_in_all(folder):
+    (one, before), (other, _) = (torch.load(folder / f"branches-{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(one["second.0.indices"], before["second.0.indices"])

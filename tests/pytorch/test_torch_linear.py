@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch")
 
 from largesparse.model.topology import Topology  # noqa: E402
 from largesparse.torch import AllReLU, SparseLinear, operators, parameter_groups  # noqa: E402
+from largesparse.torch import chain as chain_module  # noqa: E402
 
 functional = torch.nn.functional
 
@@ -414,9 +415,9 @@ def test_threads_follow_pytorch_and_change_nothing():
 
     layer, x = SparseLinear(300, 400, density=0.1), torch.randn(50, 300)
     before, seen = torch.get_num_threads(), []
-    original = operators.kernel_threads
+    original = chain_module.kernel_threads
     try:
-        operators.kernel_threads = lambda count: seen.append(count) or original(count)
+        chain_module.kernel_threads = lambda count: seen.append(count) or original(count)
         found = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
@@ -424,7 +425,7 @@ def test_threads_follow_pytorch_and_change_nothing():
             layer(x).square().sum().backward()
             found.append(layer.values.grad.clone())
     finally:
-        operators.kernel_threads = original
+        chain_module.kernel_threads = original
         torch.set_num_threads(before)
     assert seen == sorted(seen) and set(seen) == {1, 2} and torch.equal(*found)
     assert numba.get_num_threads() == 1  # as tests/conftest.py has set it

@@ -41,7 +41,7 @@ class TorchMLP(Contestant):
         torch.set_flush_denormal(True)
         self.connections = 0
         self.masked: list[tuple[Any, Any]] = []  # weights, and the mask that keeps them sparse
-        self.model = torch.nn.Sequential()
+        self.model = self.make_container()
         sizes = problem.layer_sizes
         for k, density in enumerate(problem.network().probabilities()):
             if k > 0:
@@ -52,6 +52,12 @@ class TorchMLP(Contestant):
         self.loss = torch.nn.CrossEntropyLoss()
         parameters = self.model.parameters()
         self.optimizer = torch.optim.SGD(parameters, LEARNING_RATE, **SGD, fused=True)
+
+    def make_container(self) -> Any:
+        """Return what calls the layers one after the other."""
+        import torch
+
+        return torch.nn.Sequential()
 
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
         """Return a layer; count its connections, and note its mask if it needs one."""
@@ -167,6 +173,11 @@ class OursInTorch(TorchMLP):
 
     name = "ours, torch"
     dense_bytes = 0
+
+    def make_container(self) -> Any:
+        from largesparse.torch import SparseSequential
+
+        return SparseSequential()
 
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
         from largesparse.torch import AllReLU, SparseLinear
