@@ -67,14 +67,15 @@ def score_paths(by_input, by_output, weights, cells, scores):
                 h = indices[k]
                 walked += indptr_by_output[h + 1] - indptr_by_output[h]
                 for e in range(indptr_by_output[h], indptr_by_output[h + 1]):
-                    strength[indices_by_output[e]] += w[h]
+                    g = indices_by_output[e]
+                    strength[g] += w[h] * v[g]
             stop = (i + 1) * n_out
             while p < end and cells[p] < stop:
                 j = cells[p] - i * n_out
                 total = np.float32(0)
-                for e in range(indptr_by_output[j], indptr_by_output[j + 1]):
-                    g = indices_by_output[e]
-                    total += strength[g] * v[g]
+                if walked > 0:
+                    for e in range(indptr_by_output[j], indptr_by_output[j + 1]):
+                        total += strength[indices_by_output[e]]
                 scores[p] = total * a[i] * b[j]
                 p += 1
             if walked * 8 > n_in:

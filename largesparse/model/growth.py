@@ -37,16 +37,18 @@ def grow_by_gradient(
     return cells[mark_smallest(-scores, count)]
 
 
-def draw_candidates(state: RuleState, count: int, rng: np.random.Generator) -> Int64:
-    """Draw the cells that are looked at where so many connections grow."""
-    wanted = max(count, round(state.candidates * count))
+def draw_candidates(
+    state: RuleState, count: int, rng: np.random.Generator, share: float = 1.0
+) -> Int64:
+    """Draw the cells that are looked at where so many connections grow: a share of `candidates`."""
+    wanted = max(count, round(share * state.candidates * count))
     return state.draw(min(state.n_free, wanted), rng)
 
 
 def grow_by_paths(
     layer: SparseLayer, state: RuleState, count: int, rng: np.random.Generator
 ) -> Int64:
-    """By topology: where most paths of three connections lead, of `candidates` free cells for each.
+    """By topology: where most paths of three connections lead, of `candidates` / 2 cells for each.
 
     This is the idea of Cannistraci-Hebb training (Zhang et al., 2024, "Epitopological learning and
     Cannistraci-Hebb network shape intelligence"): a missing link is likely between neurons that
@@ -55,7 +57,7 @@ def grow_by_paths(
     does with degrees outside of the local community. Cells without any are alike, and chosen at
     random. Of a neuron's connections at most `PATHS` are looked at.
     """
-    cells = draw_candidates(state, count, rng)
+    cells = draw_candidates(state, count, rng, share=0.5)
     return cells[mark_largest(score_by_paths(layer, state, cells), count, rng)]
 
 
@@ -101,8 +103,12 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
         cells = rng.choice(cells, count, replace=False, shuffle=False)
     cells = np.unique(cells)
     cells = cells[state.is_free(cells)]
-    others = state.draw(min(state.n_free, count), rng)
-    others = others[~are_in(others, cells)]
-    surplus = len(others) - (count - len(cells))
+    missing, wanted = count - len(cells), 0
+    others = cells[:0]
+    while len(others) < missing:  # few of those drawn are among the cells, but in small layers
+        wanted = min(state.n_free, 2 * wanted or missing + missing // 16 + 16)
+        others = state.draw(wanted, rng)
+        others = others[~are_in(others, cells)]
+    surplus = len(others) - missing
     others = np.delete(others, rng.choice(len(others), surplus, replace=False, shuffle=False))
     return np.sort(np.concatenate([cells, others]))
