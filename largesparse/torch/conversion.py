@@ -170,7 +170,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     )
     for module in model.modules():
         if type(module) is SparseSequential:
-            module.__class__ = nn.Sequential
+            module.__class__ = nn.Sequential  # type: ignore[assignment]
     return model
 
 
