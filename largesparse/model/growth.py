@@ -101,8 +101,10 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
     )
     if len(cells) > count:
         cells = rng.choice(cells, count, replace=False, shuffle=False)
-    cells = np.unique(cells)
-    cells = cells[state.is_free(cells)]
+    cells.sort()
+    first = np.ones(len(cells), dtype=bool)  # of those at the same cell
+    first[1:] = cells[1:] != cells[:-1]
+    cells = cells[first & state.is_free(cells)]
     missing, wanted = count - len(cells), 0
     others = cells[:0]
     while len(others) < missing:  # few of those drawn are among the cells, but in small layers
@@ -111,4 +113,4 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
         others = others[~are_in(others, cells)]
     surplus = len(others) - missing
     others = np.delete(others, rng.choice(len(others), surplus, replace=False, shuffle=False))
-    return np.sort(np.concatenate([cells, others]))
+    return np.sort(np.concatenate([cells, others]), kind="stable")  # it merges what ascends
