@@ -499,7 +499,7 @@ def test_gradients_of_connections_and_cells_are_the_dense_ones():
 
 
 def test_growth_by_topology_is_at_random_where_cells_have_no_paths():
-    layer = layer_of(random_cells((400, 400), 0.001))
+    layer = layer_of(random_cells((2000, 2000), 5e-5))
     keep = np.ones(layer.nnz, dtype=bool)
     grown = [
         rule(layer, RuleState(layer, 0.3, keep=keep), 20, np.random.default_rng(0))
