@@ -141,7 +141,8 @@ def to_dense(model: nn.Module) -> nn.Module:
         "SparseLinear",
     )
     for module in model.modules():
-        if type(module) is SparseSequential:
+        kind = type(module)
+        if kind is SparseSequential:
             module.__class__ = nn.Sequential
     return model
 
