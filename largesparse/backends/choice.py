@@ -8,11 +8,10 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..errors import BackendError, LargeSparseError, ParameterError
+from ..errors import LargeSparseError, ParameterError
 from ..machine.environment import BACKEND, cache_folder
 from ..machine.hardware import cpu_model
 from ..machine.output import tell_once
@@ -26,7 +25,7 @@ BACKENDS: tuple[BackendName, ...] = ("mkl", "fused", "scipy")
 
 BACKEND_HELP = (
     "mkl, fused, scipy, or auto (default): LARGESPARSE_BACKEND, else what 'largesparse tune' "
-    "measured here, else the usually fastest for such a network"
+    "measured here, else fused"
 )
 
 ShapeClass = Literal["small", "wide", "extreme"]
@@ -71,8 +70,7 @@ def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None =
     ----------
     asked : {"auto", "mkl", "fused", "scipy"}, optional
         None is "auto": what LARGESPARSE_BACKEND names; else what `largesparse tune` has measured
-        on this machine for networks of such a shape; else `fused` for small and wide networks,
-        and for extreme ones `mkl` where MKL has a code path made for this CPU.
+        on this machine for networks of such a shape; else `fused`.
     layer_sizes : sequence of int, optional
         From features to outputs. Without it, the network is taken for an extreme one.
 
@@ -96,25 +94,7 @@ def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None =
     measured = stored_choices().get(kind)
     if measured is not None:
         return Choice(measured, f"'largesparse tune' measured it as the fastest on {kind} networks")
-    if kind != "extreme":
-        return Choice("fused", f"{kind} networks take less time with it than with mkl, on all CPUs")
-    return _by_code_path()
-
-
-@cache
-def _by_code_path() -> Choice:
-    from . import mkl
-
-    try:
-        mkl.load()
-    except BackendError:
-        return Choice("fused", "MKL is not installed here")
-    path = mkl.loaded_code_path()
-    if path == "generic":
-        return Choice("fused", "MKL would run its generic code path on this CPU")
-    if path is None:
-        return Choice("fused", "MKL's code path on this CPU cannot be told")
-    return Choice("mkl", f"MKL runs its {path} code path, which is made for this CPU")
+    return Choice("fused", "no other takes less time, on all CPUs that were measured")
 
 
 def tell_of_generic_path() -> None:

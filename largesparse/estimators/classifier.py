@@ -118,8 +118,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         all cores. The result does not depend on it.
     backend : {"auto", "mkl", "fused", "scipy"}
         "auto" is the environment's LARGESPARSE_BACKEND, else what `largesparse tune` has measured
-        here for such a network, else what is fastest on most machines: "fused", or "mkl" for
-        extremely large networks where MKL has a code path made for the CPU.
+        here for such a network, else what is fastest on all machines that were measured: "fused".
     verbose : bool
         Whether to show a progress bar where standard error is a terminal, and elsewhere to print
         a line for every tenth of the epochs.

@@ -279,6 +279,7 @@ print(sum(everything.stats.cache_hits.values()), digest.hexdigest())
 """
 
 
+@pytest.mark.long
 def test_copies_of_a_kernel_give_the_same_bits(tmp_path):
     (program := tmp_path / "caller.py").write_text(CALLER)
     environment = {key: value for key, value in os.environ.items() if key not in PLACES}

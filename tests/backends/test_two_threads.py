@@ -154,6 +154,7 @@ def soak_threads():
     return importlib.import_module("soak.threads")
 
 
+@pytest.mark.long
 def test_the_soak_counts_rounds(soak_threads, capsys):
     options = ["--rounds=3", "--backends=scipy", "--threads=1", "--parts"]
     assert soak_threads.main([*options, "trainer"]) == 0

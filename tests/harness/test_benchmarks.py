@@ -76,6 +76,7 @@ def call(benchmark, name, *parameters):
     getattr(benchmark, name, lambda *_: None)(*parameters)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "method", "parameters"), CASES)
 def test_a_benchmark_runs_and_can_be_set_up_again(monkeypatch, kind, method, parameters):
     monkeypatch.setattr(MODULES["step"], "SECONDS", 0)

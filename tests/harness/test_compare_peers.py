@@ -114,6 +114,7 @@ def test_mistakes_are_told_in_one_sentence(compare_peers, arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_every_phase_is_measured_in_a_process_of_its_own(compare_peers, tmp_path, capsys):
     sizes = ["--layers", "60,40,30,3", "--epsilon", "4", "--batch-size", "16", "--phases"]
     rows = ["--rows", "48", "--test-rows", "20", "--repeats", "1"]
@@ -131,6 +132,7 @@ def test_every_phase_is_measured_in_a_process_of_its_own(compare_peers, tmp_path
         assert row["epoch_s"] > 0 and row["initialisation_s"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "argument", "kind", "message"),
     [
@@ -158,6 +160,7 @@ def size_up_to_100(make, problem):
     return {"contestant": "it", "neurons": neurons}
 
 
+@pytest.mark.long
 def test_layers_are_doubled_until_one_does_not_fit(compare_peers, monkeypatch):
     phases = importlib.import_module("peers.phases")
     monkeypatch.setattr(phases, "try_size", size_up_to_100)

@@ -411,6 +411,7 @@ def test_costs_of_a_cluster_are_those_of_one_core(recorded, monkeypatch, capsys)
 # As a user runs it
 
 
+@pytest.mark.long
 def test_two_tiny_sizes(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(pages, "save_figures", lambda *_: [])  # PNGs take long

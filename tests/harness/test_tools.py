@@ -157,6 +157,7 @@ def test_slopes_are_compared(measure, small_images, capsys):
     assert "0.50" in shown and "(auto)" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["sparse", "mlp", "logistic", "forest"])
 def test_a_model_is_fitted_to_a_fold(small_images, monkeypatch, capsys, model):
     tool = load("evaluate_tables")
@@ -209,6 +210,7 @@ def test_the_width_ladder_has_a_line_a_size(measure, capsys):
     assert rate == pytest.approx(connections * 100 / step / 1000, rel=0.05)
 
 
+@pytest.mark.long
 def test_threading_layers_are_compared_idle_and_busy(measure, capsys):
     short = ["--rounds=1", "--seconds=0.01", "--busy=1"]
     measure.main(["threading", "--net=madelon", "--layers=default,1", *short])

@@ -24,6 +24,7 @@ SMALL = ["tune", "--layers", "20,30,3", "--batch-size", "16", "--threads", "1", 
 SMALL += ["--no-store"]
 
 
+@pytest.mark.long
 def test_tune_lists_backends_and_threading_layers(capsys, monkeypatch):
     monkeypatch.setattr(tune, "BLOCK_SECONDS", 0)
     monkeypatch.setattr(limits, "sequential_bandwidth", lambda threads: 1e10)
@@ -94,6 +95,7 @@ def test_typical_networks_are_of_their_classes():
         assert shape_class(network.layer_sizes) == kind and batch_size == 32
 
 
+@pytest.mark.long
 def test_every_class_is_measured(monkeypatch):
     def compare(network, *, batch_size, threads, backends, layers, **_):
         assert batch_size == 32 and threads == 1 and backends == ("mkl", "fused")

@@ -292,6 +292,7 @@ def test_the_driver_ends_with_143_and_goes_on_without_flags(tmp_path):
     assert len(record["loss"]) == end + 1
 
 
+@pytest.mark.long
 def test_a_training_that_is_killed_at_random_is_compared():
     options = ("--times=1", "--signal=KILL", "--strikes=1", "--seed=4", "--neurons=2k")
     process = start(

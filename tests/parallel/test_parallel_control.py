@@ -404,6 +404,7 @@ def test_one_process_needs_no_mpi(monkeypatch):
         raise KeyError
 
 
+@pytest.mark.long
 def test_the_cost_of_waiting_is_measured():
     mpiexec()
     tool = (str(ROOT / "tools" / "measure.py"), "idle_cost", "--seconds", "1")

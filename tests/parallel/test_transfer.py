@@ -184,6 +184,7 @@ def test_between_two_hosts():
     assert result.stdout.count("passed") == 2, result.stderr
 
 
+@pytest.mark.long
 @needs_mpi
 def test_the_measuring_tool():
     tool = ROOT / "tools" / "measure.py"

@@ -17,6 +17,7 @@ def tool():
     return importlib.import_module("soak.fuzz_files")
 
 
+@pytest.mark.long
 def test_damaged_files_are_refused_or_loaded_as_they_are(tool):
     # In a process of its own, as its memory is limited to little more than it has.
     command = [*importlib.import_module("soak").program("fuzz_files"), "--inputs", "600"]

@@ -20,6 +20,7 @@ def tool():
     return importlib.import_module("soak.kill_ranks")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec")
 def test_a_killed_job_is_resumed(tool, capsys):
     flags = ["--times", "1", "--ranks", "2", "--algorithm", "wassp", "--target", "worker"]

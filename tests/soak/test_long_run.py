@@ -19,6 +19,7 @@ def tool(monkeypatch):
     return module
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux tells")
 def test_a_short_run_leaves_nothing(tool, capsys):
     if find_mpiexec() is None:

@@ -47,6 +47,7 @@ if comm.rank == 0:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="there is no 'timeout' command")
 def test_a_training_across_two_hosts_equals_one_on_simulated_nodes(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
