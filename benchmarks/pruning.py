@@ -35,4 +35,4 @@ class Pruning:
 
 def _state(layer):
     dead = None if layer.dead is None else layer.dead.copy()
-    return connections_of(layer), layer.bias.copy(), dead None if layer.dead is None else layer.dead.copy()
+    return connections_of(layer), layer.bias.copy(), dead
