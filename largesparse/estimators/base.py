@@ -351,8 +351,10 @@ class BaseSparseMLP(Settings):
             except NumericalError as error:
                 if retry == retries:
                     raise
-                rate = config.learning_rate * RETRY_FACTOR
-                config = dataclasses.replace(config, learning_rate=rate)
+                rate, decay = config.learning_rate * RETRY_FACTOR, config.weight_decay
+                if config.optimizer == "adamw" and self._is_auto("weight_decay"):
+                    decay /= RETRY_FACTOR  # the same share goes at an update
+                config = dataclasses.replace(config, learning_rate=rate, weight_decay=decay)
                 logger.warning("%s Starting again with %g.", error, config.learning_rate)
                 self._start_again()
         return trainer
@@ -376,7 +378,8 @@ class BaseSparseMLP(Settings):
             )
         config = self._training_config(LARGEST_BATCH * STEPS_PER_EPOCH, epochs=1)
         if self._trainer is None or self._trainer.config != config:
-            self._trainer = Trainer(self.network_, config)
+            state = TrainingState(step=self.n_steps_)
+            self._trainer = Trainer(self.network_, config, state=state)
         trainer, n_rows = self._trainer, len(counted)
         self.learning_rate_ = config.learning_rate
         trainer.state.step = self.n_steps_

@@ -18,7 +18,7 @@ from .density import solve_epsilon
 from .given import GivenLayer
 from .initializers import INITIALIZERS
 from .losses import LOSSES
-from .optimizer import OPTIMIZERS, Optimizer, ScheduleConfig, StepCounts
+from .optimizer import OPTIMIZERS, Adam, Optimizer, ScheduleConfig, StepCounts
 from .recipes import RECIPES
 from .rule_state import Rule
 from .rules import KINDS, Rules, describe_rule, plain_rule
@@ -38,7 +38,6 @@ ActivationDtype = Literal["float32", "bfloat16"]
 
 LOSS_ROWS = 1024
 REGROWTH, COVERAGE, DISTRIBUTION = get_args(Regrowth), get_args(Coverage), get_args(Distribution)
-STEP_COUNTS = get_args(StepCounts)
 
 
 class Chosen(float):
@@ -259,7 +258,6 @@ class TrainingConfig:
         owner = "a training"
         _make_plain(self)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS, owner)
-        _check_choice("step_counts", self.step_counts, STEP_COUNTS, owner)
         of_kind = OPTIMIZERS[self.optimizer]
         defaults = {"learning_rate": of_kind.default_rate, "weight_decay": of_kind.default_decay}
         for name, default in defaults.items():
@@ -309,6 +307,13 @@ class TrainingConfig:
                 f"{self.optimizer!r}."
             )
         self.optimizer_at()
+        Adam(beta2=self.beta2, adam_epsilon=self.adam_epsilon, step_counts=self.step_counts)
+        if self.optimizer == "adamw" and self.learning_rate * self.weight_decay > 1:
+            raise ParameterError(
+                "The 'weight_decay' parameter of AdamW is multiplied by the learning rate, "
+                f"{self.learning_rate:g}, and must be at most {1 / self.learning_rate:g}: a larger "
+                f"one turns weights around. Got {self.weight_decay:g} instead."
+            )
         self.rates()
 
     @property

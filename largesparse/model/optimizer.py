@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -206,7 +206,12 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("beta2", self.beta2, self.name, low=0, high=1, high_open=True)
-        check_range("adam_epsilon", self.adam_epsilon, self.name, low=0, high=1, low_open=True)
+        check_range("adam_epsilon", self.adam_epsilon, self.name, low=1e-37, high=1)
+        if self.step_counts not in get_args(StepCounts):
+            raise ParameterError(
+                f"The 'step_counts' parameter of {self.name} must be one of "
+                f"{sorted(get_args(StepCounts))}. Got {self.step_counts!r} instead."
+            )
         warmup = self.connection_warmup
         check_range("connection_warmup", warmup, self.name, low=0, high=MOST_UPDATES, integer=True)
         if warmup and self.step_counts == "global":
@@ -281,6 +286,7 @@ def clip_(layers: list[SparseLayer], gradients: list[LayerArrays], norm: float) 
         gradient[part]
         for layer, arrays in zip(layers, gradients, strict=True)
         for name, gradient in arrays.items()
+        if PARAMETERS[name].is_trained
         for part in _trained_parts(layer, name)
     ]
     found = math.sqrt(sum(sum_of_squares(part) for part in parts))

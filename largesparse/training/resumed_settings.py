@@ -79,10 +79,13 @@ def resumed_config(
     A warning tells where the backend becomes another one, which gives other bits.
     """
     now = dataclasses.replace(before, **_defaults_of_another(before, changes) | changes)
-    if now.moments != before.moments:
+    if now.optimizer != before.optimizer:
+        kinds = OPTIMIZERS[before.optimizer].kinds, OPTIMIZERS[now.optimizer].kinds
+        begin = "" if kinds[0] == kinds[1] else ": its moments begin"
         logger.warning(
             f"The training in {folder} used the optimizer {before.optimizer!r} and goes on with "
-            f"{now.optimizer!r}, learning rate {now.learning_rate:g}: its moments begin."
+            f"{now.optimizer!r}, learning rate {now.learning_rate:g}, weight decay "
+            f"{now.weight_decay:g}{begin}."
         )
     whole = before.micro_batch == before.batch_size
     if whole and "batch_size" in changes and "micro_batch" not in changes:

@@ -40,6 +40,7 @@ class TrainingState:
     parallel: dict[str, Any] | None = None  # what a training by several ranks needs beside
     notes: dict[str, Any] = field(default_factory=dict)  # of the program that trains: JSON's types
     best: Snapshot | None = None  # weights of the epoch with the best validation score
+    average_since: int = 0  # updates before the average of the weights began
     patience_since: int = 0  # epoch from which the patience counts at the earliest
     epochs_before: int = 0  # by other trainers, so that no epoch's draws are drawn twice; not saved
     folder: Path | None = None  # the checkpoint that it was read from or saved to
@@ -101,6 +102,7 @@ class TrainingState:
             "notes": self.notes,
             "best": None if best is None else {"epoch": best.epoch, "score": best.score},
             "patience_since": self.patience_since,
+            "average_since": self.average_since,
         }
 
     @classmethod
@@ -116,6 +118,7 @@ class TrainingState:
             parallel=values.get("parallel"),
             notes=dict(values.get("notes") or {}),
             patience_since=int(values.get("patience_since", 0)),
+            average_since=int(values.get("average_since", 0)),
         )
         if best is not None:
             found = values.get("best")

@@ -85,6 +85,11 @@ class Stepper:
                 "The 'average_decay' parameter of a training must be 0 where the network's arrays "
                 f"lie in files ('storage'). Got {self.config.average_decay} instead."
             )
+        if network.config.batch_norm and self.micro_batch < 2:
+            raise ParameterError(
+                "The 'batch_size' and 'micro_batch' parameters of a training must be at least 2 "
+                f"with batch normalisation, which is over a micro-batch. Got {self.micro_batch}."
+            )
         self._workspace = workspace
         self._lock = threading.RLock()
         self._compiled_step: WholeStep | None = None
@@ -122,6 +127,8 @@ class Stepper:
         mean of gradients, from which Adam could go on.
         """
         kinds = self.config.moments
+        if "average" in kinds and "average" not in self.network.layers[0].kinds:
+            self.state.average_since = self.state.step
         for layer in self.network.layers:
             if layer.kinds != kinds:
                 if set(kinds) ^ set(layer.kinds) != {"average"}:
@@ -211,7 +218,8 @@ class Stepper:
                     self.workspace, optimizer, rate, lazy=self._lazy, sparse=sparse
                 )
             if self.config.average_decay:
-                average_(self.network.layers, self.config.average_share(self.state.step))
+                updates = self.state.step - self.state.average_since
+                average_(self.network.layers, self.config.average_share(updates))
         self.state.step += 1
         return loss
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..data.batches import is_sparse
-from ..errors import CheckpointError, DataError, ParameterError
+from ..errors import CheckpointError, DataError, NumericalError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
@@ -380,6 +380,7 @@ class Trainer(Stepper):
                 measured["loss"], measured["train_accuracy"] = self._score(data, data.loss_rows)
             else:
                 self.check_weights()
+            self.check_moments()
             if len(data.validation_rows):
                 measured["validation_accuracy"] = self._score(data, data.validation_rows)[1]
             if data.test is not None:
@@ -399,6 +400,16 @@ class Trainer(Stepper):
         for layer in self.network.layers:
             if not all(np.isfinite(array).all() for array in layer.parameters.values()):
                 self.check_finite(math.nan, self.step_count, self.state.present_epoch)
+
+    def check_moments(self) -> None:
+        """Find out whether Adam's mean of squares has overflown: the weight then never moves."""
+        for layer in self.network.layers:
+            for name, array in layer.moments.get("square", {}).items():
+                if not np.isfinite(array).all():
+                    raise NumericalError(
+                        f"The gradient of {name!r} in layer {layer.number} was so large that its "
+                        "square is not finite. Scale the inputs and targets, or set 'clip_norm'."
+                    )
 
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, say so and go on with the training."""

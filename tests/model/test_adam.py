@@ -24,7 +24,7 @@ from largesparse import (
 )
 from largesparse.backends import operands
 from largesparse.backends.kernels import adam_update, sum_of_squares
-from largesparse.errors import ParameterError
+from largesparse.errors import NumericalError, ParameterError
 from largesparse.machine.threads import kernel_threads
 from largesparse.model.importance import compact
 from largesparse.model.layer import MOMENTS, PARAMETERS
@@ -377,7 +377,8 @@ def test_another_optimizer_begins_anew_and_says_so(tmp_path, caplog):
     )
     caplog.clear()
     kept = load_checkpoint(tmp_path, optimizer="adam")
-    assert not caplog.text and kept.network.layers[0].updates.any()
+    assert "weight decay 0." in caplog.text and "moments begin" not in caplog.text
+    assert kept.network.layers[0].updates.any()
     assert (kept.config.learning_rate, kept.config.weight_decay) == (0.001, 0.0)
     back = load_checkpoint(tmp_path, optimizer="nesterov")
     assert (
@@ -429,6 +430,9 @@ def test_defaults_follow_the_optimizer(name, expected):
         ({"optimizer": "adamw", "connection_warmup": 70_000}, r"'connection_warmup' .* 65535\]"),
         ({"connection_warmup": 3}, r"'connection_warmup' .* needs optimizer='adam' or 'adamw'"),
         ({"optimizer": "adam", "connection_warmup": 3, "step_counts": "global"}, "count for every"),
+        ({"beta2": 1.0}, "'beta2'"),  # whatever the optimizer
+        ({"optimizer": "adam", "adam_epsilon": 1e-46}, "'adam_epsilon'"),  # 0 in float32
+        ({"optimizer": "adamw", "learning_rate": 0.1, "weight_decay": 11}, "at most 10"),
         ({"clip_norm": 0}, r"'clip_norm' parameter of momentum SGD .* \(0, "),
         ({"optimizer": "adam", "weight_decay": -1}, "'weight_decay' parameter of Adam"),
         ({"weight_decay": 2}, "'weight_decay' parameter of momentum SGD"),
@@ -437,6 +441,16 @@ def test_defaults_follow_the_optimizer(name, expected):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ParameterError, match=message):
         TrainingConfig(**options)
+
+
+def test_squares_that_overflow_end_the_training_before_a_checkpoint_is_written(tmp_path):
+    X, y = rows()
+    options = {"standardize": False, "batch_size": len(y), "epochs": 1}
+    trainer = trainer_of(optimizer="adam", **options)
+    trainer.network.layers[0].values *= np.float32(1e-24)
+    with pytest.raises(NumericalError, match="'clip_norm'"):
+        trainer.fit(X * np.float32(1e24), y, progress=False, checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_the_rate_follows_from_the_connections_a_neuron():

@@ -329,6 +329,8 @@ def test_what_does_not_go_together_is_refused(tmp_path):
         trainer_of("fused", activation_dtype="bfloat16")
     with pytest.raises(ParameterError, match=r"'batch_norm'.*'storage'"):
         SparseMLP(NetworkConfig((3, 4, 2), batch_norm=True), storage=Storage(tmp_path))
+    with pytest.raises(ParameterError, match="at least 2 with batch normalisation"):
+        trainer_of(micro_batch=1)
     network = trainer_of().network
     assert "batch normalisation" in what_is_in_the_way(network, 1)
 

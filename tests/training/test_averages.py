@@ -208,3 +208,16 @@ def test_what_it_does_not_go_with_is_refused(tmp_path):
     network.storage = Storage(tmp_path)
     with pytest.raises(ParameterError, match=r"'average_decay'.*'storage'"):
         Trainer(network, TrainingConfig(average_decay=0.5))
+
+
+def test_an_average_that_begins_later_forgets_what_was_before(tmp_path):
+    X, y = data()
+    trainer = trainer_of(average_decay=0.0)
+    trainer.fit(X, y, checkpoint=tmp_path / "run", progress=False)
+    again = load_checkpoint(tmp_path / "run", average_decay=0.999, epochs=4)
+    start = [layer.values.copy() for layer in again.network.layers]
+    again.step(X, y, np.arange(20))
+    for layer, before in zip(again.network.layers, start, strict=True):
+        np.testing.assert_allclose(layer.moments["average"]["values"], layer.values, rtol=1e-6)
+        assert not np.array_equal(layer.values, before)
+    assert again.state.average_since == again.step_count - 1 > 0

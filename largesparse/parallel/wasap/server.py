@@ -306,6 +306,7 @@ class Server:
             trainer.check_finite(record.loss, self.state.step, record.epoch)
         else:
             trainer.check_weights()
+        trainer.check_moments()
         record.nnz = trainer.network.layer_connections
         record.explored = explored_share(trainer.network.layers)
         with trainer.backend.threads(self._threads):
