@@ -124,7 +124,17 @@ class NetworkConfig:
                 "'epsilon' is distributed as 'erdos_renyi' anyway. Give 'density', or leave "
                 "'distribution' out."
             )
+        if self.distribution == "erdos_renyi" and self.epsilon is not None:
+            raise ParameterError(
+                f"Give either 'epsilon' or 'density' of a network, not both. Got {self.epsilon!r} "
+                f"and {self.density!r}."
+            )
         check_range("start_factor", self.start_factor, owner, low=1, high=math.inf, high_open=True)
+        if self.start_factor != 1 and len(sizes) == 2:
+            raise ParameterError(
+                "The 'start_factor' parameter of a network is of its hidden layers, and there are "
+                f"none. Got {self.start_factor:g}; leave it out."
+            )
         if not isinstance(self.batch_norm, bool):
             raise ParameterError(
                 f"The 'batch_norm' parameter of a network must be True or False. Got "
@@ -265,6 +275,11 @@ class TrainingConfig:
         for name, default in defaults.items():
             if getattr(self, name) is None or isinstance(getattr(self, name), Chosen):
                 object.__setattr__(self, name, Chosen(default))
+        if not isinstance(self.redistribute, bool):
+            raise ParameterError(
+                "The 'redistribute' parameter of a training must be True or False. Got "
+                f"{self.redistribute!r} instead."
+            )
         for name in ("epochs", "batch_size", "keep_every", "evolution_interval", "pruning_every"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:

@@ -109,7 +109,8 @@ class Trainer(Stepper):
     @property
     def shrinking(self) -> Shrinking | None:
         """When the network becomes smaller; None where it does not, or is small enough."""
-        return Shrinking.of(self.network, self.config)
+        found = Shrinking.of(self.network, self.config)
+        return None if found is not None and self.epoch > found.end else found
 
     @one_thread_at_a_time
     def evolve(
@@ -145,7 +146,9 @@ class Trainer(Stepper):
             known["drop_factor"] = config.drop_factor
             shrinking = self.shrinking
             targets = shrinking.targets(self.network.config, self.epoch) if shrinking else []
-            changes = plan_changes(layers, zeta, targets, redistribute=config.redistribute)
+            hidden = len(self.network.layers) - 1
+            moved = {"redistribute": config.redistribute, "hidden": hidden}
+            changes = plan_changes(layers, zeta, targets, **moved)
             given: Any = {"changes": changes, "keep_maps": keep_maps, **known}
             return evolve_layers(layers, zeta, rng_of, rules, gradient, **given)
 
@@ -453,12 +456,15 @@ class Trainer(Stepper):
             started = time.perf_counter()
             maps.append(self.prune())
             record.pruning_s = time.perf_counter() - started
-        due = config.zeta > 0 or self.shrinking is not None
+        shrinking = self.shrinking
+        due = config.zeta > 0 or shrinking is not None
         due = due and self.epoch % config.evolution_interval == 0
         if due and record.evolution_s is None:
             started = time.perf_counter()
             maps.append(self.evolve(data, keep_maps=keep_maps))
             record.evolution_s = time.perf_counter() - started
+        if shrinking is not None and self.epoch >= shrinking.end:  # the patience counts from here
+            self.state.patience_since = max(self.state.patience_since, self.epoch)
         return maps
 
 
