@@ -109,8 +109,7 @@ class Trainer(Stepper):
     @property
     def shrinking(self) -> Shrinking | None:
         """When the network becomes smaller; None where it does not, or is small enough."""
-        found = Shrinking.of(self.network, self.config)
-        return None if found is not None and self.epoch > found.end else found
+        return Shrinking.of(self.network, self.config)
 
     @one_thread_at_a_time
     def evolve(
