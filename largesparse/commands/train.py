@@ -80,7 +80,7 @@ def add_train(subparsers: Any) -> None:
     add("--shrink-end", type=parse_size, metavar="EPOCH",
         help="after which the surplus is gone (half of the epochs)")  # fmt: skip
     add("--redistribute", action="store_true",
-        help="connections move between layers: one threshold tells which go")  # fmt: skip
+        help="connections move between hidden layers: one threshold tells which go")  # fmt: skip
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")

@@ -87,7 +87,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Random cells that "gradient" looks at for every connection that grows; "topology" looks at
         half as many, at least one.
     redistribute : bool
-        Whether connections move between layers: one threshold for all tells which go, and others
+        Whether connections move between hidden layers: one threshold tells which go, and others
         grow in proportion to those that a layer has left.
     shrink_start, shrink_end : int; int or None
         Epochs over which a network with a `start_factor` becomes smaller; None is half of all.

@@ -250,7 +250,7 @@ class TrainingConfig:
     drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
     growth: str | Rule = "random"  # random | gradient | topology | reconnect, or as for `drop`
     growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
-    redistribute: bool = False  # one threshold for all layers: see `model.density.share_growth`
+    redistribute: bool = False  # between hidden layers: see `model.density.plan_changes`
     shrink_start: int = 0  # epoch from which a network with a 'start_factor' becomes smaller
     shrink_end: int | None = None  # epoch after which it has its density; None: half of the epochs
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
