@@ -58,9 +58,9 @@ def grow_by_paths(
     does with degrees outside of the local community. Cells without any are alike, and chosen at
     random. Of a neuron's connections at most `PATHS` are looked at.
     """
-    topology = layer.topology
-    inputs, outputs = topology.rows()[state.kept], topology.indices[state.kept]
-    paths = float(np.dot(state.fan_out()[inputs].astype(float), state.fan_in()[outputs]))
+    fan_out, fan_in = state.fan_out().astype(float), state.fan_in().astype(float)
+    # as many paths as there are where connections do not depend on each other
+    paths = np.dot(fan_out, fan_out) * np.dot(fan_in, fan_in) / max(1.0, fan_out.sum())
     if paths < RARE * layer.n_in * layer.n_out:
         return state.draw(count, rng)
     cells = draw_candidates(state, count, rng, share=0.5)
