@@ -58,9 +58,10 @@ def grow_by_paths(
     does with degrees outside of the local community. Cells without any are alike, and chosen at
     random. Of a neuron's connections at most `PATHS` are looked at.
     """
-    fan_out, fan_in = state.fan_out().astype(float), state.fan_in().astype(float)
-    # as many paths as there are where connections do not depend on each other
-    paths = np.dot(fan_out, fan_out) * np.dot(fan_in, fan_in) / max(1.0, fan_out.sum())
+    topology, left = layer.topology, np.count_nonzero(state.kept) / max(1, layer.nnz)
+    fan_out, fan_in = (np.diff(x) for x in (topology.indptr, topology.indptr_by_output))
+    squares = np.dot(fan_out, fan_out.astype(float)) * np.dot(fan_in, fan_in.astype(float))
+    paths = left**3 * squares / max(1, layer.nnz)  # where connections do not depend on each other
     if paths < RARE * layer.n_in * layer.n_out:
         return state.draw(count, rng)
     cells = draw_candidates(state, count, rng, share=0.5)
