@@ -16,7 +16,7 @@ from scipy.stats import chi2
 from largesparse import TrainingConfig, load_checkpoint
 from largesparse.errors import CheckpointError, ParameterError
 from largesparse.machine.threads import kernel_threads
-from largesparse.model import ranking, rules
+from largesparse.model import growth, ranking, rules
 from largesparse.model.cells import are_in
 from largesparse.model.drops import drop_softly
 from largesparse.model.evolution import evolve
@@ -535,6 +535,26 @@ def test_gradients_of_connections_and_cells_are_the_dense_ones():
     cells = np.flatnonzero(~pattern(layer))
     np.testing.assert_allclose(state.score(cells), expected.flat[cells], rtol=1e-4, atol=1e-5)
     assert rules.SET.needs_gradient is False and Rules.of("mest").needs_gradient is True
+
+
+def test_growth_by_topology_looks_at_less_of_wide_layers(monkeypatch):
+    layer = layer_of(random_cells((60, 50), 0.6))
+    state = RuleState(layer, 0.3, keep=np.ones(layer.nnz, dtype=bool))
+    cells = np.flatnonzero(~pattern(layer))
+    drawn = []
+    monkeypatch.setattr(
+        state, "draw", lambda n, rng: drawn.append(n) or RuleState.draw(state, n, rng)
+    )
+    scores = []
+    for names in ({}, {"PATHS": growth.PATHS_OF_WIDE}, {"WIDE": 59}):
+        with monkeypatch.context() as patch:
+            for name, value in names.items():
+                patch.setattr(growth, name, value)
+            scores.append(score_by_paths(layer, state, cells))
+            grow_by_paths(layer, state, 80, np.random.default_rng(0))
+    assert drawn == [160, 160, 120]
+    np.testing.assert_array_equal(scores[1], scores[2])
+    assert not np.allclose(scores[0], scores[1])
 
 
 def test_growth_by_topology_is_at_random_where_cells_have_no_paths():
