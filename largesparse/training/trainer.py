@@ -145,8 +145,8 @@ class Trainer(Stepper):
             known["drop_factor"] = config.drop_factor
             shrinking = self.shrinking
             targets = shrinking.targets(self.network.config, self.epoch) if shrinking else []
-            hidden = len(self.network.layers) - 1
-            moved = {"redistribute": config.redistribute, "hidden": hidden}
+            moved: Any = {"redistribute": config.redistribute}
+            moved["hidden"] = len(self.network.layers) - 1
             changes = plan_changes(layers, zeta, targets, **moved)
             given: Any = {"changes": changes, "keep_maps": keep_maps, **known}
             return evolve_layers(layers, zeta, rng_of, rules, gradient, **given)
