@@ -32,13 +32,16 @@ def thin_rows(indptr, indices, kept, most):
     new_indices = np.empty(new_indptr[n], dtype=np.int32)
     for block in prange((n + ROW_BLOCK - 1) // ROW_BLOCK):
         for i in range(block * ROW_BLOCK, min(n, (block + 1) * ROW_BLOCK)):
-            degree, place, rank = degrees[i], new_indptr[i], 0
+            place, due = new_indptr[i], 0
+            degree = max(1, degrees[i])
+            step = min(degree, most)
             for k in range(indptr[i], indptr[i + 1]):
-                if kept[k]:
-                    if degree <= most or rank * most // degree < (rank + 1) * most // degree:
+                if kept[k]:  # as many as whole steps have passed
+                    due += step
+                    if due >= degree:
+                        due -= degree
                         new_indices[place] = indices[k]
                         place += 1
-                    rank += 1
     return new_indptr, new_indices, degrees
 
 

@@ -75,10 +75,12 @@ def add_train(subparsers: Any) -> None:
         help="--density is that of every layer, or of all together (%(default)s)")  # fmt: skip
     add("--start-factor", type=float, default=1.0,
         help="begin with so many times the connections; evolution takes the rest away")  # fmt: skip
+    add("--shrink-start", type=int, default=0, metavar="EPOCH",
+        help="after which the surplus begins to go (%(default)s)")  # fmt: skip
     add("--shrink-end", type=parse_size, metavar="EPOCH",
         help="after which the surplus is gone (half of the epochs)")  # fmt: skip
     add("--redistribute", action="store_true",
-        help="connections move between layers: one threshold tells which go")  # fmt: skip
+        help="connections move between hidden layers: one threshold tells which go")  # fmt: skip
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
@@ -86,9 +88,14 @@ def add_train(subparsers: Any) -> None:
     add("--drop-rule", metavar="RULE",
         help="which connections go: set, magnitude, mest, soft, or your own as module:function "
         "(set)")  # fmt: skip
+    add("--drop-factor", type=float, default=1.0,
+        help="mest's factor of |dL/dw|; the temperature of soft (%(default)s)")  # fmt: skip
     add("--growth", metavar="RULE",
         help="where others grow: random, gradient, topology, reconnect, or your own "
         "(random)")  # fmt: skip
+    add("--growth-candidates", type=float, default=4.0,
+        help="random cells that gradient looks at for a connection that grows, topology at half "
+        "as many (%(default)s)")  # fmt: skip
     add("--dropout", type=float, help="share of the hidden neurons dropped")
     add("--batch-norm", action="store_true", help="normalise the hidden layers by mini-batch")
     add("--label-smoothing", type=float, help="share of each label that all classes get (0)")
@@ -207,7 +214,8 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
 
     names = (
         *("alpha", "zeta", "growth", "dropout", "optimizer", "learning_rate", "clip_norm"),
-        *("label_smoothing", "average_decay", "shrink_end"),
+        *("label_smoothing", "average_decay", "shrink_start", "shrink_end", "drop_factor"),
+        "growth_candidates",
     )
     given = {name: getattr(arguments, name) for name in names} | {"drop": arguments.drop_rule}
     given = {name: value for name, value in given.items() if value not in (None, "auto")}

@@ -78,11 +78,16 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         Which connections go: those of each sign, or of all, closest to zero; those of the smallest
         |w| + |dL/dw|; or small ones at random. Or a function or "module:function", which
         `largesparse.model.rules` describes.
+    drop_factor : float >= 0
+        What "mest" multiplies |dL/dw| by; of "soft" the temperature: with 0 the smallest |w| go.
     growth : {"random", "gradient", "topology", "reconnect"} or callable
         Where connections grow: at random cells; where the gradient is largest, or most paths lead,
         of some random cells; or first at neurons that have none. Or as for `drop`.
+    growth_candidates : float >= 1
+        Random cells that "gradient" looks at for every connection that grows; "topology" looks at
+        half as many, at least one.
     redistribute : bool
-        Whether connections move between layers: one threshold for all tells which go, and others
+        Whether connections move between hidden layers: one threshold tells which go, and others
         grow in proportion to those that a layer has left.
     shrink_start, shrink_end : int; int or None
         Epochs over which a network with a `start_factor` becomes smaller; None is half of all.

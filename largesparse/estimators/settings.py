@@ -90,7 +90,9 @@ class Settings(BaseEstimator):
     zeta_decay: float = 1.0
     evolve_output: bool = False
     drop: str | Rule = "set"
+    drop_factor: float = 1.0
     growth: str | Rule = "random"
+    growth_candidates: float = 4.0
     redistribute: bool = False
     shrink_start: int = 0
     shrink_end: int | None = None

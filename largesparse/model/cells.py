@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.operands import Float32, Int32, SparseBatch
+from ..errors import ParameterError
 from .topology import Topology
 
 Int64 = NDArray[np.int64]
@@ -87,9 +88,12 @@ def are_free(
     """Return whether cells have no connection that is kept, and lie between living neurons."""
     from ..backends.pattern_kernels import find_occupied
 
+    within = (cells >= 0) & (cells < topology.n_in * topology.n_out)
+    cells = np.where(within, cells, 0)
     free = np.empty(len(cells), dtype=bool)
     find_occupied(topology.indptr, topology.indices, keep, topology.n_out, cells, free)
     np.logical_not(free, out=free)
+    free &= within
     if living is not None:
         for alive, neurons in zip(living, np.divmod(cells, topology.n_out), strict=True):
             free &= are_in(neurons, alive)
@@ -109,7 +113,13 @@ def score_cells(positions: Int64, n_in: int, X: Float32 | SparseBatch, delta: Fl
     """Return dL/dw = Σ_b X[i, b] · delta[j, b] that a connection in each cell would have.
 
     Cells are row-major, i·n_out + j, and ascend; X is (n_in, batch), delta (n_out, batch).
+    ParameterError where they do not ascend, or are outside of the layer.
     """
+    limits = positions[:1].tolist() + positions[-1:].tolist()
+    if np.any(np.diff(positions) < 0) or not all(0 <= c < n_in * len(delta) for c in limits):
+        raise ParameterError(
+            f"The cells of a score must ascend, from 0 to {n_in * len(delta) - 1}. Sort them."
+        )
     rows, columns = np.divmod(positions, len(delta))
     indptr = np.zeros(n_in + 1, dtype=np.int32)
     np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])

@@ -123,7 +123,17 @@ class NetworkConfig:
                 "'epsilon' is distributed as 'erdos_renyi' anyway. Give 'density', or leave "
                 "'distribution' out."
             )
+        if self.distribution == "erdos_renyi" and self.epsilon is not None:
+            raise ParameterError(
+                f"Give either 'epsilon' or 'density' of a network, not both. Got {self.epsilon!r} "
+                f"and {self.density!r}."
+            )
         check_range("start_factor", self.start_factor, owner, low=1, high=math.inf, high_open=True)
+        if self.start_factor != 1 and len(sizes) == 2:
+            raise ParameterError(
+                "The 'start_factor' parameter of a network is of its hidden layers, and there are "
+                f"none. Got {self.start_factor:g}; leave it out."
+            )
         if not isinstance(self.batch_norm, bool):
             raise ParameterError(
                 f"The 'batch_norm' parameter of a network must be True or False. Got "
@@ -239,7 +249,7 @@ class TrainingConfig:
     drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
     growth: str | Rule = "random"  # random | gradient | topology | reconnect, or as for `drop`
     growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
-    redistribute: bool = False  # one threshold for all layers: see `model.density.share_growth`
+    redistribute: bool = False  # between hidden layers: see `model.density.plan_changes`
     shrink_start: int = 0  # epoch from which a network with a 'start_factor' becomes smaller
     shrink_end: int | None = None  # epoch after which it has its density; None: half of the epochs
     pruning_start: int | None = None  # first epoch of Importance Pruning (paper: 200); None is off
@@ -263,6 +273,11 @@ class TrainingConfig:
         for name, default in defaults.items():
             if getattr(self, name) is None or isinstance(getattr(self, name), Chosen):
                 object.__setattr__(self, name, Chosen(default))
+        if not isinstance(self.redistribute, bool):
+            raise ParameterError(
+                "The 'redistribute' parameter of a training must be True or False. Got "
+                f"{self.redistribute!r} instead."
+            )
         for name in ("epochs", "batch_size", "keep_every", "evolution_interval", "pruning_every"):
             check_range(name, getattr(self, name), owner, low=1, integer=True)
         if self.micro_batch is not None:

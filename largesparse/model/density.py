@@ -55,7 +55,9 @@ class Shrinking(NamedTuple):
             end = min(last, max(start + 1, math.ceil(training.epochs / 2)))
         found = cls(start, -(-end // interval) * interval)
         if found.end > last or found.end <= start:
-            wanted = "'epochs'" if training.shrink_end is None else "'shrink_end' or 'epochs'"
+            wanted = "the number of epochs"
+            if training.shrink_end is not None:
+                wanted = f"'shrink_end' ({training.shrink_end}) or {wanted}"
             raise ParameterError(
                 f"A network with a 'start_factor' of {network.config.start_factor:g} must become "
                 f"smaller by evolutions after epoch {start} ('shrink_start'), with an epoch of "
@@ -101,28 +103,29 @@ def plan_changes(
     targets: Sequence[int] = (),
     *,
     redistribute: bool = False,
+    hidden: int | None = None,
 ) -> list[Change] | None:
     """Return what an evolution changes in layers; None where each keeps its number of connections.
 
     `targets` are the connections that the first layers may have after it. Where a layer has more,
     the surplus goes, and ζ of what is to be left is replaced (GraNet: Liu et al., "Sparse training
     via boosting pruning plasticity with neuroregeneration", 2021; with ζ 0 nothing grows: Zhu &
-    Gupta, 2018). With `redistribute` as many connections of all layers together go and grow, but
-    which layers lose them is told by one threshold of |w|, and where they grow by `share_growth`.
+    Gupta, 2018). With `redistribute` as many connections of the first `hidden` layers (by default
+    all) together go and grow, but which layers lose them is told by one threshold of |w|, and where
+    they grow by `share_growth`; others, and those that are frozen, keep their number.
     """
     if not (targets or redistribute):
         return None
     there = np.array([layer.nnz for layer in layers])
     allowed = np.array([*targets, *there[len(targets) :]])
-    if not redistribute:
-        wanted = np.minimum(there, allowed)
-        going = there - wanted + np.floor(zeta * wanted).astype(np.int64)
-    else:
-        free = np.array([not layer.config.frozen for layer in layers])
-        evolving = [layer for layer in layers if not layer.config.frozen]
+    wanted = np.minimum(there, allowed)
+    going = there - wanted + np.floor(zeta * wanted).astype(np.int64)
+    free = [not layer.config.frozen for layer in layers[:hidden]]
+    free += [False] * (len(layers) - len(free))
+    if redistribute and any(free):
+        evolving = list(itertools.compress(layers, free))
         total = int(min(there[free].sum(), allowed[free].sum()))
         least = count_weakest(evolving, there[free].sum() - total + math.floor(zeta * total))
-        going, wanted = np.zeros_like(there), there.copy()
         going[free] = least
         stay = there[free] - least
         room = _cells(layers)[free] - stay

@@ -53,7 +53,7 @@ def plain_rule(kind: str, rule: Any, owner: str) -> str | Rule:
     text = describe_rule(function)
     try:
         return text if _import(text) is function else function
-    except (ImportError, AttributeError, ValueError):
+    except Exception:
         return function
 
 
@@ -66,10 +66,11 @@ def resolve_rule(kind: str, rule: Any, owner: str) -> Rule:
         if ":" in rule:
             try:
                 rule = _import(rule)
-            except (ImportError, AttributeError, ValueError) as error:
+            except Exception as error:  # whatever a module does
                 raise ParameterError(
-                    f"The {kind!r} parameter of {owner}, {rule!r}, cannot be imported: {error}. "
-                    "Put the folder of the module on PYTHONPATH."
+                    f"The {kind!r} parameter of {owner}, {rule!r}, cannot be imported: "
+                    f"{type(error).__name__}: {error}. Write it as 'module:function', with the "
+                    "folder of the module on PYTHONPATH."
                 ) from error
     if not callable(rule):
         raise ParameterError(

@@ -20,6 +20,8 @@ from ..randomness import stream
 from .linear import SparseLinear, sparse_layers
 from .tensors import array_of
 
+RULE_OPTIONS = ("growth", "drop", "growth_candidates", "drop_factor")
+
 # What `recording` has seen of a layer: pairs of inputs and dL/dy, one for each use.
 _recorded: weakref.WeakKeyDictionary[SparseLinear, list[tuple[Tensor, Tensor]]] = (
     weakref.WeakKeyDictionary()
@@ -33,6 +35,8 @@ def evolve(
     optimizer: torch.optim.Optimizer | None = None,
     growth: str | Rule = "random",
     drop: str | Rule = "set",
+    growth_candidates: float = 4.0,
+    drop_factor: float = 1.0,
 ) -> dict[str, Tensor]:
     """Replace the fraction ζ of the connections of every sparse layer of a model, or of one layer.
 
@@ -57,6 +61,9 @@ def evolve(
         Rules by their names, of one's own, or as 'module:function': see `TrainingConfig` and
         `largesparse.model.rules`. Rules are given the layer as a `SparseLayer`. Those that ask for
         gradients, as growth "gradient" does, take what was computed within `recording(model)`.
+    growth_candidates : float >= 1
+    drop_factor : float >= 0
+        Of these rules, as in `TrainingConfig`.
 
     Returns
     -------
@@ -66,6 +73,7 @@ def evolve(
     check_range("zeta", zeta, "evolve", low=0, high=1, high_open=True)
     layers = _trained_layers(model)
     rules = Rules.of(drop, growth, "evolve")
+    factors = _factors("evolve", growth_candidates, drop_factor)
     _check_optimizer(optimizer, layers)
     with torch.inference_mode(False), torch.no_grad():
         known: dict[str, dict[str, Any]] = {name: {} for name in layers}
@@ -73,10 +81,17 @@ def evolve(
             known = {name: _batch_of(layer, name) for name, layer in layers.items()}
         return {
             name: _evolve_layer(
-                layer, zeta, optimizer, rules, name=f"the layer {name!r}", **known[name]
+                layer, zeta, optimizer, rules, name=f"the layer {name!r}", **factors, **known[name]
             )
             for name, layer in layers.items()
         }
+
+
+def _factors(owner: str, growth_candidates: float, drop_factor: float) -> dict[str, float]:
+    """Return what a rule's state has of them, or raise."""
+    check_range("growth_candidates", growth_candidates, owner, low=1, high=1e6)
+    check_range("drop_factor", drop_factor, owner, low=0, high=1e6)
+    return {"candidates": growth_candidates, "drop_factor": drop_factor}
 
 
 def _trained_layers(model: nn.Module) -> dict[str, SparseLinear]:
@@ -252,7 +267,7 @@ class Evolution:
 
     Parameters
     ----------
-    model, optimizer, growth, drop
+    model, optimizer, growth, drop, growth_candidates, drop_factor
         As of `evolve`. Rules that ask for gradients record the step before an evolution.
     zeta : float in [0, 1)
         May be changed at any time.
@@ -272,14 +287,18 @@ class Evolution:
         until: int | None = None,
         growth: str | Rule = "random",
         drop: str | Rule = "set",
+        growth_candidates: float = 4.0,
+        drop_factor: float = 1.0,
     ) -> None:
         check_range("zeta", zeta, "Evolution", low=0, high=1, high_open=True)
         check_range("every", every, "Evolution", low=1, integer=True)
         if until is not None:
             check_range("until", until, "Evolution", low=0, integer=True)
         self._needs_gradient = Rules.of(drop, growth, "evolve").needs_gradient
+        _factors("Evolution", growth_candidates, drop_factor)
         _check_optimizer(optimizer, _trained_layers(model))
         self.model, self.optimizer, self.growth, self.drop = model, optimizer, growth, drop
+        self.growth_candidates, self.drop_factor = growth_candidates, drop_factor
         self.zeta, self.every, self.until, self.steps = zeta, every, until, 0
         self._recording = ExitStack()
         self._prepare()
@@ -297,7 +316,7 @@ class Evolution:
         self._recording.close()
         due = self._is_due(self.steps)
         if due:
-            options: dict[str, Any] = {"growth": self.growth, "drop": self.drop}
+            options = {name: getattr(self, name) for name in RULE_OPTIONS}
             evolve(self.model, self.zeta, optimizer=self.optimizer, **options)
         self._prepare()
         return due

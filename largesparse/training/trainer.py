@@ -145,7 +145,9 @@ class Trainer(Stepper):
             known["drop_factor"] = config.drop_factor
             shrinking = self.shrinking
             targets = shrinking.targets(self.network.config, self.epoch) if shrinking else []
-            changes = plan_changes(layers, zeta, targets, redistribute=config.redistribute)
+            moved: Any = {"redistribute": config.redistribute}
+            moved["hidden"] = len(self.network.layers) - 1
+            changes = plan_changes(layers, zeta, targets, **moved)
             given: Any = {"changes": changes, "keep_maps": keep_maps, **known}
             return evolve_layers(layers, zeta, rng_of, rules, gradient, **given)
 
@@ -464,12 +466,15 @@ class Trainer(Stepper):
             started = time.perf_counter()
             maps.append(self.prune())
             record.pruning_s = time.perf_counter() - started
-        due = config.zeta > 0 or self.shrinking is not None
+        shrinking = self.shrinking
+        due = config.zeta > 0 or shrinking is not None
         due = due and self.epoch % config.evolution_interval == 0
         if due and record.evolution_s is None:
             started = time.perf_counter()
             maps.append(self.evolve(data, keep_maps=keep_maps))
             record.evolution_s = time.perf_counter() - started
+        if shrinking is not None and self.epoch >= shrinking.end:  # the patience counts from here
+            self.state.patience_since = max(self.state.patience_since, self.epoch)
         return maps
 
 

@@ -70,18 +70,22 @@ def test_training_tells_what_it_did(folder, tmp_path, capsys):
 def test_rules_of_evolution_can_be_named(folder, tmp_path):
     data = ["--data", str(folder / "train.csv"), "--target", "level"]
     names = ["--drop-rule", "soft", "--growth", "topology"]
+    names += ["--drop-factor", "0.5", "--growth-candidates", "6"]
     assert main(["train", *data, *names, "--out", str(tmp_path / "model"), *QUICK]) == 0
     model = largesparse.SparseMLPClassifier.load(tmp_path / "model")
     assert (model.drop, model.growth) == ("soft", "topology")
+    assert (model.drop_factor, model.growth_candidates) == (0.5, 6.0)
 
 
 def test_a_density_and_a_start_factor_can_be_given(folder, tmp_path, capsys):
     words = ["--data", str(folder / "train.csv"), "--target", "level", *QUICK, "--hidden", "30,20"]
     words += ["--density", "0.2", "--distribution", "erdos_renyi", "--start-factor", "2"]
-    assert main(["train", *words, "--shrink-end", "14", "--out", str(tmp_path / "model")]) == 0
+    when = ["--shrink-start", "3", "--shrink-end", "14"]
+    assert main(["train", *words, *when, "--out", str(tmp_path / "model")]) == 0
     assert re.search(
         r"dense network's \d+; \d+\.\d% were there at some time", capsys.readouterr().out
     )
+    assert SparseMLPClassifier.load(tmp_path / "model").shrink_start == 3
     network = load_model(tmp_path / "model")
     assert network.layer_connections[:2] == hidden_connections(network.config)
     assert network.config.final_probabilities()[0] > 0.2 > network.config.final_probabilities()[1]

@@ -255,6 +255,21 @@ def test_how_a_network_evolves_can_be_chosen(two_classes, changed):
         assert (topologies(a) == topologies(b)) == same
 
 
+@pytest.mark.parametrize(
+    ("rules", "name", "value"),
+    [({"drop": "mest"}, "drop_factor", 50.0), ({"growth": "gradient"}, "growth_candidates", 20.0)],
+)
+@pytest.mark.parametrize("kind", [classifier, regressor])
+def test_rules_have_options(two_classes, tmp_path, kind, rules, name, value):
+    X, y = two_classes
+    one, other = (kind(epsilon=2, max_epochs=4, **rules, **own) for own in ({}, {name: value}))
+    assert topologies(one.fit(X, y)) != topologies(other.fit(X, y))
+    other.save(tmp_path)
+    assert getattr(type(other).load(tmp_path), name) == value
+    with pytest.raises(ParameterError, match=f"'{name}'"):
+        clone(other).set_params(**{name: -1.0}).fit(X, y)
+
+
 @pytest.mark.parametrize("recipe, regrowth", [("width", "zero"), ("paper", "initial")])
 def test_values_of_new_connections_are_by_recipe(two_classes, tmp_path, recipe, regrowth):
     kinds = {

@@ -92,12 +92,18 @@ def test_a_global_density_is_that_of_all_layers_together():
         ({"distribution": "erk", "density": 0.1}, "must be one of .*erdos_renyi"),
         ({"distribution": "erdos_renyi"}, "Give 'density'"),
         ({"distribution": "erdos_renyi", "density": 1.5}, "'density'.*1.5"),
+        (
+            {"distribution": "erdos_renyi", "density": 0.01, "epsilon": 20.0},
+            r"either 'epsilon' or 'density'.*Got 20\.0 and 0\.01",
+        ),
         ({"start_factor": 0.5}, r"'start_factor'.*\[1, inf\)"),
+        ({"start_factor": 4, "layer_sizes": (12, 3)}, "'start_factor'.*there are none. Got 4"),
     ],
 )
 def test_impossible_densities_are_refused(options, message):
     with pytest.raises(ParameterError, match=message):
-        NetworkConfig(SIZES, **options)
+        NetworkConfig(**{"layer_sizes": SIZES} | options)
+    assert NetworkConfig((12, 3), start_factor=1).start_factor == 1
 
 
 # Over time
@@ -146,9 +152,9 @@ def test_it_ends_at_an_evolution_before_the_last_epoch(options, end):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 1}, "last such is that after epoch 0. Change 'epochs'"),
-        ({"epochs": 5, "shrink_end": 5}, "after epoch 4. Change 'shrink_end' or 'epochs'"),
-        ({"epochs": 5, "evolution_interval": 5}, "Change 'epochs'"),
+        ({"epochs": 1}, r"last such is that after epoch 0\. Change the number of epochs"),
+        ({"epochs": 5, "shrink_end": 5}, r"epoch 4\. Change 'shrink_end' \(5\) or the number of"),
+        ({"epochs": 5, "evolution_interval": 5}, "Change the number of epochs"),
         ({"epochs": 9, "shrink_start": 3, "shrink_end": 2}, r"after epoch 3 \('shrink_start'\)"),
     ],
 )
@@ -262,6 +268,39 @@ def test_the_best_epoch_is_one_of_the_wanted_density():
     assert trainer.shrinking is None and trainer.is_over
 
 
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_the_patience_goes_on_where_it_stopped(tmp_path, stop):
+    """Also where the checkpoint is of the evolution that takes the last surplus, after epoch 4."""
+    options = {"density": 0.1, "start_factor": 4, "batch_size": 32, "epochs": 12, "shrink_end": 4}
+    options |= {"validation_fraction": 0.3, "patience": 2, "learning_rate": 0.0}
+    whole, stopped = (make_trainer(SIZES, **options) for _ in range(2))
+    X, y = rows()
+    over = []
+    note = [lambda trainer, record: over.append(trainer.is_over)]
+    whole.fit(X, y, callbacks=note, progress=False)
+    assert (whole.epoch, whole.best.epoch) == (7, 5)
+    assert over == [False] * 6 + [True]
+    ends = [lambda trainer, record: record.epoch == stop]
+    stopped.fit(X, y, callbacks=ends, checkpoint=tmp_path, progress=False)
+    resumed = load_checkpoint(tmp_path)
+    assert not resumed.is_over
+    resumed.fit(X, y, progress=False)
+    assert (resumed.epoch, resumed.best.epoch) == (7, 5)
+    assert same(resumed.network, whole.network)
+
+
+def test_a_resumed_training_may_shrink_sooner(tmp_path):
+    options = {"density": 0.1, "start_factor": 4, "batch_size": 32, "epochs": 9, "shrink_end": 7}
+    options |= {"validation_fraction": 0.3}
+    X, y = rows()
+    stop = [lambda trainer, record: record.epoch == 3]
+    make_trainer(SIZES, **options).fit(X, y, callbacks=stop, checkpoint=tmp_path, progress=False)
+    resumed = load_checkpoint(tmp_path, shrink_end=2)
+    resumed.fit(X, y, progress=False)
+    assert resumed.network.layer_connections[:2] == [48, 120]
+    assert resumed.best.epoch > 4  # the first evolution that comes is that after epoch 4
+
+
 def test_importance_pruning_may_take_more():
     options = {"density": 0.2, "start_factor": 2, "batch_size": 32, "epochs": 6}
     options |= {"pruning_start": 1, "pruning_every": 1, "pruning_percentile": 30.0}
@@ -333,6 +372,53 @@ def test_connections_move_between_layers():
         rng = np.random.default_rng(layer.number)
         evolve(layer, 0.3, rng, rules=Rules.of("magnitude"), change=change)
         assert layer.nnz == change.target
+
+
+def test_others_than_the_first_hidden_layers_keep_their_number():
+    network = make_network((30, 40, 20, 2), density=0.3)
+    layers, there = network.layers, network.layer_connections
+    layers[0].config = dataclasses.replace(layers[0].config, frozen=True)
+    for layer, factor in zip(layers, (1e-3, 1, 1e-3), strict=True):
+        layer.values *= np.float32(factor)  # those that stay would lose all to one threshold
+    changes = plan_changes(layers, 0.3, redistribute=True, hidden=2)
+    assert changes == [Change(math.floor(0.3 * n), n) for n in there]
+    layers[0].config = dataclasses.replace(layers[0].config, frozen=False)
+    changes = plan_changes(layers, 0.3, redistribute=True, hidden=2)
+    assert changes[2] == Change(math.floor(0.3 * there[2]), there[2])
+    assert changes[0].target < there[0] and changes[1].going == 0
+    assert sum(change.target for change in changes) == sum(there)
+
+
+@pytest.mark.parametrize("drop", ["set", "magnitude"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"output_minimum": 5},
+        {"output_minimum": 2, "start_factor": 4},
+        {"output_density": 0.6, "start_factor": 4},
+    ],
+)
+def test_an_output_layer_that_evolves_takes_no_part(network, drop):
+    """However many connections it must keep: the total is that of the configuration."""
+    options = {"batch_size": 64, "epochs": 10, "redistribute": True, "evolve_output": True}
+    options |= {"validation_fraction": 0.2, "patience": 20, "learning_rate": 0.1}
+    trainer = make_trainer(SIZES, density=0.1, drop=drop, **network, **options)
+    first = trainer.network.layer_connections
+    trainer.fit(*rows(), progress=False)
+    nnz = trainer.history["nnz"]
+    wanted = hidden_connections(trainer.network.config)
+    assert {each[2] for each in nnz} == {first[2]}
+    totals = [sum(each[:2]) for each in nnz]
+    assert totals[-1] == (sum(wanted) if "start_factor" in network else sum(first[:2]))
+    assert totals == sorted(totals, reverse=True)
+    assert trainer.best is not None and trainer.shrinking is None
+    assert len({each[0] for each in nnz}) > 1  # hidden layers do exchange
+
+
+@pytest.mark.parametrize("wrong", ["no", 2, None])
+def test_redistribution_is_true_or_false(wrong):
+    with pytest.raises(ParameterError, match=f"'redistribute'.*True or False. Got {wrong!r}"):
+        TrainingConfig(redistribute=wrong)
 
 
 @pytest.mark.parametrize("growth", ["random", "gradient"])

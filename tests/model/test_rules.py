@@ -16,7 +16,7 @@ from scipy.stats import chi2
 from largesparse import TrainingConfig, load_checkpoint
 from largesparse.errors import CheckpointError, ParameterError
 from largesparse.machine.threads import kernel_threads
-from largesparse.model import ranking, rules
+from largesparse.model import growth, ranking, rules
 from largesparse.model.cells import are_in
 from largesparse.model.drops import drop_softly
 from largesparse.model.evolution import evolve
@@ -463,6 +463,8 @@ def test_a_wrong_mask_is_named(keep, message):
         ("best", r"one of \['gradient', 'random', 'reconnect', 'topology'\].*Got 'best'"),
         (3, "Got 3"),
         ("no_such_module:grow", "cannot be imported.*PYTHONPATH"),
+        (".x:grow", "cannot be imported: TypeError.*'module:function'"),
+        (":grow", "cannot be imported: ValueError"),
         (f"{HERE}:no_such_rule", "cannot be imported"),
         (f"{HERE}:HERE", "must be one of"),
     ],
@@ -470,6 +472,43 @@ def test_a_wrong_mask_is_named(keep, message):
 def test_what_is_no_rule_is_refused(rule, message):
     with pytest.raises(ParameterError, match=rf"'growth' parameter of a training.*{message}"):
         TrainingConfig(growth=rule)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def grow(:\n", "SyntaxError"),
+        ("raise OSError('no disk')\n", "OSError: no disk"),
+        ("1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_module_of_rules_that_fails_is_named(text, message, tmp_path, monkeypatch):
+    (tmp_path / "failing_rules.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = rf"'growth' parameter.*'failing_rules:grow', cannot be imported: {message}"
+    with pytest.raises(ParameterError, match=named):
+        TrainingConfig(growth="failing_rules:grow")
+
+
+def test_cells_outside_of_a_layer_are_not_free():
+    layer = layer_of(random_cells((9, 11), 0.3))
+    state = RuleState(layer, 0.3, keep=np.ones(layer.nnz, dtype=bool))
+    cells = np.arange(-200, 300)
+    expected = np.zeros(500, dtype=bool)
+    expected[200:299] = ~pattern(layer).ravel()
+    np.testing.assert_array_equal(state.is_free(cells), expected)
+    np.testing.assert_array_equal(state.is_free(cells[::-1]), expected[::-1])
+    far = np.array([2**62, -(2**62), 99])
+    assert not state.is_free(far).any()
+
+
+@pytest.mark.parametrize("cells", [[3, 1, 2], [5, 4], [-1, 3], [3, 221], [221], [-1], [2**40]])
+def test_a_score_is_of_cells_that_ascend_within_the_layer(cells):
+    state = state_of(layer_of(random_cells((13, 17), 0.3)))
+    with pytest.raises(ParameterError, match=r"must ascend, from 0 to 220\. Sort"):
+        state.score(np.array(cells))
+    assert state.score(np.array([0, 7, 7, 220])).shape == (4,)
+    assert state.score(np.array([], dtype=np.int64)).shape == (0,)
 
 
 def test_what_a_state_has_not_is_said():
@@ -498,8 +537,28 @@ def test_gradients_of_connections_and_cells_are_the_dense_ones():
     assert rules.SET.needs_gradient is False and Rules.of("mest").needs_gradient is True
 
 
+def test_growth_by_topology_looks_at_less_of_wide_layers(monkeypatch):
+    layer = layer_of(random_cells((60, 50), 0.6))
+    state = RuleState(layer, 0.3, keep=np.ones(layer.nnz, dtype=bool))
+    cells = np.flatnonzero(~pattern(layer))
+    drawn = []
+    monkeypatch.setattr(
+        state, "draw", lambda n, rng: drawn.append(n) or RuleState.draw(state, n, rng)
+    )
+    scores = []
+    for names in ({}, {"PATHS": growth.PATHS_OF_WIDE}, {"WIDE": 59}):
+        with monkeypatch.context() as patch:
+            for name, value in names.items():
+                patch.setattr(growth, name, value)
+            scores.append(score_by_paths(layer, state, cells))
+            grow_by_paths(layer, state, 80, np.random.default_rng(0))
+    assert drawn == [160, 160, 120]
+    np.testing.assert_array_equal(scores[1], scores[2])
+    assert not np.allclose(scores[0], scores[1])
+
+
 def test_growth_by_topology_is_at_random_where_cells_have_no_paths():
-    layer = layer_of(random_cells((2000, 2000), 5e-5))
+    layer = layer_of(random_cells((400, 400), 0.0004))
     keep = np.ones(layer.nnz, dtype=bool)
     grown = [
         rule(layer, RuleState(layer, 0.3, keep=keep), 20, np.random.default_rng(0))

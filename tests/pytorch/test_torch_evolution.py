@@ -167,6 +167,36 @@ def test_gradient_growth_takes_cells_with_large_gradients():
         evolve(model, 0.5, growth="gradient")
 
 
+@pytest.mark.parametrize(
+    ("rules", "name", "low", "seen"),
+    [
+        ({"drop": "soft"}, "drop_factor", -0.1, 0.25),
+        ({"growth": "topology"}, "growth_candidates", 0.5, 9.0),
+    ],
+)
+def test_rules_are_given_their_options(rules, name, low, seen, monkeypatch):
+    from largesparse.model import rules as known
+
+    found = []
+    kind, rule = next(iter(rules.items()))
+    original = known.KINDS[kind][rule]
+
+    def watched(layer, state, count, rng):
+        found.append((state.candidates, state.drop_factor))
+        return original(layer, state, count, rng)
+
+    monkeypatch.setitem(known.KINDS[kind], rule, watched)
+    model = chain()
+    evolve(model, 0.3, **rules)
+    evolve(model, 0.3, **rules, **{name: seen})
+    assert Evolution(model, every=1, **rules, **{name: seen}).step()
+    changed = (seen, 1.0) if name == "growth_candidates" else (4.0, seen)
+    assert found == [(4.0, 1.0)] * 2 + [changed] * 4
+    for call in (evolve, Evolution):
+        with pytest.raises(ParameterError, match=f"'{name}'.* {call.__name__} .*{low}"):
+            call(model, zeta=0.3, **{name: low})
+
+
 @pytest.mark.parametrize("growth", ["topology", "reconnect"])
 def test_rules_without_gradients_need_no_recording(growth):
     layer = SparseLinear(20, 30, density=0.05, seed=0)

@@ -42,7 +42,11 @@ def add_common(figure: argparse.ArgumentParser, backend: str | None = None) -> N
 
 
 def seconds_in_turns(
-    contestants: Mapping[Name, Callable[[], object]], repeats: int, *, warm_ups: int = 0
+    contestants: Mapping[Name, Callable[[], object]],
+    repeats: int,
+    *,
+    warm_ups: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
     """Return the seconds of every call, where all contestants take turns in every repeat.
 
@@ -51,10 +55,10 @@ def seconds_in_turns(
     seconds: dict[Name, list[float]] = {name: [] for name in contestants}
     for repeat in range(repeats + warm_ups):
         for name, run in contestants.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if repeat >= warm_ups:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

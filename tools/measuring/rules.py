@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import time
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,8 @@ ZETA = 0.3
 def rules(options: argparse.Namespace) -> None:
     """Evolve a layer by every rule that is built in, next to SET's, in turns.
 
-    Rules that ask for gradients are given those of a mini-batch of random numbers; to compute it is
-    a forward and a backward pass more.
+    By one thread it is the processor's time. Rules that ask for gradients are given those of a
+    mini-batch of random numbers; to compute it is a forward and a backward pass more.
     """
     sizes = (*options.sizes, 2)
     config = NetworkConfig(sizes, epsilon=options.epsilon, seed=options.seed)
@@ -49,7 +50,8 @@ def rules(options: argparse.Namespace) -> None:
         pairs = [("set", growth) for growth in GROWTHS]
         pairs += [(drop, "random") for drop in DROPS if drop != "set"]
         contestants = {pair: partial(run, Rules.of(*pair)) for pair in pairs}
-        seconds = seconds_in_turns(contestants, options.repeats, warm_ups=1)
+        clock = time.process_time if options.threads == 1 else time.perf_counter
+        seconds = seconds_in_turns(contestants, options.repeats, warm_ups=1, clock=clock)
     print(f"{'drop':>12}{'growth':>12}{'ms':>12}{'of SET':>9}")
     for pair in pairs:
         ratio = median_ratio(seconds[pair], seconds["set", "random"])
