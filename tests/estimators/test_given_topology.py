@@ -91,3 +91,54 @@ def test_numbers_and_several_labels_a_row():
     options = QUICK | {"topology": {2: MASK, 3: np.ones((5, 3))}}
     model = SparseMLPClassifier((5,), evolve_output=True, **options).fit(X, labels)
     assert model.network_.layers[1].nnz == 15 and model.network_.config.output_minimum == 0
+
+
+def test_a_last_layer_that_may_be_the_output_layer_is_asked_about():
+    for topology in ({4: np.ones((400, 2))}, {4: lambda *_: 0}, [MASK, np.ones((5, 2))]):
+        with pytest.raises(ParameterError, match="may be the output layer"):
+            SparseMLPClassifier(topology=topology, **QUICK).fit(X, y)
+    model = SparseMLPClassifier((5,), topology=[MASK, np.ones((5, 2))], **QUICK).fit(X, y)
+    assert model.network_.config.layer_sizes == (8, 5, 2)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_training_does_not_go_on_with_another_topology(weights):
+    matrix = MASK * RNG.standard_normal(MASK.shape)
+    topology = GivenTopology(matrix, weights=weights)
+    model = SparseMLPClassifier((5,), topology=topology, **QUICK).fit(X, y)
+    model.set_params(topology=GivenTopology(matrix.copy(), weights=weights)).partial_fit(X, y)
+    other = matrix.copy()
+    if weights:
+        other[0, 0] += 1
+    else:
+        other[0, :2] = 0, 1
+        other[1] = other[1][::-1]
+    for again in (model.set_params(warm_start=True).fit, model.partial_fit):
+        model.set_params(topology=GivenTopology(other, weights=weights))
+        with pytest.raises(ParameterError, match="were changed since the network"):
+            again(X, y)
+
+
+def test_a_topology_is_resolved_once():
+    rng, calls = np.random.default_rng(0), []
+
+    def drawn(n_in, n_out, _):
+        calls.append(0)
+        return rng.random((n_in, n_out)) < 0.5
+
+    model = SparseMLPClassifier((5,), topology=drawn, warm_start=True, **QUICK).fit(X, y)
+    assert model.network_.config.given[0].connections == model.network_.layers[0].nnz
+    pickle.loads(pickle.dumps(model.network_))
+    model.fit(X, y).partial_fit(X, y)
+    assert len(calls) == 1
+    automatic = SparseMLPClassifier(topology=MASK, warm_start=True, **QUICK).fit(X, y)
+    automatic.fit(X, y)
+
+
+def test_a_saved_model_with_doubled_columns_is_loaded(tmp_path):
+    edges = GivenTopology.from_edges(["c", "d"], ["s", "t"])
+    model = SparseMLPClassifier((2,), topology=edges, **QUICK)
+    model._column_names = list("aacdefgh")
+    model.fit(X, y).save(tmp_path / "model")
+    loaded = SparseMLPClassifier.load(tmp_path / "model")
+    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
