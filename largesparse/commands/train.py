@@ -205,6 +205,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..backends import get_backend
     from ..machine.threads import resolve_threads
     from ..model.config import NetworkConfig, TrainingConfig
+    from ..model.rules import resolve_rule
     from ..training.memory import choose_plan
 
     names = (
@@ -220,6 +221,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     known = ("epsilon", "density", "distribution", "start_factor", "activation", "batch_norm")
     network = NetworkConfig(sizes, **{name: getattr(arguments, name) for name in known}, **alpha)
     choose_plan(network, 1)  # hidden layers that fit in no case
+    resolve_rule("drop", given.get("drop", "set"), "train (--drop-rule)")
     TrainingConfig(**given)
     if "alpha" in alpha and arguments.activation in ("relu", "linear"):
         raise ParameterError(

@@ -35,6 +35,7 @@ class GivenLayer:
     evolution: Evolution
     candidates: int = 0  # cells in which connections may grow; "within"
     digest: str = ""  # of all that was given
+    by_name: bool = False  # whether its inputs are known by their names alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,8 @@ class GivenTopology:
             if self.weights:
                 raise ParameterError(
                     f"{OWNER} with evolution='within' draws the first connections from those that "
-                    "are given. Leave their weights out, or give 'candidates' too."
+                    "are given. Leave their weights out (the third column of a file), or give "
+                    "'candidates' too."
                 )
             set_("candidates", self.connections)
             set_("connections", None)
@@ -190,7 +192,11 @@ class GivenTopology:
     @classmethod
     def read(cls, path: str | Path, **options: Any) -> GivenTopology:
         """Return the topology of a list of connections in a file: see `edges.read_edges`."""
-        return cls.from_edges(*read_edges(path), **options)
+        edges = read_edges(path)
+        try:
+            return cls.from_edges(*edges, **options)
+        except (DataError, ParameterError) as error:
+            raise type(error)(f"{path}: {error}") from None
 
     @property
     def shape(self) -> tuple[int, int] | None:

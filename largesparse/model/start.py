@@ -37,6 +37,7 @@ class LayerStart(NamedTuple):
     values: NDArray[np.float32] | None  # (nnz,), the weights, in input order, where given
     candidates: Topology | None
     names: list[str] | None  # of the neurons
+    by_name: bool = False  # whether inputs are known by their names alone
 
     def describe(self) -> GivenLayer:
         """Return what a configuration says of it."""
@@ -44,10 +45,11 @@ class LayerStart(NamedTuple):
         found = hashlib.blake2b(digest_size=16)
         for pattern in (self.topology, self.candidates):
             for array in () if pattern is None else (pattern.indptr, pattern.indices):
-                found.update(np.ascontiguousarray(array))
+                found.update(np.ascontiguousarray(array).data)
         if self.values is not None:
-            found.update(np.ascontiguousarray(self.values))
-        return GivenLayer(self.topology.nnz, self.evolution, candidates, found.hexdigest())
+            found.update(np.ascontiguousarray(self.values).data)
+        digest = found.hexdigest()
+        return GivenLayer(self.topology.nnz, self.evolution, candidates, digest, self.by_name)
 
 
 def as_topologies(topology: Any) -> dict[int, GivenTopology]:
@@ -152,11 +154,6 @@ def _resolve(
     rng = stream(config.seed, "topology", k)
     where = None if given.input_names is None else _places(given, n_in, names, k)
 
-    if given.output_names is not None and len(given.output_names) != n_out:
-        raise DataError(
-            f"The topology of layer {k + 2} has {len(given.output_names)} 'output_names', and the "
-            f"layer has {n_out} neurons. Give as many."
-        )
     rows = n_in if where is None else len(where)
 
     def read(matrix: Any, weights: bool) -> tuple[Topology, NDArray[np.float32] | None]:
@@ -190,8 +187,14 @@ def _resolve(
                 f"{outside} of the {topology.nnz} connections of layer {k + 2} are not among the "
                 f"{candidates.nnz} 'candidates' of its topology. Add them there."
             )
+    if given.output_names is not None and len(given.output_names) != n_out:
+        raise DataError(
+            f"The topology of layer {k + 2} has {len(given.output_names)} 'output_names', and the "
+            f"layer has {n_out} neurons. Give as many."
+        )
     own = None if given.output_names is None else list(given.output_names)
-    return LayerStart(topology, given.evolution or "frozen", values, candidates, own)
+    evolution = given.evolution or "frozen"
+    return LayerStart(topology, evolution, values, candidates, own, given.by_name)
 
 
 def _called(topology: Any, *arguments: Any) -> Any:
@@ -279,10 +282,23 @@ def given_topologies(network: SparseMLP) -> dict[int, GivenTopology] | None:
         if record is not None:
             layer = network.layers[k]
             inputs = network.feature_names if k == 0 else network.neuron_names.get(k + 1)
+            topology, candidates, by_name = layer.topology, layer.candidates, False
+            if record.by_name and inputs is not None:
+                by_name, rows = True, np.flatnonzero(np.diff((candidates or topology).indptr))
+                inputs = [inputs[i] for i in rows.tolist()]
+                topology, candidates = _rows_of(topology, rows), _rows_of(candidates, rows)
             if inputs is not None and first_doubled(inputs) is not None:
                 inputs = None  # they are told by their places
             outputs = network.neuron_names.get(k + 2)
             names: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
-            candidates = layer.candidates
-            found[k + 2] = GivenTopology(layer.topology, record.evolution, candidates, **names)
+            names["by_name"] = by_name
+            found[k + 2] = GivenTopology(topology, record.evolution, candidates, **names)
     return found or None
+
+
+def _rows_of(topology: Topology | None, rows: NDArray[np.int64]) -> Any:
+    """Return the topology of some inputs, outside of which no connections are."""
+    if topology is None:
+        return None
+    indptr = topology.indptr[np.append(rows, topology.n_in)]
+    return Topology(len(rows), topology.n_out, indptr, topology.indices)

@@ -351,9 +351,9 @@ class SparseLinear(nn.Module):
             return None
         if any(tensor is None for tensor in found):
             raise ValueError(f"{prefix}{CANDIDATES[0]} and {CANDIDATES[1]} go together")
-        arrays = [array_of(tensor.to(torch.int32)).copy() for tensor in found]
+        indptr, indices = (array_of(tensor.to(torch.int32)).copy() for tensor in found)
         sizes = self.in_features, self.out_features
-        return checked_topology(*sizes, *arrays, f"{prefix}{' and '.join(CANDIDATES)}")
+        return checked_topology(*sizes, indptr, indices, f"{prefix}{' and '.join(CANDIDATES)}")
 
     def to_dense(self) -> nn.Module:
         """Return a dense layer that computes the same, followed by the activation if it has one."""

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from largesparse import GivenTopology, SparseMLPClassifier, SparseMLPRegressor
-from largesparse.errors import ParameterError
+from largesparse.errors import DataError, ParameterError
 
 QUICK = {"max_epochs": 2, "random_state": 0, "n_jobs": 1, "backend": "fused"}
 RNG = np.random.default_rng(0)
@@ -141,4 +141,20 @@ def test_a_saved_model_with_doubled_columns_is_loaded(tmp_path):
     model._column_names = list("aacdefgh")
     model.fit(X, y).save(tmp_path / "model")
     loaded = SparseMLPClassifier.load(tmp_path / "model")
-    assert np.array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    layers = [each.network_.layers[0] for each in (loaded, model)]
+    assert np.array_equal(*(layer.values for layer in layers))
+
+
+@pytest.mark.parametrize("evolution", ["frozen", "within"])
+def test_a_loaded_topology_asks_for_the_columns_that_it_has(tmp_path, evolution):
+    frame = pd.DataFrame(X, columns=list("abcdefgh"))
+    edges = GivenTopology.from_edges(list("hcch"), list("sstt"), evolution=evolution)
+    model = SparseMLPClassifier((2,), topology=edges, **QUICK).fit(frame, y)
+    model.save(tmp_path / "model")
+    loaded = SparseMLPClassifier.load(tmp_path / "model")
+    loaded.partial_fit(frame, y)
+    again = clone(loaded).fit(frame[["h", "a", "c"]], y).network_.layers[0]
+    candidates = again.topology if evolution == "frozen" else again.candidates
+    assert candidates.cells().tolist() == [0, 1, 4, 5]
+    with pytest.raises(DataError, match="have no names"):
+        clone(loaded).fit(X[:, :2], y)

@@ -129,3 +129,13 @@ def test_receptive_fields_take_what_they_return():
     tracemalloc.stop()
     assert found.shape == (8000, 8000) and found.nnz == 5 * 8000 - 6 and peak < 2e7
     assert receptive_fields(2, 3, 10**9).nnz == 36
+
+
+def test_a_file_is_named_where_its_connections_cannot_be(tmp_path):
+    path = tmp_path / "edges.csv"
+    path.write_text("a,s,1\nb,s,2\na,s,3\n")
+    with pytest.raises(DataError, match=r"edges.csv: .*from 'a' to 's'"):
+        GivenTopology.read(path)
+    path.write_text("a,s,1\n")
+    with pytest.raises(ParameterError, match=r"edges.csv: .*third column"):
+        GivenTopology.read(path, evolution="within")

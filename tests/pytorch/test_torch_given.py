@@ -104,11 +104,20 @@ def test_a_masked_model_becomes_a_sparse_one_with_the_same_outputs(masked):
 
 
 def test_a_zero_within_a_mask_is_a_connection():
-    layer = nn.Linear(3, 2)
-    prune.custom_from_mask(layer, "weight", torch.tensor([[1, 0, 1], [0, 0, 1]]))
-    with torch.no_grad():
-        layer.weight_orig[0, 0] = 0
-    assert convert(layer, keep="nonzero").connections == 3
+    def masked() -> nn.Linear:
+        layer = nn.Linear(3, 2)
+        prune.custom_from_mask(layer, "weight", torch.tensor([[1, 0, 1], [0, 0, 1]]))
+        with torch.no_grad():
+            layer.weight_orig[0, 0] = 0
+        return layer
+
+    sparse = convert(masked(), keep="nonzero")
+    assert sparse.connections == 3 and not sparse.config.frozen
+    frozen = convert(masked(), keep="nonzero", frozen=True)
+    before = cells(frozen)
+    evolve(frozen, 0.5)
+    assert np.array_equal(cells(frozen), before)
+    assert to_network(nn.Sequential(frozen)).config.given[0].evolution == "frozen"
 
 
 def test_what_cannot_be_taken_is_refused():
