@@ -90,6 +90,13 @@ def make_network(neurons: int, epsilon: float | None = None) -> SparseMLP:
 
 
 @functools.cache
+def connections_of(layer: Any) -> tuple[Any, ...]:
+    """Return what `SparseLayer.replace` takes, so that a layer can become what it is now."""
+    kinds = getattr(layer, "kinds", None)  # older commits have a velocity alone
+    moments = layer.velocity if kinds is None else {kind: getattr(layer, kind) for kind in kinds}
+    return layer.topology, layer.values, moments
+
+
 def make_batch(rows: int = BATCH_SIZE) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Return standard normal X (rows, N_FEATURES), and class indices y that are random."""
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .common import SIZES, find, make_network, warm_up
+from .common import SIZES, connections_of, find, make_network, warm_up
 
 evolve = find("model.evolution.evolve")
 ZETA = 0.3
@@ -19,7 +19,7 @@ class Evolution:
     def setup(self, neurons):
         warm_up()
         self.layer = make_network(neurons).layers[1]
-        self.start = self.layer.topology, self.layer.values, self.layer.velocity
+        self.start = connections_of(self.layer)
 
     def time_evolve(self, neurons):
         evolve(self.layer, ZETA, np.random.default_rng(0))

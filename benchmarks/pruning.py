@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from largesparse import prune_neurons
 
-from .common import SIZES, make_network, warm_up
+from .common import SIZES, connections_of, make_network, warm_up
 
 PERCENTILE = 10
 
@@ -34,5 +34,5 @@ class Pruning:
 
 
 def _state(layer):
-    arrays = layer.topology, layer.values, layer.velocity
-    return arrays, layer.bias.copy(), None if layer.dead is None else layer.dead.copy()
+    dead = None if layer.dead is None else layer.dead.copy()
+    return connections_of(layer), layer.bias.copy(), dead

@@ -76,7 +76,7 @@ def score_paths(by_input, by_output, weights, cells, scores):
                 if walked > 0:
                     for e in range(indptr_by_output[j], indptr_by_output[j + 1]):
                         total += strength[indices_by_output[e]]
-                scores[p] = total * a[i] * b[j]
+                scores[p] = total * a[i] * b[j] if total > 0 else np.float32(0)
                 p += 1
             if walked * 8 > n_in:
                 strength[:] = 0

@@ -16,6 +16,7 @@ from .layer import SparseLayer
 from .ranking import mark_largest, mark_smallest
 from .rule_state import RuleState, needs_gradient
 
+RARE = 1e-3  # paths for a cell, below which growth by topology is at random: few have any
 PATHS = 64  # connections of a neuron that growth by topology looks at
 
 
@@ -57,6 +58,11 @@ def grow_by_paths(
     does with degrees outside of the local community. Cells without any are alike, and chosen at
     random. Of a neuron's connections at most `PATHS` are looked at.
     """
+    topology = layer.topology
+    inputs, outputs = topology.rows()[state.kept], topology.indices[state.kept]
+    paths = float(np.dot(state.fan_out()[inputs].astype(float), state.fan_in()[outputs]))
+    if paths < RARE * layer.n_in * layer.n_out:
+        return state.draw(count, rng)
     cells = draw_candidates(state, count, rng, share=0.5)
     return cells[mark_largest(score_by_paths(layer, state, cells), count, rng)]
 
@@ -104,8 +110,10 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
     cells = np.concatenate(found)
     if len(cells) > count:
         cells = rng.choice(cells, count, replace=False, shuffle=False)
-    cells = np.unique(cells)
-    cells = cells[state.is_free(cells)]
+    cells.sort()
+    first = np.ones(len(cells), dtype=bool)  # of those at the same cell
+    first[1:] = cells[1:] != cells[:-1]
+    cells = cells[first & state.is_free(cells)]
     missing, wanted = count - len(cells), 0
     others = cells[:0]
     while len(others) < missing:  # few of those drawn are among the cells, but in small layers
@@ -114,7 +122,7 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
         others = others[~are_in(others, cells)]
     surplus = len(others) - missing
     others = np.delete(others, rng.choice(len(others), surplus, replace=False, shuffle=False))
-    return np.sort(np.concatenate([cells, others]))
+    return np.sort(np.concatenate([cells, others]), kind="stable")  # it merges what ascends
 
 
 def _one_of_each(owners: Int64, wanted: Int64, rng: np.random.Generator) -> Int64:

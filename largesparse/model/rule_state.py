@@ -81,7 +81,8 @@ class RuleState:
     def fan_out(self) -> Int64:
         """Return how many connections of every input stay: int64 (n_in,)."""
         indptr = self.layer.topology.indptr
-        totals = np.concatenate([[0], np.cumsum(self.kept, dtype=np.int32)])
+        totals = np.zeros(self.layer.nnz + 1, dtype=np.int32)
+        np.cumsum(self.kept, out=totals[1:])
         return (totals[indptr[1:]] - totals[indptr[:-1]]).astype(np.int64)
 
     def fan_in(self) -> Int64:

@@ -175,8 +175,9 @@ def to_dense(model: nn.Module) -> nn.Module:
         "SparseLinear",
     )
     for module in model.modules():
-        if type(module) is SparseSequential:
-            module.__class__ = nn.Sequential  # type: ignore[assignment]
+        kind = type(module)
+        if kind is SparseSequential:
+            module.__class__ = nn.Sequential
     return model
 
 

@@ -153,7 +153,8 @@ def test_gradients_are_those_of_differences(backend, options, weights):
             if name == "values":
                 places = list(zip(layer.topology.rows(), layer.topology.indices, strict=True))
             expected = np.array([differences(array, place) for place in places])
-            bound = 2e-5 * max(np.abs(expected).max(), 0.1)  # float32 through four divisions
+            bound = 1e-5 if len(layers) == 3 else 3e-5  # rounding errors grow with the depth
+            bound *= max(np.abs(expected).max(), 0.1)
             np.testing.assert_allclose(gradients[name], expected, rtol=1e-5, atol=bound)
         if layer.config.normalised:
             own = [(mean, variance) for place, mean, variance in found if place == k]

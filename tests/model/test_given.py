@@ -269,6 +269,15 @@ def test_growth_within_candidates_is_uniform():
     assert free.sum() == 600 and np.all(np.abs(free - 120) < 4.5 * np.sqrt(120 * 0.8))
 
 
+@pytest.mark.parametrize("rule", ["gradient", "topology", "reconnect"])
+def test_every_rule_stays_within_the_candidates(rule):
+    network = make(GivenTopology(MASK, "within"))
+    before = pattern(network.layers[0])
+    train(network, growth=rule)
+    found = pattern(network.layers[0])
+    assert not (found & ~MASK).any() and (found & ~before).any()
+
+
 def test_a_rule_of_one_s_own_stays_within_the_candidates():
     def first_cells(layer, state, count, rng):
         return np.arange(count)

@@ -496,3 +496,13 @@ def test_gradients_of_connections_and_cells_are_the_dense_ones():
     cells = np.flatnonzero(~pattern(layer))
     np.testing.assert_allclose(state.score(cells), expected.flat[cells], rtol=1e-4, atol=1e-5)
     assert rules.SET.needs_gradient is False and Rules.of("mest").needs_gradient is True
+
+
+def test_growth_by_topology_is_at_random_where_cells_have_no_paths():
+    layer = layer_of(random_cells((2000, 2000), 5e-5))
+    keep = np.ones(layer.nnz, dtype=bool)
+    grown = [
+        rule(layer, RuleState(layer, 0.3, keep=keep), 20, np.random.default_rng(0))
+        for rule in (grow_by_paths, GROWTHS["random"])
+    ]
+    np.testing.assert_array_equal(*grown)

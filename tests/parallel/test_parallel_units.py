@@ -673,7 +673,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
                 resumed = epoch == 3 and task.replica < 2
                 record = EpochRecord(epoch, None, None, running_loss=task.replica, epoch_s=7.0)
                 todo.append(Progress(task.replica, record, resumed))
-            todo.append(ReplicaTrained(worker, task, "", []))
+            todo.append(ReplicaTrained(worker, task, "", [], []))
 
         def next(self):
             return todo.pop(0)

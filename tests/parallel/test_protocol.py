@@ -136,7 +136,7 @@ class Machine:
                 continue
             if isinstance(task, messages.TrainReplica):
                 yield always
-                self.outboxes[rank].append(messages.ReplicaTrained(rank, task, "", []))
+                self.outboxes[rank].append(messages.ReplicaTrained(rank, task, "", [], []))
                 continue
             place = node, task.slot
             assert self.users.get(place) is None, "two workers in one slot"

@@ -1041,7 +1041,7 @@ BAD_SETTINGS = [
     *[("epochs", value) for value in (0, -1, 2.0, "3", None, True)],
     *[("batch_size", value) for value in (0, 1.5)],
     *[("micro_batch", value) for value in (0, -1, 1.5)],
-    *[("learning_rate", value) for value in (-0.1, NAN, float("inf"), "0.1", None)],
+    *[("learning_rate", value) for value in (-0.1, NAN, float("inf"), "0.1")],
     *[("momentum", value) for value in (1, -0.1, NAN)],
     *[("weight_decay", value) for value in (-1e-9, 2, NAN)],
     *[("dropout", value) for value in (1, -0.1, NAN)],
