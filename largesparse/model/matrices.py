@@ -28,6 +28,8 @@ def check_kind(matrix: Any, name: str, called: bool = False) -> None:
         return
     if isinstance(matrix, Topology):
         try:
+            if {array.dtype for array in (matrix.indptr, matrix.indices)} != {np.dtype(np.int32)}:
+                raise ValueError("indptr and indices are not int32")
             checked_topology(matrix.n_in, matrix.n_out, matrix.indptr, matrix.indices, "Topology")
         except ValueError as error:
             raise ParameterError(

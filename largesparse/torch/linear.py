@@ -15,6 +15,7 @@ from ..errors import DataError, ParameterError, check_range
 from ..model.config import NetworkConfig
 from ..model.initializers import INITIALIZERS, Sampler
 from ..model.layer import CANDIDATES, LayerConfig, SparseLayer
+from ..model.matrices import check_kind
 from ..model.recipes import RECIPES
 from ..model.start import LayerStart, as_topologies, resolve
 from ..model.topology import (
@@ -395,6 +396,7 @@ def _settings(
 def _given_start(topology: Any, n_in: int, n_out: int, seed: int) -> LayerStart:
     """Return what a layer begins with whose topology is given; a pattern alone evolves freely."""
     if isinstance(topology, Topology) and (topology.n_in, topology.n_out) == (n_in, n_out):
+        check_kind(topology, "connections")
         return LayerStart(topology, "free", None, None, None)
     mask = topology if isinstance(topology, Tensor) and topology.dtype == torch.bool else None
     if mask is not None and mask.shape == (n_out, n_in):

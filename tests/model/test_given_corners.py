@@ -57,6 +57,7 @@ def a_topology(indptr, indices) -> Topology:
         (lambda: a_topology([0, 2, 2, 2], [1, 0]), "damaged: .*do not ascend"),
         (lambda: a_topology([0, 2, 2], [0, 1]), "damaged: .*for 3 rows"),
         (lambda: a_topology([0, 0, 0, 0], []), "Got 0 instead"),
+        (lambda: Topology(3, 2, np.array([0, 1, 1, 1]), np.array([0])), "are not int32"),
         (lambda: GivenTopology(FRAME, candidates=FRAME.iloc[::-1]), "the same rows and columns"),
     ],
 )

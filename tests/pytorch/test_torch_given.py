@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from largesparse import GivenTopology, NetworkConfig, SparseMLP
 from largesparse.errors import ParameterError
+from largesparse.model.topology import Topology
 
 torch = pytest.importorskip("torch")
 
@@ -58,6 +59,9 @@ def test_weights_and_shapes():
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ParameterError, match=r"has the shape \(7, 9\)"):
         SparseLinear(9, 7, topology=csr_array(MASK.T))
+    damaged = Topology(9, 7, np.array([0, *[1] * 9], np.int32), np.array([7], np.int32))
+    with pytest.raises(ParameterError, match=r"outside \[0, 7\)"):
+        SparseLinear(9, 7, topology=damaged)
     with pytest.raises(ParameterError, match="Got int instead"):
         SparseLinear(9, 7, topology=3)
     with pytest.raises(ParameterError, match=r"bool, of shape \(7, 9\). Got torch.float32"):
