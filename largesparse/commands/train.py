@@ -62,9 +62,9 @@ def add_train(subparsers: Any) -> None:
     add("--topology", nargs="+", metavar="FILE",
         help="connections of the first hidden layer, and of those above it, by names: "
         "source,target[,weight], or gene sets (.gmt)")  # fmt: skip
-    add("--topology-evolution", choices=EVOLUTIONS, default="frozen",
+    add("--topology-evolution", choices=EVOLUTIONS,
         help="whether these connections stay, evolve freely, or evolve within those of the files, "
-        "of which half are drawn first (%(default)s)")  # fmt: skip
+        "of which half are drawn first (frozen)")  # fmt: skip
     density = parser.add_mutually_exclusive_group()
     density.add_argument(
         "--epsilon", type=float, default=20.0, help="density control ε (%(default)s)"
@@ -135,6 +135,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_plot(arguments.plot)
     evolution = arguments.topology_evolution
+    if evolution is not None and arguments.topology is None:
+        raise ParameterError("--topology-evolution is of the layers of --topology. Give both.")
     given = [GivenTopology.read(path, evolution=evolution) for path in arguments.topology or ()]
     if arguments.folds is not None:
         check_range("--folds", arguments.folds, "train", low=2, integer=True)
@@ -210,6 +212,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..backends import get_backend
     from ..machine.threads import resolve_threads
     from ..model.config import NetworkConfig, TrainingConfig
+    from ..model.rules import resolve_rule
     from ..training.memory import choose_plan
 
     names = (
@@ -226,6 +229,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     known = ("epsilon", "density", "distribution", "start_factor", "activation", "batch_norm")
     network = NetworkConfig(sizes, **{name: getattr(arguments, name) for name in known}, **alpha)
     choose_plan(network, 1)  # hidden layers that fit in no case
+    resolve_rule("drop", given.get("drop", "set"), "train (--drop-rule)")
     TrainingConfig(**given)
     if "alpha" in alpha and arguments.activation in ("relu", "linear"):
         raise ParameterError(

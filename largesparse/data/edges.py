@@ -10,10 +10,13 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..machine.environment import expand_user
 from .files import open_text, reading
-from .headers import csv_rows, is_number, read_first_rows
+from .headers import is_number, numbered_rows, read_first_rows
 
 COLUMNS = ("source", "target", "weight")
+LARGEST = 3.4028234e38  # of float32
 FORM = "A line is source,target or source,target,weight; a first line may name these columns."
+
+GENE_SETS = "A line is a set, a description, and its genes, separated by tabs."
 
 
 class Edges(NamedTuple):
@@ -39,7 +42,7 @@ def read_edges(path: str | Path) -> Edges:
     """
     path = expand_user(path)
     with reading(path, "as a list of connections", FORM):
-        if ".gmt" in path.suffixes[-2:]:
+        if ".gmt" in map(str.lower, path.suffixes[-2:]):
             return _read_gene_sets(path)
         first, separator = read_first_rows(path)
         heads = [field.strip().lower() for field in first[0]]
@@ -51,16 +54,16 @@ def read_edges(path: str | Path) -> Edges:
         else:
             raise ValueError(f"the first line has {len(heads)} fields")
         with open_text(path) as file:
-            rows = list(itertools.islice(csv_rows(file, separator), int(named), None))
-    rows = [row for row in rows if any(map(str.strip, row))]
+            rows = list(itertools.islice(numbered_rows(file, separator), int(named), None))
+    rows = [(number, row) for number, row in rows if any(map(str.strip, row))]
     found: list[list[str]] = [[], [], []]
-    for number, row in enumerate(rows, start=1 + named):
+    for number, row in rows:
         fields = [row[k].strip() if k < len(row) else "" for k in columns]
         if not all(fields[:2]) or (not named and len(row) > len(columns)):
             raise DataError(f"{path}: line {number}, {row}, is no connection. {FORM}")
-        if len(fields) == 3 and not is_number(fields[2]):
+        if len(fields) == 3 and not (is_number(fields[2]) and abs(float(fields[2])) <= LARGEST):
             raise DataError(
-                f"{path}: line {number} has the weight {fields[2]!r}, no number. {FORM}"
+                f"{path}: line {number} has the weight {fields[2]!r}, no number of float32. {FORM}"
             )
         for column, field in zip(found, fields, strict=False):
             column.append(field)
@@ -73,10 +76,13 @@ def read_edges(path: str | Path) -> Edges:
 def _read_gene_sets(path: Path) -> Edges:
     edges = Edges([], [])
     with open_text(path) as file:
-        for name, _, *genes in filter(any, csv.reader(file, "excel-tab", quoting=csv.QUOTE_NONE)):
-            genes = [gene.strip() for gene in genes if gene.strip()]
+        reader = csv.reader(file, "excel-tab", quoting=csv.QUOTE_NONE)
+        for name, *genes in filter(any, reader):
+            if not genes or not name.strip():
+                raise DataError(f"{path}: line {reader.line_num} is no gene set. {GENE_SETS}")
+            genes = [gene.strip() for gene in genes[1:] if gene.strip()]
             edges.sources.extend(genes)
             edges.targets.extend([name.strip()] * len(genes))
     if not edges.sources:
-        raise DataError(f"{path} has no gene sets. A line is a set, a description, and its genes.")
+        raise DataError(f"{path} has no gene sets. {GENE_SETS}")
     return edges

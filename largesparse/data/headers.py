@@ -50,9 +50,15 @@ def read_first_rows(
 
 def csv_rows(file: Iterable[str], separator: str) -> Iterator[list[str]]:
     """Read the fields of rows that are not blank; where spaces separate them, of any number."""
+    return (row for _, row in numbered_rows(file, separator))
+
+
+def numbered_rows(file: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Read what `csv_rows` does, each with the number of its last line, from 1 on."""
     if separator == SPACE:
         file = (line.strip().replace("\t", SPACE) for line in file)
-    return (row for row in csv.reader(file, delimiter=separator, skipinitialspace=True) if row)
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
+    return ((reader.line_num, row) for row in reader if row)
 
 
 def has_names(

@@ -27,7 +27,7 @@ from ..model.config import (
 from ..model.density import has_surplus
 from ..model.losses import LOSSES
 from ..model.network import SparseMLP
-from ..model.start import given_topologies
+from ..model.start import LayerStart, given_topologies
 from ..training.checkpoint import load_model, read_estimator, save_model
 from ..training.history import History
 from ..training.memory import prediction_batch
@@ -148,7 +148,7 @@ class BaseSparseMLP(Settings):
         options["hidden_layer_sizes"] = config.layer_sizes[1:-1]
         options["standardize"] = network.preprocessing is not None
         estimator = cls(**(parameters_of(saved) if saved else options))
-        estimator.topology = given_topologies(network)
+        estimator.topology = estimator._made_with = given_topologies(network)
         estimator.network_ = network
         estimator._loss = config.loss
         estimator.alpha_ = config.alpha
@@ -224,16 +224,20 @@ class BaseSparseMLP(Settings):
         random = check_random_state(self.random_state)
         self._seed = int(random.randint(np.iinfo(np.int32).max))
         self._forget_training()
-        self.network_ = self._new_network(self._network_config(n_outputs, n_rows))
+        config, starts = self._network_config(n_outputs, n_rows)
+        self.network_ = self._new_network(config, starts)
+        self._made_with = self.topology
         if self._has_labels and self._is_auto("standardize"):
             self.network_.preprocessing = one_scale(X, weights)
 
-    def _new_network(self, config: NetworkConfig) -> SparseMLP:
+    def _new_network(
+        self, config: NetworkConfig, starts: dict[int, LayerStart] | None = None
+    ) -> SparseMLP:
         return SparseMLP(
             config,
             threads=resolve_jobs(self.n_jobs),
             progress=None if self.verbose else False,
-            topology=self.topology,
+            topology={k + 2: start for k, start in (starts or {}).items()},
             feature_names=self._feature_names,
         )
 

@@ -25,7 +25,7 @@ from ..model.config import (
 )
 from ..model.network import SparseMLP
 from ..model.rule_state import Rule
-from ..model.start import as_topologies, described, resolve, with_given_sizes
+from ..model.start import LayerStart, as_topologies, described, resolve, with_given_sizes
 from .defaults import (
     ADAM_RATES,
     ADAMS,
@@ -124,14 +124,26 @@ class Settings(BaseEstimator):
     verbose: bool = False
 
     network_: SparseMLP = field(init=False)
+    _made_with: Any = field(init=False, default=None)  # the `topology` of `network_`
     _column_names: ClassVar[list[str] | None] = None  # of arrays, for the command line
     _loss: Loss = field(init=False)  # of NetworkConfig
     _losses: ClassVar[tuple[Loss, ...]]  # that the kind of estimator can have
 
-    def _network_config(self, n_outputs: int, n_rows: int | None) -> NetworkConfig:
-        topologies = as_topologies(self.topology)
-        default = LABEL_HIDDEN if self._has_labels else HIDDEN
-        hidden = self._unless_auto("hidden_layer_sizes", with_given_sizes(default, topologies))
+    def _network_config(
+        self, n_outputs: int, n_rows: int | None, made: NetworkConfig | None = None
+    ) -> tuple[NetworkConfig, dict[int, LayerStart]]:
+        """Return the configuration of a network, and what its given layers begin with.
+
+        `made` is that of a network whose given layers are those of the parameters: they are not
+        read again.
+        """
+        topologies = as_topologies(self.topology if made is None else None)
+        hidden: Any = self.hidden_layer_sizes
+        if self._is_auto("hidden_layer_sizes"):
+            hidden = LABEL_HIDDEN if self._has_labels else HIDDEN
+            hidden = with_given_sizes(hidden, topologies, n_outputs)
+            if made is not None and made.given:
+                hidden = made.layer_sizes[1:-1]
         if isinstance(hidden, numbers.Integral):
             hidden = (hidden,)
         if not isinstance(hidden, tuple | list | np.ndarray):
@@ -143,6 +155,8 @@ class Settings(BaseEstimator):
             check_range("hidden_layer_sizes", size, OWNER, low=1, integer=True)
         sizes = (self.n_features_in_, *hidden, n_outputs)
         given = self.epsilon is not None or self.density is not None
+        last = len(sizes) - 2
+        is_given = last in topologies or (made is not None and made.given_layer(last) is not None)
         config = NetworkConfig(
             sizes,
             epsilon=self.epsilon if given else auto_epsilon(sizes),
@@ -156,14 +170,17 @@ class Settings(BaseEstimator):
             regrowth=self.regrowth,
             batch_norm=self.batch_norm,
             loss=self._loss,
-            **self._output_options(sizes, len(sizes) - 2 in topologies),
+            **self._output_options(sizes, is_given),
             seed=self._seed,
         )
         starts = resolve(topologies, config, self._feature_names)
-        config = described(config, starts)
+        if made is None:
+            config = described(config, starts)
+        else:
+            config = dataclasses.replace(config, given=made.given)
         if self._is_auto("recipe") and not self._has_labels:
             config = dataclasses.replace(config, recipe=auto_recipe(config, n_rows))
-        return config
+        return config, starts
 
     def _output_options(self, sizes: tuple[int, ...], is_given: bool) -> dict[str, Any]:
         """Return how many connections the output layer of a network has, if it is not given."""
@@ -182,13 +199,14 @@ class Settings(BaseEstimator):
     def _check_same_network(self) -> None:
         """Refuse to go on with a network that the parameters no longer describe."""
         config = self.network_.config
-        wanted = self._network_config(config.layer_sizes[-1], None)
+        made = config if self.topology is self._made_with else None
+        wanted, _ = self._network_config(config.layer_sizes[-1], None, made)
         names = ["layer_sizes", *NETWORK_PARAMETERS]
         for name in ("recipe", "alpha"):
             if self._is_auto(name):
                 names.remove(name)
         given = [
-            [each and (each.evolution, each.candidates) for each in one.given]
+            [each and (each.evolution, each.digest) for each in one.given]
             for one in (wanted, config)
         ]
         differ = any(getattr(wanted, name) != getattr(config, name) for name in names)

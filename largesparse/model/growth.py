@@ -98,8 +98,8 @@ def score_by_paths(layer: SparseLayer, state: RuleState, cells: Int64) -> Float3
 def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.Generator) -> Int64:
     """Neurons without inputs or without outputs first, a connection each; the rest at random.
 
-    The other end is a random living neuron. Where the neurons are more than the connections, those
-    that get one are drawn.
+    The other end is a random living neuron, or among the neuron's candidates. Where the neurons are
+    more than the connections, those that get one are drawn.
     """
     n_in, n_out = layer.n_in, layer.n_out
     inputs, outputs = np.arange(n_in), np.arange(n_out)
@@ -107,12 +107,15 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
         inputs, outputs = state.living
     lonely_inputs = inputs[state.fan_out()[inputs] == 0]
     lonely_outputs = outputs[state.fan_in()[outputs] == 0]
-    cells = np.concatenate(
-        [
+    if (free := state.free_candidates) is not None:
+        ends = (free // n_out, lonely_inputs), (free % n_out, lonely_outputs)
+        found = [free[_one_of_each(owners, lonely, rng)] for owners, lonely in ends]
+    else:
+        found = [
             lonely_inputs * n_out + rng.choice(outputs, len(lonely_inputs)),
             rng.choice(inputs, len(lonely_outputs)) * n_out + lonely_outputs,
         ]
-    )
+    cells = np.concatenate(found)
     if len(cells) > count:
         cells = rng.choice(cells, count, replace=False, shuffle=False)
     cells.sort()
@@ -128,3 +131,11 @@ def reconnect(layer: SparseLayer, state: RuleState, count: int, rng: np.random.G
     surplus = len(others) - missing
     others = np.delete(others, rng.choice(len(others), surplus, replace=False, shuffle=False))
     return np.sort(np.concatenate([cells, others]), kind="stable")  # it merges what ascends
+
+
+def _one_of_each(owners: Int64, wanted: Int64, rng: np.random.Generator) -> Int64:
+    """Return a random place of each wanted number in `owners`, but of those that are not there."""
+    order = np.argsort(owners, kind="stable")
+    first, end = (np.searchsorted(owners, wanted, side, order) for side in ("left", "right"))
+    there = first < end
+    return order[rng.integers(first[there], end[there])]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, ParameterError
-from .topology import MAX_CONNECTIONS, Topology
+from .topology import MAX_CONNECTIONS, Topology, checked_topology
 
 OWNER = "GivenTopology"
 KINDS = (
@@ -22,7 +24,17 @@ def check_kind(matrix: Any, name: str, called: bool = False) -> None:
     """Raise where something is no matrix, nor a callable that may return one."""
     from scipy.sparse import issparse
 
-    if isinstance(matrix, Topology) or (callable(matrix) and not called):
+    if callable(matrix) and not called:
+        return
+    if isinstance(matrix, Topology):
+        try:
+            if {array.dtype for array in (matrix.indptr, matrix.indices)} != {np.dtype(np.int32)}:
+                raise ValueError("indptr and indices are not int32")
+            checked_topology(matrix.n_in, matrix.n_out, matrix.indptr, matrix.indices, "Topology")
+        except ValueError as error:
+            raise ParameterError(
+                f"The {name!r} parameter of {OWNER} is damaged: {error}."
+            ) from None
         return
     if issparse(matrix) or isinstance(matrix, np.ndarray):
         if matrix.ndim == 2 and matrix.dtype.kind in "biuf":
@@ -30,10 +42,31 @@ def check_kind(matrix: Any, name: str, called: bool = False) -> None:
         got = f"{matrix.dtype} of shape {matrix.shape}"
     else:
         got = type(matrix).__name__
+        if isinstance(matrix, str | Path):
+            got = f"{str(matrix)!r}, which {OWNER}.read reads if it is a file,"
     owner = "of a network, where it is called, must return" if called else f"of {OWNER} must be"
     raise ParameterError(
         f"The {name!r} parameter {owner} {KINDS}, of numbers or booleans. Got {got} instead."
     )
+
+
+def is_frame(matrix: Any) -> bool:
+    """Return whether something is a data frame with names of rows and columns."""
+    return all(hasattr(matrix, name) for name in ("index", "columns", "axes", "to_numpy"))
+
+
+def plain_matrix(matrix: Any) -> Any:
+    """Return a data frame, also one of sparse columns, or a NumPy matrix as an array of its own."""
+    if isinstance(matrix, np.matrix):
+        return np.asarray(matrix)
+    if not is_frame(matrix):
+        return matrix
+    with suppress(AttributeError, TypeError, ValueError):  # not all are sparse, around zero
+        return matrix.sparse.to_coo()
+    found = matrix.to_numpy()
+    with suppress(TypeError, ValueError):  # of columns that may have missing values
+        return found.astype(float) if found.dtype == object else found
+    return found
 
 
 def cells_of(
@@ -44,19 +77,23 @@ def cells_of(
 
     if isinstance(matrix, Topology):
         rows, columns = matrix.rows().astype(np.int64), matrix.indices.astype(np.int64)
+        _check_count(len(rows))
         if weights:
             raise ParameterError(f"A Topology has no weights for {OWNER}. Pass weights=False.")
         return rows, columns, None
     if issparse(matrix):
         found = coo_array(matrix)
+        if matrix.format == "bsr":  # its blocks are filled with zeros
+            found.eliminate_zeros()
         rows, columns, values = found.row, found.col, found.data
     else:
         rows, columns = np.nonzero(matrix)
         values = matrix[rows, columns]
     with np.errstate(over="ignore"):
-        numbers = values.astype(np.float32)
+        numbers = values.astype(np.float32) if weights else values
     if not np.isfinite(numbers).all():
-        raise DataError("The matrix of a topology has values that are not finite in float32.")
+        kind = " in float32" if weights else ""
+        raise DataError(f"The matrix of a topology has values that are not finite{kind}.")
     rows, columns = rows.astype(np.int64), columns.astype(np.int64)
     if not weights:
         rows, columns = rows[values != 0], columns[values != 0]
@@ -70,8 +107,12 @@ def cells_of(
             f"{np.count_nonzero(counts > 1)} connections of a topology with weights are there "
             f"twice, such as that from {pair[0]!r} to {pair[1]!r}. Leave one of each."
         )
-    if not 0 < len(cells) <= MAX_CONNECTIONS:
-        raise ParameterError(
-            f"A topology has 1 to {MAX_CONNECTIONS} connections. Got {len(cells)} instead."
-        )
+    _check_count(len(cells))
     return rows[first], columns[first], numbers[first] if weights else None
+
+
+def _check_count(count: int) -> None:
+    if not 0 < count <= MAX_CONNECTIONS:
+        raise ParameterError(
+            f"A topology has 1 to {MAX_CONNECTIONS} connections. Got {count} instead."
+        )

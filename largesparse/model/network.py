@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ class SparseMLP:
         topology: Any = None,
         feature_names: Sequence[str] | None = None,
     ) -> None:
+        if feature_names is not None:
+            feature_names = _checked_names(feature_names, config.layer_sizes[0])
         starts = resolve(as_topologies(topology), config, feature_names)
         tell_unconnected(starts, feature_names)
         names = {k + 2: each.names for k, each in starts.items() if each.names}
@@ -379,6 +382,16 @@ class SparseMLP:
                 lazy.update_(gradients["values"], sgd)
                 gradients = {name: array for name, array in gradients.items() if name != "values"}
             optimizer.update_(layer, gradients, learning_rate, both_orders=both)
+
+
+def _checked_names(names: Any, n_in: int) -> list[str]:
+    found = [] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if len(found) != n_in or not all(isinstance(name, str) for name in found):
+        raise ParameterError(
+            f"The 'feature_names' parameter of a network must be {n_in} strings, a name of every "
+            f"input. Got {reprlib.repr(names)} instead."
+        )
+    return list(map(str, found))
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

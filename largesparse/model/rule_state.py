@@ -73,8 +73,8 @@ class RuleState:
     @property
     def n_free(self) -> int:
         """Number of cells in which connections may grow."""
-        if self._candidates is not None:
-            return len(self._candidates)
+        if self.free_candidates is not None:
+            return len(self.free_candidates)
         cells = count_cells(self.layer.topology, self.living)
         return cells - int(np.count_nonzero(self.kept))
 
@@ -91,7 +91,7 @@ class RuleState:
         return np.bincount(outputs, minlength=self.layer.n_out)
 
     @cached_property
-    def _candidates(self) -> Int64 | None:
+    def free_candidates(self) -> Int64 | None:
         """The free cells of the layer's candidates, where it has some."""
         if self.layer.candidates is None:
             return None
@@ -118,8 +118,8 @@ class RuleState:
                 f"A rule asked for {count} free cells of {self.name}, which has {self.n_free}. "
                 "Draw at most state.n_free."
             )
-        if self._candidates is not None:
-            return np.sort(rng.choice(self._candidates, count, replace=False))
+        if self.free_candidates is not None:
+            return np.sort(rng.choice(self.free_candidates, count, replace=False))
         return draw_free_cells(self.layer.topology, self.kept, count, rng, self.living)
 
     def is_free(self, cells: Int64) -> Bool:

@@ -121,6 +121,8 @@ def checked_topology(n_in: int, n_out: int, indptr: Int32, indices: Int32, name:
     ValueError is raised where it is no such pattern; `indptr` is (n_in + 1,), `indices` (nnz,).
     """
     nnz = len(indices)
+    if len(indptr) != n_in + 1:
+        raise ValueError(f"{name}: indptr is not one for {n_in} rows")
     if indptr[0] != 0 or indptr[-1] != nnz or np.any(indptr[1:] < indptr[:-1]):
         raise ValueError(f"{name}: indptr does not ascend from 0")
     if nnz and (indices.min() < 0 or indices.max() >= n_out):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,6 +29,7 @@ def convert(
     epsilon: float | None = None,
     include: str | list[str] = "*",
     keep: str = "magnitude",
+    frozen: bool = False,
     recipe: str = "width",
     seed: int | None = None,
 ) -> nn.Module:
@@ -47,6 +49,8 @@ def convert(
         The connections with the largest weights, which stay; an Erdős–Rényi topology with weights
         that are drawn anew; or those of a model that is masked already: those that the mask of
         `torch.nn.utils.prune` keeps, or weights that are not zero. The bias is the same parameter.
+    frozen : bool
+        Whether `evolve` leaves the connections as they are.
     recipe, seed
         As of `SparseLinear`; each layer has a seed of its own.
 
@@ -101,7 +105,9 @@ def convert(
             )
         own = int(seed_sequence(seed, "topology", number).generate_state(1, np.uint64)[0] >> 1)
         options: dict[str, Any] = {"recipe": recipe, "seed": own, "bias": module.bias is not None}
-        return _sparse(module, name, density, epsilon, keep, options)
+        layer = _sparse(module, name, density, epsilon, keep, options)
+        layer.config = replace(layer.config, frozen=frozen)
+        return layer
 
     model = _replace(model, sparse, f"torch.nn.Linear whose name is like {include!r}")
     for module in model.modules():

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from torch import Tensor, nn
 
 from ..backends.operands import Float32
 from ..errors import DataError, ParameterError, check_range
 from ..model.config import NetworkConfig
-from ..model.given import GivenTopology
 from ..model.initializers import INITIALIZERS, Sampler
 from ..model.layer import CANDIDATES, LayerConfig, SparseLayer
+from ..model.matrices import check_kind
 from ..model.recipes import RECIPES
 from ..model.start import LayerStart, as_topologies, resolve
 from ..model.topology import (
@@ -50,8 +49,9 @@ class SparseLinear(nn.Module):
     density : float in (0, 1], optional
         The same with this share of the cells.
     topology : Topology, bool tensor (out_features, in_features) or GivenTopology, optional
-        The connections themselves. Exactly one of these three is given. Of a `GivenTopology`, or a
-        SciPy matrix (in_features, out_features), which is frozen, `evolve` takes account.
+        The connections themselves. Exactly one of these three is given. Those of a `Topology` or a
+        tensor evolve freely. Of a `GivenTopology`, and of what that takes as connections or a file,
+        which are frozen, `evolve` takes account.
     bias : bool
     activation : AllReLU, optional
         Computed with the layer, in less time and memory than as a module that follows it.
@@ -238,6 +238,11 @@ class SparseLinear(nn.Module):
         own = ("_kernel_pattern", "_observe")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in CANDIDATES:  # earlier releases had none
+            self._buffers.setdefault(name, None)
+
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             raise DataError(
@@ -314,6 +319,9 @@ class SparseLinear(nn.Module):
                 rows, columns = (array_of(t.to(torch.int32)).copy() for t in (indptr, indices))
                 sizes = self.in_features, self.out_features
                 topology = checked_topology(*sizes, rows, columns, f"{prefix}indptr and indices")
+                candidates = self._candidates_in(state_dict, prefix)
+                if candidates is not None and not candidates.contains(topology.cells()).all():
+                    raise ValueError(f"{prefix}indices has connections that are no candidates")
                 if values is None or values.shape != indices.shape:
                     raise ValueError(f"{prefix}values are not as many as {prefix}indices")
             except ValueError as error:
@@ -326,9 +334,27 @@ class SparseLinear(nn.Module):
                 self.values.data = torch.empty(len(values), dtype=torch.float32)
                 self.values.grad = None
             self._set_pattern(topology)
-            for name, array in (("indptr", rows), ("indices", columns)):
+            self.set_candidates_(candidates)
+            buffers = {"indptr": rows, "indices": columns}
+            if candidates is not None:
+                buffers |= zip(CANDIDATES, (candidates.indptr, candidates.indices), strict=True)
+            for name, array in buffers.items():
                 state_dict[prefix + name] = torch.from_numpy(array)
+        else:
+            for name in CANDIDATES:  # of others, too: nothing is copied into them
+                state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _candidates_in(self, state_dict: Any, prefix: str) -> Topology | None:
+        """Return the candidates of a state, copied, or None; ValueError where they are damaged."""
+        found = [state_dict.get(prefix + name) for name in CANDIDATES]
+        if all(tensor is None for tensor in found):
+            return None
+        if any(tensor is None for tensor in found):
+            raise ValueError(f"{prefix}{CANDIDATES[0]} and {CANDIDATES[1]} go together")
+        indptr, indices = (array_of(tensor.to(torch.int32)).copy() for tensor in found)
+        sizes = self.in_features, self.out_features
+        return checked_topology(*sizes, indptr, indices, f"{prefix}{' and '.join(CANDIDATES)}")
 
     def to_dense(self) -> nn.Module:
         """Return a dense layer that computes the same, followed by the activation if it has one."""
@@ -370,19 +396,19 @@ def _settings(
 def _given_start(topology: Any, n_in: int, n_out: int, seed: int) -> LayerStart:
     """Return what a layer begins with whose topology is given; a pattern alone evolves freely."""
     if isinstance(topology, Topology) and (topology.n_in, topology.n_out) == (n_in, n_out):
+        check_kind(topology, "connections")
         return LayerStart(topology, "free", None, None, None)
     mask = topology if isinstance(topology, Tensor) and topology.dtype == torch.bool else None
     if mask is not None and mask.shape == (n_out, n_in):
         cells = np.flatnonzero(mask.t().contiguous().numpy())
         return LayerStart(Topology.from_cells(n_in, n_out, cells), "free", None, None, None)
-    if isinstance(topology, GivenTopology) or issparse(topology):
-        config = NetworkConfig((n_in, n_out, 2), epsilon=1, seed=seed)
-        return resolve(as_topologies(topology), config)[0]
-    raise ParameterError(
-        f"The 'topology' parameter of {OWNER} must be a Topology of {n_in} inputs and {n_out} "
-        f"outputs, a bool tensor of shape {(n_out, n_in)}, a SciPy matrix of shape {(n_in, n_out)} "
-        f"or a GivenTopology. Got {topology!r} instead."
-    )
+    if isinstance(topology, Tensor):
+        raise ParameterError(
+            f"The 'topology' parameter of {OWNER}, where it is a tensor, must be bool, of shape "
+            f"{(n_out, n_in)}. Got {topology.dtype} of shape {tuple(topology.shape)} instead."
+        )
+    config = NetworkConfig((n_in, n_out, 2), epsilon=1, seed=seed)
+    return resolve(as_topologies({2: topology}), config)[0]
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from .sequential import SparseSequential
 from .tensors import array_of
 
 SCALING = ("input_mean", "input_scale", "target_mean", "target_scale")
-NAMES = ("classes", "feature_names", "file_layout")
+NAMES = ("classes", "feature_names", "neuron_names", "file_layout")
 
 
 class SharedLayer(SparseLayer):

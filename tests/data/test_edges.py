@@ -67,6 +67,9 @@ def test_weights_and_names_that_look_like_something_else(tmp_path):
         ("a\nb\n", "the first line has 1 field"),
         ("gene,set,size\na,b,1\n", "line 1 has the weight 'size', no number"),
         ("a,b,1\nc,d,nan\n", "line 2 has the weight 'nan'"),
+        ("a,b\n\n,\nc\n", "line 4"),
+        ("source,target\n\na,b\nc,\n", "line 4"),
+        ("a,b,1\nc,d,1e999\n", "line 2 has the weight '1e999'"),
         (b"a,b\n\xff\xfe,d\n", "cannot be read as a list of connections"),
     ],
 )
@@ -80,3 +83,10 @@ def test_what_is_no_list_of_connections_is_refused(tmp_path, text, told):
 def test_gene_sets_without_genes_are_refused(tmp_path):
     with pytest.raises(DataError, match="no gene sets"):
         read(tmp_path, "repair\tA set\n", "sets.gmt")
+    for line in ("repair", "\tA set\tTP53", " \t\tTP53"):
+        with pytest.raises(DataError, match="line 3 is no gene set"):
+            read(tmp_path, f"cycle\t\tTP53\n\n{line}\n", "sets.gmt")
+
+
+def test_capitals_of_a_suffix_are_those_of_gene_sets(tmp_path):
+    assert read(tmp_path, "a b\t\tTP53\tc\n", "SETS.GMT").sources == ["TP53", "c"]

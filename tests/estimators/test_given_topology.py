@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from largesparse import GivenTopology, SparseMLPClassifier, SparseMLPRegressor
-from largesparse.errors import ParameterError
+from largesparse.errors import DataError, ParameterError
 
 QUICK = {"max_epochs": 2, "random_state": 0, "n_jobs": 1, "backend": "fused"}
 RNG = np.random.default_rng(0)
@@ -91,3 +91,70 @@ def test_numbers_and_several_labels_a_row():
     options = QUICK | {"topology": {2: MASK, 3: np.ones((5, 3))}}
     model = SparseMLPClassifier((5,), evolve_output=True, **options).fit(X, labels)
     assert model.network_.layers[1].nnz == 15 and model.network_.config.output_minimum == 0
+
+
+def test_a_last_layer_that_may_be_the_output_layer_is_asked_about():
+    for topology in ({4: np.ones((400, 2))}, {4: lambda *_: 0}, [MASK, np.ones((5, 2))]):
+        with pytest.raises(ParameterError, match="may be the output layer"):
+            SparseMLPClassifier(topology=topology, **QUICK).fit(X, y)
+    model = SparseMLPClassifier((5,), topology=[MASK, np.ones((5, 2))], **QUICK).fit(X, y)
+    assert model.network_.config.layer_sizes == (8, 5, 2)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_training_does_not_go_on_with_another_topology(weights):
+    matrix = MASK * RNG.standard_normal(MASK.shape)
+    topology = GivenTopology(matrix, weights=weights)
+    model = SparseMLPClassifier((5,), topology=topology, **QUICK).fit(X, y)
+    model.set_params(topology=GivenTopology(matrix.copy(), weights=weights)).partial_fit(X, y)
+    other = matrix.copy()
+    if weights:
+        other[0, 0] += 1
+    else:
+        other[0, :2] = 0, 1
+        other[1] = other[1][::-1]
+    for again in (model.set_params(warm_start=True).fit, model.partial_fit):
+        model.set_params(topology=GivenTopology(other, weights=weights))
+        with pytest.raises(ParameterError, match="were changed since the network"):
+            again(X, y)
+
+
+def test_a_topology_is_resolved_once():
+    rng, calls = np.random.default_rng(0), []
+
+    def drawn(n_in, n_out, _):
+        calls.append(0)
+        return rng.random((n_in, n_out)) < 0.5
+
+    model = SparseMLPClassifier((5,), topology=drawn, warm_start=True, **QUICK).fit(X, y)
+    assert model.network_.config.given[0].connections == model.network_.layers[0].nnz
+    pickle.loads(pickle.dumps(model.network_))
+    model.fit(X, y).partial_fit(X, y)
+    assert len(calls) == 1
+    automatic = SparseMLPClassifier(topology=MASK, warm_start=True, **QUICK).fit(X, y)
+    automatic.fit(X, y)
+
+
+def test_a_saved_model_with_doubled_columns_is_loaded(tmp_path):
+    edges = GivenTopology.from_edges(["c", "d"], ["s", "t"])
+    model = SparseMLPClassifier((2,), topology=edges, **QUICK)
+    model._column_names = list("aacdefgh")
+    model.fit(X, y).save(tmp_path / "model")
+    loaded = SparseMLPClassifier.load(tmp_path / "model")
+    layers = [each.network_.layers[0] for each in (loaded, model)]
+    assert np.array_equal(*(layer.values for layer in layers))
+
+
+@pytest.mark.parametrize("evolution", ["frozen", "within"])
+def test_a_loaded_topology_asks_for_the_columns_that_it_has(tmp_path, evolution):
+    frame = pd.DataFrame(X, columns=list("abcdefgh"))
+    edges = GivenTopology.from_edges(list("hcch"), list("sstt"), evolution=evolution)
+    model = SparseMLPClassifier((2,), topology=edges, **QUICK).fit(frame, y)
+    model.save(tmp_path / "model")
+    loaded = SparseMLPClassifier.load(tmp_path / "model")
+    loaded.partial_fit(frame, y)
+    again = clone(loaded).fit(frame[["h", "a", "c"]], y).network_.layers[0]
+    candidates = again.topology if evolution == "frozen" else again.candidates
+    assert candidates.cells().tolist() == [0, 1, 4, 5]
+    with pytest.raises(DataError, match="have no names"):
+        clone(loaded).fit(X[:, :2], y)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from largesparse.errors import ParameterError
 from largesparse.machine.threads import kernel_threads
 from largesparse.model.initializers import uniform
-from largesparse.model.topology import erdos_renyi
+from largesparse.model.topology import Topology, erdos_renyi
 from largesparse.parallel.wasap import averaging
-from largesparse.parallel.wasap.averaging import average_layers, mean_nnz
+from largesparse.parallel.wasap.averaging import average_frozen, average_layers, mean_nnz
 from largesparse.randomness import seed_sequence
 
 # Sums that cancel, ties of both signs, zeros of both signs, subnormals and neighbours.
@@ -204,3 +204,23 @@ def test_replicas_must_be_of_one_layer():
         if ("srelu" in one) != ("srelu" in other):
             with pytest.raises(ParameterError, match="'srelu' array of replica 1"):
                 average_layers(3, [one, other])
+
+
+def test_a_frozen_layer_loses_the_connections_of_those_dead_in_all_replicas_alone():
+    pattern = np.ones((3, 4), dtype=bool)
+    pattern[2, 3] = False
+    topology = Topology.from_cells(3, 4, np.flatnonzero(pattern))
+    weights = np.arange(1.0, 13).reshape(3, 4)
+    dead = np.array([[True, False, False, True], [False, True, False, True]])
+    dead_inputs = np.array([[True, False, True], [False, True, True]])
+    cells = [pattern & ~i[:, None] & ~j for i, j in zip(dead_inputs, dead, strict=True)]
+    layers = [layer_of(each, weights, dead=own) for each, own in zip(cells, dead, strict=True)]
+    mean = average_frozen(topology, layers, dead_inputs.all(axis=0))
+    expected = pattern & ~dead.all(axis=0) & ~dead_inputs.all(axis=0)[:, None]
+    found = Topology(3, 4, mean["indptr"], mean["indices"])
+    assert np.array_equal(found.cells(), np.flatnonzero(expected))
+    total = (cells[0].astype(int) + cells[1]) * weights / 2
+    np.testing.assert_array_equal(mean["values"], total[expected])
+    assert mean["values"][0] > 0 and total[0, 1] == 0  # the two killed either end of that one
+    assert mean["dead"].tolist() == [False, False, False, True]
+    assert mean["indptr"].tolist() == [0, 3, 6, 6]

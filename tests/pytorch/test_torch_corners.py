@@ -201,7 +201,7 @@ def test_outputs_may_change_in_place(lead, last):
 
 
 def test_computed_weights_are_refused_and_hooks_stay():
-    with pytest.raises(ParameterError, match="computes its weight from others"):
+    with pytest.raises(ParameterError, match="computes its weight or bias from others"):
         pruned = prune.l1_unstructured(nn.Linear(5, 6), "weight", 0.2)
         convert(nn.Sequential(pruned), density=0.3)
     called = []

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from largesparse import GivenTopology, NetworkConfig, SparseMLP
 from largesparse.errors import ParameterError
+from largesparse.model.topology import Topology
 
 torch = pytest.importorskip("torch")
 
@@ -58,8 +59,16 @@ def test_weights_and_shapes():
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ParameterError, match=r"has the shape \(7, 9\)"):
         SparseLinear(9, 7, topology=csr_array(MASK.T))
-    with pytest.raises(ParameterError, match="or a GivenTopology"):
+    damaged = Topology(9, 7, np.array([0, *[1] * 9], np.int32), np.array([7], np.int32))
+    with pytest.raises(ParameterError, match=r"outside \[0, 7\)"):
+        SparseLinear(9, 7, topology=damaged)
+    with pytest.raises(ParameterError, match="Got int instead"):
         SparseLinear(9, 7, topology=3)
+    with pytest.raises(ParameterError, match=r"bool, of shape \(7, 9\). Got torch.float32"):
+        SparseLinear(9, 7, topology=torch.ones(7, 9))
+    for topology in (MASK, lambda n_in, n_out, rng: MASK):
+        layer = SparseLinear(9, 7, topology=topology)
+        assert np.array_equal(cells(layer), MASK) and layer.config.frozen
 
 
 def test_a_network_keeps_its_candidates_through_pytorch():
@@ -99,11 +108,20 @@ def test_a_masked_model_becomes_a_sparse_one_with_the_same_outputs(masked):
 
 
 def test_a_zero_within_a_mask_is_a_connection():
-    layer = nn.Linear(3, 2)
-    prune.custom_from_mask(layer, "weight", torch.tensor([[1, 0, 1], [0, 0, 1]]))
-    with torch.no_grad():
-        layer.weight_orig[0, 0] = 0
-    assert convert(layer, keep="nonzero").connections == 3
+    def masked() -> nn.Linear:
+        layer = nn.Linear(3, 2)
+        prune.custom_from_mask(layer, "weight", torch.tensor([[1, 0, 1], [0, 0, 1]]))
+        with torch.no_grad():
+            layer.weight_orig[0, 0] = 0
+        return layer
+
+    sparse = convert(masked(), keep="nonzero")
+    assert sparse.connections == 3 and not sparse.config.frozen
+    frozen = convert(masked(), keep="nonzero", frozen=True)
+    before = cells(frozen)
+    evolve(frozen, 0.5)
+    assert np.array_equal(cells(frozen), before)
+    assert to_network(nn.Sequential(frozen)).config.given[0].evolution == "frozen"
 
 
 def test_what_cannot_be_taken_is_refused():
@@ -120,3 +138,61 @@ def test_what_cannot_be_taken_is_refused():
     biased = prune.random_unstructured(nn.Linear(3, 2), "bias", 1)
     with pytest.raises(ParameterError, match="weight or bias from others"):
         convert(biased, keep="nonzero")
+
+
+def test_a_state_brings_its_candidates_and_changes_no_other_s():
+    network = SparseMLP(
+        NetworkConfig((9, 7, 2)), progress=False, topology=GivenTopology(MASK, "within")
+    )
+    before = network.layers[0].candidates.cells()
+    module = to_torch(network, share=True)
+    layer, copied = module.layers[0], to_network(module)
+    wide = SparseLinear(9, 7, topology=GivenTopology(np.ones((9, 7)), "within"))
+    same_count = SparseLinear(9, 7, topology=GivenTopology(MASK[::-1], "within"))
+    free = SparseLinear(9, 7, density=0.5)
+    for other in (same_count, wide, free):  # also of another number
+        state = other.state_dict()
+        layer.load_state_dict(state)
+        assert np.array_equal(cells(layer), cells(other))
+        assert (layer.candidates is None) == (other.candidates is None)
+        if other.candidates is not None:
+            assert np.array_equal(layer.candidates.cells(), other.candidates.cells())
+            assert layer.candidate_indices.data_ptr() != other.candidate_indices.data_ptr()
+        for each in (network, copied):
+            assert np.array_equal(each.layers[0].candidates.cells(), before)
+    layer.load_state_dict(wide.state_dict(), assign=True)
+    assert layer.candidates.nnz == 63
+    alone = {k: v for k, v in same_count.state_dict().items() if "candidate" in k}
+    layer.load_state_dict(alone, strict=False)
+    assert layer.candidates.nnz == 63
+
+
+def test_a_state_with_damaged_candidates_is_refused():
+    layer = SparseLinear(9, 7, topology=GivenTopology(MASK, "within"))
+    state = layer.state_dict()
+    bad = state["candidate_indptr"].clone()
+    bad[3] = 60
+    with pytest.raises(RuntimeError, match="candidate_indices: indptr does not ascend"):
+        layer.load_state_dict(state | {"candidate_indptr": bad})
+    other = SparseLinear(9, 7, topology=GivenTopology(~MASK, "within")).state_dict()
+    names = ("candidate_indptr", "candidate_indices")
+    with pytest.raises(RuntimeError, match="connections that are no candidates"):
+        layer.load_state_dict(state | {name: other[name] for name in names})
+    del state["candidate_indptr"]
+    with pytest.raises(RuntimeError, match="go together"):
+        layer.load_state_dict(state, strict=False)
+
+
+def test_modules_and_names_of_before():
+    layer = SparseLinear(9, 7, density=0.5)
+    state = layer.__getstate__()
+    state["_buffers"] = {k: v for k, v in state["_buffers"].items() if "candidate" not in k}
+    old = SparseLinear.__new__(SparseLinear)
+    old.__setstate__(state)
+    assert old.candidates is None
+    evolve(old, 0.3)
+    topology = GivenTopology(MASK, output_names=list("abcdefg"))
+    names = list("ABCDEFGHI")
+    network = SparseMLP(NetworkConfig((9, 7, 2)), topology=topology, feature_names=names)
+    back = to_network(to_torch(network))
+    assert back.neuron_names == {2: list("abcdefg")} and back.feature_names == names

@@ -267,7 +267,7 @@ def test_float16_autocast_is_refused():
         ({"density": 0.5, "topology": torch.ones(3, 4, dtype=torch.bool)}, "not several"),
         ({"density": 1.5}, "'density'"),
         ({"topology": torch.ones(4, 3, dtype=torch.bool)}, r"shape \(3, 4\)"),
-        ({"topology": Topology.from_cells(3, 4, np.arange(2))}, "4 inputs and 3"),
+        ({"topology": Topology.from_cells(3, 4, np.arange(2))}, "from 4 inputs to 3"),
         ({"density": 0.5, "recipe": "deep"}, "'recipe'.*Got 'deep'"),
         ({"density": 0.5, "seed": -1}, "'seed'.*Got -1"),
     ],

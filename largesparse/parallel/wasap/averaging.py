@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import ParameterError
 from ...model.layer import PARAMETERS, Float32, Int32, LayerArrays
+from ...model.topology import Topology
 
 CONNECTIONS = {"indptr": np.int32, "indices": np.int32, "values": np.float32}
 BLOCK_CONNECTIONS = 1 << 18  # of all replicas, that a thread takes at a time
@@ -25,10 +27,9 @@ def average_layers(
 
     The mean is taken over the union of the topologies: a connection that a replica does not have
     counts 0 there (eq. 2). Then the connections closest to zero go until `mean_nnz` are left; ties
-    fall by position, the first ones first. With `whole_union`, of frozen layers, which differ in
-    pruned neurons alone, all stay. A weight of exactly zero is a connection too. Biases
-    and the activation's parameters are plain means. A neuron is dead only if it is in all
-    replicas.
+    fall by position, the first ones first; with `whole_union` all stay. A weight of exactly zero is
+    a connection too. Biases and the activation's parameters are plain means. A neuron is dead only
+    if it is in all replicas.
 
     Replicas, at least one, and their mean are as `SparseLayer.arrays`. Time is
     O(n_replicas · union + n_in + n_out). Beside the result, the memory is 8 bytes for a connection
@@ -47,6 +48,29 @@ def average_layers(
     if all("dead" in replica for replica in replicas):
         mean["dead"] = np.logical_and.reduce([replica["dead"] for replica in replicas])
     return mean
+
+
+def average_frozen(
+    topology: Topology, replicas: Sequence[LayerArrays], dead_inputs: NDArray[np.bool_] | None
+) -> LayerArrays:
+    """Return the mean of the replicas of a frozen layer, as `average_layers` does.
+
+    It has all connections of `topology`, that from before, but those of neurons that are dead in
+    all replicas: `dead_inputs` are those of the layer below. Two replicas in which different ends
+    of a connection are dead have none of its weights: then it is 0.
+    """
+    mean = average_layers(topology.n_out, replicas, whole_union=True)
+    found = Topology(topology.n_in, topology.n_out, mean["indptr"], mean["indices"]).cells()
+    keep = np.ones(topology.nnz, dtype=bool)
+    if dead_inputs is not None:
+        keep &= ~dead_inputs[topology.rows()]
+    if "dead" in mean:
+        keep &= ~mean["dead"][topology.indices]
+    cells = topology.cells()[keep]
+    values = np.zeros(len(cells), dtype=np.float32)
+    values[np.searchsorted(cells, found)] = mean["values"]
+    whole = Topology.from_cells(topology.n_in, topology.n_out, cells)
+    return mean | {"indptr": whole.indptr, "indices": whole.indices, "values": values}
 
 
 def _check(n_out: int, replicas: Sequence[LayerArrays]) -> None:

@@ -14,7 +14,7 @@ from ...model.layer import LayerArrays
 from ...training.history import EpochRecord
 from ...training.memory import available_memory
 from . import messages
-from .averaging import average_layers
+from .averaging import average_frozen, average_layers
 from .replicas import layer_room, rooms, share_of_replica
 from .server import Server
 
@@ -112,7 +112,11 @@ def average(server: Server, trained: list[messages.ReplicaTrained]) -> None:
                 parts.append(room)
         with server.trainer.backend.threads(server.trainer.threads):
             replicas = [_with_dead(part) for part in parts]
-            mean = average_layers(layer.n_out, replicas, whole_union=layer.config.frozen)
+            if layer.config.frozen:
+                below = network.layers[k - 1].dead if k else None
+                mean = average_frozen(layer.topology, replicas, below)
+            else:
+                mean = average_layers(layer.n_out, replicas)
             layer.restore_(mean)
         sketches = [layer.explored, *(result.explored[k] for result in trained)]
         layer.explored = np.maximum.reduce([each for each in sketches if each is not None])
