@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ from .lazy_updates import LazyUpdates
 from .losses import NO_WEIGHTS
 from .normalization import RATE, BatchShares, differentiate_, move_
 from .optimizer import MomentumSGD, Optimizer, clip_
-from .start import as_topologies, described, resolve, tell_unconnected
+from .start import as_topologies, checked_names, described, resolve, tell_unconnected
 from .storage import Storage, StoredLayer
 from .workspace import Gradients, Workspace
 
@@ -101,7 +100,7 @@ class SparseMLP:
         feature_names: Sequence[str] | None = None,
     ) -> None:
         if feature_names is not None:
-            feature_names = _checked_names(feature_names, config.layer_sizes[0])
+            feature_names = checked_names(feature_names, config.layer_sizes[0])
         starts = resolve(as_topologies(topology), config, feature_names)
         tell_unconnected(starts, feature_names)
         names = {k + 2: each.names for k, each in starts.items() if each.names}
@@ -382,16 +381,6 @@ class SparseMLP:
                 lazy.update_(gradients["values"], sgd)
                 gradients = {name: array for name, array in gradients.items() if name != "values"}
             optimizer.update_(layer, gradients, learning_rate, both_orders=both)
-
-
-def _checked_names(names: Any, n_in: int) -> list[str]:
-    found = [] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-    if len(found) != n_in or not all(isinstance(name, str) for name in found):
-        raise ParameterError(
-            f"The 'feature_names' parameter of a network must be {n_in} strings, a name of every "
-            f"input. Got {reprlib.repr(names)} instead."
-        )
-    return list(map(str, found))
 
 
 def dropout_key(rate: float, seed: int, step: int, first_row: int) -> Dropout:

@@ -7,8 +7,9 @@ import difflib
 import hashlib
 import inspect
 import logging
+import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -256,6 +257,17 @@ def _places(
     if (twice := next((name for name in wanted if counts[name] > 1), None)) is not None:
         raise DataError(f"{owner} has {twice!r} twice. Rename or remove one.")
     return np.array([where[name] for name in wanted], dtype=np.int64)
+
+
+def checked_names(names: Any, n_in: int) -> list[str]:
+    """Return the names of a network's inputs, or raise where they are not that."""
+    found = [] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if len(found) != n_in or not all(isinstance(name, str) for name in found):
+        raise ParameterError(
+            f"The 'feature_names' parameter of a network must be {n_in} strings, a name of every "
+            f"input. Got {reprlib.repr(names)} instead."
+        )
+    return list(map(str, found))
 
 
 def tell_unconnected(starts: Mapping[int, LayerStart], feature_names: Sequence[str] | None) -> None:

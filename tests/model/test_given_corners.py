@@ -111,16 +111,21 @@ def test_inputs_of_a_callable_by_names():
     assert found.astype(int).tolist() == [[0, 1], [0, 0], [1, 0]]
 
 
-def test_lonely_neurons_are_reconnected_within_the_candidates():
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_lonely_neurons_are_reconnected_within_the_candidates(is_turned):
     mask = np.zeros((40, 30), bool)
-    mask[np.arange(40), np.arange(40) % 30] = True  # one candidate or two for each neuron
-    mask[0] = True
-    first = csr_array(mask & (np.arange(40) < 3)[:, None])
-    layer = make(GivenTopology(first, candidates=mask), (40, 30, 2)).layers[0]
+    mask[np.arange(40), np.arange(40) % 30] = True  # one candidate for each input
+    first = mask & (np.arange(40) < 3)[:, None]
+    mask[:3] = first[0] = True  # other free cells are those of inputs that are connected
+    if is_turned:
+        mask, first = mask.T, first.T
+    layer = make(GivenTopology(first, candidates=mask), (*mask.shape, 2)).layers[0]
     keep = np.ones(layer.nnz, bool)
-    grown = reconnect(layer, RuleState(layer, 0.3, keep=keep), 37, np.random.default_rng(0))
-    assert np.array_equal(np.unique(grown // 30), np.arange(3, 40))  # all that are lonely
-    assert mask.ravel()[grown].all()
+    grown = reconnect(layer, RuleState(layer, 0.3, keep=keep), 40, np.random.default_rng(0))
+    after = first.copy()
+    after.ravel()[grown] = True
+    assert (after.sum(axis=int(not is_turned)) > 0).all()
+    assert mask.ravel()[grown].all() and len(grown) == 40
 
 
 def test_receptive_fields_take_what_they_return():
