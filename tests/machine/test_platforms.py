@@ -11,7 +11,7 @@ from mpi_runs import run_mpi
 from largesparse.errors import ParallelError
 from largesparse.parallel.shared import weights as shared
 
-OF_ESTIMATORS = "import joblib, pandas, sklearn.base"
+OF_ESTIMATORS = "import joblib, pandas, sklearn.base, sklearn.datasets"
 # Taken away after the libraries have been imported, which look at the platform too.
 TAKEN = """
 import os, signal, sys
