@@ -23,7 +23,8 @@ print(hits)
 """
 
 
-PLACES = ("NUMBA_CACHE_DIR", "LARGESPARSE_CACHE", "XDG_CACHE_HOME", "HOME")
+# of the cache; and what this process has been told, which its children are not told again
+PLACES = ("NUMBA_CACHE_DIR", "LARGESPARSE_CACHE", "XDG_CACHE_HOME", "HOME", "LARGESPARSE_TOLD")
 
 
 def start(
