@@ -50,8 +50,8 @@ MEANINGS = {
     DENSE: "every connection",
 }
 RATES: dict[str, tuple[float, ...]] = {  # optimizer -> learning rates to choose from
-    "sgd": (0.03, 0.1, 0.3, 1.0),
-    "adamw": (0.001, 0.003, 0.01, 0.03),
+    "sgd": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "adamw": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "weight_decay": 1e-5},

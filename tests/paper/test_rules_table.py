@@ -87,11 +87,12 @@ def test_every_rule_differs_only_in_its_evolution():
 
 
 def test_rates_are_the_middle_ones():
-    assert RuleProtocol().rates_of("sgd") == rules.RATES["sgd"]
-    assert RuleProtocol(rates=2).rates_of("sgd") == (0.1, 0.3)
+    assert RuleProtocol().rates_of("sgd") == (0.1, 0.3, 1.0, 3.0)
+    assert RuleProtocol(rates=6).rates_of("sgd") == rules.RATES["sgd"]
+    assert RuleProtocol(rates=2).rates_of("sgd") == (0.3, 1.0)
     found = rules.choosing(RuleProtocol(rates=2), "madelon", "sgd", 0.05)
-    assert rules.best_rate(found, [0.5, 0.7]) == 0.3
-    assert rules.best_rate(found, [0.5, 0.5]) == rules.best_rate(found, [0.5, None]) == 0.1
+    assert rules.best_rate(found, [0.5, 0.7]) == 1.0
+    assert rules.best_rate(found, [0.5, 0.5]) == rules.best_rate(found, [0.5, None]) == 0.3
 
 
 def test_the_table_is_run_kept_and_shown(small, capsys, tmp_path):
