@@ -183,6 +183,15 @@ def _train(arguments: argparse.Namespace) -> int:
     estimator.network_.file_layout = samples.layout
     place, failure = _save(estimator, arguments.out)
 
+    _tell(arguments, estimator, samples, seconds)
+    print(f"saved: {place}")
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, estimator: Any, samples: Any, seconds: float) -> None:
+    """Print what has been trained, and its scores."""
     network = estimator.network_
     dense = sum(layer.n_in * layer.n_out for layer in network.layers)
     share = network.connections / dense
@@ -195,16 +204,12 @@ def _train(arguments: argparse.Namespace) -> int:
     epochs = f"{estimator.n_iter_} epoch{'s' if estimator.n_iter_ != 1 else ''}"
     print(f"{begun}{epochs} in {show_seconds(seconds)}")
     print_score("on the rows trained on:", estimator, samples.X, samples.y)
-    if tested:
+    if samples.X_test is not None:
         print_score("on the rows held out:   ", estimator, samples.X_test, samples.y_test)
     print(text_curve(estimator.loss_curve_))
     if arguments.plot:
         plot_curve(estimator.history_, arguments.plot)
         print(f"learning curve: {arguments.plot}")
-    print(f"saved: {place}")
-    if failure is not None:
-        raise failure
-    return 0
 
 
 def _check_hyperparameters(arguments: argparse.Namespace) -> None:

@@ -116,24 +116,7 @@ class NetworkConfig:
             _check_choice("regrowth", self.regrowth, REGROWTH, owner)
         _check_choice("loss", self.loss, LOSSES, owner)
         _check_choice("coverage", self.coverage, COVERAGE, owner)
-        _check_choice("distribution", self.distribution, DISTRIBUTION, owner)
-        if self.distribution == "erdos_renyi" and self.density is None:
-            raise ParameterError(
-                "The 'distribution' parameter of a network is of its 'density', which is None; "
-                "'epsilon' is distributed as 'erdos_renyi' anyway. Give 'density', or leave "
-                "'distribution' out."
-            )
-        if self.distribution == "erdos_renyi" and self.epsilon is not None:
-            raise ParameterError(
-                f"Give either 'epsilon' or 'density' of a network, not both. Got {self.epsilon!r} "
-                f"and {self.density!r}."
-            )
-        check_range("start_factor", self.start_factor, owner, low=1, high=math.inf, high_open=True)
-        if self.start_factor != 1 and len(sizes) == 2:
-            raise ParameterError(
-                "The 'start_factor' parameter of a network is of its hidden layers, and there are "
-                f"none. Got {self.start_factor:g}; leave it out."
-            )
+        self._check_density(owner)
         if not isinstance(self.batch_norm, bool):
             raise ParameterError(
                 f"The 'batch_norm' parameter of a network must be True or False. Got "
@@ -155,6 +138,26 @@ class NetworkConfig:
                 f"output layer is given. Got {self.output_minimum} instead."
             )
         self.probabilities()
+
+    def _check_density(self, owner: str) -> None:
+        _check_choice("distribution", self.distribution, DISTRIBUTION, owner)
+        if self.distribution == "erdos_renyi" and self.density is None:
+            raise ParameterError(
+                "The 'distribution' parameter of a network is of its 'density', which is None; "
+                "'epsilon' is distributed as 'erdos_renyi' anyway. Give 'density', or leave "
+                "'distribution' out."
+            )
+        if self.distribution == "erdos_renyi" and self.epsilon is not None:
+            raise ParameterError(
+                f"Give either 'epsilon' or 'density' of a network, not both. Got {self.epsilon!r} "
+                f"and {self.density!r}."
+            )
+        check_range("start_factor", self.start_factor, owner, low=1, high=math.inf, high_open=True)
+        if self.start_factor != 1 and len(self.layer_sizes) == 2:
+            raise ParameterError(
+                "The 'start_factor' parameter of a network is of its hidden layers, and there are "
+                f"none. Got {self.start_factor:g}; leave it out."
+            )
 
     def given_layer(self, k: int) -> GivenLayer | None:
         """Return what is known of layer k (0 is the first hidden one), if its topology is given."""
