@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .control import RankChannel, RootChannel
 
 FAILED = 1  # exit status of a job that a rank ended
+FORWARDED = 0.2  # seconds in which the launcher passes on what was written, before it ends all
 UNHEEDED = 30.0  # seconds after which a signal ends the job whatever the main thread does
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def end_job(text: str) -> NoReturn:
     else:
         sys.stderr.write(text)
     sys.stderr.flush()
+    time.sleep(FORWARDED)
     forget_names()
     signal.alarm(10)  # its signal ends this process should MPI not do so
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI's own words
