@@ -194,11 +194,13 @@ class SparseLayer:
     bias_velocity: Float32  # (n_out,)
     srelu: Float32 | None  # (4, n_out), a trained activation's shape: see `srelu_kernels`
     srelu_velocity: Float32 | None
-    scale: Float32 | None  # (n_out,), γ of batch normalisation
-    running: Float32 | None  # (3, n_out), its running statistics: see `normalization`
+    # Those with a default are younger than the first release, whose pickled layers lack them.
+    scale: Float32 | None = None  # (n_out,), γ of batch normalisation
+    running: Float32 | None = None  # (3, n_out), its running statistics: see `normalization`
     dead: NDArray[np.bool_] | None  # (n_out,), pruned neurons; never changed in place
+    kinds: tuple[str, ...] = ("velocity",)  # of moments
     explored: NDArray[np.uint8] | None = None  # of cells ever connected: see `exploration`
-    candidates: Topology | None  # the cells in which connections may grow; None is all
+    candidates: Topology | None = None  # the cells in which connections may grow; None is all
 
     def __init__(
         self,

@@ -8,8 +8,6 @@ density by a tenth of the training rows, with the rule "set" and the seed 0.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import Any
 from ..backends.choice import BackendName
 from ..model.config import NetworkConfig, TrainingConfig
 from . import reported as paper
-from .trainings import key_of
+from .trainings import Keyed
 
 START_FACTOR = 4.0  # of the rules that begin denser
 RULES: dict[str, dict[str, Any]] = {  # name -> settings of the evolution
@@ -89,7 +87,7 @@ SHORT = RuleProtocol(epochs=8, seeds=(0, 1), rows=10_000, rates=2)
 
 
 @dataclass(frozen=True)
-class RuleTraining:
+class RuleTraining(Keyed):
     """One training: all that its result follows from."""
 
     dataset: str
@@ -99,17 +97,6 @@ class RuleTraining:
     network: NetworkConfig
     training: TrainingConfig
     rows: int | None  # of training, at most
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The training as JSON has it."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
-
-    @property
-    def key(self) -> str:
-        """What two trainings have in common exactly where they are the same."""
-        return key_of(self.settings)
 
     @property
     def chooses_rate(self) -> bool:

@@ -94,16 +94,8 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training of a table: all that its result follows from."""
-
-    dataset: str
-    algorithm: str  # sequential | wasap | wassp | mlp_classifier (scikit-learn's)
-    ranks: int
-    network: NetworkConfig
-    training: TrainingConfig
-    augment: bool = False
-    phase_one_epochs: int | None = None
+class Keyed:
+    """A training that is kept, and found again, by its fields."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,6 +107,19 @@ class Training:
     def key(self) -> str:
         """What two trainings have in common exactly where they are the same."""
         return key_of(self.settings)
+
+
+@dataclass(frozen=True)
+class Training(Keyed):
+    """One training of a table: all that its result follows from."""
+
+    dataset: str
+    algorithm: str  # sequential | wasap | wassp | mlp_classifier (scikit-learn's)
+    ranks: int
+    network: NetworkConfig
+    training: TrainingConfig
+    augment: bool = False
+    phase_one_epochs: int | None = None
 
     @property
     def dense(self) -> bool:

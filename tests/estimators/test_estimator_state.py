@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import helpers
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -244,3 +246,16 @@ def test_a_validation_part_that_leaves_no_row_is_named(table):
         model = classifier(early_stopping=True, validation_fraction=fraction)
         with pytest.raises(ParameterError, match="'validation_fraction' parameter"):
             model.fit(X[:50], y[:50])
+
+
+def test_a_pickle_without_the_youngest_attributes_of_a_layer_predicts_and_goes_on():
+    X, y = load_digits(return_X_y=True)
+    model = SparseMLPClassifier((30,), max_epochs=2, random_state=0, warm_start=True)
+    model.fit(X[:200], y[:200])
+    expected = model.predict_proba(X[200:300])
+    for layer in model.network_.layers:
+        for name in ("scale", "running", "candidates", "explored", "kinds"):
+            vars(layer).pop(name, None)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(X[200:300]), expected)
+    again.fit(X[:200], y[:200])
