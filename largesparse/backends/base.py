@@ -36,6 +36,7 @@ class Backend(ABC):
 
     name: BackendName
     has_whole_step = False  # whether `step_kernel.train_step` computes what this backend does
+    multiply = 0  # address of the function that computes products there; 0 where kernels do
     takes_bfloat16 = False  # whether activations and their gradients may be bfloat16
 
     @abstractmethod
@@ -43,6 +44,13 @@ class Backend(ABC):
         self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
         """out = A·X for a matrix A in CSR form; X (n, batch), out (rows, batch)."""
+
+    def matrix(self, connections: Connections, shape: tuple[int, int]) -> int:
+        """Return the address by which the function at `multiply` knows a matrix; 0 is an empty one.
+
+        It is valid as long as the arrays exist, whose values may change.
+        """
+        return 0
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ..machine.threading_layers import can_limit_tbb, limit_tbb
 from ..machine.threads import core_numbers
 from ..machine.versions import wheel_file
 from .base import Backend
-from .operands import Float32, Int32
+from .operands import Connections, Float32, Int32
 
 LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB
@@ -128,6 +129,11 @@ class MKLBackend(Backend):
         self._most = len(core_numbers())  # threads that TBB uses, unless it is limited
         self._handles = Handles()
         self._limit = threading.local()  # its `count`: the threads that `threads` lets it use
+        # Handles of 64-bit indices are of copies; on Windows, kernels would call it otherwise.
+        self._keeps_handles = self._interface.MKL.MKL_INT is ctypes.c_int
+        if self._keeps_handles and sys.platform != "win32":
+            self.has_whole_step = True
+            self.multiply = _address(self._interface.MKL._mkl_sparse_s_mm)
         one = np.ones((1, 1), dtype=np.float32)
         pattern = np.array([0, 1], dtype=np.int32), np.zeros(1, dtype=np.int32)
         self.spmm(*pattern, one[0], one, out=one.copy())  # MKL chooses its code path now
@@ -159,13 +165,18 @@ class MKLBackend(Backend):
         # comes to which rows first.
         result = np.empty((shape[0], 2), dtype=np.float32) if X.shape[1] == 1 else out
         X = np.repeat(X, 2, axis=1) if X.shape[1] == 1 else X
-        if self._interface.MKL.MKL_INT is not ctypes.c_int:
+        if not self._keeps_handles:
             matrix = csr_matrix((values, indices, indptr), shape=shape, copy=False)
             self._mkl.dot_product_mkl(matrix, X, out=result, out_scalar=0.0)
         else:
             self._multiply(self._handles.of(indptr, indices, values, shape), X, result)
         if result is not out:
             out[:] = result[:, :1]
+
+    def matrix(self, connections: Connections, shape: tuple[int, int]) -> int:
+        if len(connections.indices) == 0:
+            return 0
+        return _address(self._handles.of(*connections, shape))
 
     def _multiply(self, handle: Any, X: Float32, out: Float32) -> None:
         """Compute out = A·X for the matrix A that a handle describes."""
@@ -184,6 +195,10 @@ class MKLBackend(Backend):
             n_columns,
         )
         mkl._check_return_value(status, "mkl_sparse_s_mm")
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
 
 
 @functools.cache

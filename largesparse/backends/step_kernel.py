@@ -1,7 +1,8 @@
-"""A whole training step of the `fused` backend as one compiled call: no Python between kernels.
+"""A whole training step as one compiled call: no Python between kernels, nor around products.
 
 The network comes as a table with a record for each layer, so that one compiled function serves
-every number of layers. `whole_step.WholeStep` makes the table and keeps the arrays alive.
+every number of layers. `whole_step.WholeStep` makes the table and keeps the arrays alive. Products
+are those of the `fused` backend or, where a layer has the address of MKL's function, of MKL.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from numba.extending import intrinsic
 from .compiling import inline, kernel
 from .fused_kernels import backward_rows, forward
 from .kernels import (
+    activate,
     center_gradient,
+    differentiate,
     gradient_rows,
     mean_squared_error,
     momentum_update,
@@ -27,6 +30,7 @@ from .kernels import (
 )
 from .lanes import F32, I32, as_pointer
 from .loops import ROWS, divide_evenly, divide_loop
+from .mkl_kernels import multiply
 from .operands import RESOLUTION, SGD, Connections, Derivative, Dropout
 from .philox import share_kept
 from .rows import reorder_range, update_range
@@ -37,6 +41,7 @@ ADDRESSES = [
     *("indptr", "indices", "values", "velocity"),
     *("indptr_by_output", "indices_by_output", "values_by_output", "to_output_order"),
     *("bias", "bias_velocity", "activations", "state", "delta", "gradient", "bias_gradient"),
+    *("multiply", "matrix", "matrix_by_output"),  # MKL's function and descriptions, or 0
 ]
 LAYER = np.dtype(
     [(name, np.int64) for name in NUMBERS + ADDRESSES]
@@ -90,12 +95,18 @@ def by_input(layer):
     )
 
 
+@inline
+def state_of(layer, batch):
+    """Return the state of a hidden layer."""
+    return carray(words(layer.state), (layer.n_out, 2, (batch + 31) // 32))
+
+
 @kernel()
 def backward_and_update(table, k, X, D, keep_share, out_delta, sgd, updates):
     """Backward pass of layer k and, if it `updates`, of its weights, a chunk of rows at a time.
 
     The update finds gradients, weights and indices in the cache. X has the layer's inputs, D its
-    dL/dz; `out_delta` receives that of the layer below, if there is one.
+    dL/dz; `out_delta` receives that of the layer below, if there is one, unless MKL computes it.
     """
     layer = table[k]
     below = table[max(k - 1, 0)]
@@ -106,16 +117,16 @@ def backward_and_update(table, k, X, D, keep_share, out_delta, sgd, updates):
     gradient = carray(floats(layer.gradient), (layer.nnz,))
     places = carray(ints(layer.to_output_order), (layer.nnz,))
     copy = carray(floats(layer.values_by_output), (layer.nnz,))
-    state = carray(words(below.state), (below.n_out, 2, (batch + 31) // 32))
     # tuples and numbers, not records, can pass into a parallel loop
-    derivative = Derivative(below.slope, keep_share, state)
+    derivative = Derivative(below.slope, keep_share, state_of(below, batch))
+    gradient_only = k == 0 or layer.multiply != 0
     sampled = Connections(indptr, indices, gradient)
     outputs = gradient, out_delta, carray(floats(below.bias_gradient), (below.n_out,))
     adds = np.bool_(False)  # a literal would have the functions of rows compiled once more
     chunks = (n + ROWS - 1) // ROWS
     divide_loop(chunks)
     for chunk in prange(chunks):
-        if k == 0:
+        if gradient_only:
             gradient_rows(np.int64(chunk), sampled, X, D, adds)
         else:
             backward_rows(np.int64(chunk), connections, X, D, derivative, outputs, adds)
@@ -152,15 +163,15 @@ def forward_all(table, inputs, dropout):
         hidden = k < len(table) - 1
         keep_below = dropout.keep_below if hidden else RESOLUTION
         out = carray(floats(layer.activations), (layer.n_out, batch))
-        forward(
-            by_output(layer),
-            only_read(carray(floats(layer.bias), (layer.n_out,))),
-            X,
-            layer.slope,
-            Dropout(keep_below, dropout.seed, dropout.step, layer.number, 0),
-            out,
-            carray(words(layer.state), (layer.n_out, 2, (batch + 31) // 32 if hidden else 0)),
-        )
+        bias = only_read(carray(floats(layer.bias), (layer.n_out,)))
+        own = Dropout(keep_below, dropout.seed, dropout.step, layer.number, 0)
+        n_words = (batch + 31) // 32 if hidden else 0
+        state = carray(words(layer.state), (layer.n_out, 2, n_words))
+        if layer.multiply != 0:
+            multiply(layer.multiply, layer.matrix_by_output, X, out)
+            activate(out, bias, layer.slope, own, state)
+        else:
+            forward(by_output(layer), bias, X, layer.slope, own, out, state)
         X = out
     return X
 
@@ -223,7 +234,15 @@ def train_step(
         rate = np.float32(sgd.rate * layer.rate_scale)
         scaled = SGD(rate, sgd.momentum, sgd.decay, sgd.nesterov)
         plain = updates and not layer.centered
+        by_mkl = k > 0 and layer.multiply != 0
+        if by_mkl:
+            multiply(layer.multiply, layer.matrix, D, out_delta)  # before the weights are updated
         backward_and_update(table, k, X, D, share_kept(dropout), out_delta, scaled, plain)
+        if by_mkl:
+            below = table[k - 1]
+            derivative = Derivative(below.slope, share_kept(dropout), state_of(below, batch))
+            sums = carray(floats(below.bias_gradient), (below.n_out,))
+            differentiate(out_delta, derivative, sums, np.bool_(False))
         if layer.centered:
             center_and_update(layer, X, weights, input_sums, scaled, updates)
         if updates:

@@ -303,7 +303,8 @@ class Stepper:
         step = self._compiled_step
         if step is None or not step.fits(self.network, self.workspace, len(rows)):
             self.workspace.resize_(self.network.layer_connections)  # neurons may have been pruned
-            step = self._compiled_step = WholeStep(self.network, self.workspace, len(rows))
+            step = WholeStep(self.network, self.workspace, len(rows), self.backend)
+            self._compiled_step = step
         load_batch(X, rows, self.network.preprocessing, out=step.inputs)
         dropout = dropout_key(self.config.dropout, self.config.seed, self.step_count, 0)
         n_outputs = self.network.layers[-1].n_out

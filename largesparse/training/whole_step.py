@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.base import Backend
 from ..backends.operands import SGD, Dropout
 from ..model.losses import NO_LABELS, NO_TARGETS
 from ..model.network import SparseMLP
@@ -35,12 +36,14 @@ def _arrays(network: SparseMLP, workspace: Workspace) -> list[Any]:
 class WholeStep:
     """The training step of a network on mini-batches of one size, as one compiled call.
 
-    The result is that of `SparseMLP.forward`, `backward`, `finish_gradient` and `update_` with
-    the fused backend, which small networks spend much of their time between the kernels of. The
-    mini-batch is written to `inputs`, float32 (n_features, batch), before a step.
+    The result is that of `SparseMLP.forward`, `backward`, `finish_gradient` and `update_` with the
+    backend, which small networks spend much of their time between the kernels of. The mini-batch is
+    written to `inputs`, float32 (n_features, batch), before a step.
     """
 
-    def __init__(self, network: SparseMLP, workspace: Workspace, batch: int) -> None:
+    def __init__(
+        self, network: SparseMLP, workspace: Workspace, batch: int, backend: Backend
+    ) -> None:
         from ..backends.step_kernel import LAYER
 
         layers = network.layers
@@ -62,6 +65,10 @@ class WholeStep:
                 record[name] = array.ctypes.data
             record["n_in"], record["n_out"], record["nnz"] = layer.n_in, layer.n_out, layer.nnz
             record["number"], record["centered"] = layer.number, layer.config.centered
+            record["multiply"] = backend.multiply
+            shape = layer.n_in, layer.n_out
+            record["matrix"] = backend.matrix(layer.by_input, shape)
+            record["matrix_by_output"] = backend.matrix(layer.by_output, shape[::-1])
             record["slope"], record["rate_scale"] = layer.slope, layer.config.rate_scale
 
     def fits(self, network: SparseMLP, workspace: Workspace, batch: int) -> bool:

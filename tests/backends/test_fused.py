@@ -197,7 +197,7 @@ def test_a_step_is_made_anew_where_an_array_was_replaced(step_by_layers):
 def test_a_step_knows_what_it_was_made_for():
     trainer = trainer_of((30, 50, 3))
     network, workspace = trainer.network, trainer.workspace
-    step = WholeStep(network, workspace, 40)
+    step = WholeStep(network, workspace, 40, trainer.backend)
     assert step.fits(network, workspace, 40)
     assert not step.fits(network, workspace, 39)
     assert not step.fits(network, trainer_of((30, 50, 3)).workspace, 40)
