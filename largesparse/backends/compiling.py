@@ -23,6 +23,7 @@ from numba.core.registry import CPUDispatcher
 
 from ..errors import BackendError, ParameterError
 from ..machine.environment import cache_folder, temporary_cache_folder
+from ..machine.garbage import no_collection
 from ..machine.output import is_terminal, speaks, tell_once
 from ..machine.threading_layers import threading_layer
 
@@ -288,7 +289,8 @@ def _compile_once(dispatcher: Any) -> None:
     def compile_once(signature: Any) -> Any:
         nonlocal locked
         try:
-            return load_or_compile(signature)
+            with no_collection():
+                return load_or_compile(signature)
         except _NotCached:
             with _lock(dispatcher):
                 locked = True

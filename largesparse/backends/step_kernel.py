@@ -234,15 +234,13 @@ def train_step(
         rate = np.float32(sgd.rate * layer.rate_scale)
         scaled = SGD(rate, sgd.momentum, sgd.decay, sgd.nesterov)
         plain = updates and not layer.centered
-        by_mkl = k > 0 and layer.multiply != 0
-        if by_mkl:
-            multiply(layer.multiply, layer.matrix, D, out_delta)  # before the weights are updated
-        backward_and_update(table, k, X, D, share_kept(dropout), out_delta, scaled, plain)
-        if by_mkl:
+        if k > 0 and layer.multiply != 0:
             below = table[k - 1]
+            multiply(layer.multiply, layer.matrix, D, out_delta)
             derivative = Derivative(below.slope, share_kept(dropout), state_of(below, batch))
             sums = carray(floats(below.bias_gradient), (below.n_out,))
             differentiate(out_delta, derivative, sums, np.bool_(False))
+        backward_and_update(table, k, X, D, share_kept(dropout), out_delta, scaled, plain)
         if layer.centered:
             center_and_update(layer, X, weights, input_sums, scaled, updates)
         if updates:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import check_range
 from .control_groups import cpu_quota
+from .garbage import no_collection
 from .threading_layers import check_fork, threading_layer
 
 # Each limits the threads of a process; batch systems and joblib's workers set the first.
@@ -51,6 +52,13 @@ def resolve_threads(threads: int | None, owner: str) -> int:
 
 
 @functools.cache
+def _numba() -> Any:
+    with no_collection():
+        import numba
+    return numba
+
+
+@functools.cache
 def _numba_threads() -> tuple[Any, Any]:
     """Return what reads and sets a thread's number of threads, after numba has started them.
 
@@ -67,8 +75,7 @@ class kernel_threads:
     """Let the compiled kernels that the calling thread starts use `count` threads, in a `with`."""
 
     def __init__(self, count: int) -> None:
-        import numba
-
+        numba = _numba()
         self.count = min(count, numba.config.NUMBA_NUM_THREADS)
 
     def __enter__(self) -> None:
