@@ -29,6 +29,7 @@ from ..harness.scaling import records_of
 from ..machine.output import LogLines, is_terminal
 from ..machine.sizes import parse_size
 from ..machine.threads import available_threads
+from ..machine.usage import cpu_seconds
 from ..model.network import SparseMLP
 from ..training.trainer import Trainer
 from ..training.warming import warm_up
@@ -45,7 +46,7 @@ from .rules import (
     SHORT,
     RuleProtocol,
     RuleTraining,
-    best_rate,
+    best_choice,
     choosing,
     groups,
     make_training,
@@ -58,8 +59,8 @@ if TYPE_CHECKING:
 
 KIND = "rules"
 COLUMNS: tuple[str, ...] = (
-    *("data set", "density", "optimizer", "rule", "seeds", "rate", "accuracy %", "seconds"),
-    *("connections", "explored %"),
+    *("data set", "density", "epochs", "optimizer", "rule", "seeds", "rate", "decay"),
+    *("accuracy %", "CPU s", "connections", "explored %"),
 )
 
 
@@ -80,17 +81,20 @@ def run(one: RuleTraining) -> RunRecord:
     rows where it chooses a learning rate; None where it has diverged.
     """
     data = rows_of(one.dataset, one.rows)
-    warm_up(one.training.backend)
+    warm_up(one.training.backend, optimizer=one.training.optimizer)
     network = SparseMLP(one.network, progress=False)
     trainer = Trainer(network, one.training)
-    before, accuracy = network.connections, None
+    before, accuracy, started = network.connections, None, cpu_seconds()
+    diverged = False
     try:
-        history = trainer.fit(data.X_train, data.y_train, progress=False)
-        accuracy = history["validation_accuracy"][-1]
-        if not one.chooses_rate:
-            accuracy = trainer.evaluate(data.X_test, data.y_test)[1]
+        trainer.fit(data.X_train, data.y_train, progress=False)
     except NumericalError:
-        pass
+        diverged = True
+    cpu_s = cpu_seconds() - started
+    if one.chooses and not diverged:
+        accuracy = trainer.history["validation_accuracy"][-1]
+    elif not diverged:
+        accuracy = trainer.evaluate(data.X_test, data.y_test)[1]
     return new_record(
         KIND,
         dataset=one.dataset,
@@ -103,6 +107,7 @@ def run(one: RuleTraining) -> RunRecord:
         test_samples=len(data.y_test),
         accuracy=[accuracy],
         train_s=training_seconds(trainer.history),
+        cpu_s=[cpu_s],
         nnz=[before, network.connections],
         explored=trainer.history["explored"][-1],
     )
@@ -214,19 +219,19 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
     )
     each = [(dataset, *group) for dataset in datasets for group in some]
     jobs = options.jobs or available_threads()
-    first = [one for group in each for one in choosing(protocol, *group[:3])]
+    first = list(dict.fromkeys(one for group in each for one in choosing(protocol, *group[:4])))
     runs = not (options.plan or options.no_run)
     if runs:
         run_missing(first, options.out, command, jobs)
     kept = Kept(options.out)
     rows = []
-    for dataset, optimizer, density, rules in each:
-        candidates = choosing(protocol, dataset, optimizer, density)
+    for dataset, optimizer, density, chooser, rules in each:
+        candidates = choosing(protocol, dataset, optimizer, density, chooser)
         found = [kept.get(one) for one in candidates]
         scores = [None if run is None else run["accuracy"][0] for run in found]
-        rate = best_rate(candidates, scores)
+        chosen = best_choice(optimizer, scores)
         for rule in rules:
-            given = protocol, dataset, rule, optimizer, density, rate
+            given = protocol, dataset, rule, optimizer, density, chosen
             rows.append([make_training(*given, seed) for seed in protocol.seeds])
     wanted = [one for row in rows for one in row]
     if options.plan:
@@ -253,18 +258,18 @@ def table_of(rows: Sequence[Sequence[RuleTraining]], kept: Kept) -> pd.DataFrame
 
 
 def _line(row: Sequence[RuleTraining], kept: Kept) -> list[str]:
-    one = row[0]
+    one, config = row[0], row[0].training
     found = [run for training in row if (run := kept.get(training)) is not None]
     scores = [100 * run["accuracy"][0] for run in found if run["accuracy"][0] is not None]
-    line = [one.dataset, f"{one.density:.3g}", one.optimizer, one.rule, str(len(found))]
-    line.append(f"{one.training.learning_rate:g}")
+    line = [one.dataset, f"{one.density:.3g}", f"{config.epochs}", one.optimizer, one.rule]
+    line += [str(len(found)), f"{config.learning_rate:g}", f"{config.weight_decay:.2g}"]
     if not found:
         return [*line, NOT_MEASURED, NOTHING, NOTHING, NOTHING]
     spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
     accuracy = f"{statistics.mean(scores):.2f}{spread}" if scores else NOTHING
     if count := len(found) - len(scores):
         accuracy += f" ({count} diverged)"
-    line += [accuracy, f"{statistics.mean(run['train_s'] for run in found):.3g}"]
+    line += [accuracy, f"{statistics.median(run['cpu_s'][0] for run in found):.1f}"]
     line.append(f"{statistics.mean(run['nnz'][-1] for run in found):,.0f}")
     explored = [100 * run["explored"] for run in found if run["explored"] is not None]
     return [*line, f"{np.mean(explored):.1f}" if explored else NOTHING]
@@ -274,11 +279,12 @@ def show(table: pd.DataFrame, folder: str, protocol: RuleProtocol) -> None:
     """Print the table, a part for every data set, and keep it as CSV and HTML."""
     sections = []
     for dataset, part in table.groupby("data set", sort=False):
-        rows = "all" if protocol.rows is None else f"{protocol.rows:,}"
+        most = protocol.rows_of(str(dataset))
+        rows = "all" if most is None else f"{most:,}"
         sizes = "-".join(map(str, paper.TASKS[str(dataset)].layer_sizes))
-        told = f"{dataset}, {sizes}: {protocol.epochs_of(str(dataset))} epochs, {rows} rows"
+        told = f"{dataset}, {sizes}, {rows} training rows"
         shown = part.drop(columns="data set")
-        print(f"\n{told}\n{markdown(list(shown.columns), shown.to_numpy().tolist())}")
+        print(f"\n{told}\n\n{markdown(list(shown.columns), shown.to_numpy().tolist())}")
         sections += [pages.paragraph("", heading=told), pages.table(shown)]
     for name, meaning in MEANINGS.items():
         sections.append(pages.paragraph(f"{name}: {meaning}"))
