@@ -24,7 +24,6 @@ from .trainings import Keyed
 START_FACTOR = 4.0  # of the rules that begin denser
 RULES: dict[str, dict[str, Any]] = {  # name -> settings of the evolution
     "static": {"zeta": 0.0},
-    "static_set": {"zeta": 0.0},
     "set": {},
     "magnitude": {"drop": "magnitude"},
     "soft": {"drop": "soft"},
@@ -37,9 +36,11 @@ RULES: dict[str, dict[str, Any]] = {  # name -> settings of the evolution
     "granet": {"drop": "magnitude", "growth": "gradient", "start_factor": START_FACTOR},
 }
 DENSE = "dense"
+STATIC_SET = "static_set"  # the rule "static" with what was chosen for the others
+NAMES = ("static", STATIC_SET, *list(RULES)[1:], DENSE)  # rows of the table
 MEANINGS = {
     "static": "Erdős–Rényi, no evolution; learning rate and weight decay are chosen by itself",
-    "static_set": "Erdős–Rényi, no evolution; learning rate and weight decay as all others",
+    STATIC_SET: "Erdős–Rényi, no evolution; learning rate and weight decay as all others",
     "set": "SET: the weakest of each sign go, others grow at random",
     "magnitude": "the weakest of all go, others grow at random",
     "soft": "weak ones go by chance, others grow at random",
@@ -145,6 +146,7 @@ def make_training(
 ) -> RuleTraining:
     """Return a training of the table, or one that tries what could be chosen."""
     task, share = paper.TASKS[dataset], 1.0 if rule == DENSE else density
+    rule = "static" if rule == STATIC_SET else rule
     epochs, rows = protocol.epochs_of(dataset, share), protocol.rows_of(dataset)
     own: dict[str, Any] = {"zeta": 0.0} if rule == DENSE else dict(RULES[rule])
     start_factor = own.pop("start_factor", 1.0)

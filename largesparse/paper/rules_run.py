@@ -37,12 +37,11 @@ from . import reported as paper
 from .jobs import ONE_THREAD
 from .recording import some_rows, training_seconds
 from .rules import (
-    DENSE,
     DENSITIES,
     EPOCHS,
     MEANINGS,
+    NAMES,
     OPTIMIZERS,
-    RULES,
     SHORT,
     RuleProtocol,
     RuleTraining,
@@ -181,9 +180,9 @@ def add_flags(group: Any) -> None:
     add(
         "--rules",
         nargs="*",
-        choices=(*RULES, DENSE),
+        choices=NAMES,
         metavar="RULE",
-        help="compare rules of evolution, by default all: " + ", ".join((*RULES, DENSE)),
+        help="compare rules of evolution, by default all: " + ", ".join(NAMES),
     )
     add("--optimizers", nargs="+", choices=tuple(OPTIMIZERS), metavar="NAME",
         help=f"of --rules: {', '.join(OPTIMIZERS)} (default all)")  # fmt: skip
@@ -214,9 +213,7 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
     """Do what the command line asks for with --rules: run, print the table, and keep it."""
     protocol = protocol_of(options)
     datasets = options.dataset or list(EPOCHS)
-    some = groups(
-        options.rules or (*RULES, DENSE), options.optimizers or OPTIMIZERS, options.densities
-    )
+    some = groups(options.rules or NAMES, options.optimizers or OPTIMIZERS, options.densities)
     each = [(dataset, *group) for dataset in datasets for group in some]
     jobs = options.jobs or available_threads()
     first = list(dict.fromkeys(one for group in each for one in choosing(protocol, *group[:4])))
@@ -232,8 +229,8 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
         chosen = best_choice(optimizer, scores)
         for rule in rules:
             given = protocol, dataset, rule, optimizer, density, chosen
-            rows.append([make_training(*given, seed) for seed in protocol.seeds])
-    wanted = [one for row in rows for one in row]
+            rows.append((rule, [make_training(*given, seed) for seed in protocol.seeds]))
+    wanted = list(dict.fromkeys(one for _, row in rows for one in row))
     if options.plan:
         for one in [one for one in (*first, *wanted) if kept.get(one) is None]:
             connections = one.network.expected_connections()
@@ -250,18 +247,18 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
         raise failure
 
 
-def table_of(rows: Sequence[Sequence[RuleTraining]], kept: Kept) -> pd.DataFrame:
-    """Return the table, of texts, with a row for every list of trainings of several seeds."""
+def table_of(rows: Sequence[tuple[str, Sequence[RuleTraining]]], kept: Kept) -> pd.DataFrame:
+    """Return the table, of texts: a row for every (name, trainings of several seeds)."""
     import pandas as pd
 
-    return pd.DataFrame([_line(row, kept) for row in rows], columns=list(COLUMNS))
+    return pd.DataFrame([_line(*row, kept) for row in rows], columns=list(COLUMNS))
 
 
-def _line(row: Sequence[RuleTraining], kept: Kept) -> list[str]:
+def _line(name: str, row: Sequence[RuleTraining], kept: Kept) -> list[str]:
     one, config = row[0], row[0].training
     found = [run for training in row if (run := kept.get(training)) is not None]
     scores = [100 * run["accuracy"][0] for run in found if run["accuracy"][0] is not None]
-    line = [one.dataset, f"{one.density:.3g}", f"{config.epochs}", one.optimizer, one.rule]
+    line = [one.dataset, f"{one.density:.3g}", f"{config.epochs}", one.optimizer, name]
     line += [str(len(found)), f"{config.learning_rate:g}", f"{config.weight_decay:.2g}"]
     if not found:
         return [*line, NOT_MEASURED, NOTHING, NOTHING, NOTHING]
