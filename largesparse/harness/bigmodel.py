@@ -52,12 +52,13 @@ from ..parallel import train_wasap, train_wassp
 from ..parallel.comm.collectives import broadcast
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.ranks import Alone, get_communicator, together
-from ..parallel.options import ParallelOptions, phase_one_length
+from ..parallel.options import ParallelOptions, check_config, phase_one_length
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history
 from ..training.history import EpochRecord, History
 from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
 from ..training.prediction import MAX_PROCESSES, Predictor
+from ..training.prepared import check_room
 from ..training.resumed_settings import load_checkpoint
 from ..training.saving import check_checkpoint_folder
 from ..training.trainer import Trainer
@@ -251,6 +252,9 @@ def plan_memory(
     """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
     ranks = len(nodes.node)
     wanted = training_config(options)
+    if ranks > 1:
+        check_config(wanted)
+    check_room(wanted, options.storage)
     backend = choose_backend(options.backend, config.layer_sizes).name
     dtype = options.activation_dtype or useful_dtype(config, options.backend)
     choose: Callable[..., MemoryPlan]

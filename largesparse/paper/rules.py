@@ -161,6 +161,7 @@ def make_training(
     )
     decay = chosen.decay if optimizer == "adamw" else chosen.decay * chosen.rate * scale(network)
     training: dict[str, Any] = {
+        "optimizer": optimizer,
         "epochs": epochs,
         "batch_size": task.batch_size,
         "learning_rate": chosen.rate,
@@ -178,7 +179,7 @@ def make_training(
     }
     if chooses and rule == DENSE:
         rows = min(rows or CHOOSING_ROWS, CHOOSING_ROWS)
-    config = TrainingConfig(optimizer=optimizer, **training | own)
+    config = TrainingConfig(**training | own)
     network = replace(network, start_factor=start_factor)
     return RuleTraining(dataset, rule, optimizer, share, network, config, rows)
 
