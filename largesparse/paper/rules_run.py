@@ -1,4 +1,4 @@
-"""Run the trainings that compare rules of evolution, and make their table.
+"""Run the trainings that compare rules of evolution.
 
 Trainings run in processes of one thread each, which are started once; every one that is complete is
 kept as a run record, and is not run again.
@@ -10,20 +10,17 @@ import argparse
 import dataclasses
 import os
 import signal
-import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..data.datasets import Dataset, load_dataset
 from ..errors import LargeSparseError, NumericalError
-from ..harness import pages
 from ..harness.records import RunRecord, append_record, check_output, new_record, record_rows
 from ..harness.scaling import records_of
 from ..machine.output import LogLines, is_terminal
@@ -33,13 +30,11 @@ from ..machine.usage import cpu_seconds
 from ..model.network import SparseMLP
 from ..training.trainer import Trainer
 from ..training.warming import warm_up
-from . import reported as paper
 from .jobs import ONE_THREAD
 from .recording import some_rows, training_seconds
 from .rules import (
     DENSITIES,
     EPOCHS,
-    MEANINGS,
     NAMES,
     OPTIMIZERS,
     SHORT,
@@ -50,17 +45,11 @@ from .rules import (
     groups,
     make_training,
 )
-from .tables import NOT_MEASURED, NOTHING, Run, markdown
+from .rules_table import show, table_of
+from .tables import Run
 from .trainings import key_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 KIND = "rules"
-COLUMNS: tuple[str, ...] = (
-    *("data set", "density", "epochs", "optimizer", "rule", "seeds", "rate", "decay"),
-    *("accuracy %", "CPU s", "connections", "explored %"),
-)
 
 
 @lru_cache(maxsize=1)
@@ -242,51 +231,6 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
             run_missing(wanted, options.out, command, jobs)
         except LargeSparseError as error:
             failure = error
-    show(table_of(rows, Kept(options.out)), options.plots, protocol)
+    show(table_of(rows, Kept(options.out).get), options.plots, protocol)
     if failure is not None:
         raise failure
-
-
-def table_of(rows: Sequence[tuple[str, Sequence[RuleTraining]]], kept: Kept) -> pd.DataFrame:
-    """Return the table, of texts: a row for every (name, trainings of several seeds)."""
-    import pandas as pd
-
-    return pd.DataFrame([_line(*row, kept) for row in rows], columns=list(COLUMNS))
-
-
-def _line(name: str, row: Sequence[RuleTraining], kept: Kept) -> list[str]:
-    one, config = row[0], row[0].training
-    found = [run for training in row if (run := kept.get(training)) is not None]
-    scores = [100 * run["accuracy"][0] for run in found if run["accuracy"][0] is not None]
-    line = [one.dataset, f"{one.density:.3g}", f"{config.epochs}", one.optimizer, name]
-    line += [str(len(found)), f"{config.learning_rate:g}", f"{config.weight_decay:.2g}"]
-    if not found:
-        return [*line, NOT_MEASURED, NOTHING, NOTHING, NOTHING]
-    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    accuracy = f"{statistics.mean(scores):.2f}{spread}" if scores else NOTHING
-    if count := len(found) - len(scores):
-        accuracy += f" ({count} diverged)"
-    line += [accuracy, f"{statistics.median(run['cpu_s'][0] for run in found):.1f}"]
-    line.append(f"{statistics.mean(run['nnz'][-1] for run in found):,.0f}")
-    explored = [100 * run["explored"] for run in found if run["explored"] is not None]
-    return [*line, f"{np.mean(explored):.1f}" if explored else NOTHING]
-
-
-def show(table: pd.DataFrame, folder: str, protocol: RuleProtocol) -> None:
-    """Print the table, a part for every data set, and keep it as CSV and HTML."""
-    sections = []
-    for dataset, part in table.groupby("data set", sort=False):
-        most = protocol.rows_of(str(dataset))
-        rows = "all" if most is None else f"{most:,}"
-        sizes = "-".join(map(str, paper.TASKS[str(dataset)].layer_sizes))
-        told = f"{dataset}, {sizes}, {rows} training rows"
-        shown = part.drop(columns="data set")
-        print(f"\n{told}\n\n{markdown(list(shown.columns), shown.to_numpy().tolist())}")
-        sections += [pages.paragraph("", heading=told), pages.table(shown)]
-    for name, meaning in MEANINGS.items():
-        sections.append(pages.paragraph(f"{name}: {meaning}"))
-    place = pages.make_folder(folder)
-    table.to_csv(place / "rules.csv", index=False)
-    text = pages.page("Rules of evolution", sections)
-    (place / "rules.html").write_text(text, encoding="utf-8")
-    print(f"\n{place / 'rules.csv'}\n{place / 'rules.html'}")

@@ -69,7 +69,7 @@ def small(monkeypatch, tmp_path):
 
 
 def run(*words):
-    return command.main([*QUICK, *words])
+    return command.main([*QUICK, *words])  # of a flag that is given twice the last counts
 
 
 def test_every_rule_differs_only_in_its_evolution():
@@ -139,7 +139,9 @@ def test_the_table_is_run_kept_and_shown(small, capsys, tmp_path):
     assert granet["nnz"][0] > 1.5 * granet["nnz"][1]
     assert "granet: GraNet" in (tmp_path / "paper" / "rules.html").read_text()
     shown = capsys.readouterr().out
-    assert "madelon, 12-20-15-20-3, all training rows\n\n| density" in shown and "| dense" in shown
+    heading = "### madelon, 12-20-15-20-3, 20% of the connections: 2 epochs of all training rows"
+    assert f"{heading}\n\nSGD η " in shown and "| dense" in shown
+    assert "rule   | SGD: accuracy % | CPU s | connections | explored % |" in shown
     # Nothing is run again; a further rule is
     InThisProcess.trainings = []
     assert run(*chosen, "--densities", "0.2") == 0
@@ -161,6 +163,20 @@ def test_what_is_chosen_is_that_of_the_best_validation_rows(small, monkeypatch, 
     monkeypatch.setattr(rules_run.Trainer, "fit", fit)
     run("--rules", "static", "static_set", "set", "--optimizers", "sgd", "--densities", "0.2")
     assert pd.read_csv(tmp_path / "paper" / "rules.csv")["rate"].tolist() == [1, 0.3, 0.3]
+
+
+def test_optimizers_stand_next_to_each_other(small, capsys, tmp_path):
+    run("--rules", "static", "set", "--densities", "0.2", "--seeds", "1")
+    capsys.readouterr()
+    run("--rules", "static", "set", "--densities", "0.2", "--no-run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0][:2] == ["rule", "SGD: accuracy %"] and cells[0][5] == "AdamW: accuracy %"
+    assert [row[0] for row in cells[2:]] == ["static", "set"]
+    table = pd.read_csv(tmp_path / "paper" / "rules.csv")
+    assert cells[2][1::4] + cells[3][1::4] == table["accuracy %"].iloc[[0, 2, 1, 3]].tolist()
+    assert all("(1 of 2 seeds)" in cell for cell in table["accuracy %"])
+    assert (tmp_path / "paper" / "rules.html").read_text().count("explored %") == 2
 
 
 def test_trainings_that_fail_or_diverge_are_told(small, monkeypatch, tmp_path, capsys):
