@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ..backends.choice import BACKEND_HELP
 from ..data.targets import RULE, TASKS
 from ..errors import CheckpointError, ParameterError, check_range
+from ..harness.setting_flags import (
+    NETWORK,
+    SETTINGS,
+    TRAINING,
+    add_settings,
+    flag_of,
+    given_settings,
+)
 from ..machine.sizes import parse_size, parse_sizes, show_seconds
 from ..model.given import EVOLUTIONS, GivenTopology
 from .files import READ, add_file_options, file_options
@@ -28,6 +36,7 @@ RENAMED = {
     "threads": "n_jobs",
     "seed": "random_state",
 }
+EPSILON = 20.0  # where no density is given either
 
 
 def add_train(subparsers: Any) -> None:
@@ -65,45 +74,9 @@ def add_train(subparsers: Any) -> None:
     add("--topology-evolution", choices=EVOLUTIONS,
         help="whether these connections stay, evolve freely, or evolve within those of the files, "
         "of which half are drawn first (frozen)")  # fmt: skip
-    density = parser.add_mutually_exclusive_group()
-    density.add_argument(
-        "--epsilon", type=float, default=20.0, help="density control ε (%(default)s)"
-    )
-    density.add_argument("--density", type=float,
-        help="share of a dense network's connections, in place of ε")  # fmt: skip
-    add("--distribution", choices=("uniform", "erdos_renyi"), default="uniform",
-        help="--density is that of every layer, or of all together (%(default)s)")  # fmt: skip
-    add("--start-factor", type=float, default=1.0,
-        help="begin with so many times the connections; evolution takes the rest away")  # fmt: skip
-    add("--shrink-start", type=int, default=0, metavar="EPOCH",
-        help="after which the surplus begins to go (%(default)s)")  # fmt: skip
-    add("--shrink-end", type=parse_size, metavar="EPOCH",
-        help="after which the surplus is gone (half of the epochs)")  # fmt: skip
-    add("--redistribute", action="store_true",
-        help="connections move between hidden layers: one threshold tells which go")  # fmt: skip
     add("--activation", default="all_relu",
         help="all_relu, relu, leaky_relu, srelu, prelu (%(default)s)")  # fmt: skip
     add("--alpha", type=number_or_auto, help="slope of the negative side, or auto")
-    add("--zeta", type=float, help="share of the connections that evolution replaces")
-    add("--drop-rule", metavar="RULE",
-        help="which connections go: set, magnitude, mest, soft, or your own as module:function "
-        "(set)")  # fmt: skip
-    add("--drop-factor", type=float, default=1.0,
-        help="mest's factor of |dL/dw|; the temperature of soft (%(default)s)")  # fmt: skip
-    add("--growth", metavar="RULE",
-        help="where others grow: random, gradient, topology, reconnect, or your own "
-        "(random)")  # fmt: skip
-    add("--growth-candidates", type=float, default=4.0,
-        help="random cells that gradient looks at for a connection that grows, topology at half "
-        "as many (%(default)s)")  # fmt: skip
-    add("--dropout", type=float, help="share of the hidden neurons dropped")
-    add("--batch-norm", action="store_true", help="normalise the hidden layers by mini-batch")
-    add("--label-smoothing", type=float, help="share of each label that all classes get (0)")
-    add("--average-decay", type=float,
-        help="predict by an average of the weights; so much of it stays at an update")  # fmt: skip
-    add("--learning-rate", type=float, help="η (by default chosen, and lowered if it diverges)")
-    add("--optimizer", default="sgd", help="sgd, nesterov, adam, adamw (%(default)s)")
-    add("--clip-norm", type=float, help="norm of the gradient of an update, at the most")
     add("--epochs", type=parse_size, help="passes over the rows (by default by their number)")
     add("--batch-size", type=parse_size, help="samples per update (by default by the rows)")
     add("--balanced", action="store_true", 
@@ -114,6 +87,7 @@ def add_train(subparsers: Any) -> None:
     add("--plot", metavar="FILE",
         help="learning curve as a picture, with the rows held out (needs matplotlib)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bar")
+    add_settings(parser, epsilon=f"{EPSILON:g}", schedule="cosine", dropout="chosen")
     parser.set_defaults(run=_train)
 
 
@@ -152,11 +126,12 @@ def _train(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         **file_options(arguments),
     )
-    if samples.task == "multilabel" and (arguments.folds is not None or arguments.balanced):
-        flag = "--balanced" if arguments.balanced else "--folds"
-        raise ParameterError(
-            f"{flag} is for one label a row, and {samples.target} has several. Leave it out."
-        )
+    for flag in ("balanced", "folds", "label_smoothing"):
+        if samples.task == "multilabel" and getattr(arguments, flag):
+            raise ParameterError(
+                f"{flag_of(flag)} is for one label a row, and {samples.target} has several. Leave "
+                "it out."
+            )
     arguments.topology = given or None
     estimator = _make_estimator(arguments, samples)
     tested = samples.X_test is not None
@@ -220,23 +195,17 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..model.rules import resolve_rule
     from ..training.memory import choose_plan
 
-    names = (
-        *("alpha", "zeta", "growth", "dropout", "optimizer", "learning_rate", "clip_norm"),
-        *("label_smoothing", "average_decay", "shrink_start", "shrink_end", "drop_factor"),
-        "growth_candidates",
-    )
-    given = {name: getattr(arguments, name) for name in names} | {"drop": arguments.drop_rule}
-    given = {name: value for name, value in given.items() if value not in (None, "auto")}
-    alpha = {"alpha": given.pop("alpha")} if "alpha" in given else {}
+    given = given_settings(arguments, TRAINING)
+    slope = {} if arguments.alpha in (None, "auto") else {"alpha": arguments.alpha}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)
-    if arguments.density is not None:
-        arguments.epsilon = None
-    known = ("epsilon", "density", "distribution", "start_factor", "activation", "batch_norm")
-    network = NetworkConfig(sizes, **{name: getattr(arguments, name) for name in known}, **alpha)
+    if arguments.epsilon is None and arguments.density is None:
+        arguments.epsilon = EPSILON
+    known = {"epsilon": arguments.epsilon, "activation": arguments.activation}
+    network = NetworkConfig(sizes, **known, **given_settings(arguments, NETWORK), **slope)
     choose_plan(network, 1)  # hidden layers that fit in no case
     resolve_rule("drop", given.get("drop", "set"), "train (--drop-rule)")
     TrainingConfig(**given)
-    if "alpha" in alpha and arguments.activation in ("relu", "linear"):
+    if slope and arguments.activation in ("relu", "linear"):
         raise ParameterError(
             f"--alpha: the activation {arguments.activation} has no slope to set. Leave it out."
         )
@@ -285,13 +254,15 @@ def _make_estimator(arguments: argparse.Namespace, samples: Samples) -> Any:
     from ..estimators.classifier import SparseMLPClassifier
     from ..estimators.regressor import SparseMLPRegressor
 
-    if arguments.balanced and samples.task == "regression":
-        raise ParameterError(
-            f"--balanced weighs classes, and {samples.target} is predicted as numbers. Leave it "
-            "out, or say --task classification."
-        )
-    flags = vars(arguments) | {"drop": arguments.drop_rule}  # --drop leaves columns out
-    said = {RENAMED.get(flag, flag): value for flag, value in flags.items()}
+    does = {"balanced": "weighs classes", "label_smoothing": "shares labels among classes"}
+    for name, what in does.items():
+        if getattr(arguments, name) and samples.task == "regression":
+            raise ParameterError(
+                f"{flag_of(name)} {what}, and {samples.target} is predicted as numbers. "
+                "Leave it out, or say --task classification."
+            )
+    said = {RENAMED.get(flag, flag): value for flag, value in vars(arguments).items()}
+    said |= {"drop": None} | given_settings(arguments, SETTINGS)  # --drop leaves columns out
     known = [field.name for field in dataclasses.fields(SparseMLPRegressor)]
     options = {name: said[name] for name in known if said.get(name) is not None}
     options["verbose"] = not arguments.quiet

@@ -125,6 +125,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
         "auto" divides by that; of "adam" it is what is added to the gradient, and "auto" is 0.
     beta2 : float in [0, 1)
         Adam's β2.
+    adam_epsilon : float > 0
+        What Adam adds to the root of the mean square.
+    step_counts : {"connection", "global"}
+        Whether Adam corrects its moments by the updates of each connection, or of the training.
     connection_warmup : int
         Updates over which Adam's learning rate of a new connection rises; 0 is at once.
     clip_norm : float or None

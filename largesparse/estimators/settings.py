@@ -24,6 +24,7 @@ from ..model.config import (
     TrainingConfig,
 )
 from ..model.network import SparseMLP
+from ..model.optimizer import StepCounts
 from ..model.rule_state import Rule
 from ..model.start import LayerStart, as_topologies, described, resolve, with_given_sizes
 from .defaults import (
@@ -108,6 +109,8 @@ class Settings(BaseEstimator):
     momentum: float = 0.9
     weight_decay: float | Literal["auto"] = "auto"
     beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    step_counts: StepCounts = "connection"
     connection_warmup: int = 0
     clip_norm: float | None = None
     batch_size: int | Literal["auto"] = "auto"

@@ -52,12 +52,13 @@ from ..parallel import train_wasap, train_wassp
 from ..parallel.comm.collectives import broadcast
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.ranks import Alone, get_communicator, together
-from ..parallel.options import ParallelOptions, phase_one_length
+from ..parallel.options import ParallelOptions, check_config, phase_one_length
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history
 from ..training.history import EpochRecord, History
 from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
 from ..training.prediction import MAX_PROCESSES, Predictor
+from ..training.prepared import check_room
 from ..training.resumed_settings import load_checkpoint
 from ..training.saving import check_checkpoint_folder
 from ..training.trainer import Trainer
@@ -74,14 +75,19 @@ from .driver_flags import (
     add_model_flags,
     add_ranks_flags,
     add_run_flags,
+    add_setting_flags,
     add_training_flags,
 )
 from .presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
 from .records import RunRecord, append_record, check_output, has_record, new_record
 from .resuming import flags_of, parse_resumable
+from .setting_flags import NETWORK, TRAINING, given_settings
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
-FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
+FLAGS = (
+    *(add_model_flags, add_data_flags, add_training_flags, add_setting_flags),
+    *(add_run_flags, add_ranks_flags),
+)
 TRAIN: dict[str, Callable[..., Any]] = {
     "wasap": train_wasap,
     "wassp": train_wassp,
@@ -209,16 +215,14 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     if plan.slots and options.algorithm == "wasap":
         slots = sum(slots_of_nodes(nodes, plan.most_slots))
     steps = options.epochs * -(-train_samples // options.batch_size)
-    rate = None  # that of the optimizer
-    if OPTIMIZERS[options.optimizer].default_rate == MomentumSGD.default_rate:
-        rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
+    rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
     training = training_config(options, plan, rate)
     backend = choose_backend(options.backend, config.layer_sizes)
     print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
     if not options.plan:
         check_output(options.out)
         if options.checkpoint:
-            each = 8 + moment_bytes(OPTIMIZERS[options.optimizer].kinds)
+            each = 8 + moment_bytes(training.moments)
             nbytes = int(each * config.expected_connections())
             check_checkpoint_folder(options.checkpoint, going_on=options.resume, nbytes=nbytes)
         get_backend(backend.name)
@@ -233,7 +237,8 @@ def network_config(options: argparse.Namespace) -> NetworkConfig:
     hidden = hidden_sizes(options.neurons, options.layers or row.hidden_layers)
     return NetworkConfig(
         layer_sizes=(options.features, *hidden, 2),
-        epsilon=given(options.epsilon, row.epsilon),
+        epsilon=given(options.epsilon, row.epsilon if options.density is None else None),
+        **given_settings(options, NETWORK),
         alpha=given(options.alpha, HYPERPARAMETERS[options.recipe].alpha),
         recipe=options.recipe,
         coverage=options.coverage,
@@ -246,12 +251,15 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
     ranks = len(nodes.node)
+    wanted = training_config(options)
+    if ranks > 1:
+        check_config(wanted)
+    check_room(wanted, options.storage)
     backend = choose_backend(options.backend, config.layer_sizes).name
     dtype = options.activation_dtype or useful_dtype(config, options.backend)
     choose: Callable[..., MemoryPlan]
     choose = functools.partial(
         choose_plan,
-        moments=OPTIMIZERS[options.optimizer].kinds,
         storage=options.storage,
         backend=backend,
         once=bytes_once(backend, dtype, is_made(**data_parameters(options))),
@@ -260,17 +268,19 @@ def plan_memory(
         spread = parallel_options(options)
         choose = functools.partial(
             choose_parallel_plan,
-            moments=OPTIMIZERS[options.optimizer].kinds,
             nodes=nodes,
             slots=spread.most_slots,
             available=memory,
             algorithm=spread.algorithm,
             replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,
             evolving=options.epochs - spread.phase_one_epochs > 1,
+            needs_gradient=wanted.rules.needs_gradient,
         )
     return choose(
         config,
         options.batch_size,
+        moments=wanted.moments,
+        candidates=wanted.candidates_per_connection,
         micro_batch=options.micro_batch,
         keep_every=options.keep_every,
         activation_dtype=dtype,
@@ -279,29 +289,31 @@ def plan_memory(
 
 
 def training_config(
-    options: argparse.Namespace, plan: MemoryPlan, rate: float | None
+    options: argparse.Namespace, plan: MemoryPlan | None = None, rate: float | None = None
 ) -> TrainingConfig:
-    """Return the settings of the training; `rate` is the learning rate unless one is given."""
+    """Return the settings of the training, or those that do not depend on the plan.
+
+    `rate` is the learning rate of SGD, unless one is given.
+    """
     hyper, threads = HYPERPARAMETERS[options.recipe], options.threads
-    if not plan.slots or threads:
-        threads = resolve_threads(threads, "bigmodel")
+    settings = given_settings(options, TRAINING)
+    kind = OPTIMIZERS[settings.get("optimizer", "sgd")]
+    if kind.default_rate != MomentumSGD.default_rate:
+        rate = None  # that of the optimizer
+    chosen = {"learning_rate": rate, "dropout": hyper.dropout, "schedule": hyper.schedule}
+    if plan is not None:
+        chosen |= plan.micro_batching.settings()
+        if not plan.slots or threads:
+            threads = resolve_threads(threads, "bigmodel")
     return TrainingConfig(
         epochs=options.epochs,
         batch_size=options.batch_size,
-        **plan.micro_batching.settings(),
-        optimizer=options.optimizer,
-        clip_norm=options.clip_norm,
-        learning_rate=given(options.learning_rate, rate),
-        dropout=given(options.dropout, hyper.dropout),
-        schedule=hyper.schedule,
         warmup_epochs=hyper.warmup_epochs,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        zeta=options.zeta,
         evolve_last=True,  # to time it
         seed=options.seed,
         backend=options.backend or "auto",
         threads=threads,
+        **(chosen | settings),
     )
 
 

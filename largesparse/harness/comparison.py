@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..machine.sizes import show_seconds
 from ..model.config import NetworkConfig
+from ..model.rules import describe_rule
 from ..training.history import EpochRecord, History
 from ..training.memory import GIB
 from .presets import FEATURES, nearest_row, nominal_parameters
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
 
 def describe_plan(config: NetworkConfig, plan: object) -> str:
     """Return the size of the problem and the memory plan, which is printed as `str` has it."""
-    assert config.epsilon is not None
-    nominal = nominal_parameters(config.layer_sizes, config.epsilon)
+    if config.epsilon is None:
+        density = f"density {config.density:g}, {config.distribution}"
+    else:
+        nominal = nominal_parameters(config.layer_sizes, config.epsilon)
+        density = f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts"
     lines = [
         f"architecture {'-'.join(map(str, config.layer_sizes))}: {config.neurons:,} neurons, "
         f"{config.expected_connections():,.0f} connections expected",
-        f"epsilon {config.epsilon:g}: {nominal:,.0f} parameters as Table 4 counts",
+        density,
     ]
     for number, probability in enumerate(config.probabilities(), start=2):
         if probability == 1:
-            lines.append(f"layer {number} is fully connected at this epsilon")
+            lines.append(f"layer {number} is fully connected at this density")
     return "\n".join([*lines, "memory plan", str(plan)])
 
 
@@ -35,9 +39,10 @@ def describe_training(trainer: Trainer, *, resumed: bool) -> str:
     """Return the settings of a training that begins now, or goes on."""
     used = trainer.config
     text = (
-        f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "
-        f"{used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, dropout "
-        f"{used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}"
+        f"training: {used.optimizer}, learning rate {used.learning_rate:g} ({used.schedule}), "
+        f"batch {used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, "
+        f"dropout {used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}, drop "
+        f"{describe_rule(used.drop)}, growth {describe_rule(used.growth)}"
     )
     if not resumed:
         return text
@@ -71,8 +76,10 @@ def describe_new_epochs(epochs: Sequence[EpochRecord], total: int) -> list[str]:
 
 def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
     """Return the times and sizes of a run, of a size of Table 4 beside those of its row."""
-    assert config.epsilon is not None
-    nominal = nominal_parameters(config.layer_sizes, config.epsilon)
+    epsilon, nominal = "-", "-"
+    if config.epsilon is not None:
+        epsilon = f"{config.epsilon:g}"
+        nominal = f"{nominal_parameters(config.layer_sizes, config.epsilon) / 1e6:.1f} M"
     row = nearest_row(config.neurons)
     rows = [
         ("neurons", f"{record.neurons:,}", f"{row.neurons:,}"),
@@ -80,12 +87,8 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         ("active in the last epoch", _active(record, -1), "-"),
         ("connections", f"{record.connections:,}", "-"),
         ("hidden layers", str(record.layers), str(row.hidden_layers)),
-        ("epsilon", f"{record.epsilon:g}", f"{row.epsilon:g}"),
-        (
-            "parameters, as Table 4 counts",
-            f"{nominal / 1e6:.1f} M",
-            f"{row.parameters / 1e6:.1f} M",
-        ),
+        ("epsilon", epsilon, f"{row.epsilon:g}"),
+        ("parameters, as Table 4 counts", nominal, f"{row.parameters / 1e6:.1f} M"),
         ("connections and biases", f"{(record.parameters or 0) / 1e6:.1f} M", "-"),
         ("initialisation", show_seconds(record.init_s or 0.0), f"{row.init_min:g} min"),
         ("epoch (median)", _median(record.epoch_s), f"{row.epoch_min:g} min"),

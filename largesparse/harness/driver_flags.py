@@ -7,10 +7,10 @@ from argparse import ArgumentParser
 from ..backends.choice import AUTO, BACKEND_HELP, BACKENDS
 from ..machine.sizes import parse_size
 from ..model.config import COVERAGE
-from ..model.optimizer import OPTIMIZERS
 from ..model.workspace import ACTIVATION_DTYPES
 from ..parallel.comm.transfer import CHUNK_BYTES
 from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
+from .setting_flags import add_settings
 
 ALGORITHMS = ("wasap", "wassp", "allreduce")
 
@@ -26,11 +26,6 @@ def add_model_flags(parser: ArgumentParser) -> None:
         "--resume)",
     )
     group.add_argument("--layers", type=parse_size, metavar="N", help="number of hidden layers")
-    group.add_argument(
-        "--epsilon",
-        type=float,
-        help="density control: about epsilon*(n_in+n_out) connections a layer",
-    )
     group.add_argument(
         "--coverage",
         choices=COVERAGE,
@@ -110,37 +105,23 @@ def add_training_flags(parser: ArgumentParser) -> None:
         "layer or two are in memory at a time: the disk bounds the size; slower",
     )
     group.add_argument(
-        "--learning-rate",
-        type=float,
-        help="default: by depth, width, length and slots, 4 at most (width); 0.01 (paper); "
-        "0.001 (adam, adamw)",
-    )
-    group.add_argument(
-        "--optimizer",
-        choices=tuple(OPTIMIZERS),
-        default="sgd",
-        help="momentum SGD, Nesterov's momentum, or Adam, with 6 bytes more a connection "
-        "(default %(default)s)",
-    )
-    group.add_argument(
-        "--clip-norm", type=float, metavar="NORM", help="norm of a step's gradient, at the most"
-    )
-    group.add_argument("--dropout", type=float, help="default: 0 (width), 0.4 (paper)")
-    group.add_argument("--momentum", type=float, default=0.9, help="default %(default)s")
-    group.add_argument(
-        "--weight-decay", type=float, help="default: 2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)"
-    )
-    group.add_argument(
-        "--zeta",
-        type=float,
-        default=0.3,
-        help="fraction that evolution replaces (default %(default)s)",
-    )
-    group.add_argument(
         "--seed",
         type=int,
         default=0,
         help="of the data, the model and the training (default %(default)s)",
+    )
+
+
+def add_setting_flags(parser: ArgumentParser) -> None:
+    """Add the flags that `largesparse train` has, too."""
+    add_settings(
+        parser,
+        epsilon="that of the nearest row",
+        schedule="the recipe's",
+        dropout="0 (width), 0.4 (paper)",
+        learning_rate="by depth, width, length and slots, 4 at most (width); 0.01 (paper); 0.001 "
+        "(adam, adamw)",
+        weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",
     )
 
 

@@ -76,7 +76,7 @@ def table(frame: pd.DataFrame) -> str:
         [[_text(cell) for cell in row] for row in frame.to_numpy(object)], columns=frame.columns
     )
     texts = texts.loc[:, (texts != "").any()]
-    is_text = [not all(map(NUMBER.match, filter(None, texts[name]))) for name in texts]
+    is_text = [not all(map(NUMBER.match, filter(None, column))) for _, column in texts.items()]
 
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(map(partial(_cell, tag), count(), cells, is_text)) + "</tr>"

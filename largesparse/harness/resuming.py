@@ -48,7 +48,8 @@ def parse_resumable(
         known = {name: value for name, value in flags.items() if name in options}
         parser.set_defaults(**known)
         options = parser.parse_args(argv)
-        _check_same(options, known, resume)
+        newer = {name: parser.get_default(name) for name in vars(options) if name not in known}
+        _check_same(options, known | newer, resume)
     if getattr(options, required) is None:
         parser.error(f"the following arguments are required: --{required}")
     options.resume = resume
@@ -77,7 +78,7 @@ def _folder(options: argparse.Namespace) -> str | None:
 def _check_same(options: argparse.Namespace, flags: dict[str, Any], folder: str) -> None:
     for name, before in flags.items():
         now = getattr(options, name)
-        if name not in FREE and now != before:
+        if name not in (*FREE, *OWN) and now != before:
             was = "not given" if before is None else before
             raise ParameterError(
                 f"--{name.replace('_', '-')} {now} does not fit the run in {folder}, where it was "

@@ -49,7 +49,7 @@ class Shrinking(NamedTuple):
         if not has_surplus(network, training.redistribute):
             return None
         interval, start = training.evolution_interval, training.shrink_start
-        last = (training.epochs - 1) // interval * interval  # evolution with an epoch behind it
+        last = last_evolution(training)
         end = training.shrink_end
         if end is None:
             end = min(last, max(start + 1, math.ceil(training.epochs / 2)))
@@ -75,6 +75,14 @@ class Shrinking(NamedTuple):
             return []
         passed = min(1.0, (epochs - self.start) / (self.end - self.start))
         return hidden_connections(network, (1 - passed) ** 3)
+
+
+def last_evolution(training: TrainingConfig) -> int:
+    """Return the epoch after which the last evolution comes that has an epoch of training behind.
+
+    It is 0 where there is none.
+    """
+    return (training.epochs - 1) // training.evolution_interval * training.evolution_interval
 
 
 def hidden_connections(network: NetworkConfig, left: float = 0.0) -> list[int]:

@@ -139,7 +139,7 @@ def add_run_flags(group: Any) -> None:
 def add_protocol_flags(group: Any) -> None:
     """Add the flags that are the fields of `Protocol`."""
     add, default = group.add_argument, Protocol()
-    told = f"default {default.epochs}; of --rules 20, for madelon 100"
+    told = f"default {default.epochs}; of --rules by data set and density, 8 to 100"
     add("--epochs", type=parse_size, help=told)
     told = f"default {SEEDS}, of --rules 3; the paper has 5"
     add("--seeds", type=parse_size, metavar="N", help=told)

@@ -2,19 +2,22 @@
 
 The networks have the sizes of the paper's (Table 1), one global density (Erdős–Rényi), ReLU and the
 recipe "width". A rule is what `TrainingConfig` and `NetworkConfig` say of evolution; everything
-else is the same for all rules. The learning rate of an optimizer is chosen for each data set and
-density by a tenth of the training rows, with the rule "set" and the seed 0.
+else is the same for all rules. Learning rate and weight decay of an optimizer are chosen for each
+data set and density by a tenth of the training rows and the seed 0, with the rule "set". So that
+evolution is not compared with a network that would rather have others, "static" has those that are
+best for itself, and "static_set" those of the others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from ..backends.choice import BackendName
 from ..model.config import NetworkConfig, TrainingConfig
+from ..model.recipes import RATE_FAN_IN
 from . import reported as paper
 from .trainings import Keyed
 
@@ -33,8 +36,11 @@ RULES: dict[str, dict[str, Any]] = {  # name -> settings of the evolution
     "granet": {"drop": "magnitude", "growth": "gradient", "start_factor": START_FACTOR},
 }
 DENSE = "dense"
+STATIC_SET = "static_set"  # the rule "static" with what was chosen for the others
+NAMES = ("static", STATIC_SET, *list(RULES)[1:], DENSE)  # rows of the table
 MEANINGS = {
-    "static": "Erdős–Rényi, no evolution",
+    "static": "Erdős–Rényi, no evolution; learning rate and weight decay are chosen by itself",
+    STATIC_SET: "Erdős–Rényi, no evolution; learning rate and weight decay as all others",
     "set": "SET: the weakest of each sign go, others grow at random",
     "magnitude": "the weakest of all go, others grow at random",
     "soft": "weak ones go by chance, others grow at random",
@@ -47,17 +53,33 @@ MEANINGS = {
     "granet": f"GraNet: the same with RigL's growth, from {START_FACTOR:g} times the connections",
     DENSE: "every connection",
 }
-RATES: dict[str, tuple[float, ...]] = {  # optimizer -> learning rates to choose from
-    "sgd": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-    "adamw": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+CHOOSERS = {"static": "static", DENSE: DENSE}  # rule -> rule that chooses for it, else "set"
+
+
+class Decayed(NamedTuple):
+    """What is chosen by validation rows."""
+
+    rate: float  # the learning rate
+    decay: float  # of AdamW as it is; of SGD λ/2·‖w‖² is added to the loss
+
+
+# optimizer -> what to choose from
+CHOICES = {
+    "sgd": [Decayed(rate, decay) for decay in (1e-4, 5e-4) for rate in (0.3, 1.0)],
+    "adamw": [Decayed(rate, decay) for decay in (0.03, 0.1) for rate in (0.01, 0.03)],
 }
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd", "weight_decay": 1e-5},
-    "adamw": {"optimizer": "adamw", "weight_decay": 1e-3},  # which the learning rate multiplies
-}
+OPTIMIZERS = tuple(CHOICES)
 DENSITIES = (0.01, 0.05)
-EPOCHS = {"fashion_mnist": 20, "madelon": 100, "higgs": 20}
-VALIDATION = 0.1  # of the training rows, that choose a learning rate
+# data set -> density from which on -> epochs: a step of a dense network takes 60 times as long
+EPOCHS: dict[str, dict[float, int]] = {
+    "fashion_mnist": {0.0: 30, 0.02: 10, 1.0: 8},
+    "madelon": {0.0: 100},
+    "higgs": {0.0: 20, 1.0: 10},
+}
+ROWS = {"higgs": 10_000}  # of training, of data sets of which not all are taken
+VALIDATION = 0.1  # of the training rows, that choose
+CHOOSING_ROWS = 20_000  # of training and validation, at most, that choose for a dense network
+DROPOUT = 0.1  # chosen by validation rows too, once: docs/notebook.md has how
 WARMUP = 0.05  # share of the epochs
 LAST_ZETA = 0.1  # ζ falls to this share of what it begins with
 
@@ -68,22 +90,21 @@ class RuleProtocol:
 
     epochs: int | None = None  # None: `EPOCHS`
     seeds: tuple[int, ...] = (0, 1, 2)
-    rows: int | None = None  # of training, at most
-    rates: int = 4  # of each optimizer, the middle ones, that are tried
+    rows: int | None = None  # of training, at most; None: `ROWS`
+    choices: int = 4  # the first so many of `CHOICES` are tried
     backend: BackendName = "fused"
 
-    def epochs_of(self, dataset: str) -> int:
-        """Return the epochs of a data set."""
-        return self.epochs or EPOCHS[dataset]
+    def epochs_of(self, dataset: str, density: float) -> int:
+        """Return the epochs of a training."""
+        known = EPOCHS[dataset]
+        return self.epochs or known[max(least for least in known if least <= density)]
 
-    def rates_of(self, optimizer: str) -> tuple[float, ...]:
-        """Return the learning rates to choose from."""
-        rates = RATES[optimizer]
-        first = (len(rates) - self.rates) // 2 if self.rates < len(rates) else 0
-        return rates[max(0, first) :][: self.rates]
+    def rows_of(self, dataset: str) -> int | None:
+        """Return the most training rows of a data set; None where all are taken."""
+        return self.rows or ROWS.get(dataset)
 
 
-SHORT = RuleProtocol(epochs=8, seeds=(0, 1), rows=10_000, rates=2)
+SHORT = RuleProtocol(epochs=8, seeds=(0, 1), rows=10_000, choices=2)
 
 
 @dataclass(frozen=True)
@@ -99,14 +120,16 @@ class RuleTraining(Keyed):
     rows: int | None  # of training, at most
 
     @property
-    def chooses_rate(self) -> bool:
-        """Whether it is one of those that choose a learning rate."""
+    def chooses(self) -> bool:
+        """Whether it is one of those that choose the learning rate and the weight decay."""
         return self.training.validation_fraction > 0
 
     def __str__(self) -> str:
-        rate = f", learning rate {self.training.learning_rate:g}" if self.chooses_rate else ""
+        config, chosen = self.training, ""
+        if self.chooses:
+            chosen = f", learning rate {config.learning_rate:g}, decay {config.weight_decay:.2g}"
         share = "" if self.rule == DENSE else f" {self.density:.0%}"
-        seed = f", seed {self.training.seed}{rate}"
+        seed = f", seed {config.seed}{chosen}"
         return f"{self.dataset} {self.rule}{share} {self.optimizer}{seed}"
 
 
@@ -116,68 +139,81 @@ def make_training(
     rule: str,
     optimizer: str,
     density: float,
-    rate: float,
+    chosen: Decayed,
     seed: int = 0,
     *,
-    chooses_rate: bool = False,
+    chooses: bool = False,
 ) -> RuleTraining:
-    """Return a training of the table, or one that chooses its learning rate."""
-    task, epochs = paper.TASKS[dataset], protocol.epochs_of(dataset)
+    """Return a training of the table, or one that tries what could be chosen."""
+    task, share = paper.TASKS[dataset], 1.0 if rule == DENSE else density
+    rule = "static" if rule == STATIC_SET else rule
+    epochs, rows = protocol.epochs_of(dataset, share), protocol.rows_of(dataset)
     own: dict[str, Any] = {"zeta": 0.0} if rule == DENSE else dict(RULES[rule])
+    start_factor = own.pop("start_factor", 1.0)
     network = NetworkConfig(
         task.layer_sizes,
-        density=1.0 if rule == DENSE else density,
+        density=share,
         distribution="erdos_renyi",
-        start_factor=own.pop("start_factor", 1.0),
         activation="relu",
         recipe="width",
         output_minimum=1,
         seed=seed,
     )
+    decay = chosen.decay if optimizer == "adamw" else chosen.decay * chosen.rate * scale(network)
     training: dict[str, Any] = {
+        "optimizer": optimizer,
         "epochs": epochs,
         "batch_size": task.batch_size,
-        "learning_rate": rate,
+        "learning_rate": chosen.rate,
+        "weight_decay": decay,
         "schedule": "cosine",
         "warmup_epochs": WARMUP * epochs,
-        "dropout": 0.0,
+        "dropout": DROPOUT,
         "zeta": paper.ZETA,
         "zeta_decay": LAST_ZETA ** (1 / epochs),
-        "validation_fraction": VALIDATION if chooses_rate else 0.0,
+        "validation_fraction": VALIDATION if chooses else 0.0,
         "loss_rows": 0,
         "seed": seed,
         "backend": protocol.backend,
         "threads": 1,
     }
-    config = TrainingConfig(**training | OPTIMIZERS[optimizer] | own)
-    share = 1.0 if rule == DENSE else density
-    return RuleTraining(dataset, rule, optimizer, share, network, config, protocol.rows)
+    if chooses and rule == DENSE:
+        rows = min(rows or CHOOSING_ROWS, CHOOSING_ROWS)
+    config = TrainingConfig(**training | own)
+    network = replace(network, start_factor=start_factor)
+    return RuleTraining(dataset, rule, optimizer, share, network, config, rows)
+
+
+def scale(network: NetworkConfig) -> float:
+    """Return about the factor of the recipe "width" to the learning rate of the weights."""
+    return min(1.0, RATE_FAN_IN * sum(network.layer_sizes[1:]) / network.expected_connections())
 
 
 def groups(
     rules: Sequence[str], optimizers: Iterable[str], densities: Iterable[float]
-) -> list[tuple[str, float, list[str]]]:
-    """Return (optimizer, density, rules) of the trainings that share a learning rate."""
-    sparse = [rule for rule in rules if rule != DENSE]
+) -> list[tuple[str, float, str, list[str]]]:
+    """Return (optimizer, density, rule that chooses, rules) of what shares what is chosen."""
     found = []
     for optimizer in optimizers:
-        found += [(optimizer, density, sparse) for density in densities if sparse]
-        found += [(optimizer, 1.0, [DENSE])] if DENSE in rules else []
+        for density in densities:
+            for chooser in ("static", "set"):
+                some = [rule for rule in rules if CHOOSERS.get(rule, "set") == chooser]
+                found += [(optimizer, density, chooser, some)] if some else []
+        found += [(optimizer, 1.0, DENSE, [DENSE])] if DENSE in rules else []
     return found
 
 
 def choosing(
-    protocol: RuleProtocol, dataset: str, optimizer: str, density: float
+    protocol: RuleProtocol, dataset: str, optimizer: str, density: float, chooser: str
 ) -> list[RuleTraining]:
-    """Return the trainings that choose the learning rate of a group, one for each rate."""
-    rule = DENSE if density == 1 else "set"
+    """Return the trainings that choose for a group, one for each choice."""
     return [
-        make_training(protocol, dataset, rule, optimizer, density, rate, chooses_rate=True)
-        for rate in protocol.rates_of(optimizer)
+        make_training(protocol, dataset, chooser, optimizer, density, choice, chooses=True)
+        for choice in CHOICES[optimizer][: protocol.choices]
     ]
 
 
-def best_rate(trainings: Sequence[RuleTraining], scores: Sequence[float | None]) -> float:
-    """Return the learning rate with the best validation accuracy; of equal ones the lowest."""
+def best_choice(optimizer: str, scores: Sequence[float | None]) -> Decayed:
+    """Return the choice with the best validation accuracy; of equal ones the first."""
     known = [-math.inf if score is None else score for score in scores]
-    return trainings[known.index(max(known))].training.learning_rate
+    return CHOICES[optimizer][known.index(max(known))]

@@ -1,4 +1,4 @@
-"""Run the trainings that compare rules of evolution, and make their table.
+"""Run the trainings that compare rules of evolution.
 
 Trainings run in processes of one thread each, which are started once; every one that is complete is
 kept as a run record, and is not run again.
@@ -10,57 +10,46 @@ import argparse
 import dataclasses
 import os
 import signal
-import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..data.datasets import Dataset, load_dataset
 from ..errors import LargeSparseError, NumericalError
-from ..harness import pages
 from ..harness.records import RunRecord, append_record, check_output, new_record, record_rows
 from ..harness.scaling import records_of
 from ..machine.output import LogLines, is_terminal
 from ..machine.sizes import parse_size
 from ..machine.threads import available_threads
+from ..machine.usage import cpu_seconds
 from ..model.network import SparseMLP
 from ..training.trainer import Trainer
 from ..training.warming import warm_up
-from . import reported as paper
 from .jobs import ONE_THREAD
 from .recording import some_rows, training_seconds
 from .rules import (
-    DENSE,
     DENSITIES,
     EPOCHS,
-    MEANINGS,
+    NAMES,
     OPTIMIZERS,
-    RULES,
     SHORT,
     RuleProtocol,
     RuleTraining,
-    best_rate,
+    best_choice,
     choosing,
     groups,
     make_training,
 )
-from .tables import NOT_MEASURED, NOTHING, Run, markdown
+from .rules_table import show, table_of
+from .tables import Run
 from .trainings import key_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 KIND = "rules"
-COLUMNS: tuple[str, ...] = (
-    *("data set", "density", "optimizer", "rule", "seeds", "rate", "accuracy %", "seconds"),
-    *("connections", "explored %"),
-)
 
 
 @lru_cache(maxsize=1)
@@ -80,17 +69,20 @@ def run(one: RuleTraining) -> RunRecord:
     rows where it chooses a learning rate; None where it has diverged.
     """
     data = rows_of(one.dataset, one.rows)
-    warm_up(one.training.backend)
+    warm_up(one.training.backend, optimizer=one.training.optimizer)
     network = SparseMLP(one.network, progress=False)
     trainer = Trainer(network, one.training)
-    before, accuracy = network.connections, None
+    before, accuracy, started = network.connections, None, cpu_seconds()
+    diverged = False
     try:
-        history = trainer.fit(data.X_train, data.y_train, progress=False)
-        accuracy = history["validation_accuracy"][-1]
-        if not one.chooses_rate:
-            accuracy = trainer.evaluate(data.X_test, data.y_test)[1]
+        trainer.fit(data.X_train, data.y_train, progress=False)
     except NumericalError:
-        pass
+        diverged = True
+    cpu_s = cpu_seconds() - started
+    if one.chooses and not diverged:
+        accuracy = trainer.history["validation_accuracy"][-1]
+    elif not diverged:
+        accuracy = trainer.evaluate(data.X_test, data.y_test)[1]
     return new_record(
         KIND,
         dataset=one.dataset,
@@ -103,6 +95,7 @@ def run(one: RuleTraining) -> RunRecord:
         test_samples=len(data.y_test),
         accuracy=[accuracy],
         train_s=training_seconds(trainer.history),
+        cpu_s=[cpu_s],
         nnz=[before, network.connections],
         explored=trainer.history["explored"][-1],
     )
@@ -176,9 +169,9 @@ def add_flags(group: Any) -> None:
     add(
         "--rules",
         nargs="*",
-        choices=(*RULES, DENSE),
+        choices=NAMES,
         metavar="RULE",
-        help="compare rules of evolution, by default all: " + ", ".join((*RULES, DENSE)),
+        help="compare rules of evolution, by default all: " + ", ".join(NAMES),
     )
     add("--optimizers", nargs="+", choices=tuple(OPTIMIZERS), metavar="NAME",
         help=f"of --rules: {', '.join(OPTIMIZERS)} (default all)")  # fmt: skip
@@ -209,26 +202,24 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
     """Do what the command line asks for with --rules: run, print the table, and keep it."""
     protocol = protocol_of(options)
     datasets = options.dataset or list(EPOCHS)
-    some = groups(
-        options.rules or (*RULES, DENSE), options.optimizers or OPTIMIZERS, options.densities
-    )
+    some = groups(options.rules or NAMES, options.optimizers or OPTIMIZERS, options.densities)
     each = [(dataset, *group) for dataset in datasets for group in some]
     jobs = options.jobs or available_threads()
-    first = [one for group in each for one in choosing(protocol, *group[:3])]
+    first = list(dict.fromkeys(one for group in each for one in choosing(protocol, *group[:4])))
     runs = not (options.plan or options.no_run)
     if runs:
         run_missing(first, options.out, command, jobs)
     kept = Kept(options.out)
     rows = []
-    for dataset, optimizer, density, rules in each:
-        candidates = choosing(protocol, dataset, optimizer, density)
+    for dataset, optimizer, density, chooser, rules in each:
+        candidates = choosing(protocol, dataset, optimizer, density, chooser)
         found = [kept.get(one) for one in candidates]
         scores = [None if run is None else run["accuracy"][0] for run in found]
-        rate = best_rate(candidates, scores)
+        chosen = best_choice(optimizer, scores)
         for rule in rules:
-            given = protocol, dataset, rule, optimizer, density, rate
-            rows.append([make_training(*given, seed) for seed in protocol.seeds])
-    wanted = [one for row in rows for one in row]
+            given = protocol, dataset, rule, optimizer, density, chosen
+            rows.append((rule, [make_training(*given, seed) for seed in protocol.seeds]))
+    wanted = list(dict.fromkeys(one for _, row in rows for one in row))
     if options.plan:
         for one in [one for one in (*first, *wanted) if kept.get(one) is None]:
             connections = one.network.expected_connections()
@@ -240,50 +231,6 @@ def compare_rules(options: argparse.Namespace, command: str) -> None:
             run_missing(wanted, options.out, command, jobs)
         except LargeSparseError as error:
             failure = error
-    show(table_of(rows, Kept(options.out)), options.plots, protocol)
+    show(table_of(rows, Kept(options.out).get), options.plots, protocol)
     if failure is not None:
         raise failure
-
-
-def table_of(rows: Sequence[Sequence[RuleTraining]], kept: Kept) -> pd.DataFrame:
-    """Return the table, of texts, with a row for every list of trainings of several seeds."""
-    import pandas as pd
-
-    return pd.DataFrame([_line(row, kept) for row in rows], columns=list(COLUMNS))
-
-
-def _line(row: Sequence[RuleTraining], kept: Kept) -> list[str]:
-    one = row[0]
-    found = [run for training in row if (run := kept.get(training)) is not None]
-    scores = [100 * run["accuracy"][0] for run in found if run["accuracy"][0] is not None]
-    line = [one.dataset, f"{one.density:.3g}", one.optimizer, one.rule, str(len(found))]
-    line.append(f"{one.training.learning_rate:g}")
-    if not found:
-        return [*line, NOT_MEASURED, NOTHING, NOTHING, NOTHING]
-    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    accuracy = f"{statistics.mean(scores):.2f}{spread}" if scores else NOTHING
-    if count := len(found) - len(scores):
-        accuracy += f" ({count} diverged)"
-    line += [accuracy, f"{statistics.mean(run['train_s'] for run in found):.3g}"]
-    line.append(f"{statistics.mean(run['nnz'][-1] for run in found):,.0f}")
-    explored = [100 * run["explored"] for run in found if run["explored"] is not None]
-    return [*line, f"{np.mean(explored):.1f}" if explored else NOTHING]
-
-
-def show(table: pd.DataFrame, folder: str, protocol: RuleProtocol) -> None:
-    """Print the table, a part for every data set, and keep it as CSV and HTML."""
-    sections = []
-    for dataset, part in table.groupby("data set", sort=False):
-        rows = "all" if protocol.rows is None else f"{protocol.rows:,}"
-        sizes = "-".join(map(str, paper.TASKS[str(dataset)].layer_sizes))
-        told = f"{dataset}, {sizes}: {protocol.epochs_of(str(dataset))} epochs, {rows} rows"
-        shown = part.drop(columns="data set")
-        print(f"\n{told}\n{markdown(list(shown.columns), shown.to_numpy().tolist())}")
-        sections += [pages.paragraph("", heading=told), pages.table(shown)]
-    for name, meaning in MEANINGS.items():
-        sections.append(pages.paragraph(f"{name}: {meaning}"))
-    place = pages.make_folder(folder)
-    table.to_csv(place / "rules.csv", index=False)
-    text = pages.page("Rules of evolution", sections)
-    (place / "rules.html").write_text(text, encoding="utf-8")
-    print(f"\n{place / 'rules.csv'}\n{place / 'rules.html'}")

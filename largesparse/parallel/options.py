@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from ..errors import ParameterError, check_range
+from ..model.config import TrainingConfig
 from .comm.transfer import CHUNK_BYTES, check_chunk_bytes
 
 PHASE_ONE_SHARE = 0.7  # of the epochs
@@ -72,3 +73,26 @@ def phase_one_length(epochs: int, given: int | None = None) -> int:
             f"epochs, {epochs}. Got {given} instead."
         )
     return given
+
+
+def check_config(config: TrainingConfig) -> None:
+    """Refuse what a training by one process can have, and one by several ranks cannot.
+
+    Raises
+    ------
+    ParameterError
+    """
+    refused = {
+        "validation_fraction": (0, "Pass the rows to watch as 'test'."),
+        "evolve_output": (False, "The average of replicas would not keep every output's "
+            "connections."),
+        "redistribute": (False, "The memory that ranks share has no room for layers that become "
+            "larger."),
+        "average_decay": (0, "The result is an average of replicas."),
+    }  # fmt: skip
+    for name, (wanted, why) in refused.items():
+        if (found := getattr(config, name)) != wanted:
+            raise ParameterError(
+                f"The {name!r} parameter must be {wanted} in parallel training. Got {found} "
+                f"instead. {why}"
+            )

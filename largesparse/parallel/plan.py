@@ -22,7 +22,6 @@ from ..machine.usage import pss_bytes
 from ..model.config import NetworkConfig
 from ..model.layer import moment_bytes
 from ..training.memory import (
-    CANDIDATE,
     FOLDED,
     GIB,
     USEFUL_SLOT,
@@ -133,7 +132,7 @@ def plan_parallel(
 
 def _evolution_bytes(shape: Shape, work: Workload) -> int:
     """Return what evolving a layer takes besides the layer."""
-    each = max(evolution_bytes(shape.moments), CANDIDATE * work.candidates)
+    each = evolution_bytes(shape.moments, work.candidates)
     within = WITHIN * max((given.candidates for given in shape.config.given if given), default=0)
     return within + int(each * max(shape.room)) + 8 * 2 * max(shape.config.layer_sizes)
 

@@ -82,6 +82,7 @@ def plan_training(
     backend: str | None = None,
     once: int = 0,
     moments: Sequence[str] = ("velocity",),
+    candidates: float = 0.0,
 ) -> MemoryPlan:
     """Return the bytes of a training: for the parameters see `choose_plan`.
 
@@ -98,7 +99,7 @@ def plan_training(
         models.append((20 + kept) * nnz + 4 * (n_in + n_out + 2) + (4 + kept) * n_out)
         models[-1] += 4 * (n_in + 1 + within) if within else 0
         gradients.append(4 * nnz + 4 * n_out)
-        evolving = evolution_bytes(moments) * nnz + WITHIN * within
+        evolving = int(evolution_bytes(moments, candidates) * nnz) + WITHIN * within
         passing = max(passing, evolving + 8 * (n_in + n_out))
     model, gradient = sum(models), sum(gradients)
     if config.batch_norm:
@@ -122,9 +123,13 @@ def plan_training(
     return MemoryPlan(setting, *used, base=base, **told)
 
 
-def evolution_bytes(moments: Sequence[str]) -> int:
-    """Return the bytes a connection that evolving a layer with these moments takes beside it."""
-    return EVOLUTION + moment_bytes(moments) - moment_bytes(["velocity"])
+def evolution_bytes(moments: Sequence[str], candidates: float = 0.0) -> float:
+    """Return the bytes a connection that evolving a layer with these moments takes beside it.
+
+    Growth by a score looks at so many `candidates` a connection: see `TrainingConfig`.
+    """
+    moving = EVOLUTION + moment_bytes(moments) - moment_bytes(["velocity"])
+    return max(moving, CANDIDATE * candidates)
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
@@ -235,6 +240,7 @@ def choose_plan(
     backend: str | None = None,
     once: int = 0,
     moments: Sequence[str] = ("velocity",),
+    candidates: float = 0.0,
 ) -> MemoryPlan:
     """Return the fastest plan that fits.
 
@@ -243,7 +249,8 @@ def choose_plan(
     of memory-mapped data, `available` those that may be used, by default what the machine has free.
     `storage` is the folder of the files that the arrays lie in, if any. `backend` is the one that
     will be used, if that is known, and `once` the bytes of `bytes_once`. `moments` are the kinds
-    that the training keeps (`TrainingConfig.moments`).
+    that the training keeps (`TrainingConfig.moments`), `candidates` the cells that growth looks at
+    for a connection (`candidates_per_connection`).
 
     Raises
     ------
@@ -256,7 +263,7 @@ def choose_plan(
 
     def plan(config: NetworkConfig, choice: MicroBatching) -> MemoryPlan:
         known: dict[str, Any] = {"stored": stored, "backend": backend, "once": once}
-        known["moments"] = moments
+        known |= {"moments": moments, "candidates": candidates}
         return plan_training(config, *choice, mapped=mapped, **known)
 
     found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)

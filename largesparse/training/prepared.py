@@ -46,6 +46,15 @@ class TrainingData(NamedTuple):
     test: tuple[Any, NDArray[Any]] | None
 
 
+def check_room(config: TrainingConfig, storage: Any) -> None:
+    """Refuse that connections move between layers whose arrays lie in files."""
+    if config.redistribute and storage is not None:
+        raise ParameterError(
+            "The 'redistribute' parameter of a training must be False where arrays lie in files "
+            "('storage'), which have no room for layers that become larger. Got True instead."
+        )
+
+
 def prepare_(
     network: SparseMLP,
     config: TrainingConfig,
@@ -64,11 +73,7 @@ def prepare_(
     they were not there.
     """
     Shrinking.of(network, config)  # refuse what cannot be
-    if config.redistribute and network.storage is not None:
-        raise ParameterError(
-            "The 'redistribute' parameter of a training must be False where arrays lie in files "
-            "('storage'), which have no room for layers that become larger. Got True instead."
-        )
+    check_room(config, network.storage)
     n_features, n_outputs = network.config.layer_sizes[0], network.config.layer_sizes[-1]
     names = network.feature_names or column_names(X)
     if not is_checked:

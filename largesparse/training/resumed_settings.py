@@ -49,6 +49,9 @@ def load_checkpoint(
     ------
     CheckpointError
         Where the folder is missing, damaged, of another version, or a model without a training.
+    ParameterError
+        Where the changes cannot be, for instance too few `epochs` for a network with a
+        `start_factor` to become as small as it is to be.
     """
     rules = {kind: changes[kind] for kind in KINDS if kind in changes}
     network, before, state = read_checkpoint(folder, storage, **rules)
@@ -57,6 +60,7 @@ def load_checkpoint(
     with nullcontext() if changes else reading(state.folder):
         config = resumed_config(before, changes, state.folder, network.config.layer_sizes)
         trainer = Trainer(network, config, state=state)
+        trainer.check_surplus()
     state.watch_anew_(before, config)
     if trainer.is_over:
         trainer.settle()

@@ -22,7 +22,7 @@ from ..machine.environment import expand_user
 from ..machine.output import LogLines, is_terminal
 from ..machine.signals import Stop, StopRequest, saved_in, stop_request, stopped
 from ..model.averages import settle_
-from ..model.density import Shrinking, plan_changes
+from ..model.density import Shrinking, last_evolution, plan_changes
 from ..model.evolution import evolve_layers
 from ..model.exploration import begin_exploring_, explored_share
 from ..model.importance import active_neurons, prune_neurons
@@ -110,6 +110,26 @@ class Trainer(Stepper):
     def shrinking(self) -> Shrinking | None:
         """When the network becomes smaller; None where it does not, or is small enough."""
         return Shrinking.of(self.network, self.config)
+
+    def check_surplus(self) -> None:
+        """Refuse to go on with more connections than in the end where no evolution takes them away.
+
+        Raises
+        ------
+        ParameterError
+            Of a training that is resumed for fewer epochs, or with other intervals, than before.
+        """
+        state, last = self.state, last_evolution(self.config)
+        done = state.epoch
+        if state.epoch and state.part is None and state.history.epochs[-1].evolution_s is None:
+            done -= 1  # the evolution after it is still to come
+        if self.shrinking is not None and last <= done:
+            raise ParameterError(
+                f"After {state.epoch} epochs the network has more connections than in the end (a "
+                f"'start_factor' of {self.network.config.start_factor:g}), and of "
+                f"{self.config.epochs} epochs with an evolution every "
+                f"{self.config.evolution_interval} none takes them away any more. Give more epochs."
+            )
 
     @one_thread_at_a_time
     def evolve(
@@ -244,6 +264,7 @@ class Trainer(Stepper):
     ) -> History:
         """Do what `fit` does, with data from `prepare`."""
         self.check_rows(data)
+        self.check_surplus()
         self.state.parallel = None
         rows = len(data.train_rows)
         bar = sample_bar(self, rows, progress, "training")

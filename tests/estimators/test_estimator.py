@@ -379,9 +379,11 @@ def test_early_stopping_restores_the_best_weights(two_classes, kind):
 @pytest.mark.parametrize("kind", [classifier, regressor])
 def test_other_optimizers_learn_with_what_is_chosen(two_classes, kind, name):
     X, y = two_classes
-    model = kind(optimizer=name, clip_norm=5.0, beta2=0.99).fit(X, y)
+    adam = {"beta2": 0.99, "adam_epsilon": 1e-6, "step_counts": "global"}
+    model = kind(optimizer=name, clip_norm=5.0, **adam).fit(X, y)
     config = model._training_config(300)
-    assert (config.optimizer, config.clip_norm, config.beta2) == (name, 5.0, 0.99)
+    assert (config.optimizer, config.clip_norm) == (name, 5.0)
+    assert {field: getattr(config, field) for field in adam} == adam
     share = 1 / (10 * -(-300 // auto_batch_size(300)))
     decay = {"nesterov": share, "adam": 0, "adamw": share / model.learning_rate_}[name]
     assert config.weight_decay == pytest.approx(decay)

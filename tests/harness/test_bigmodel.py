@@ -16,11 +16,14 @@ from helpers import TOOLS
 
 from largesparse import NetworkConfig, load_checkpoint, read_records
 from largesparse.backends import get_backend
-from largesparse.harness import bigmodel, records
+from largesparse.harness import bigmodel, records, resuming
+from largesparse.harness.bigmodel import NOTES
 from largesparse.harness.comparison import compare_with_table_4
 from largesparse.machine import environment
 from largesparse.machine.exit_codes import run_command
+from largesparse.model.density import hidden_connections
 from largesparse.training import trainer as training_module
+from largesparse.training.checkpoint import read_notes
 from largesparse.training.memory import available_memory
 
 TOOL = TOOLS / "bigmodel.py"
@@ -261,6 +264,27 @@ def test_the_optimizer_is_in_the_plan_and_in_the_training(run):
     found = (training[name] for name in ("optimizer", "learning_rate", "weight_decay", "clip_norm"))
     assert [*found] == ["adamw", 0.001, 0.01, 2]
     assert load_checkpoint("run").network.layers[0].updates.any()
+
+
+def test_density_and_rules_are_flags_too(run, monkeypatch):
+    flags = "--density 0.05 --distribution erdos_renyi --start-factor 2 --drop-rule magnitude "
+    flags += "--growth gradient --label-smoothing 0.1 --average-decay 0.9 --epochs 3"
+    network, training = config_of(run, *flags.split())
+    assert (network["epsilon"], network["density"]) == (None, 0.05)
+    assert (training["drop"], training["growth"]) == ("magnitude", "gradient")
+    trained = load_checkpoint("run").network
+    assert trained.layer_connections[:-1] == hidden_connections(trained.config)
+    both = run("--density", 0.1, "--epsilon", 2, "--epochs", 1)
+    assert_refused(both, "--epsilon", "not allowed with", usage=True)
+    assert_refused(run("--resume", "run", "--growth", "random"), "--growth random", "was gradient")
+    notes = read_notes("run")
+    del notes[NOTES]["growth"]  # of a version without the flag
+    monkeypatch.setattr(resuming, "read_notes", lambda folder: notes)
+    assert_refused(run("--resume", "run", "--growth", "topology"), "was not given")
+    flags = ("--plan", "--neurons", "20M", "--growth", "gradient", "--growth-candidates")
+    few, many = (run(*flags, candidates)[1] for candidates in (1, 40))
+    few, many = (float(re.search(r"or evolution.* (\S+) GiB", text)[1]) for text in (few, many))
+    assert many > 5 * few
 
 
 def test_coverage_leaves_no_neuron_idle_at_first(run):

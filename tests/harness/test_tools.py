@@ -76,7 +76,9 @@ def test_rules_are_timed_next_to_sets(measure, capsys):
     assert {row[0] for row in rows[4:]} == {"magnitude", "mest", "soft"}
 
 
-def test_optimizers_are_timed_and_followed_after_an_evolution(measure, monkeypatch, capsys):
+def test_optimizers_are_timed_and_followed_after_an_evolution(
+    measure, monkeypatch, capsys, tmp_path
+):
     tool = importlib.import_module("measuring.optimizers")
     monkeypatch.setitem(tool.NETS, "fashion", ((20, 30, 3), {"epsilon": 4}, 16))
     flags = ["optimizers", "--backend", "scipy"]
@@ -89,7 +91,9 @@ def test_optimizers_are_timed_and_followed_after_an_evolution(measure, monkeypat
     data.y_train = (data.X_train[:, :3]).argmax(1)
     monkeypatch.setattr(tool, "load_dataset", lambda name: data)
     monkeypatch.setattr(tool, "FASHION", (20, 30, 3))
-    measure.main([*flags, "--evolution", "--seeds", "2", "--epochs", "2"])
+    more = ["--evolution", "--seeds", "2", "--epochs", "2", "--plot", str(tmp_path / "loss.png")]
+    measure.main([*flags, *more])
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1][:4] == ["counts", "connection", "global", "no"]
     losses = np.array([line[1:4] for line in lines[2:]], float)

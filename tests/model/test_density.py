@@ -289,6 +289,19 @@ def test_the_patience_goes_on_where_it_stopped(tmp_path, stop):
     assert same(resumed.network, whole.network)
 
 
+@pytest.mark.parametrize(("epochs", "enough", "interval"), [(3, 5, 1), (4, 5, 1), (6, 7, 3)])
+def test_a_surplus_that_nothing_would_take_away_is_refused(tmp_path, epochs, enough, interval):
+    options = {"density": 0.1, "start_factor": 4, "batch_size": 32, "epochs": 9, "shrink_end": 6}
+    stop = [lambda trainer, record: record.epoch == 3]
+    trainer = make_trainer(SIZES, evolution_interval=interval, **options)
+    trainer.fit(*rows(), callbacks=stop, checkpoint=tmp_path, progress=False)
+    with pytest.raises(ParameterError, match=rf"After 3 epochs .* of {epochs} epochs .* none"):
+        load_checkpoint(tmp_path, epochs=epochs, shrink_end=None)
+    resumed = load_checkpoint(tmp_path, epochs=enough, shrink_end=None)
+    resumed.fit(*rows(), progress=False)
+    assert resumed.network.layer_connections[:2] == [48, 120]
+
+
 def test_a_resumed_training_may_shrink_sooner(tmp_path):
     options = {"density": 0.1, "start_factor": 4, "batch_size": 32, "epochs": 9, "shrink_end": 7}
     options |= {"validation_fraction": 0.3}

@@ -12,7 +12,15 @@ from largesparse import Dataset, read_records
 from largesparse.errors import LargeSparseError, NumericalError
 from largesparse.paper import command, rules, rules_run
 from largesparse.paper import reported as paper
-from largesparse.paper.rules import DENSE, OPTIMIZERS, RULES, RuleProtocol, make_training
+from largesparse.paper.rules import (
+    CHOICES,
+    DENSE,
+    OPTIMIZERS,
+    RULES,
+    Decayed,
+    RuleProtocol,
+    make_training,
+)
 
 SMALL = paper.Task((12, 20, 15, 20, 3), 5, 0.05, 16, "he_uniform", 0.5, 96, 40, 0.5)
 QUICK = ("--dataset", "madelon", "--epochs", "2", "--seeds", "2", "--backend", "scipy")
@@ -51,7 +59,7 @@ def small(monkeypatch, tmp_path):
     data = Dataset(X[:96], y[:96], X[96:], y[96:], "small")
     monkeypatch.setattr(rules_run, "load_dataset", lambda name: data)
     monkeypatch.setattr(rules_run, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(rules_run, "warm_up", lambda backend: None)
+    monkeypatch.setattr(rules_run, "warm_up", lambda backend, optimizer: None)
     monkeypatch.setattr(rules_run, "ONE_THREAD", {})
     monkeypatch.setitem(paper.TASKS, "madelon", SMALL)
     rules_run.rows_of.cache_clear()
@@ -61,13 +69,12 @@ def small(monkeypatch, tmp_path):
 
 
 def run(*words):
-    return command.main([*QUICK, *words])
+    return command.main([*QUICK, *words])  # of a flag that is given twice the last counts
 
 
 def test_every_rule_differs_only_in_its_evolution():
-    made = [
-        make_training(RuleProtocol(), "madelon", rule, "sgd", 0.05, 0.1) for rule in (*RULES, DENSE)
-    ]
+    given = "sgd", 0.05, Decayed(0.1, 1e-3)
+    made = [make_training(RuleProtocol(), "madelon", rule, *given) for rule in (*RULES, DENSE)]
     assert len({one.key for one in made}) == len(made)
     own = {"zeta", "drop", "growth", "redistribute"}
     for one in made:
@@ -76,7 +83,7 @@ def test_every_rule_differs_only_in_its_evolution():
             for name, value in dataclasses.asdict(one.training).items()
             if value != getattr(made[1].training, name)
         }
-        assert changed <= own
+        assert changed <= own | ({"weight_decay"} if one.rule == DENSE else set())
     cells = 500 * 400 + 400 * 100 * 2 + 800
     by_name = {one.rule: one.network for one in made}
     assert by_name["set"].expected_connections() == pytest.approx(0.05 * cells)
@@ -86,13 +93,35 @@ def test_every_rule_differs_only_in_its_evolution():
     assert granet.final_probabilities() == by_name["set"].probabilities()
 
 
-def test_rates_are_the_middle_ones():
-    assert RuleProtocol().rates_of("sgd") == (0.1, 0.3, 1.0, 3.0)
-    assert RuleProtocol(rates=6).rates_of("sgd") == rules.RATES["sgd"]
-    assert RuleProtocol(rates=2).rates_of("sgd") == (0.3, 1.0)
-    found = rules.choosing(RuleProtocol(rates=2), "madelon", "sgd", 0.05)
-    assert rules.best_rate(found, [0.5, 0.7]) == 1.0
-    assert rules.best_rate(found, [0.5, 0.5]) == rules.best_rate(found, [0.5, None]) == 0.3
+def test_the_decay_of_sgd_is_that_of_the_loss():
+    """λ·η times the recipe's factor, which a dense network has a smaller one of."""
+    cells, neurons = 500 * 400 + 400 * 100 * 2 + 800, 400 + 100 + 400 + 2
+    for rule, density in (("granet", 0.05), ("static", 0.05), (DENSE, 1.0)):
+        for optimizer in OPTIMIZERS:
+            one = make_training(
+                RuleProtocol(), "madelon", rule, optimizer, density, Decayed(0.5, 0.01)
+            )
+            factor = 0.5 * min(1, 8 * neurons / (density * cells)) if optimizer == "sgd" else 1
+            assert one.training.weight_decay == pytest.approx(0.01 * factor)
+
+
+def test_what_is_chosen_and_how_long_it_is_trained():
+    protocol = RuleProtocol()
+    assert protocol.epochs_of("fashion_mnist", 0.01) == 30
+    assert protocol.epochs_of("fashion_mnist", 0.05) == 10
+    assert protocol.epochs_of("fashion_mnist", 1.0) == 8
+    assert (protocol.rows_of("higgs"), protocol.rows_of("madelon")) == (10_000, None)
+    found = rules.choosing(RuleProtocol(choices=2), "fashion_mnist", "sgd", 1.0, DENSE)
+    assert [one.rows for one in found] == [20_000] * 2 and all(one.chooses for one in found)
+    first, second = CHOICES["sgd"][:2]
+    assert rules.best_choice("sgd", [0.5, 0.7]) == second
+    assert rules.best_choice("sgd", [0.5, 0.5]) == rules.best_choice("sgd", [0.5, None]) == first
+    groups = rules.groups(["static", "static_set", "rigl", DENSE], ["sgd"], [0.1])
+    assert groups == [
+        ("sgd", 0.1, "static", ["static"]),
+        ("sgd", 0.1, "set", ["static_set", "rigl"]),
+        ("sgd", 1.0, DENSE, [DENSE]),
+    ]
 
 
 def test_the_table_is_run_kept_and_shown(small, capsys, tmp_path):
@@ -104,12 +133,15 @@ def test_the_table_is_run_kept_and_shown(small, capsys, tmp_path):
     assert table["density"].tolist() == [0.2] * 3 + [1.0]
     assert all("±" in cell for cell in table["accuracy %"])
     records = read_records(tmp_path / "paper.jsonl")
-    assert len(records) == 2 * 4 + 4 * 2  # rates of sparse and dense networks, rules
+    assert len(records) == 3 * 4 + 4 * 2  # choices of static, set and dense; rules
+    assert sum(seconds[0] for seconds in records["cpu_s"]) > 0
     granet = records.iloc[[row["rule"] == "granet" for row in records["settings"]]].iloc[0]
     assert granet["nnz"][0] > 1.5 * granet["nnz"][1]
     assert "granet: GraNet" in (tmp_path / "paper" / "rules.html").read_text()
     shown = capsys.readouterr().out
-    assert "madelon, 12-20-15-20-3: 2 epochs, all rows" in shown and "| dense" in shown
+    heading = "### madelon, 12-20-15-20-3, 20% of the connections: 2 epochs of all training rows"
+    assert f"{heading}\n\nSGD η " in shown and "| dense" in shown
+    assert "rule   | SGD: accuracy % | CPU s | connections | explored % |" in shown
     # Nothing is run again; a further rule is
     InThisProcess.trainings = []
     assert run(*chosen, "--densities", "0.2") == 0
@@ -118,18 +150,33 @@ def test_the_table_is_run_kept_and_shown(small, capsys, tmp_path):
     assert [one.rule for one in InThisProcess.trainings] == ["rigl"] * 2
 
 
-def test_the_rate_is_that_of_the_best_validation_rows(small, monkeypatch, tmp_path):
+def test_what_is_chosen_is_that_of_the_best_validation_rows(small, monkeypatch, tmp_path):
     trained = rules_run.Trainer.fit
 
     def fit(self, *arguments, **options):
         history = trained(self, *arguments, **options)
         if self.config.validation_fraction:
-            history.epochs[-1].validation_accuracy = float(self.config.learning_rate == 0.3)
+            static, best = self.config.zeta == 0, self.config.learning_rate == 0.3
+            history.epochs[-1].validation_accuracy = float(static != best)
         return history
 
     monkeypatch.setattr(rules_run.Trainer, "fit", fit)
-    run("--rules", "set", "--optimizers", "sgd", "--densities", "0.2")
-    assert pd.read_csv(tmp_path / "paper" / "rules.csv")["rate"].tolist() == [0.3]
+    run("--rules", "static", "static_set", "set", "--optimizers", "sgd", "--densities", "0.2")
+    assert pd.read_csv(tmp_path / "paper" / "rules.csv")["rate"].tolist() == [1, 0.3, 0.3]
+
+
+def test_optimizers_stand_next_to_each_other(small, capsys, tmp_path):
+    run("--rules", "static", "set", "--densities", "0.2", "--seeds", "1")
+    capsys.readouterr()
+    run("--rules", "static", "set", "--densities", "0.2", "--no-run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0][:2] == ["rule", "SGD: accuracy %"] and cells[0][5] == "AdamW: accuracy %"
+    assert [row[0] for row in cells[2:]] == ["static", "set"]
+    table = pd.read_csv(tmp_path / "paper" / "rules.csv")
+    assert cells[2][1::4] + cells[3][1::4] == table["accuracy %"].iloc[[0, 2, 1, 3]].tolist()
+    assert all("(1 of 2 seeds)" in cell for cell in table["accuracy %"])
+    assert (tmp_path / "paper" / "rules.html").read_text().count("explored %") == 2
 
 
 def test_trainings_that_fail_or_diverge_are_told(small, monkeypatch, tmp_path, capsys):
@@ -154,11 +201,11 @@ def test_it_can_be_planned_and_made_short(small, capsys):
     assert run("--rules", "--plan") == 0
     lines = capsys.readouterr().out.splitlines()
     optimizers = len(OPTIMIZERS)
-    assert len(lines) == optimizers * (3 * 4 + 2 * (2 * len(RULES) + 1))
+    assert len(lines) == optimizers * (5 * 4 + 2 * (2 * len(RULES) + 1))
     assert "madelon granet 5% sgd, seed 1: 2 epochs" in "\n".join(lines)
     command.main(["--rules", "--short", "--plan", "--dataset", "madelon"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == optimizers * (3 * 2 + 2 * (2 * len(RULES) + 1))
+    assert len(lines) == optimizers * (5 * 2 + 2 * (2 * len(RULES) + 1))
     assert all(": 8 epochs" in line for line in lines)
     with pytest.raises(SystemExit):
         command.main(["--rules", "--table", "2", "--dataset", "madelon"])

@@ -7,17 +7,22 @@ import copy
 import dataclasses
 import statistics
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_dataset
+from largesparse.commands.learning_curve import check_plot
+from largesparse.machine.environment import expand_user
 from largesparse.machine.sizes import parse_size
 from largesparse.model.optimizer import OPTIMIZERS
 from largesparse.training.warming import warm_up
 
 from . import add_common, add_figure, median_ratio, seconds_in_turns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FASHION = (784, 1000, 1000, 1000, 10)
 # name -> sizes, network, samples of a mini-batch
@@ -27,6 +32,11 @@ NETS: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
 }
 AFTER = 20  # updates after an evolution
 SHOWN_ROWS = 10_000  # whose loss is shown after each
+LABELS = {
+    "connection": "count of each connection",
+    "global": "count of the training",
+    "no evolution": "no evolution",
+}
 
 
 def optimizers(options: argparse.Namespace) -> None:
@@ -73,12 +83,35 @@ def optimizers(options: argparse.Namespace) -> None:
 
 def after_evolution(options: argparse.Namespace) -> None:
     """Print the loss over the updates after an evolution, by how Adam's are counted."""
+    if options.plot:
+        check_plot(options.plot)
     data = load_dataset("fashion_mnist")
     rows = [row for seed in range(options.seeds) for row in losses(data, seed, options)]
     table = pd.DataFrame(rows).groupby(["update", "counts"], sort=False)["loss"]
     shown = table.agg(["mean", "std"]).unstack()
+    if options.plot:
+        plot_losses(shown).savefig(expand_user(options.plot), dpi=150)
     shown.index = [f"{update}" for update in shown.index]
     print(shown.round(4).to_string())
+
+
+def plot_losses(table: pd.DataFrame) -> Figure:
+    """Draw the means by the updates, with a standard deviation to either side.
+
+    The table has a row for every number of updates, and columns (mean or std, counts).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for counts, label in LABELS.items():
+        mean, std = table["mean", counts], table["std", counts].fillna(0)
+        (line,) = axes.plot(table.index, mean, marker=".", label=label)
+        axes.fill_between(table.index, mean - std, mean + std, color=line.get_color(), alpha=0.2)
+    axes.set(xlabel="updates after an evolution", ylabel=f"loss of {SHOWN_ROWS:,} training rows")
+    axes.set(xticks=range(0, AFTER + 1, 2), title="AdamW on FashionMNIST")
+    axes.legend()
+    return figure
 
 
 def losses(data: Any, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -101,7 +134,7 @@ def losses(data: Any, seed: int, options: argparse.Namespace) -> list[dict[str, 
     order = np.random.default_rng(seed).permutation(len(y))
     shown, parts = np.sort(order[:SHOWN_ROWS]), np.split(order[-128 * AFTER :], AFTER)
     found = []
-    for counts in ("connection", "global", "no evolution"):
+    for counts in LABELS:
         network = copy.copy(trained.network)
         network.layers = [layer.copy() for layer in network.layers]
         changed = {"step_counts": counts} if counts == "global" else {}
@@ -127,6 +160,7 @@ def add_figures(figures: Any) -> None:
     add("--clip-norm", type=float, metavar="NORM", help="clip the gradients of all")
     add("--repeats", type=parse_size, default=51, metavar="N", help="default %(default)s")
     add("--evolution", action="store_true", help="the loss after an evolution")
+    add("--plot", metavar="FILE", help="of --evolution: also as a picture (needs matplotlib)")
     add("--epochs", type=parse_size, default=3, metavar="N", help="before it; default %(default)s")
     add("--learning-rate", type=float, default=1e-3, help="default %(default)s")
     add("--zeta", type=float, default=0.3, help="default %(default)s")

@@ -26,7 +26,7 @@ from ..comm.control import RootChannel, connect
 from ..comm.guard import guard
 from ..comm.nodes import Nodes
 from ..comm.ranks import agree, get_communicator, together
-from ..options import ParallelOptions, phase_one_length
+from ..options import ParallelOptions, check_config, phase_one_length
 from ..plan import check_memory, micro_batching_of, slots_of_nodes
 from ..shared.weights import Shape, check_locks, in_both_orders
 from . import messages
@@ -60,27 +60,7 @@ class RootArguments:
         trainer = self.trainer()
         if self.checkpoint is not None:
             trainer.check_saving(self.checkpoint)
-        fraction = trainer.config.validation_fraction
-        if fraction > 0:
-            raise ParameterError(
-                "The 'validation_fraction' parameter must be 0 in parallel training. Got "
-                f"{fraction} instead. Pass the rows to watch as 'test'."
-            )
-        if trainer.config.evolve_output:
-            raise ParameterError(
-                "The 'evolve_output' parameter must be False in parallel training: the average of "
-                "replicas would not keep the connections of every output. Got True instead."
-            )
-        if trainer.config.redistribute:
-            raise ParameterError(
-                "The 'redistribute' parameter must be False in parallel training: the memory that "
-                "ranks share has no room for layers that become larger. Got True instead."
-            )
-        if trainer.config.average_decay:
-            raise ParameterError(
-                "The 'average_decay' parameter must be 0 in parallel training, whose result is an "
-                f"average of replicas. Got {trainer.config.average_decay} instead."
-            )
+        check_config(trainer.config)
         given = {"sample_weight": self.sample_weight, "test": self.test}
         data = prepare_(trainer.network, trainer.config, self.X, self.y, **given)
         trainer.check_rows(data)

@@ -1,0 +1,88 @@
+"""The flags that `train` and `bigmodel` share: each reaches the field of its name."""
+
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from largesparse import NetworkConfig, TrainingConfig
+from largesparse.commands import train
+from largesparse.harness import bigmodel
+from largesparse.harness.setting_flags import NETWORK, SETTINGS, TRAINING, flag_of
+
+VALUES = {  # none is a default
+    "density": 0.25,
+    "distribution": "erdos_renyi",
+    "start_factor": 2.0,
+    "batch_norm": True,
+    "rate_fan_in": 5.0,
+    "optimizer": "adamw",
+    "learning_rate": 0.125,
+    "schedule": "step",
+    "momentum": 0.5,
+    "weight_decay": 0.25,
+    "beta2": 0.75,
+    "adam_epsilon": 1e-3,
+    "step_counts": "connection",
+    "connection_warmup": 3,
+    "clip_norm": 4.0,
+    "dropout": 0.0625,
+    "label_smoothing": 0.1,
+    "average_decay": 0.9,
+    "zeta": 0.2,
+    "drop": "mest",
+    "drop_factor": 2.0,
+    "growth": "gradient",
+    "growth_candidates": 7.0,
+    "redistribute": True,
+    "shrink_start": 2,
+    "shrink_end": 4,
+}
+GLOBAL = {"optimizer": "adam", "step_counts": "global"}  # which excludes a warm-up
+
+
+def words(values):
+    found = []
+    for name, value in values.items():
+        found += [flag_of(name)] if value is True else [flag_of(name), str(value)]
+    return found
+
+
+def of_train(values):
+    parser = argparse.ArgumentParser()
+    train.add_train(parser.add_subparsers())
+    asked = ["train", "--data", "x", "--out", "y", "--activation", "relu", *words(values)]
+    options = parser.parse_args(asked)
+    train._check_hyperparameters(options)
+    return train._make_estimator(options, SimpleNamespace(task="classification", feature_names=[]))
+
+
+def of_bigmodel(values):
+    asked = ["--neurons", "400", "--epochs", "9", *words(values)]
+    options = bigmodel.parse(bigmodel.make_parser(), asked, 1)
+    return bigmodel.network_config(options), bigmodel.training_config(options)
+
+
+@pytest.mark.parametrize("values", [VALUES, GLOBAL])
+def test_every_flag_reaches_its_field(values):
+    assert set(VALUES) == set(SETTINGS)
+    model, (network, training) = of_train(values), of_bigmodel(values)
+    for name, value in values.items():
+        assert getattr(model, name) == value
+        assert getattr(network if name in NETWORK else training, name) == value
+    assert (model.epsilon is None) == (network.epsilon is None) == ("density" in values)
+
+
+def test_what_is_not_given_is_the_command_s():
+    model, (network, training) = of_train({}), of_bigmodel({})
+    fields = {name: getattr(NetworkConfig((2, 2)), name) for name in NETWORK}
+    fields |= {name: getattr(TrainingConfig(), name) for name in TRAINING}
+    own = {"schedule": ("cosine", "cosine"), "dropout": ("auto", 0.0)}
+    own |= {name: ("auto", fields[name]) for name in ("learning_rate", "weight_decay")}
+    for name, default in fields.items():
+        of_either = model, network if name in NETWORK else training
+        expected = own.get(name, (default, default))
+        assert tuple(getattr(one, name) for one in of_either) == expected, name
+    assert (model.epsilon, network.epsilon) == (20, 10)
