@@ -32,13 +32,12 @@ from ..model.config import NetworkConfig
 from ..model.workspace import activation_buffers, delta_buffers
 from .layer_terms import itemsize, layer_terms, total_of
 from .memory_plan import (
-    BASE,
     COMPILING,
     GENERATING,
     GIB,
-    KEPT,
     MemoryPlan,
     MicroBatching,
+    base_bytes,
     counted,
 )
 
@@ -86,10 +85,8 @@ def plan_training(
         gradient = max(each.gradient for each in terms)
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
-    # MKL keeps memory of its own; the allocator of the others keeps what has passed.
-    base = BASE + (KEPT if backend in (None, "mkl") else min(KEPT, passing))
     told: dict[str, Any] = {"on_disk": on_disk, "once": once, "moments": tuple(moments)}
-    return MemoryPlan(setting, *used, base=base, **told)
+    return MemoryPlan(setting, *used, base=base_bytes(backend, passing), **told)
 
 
 def activation_bytes(
