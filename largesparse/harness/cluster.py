@@ -23,7 +23,8 @@ from ..parallel.comm.transfer import CHUNK_BYTES
 from ..parallel.plan import FIRST_BASE, Workload, plan_parallel
 from ..parallel.shared.slots import slot_sizes
 from ..parallel.shared.weights import Shape, SharedTopology, shared_size
-from ..training.memory import GIB, HEADROOM, MicroBatching, expected_connections, itemsize
+from ..training.layer_terms import expected_connections, itemsize
+from ..training.memory import GIB, HEADROOM, MicroBatching
 from .ladder import GUESS, Costs
 from .presets import hidden_sizes
 
