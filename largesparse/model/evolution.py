@@ -146,7 +146,8 @@ def evolve_layers(
     Where a rule asks for gradients, gradient(visit=visit) computes them: see `SparseMLP.backward`.
     Layers then evolve from the last to the first: each when dL/dz has been passed through it to the
     layer below, by its old connections. `changes` are those of the layers; `first_dead` are inputs
-    of the first one that are dead neurons; `known` are further fields of the rules' states. Kept maps take 4 bytes a connection.
+    of the first one that are dead neurons; `known` are further fields of the rules' states. Kept
+    maps take 4 bytes a connection.
     """
     maps = [np.empty(0, dtype=np.int32)] * len(layers)
 

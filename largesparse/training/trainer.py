@@ -261,7 +261,7 @@ class Trainer(Stepper):
         with stop_request(checkpoint is not None) as request:
             try:
                 with bar:
-                    self._run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
+                    self.run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
             except Stop:
                 assert checkpoint is not None
                 stopped(request, self.save_stopped(checkpoint, rows))
@@ -270,7 +270,7 @@ class Trainer(Stepper):
         self.settle()
         return self.history
 
-    def _run(self, run: Run, augment: Augment | None) -> None:
+    def run(self, run: Run, augment: Augment | None = None) -> None:
         """Train and record epoch after epoch, to the end or until something stops it."""
         state, data, request = self.state, run.data, run.request
         if not state.history.epochs:

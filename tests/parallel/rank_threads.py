@@ -25,7 +25,7 @@ class _Request:
     def __init__(self, attempt) -> None:
         self._attempt, self._is_done = attempt, False
 
-    def Test(self, status=None) -> bool:  # noqa: N802
+    def Test(self, status=None) -> bool:
         self._is_done = self._is_done or self._attempt(status)
         return self._is_done
 
@@ -36,7 +36,7 @@ class ThreadRank:
     def __init__(self, board: _Board, rank: int) -> None:
         self._board, self.rank, self.size, self._call = board, rank, board.size, 0
 
-    def Isend(self, spec, rank, tag):  # noqa: N802
+    def Isend(self, spec, rank, tag):
         chunk = spec[0]
 
         def attempt(_):  # as a large message: it is there when it has been received
@@ -47,7 +47,7 @@ class ThreadRank:
             self._board.messages[self.rank, rank, tag].append(message)
         return _Request(attempt)
 
-    def Irecv(self, spec, rank, tag):  # noqa: N802
+    def Irecv(self, spec, rank, tag):
         from mpi4py import MPI
 
         chunk, key = spec[0], (rank, self.rank, tag)
@@ -81,10 +81,10 @@ class ThreadRank:
 
         return _Request(attempt)
 
-    def Ibarrier(self):  # noqa: N802
+    def Ibarrier(self):
         return self._collective(None, lambda found: len(found) == self.size)
 
-    def Ibcast(self, buffer, root):  # noqa: N802
+    def Ibcast(self, buffer, root):
         def finish(found):
             if root not in found:
                 return False
@@ -93,10 +93,10 @@ class ThreadRank:
 
         return self._collective(_bytes(buffer).copy() if self.rank == root else None, finish)
 
-    def Igather(self, mine, everyone, root):  # noqa: N802
+    def Igather(self, mine, everyone, root):
         return self._gather(mine, everyone, root)
 
-    def Igatherv(self, mine, spec, root):  # noqa: N802
+    def Igatherv(self, mine, spec, root):
         return self._gather(mine, None if spec is None else spec[0], root)
 
     def _gather(self, mine, everyone, root):

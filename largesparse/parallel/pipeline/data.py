@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ...data.checks import check_X
 from ...data.frames import align_frame, column_names
 from ...errors import DataError, ParameterError
@@ -73,7 +71,7 @@ def prepare_stage_(trainer: StageTrainer, given: Given) -> TrainingData:
         for pair, name in (((X, y), "X and y"), (test, "the test's X and y"))
     )
     assert count is not None
-    network.classes = broadcast(comm, network.classes, place.stages and len(place.stages) - 1)
+    network.classes = broadcast(comm, network.classes, len(place.stages) - 1)
     relative = _weights(trainer, given.sample_weight, count)
 
     def split() -> TrainingData:
@@ -158,8 +156,3 @@ def _weights(trainer: StageTrainer, sample_weight: Any, count: int) -> Any:
         check = lambda: relative_weights(sample_weight, count)  # noqa: E731
     found = together(trainer.comm, check)
     return broadcast(trainer.comm, found, root)
-
-
-def rows_of(data: Any) -> np.ndarray:
-    """Return the numbers of all rows of a pair's part."""
-    return np.arange(len(data))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..comm.transfer import CHUNK_BYTES, Transfer, start_receive, start_send
 
-ACTIVATIONS, DELTAS, BIASES, ORDERS, MARKS, SUMS, GRADIENTS = range(11, 18)  # tags
+ACTIVATIONS, DELTAS, BIASES, ORDERS, MARKS, SUMS, GRADIENTS, OUTPUTS = range(11, 19)  # tags
 FORWARD, BACKWARD = "forward", "backward"
 
 SHORTEST_SLEEP, LONGEST_SLEEP = 2e-5, 5e-3  # seconds between two looks
@@ -45,11 +45,6 @@ def one_forward_one_backward(
         if number + ahead < micro_batches:
             yield FORWARD, number + ahead
         yield BACKWARD, number
-
-
-def least_bubble(stages: int, micro_batches: int) -> float:
-    """Return the share of a step in which a stage waits, where all are as long."""
-    return (stages - 1) / (micro_batches + stages - 1)
 
 
 class Links:
@@ -91,13 +86,6 @@ class Links:
             time.sleep(min(LONGEST_SLEEP, max(SHORTEST_SLEEP, SLEEP_SHARE * waited)))
             self.advance()
         self.waiting_s += time.perf_counter() - started
-
-    def pass_(self, arrays: Arrays, source: int | None, target: int | None, tag: int) -> None:
-        """Receive arrays from a rank, where there is one, then send them to another."""
-        if source is not None:
-            self.wait(self.receive(arrays, source, tag))
-        if target is not None:
-            self.wait(self.send(arrays, target, tag))
 
 
 class Incoming:

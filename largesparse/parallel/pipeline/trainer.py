@@ -7,8 +7,12 @@ or lie on a path, and sums.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from ...data.batches import dense_rows
 from ...machine.signals import StopRequest
 from ...model.averages import average_
+from ...model.config import TrainingConfig
 from ...model.exploration import explored_cells
 from ...model.importance import (
     bury_,
@@ -36,9 +41,11 @@ from ...training.stepping import one_thread_at_a_time
 from ...training.trainer import Trainer
 from ..comm.collectives import broadcast, gather
 from ..comm.transfer import CHUNK_BYTES
+from .costs import in_flight
 from .flow import FORWARD, GRADIENTS, MARKS, ORDERS, SUMS, Links, one_forward_one_backward
 from .groups import sum_over_groups_
 from .passes import Passes, TrainingPasses, predict
+from .saving import StageSaver
 from .stage import Edge, Place
 from .workspace import StageWorkspace
 
@@ -66,7 +73,7 @@ class StageTrainer(Trainer):
     def __init__(
         self,
         network: SparseMLP,
-        config: Any,
+        config: TrainingConfig,
         comm: Any,
         place: Place,
         *,
@@ -85,24 +92,20 @@ class StageTrainer(Trainer):
         self.steps_s = 0.0  # of all steps
         self.steps_waiting_s = 0.0  # waited within them
         self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
-        self.signals: StopRequest | None = None  # of rank 0
-        self._tell_dead()
-        if self.state.part is not None and not (place.group == 0 and place.is_last):
-            self.state.part.loss = 0.0  # a sum over the ranks
+        self.signals: StopRequest | None = None  # those of rank 0, there
+        self._saver = StageSaver(self)
+        self.unshare_loss_()
 
     # ----------------------------------------------------------------------- buffers
     @property
     def workspace(self) -> StageWorkspace:
         """The buffers of a step; allocated when they are first needed."""
         if self._workspace is None:
-            stages = len(self.place.stages)
-            size = self.config.batch_size
-            most = -(-(-(-size // self.place.groups)) // self.micro_batch)
-            chain = Passes(*self._ends, self.network.layers, None, None).chain  # type: ignore[arg-type]
+            place, count = self.place, self.micro_batches
             self._workspace = StageWorkspace(
-                chain,
+                self._between_edges(self.network.layers),
                 self.micro_batch,
-                in_flight=max(1, min(stages - self.place.number, most)),
+                in_flight=in_flight(place.number, len(place.stages), count),
                 has_before=self.before is not None,
                 has_behind=self.behind is not None,
                 activation_dtype=self.config.activation_dtype,
@@ -111,12 +114,20 @@ class StageTrainer(Trainer):
         return self._workspace
 
     @property
-    def _ends(self) -> tuple[Place, Links, Edge | None, Edge | None]:
-        return self.place, self.links, self.before, self.behind
+    def micro_batches(self) -> int:
+        """Those of a mini-batch that pass through this pipeline."""
+        rows = math.ceil(self.config.batch_size / self.place.groups)
+        return math.ceil(rows / self.micro_batch)
+
+    def _between_edges(self, layers: Sequence[Any]) -> list[Any]:
+        edges = ([] if edge is None else [edge] for edge in (self.before, self.behind))
+        return [*next(edges), *layers, *next(edges)]
 
     @property
     def _passes(self) -> Passes:
-        return Passes(*self._ends, self.network.layers, self.workspace, self.backend)
+        edges = self.before, self.behind
+        layers, space = self.network.layers, self.workspace
+        return Passes(self.place, self.links, *edges, layers, space, self.backend)
 
     @property
     def evolving_layers(self) -> list[Any]:
@@ -206,15 +217,18 @@ class StageTrainer(Trainer):
         does.
         """
         space, config, network = self.workspace, self.config, self.network
-        edges = [0] * (self.before is not None), [0] * (self.behind is not None)
-        space.resize_([*edges[0], *network.layer_connections, *edges[1]])
+        space.resize_([layer.nnz for layer in self._between_edges(network.layers)])
         rows_of_X = rows if rows_of_X is None else rows_of_X
         starts = range(0, len(rows), space.micro_batch)
         parts = [slice(start, start + space.micro_batch) for start in starts]
         sizes = [len(rows[part]) for part in parts]
+        if not parts:  # a mini-batch of fewer rows than there are pipelines
+            for array in space.arrays():
+                array[...] = 0
         passes = TrainingPasses(self._passes, sizes, visit)
         count, total = joined or len(rows), 0.0
-        stages, touched_only, deltas = len(self.place.stages), False, {}
+        stages, touched_only = len(self.place.stages), False
+        deltas: dict[int, Any] = {}
         for kind, number in one_forward_one_backward(self.place.number, stages, len(parts)):
             part, size = parts[number], sizes[number]
             weights = None if sample_weight is None else sample_weight[rows[part]]
@@ -275,13 +289,11 @@ class StageTrainer(Trainer):
         scale_(layers, own.by_layer, math.sqrt(total[0]), norm)
 
     def _pass_orders(self) -> None:
-        """Let all ranks know of a signal that rank 0 has noted; they end after this mini-batch."""
+        """Let all ranks know of a signal that rank 0 has noted: all end before this mini-batch."""
         place, orders = self.place, np.zeros(1, dtype=np.int64)
-        if place.rank == 0 and self.signals is not None and self.signals.signal is not None:
-            orders[0] = self.signals.signal
-        source = place.before
-        if source is None and place.group > 0:
-            source = 0
+        if place.rank == 0 and (self._lazy is None or self._lazy.is_settled):
+            orders[0] = self.noted
+        source = 0 if place.is_first and place.group else place.before
         targets = [] if place.behind is None else [place.behind]
         if place.rank == 0:
             targets += place.peers[1:]
@@ -289,9 +301,17 @@ class StageTrainer(Trainer):
             self.links.wait(self.links.receive([orders], source, ORDERS))
         for transfer in [self.links.send([orders], target, ORDERS) for target in targets]:
             self.links.wait(transfer)
-        self._heed(int(orders[0]))
+        self.heed(int(orders[0]))
+        self.agreed.check()
 
-    def _heed(self, number: int) -> None:
+    @property
+    def noted(self) -> int:
+        """The signal that rank 0 has noted; 0 for none."""
+        signals = self.signals
+        return 0 if signals is None or signals.signal is None else int(signals.signal)
+
+    def heed(self, number: int) -> None:
+        """Note a signal of which all ranks know now."""
         if number and self.agreed.signal is None:
             self.agreed.note(number)
 
@@ -314,10 +334,7 @@ class StageTrainer(Trainer):
         offsets: Any = None,
     ) -> tuple[float, ScoreSums]:
         """Return summed loss and score sums, on all ranks: see `Stepper.sum_scores`."""
-        micro_batch = self.workspace.micro_batch
-        blocks = -(-len(rows) // micro_batch)  # whole ones, as one pipeline has them
-        part = self.place.part(blocks)
-        rows = rows[part.start * micro_batch : part.stop * micro_batch]
+        rows = self.blocks_of_groups(rows)[self.place.group]
         found: list[Any] = [0.0, ScoreSums()]
 
         def take(chosen: Rows, outputs: Any) -> None:
@@ -335,6 +352,16 @@ class StageTrainer(Trainer):
             sums.merge(each[1])
         total: tuple[float, ScoreSums] = broadcast(self.comm, (loss, sums))
         return total
+
+    def blocks_of_groups(self, rows: Rows) -> list[Rows]:
+        """Return the rows that each pipeline computes: whole micro-batches, as one alone has."""
+        size = self.workspace.micro_batch
+        blocks = -(-len(rows) // size)
+        found = []
+        for group in range(self.place.groups):
+            part = self.place._replace(group=group).part(blocks)
+            found.append(rows[part.start * size : part.stop * size])
+        return found
 
     def pass_rows(self, X: Any, rows: Rows, take: Any) -> None:
         """Pass rows through this pipeline; the last rank calls take(rows, logits) for each part."""
@@ -355,6 +382,17 @@ class StageTrainer(Trainer):
             everyone = gather(self.comm, part.loss)
             part.loss = broadcast(self.comm, sum(everyone or []))
 
+    def unshare_loss_(self) -> None:
+        """Have it on one rank, as a sum over all has it once."""
+        if self.state.part is not None and not (self.place.group == 0 and self.place.is_last):
+            self.state.part.loss = 0.0
+
+    @property
+    def saved_config(self) -> TrainingConfig:
+        """The configuration as checkpoints have it: with what has been chosen by default."""
+        chosen: Any = {"micro_batch": self.micro_batch, "backend": self.backend.name}
+        return dataclasses.replace(self.config, **chosen)
+
     def complete_epoch(self, **measured: Any) -> EpochRecord:
         """Append a record of all ranks' layers: see `Trainer.complete_epoch`."""
         self.share_loss_()
@@ -366,8 +404,8 @@ class StageTrainer(Trainer):
         own = record.nnz, [explored_cells(layer) for layer in layers], cells
         everyone = gather(self.comm, own)
         if everyone is not None:
-            nnz, explored, cells = (sum(parts, []) for parts in self._of_group(everyone))
-            record.nnz = nnz
+            joined = (list(chain.from_iterable(parts)) for parts in self._of_group(everyone))
+            record.nnz, explored, cells = joined
             known = None not in explored
             record.explored = sum(explored) / sum(cells) if known else None
         found: EpochRecord = broadcast(self.comm, record)
@@ -408,6 +446,19 @@ class StageTrainer(Trainer):
         self.links.wait(self.links.receive([bits], rank, MARKS))
         return np.unpackbits(bits, count=count).astype(bool)
 
+    # ----------------------------------------------------------------------- saving
+    def check_saving(self, folder: str | Path) -> None:
+        """Verify on all ranks, before training, that checkpoints can be kept in a folder."""
+        self._saver.check(folder)
+
+    def save(self, folder: str | Path) -> bool:
+        """Write a checkpoint by all ranks: see `Trainer.save`."""
+        return self._saver.save(folder)
+
+    def rescue(self, folder: str | Path) -> Path | None:
+        """Save elsewhere, by all ranks: see `Trainer.rescue`."""
+        return self._saver.rescue(folder)
+
     # ----------------------------------------------------------------------- pruning
     @one_thread_at_a_time
     def prune(self) -> list[NDArray[np.int32]]:
@@ -419,7 +470,7 @@ class StageTrainer(Trainer):
             sent = []
             if place.behind is not None:
                 outputs = constants(layers[-1], dying[-1])
-                arrays = [np.packbits(dying[-1]), *outputs]
+                arrays: list[Any] = [np.packbits(dying[-1]), *outputs]
                 sent.append(self.links.send(arrays, place.behind, MARKS))
             bury_(layers, dying)
             gone = np.zeros(layers[0].n_in, dtype=bool)
@@ -450,8 +501,11 @@ class StageTrainer(Trainer):
             before.dead = gone if before.dead is None else before.dead | gone
         return gone
 
-    def _tell_dead(self) -> None:
-        """Let the rank behind know of the last layer's neurons that are dead already."""
+    def meet(self) -> None:
+        """Let the rank behind know of the last layer's neurons that are dead already.
+
+        All ranks call it before anything else.
+        """
         sent = None
         if self.place.behind is not None:
             last = self.network.layers[-1]
