@@ -128,6 +128,9 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         "--link", type=float, default=12.5, metavar="GB/S", help="default %(default)s"
     )
     cluster.add_argument(
+        "--latency", type=float, default=20.0, metavar="US", help="of a message (%(default)s)"
+    )
+    cluster.add_argument(
         "--efficiency",
         type=float,
         default=0.5,
@@ -321,7 +324,9 @@ def show_cluster(options: argparse.Namespace) -> None:
         options.cores,
         int(options.node_memory * GIB),
         1e9 * options.link,
+        1e-6 * options.latency,
         options.efficiency,
+        pipeline_efficiency(records),
     )
     print(
         plan_cluster(

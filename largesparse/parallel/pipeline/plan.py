@@ -240,6 +240,16 @@ def choose_pipeline_plan(
         Where nothing fits; the message says how many ranks, or which epsilon, would do.
     """
     check_request(request)
+    plan = find_plan(request, micro_batch=micro_batch, activation_dtype=activation_dtype)
+    if not plan.fits:
+        raise MemoryPlanError(_refusal(plan))
+    return plan
+
+
+def find_plan(
+    request: Request, *, micro_batch: int | None = None, activation_dtype: str = "float32"
+) -> PipelinePlan:
+    """Return the fastest plan that fits, or the last one that was tried where none does."""
     found = micro_batchings(request.config, request.batch_size, micro_batch, 1, activation_dtype)
     found.sort(key=lambda setting: _expected_time(request, setting))
     splits = SPLITS[1:] if request.split == "auto" else (request.split,)
@@ -250,7 +260,7 @@ def choose_pipeline_plan(
             if plan.fits:
                 return dataclasses.replace(plan, note=_explain(first, plan))
             first = first or plan
-    raise MemoryPlanError(_refusal(plan))
+    return plan
 
 
 def check_request(request: Request) -> None:
