@@ -1,0 +1,464 @@
+"""The trainer of a rank of a pipeline: `Trainer`, whose network has consecutive layers alone.
+
+Every rank goes through the same epochs. What concerns one layer at a time is done where the layer
+is; what crosses layers passes between the ranks: activations and deltas, masks of neurons that die
+or lie on a path, and sums.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.batches import dense_rows
+from ...machine.signals import StopRequest
+from ...model.averages import average_
+from ...model.exploration import explored_cells
+from ...model.importance import (
+    bury_,
+    constants,
+    cut_off_,
+    mark_fed,
+    mark_leading,
+    select_dying,
+    take_constants_,
+)
+from ...model.losses import ScoreSums, check_weights
+from ...model.network import SparseMLP, Visit, dropout_key
+from ...model.optimizer import scale_, sum_squares
+from ...training.history import EpochRecord
+from ...training.prepared import Augment, Rows
+from ...training.stepping import one_thread_at_a_time
+from ...training.trainer import Trainer
+from ..comm.collectives import broadcast, gather
+from ..comm.transfer import CHUNK_BYTES
+from .flow import FORWARD, GRADIENTS, MARKS, ORDERS, SUMS, Links, one_forward_one_backward
+from .groups import sum_over_groups_
+from .passes import Passes, TrainingPasses, predict
+from .stage import Edge, Place
+from .workspace import StageWorkspace
+
+
+class StageTrainer(Trainer):
+    """Trains the layers of one rank, together with the trainers of all others.
+
+    All ranks call the same methods in the same order. Losses and scores are the same on all.
+
+    Parameters
+    ----------
+    network : SparseMLP
+        With the layers of this rank alone.
+    config : TrainingConfig
+        The same on all ranks.
+    comm : mpi4py.MPI.Comm
+    place : Place
+    chunk_bytes : int
+        Largest message.
+    augment : callable, optional
+        As of `Trainer.fit`.
+    state : TrainingState, optional
+    """
+
+    def __init__(
+        self,
+        network: SparseMLP,
+        config: Any,
+        comm: Any,
+        place: Place,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        augment: Augment | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, config, **options)
+        self.comm, self.place = comm, place
+        self.links = Links(comm, chunk_bytes)
+        self._augment = augment
+        first, last = place.stage
+        sizes = network.config
+        self.before = None if place.is_first else Edge.before(sizes, first - 1)
+        self.behind = None if place.is_last else Edge.behind(last)
+        self.steps_s = 0.0  # of all steps
+        self.steps_waiting_s = 0.0  # waited within them
+        self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
+        self.signals: StopRequest | None = None  # of rank 0
+        self._tell_dead()
+        if self.state.part is not None and not (place.group == 0 and place.is_last):
+            self.state.part.loss = 0.0  # a sum over the ranks
+
+    # ----------------------------------------------------------------------- buffers
+    @property
+    def workspace(self) -> StageWorkspace:
+        """The buffers of a step; allocated when they are first needed."""
+        if self._workspace is None:
+            stages = len(self.place.stages)
+            size = self.config.batch_size
+            most = -(-(-(-size // self.place.groups)) // self.micro_batch)
+            chain = Passes(*self._ends, self.network.layers, None, None).chain  # type: ignore[arg-type]
+            self._workspace = StageWorkspace(
+                chain,
+                self.micro_batch,
+                in_flight=max(1, min(stages - self.place.number, most)),
+                has_before=self.before is not None,
+                has_behind=self.behind is not None,
+                activation_dtype=self.config.activation_dtype,
+            )
+        assert isinstance(self._workspace, StageWorkspace)
+        return self._workspace
+
+    @property
+    def _ends(self) -> tuple[Place, Links, Edge | None, Edge | None]:
+        return self.place, self.links, self.before, self.behind
+
+    @property
+    def _passes(self) -> Passes:
+        return Passes(*self._ends, self.network.layers, self.workspace, self.backend)
+
+    @property
+    def evolving_layers(self) -> list[Any]:
+        """Those that evolve."""
+        layers = self.network.layers
+        is_output = self.place.is_last and not self.config.evolve_output
+        return layers[:-1] if is_output else layers
+
+    @property
+    def dead_inputs(self) -> NDArray[np.bool_] | None:
+        """The dead neurons below the first layer."""
+        return None if self.before is None else self.before.dead
+
+    # ----------------------------------------------------------------------- updates
+    @one_thread_at_a_time
+    def step(
+        self,
+        X: Any,
+        y: Any,
+        rows: Rows | None = None,
+        *,
+        progress: float | None = None,
+        sample_weight: NDArray[np.float32] | None = None,
+    ) -> float:
+        """Make one update from a mini-batch; return this rank's part of its mean loss.
+
+        That is all of it on the last rank, of several pipelines the sum over theirs, and 0 on
+        others.
+        """
+        assert rows is not None
+        started, waited = time.perf_counter(), self.links.waiting_s
+        self._pass_orders()
+        factor = self._rates.factor(self.epoch if progress is None else progress)
+        rate, optimizer = self.config.learning_rate * factor, self.config.optimizer_at(factor)
+        self.keep_moments_()
+        with self.backend.threads(self.threads):
+            loss = self._joined_gradient(X, y, rows, sample_weight)
+            own = self.workspace.own_gradients()
+            if optimizer.clip_norm is not None:
+                self._clip(own, optimizer.clip_norm)
+            sparse = self.workspace.sparse is not None
+            self.network.apply_(own, optimizer, rate, lazy=self._lazy, sparse=sparse)
+            if self.config.average_decay:
+                updates = self.state.step - self.state.average_since
+                average_(self.network.layers, self.config.average_share(updates))
+        self.state.step += 1
+        self.steps_s += time.perf_counter() - started
+        self.steps_waiting_s += self.links.waiting_s - waited
+        return loss
+
+    def _joined_gradient(
+        self, X: Any, y: Any, rows: Rows, weights: NDArray[np.float32] | None
+    ) -> float:
+        """Compute the gradient of a mini-batch that the pipelines divide among them."""
+        part = self.place.part(len(rows))
+        of_X = rows[part]
+        if self._augment is not None and self.place.is_first:
+            epoch = self.state.epochs_before + self.epoch
+            X, of_X = self._augment(dense_rows(X, rows), rows, epoch), np.arange(len(rows))[part]
+        joined = None if self.place.groups == 1 else len(rows)
+        given: Any = {"first_row": part.start, "joined": joined, "rows_of_X": of_X}
+        loss = self.gradient(X, y, rows[part], weights, **given)
+        if joined is not None:
+            own = self.workspace.own_gradients()
+            sum_over_groups_(self.links, self.place, own.arrays(), GRADIENTS)
+            if self.place.is_last:
+                self.network.finish_gradient(own)
+        return loss
+
+    @one_thread_at_a_time
+    def gradient(
+        self,
+        X: Any,
+        y: Any,
+        rows: Rows,
+        sample_weight: NDArray[np.float32] | None = None,
+        *,
+        plain: bool = False,
+        visit: Visit | None = None,
+        first_row: int = 0,
+        joined: int | None = None,
+        rows_of_X: Rows | None = None,
+    ) -> float:
+        """Compute a gradient of the layers of this rank: see `Stepper.gradient`.
+
+        `rows_of_X` are the rows of X where these are others than those of y. Return what `step`
+        does.
+        """
+        space, config, network = self.workspace, self.config, self.network
+        edges = [0] * (self.before is not None), [0] * (self.behind is not None)
+        space.resize_([*edges[0], *network.layer_connections, *edges[1]])
+        rows_of_X = rows if rows_of_X is None else rows_of_X
+        starts = range(0, len(rows), space.micro_batch)
+        parts = [slice(start, start + space.micro_batch) for start in starts]
+        sizes = [len(rows[part]) for part in parts]
+        passes = TrainingPasses(self._passes, sizes, visit)
+        count, total = joined or len(rows), 0.0
+        stages, touched_only, deltas = len(self.place.stages), False, {}
+        for kind, number in one_forward_one_backward(self.place.number, stages, len(parts)):
+            part, size = parts[number], sizes[number]
+            weights = None if sample_weight is None else sample_weight[rows[part]]
+            if kind == FORWARD:
+                space.turn_to_(number)
+                if self.place.is_first:
+                    touched_only = self._load(X, rows_of_X[part], alone=size == count)
+                rate = 0.0 if plain else config.dropout
+                start = first_row + part.start
+                dropout = dropout_key(rate, config.seed, self.step_count, start)
+                logits = passes.forward(number, dropout, weights)
+                if logits is not None:
+                    loss, delta = self._trained_loss(logits, y[rows[part]], count, weights)
+                    self.check_finite(loss, self.step_count + 1, self.epoch + 1, size)
+                    total += loss
+                    deltas[number] = delta
+            else:
+                delta = deltas.pop(number, None)
+                passes.backward(number, delta, weights, size / count, touched_only)
+        passes.finish()
+        if not plain and joined is None and self.place.is_last:
+            network.finish_gradient(space.own_gradients())
+        return total / count
+
+    def _load(self, X: Any, rows: Rows, *, alone: bool) -> bool:
+        """Have rows of X as inputs; return whether gradients of few of the weights come.
+
+        `alone` says whether they are a whole mini-batch.
+        """
+        space = self.workspace
+        inputs = space.load_(X, rows, self.network.preprocessing)
+        if self._lazy is None:
+            return False
+        return self._lazy.prepare_(inputs if alone else None, space.by_layer[0]["values"])
+
+    def _overflown(self, batch: int) -> int | None:
+        """Return the first of this rank's layers with activations that are not finite, if known."""
+        if batch == 0:
+            return None
+        for k, layer in zip(self._passes.own, self.network.layers, strict=True):
+            found = self.workspace.activations(k, batch)
+            if found.dtype == np.float32 and not np.isfinite(found).all():
+                return None if k == 1 and self.before is not None else layer.number
+        return None
+
+    def _clip(self, own: Any, norm: float) -> None:
+        """Scale the gradients of all ranks, so that their norm together is `norm` at most."""
+        total = np.zeros(1)
+        if self.place.before is not None:
+            self.links.wait(self.links.receive([total], self.place.before, SUMS))
+        layers = self.network.layers
+        total[0] = sum_squares(layers, own.by_layer, float(total[0]))
+        if self.place.behind is not None:
+            self.links.wait(self.links.send([total], self.place.behind, SUMS))
+            self.links.wait(self.links.receive([total], self.place.behind, SUMS))
+        if self.place.before is not None:
+            self.links.wait(self.links.send([total], self.place.before, SUMS))
+        scale_(layers, own.by_layer, math.sqrt(total[0]), norm)
+
+    def _pass_orders(self) -> None:
+        """Let all ranks know of a signal that rank 0 has noted; they end after this mini-batch."""
+        place, orders = self.place, np.zeros(1, dtype=np.int64)
+        if place.rank == 0 and self.signals is not None and self.signals.signal is not None:
+            orders[0] = self.signals.signal
+        source = place.before
+        if source is None and place.group > 0:
+            source = 0
+        targets = [] if place.behind is None else [place.behind]
+        if place.rank == 0:
+            targets += place.peers[1:]
+        if source is not None:
+            self.links.wait(self.links.receive([orders], source, ORDERS))
+        for transfer in [self.links.send([orders], target, ORDERS) for target in targets]:
+            self.links.wait(transfer)
+        self._heed(int(orders[0]))
+
+    def _heed(self, number: int) -> None:
+        if number and self.agreed.signal is None:
+            self.agreed.note(number)
+
+    # ----------------------------------------------------------------------- evaluation
+    def evaluate(
+        self, X: Any, y: Any, rows: Any = None, sample_weight: Any = None
+    ) -> tuple[float, float]:
+        """Return mean loss and score over rows, on all ranks: see `Stepper.evaluate`."""
+        rows = np.arange(len(y)) if rows is None else rows
+        loss, sums = self.sum_scores(X, y, rows, sample_weight)
+        return loss / sums.weight, sums.score()
+
+    @one_thread_at_a_time
+    def sum_scores(
+        self,
+        X: Any,
+        y: Any,
+        rows: Rows,
+        sample_weight: NDArray[np.float32] | None = None,
+        offsets: Any = None,
+    ) -> tuple[float, ScoreSums]:
+        """Return summed loss and score sums, on all ranks: see `Stepper.sum_scores`."""
+        micro_batch = self.workspace.micro_batch
+        blocks = -(-len(rows) // micro_batch)  # whole ones, as one pipeline has them
+        part = self.place.part(blocks)
+        rows = rows[part.start * micro_batch : part.stop * micro_batch]
+        found: list[Any] = [0.0, ScoreSums()]
+
+        def take(chosen: Rows, outputs: Any) -> None:
+            weights = None
+            if sample_weight is not None:
+                weights = check_weights(sample_weight[chosen], len(chosen))
+            found[1].add(outputs, y[chosen], weights)  # the loss may replace the outputs
+            found[0] += self._loss.function(outputs, y[chosen], None, weights)[0]
+
+        self.pass_rows(X, rows, take)
+        parts = gather(self.comm, found if self.place.is_last else None)
+        loss, sums = 0.0, ScoreSums()
+        for each in filter(None, parts or []):
+            loss += each[0]
+            sums.merge(each[1])
+        total: tuple[float, ScoreSums] = broadcast(self.comm, (loss, sums))
+        return total
+
+    def pass_rows(self, X: Any, rows: Rows, take: Any) -> None:
+        """Pass rows through this pipeline; the last rank calls take(rows, logits) for each part."""
+        size = self.workspace.micro_batch
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        scaling = self.network.preprocessing
+        with self.backend.threads(self.threads):
+            predict(
+                self._passes,
+                list(map(len, parts)),
+                lambda number: self.workspace.load_(X, parts[number], scaling),
+                lambda number, logits: take(parts[number], logits),
+            )
+
+    def share_loss_(self) -> None:
+        """Have the loss of what has been trained of the epoch on all ranks."""
+        if (part := self.state.part) is not None:
+            everyone = gather(self.comm, part.loss)
+            part.loss = broadcast(self.comm, sum(everyone or []))
+
+    def complete_epoch(self, **measured: Any) -> EpochRecord:
+        """Append a record of all ranks' layers: see `Trainer.complete_epoch`."""
+        self.share_loss_()
+        with self.backend.threads(self.threads):
+            measured["active_neurons"] = self._count_active()
+        record = super().complete_epoch(**measured)
+        layers = self.network.layers
+        cells = [layer.n_in * layer.n_out for layer in layers]
+        own = record.nnz, [explored_cells(layer) for layer in layers], cells
+        everyone = gather(self.comm, own)
+        if everyone is not None:
+            nnz, explored, cells = (sum(parts, []) for parts in self._of_group(everyone))
+            record.nnz = nnz
+            known = None not in explored
+            record.explored = sum(explored) / sum(cells) if known else None
+        found: EpochRecord = broadcast(self.comm, record)
+        self.state.history.epochs[-1] = found
+        return found
+
+    def _of_group(self, everyone: list[Any]) -> Any:
+        """Return what the ranks of the first pipeline have told, transposed."""
+        return zip(*everyone[: len(self.place.stages)], strict=True)
+
+    def _count_active(self) -> int:
+        """Return how many hidden neurons of all ranks are on a path: see `active_neurons`."""
+        topologies = [layer.topology for layer in self.network.layers]
+        inputs = None
+        if self.before is not None:
+            inputs = self._receive_mask(self.before.n_out, self.place.before)
+        rises = topologies[:-1] if self.place.is_last else topologies
+        fed = mark_fed(rises, inputs)
+        outputs = np.ones(topologies[-1].n_out, dtype=bool)
+        if self.place.behind is not None:
+            self._send_mask(fed.pop(), self.place.behind)
+            outputs = self._receive_mask(len(outputs), self.place.behind)
+        led = topologies[1:] if self.before is None else topologies
+        below = fed if inputs is None else [inputs, *fed]
+        active, counts = mark_leading(led, outputs, below)
+        if self.place.before is not None:
+            self._send_mask(active, self.place.before)
+        everyone = gather(self.comm, counts)
+        total = sum(map(sum, (everyone or [])[: len(self.place.stages)]))
+        return int(broadcast(self.comm, total))
+
+    def _send_mask(self, mask: NDArray[np.bool_], rank: int) -> None:
+        self.links.wait(self.links.send([np.packbits(mask)], rank, MARKS))
+
+    def _receive_mask(self, count: int, rank: int | None) -> NDArray[np.bool_]:
+        assert rank is not None
+        bits = np.empty(-(-count // 8), dtype=np.uint8)
+        self.links.wait(self.links.receive([bits], rank, MARKS))
+        return np.unpackbits(bits, count=count).astype(bool)
+
+    # ----------------------------------------------------------------------- pruning
+    @one_thread_at_a_time
+    def prune(self) -> list[NDArray[np.int32]]:
+        """Prune neurons by importance; return the slot maps of this rank's layers."""
+        with self.backend.threads(self.threads):
+            layers, place = self.network.layers, self.place
+            hidden = layers[:-1] if place.is_last else layers
+            dying = [select_dying(layer, self.config.pruning_percentile) for layer in hidden]
+            sent = []
+            if place.behind is not None:
+                outputs = constants(layers[-1], dying[-1])
+                arrays = [np.packbits(dying[-1]), *outputs]
+                sent.append(self.links.send(arrays, place.behind, MARKS))
+            bury_(layers, dying)
+            gone = np.zeros(layers[0].n_in, dtype=bool)
+            if self.before is not None:
+                gone = self._take_dead()
+            marks = [gone, *dying]
+            if place.is_last:
+                marks.append(np.zeros(layers[-1].n_out, dtype=bool))
+            living = None if self.before is None else self.before.living()
+            if len(layers) > 1:
+                living = layers[-2].living()
+            maps = cut_off_(layers, marks, self.network.config.seed, living)
+            for transfer in sent:
+                self.links.wait(transfer)
+            return maps
+
+    def _take_dead(self) -> NDArray[np.bool_]:
+        """Take over what neurons put out that die on the rank before; return which they are."""
+        before, first = self.before, self.network.layers[0]
+        assert before is not None and self.place.before is not None
+        bits = np.empty(-(-before.n_out // 8), dtype=np.uint8)
+        kinds = 2 if "average" in first.kinds else 1
+        outputs = [np.empty(before.n_out, dtype=np.float32) for _ in range(kinds)]
+        self.links.wait(self.links.receive([bits, *outputs], self.place.before, MARKS))
+        gone = np.unpackbits(bits, count=before.n_out).astype(bool)
+        if gone.any():
+            take_constants_(first, outputs)
+            before.dead = gone if before.dead is None else before.dead | gone
+        return gone
+
+    def _tell_dead(self) -> None:
+        """Let the rank behind know of the last layer's neurons that are dead already."""
+        sent = None
+        if self.place.behind is not None:
+            last = self.network.layers[-1]
+            dead = np.zeros(last.n_out, dtype=bool) if last.dead is None else last.dead
+            sent = self.links.send([np.packbits(dead)], self.place.behind, MARKS)
+        if self.before is not None:
+            dead = self._receive_mask(self.before.n_out, self.place.before)
+            self.before.dead = dead if dead.any() else None
+        if sent is not None:
+            self.links.wait(sent)
