@@ -18,14 +18,8 @@ from ...training.memory_plan import BASE, GIB, counted
 from ..comm.collectives import gather
 from ..comm.nodes import Nodes
 from ..plan import RANK_BASE
-from .costs import (
-    bubble_share,
-    in_flight,
-    layer_passes,
-    plan_stage,
-    stage_passes,
-    step_bytes,
-)
+from .costs import in_flight, layer_passes, plan_stage, stage_passes, step_bytes, summed_bytes
+from .flow import least_bubble
 from .split import Stage, split_layers, split_stages
 
 SPLITS = ("auto", "time", "memory")
@@ -45,7 +39,7 @@ class Request(NamedTuple):
     """What the plan of a pipeline is made for."""
 
     config: NetworkConfig
-    batch_size: int  # rows of a mini-batch, of each group
+    batch_size: int  # rows of a mini-batch, which the groups divide
     machines: tuple[Machine, ...]
     groups: int = 1
     split: str = "auto"  # or what is to be smallest: "time", "memory"
@@ -58,6 +52,15 @@ class Request(NamedTuple):
     def stages(self) -> int:
         """The ranks of a group."""
         return sum(len(machine.ranks) for machine in self.machines) // self.groups
+
+    @property
+    def rows(self) -> int:
+        """The rows of a mini-batch that a group has, at the most."""
+        return -(-self.batch_size // self.groups)
+
+    def micro_batches(self, micro_batch: int) -> int:
+        """The micro-batches of so many rows that a group has of a mini-batch."""
+        return -(-self.rows // micro_batch)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,12 @@ class PipelinePlan:
     @property
     def micro_batches(self) -> int:
         """Micro-batches of a mini-batch, in each group."""
-        return -(-self.request.batch_size // self.micro_batch)
+        return self.request.micro_batches(self.micro_batch)
 
     @property
     def bubble(self) -> float:
         """Share of a step in which a rank waits for the pipeline to fill and to empty."""
-        return bubble_share(len(self.stages), self.micro_batches)
+        return least_bubble(len(self.stages), self.micro_batches)
 
     @property
     def imbalance(self) -> float:
@@ -105,10 +108,21 @@ class PipelinePlan:
     @property
     def step_bytes(self) -> int:
         """Bytes that a step moves between the stages of all groups."""
-        dtype = self.micro_batching.activation_dtype
-        request = self.request
-        each = step_bytes(request.config, self.stages, dtype, request.batch_size)
-        return request.groups * each
+        groups, total = self.request.groups, self.request.batch_size
+        rows = (total * (g + 1) // groups - total * g // groups for g in range(groups))
+        given = self.request.config, self.stages, self.micro_batching
+        return sum(step_bytes(*given, count) for count in rows)
+
+    @property
+    def summed_bytes(self) -> int:
+        """Bytes that a step moves between groups, which sum their gradients; about."""
+        terms = layer_terms(self.request.config, self.request.moments)
+        return summed_bytes(terms, self.request.groups)
+
+    @property
+    def _moved(self) -> str:
+        text = f"{self.step_bytes / 1e9:.3g}"
+        return text if self.request.groups == 1 else f"{text} and {self.summed_bytes / 1e9:.3g}"
 
     @property
     def fullest(self) -> Machine:
@@ -154,7 +168,7 @@ class PipelinePlan:
             f"  pipeline of {counted(stages, 'rank')}, {counted(request.groups, 'group')}; split "
             f"by {self.split}: {split}",
             f"  micro-batches of {self.micro_batching}, {self.micro_batches} a step: a rank waits "
-            f"{self.bubble:.0%} of it or more; {self.step_bytes / 1e9:.3g} GB a step between ranks",
+            f"{self.bubble:.0%} of it or more; {self._moved} GB a step between ranks",
             *_table(self),
         ]
         lines += [f"  {name:<62}{size / GIB:>9.3f} GiB" for name, size in _rows(self)]
@@ -200,7 +214,7 @@ def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelineP
     """Return the plan with this micro-batch, split by "time" or by "memory"."""
     config, ranks = request.config, request.stages
     terms = layer_terms(config, request.moments)
-    count = -(-request.batch_size // setting.micro_batch)
+    count = request.micro_batches(setting.micro_batch)
 
     def plan(rank: int, first: int, last: int) -> MemoryPlan:
         return plan_stage(
@@ -209,6 +223,7 @@ def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelineP
             setting,
             terms,
             held=in_flight(rank, ranks, count),
+            groups=request.groups,
             mapped=request.mapped,
             once=request.once if rank == 0 else 0,
             backend=request.backend,
@@ -250,7 +265,7 @@ def find_plan(
     request: Request, *, micro_batch: int | None = None, activation_dtype: str = "float32"
 ) -> PipelinePlan:
     """Return the fastest plan that fits, or the last one that was tried where none does."""
-    found = micro_batchings(request.config, request.batch_size, micro_batch, 1, activation_dtype)
+    found = micro_batchings(request.config, request.rows, micro_batch, 1, activation_dtype)
     found.sort(key=lambda setting: _expected_time(request, setting))
     splits = SPLITS[1:] if request.split == "auto" else (request.split,)
     first = None
@@ -283,7 +298,7 @@ def check_request(request: Request) -> None:
 def _expected_time(request: Request, setting: MicroBatching) -> float:
     """Return what a sample is expected to take, by rows of a micro-batch and the bubble."""
     rows = setting.micro_batch
-    count = -(-request.batch_size // rows)
+    count = request.micro_batches(rows)
     cost = 1.0 if rows >= FASTEST else SLOWER if rows >= USEFUL else SMALL * USEFUL / rows
     return cost * (count + request.stages - 1) / count
 
