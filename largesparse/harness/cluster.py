@@ -21,12 +21,12 @@ from ..model.topology import MAX_CONNECTIONS
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.transfer import CHUNK_BYTES
 from ..parallel.pipeline.costs import PASSES, stage_passes
-from ..parallel.pipeline.plan import Machine, PipelinePlan, Request, find_plan
+from ..parallel.pipeline.plan import Machine, PipelinePlan, Request, find_plan, sample_cost
 from ..parallel.plan import FIRST_BASE, Workload, plan_parallel
 from ..parallel.shared.slots import slot_sizes
 from ..parallel.shared.weights import Shape, SharedTopology, shared_size
 from ..training.layer_terms import expected_connections
-from ..training.memory import GIB, HEADROOM, MicroBatching
+from ..training.memory import GIB, HEADROOM, MicroBatching, plan_training
 from .ladder import GUESS, Costs
 from .presets import hidden_sizes
 
@@ -60,6 +60,7 @@ class ClusterPlan:
     replicas: int  # groups of `stages` nodes that compute gradients
     first_bytes: int  # of a node of the server's group, or of the fullest of a pipeline
     other_bytes: int  # of another, or of the emptiest
+    rows: int  # of an update
     updates: int  # of an epoch
     update_bytes: int  # weights to, and a gradient from, another group; or what groups sum
     update_messages: int
@@ -101,6 +102,7 @@ class ClusterPlan:
             ("micro-batch", str(self.micro_batch)),
             ("bytes of the server's node", f"{self.first_bytes / GIB:,.0f} GiB"),
             ("bytes of every other node", f"{self.other_bytes / GIB:,.0f} GiB"),
+            ("rows an update", f"{self.rows:,}"),
             ("updates an epoch", f"{self.updates:,}"),
             ("bytes an update, to and fro", f"{self.update_bytes / 1e9:,.1f} GB"),
             ("messages an update", f"{self.update_messages:,}"),
@@ -114,6 +116,7 @@ class ClusterPlan:
             ("micro-batch", str(self.micro_batch)),
             ("bytes of the fullest node", f"{self.first_bytes / GIB:,.0f} GiB"),
             ("bytes of the emptiest node", f"{self.other_bytes / GIB:,.0f} GiB"),
+            ("rows an update", f"{self.rows:,}"),
             ("updates an epoch", f"{self.updates:,}"),
             ("a node waits for others (bubble)", f"{self.bubble:.0%}"),
             ("bytes between stages, an update", f"{self.stage_bytes / 1e9:,.1f} GB"),
@@ -205,6 +208,7 @@ def _by_server(
         1,
         cluster.nodes,
         *node[1:],
+        batch_size,
         updates,
         update_bytes,
         2 * messages,
@@ -222,18 +226,20 @@ def _by_pipeline(
     """Return the plan of a pipeline, of as many groups as there are nodes for."""
     config, stages = plan.request.config, plan.stages
     counts, sizes = expected_connections(config), config.layer_sizes
-    groups = max(1, cluster.nodes // len(stages))
-    updates = -(-samples // (plan.request.batch_size * groups))
+    groups, rows = plan.request.groups, plan.request.batch_size
+    updates = -(-samples // rows)
     own = [[4 * n for k in s.layers for n in (counts[k], sizes[k + 1])] for s in stages]
     largest = max(map(sum, own))
     summed = 2 * largest * (groups - 1) // groups  # to and from a node, by an all-reduce
     node = cluster.cores * cluster.efficiency
     # of a micro-batch in the slowest stage, forward and backward
-    each = costs.training * max(stage_passes(config, stages)) / PASSES * plan.micro_batch / node
+    samples_of = plan.micro_batch * sample_cost(plan.micro_batch)
+    each = costs.training * max(stage_passes(config, stages)) / PASSES * samples_of / node
     steps = plan.micro_batches + len(stages) - 1
-    through = 2 * plan.step_bytes / max(1, len(stages) - 1)  # an inner stage has two boundaries
-    boundary = plan.step_bytes // (2 * max(1, len(stages) - 1) * plan.micro_batches)
-    between = 2 * (len(stages) - 1) * plan.micro_batches * -(-boundary // chunk_bytes)
+    boundaries = groups * (len(stages) - 1)
+    through = 2 * plan.step_bytes / boundaries  # an inner stage has two
+    boundary = plan.step_bytes // (2 * boundaries * plan.micro_batches)
+    between = 2 * boundaries * plan.micro_batches * -(-boundary // chunk_bytes)
     sums = 2 * max(_messages(arrays, chunk_bytes) for arrays in own) * (groups > 1)
     waiting = summed / cluster.link + 2 * (len(stages) - 1) * cluster.latency
     required = [own_plan.required for own_plan in plan.plans]
@@ -246,6 +252,7 @@ def _by_pipeline(
         groups,
         max(required),
         min(required),
+        rows,
         updates,
         summed,
         between + sums,
@@ -259,25 +266,34 @@ def _by_pipeline(
 
 
 def _pipeline(config: NetworkConfig, cluster: Cluster, batch_size: int) -> PipelinePlan:
-    """Return the plan of a group of as few nodes as can hold the network together.
+    """Return the plan with the most rows a mini-batch, and of these with the fewest nodes a group.
+
+    A group keeps the activations of most of its rows of a mini-batch: where those are too many, a
+    half of them is tried.
 
     Raises
     ------
     MemoryPlanError
-        Where a layer alone does not fit into a node.
+        Where no number of nodes, up to all, can hold the network together.
     """
     layers = len(config.layer_sizes) - 1
-    for ranks in range(2, layers + 1):
-        machines = tuple(Machine((rank,), cluster.memory) for rank in range(ranks))
-        request = Request(config, batch_size, machines, split="time", backend="fused")
-        plan = find_plan(request, activation_dtype=ACTIVATION_DTYPE)
-        if plan.fits:
-            return plan
+    whole = plan_training(config, 1, activation_dtype=ACTIVATION_DTYPE)
+    least = math.ceil((whole.model + whole.gradients) / (HEADROOM * cluster.memory))
+    rows = batch_size
+    while rows:
+        for ranks in range(max(2, least), min(layers, cluster.nodes) + 1):
+            groups = min(rows, cluster.nodes // ranks)
+            machines = tuple(Machine((rank,), cluster.memory) for rank in range(groups * ranks))
+            request = Request(config, rows, machines, groups, split="time", backend="fused")
+            plan = find_plan(request, activation_dtype=ACTIVATION_DTYPE)
+            if plan.fits:
+                return plan
+        rows //= 2
     raise MemoryPlanError(
-        f"A layer of {max(config.layer_sizes[1:-1])} neurons needs more than the "
-        f"{HEADROOM * cluster.memory / GIB:.0f} GiB that can be used of a node with "
-        f"{cluster.memory / GIB:.0f}: give more --layers, which are smaller each, or nodes with "
-        "more memory."
+        f"{config.neurons} neurons in {layers - 1} hidden layers do not fit into {cluster.nodes} "
+        f"nodes of {cluster.memory / GIB:.0f} GiB, not even with a row a mini-batch: give more "
+        "--nodes (as many as layers can be of use to a group), more --layers, which are smaller "
+        "each, or nodes with more memory."
     )
 
 

@@ -20,6 +20,7 @@ import argparse
 import math
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -299,6 +300,25 @@ def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, 
             pages.code(commands),
         ],
     )
+
+
+def pipeline_efficiency(records: pd.DataFrame) -> float:
+    """Return how much of the bound the last pipeline recorded reached; 1 where there is none.
+
+    The bound is that its ranks wait for no more than the pipeline to fill and to empty.
+    """
+    runs = records[(records["kind"] == "bigmodel") & (records["algorithm"] == "pipeline")]
+    rows = [row for row in record_rows(runs) if row["bubble"] and row["least_bubble"] is not None]
+    if not rows:
+        print("pipeline: none recorded; it is taken to wait only while it fills and empties")
+        return 1.0
+    last = rows[-1]
+    measured = statistics.fmean(last["bubble"])
+    print(
+        f"pipeline: its {last['ranks']:.0f} ranks waited {measured:.0%} of a step, at the least "
+        f"{last['least_bubble']:.0%}"
+    )
+    return min(1.0, (1 - measured) / (1 - last["least_bubble"]))
 
 
 def show_cluster(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from ...errors import MemoryPlanError, ParameterError, check_range
 from ...machine.control_groups import free_memory
 from ...machine.usage import pss_bytes
 from ...model.config import NetworkConfig
-from ...training.layer_terms import expected_connections, layer_terms
+from ...training.layer_terms import LayerTerms, expected_connections, layer_terms
 from ...training.memory import HEADROOM, USEFUL, MemoryPlan, MicroBatching, micro_batchings
 from ...training.memory_plan import BASE, GIB, counted
 from ..comm.collectives import gather
@@ -24,8 +24,7 @@ from .split import Stage, split_layers, split_stages
 
 SPLITS = ("auto", "time", "memory")
 FASTEST = 64  # rows of a micro-batch, from which more gain nothing
-SLOWER = 1.2  # what a sample takes in micro-batches of 32 to 63, next to larger ones
-SMALL = 5.0  # and in smaller ones, which are tried where memory asks for them
+SLOWER = 1.2  # what a sample takes in micro-batches of 32, next to larger ones
 
 
 class Machine(NamedTuple):
@@ -52,6 +51,10 @@ class Request(NamedTuple):
     def stages(self) -> int:
         """The ranks of a group."""
         return sum(len(machine.ranks) for machine in self.machines) // self.groups
+
+    def costs(self) -> tuple[list[LayerTerms], list[int]]:
+        """Return the bytes of every layer, and the passes over its connections."""
+        return layer_terms(self.config, self.moments), layer_passes(self.config)
 
     @property
     def rows(self) -> int:
@@ -210,10 +213,18 @@ def _rows(plan: PipelinePlan) -> list[tuple[str, int]]:
     return rows
 
 
-def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelinePlan:
-    """Return the plan with this micro-batch, split by "time" or by "memory"."""
+def make_plan(
+    request: Request,
+    setting: MicroBatching,
+    split: str,
+    costs: tuple[list[LayerTerms], list[int]] | None = None,
+) -> PipelinePlan:
+    """Return the plan with this micro-batch, split by "time" or by "memory".
+
+    `costs` are the request's `costs`, where they are at hand.
+    """
     config, ranks = request.config, request.stages
-    terms = layer_terms(config, request.moments)
+    terms, passes = costs or request.costs()
     count = request.micro_batches(setting.micro_batch)
 
     def plan(rank: int, first: int, last: int) -> MemoryPlan:
@@ -231,7 +242,7 @@ def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelineP
         )
 
     if split == "time":
-        stages = split_layers(layer_passes(config), ranks)
+        stages = split_layers(passes, ranks)
     else:
         required = functools.cache(lambda *where: plan(*where).required)
         stages = split_stages(required, len(terms), ranks)
@@ -268,10 +279,10 @@ def find_plan(
     found = micro_batchings(request.config, request.rows, micro_batch, 1, activation_dtype)
     found.sort(key=lambda setting: _expected_time(request, setting))
     splits = SPLITS[1:] if request.split == "auto" else (request.split,)
-    first = None
+    first, costs = None, request.costs()
     for setting in found:
         for split in splits:
-            plan = make_plan(request, setting, split)
+            plan = make_plan(request, setting, split, costs)
             if plan.fits:
                 return dataclasses.replace(plan, note=_explain(first, plan))
             first = first or plan
@@ -299,8 +310,15 @@ def _expected_time(request: Request, setting: MicroBatching) -> float:
     """Return what a sample is expected to take, by rows of a micro-batch and the bubble."""
     rows = setting.micro_batch
     count = request.micro_batches(rows)
-    cost = 1.0 if rows >= FASTEST else SLOWER if rows >= USEFUL else SMALL * USEFUL / rows
-    return cost * (count + request.stages - 1) / count
+    return sample_cost(rows) * (count + request.stages - 1) / count
+
+
+def sample_cost(rows: int) -> float:
+    """Return what a sample takes in micro-batches of so many rows, next to those of 64.
+
+    Below 32 a connection takes as long whatever the rows: it waits for a cache line.
+    """
+    return 1.0 if rows >= FASTEST else SLOWER * max(1.0, USEFUL / rows)
 
 
 def _explain(faster: PipelinePlan | None, chosen: PipelinePlan) -> str:
