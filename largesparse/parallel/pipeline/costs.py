@@ -20,6 +20,11 @@ from .workspace import PASSING
 PASSES = 3  # over the connections of a layer in a step: forward, back to the inputs, to the weights
 
 
+def bubble_share(stages: int, micro_batches: int) -> float:
+    """Return the share of a step that a rank waits, at the least: (K - 1) / (M + K - 1)."""
+    return (stages - 1) / (micro_batches + stages - 1)
+
+
 def layer_passes(config: NetworkConfig) -> list[int]:
     """Return what the time of every layer in a step follows from: connections that are passed.
 

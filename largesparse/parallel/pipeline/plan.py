@@ -18,8 +18,15 @@ from ...training.memory_plan import BASE, GIB, counted
 from ..comm.collectives import gather
 from ..comm.nodes import Nodes
 from ..plan import RANK_BASE
-from .costs import in_flight, layer_passes, plan_stage, stage_passes, step_bytes, summed_bytes
-from .flow import least_bubble
+from .costs import (
+    bubble_share,
+    in_flight,
+    layer_passes,
+    plan_stage,
+    stage_passes,
+    step_bytes,
+    summed_bytes,
+)
 from .split import Stage, split_layers, split_stages
 
 SPLITS = ("auto", "time", "memory")
@@ -100,7 +107,7 @@ class PipelinePlan:
     @property
     def bubble(self) -> float:
         """Share of a step in which a rank waits for the pipeline to fill and to empty."""
-        return least_bubble(len(self.stages), self.micro_batches)
+        return bubble_share(len(self.stages), self.micro_batches)
 
     @property
     def imbalance(self) -> float:
