@@ -75,8 +75,7 @@ def plan_training(
     sizes, terms = config.layer_sizes, layer_terms(config, moments)
     model, gradient, passing = total_of(terms)
     setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
-    has_sums = config.activation in TRAINED or config.batch_norm
-    activations = activation_bytes(sizes, *setting, trained=has_sums)
+    activations = activation_bytes(sizes, *setting, trained=has_sums(config))
     on_disk = 0
     if stored:
         on_disk = model + gradient + activations
@@ -87,6 +86,11 @@ def plan_training(
     used = model, gradient, activations, passing, mapped
     told: dict[str, Any] = {"on_disk": on_disk, "once": once, "moments": tuple(moments)}
     return MemoryPlan(setting, *used, base=base_bytes(backend, passing), **told)
+
+
+def has_sums(config: NetworkConfig) -> bool:
+    """Return whether hidden layers keep z beside the activation, in float32."""
+    return config.activation in TRAINED or config.batch_norm
 
 
 def activation_bytes(
@@ -105,14 +109,23 @@ def activation_bytes(
     """
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
-    buffers = sum(delta_buffers(hidden, keep_every))
     kept = sum(activation_buffers(hidden, keep_every))
     floats = layer_sizes[-1] + (0 if sparse_inputs else layer_sizes[0])
     floats += sum(hidden) if trained else 0
+    numbers = 4 * floats + itemsize(activation_dtype) * kept
+    once = backward_bytes(layer_sizes, micro_batch, activation_dtype, keep_every)
+    return numbers * micro_batch + 8 * words * sum(hidden) + once
+
+
+def backward_bytes(
+    layer_sizes: Sequence[int], micro_batch: int, activation_dtype: str, keep_every: int = 1
+) -> int:
+    """Return those bytes of a training workspace that only the backward pass needs."""
+    hidden, parts = layer_sizes[1:-1], 0
     if hidden and activation_dtype == "float32":
-        floats += count_parts(hidden[-1], layer_sizes[-1], micro_batch) * hidden[-1]
-    numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
-    return numbers * micro_batch + 8 * words * sum(hidden)
+        parts = count_parts(hidden[-1], layer_sizes[-1], micro_batch) * hidden[-1]
+    buffers = sum(delta_buffers(hidden, keep_every))
+    return (4 * parts + itemsize(activation_dtype) * buffers) * micro_batch
 
 
 def kind_of_kernels(backend: str, activation_dtype: str) -> str:

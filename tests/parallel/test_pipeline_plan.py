@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from largesparse.errors import MemoryPlanError, ParameterError
 from largesparse.parallel.pipeline.costs import in_flight, plan_stage
 from largesparse.parallel.pipeline.plan import Machine, Request, choose_pipeline_plan, make_plan
 from largesparse.parallel.pipeline.split import Stage, split_stages
+from largesparse.parallel.pipeline.stage import Edge
+from largesparse.parallel.pipeline.workspace import StageWorkspace
 from largesparse.training.layer_terms import layer_terms
 from largesparse.training.memory import MicroBatching, plan_training
 
@@ -82,8 +85,9 @@ def test_one_rank_takes_what_one_process_does_and_several_divide_it():
     assert one.transfers == 0
     for ranks in (2, 3, 5):
         plan = make_plan(request_of(ranks=ranks), SETTING, "time")
-        for name in ("model", "gradients"):
-            assert sum(getattr(own, name) for own in plan.plans) == getattr(alone, name)
+        assert sum(own.model for own in plan.plans) == alone.model
+        biases = 4 * sum(NETWORK.layer_sizes[stage.first] for stage in plan.stages[1:])
+        assert sum(own.gradients for own in plan.plans) == alone.gradients + biases
         assert all(own.passing <= alone.passing for own in plan.plans)
         assert [own.mapped for own in plan.plans] == [0] * ranks
 
@@ -93,9 +97,12 @@ def test_the_table_and_the_bytes_moved_are_those_worked_out_by_hand():
     plan = choose_pipeline_plan(
         request_of(config, ranks=4, batch_size=100, groups=2, mapped=5 * GIB), micro_batch=32
     )
-    assert (plan.stages, plan.micro_batches) == ((Stage(0, 2), Stage(2, 4)), 4)
-    assert plan.bubble == 1 / 5
-    assert plan.step_bytes == 2 * 2 * 4 * 100 * 100  # groups, directions, float32, neurons, rows
+    assert (plan.stages, plan.micro_batches) == ((Stage(0, 2), Stage(2, 4)), 2)
+    assert plan.bubble == 1 / 3
+    # both ways 100 rows of 100 floats; bits of 32 and 18 rows by words, two each; biases; orders
+    assert plan.step_bytes == 2 * 4 * 100 * 100 + 2 * (100 * 2 * 4 * 2 + 4 * 100 + 8)
+    parameters = 100 * (8 + 100 + 100 + 2) + 302
+    assert plan.summed_bytes == 2 * 4 * parameters + 8
     assert [own.mapped for own in plan.plans] == [5 * GIB, 0]
     assert plan.total - plan.required == 5 * GIB
     text = str(plan)
@@ -103,6 +110,41 @@ def test_the_table_and_the_bytes_moved_are_those_worked_out_by_hand():
     assert re.search(r"\n +0 +2-3 +200 +10,800 ", text)
     assert re.search(r"\n +1 +4-5 +102 +10,200 ", text)
     assert re.search(r"required by 4 ranks .* GiB", text)
+
+
+def array_bytes(thing):
+    """The bytes of the arrays in an object, its lists and dictionaries; each counts once."""
+    found, values = {}, list(vars(thing).values())
+    while values:
+        value = values.pop()
+        if isinstance(value, list | tuple | dict):
+            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, np.ndarray) and value.nbytes:
+            found[value.ctypes.data] = max(found.get(value.ctypes.data, 0), value.nbytes)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("setting", [(32,), (5,), (33, 1, "bfloat16")], ids=str)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_the_plan_is_what_the_buffers_of_a_stage_take(ranks, setting):
+    config = NetworkConfig((30, 50, 20, 60, 40, 7), density=1.0, coverage="random")
+    layers = SparseMLP(config, progress=False).layers
+    plan = make_plan(request_of(config, ranks=ranks), MicroBatching(*setting), "memory")
+    for rank, (stage, own) in enumerate(zip(plan.stages, plan.plans, strict=True)):
+        first, last = stage.first == 0, stage.last == len(layers)
+        before = [] if first else [Edge.before(config, stage.first - 1)]
+        chain = [*before, *layers[slice(*stage)], *([] if last else [Edge.behind(stage.last)])]
+        held = in_flight(rank, ranks, plan.micro_batches)
+        ends = {"has_before": not first, "has_behind": not last}
+        dtype = own.micro_batching.activation_dtype
+        space = StageWorkspace(
+            chain, own.micro_batch, in_flight=held, activation_dtype=dtype, **ends
+        )
+        for number in range(held if first else 0):
+            space.turn_to_(number)
+            space.inputs(own.micro_batch)
+        sums = space.input_sums.nbytes  # of the centring; not planned
+        assert own.gradients + own.activations + own.transfers == array_bytes(space) - sums
 
 
 def test_memory_decides_the_split_only_where_time_does_not_fit():

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...model.activations import TRAINED
 from ...model.config import NetworkConfig
 from ...training.layer_terms import LayerTerms, expected_connections, itemsize, total_of
-from ...training.memory import MemoryPlan, MicroBatching, activation_bytes
+from ...training.memory import MemoryPlan, MicroBatching, activation_bytes, backward_bytes, has_sums
 from ...training.memory_plan import base_bytes
 from .split import Stage
+from .workspace import PASSING
 
 PASSES = 3  # over the connections of a layer in a step: forward, back to the inputs, to the weights
-BUFFERS = 2  # of a boundary and direction: one is on its way while the other is used
 
 
 def bubble_share(stages: int, micro_batches: int) -> float:
@@ -60,10 +61,23 @@ def workspace_sizes(config: NetworkConfig, stage: Stage) -> tuple[int, ...]:
     return (sizes[0] * (stage.first == 0), *hidden, sizes[-1] * (stage.last == last))
 
 
-def boundary_sizes(config: NetworkConfig, stage: Stage) -> list[int]:
-    """Return the neurons at the boundaries of a stage with other ranks."""
-    bounds, last = (stage.first, stage.last), len(config.layer_sizes) - 1
-    return [config.layer_sizes[bound] for bound in bounds if 0 < bound < last]
+def activations_in_flight(
+    config: NetworkConfig, stage: Stage, setting: MicroBatching, held: int
+) -> int:
+    """Return the bytes of a stage's activations: see `StageWorkspace`.
+
+    Those of `held` micro-batches, the buffers of one backward pass, and what comes from the rank
+    before once more.
+    """
+    sizes = workspace_sizes(config, stage)
+    trained = has_sums(config)
+    whole = activation_bytes(sizes, *setting, trained=trained)
+    once = backward_bytes(sizes, setting.micro_batch, setting.activation_dtype)
+    total = whole + (held - 1) * (whole - once)
+    if stage.first > 0:
+        bits = 8 * -(-setting.micro_batch // 32)
+        total += sizes[1] * (setting.micro_batch * itemsize(setting.activation_dtype) + bits)
+    return total
 
 
 def plan_stage(
@@ -73,6 +87,7 @@ def plan_stage(
     terms: Sequence[LayerTerms],
     *,
     held: int,
+    groups: int = 1,
     mapped: int = 0,
     once: int = 0,
     backend: str | None = None,
@@ -81,36 +96,45 @@ def plan_stage(
     """Return the bytes of the rank that has a stage.
 
     `terms` are those of all layers, `held` is what `in_flight` returns, `mapped` the bytes of
-    memory-mapped data, which the first stage reads.
+    memory-mapped data, which the first stage reads, `groups` the pipelines that sum gradients.
     """
     model, gradients, passing = total_of(terms[stage.first : stage.last])
-    own = activation_bytes(workspace_sizes(config, stage), *setting)
-    each = boundary_bytes(boundary_sizes(config, stage), setting)
+    bounds, last = (stage.first, stage.last), len(config.layer_sizes) - 1
+    neurons = sum(config.layer_sizes[bound] for bound in bounds if 0 < bound < last)
+    deltas = neurons * setting.micro_batch * itemsize(setting.activation_dtype)
+    if stage.first > 0:
+        gradients += 4 * config.layer_sizes[stage.first]  # of the biases before
     return MemoryPlan(
         setting,
         model,
         gradients,
-        held * own,
+        activations_in_flight(config, stage, setting, held),
         passing,
         mapped if stage.first == 0 else 0,
         base=base_bytes(backend, passing),
         once=once,
-        transfers=BUFFERS * each,
+        transfers=PASSING * deltas + gradients * (groups - 1) // groups,
         moments=tuple(moments),
     )
 
 
-def boundary_bytes(neurons: Sequence[int], setting: MicroBatching) -> int:
-    """Return the bytes of a whole micro-batch that cross boundaries of so many neurons, one way.
-
-    Forward go the activations, back their gradients, both in the dtype of stored activations.
-    """
-    return sum(neurons) * setting.micro_batch * itemsize(setting.activation_dtype)
-
-
 def step_bytes(
-    config: NetworkConfig, stages: Sequence[Stage], activation_dtype: str, samples: int
+    config: NetworkConfig, stages: Sequence[Stage], setting: MicroBatching, samples: int
 ) -> int:
-    """Return the bytes that a step on so many samples moves between the stages of a pipeline."""
-    one_way = MicroBatching(samples, activation_dtype=activation_dtype)
-    return 2 * boundary_bytes([config.layer_sizes[stage.first] for stage in stages[1:]], one_way)
+    """Return the bytes that a step on so many samples moves between the stages of one pipeline.
+
+    At every boundary and for every micro-batch: forward the activations and two bits for each,
+    back their gradients, both in the dtype of stored activations; once a step the gradient of
+    the biases, and an order of 8 bytes.
+    """
+    whole, rest = divmod(samples, setting.micro_batch)
+    words = whole * -(-setting.micro_batch // 32) + -(-rest // 32)
+    each = 2 * samples * itemsize(setting.activation_dtype) + 8 * words
+    each += 0 if config.activation in TRAINED else 4
+    neurons = sum(config.layer_sizes[stage.first] for stage in stages[1:])
+    return neurons * each + 8 * (len(stages) - 1)
+
+
+def summed_bytes(terms: Sequence[LayerTerms], groups: int) -> int:
+    """Return the bytes that a step moves between groups, to sum the gradients of these layers."""
+    return 2 * (groups - 1) * sum(each.gradient for each in terms) + 8 * (groups - 1)

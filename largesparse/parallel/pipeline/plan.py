@@ -12,7 +12,7 @@ from ...errors import MemoryPlanError, ParameterError, check_range
 from ...machine.control_groups import free_memory
 from ...machine.usage import pss_bytes
 from ...model.config import NetworkConfig
-from ...training.layer_terms import expected_connections, layer_terms
+from ...training.layer_terms import LayerTerms, expected_connections, layer_terms
 from ...training.memory import HEADROOM, USEFUL, MemoryPlan, MicroBatching, micro_batchings
 from ...training.memory_plan import BASE, GIB, counted
 from ..comm.collectives import gather
@@ -25,13 +25,13 @@ from .costs import (
     plan_stage,
     stage_passes,
     step_bytes,
+    summed_bytes,
 )
 from .split import Stage, split_layers, split_stages
 
 SPLITS = ("auto", "time", "memory")
 FASTEST = 64  # rows of a micro-batch, from which more gain nothing
-SLOWER = 1.2  # what a sample takes in micro-batches of 32 to 63, next to larger ones
-SMALL = 5.0  # and in smaller ones, which are tried where memory asks for them
+SLOWER = 1.2  # what a sample takes in micro-batches of 32, next to larger ones
 
 
 class Machine(NamedTuple):
@@ -45,7 +45,7 @@ class Request(NamedTuple):
     """What the plan of a pipeline is made for."""
 
     config: NetworkConfig
-    batch_size: int  # rows of a mini-batch, of each group
+    batch_size: int  # rows of a mini-batch, which the groups divide
     machines: tuple[Machine, ...]
     groups: int = 1
     split: str = "auto"  # or what is to be smallest: "time", "memory"
@@ -58,6 +58,19 @@ class Request(NamedTuple):
     def stages(self) -> int:
         """The ranks of a group."""
         return sum(len(machine.ranks) for machine in self.machines) // self.groups
+
+    def costs(self) -> tuple[list[LayerTerms], list[int]]:
+        """Return the bytes of every layer, and the passes over its connections."""
+        return layer_terms(self.config, self.moments), layer_passes(self.config)
+
+    @property
+    def rows(self) -> int:
+        """The rows of a mini-batch that a group has, at the most."""
+        return -(-self.batch_size // self.groups)
+
+    def micro_batches(self, micro_batch: int) -> int:
+        """The micro-batches of so many rows that a group has of a mini-batch."""
+        return -(-self.rows // micro_batch)
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class PipelinePlan:
     @property
     def micro_batches(self) -> int:
         """Micro-batches of a mini-batch, in each group."""
-        return -(-self.request.batch_size // self.micro_batch)
+        return self.request.micro_batches(self.micro_batch)
 
     @property
     def bubble(self) -> float:
@@ -105,10 +118,21 @@ class PipelinePlan:
     @property
     def step_bytes(self) -> int:
         """Bytes that a step moves between the stages of all groups."""
-        dtype = self.micro_batching.activation_dtype
-        request = self.request
-        each = step_bytes(request.config, self.stages, dtype, request.batch_size)
-        return request.groups * each
+        groups, total = self.request.groups, self.request.batch_size
+        rows = (total * (g + 1) // groups - total * g // groups for g in range(groups))
+        given = self.request.config, self.stages, self.micro_batching
+        return sum(step_bytes(*given, count) for count in rows)
+
+    @property
+    def summed_bytes(self) -> int:
+        """Bytes that a step moves between groups, which sum their gradients; about."""
+        terms = layer_terms(self.request.config, self.request.moments)
+        return summed_bytes(terms, self.request.groups)
+
+    @property
+    def _moved(self) -> str:
+        text = f"{self.step_bytes / 1e9:.3g}"
+        return text if self.request.groups == 1 else f"{text} and {self.summed_bytes / 1e9:.3g}"
 
     @property
     def fullest(self) -> Machine:
@@ -154,7 +178,7 @@ class PipelinePlan:
             f"  pipeline of {counted(stages, 'rank')}, {counted(request.groups, 'group')}; split "
             f"by {self.split}: {split}",
             f"  micro-batches of {self.micro_batching}, {self.micro_batches} a step: a rank waits "
-            f"{self.bubble:.0%} of it or more; {self.step_bytes / 1e9:.3g} GB a step between ranks",
+            f"{self.bubble:.0%} of it or more; {self._moved} GB a step between ranks",
             *_table(self),
         ]
         lines += [f"  {name:<62}{size / GIB:>9.3f} GiB" for name, size in _rows(self)]
@@ -196,11 +220,19 @@ def _rows(plan: PipelinePlan) -> list[tuple[str, int]]:
     return rows
 
 
-def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelinePlan:
-    """Return the plan with this micro-batch, split by "time" or by "memory"."""
+def make_plan(
+    request: Request,
+    setting: MicroBatching,
+    split: str,
+    costs: tuple[list[LayerTerms], list[int]] | None = None,
+) -> PipelinePlan:
+    """Return the plan with this micro-batch, split by "time" or by "memory".
+
+    `costs` are the request's `costs`, where they are at hand.
+    """
     config, ranks = request.config, request.stages
-    terms = layer_terms(config, request.moments)
-    count = -(-request.batch_size // setting.micro_batch)
+    terms, passes = costs or request.costs()
+    count = request.micro_batches(setting.micro_batch)
 
     def plan(rank: int, first: int, last: int) -> MemoryPlan:
         return plan_stage(
@@ -209,6 +241,7 @@ def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelineP
             setting,
             terms,
             held=in_flight(rank, ranks, count),
+            groups=request.groups,
             mapped=request.mapped,
             once=request.once if rank == 0 else 0,
             backend=request.backend,
@@ -216,7 +249,7 @@ def make_plan(request: Request, setting: MicroBatching, split: str) -> PipelineP
         )
 
     if split == "time":
-        stages = split_layers(layer_passes(config), ranks)
+        stages = split_layers(passes, ranks)
     else:
         required = functools.cache(lambda *where: plan(*where).required)
         stages = split_stages(required, len(terms), ranks)
@@ -240,17 +273,27 @@ def choose_pipeline_plan(
         Where nothing fits; the message says how many ranks, or which epsilon, would do.
     """
     check_request(request)
-    found = micro_batchings(request.config, request.batch_size, micro_batch, 1, activation_dtype)
+    plan = find_plan(request, micro_batch=micro_batch, activation_dtype=activation_dtype)
+    if not plan.fits:
+        raise MemoryPlanError(_refusal(plan))
+    return plan
+
+
+def find_plan(
+    request: Request, *, micro_batch: int | None = None, activation_dtype: str = "float32"
+) -> PipelinePlan:
+    """Return the fastest plan that fits, or the last one that was tried where none does."""
+    found = micro_batchings(request.config, request.rows, micro_batch, 1, activation_dtype)
     found.sort(key=lambda setting: _expected_time(request, setting))
     splits = SPLITS[1:] if request.split == "auto" else (request.split,)
-    first = None
+    first, costs = None, request.costs()
     for setting in found:
         for split in splits:
-            plan = make_plan(request, setting, split)
+            plan = make_plan(request, setting, split, costs)
             if plan.fits:
                 return dataclasses.replace(plan, note=_explain(first, plan))
             first = first or plan
-    raise MemoryPlanError(_refusal(plan))
+    return plan
 
 
 def check_request(request: Request) -> None:
@@ -273,9 +316,16 @@ def check_request(request: Request) -> None:
 def _expected_time(request: Request, setting: MicroBatching) -> float:
     """Return what a sample is expected to take, by rows of a micro-batch and the bubble."""
     rows = setting.micro_batch
-    count = -(-request.batch_size // rows)
-    cost = 1.0 if rows >= FASTEST else SLOWER if rows >= USEFUL else SMALL * USEFUL / rows
-    return cost * (count + request.stages - 1) / count
+    count = request.micro_batches(rows)
+    return sample_cost(rows) * (count + request.stages - 1) / count
+
+
+def sample_cost(rows: int) -> float:
+    """Return what a sample takes in micro-batches of so many rows, next to those of 64.
+
+    Below 32 a connection takes as long whatever the rows: it waits for a cache line.
+    """
+    return 1.0 if rows >= FASTEST else SLOWER * max(1.0, USEFUL / rows)
 
 
 def _explain(faster: PipelinePlan | None, chosen: PipelinePlan) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import ParameterError
 
@@ -53,9 +54,25 @@ def split_layers(costs: Sequence[float], ranks: int) -> tuple[Stage, ...]:
         raise ParameterError(
             f"The costs of layers must be numbers of 0 or more. Got {list(costs)}."
         )
-    # each from its own first layer, so that rounding is the same wherever sums are compared
-    sums = [[0.0, *itertools.accumulate(costs[first:])] for first in range(len(costs))]
-    return split_stages(lambda _, first, last: sums[first][last - first], len(costs), ranks)
+    if 1 <= ranks <= len(costs):
+        # each from its own first layer, so that rounding is the same wherever sums are compared
+        sums = [list(itertools.accumulate(costs[first:])) for first in range(len(costs))]
+        limits = sorted({total for row in sums for total in row})
+        least = bisect.bisect_left(limits, True, key=lambda limit: _stages_of(sums, limit) <= ranks)
+        limit = limits[least]
+        return _fill(lambda _, first, last: sums[first][last - first - 1], costs, ranks, limit)
+    return split_stages(lambda *_: 0.0, len(costs), ranks)  # refuses
+
+
+def _stages_of(sums: Sequence[Sequence[float]], limit: float) -> int:
+    """Return how few stages divide layers so that none has a larger sum; infinity for none."""
+    first, count = 0, 0
+    while first < len(sums):
+        more = bisect.bisect_right(sums[first], limit)
+        if not more:
+            return len(sums) + 1
+        first, count = first + more, count + 1
+    return count
 
 
 def split_stages(cost: StageCost, layers: int, ranks: int) -> tuple[Stage, ...]:
@@ -78,12 +95,28 @@ def split_stages(cost: StageCost, layers: int, ranks: int) -> tuple[Stage, ...]:
         for first in range(rank, layers - (ranks - rank) + 1):
             lasts = range(first + 1, layers - (ranks - rank - 1) + 1)
             least[rank][first] = min(max(cost(rank, first, last), behind[last]) for last in lasts)
-    limit, stages, first = least[0][0], [], 0
+    return _fill(cost, range(layers), ranks, least[0][0], least)
+
+
+def _fill(
+    cost: StageCost,
+    layers: Sequence[Any],
+    ranks: int,
+    limit: float,
+    least: Sequence[Sequence[float]] | None = None,
+) -> tuple[Stage, ...]:
+    """Return stages of which each has as many layers as it can, and none costs more than `limit`.
+
+    `least[rank][first]` is the dearest of the stages from a rank's on; without, all can be filled.
+    """
+    stages, first = [], 0
     for rank in range(ranks):
-        lasts = range(layers - (ranks - rank - 1), first, -1)
-        behind = least[rank + 1]
+        lasts = range(len(layers) - (ranks - rank - 1), first, -1)
         last = next(
-            last for last in lasts if behind[last] <= limit and cost(rank, first, last) <= limit
+            last
+            for last in lasts
+            if (least is None or least[rank + 1][last] <= limit)
+            and cost(rank, first, last) <= limit
         )
         stages.append(Stage(first, last))
         first = last
