@@ -106,7 +106,7 @@ class RunRecord:
     stage_bytes: list[int] | None = None  # peak memory of every rank
     bubble: list[float] | None = None  # share of its steps that every rank has waited
     least_bubble: float | None = None  # (K - 1) / (M + K - 1)
-    step_bytes: int | None = None  # moved between stages, of a step, planned
+    steps_bytes: int | None = None  # moved between ranks in all steps
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))
