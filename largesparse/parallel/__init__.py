@@ -2,8 +2,9 @@
 
     from largesparse.parallel import predict, train_pipeline, train_wasap
 
-Every rank of `mpiexec -n K python script.py` calls them. By `train_wasap` all have the network, and
-rank 0 is the parameter server and has the result; by `train_pipeline` each has some of the layers. Needs mpi4py, which is imported only when more than one rank was started.
+Every rank of `mpiexec -n K python script.py` calls them. By `train_wasap` rank 0 is the parameter
+server and has the result; by `train_pipeline` each rank has some of the layers. Needs mpi4py, which
+is imported only when more than one rank was started.
 """
 
 from __future__ import annotations

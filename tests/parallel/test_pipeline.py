@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi_runs import run_mpi
-from pipeline_cases import CASES, PRUNING, Case
+from pipeline_cases import CASES, Case
 from rank_threads import run_ranks
 
 from largesparse import (
     NetworkConfig,
-    ParameterError,
     SparseMLP,
     Trainer,
     load_checkpoint,
@@ -27,6 +26,7 @@ from largesparse import (
     predict,
     predict_proba,
 )
+from largesparse.errors import ParameterError
 from largesparse.model.layer import initial_layer
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward

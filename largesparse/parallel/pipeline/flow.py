@@ -7,6 +7,7 @@ waits sleeps.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -47,6 +48,29 @@ def one_forward_one_backward(
         yield BACKWARD, number
 
 
+class Passage:
+    """Arrays that are to pass to or from another rank, once those before them are on their way."""
+
+    def __init__(self, begin: Callable[[], Transfer]) -> None:
+        self._begin = begin
+        self._transfer: Transfer | None = None
+
+    @property
+    def is_posted(self) -> bool:
+        """Whether the next passage of the same kind may begin."""
+        return self._transfer is not None and self._transfer.is_posted
+
+    def done(self) -> bool:
+        """Return whether it is complete, and advance it if it has begun."""
+        return self._transfer is not None and self._transfer.done()
+
+    def advance(self) -> bool:
+        """Begin or advance it; return whether it is complete."""
+        if self._transfer is None:
+            self._transfer = self._begin()
+        return self._transfer.done()
+
+
 class Links:
     """A rank's transfers with others, which advance together."""
 
@@ -54,34 +78,50 @@ class Links:
         self.comm, self.chunk_bytes = comm, chunk_bytes
         self.waiting_s = 0.0  # in `wait`
         self.bytes_sent = 0
-        self._open: list[Transfer] = []
+        # by direction, rank and tag: both ends take them in the same order
+        self._open: defaultdict[tuple[bool, int, int], list[Passage]] = defaultdict(list)
 
-    def send(self, arrays: Arrays, rank: int, tag: int) -> Transfer:
+    def send(self, arrays: Arrays, rank: int, tag: int) -> Passage:
         """Begin to send arrays: see `start_send`."""
         self.bytes_sent += sum(array.nbytes for array in arrays)
         return self._begin(start_send, arrays, rank, tag)
 
-    def receive(self, arrays: Arrays, rank: int, tag: int) -> Transfer:
+    def receive(self, arrays: Arrays, rank: int, tag: int) -> Passage:
         """Begin to receive arrays: see `start_receive`."""
         return self._begin(start_receive, arrays, rank, tag)
 
-    def _begin(self, start: Callable[..., Transfer], *given: Any) -> Transfer:
-        arrays, rank, tag = given
-        transfer = start(self.comm, arrays, rank, tag=tag, chunk_bytes=self.chunk_bytes)
-        self._open.append(transfer)
-        return transfer
+    def _begin(
+        self, start: Callable[..., Transfer], arrays: Arrays, rank: int, tag: int
+    ) -> Passage:
+        options: dict[str, Any] = {"tag": tag, "chunk_bytes": self.chunk_bytes}
+        passage = Passage(lambda: start(self.comm, arrays, rank, **options))
+        line = self._open[start is start_send, rank, tag]
+        line.append(passage)
+        self._advance(line)
+        return passage
 
     def advance(self, *_: Any) -> None:
         """Let all transfers go on, as far as they can without waiting."""
-        self._open = [transfer for transfer in self._open if not transfer.done()]
+        for line in self._open.values():
+            if line:
+                self._advance(line)
 
-    def wait(self, transfer: Transfer) -> None:
-        """Return when a transfer is complete; the others go on meanwhile, and the rank sleeps."""
+    @staticmethod
+    def _advance(line: list[Passage]) -> None:
+        """Go on with the passages of a kind, each when all of the one before is posted."""
+        for passage in list(line):
+            if passage.advance():
+                line.remove(passage)
+            elif not passage.is_posted:
+                return
+
+    def wait(self, passage: Passage) -> None:
+        """Return when arrays have passed; others go on meanwhile, and the rank sleeps."""
         self.advance()
-        if transfer.done():
+        if passage.done():
             return
         started = time.perf_counter()
-        while not transfer.done():
+        while not passage.done():
             waited = time.perf_counter() - started
             time.sleep(min(LONGEST_SLEEP, max(SHORTEST_SLEEP, SLEEP_SHARE * waited)))
             self.advance()
@@ -104,7 +144,7 @@ class Incoming:
     ) -> None:
         self._links, self._place = links, place  # rank, tag
         self._buffers, self._count = buffers, count
-        self._posted: dict[int, Transfer] = {}
+        self._posted: dict[int, Passage] = {}
         self._next = 0
         for _ in range(ahead):
             self.release()
@@ -126,7 +166,7 @@ class Outgoing:
 
     def __init__(self, links: Links, place: tuple[int, int]) -> None:
         self._links, self._place = links, place  # rank, tag
-        self._posted: dict[int, Transfer] = {}
+        self._posted: dict[int, Passage] = {}
 
     def send(self, number: int, arrays: Arrays) -> None:
         """Begin to send what a micro-batch has."""
