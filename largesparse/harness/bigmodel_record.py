@@ -103,6 +103,7 @@ def _of_ranks(plan: Any, trained: Trained, report: ParallelReport | None) -> dic
             "split": plan.split,
             "stages": report.stages,
             "stage_bytes": report.rss_bytes,
+            "steps_s": report.step_s,
             "bubble": report.waiting_share,
             "least_bubble": report.bubble,
             "steps_bytes": report.steps_bytes,
