@@ -95,12 +95,13 @@ def train(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTrainer:
     comm = get_communicator(comm)
     trainer = make_trainer(wanted, options, comm)
     checkpoint = broadcast(comm, wanted.checkpoint)
+    # What is wrong with what was given is an error on all ranks, which a script may catch.
+    if checkpoint is not None:
+        trainer.check_saving(checkpoint)
+    data = prepare_stage_(trainer, wanted.given)
+    together(comm, lambda: trainer.check_rows(data))
+    check_memory(trainer)
     with meeting(trainer):
-        if checkpoint is not None:
-            trainer.check_saving(checkpoint)
-        data = prepare_stage_(trainer, wanted.given)
-        together(comm, lambda: trainer.check_rows(data))
-        check_memory(trainer)
         _run(trainer, data, wanted, checkpoint)
         trainer.history.parallel = report_of(trainer)
     return trainer
@@ -279,7 +280,9 @@ def _end(trainer: StageTrainer, signals: StopRequest, text: str) -> None:
 @contextmanager
 def meeting(trainer: StageTrainer) -> Iterator[None]:
     """Connect the ranks, and let an error of any of them end the job, while the block runs."""
-    channel = connect(trainer.comm)
+    channel = trainer.channel
+    if channel is None or channel.is_closed:
+        channel = trainer.channel = connect(trainer.comm)
     with guard(trainer.comm), watching(channel):
         trainer.meet()
         yield

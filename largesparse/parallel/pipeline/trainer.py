@@ -93,6 +93,7 @@ class StageTrainer(Trainer):
         self.steps_waiting_s = 0.0  # waited within them
         self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
         self.signals: StopRequest | None = None  # those of rank 0, there
+        self.channel: Any = None  # to rank 0, or to all others, once they have connected
         self._saver = StageSaver(self)
         self.unshare_loss_()
 
