@@ -1,4 +1,4 @@
-"""The files of `containers/`: what they install is there, and nothing but Debian and PyPI is asked."""
+"""The files of `containers/`: what they install is there, and only Debian and PyPI are asked."""
 
 from __future__ import annotations
 

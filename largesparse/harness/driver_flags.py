@@ -194,8 +194,8 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         choices=ALGORITHMS,
         default="wasap",
         help="how gradients are applied in phase one: 'wasap' each as it arrives, 'wassp' the mean "
-        "of all workers' at once, 'allreduce' as wassp, but added up by the nodes without a "
-        "server; 'pipeline': each rank has consecutive layers alone, and no rank the whole network "
+        "of all workers' at once, 'allreduce' as wassp, but added up by the nodes, without server; "
+        "'pipeline': each rank has consecutive layers alone, and no rank the whole network "
         "(default %(default)s)",
     )
     group.add_argument(

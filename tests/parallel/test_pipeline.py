@@ -223,7 +223,9 @@ JOBS = {
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("pipelines")
     for ranks, names in JOBS.items():
-        result = run_mpi("", ranks, program=(pipeline_cases.__file__, str(place), *names))
+        result = run_mpi(
+            "", ranks, program=(pipeline_cases.__file__, str(place), *names), timeout=300
+        )
         assert result.status == 0, f"{result.out}\n{result.err}"
     return place
 

@@ -33,12 +33,13 @@ from ..comm.ranks import agree, get_communicator, together
 from ..comm.transfer import CHUNK_BYTES, check_chunk_bytes
 from .costs import bubble_share, layer_passes
 from .data import Given, prepare_stage_
+from .plan import Request, check_stages, memory_of_machines
 from .split import Stage, split_layers, stages_of
 from .stage import Place
 from .trainer import StageTrainer
 
 OWNER = "a training by a pipeline"
-LOOK_EVERY = 0.5  # seconds between looks at whether the other ranks live
+LOOK_EVERY = 0.1  # seconds between looks at whether the other ranks live
 LEAST_ROWS = 8  # of a micro-batch by default
 PER_STAGE = 4  # micro-batches of a mini-batch for every stage, by default
 
@@ -94,14 +95,32 @@ def train(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTrainer:
     comm = get_communicator(comm)
     trainer = make_trainer(wanted, options, comm)
     checkpoint = broadcast(comm, wanted.checkpoint)
+    # What is wrong with what was given is an error on all ranks, which a script may catch.
+    if checkpoint is not None:
+        trainer.check_saving(checkpoint)
+    data = prepare_stage_(trainer, wanted.given)
+    together(comm, lambda: trainer.check_rows(data))
+    check_memory(trainer)
     with meeting(trainer):
-        if checkpoint is not None:
-            trainer.check_saving(checkpoint)
-        data = prepare_stage_(trainer, wanted.given)
-        together(comm, lambda: trainer.check_rows(data))
         _run(trainer, data, wanted, checkpoint)
         trainer.history.parallel = report_of(trainer)
     return trainer
+
+
+def check_memory(trainer: StageTrainer) -> None:
+    """Raise `MemoryPlanError` on all ranks where those of a machine do not fit there."""
+    comm, config, place = trainer.comm, trainer.config, trainer.place
+    if comm.size == 1:
+        return
+    machines = memory_of_machines(comm, Nodes.of(comm))
+
+    def check() -> None:
+        if comm.rank == 0:
+            batch, network = config.batch_size, trainer.network.config
+            request = Request(network, batch, machines, place.groups, moments=config.moments)
+            check_stages(request, trainer.micro_batching, place.stages)
+
+    together(comm, check)
 
 
 def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTrainer:
@@ -261,7 +280,9 @@ def _end(trainer: StageTrainer, signals: StopRequest, text: str) -> None:
 @contextmanager
 def meeting(trainer: StageTrainer) -> Iterator[None]:
     """Connect the ranks, and let an error of any of them end the job, while the block runs."""
-    channel = connect(trainer.comm)
+    channel = trainer.channel
+    if channel is None or channel.is_closed:
+        channel = trainer.channel = connect(trainer.comm)
     with guard(trainer.comm), watching(channel):
         trainer.meet()
         yield

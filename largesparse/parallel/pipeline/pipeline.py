@@ -140,7 +140,7 @@ class Pipeline:
             On all ranks, where one cannot write to the folder, which all must see.
         """
         place: Path = broadcast(self.trainer.comm, expand_user(folder).resolve())
-        write_stages(self.trainer, place, None)
+        write_stages(self.trainer, place, training=False)
 
     @property
     def _n_outputs(self) -> int:

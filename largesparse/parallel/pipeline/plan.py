@@ -229,10 +229,12 @@ def make_plan(
     setting: MicroBatching,
     split: str,
     costs: tuple[list[LayerTerms], list[int]] | None = None,
+    stages: tuple[Stage, ...] | None = None,
 ) -> PipelinePlan:
     """Return the plan with this micro-batch, split by "time" or by "memory".
 
-    `costs` are the request's `costs`, where they are at hand.
+    `costs` are the request's `costs`, where they are at hand, and `stages` others than those of the
+    split.
     """
     config, ranks = request.config, request.stages
     terms, passes = costs or request.costs()
@@ -252,9 +254,9 @@ def make_plan(
             moments=request.moments,
         )
 
-    if split == "time":
+    if stages is None and split == "time":
         stages = split_layers(passes, ranks)
-    else:
+    elif stages is None:
         required = functools.cache(lambda *where: plan(*where).required)
         stages = split_stages(required, len(terms), ranks)
     plans = tuple(plan(rank, *stage) for rank, stage in enumerate(stages))
@@ -281,6 +283,13 @@ def choose_pipeline_plan(
     if not plan.fits:
         raise MemoryPlanError(_refusal(plan))
     return plan
+
+
+def check_stages(request: Request, setting: MicroBatching, stages: tuple[Stage, ...]) -> None:
+    """Raise `MemoryPlanError` where stages that have been chosen do not fit into memory."""
+    plan = make_plan(request, setting, "time", stages=stages)
+    if not plan.fits:
+        raise MemoryPlanError(_refusal(plan))
 
 
 def find_plan(

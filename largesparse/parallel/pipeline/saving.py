@@ -5,6 +5,7 @@ The format is that of all checkpoints. The folder must be one that all ranks see
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from contextlib import ExitStack
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def write_stages(trainer: StageTrainer, folder: Path, manifest: dict[str, Any] | None) -> None:
+def write_stages(trainer: StageTrainer, folder: Path, *, training: bool) -> None:
     """Write the layers of all ranks to a folder; every rank calls it.
 
-    `manifest` is that of a training (see `checkpoint_manifest`), or None for a model without
-    moments.
+    Where it is the checkpoint of a training, that has moments, and the manifest the training.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def write_stages(trainer: StageTrainer, folder: Path, manifest: dict[str, Any] |
         On all ranks, where one cannot write; what was there before is intact then.
     """
     comm, leads, writes = trainer.comm, trainer.place.rank == 0, trainer.place.group == 0
-    best = trainer.best if manifest is not None else None
+    best = trainer.best if training else None
     with ExitStack() as stack:
 
         def begin() -> Path | None:
@@ -52,23 +52,37 @@ def write_stages(trainer: StageTrainer, folder: Path, manifest: dict[str, Any] |
                 return None
             with writing(folder):
                 layers = None if best is None else best.layers
-                given: Any = {"moments": manifest is not None, "best": layers}
+                given: Any = {"moments": training, "best": layers}
                 return write_layers(beside, trainer.network.layers, **given)
 
         beside: Path = broadcast(comm, together(comm, begin))
-        found = gather(comm, together(comm, lambda: write(beside)))
+        part = trainer.state.part
+        own = together(comm, lambda: write(beside)), 0.0 if part is None else part.loss
+        found = gather(comm, own)
 
         def complete() -> None:
             if found is not None:
                 total = Files({}, [], [])
-                for each in filter(None, found):
+                for each in (each for each, _ in found if each is not None):
                     total.files.update(each.files)
                     total.nnz.extend(each.nnz)
                     total.explored.extend(each.explored)
-                write_rest(beside, trainer.network, manifest or {"kind": "model"}, total)
+                manifest = {"kind": "model"}
+                if training:
+                    manifest = _manifest_of(trainer, sum(loss for _, loss in found))
+                write_rest(beside, trainer.network, manifest, total)
             stack.close()  # which replaces the checkpoint before
 
         together(comm, complete)
+
+
+def _manifest_of(trainer: StageTrainer, loss: float) -> dict[str, Any]:
+    """Return what a manifest has of a training, of which all ranks have so much loss together."""
+    state = trainer.state
+    if state.part is not None:
+        part = dataclasses.replace(state.part, loss=loss)
+        state = dataclasses.replace(state, part=part)
+    return checkpoint_manifest(trainer.saved_config, state)
 
 
 class StageSaver:
@@ -79,8 +93,7 @@ class StageSaver:
 
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, rank 0 says so, and the training goes on."""
-        trainer, state, comm = self.trainer, self.trainer.state, self.trainer.comm
-        trainer.share_loss_()
+        state, comm = self.trainer.state, self.trainer.comm
         place = broadcast(comm, expand_user(folder).resolve())
         try:
             if place != state.folder:  # another training may have begun there meanwhile
@@ -91,8 +104,6 @@ class StageSaver:
                 logger.error("%s The checkpoint before, if there is one, is intact.", error)
             state.is_unsaved = True
             return False
-        finally:
-            trainer.unshare_loss_()
         state.saved_step, state.is_unsaved, state.folder = state.step, False, place
         return True
 
@@ -102,8 +113,7 @@ class StageSaver:
 
     def write(self, place: Path) -> None:
         """Write a checkpoint to a folder; every rank calls it."""
-        trainer = self.trainer
-        write_stages(trainer, place, checkpoint_manifest(trainer.saved_config, trainer.state))
+        write_stages(self.trainer, place, training=True)
 
     def check(self, folder: str | Path) -> None:
         """Verify, before training, that checkpoints can be kept in a folder, or raise on all."""
@@ -123,7 +133,6 @@ class StageSaver:
             return None
         trainer.state.is_unsaved = False
         folder = expand_user(folder).resolve()
-        trainer.share_loss_()
         for parent in (folder.parent, None):  # None: the folder of temporary files
             place = None
             if trainer.place.rank == 0:

@@ -94,6 +94,7 @@ class StageTrainer(Trainer):
         self.steps_bytes = 0  # sent within them
         self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
         self.signals: StopRequest | None = None  # those of rank 0, there
+        self.channel: Any = None  # to rank 0, or to all others, once they have connected
         self._saver = StageSaver(self)
         self.unshare_loss_()
 
@@ -378,12 +379,6 @@ class StageTrainer(Trainer):
                 lambda number, logits: take(parts[number], logits),
             )
 
-    def share_loss_(self) -> None:
-        """Have the loss of what has been trained of the epoch on all ranks."""
-        if (part := self.state.part) is not None:
-            everyone = gather(self.comm, part.loss)
-            part.loss = broadcast(self.comm, sum(everyone or []))
-
     def unshare_loss_(self) -> None:
         """Have it on one rank, as a sum over all has it once."""
         if self.state.part is not None and not (self.place.group == 0 and self.place.is_last):
@@ -397,29 +392,32 @@ class StageTrainer(Trainer):
 
     def complete_epoch(self, **measured: Any) -> EpochRecord:
         """Append a record of all ranks' layers: see `Trainer.complete_epoch`."""
-        self.share_loss_()
+        part = self.state.part
         with self.backend.threads(self.threads):
-            measured["active_neurons"] = self._count_active()
-        record = super().complete_epoch(**measured)
+            counts = self._count_active()
+        record = super().complete_epoch(**measured, active_neurons=0)
         layers = self.network.layers
         cells = [layer.n_in * layer.n_out for layer in layers]
-        own = record.nnz, [explored_cells(layer) for layer in layers], cells
-        everyone = gather(self.comm, own)
+        of_layers = counts, record.nnz, [explored_cells(layer) for layer in layers], cells
+        everyone = gather(self.comm, (0.0 if part is None else part.loss, of_layers))
         if everyone is not None:
-            joined = (list(chain.from_iterable(parts)) for parts in self._of_group(everyone))
-            record.nnz, explored, cells = joined
+            losses, of_ranks = zip(*everyone, strict=True)
+            if part is not None:
+                record.running_loss = sum(losses) / max(1, part.samples)
+            of_group = zip(*of_ranks[: len(self.place.stages)], strict=True)
+            counts, record.nnz, explored, cells = (list(chain.from_iterable(p)) for p in of_group)
+            record.active_neurons = sum(counts)
             known = None not in explored
             record.explored = sum(explored) / sum(cells) if known else None
         found: EpochRecord = broadcast(self.comm, record)
         self.state.history.epochs[-1] = found
         return found
 
-    def _of_group(self, everyone: list[Any]) -> Any:
-        """Return what the ranks of the first pipeline have told, transposed."""
-        return zip(*everyone[: len(self.place.stages)], strict=True)
+    def _count_active(self) -> list[int]:
+        """Return how many hidden neurons are on a path: see `active_neurons`.
 
-    def _count_active(self) -> int:
-        """Return how many hidden neurons of all ranks are on a path: see `active_neurons`."""
+        Those of every layer that leads to one of this rank's.
+        """
         topologies = [layer.topology for layer in self.network.layers]
         inputs = None
         if self.before is not None:
@@ -435,9 +433,7 @@ class StageTrainer(Trainer):
         active, counts = mark_leading(led, outputs, below)
         if self.place.before is not None:
             self._send_mask(active, self.place.before)
-        everyone = gather(self.comm, counts)
-        total = sum(map(sum, (everyone or [])[: len(self.place.stages)]))
-        return int(broadcast(self.comm, total))
+        return counts
 
     def _send_mask(self, mask: NDArray[np.bool_], rank: int) -> None:
         self.links.wait(self.links.send([np.packbits(mask)], rank, MARKS))
