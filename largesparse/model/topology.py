@@ -162,6 +162,12 @@ def connection_probability(
     return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
 
 
+def _two_digits(value: float) -> float:
+    """Return a positive number rounded down to two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / unit) * unit
+
+
 def erdos_renyi(
     n_in: int,
     n_out: int,
@@ -196,10 +202,12 @@ def erdos_renyi(
     n_in, n_out = int(n_in), int(n_out)
     expected = probability * n_in * n_out
     if expected + 6 * math.sqrt(expected) > MAX_CONNECTIONS:
+        most = (math.sqrt(9 + MAX_CONNECTIONS) - 3) ** 2  # expected, with six deviations more
+        fitting = most / (n_in + n_out)
         raise ParameterError(
             f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
             f"{expected:.3g} connections; a layer holds at most {MAX_CONNECTIONS}. "
-            "Lower epsilon, or use more and smaller layers."
+            f"Lower epsilon to {_two_digits(fitting):g} or less, or use more and smaller layers."
         )
     if probability == 1.0:
         logger.info("a layer of %d x %d is fully connected at this density", n_in, n_out)

@@ -27,6 +27,7 @@ from largesparse import (
     predict_proba,
 )
 from largesparse.errors import ParameterError
+from largesparse.model import topology
 from largesparse.model.layer import initial_layer
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
@@ -189,7 +190,7 @@ def test_sparse_inputs_give_the_sequential_bits():
         assert_same(sequential(sparse), by_threads(sparse, 2))
 
 
-def test_what_a_pipeline_cannot_do_is_refused(tmp_path):
+def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
     from largesparse import TrainingConfig, train_pipeline
 
     X, y = Case().data()
@@ -205,6 +206,9 @@ def test_what_a_pipeline_cannot_do_is_refused(tmp_path):
     ):
         with pytest.raises(ParameterError, match=told):
             train_pipeline(network, training, X, y, progress=False, **options)
+    monkeypatch.setattr(topology, "MAX_CONNECTIONS", 100)  # int32 counts 2**31 - 1
+    with pytest.raises(ParameterError, match=r"at most 100\. Lower epsilon to 1\.7 or less"):
+        train_pipeline(config, plain, X, y, progress=False)
     with pytest.raises(ParameterError, match="1 to 4 ranks"):
         PipelineOptions().stages(config, 5)
     with pytest.raises(ParameterError, match="'y' parameter of train_pipeline must be given"):
