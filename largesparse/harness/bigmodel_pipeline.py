@@ -101,6 +101,14 @@ def train_stages(
     return record_of(config, plan, trained, pipeline.history, data, None), pipeline.history
 
 
+def planned_steps_bytes(plan: PipelinePlan, rows: int, epochs: int) -> int:
+    """Return the bytes that the steps of epochs of so many rows move between ranks, as planned."""
+    size = plan.request.batch_size
+    whole, rest = divmod(rows, size)
+    each = whole * plan.step_bytes + (plan.bytes_between(rest) if rest else 0)
+    return epochs * (each + (whole + bool(rest)) * plan.summed_bytes)
+
+
 def describe_stages(plan: PipelinePlan, record: RunRecord) -> str:
     """Return what the ranks took and moved, next to the plan."""
     planned = [plan.plans[rank % len(plan.stages)] for rank in range(plan.ranks)]
@@ -109,8 +117,9 @@ def describe_stages(plan: PipelinePlan, record: RunRecord) -> str:
         for size, own in zip(record.stage_bytes or [], planned, strict=True)
     )
     waited = ", ".join(f"{share:.0%}" for share in record.bubble or [])
+    moved, steps = record.bytes_moved or 0, record.steps_bytes or 0
     return (
         f"{plan.ranks} ranks waited {waited} of their steps, {record.least_bubble:.0%} or more by "
-        f"the pipeline; {(record.bytes_moved or 0) / GIB:.2f} GiB between ranks\n"
+        f"the pipeline; {moved / GIB:.3f} GiB between ranks, {steps / GIB:.3f} of it in steps\n"
         f"peak memory of each, of what was planned: {took} GiB"
     )

@@ -103,9 +103,10 @@ def _of_ranks(plan: Any, trained: Trained, report: ParallelReport | None) -> dic
             "split": plan.split,
             "stages": report.stages,
             "stage_bytes": report.rss_bytes,
+            "steps_s": report.step_s,
             "bubble": report.waiting_share,
             "least_bubble": report.bubble,
-            "step_bytes": plan.step_bytes,
+            "steps_bytes": report.steps_bytes,
         }
     found |= {name: getattr(report, name) for name in ("node_pss_bytes", "phase_one_epochs")}
     return found | {"staleness": report.staleness_record()}

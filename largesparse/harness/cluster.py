@@ -178,8 +178,9 @@ def plan_cluster(
         if first <= budget:
             length = samples, batch_size, chunk_bytes
             return _by_server(config, cluster, costs, length, (micro_batch, first, other))
-    plan = _pipeline(config, cluster, batch_size)
-    return _by_pipeline(plan, cluster, costs, samples, chunk_bytes)
+    plans = _pipelines(config, cluster, batch_size)
+    found = (_by_pipeline(plan, cluster, costs, samples, chunk_bytes) for plan in plans)
+    return min(found, key=lambda each: each.epoch_s)
 
 
 def _by_server(
@@ -265,8 +266,8 @@ def _by_pipeline(
     )
 
 
-def _pipeline(config: NetworkConfig, cluster: Cluster, batch_size: int) -> PipelinePlan:
-    """Return the plan with the most rows a mini-batch, and of these with the fewest nodes a group.
+def _pipelines(config: NetworkConfig, cluster: Cluster, batch_size: int) -> list[PipelinePlan]:
+    """Return the plans that fit with the most rows a mini-batch, by how many nodes a group has.
 
     A group keeps the activations of most of its rows of a mini-batch: where those are too many, a
     half of them is tried.
@@ -281,13 +282,14 @@ def _pipeline(config: NetworkConfig, cluster: Cluster, batch_size: int) -> Pipel
     least = math.ceil((whole.model + whole.gradients) / (HEADROOM * cluster.memory))
     rows = batch_size
     while rows:
+        found = []
         for ranks in range(max(2, least), min(layers, cluster.nodes) + 1):
             groups = min(rows, cluster.nodes // ranks)
             machines = tuple(Machine((rank,), cluster.memory) for rank in range(groups * ranks))
             request = Request(config, rows, machines, groups, split="time", backend="fused")
-            plan = find_plan(request, activation_dtype=ACTIVATION_DTYPE)
-            if plan.fits:
-                return plan
+            found.append(find_plan(request, activation_dtype=ACTIVATION_DTYPE))
+        if fitting := [plan for plan in found if plan.fits]:
+            return fitting
         rows //= 2
     raise MemoryPlanError(
         f"{config.neurons} neurons in {layers - 1} hidden layers do not fit into {cluster.nodes} "

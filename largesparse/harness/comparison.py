@@ -139,6 +139,8 @@ def _active(record: RunRecord, epoch: int) -> str:
 
 def _workers(record: RunRecord) -> str:
     ranks = record.ranks or 1
+    if record.algorithm == "pipeline":
+        return f"{ranks} ranks"
     return f"{ranks - 1} workers" if ranks > 1 else str(record.threads)
 
 

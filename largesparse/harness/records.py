@@ -104,9 +104,10 @@ class RunRecord:
     split: str | None = None  # what its split makes smallest: "time" or "memory"
     stages: list[list[int]] | None = None  # first layer of each, and the one behind the last
     stage_bytes: list[int] | None = None  # peak memory of every rank
+    steps_s: list[float] | None = None  # of every rank, in all steps, waiting included
     bubble: list[float] | None = None  # share of its steps that every rank has waited
     least_bubble: float | None = None  # (K - 1) / (M + K - 1)
-    step_bytes: int | None = None  # moved between stages, of a step, planned
+    steps_bytes: int | None = None  # moved between ranks in all steps
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

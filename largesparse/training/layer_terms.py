@@ -24,6 +24,7 @@ import numpy as np
 
 from ..model.config import NetworkConfig
 from ..model.layer import moment_bytes
+from ..model.topology import check_count
 from ..model.workspace import ACTIVATION_DTYPES
 
 EVOLUTION = 36  # bytes a connection that evolving takes, with a velocity; sampling takes 24
@@ -80,13 +81,17 @@ def evolution_bytes(moments: Sequence[str]) -> int:
 
 
 def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
-    """Return the connections that each layer will hardly have more of."""
+    """Return the connections that each layer will hardly have more of.
+
+    `ParameterError` where they are more than a layer can have.
+    """
     sizes, found = config.layer_sizes, []
     for k, probability in enumerate(config.probabilities()):
         expected = probability * sizes[k] * sizes[k + 1]
         if (given := config.given_layer(k)) is not None:
             found.append(given.connections)
         else:
+            check_count(sizes[k], sizes[k + 1], probability)
             found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
     found[-1] += min(config.output_minimum, sizes[-2]) * sizes[-1]  # at most
     return tuple(found)

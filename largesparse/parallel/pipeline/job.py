@@ -340,13 +340,14 @@ def report_of(trainer: StageTrainer) -> ParallelReport | None:
         "cpu_s": cpu_seconds(),
         "rss_bytes": peak_rss_bytes(),
         "bytes_sent": links.bytes_sent,
+        "steps_bytes": trainer.steps_bytes,
     }
     everyone = gather(comm, own)
     nodes = Nodes.of(comm)
     report = None
     if everyone is not None:
         lists: Any = {name: [each[name] for each in everyone] for name in own}
-        moved = lists.pop("bytes_sent")
+        moved, of_steps = lists.pop("bytes_sent"), lists.pop("steps_bytes")
         micro_batches = trainer.micro_batches
         report = ParallelReport(
             "pipeline",
@@ -356,6 +357,7 @@ def report_of(trainer: StageTrainer) -> ParallelReport | None:
             phase_one_epochs=config.epochs,
             updates=trainer.state.step,
             bytes_moved=sum(moved),
+            steps_bytes=sum(of_steps),
             peak_rss_bytes=max(lists["rss_bytes"]),
             stages=[list(stage) for stage in place.stages],
             micro_batches=micro_batches,

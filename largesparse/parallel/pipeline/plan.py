@@ -118,7 +118,11 @@ class PipelinePlan:
     @property
     def step_bytes(self) -> int:
         """Bytes that a step moves between the stages of all groups."""
-        groups, total = self.request.groups, self.request.batch_size
+        return self.bytes_between(self.request.batch_size)
+
+    def bytes_between(self, total: int) -> int:
+        """Return the bytes that a step on so many rows moves between the stages of all groups."""
+        groups = self.request.groups
         rows = (total * (g + 1) // groups - total * g // groups for g in range(groups))
         given = self.request.config, self.stages, self.micro_batching
         return sum(step_bytes(*given, count) for count in rows)

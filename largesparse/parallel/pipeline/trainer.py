@@ -91,6 +91,7 @@ class StageTrainer(Trainer):
         self.behind = None if place.is_last else Edge.behind(last)
         self.steps_s = 0.0  # of all steps
         self.steps_waiting_s = 0.0  # waited within them
+        self.steps_bytes = 0  # sent within them
         self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
         self.signals: StopRequest | None = None  # those of rank 0, there
         self.channel: Any = None  # to rank 0, or to all others, once they have connected
@@ -159,7 +160,7 @@ class StageTrainer(Trainer):
         others.
         """
         assert rows is not None
-        started, waited = time.perf_counter(), self.links.waiting_s
+        started, waited, sent = time.perf_counter(), self.links.waiting_s, self.links.bytes_sent
         self._pass_orders()
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer_at(factor)
@@ -177,6 +178,7 @@ class StageTrainer(Trainer):
         self.state.step += 1
         self.steps_s += time.perf_counter() - started
         self.steps_waiting_s += self.links.waiting_s - waited
+        self.steps_bytes += self.links.bytes_sent - sent
         return loss
 
     def _joined_gradient(
