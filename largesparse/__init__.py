@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # under their own names, so that type checkers hand them on
     from .model.importance import neuron_importance as neuron_importance
     from .model.importance import prune_neurons as prune_neurons
     from .model.network import SparseMLP as SparseMLP
+    from .parallel import load_pipeline as load_pipeline
+    from .parallel import train_pipeline as train_pipeline
     from .parallel import train_wasap as train_wasap
     from .parallel import train_wassp as train_wassp
     from .training.checkpoint import load_model as load_model
@@ -76,7 +78,7 @@ _NAMES = {
     ),
     "model.given": ("GivenTopology", "receptive_fields"),
     "model.network": ("SparseMLP",),
-    "parallel": ("train_wasap", "train_wassp"),
+    "parallel": ("load_pipeline", "train_pipeline", "train_wasap", "train_wassp"),
     "training.checkpoint": ("load_model", "save_model"),
     "training.history": ("EpochRecord", "History", "ParallelReport"),
     "training.monitoring": ("GradientFlow", "InputDegrees"),

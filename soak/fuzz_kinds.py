@@ -29,7 +29,7 @@ from largesparse.data.publishers import read_idx
 from largesparse.data.tables import read_table
 from largesparse.errors import CheckpointError, DataError, LargeSparseError
 from largesparse.harness.records import read_records
-from largesparse.training.checkpoint import MANIFEST
+from largesparse.machine.folders import MANIFEST
 
 Rng = np.random.Generator
 EXTREMES: tuple[Any, ...] = (

@@ -2,6 +2,7 @@
 
     python -m soak kill_ranks --times 50
     python -m soak kill_ranks --times 5 --algorithm wassp --ranks 4 --target worker
+    python -m soak kill_ranks --times 40 --algorithm pipeline
 
 Every time `mpiexec -n RANKS` bigmodel is started with a checkpoint folder, and at a moment drawn
 from the seed rank 0, another rank, all of them, or mpiexec itself gets SIGKILL: in the
@@ -10,7 +11,8 @@ averaging in turn. All ranks must have ended within 20 s. What there is of a che
 intact, and the training is resumed from it, or begun again. Its last loss and test accuracy must be
 within 3 standard deviations of those of 5 trainings that were left alone, and no epoch may be
 trained on more often than once for each kill beside the first time. Of 5, up to one training in 13
-is outside by chance (Student's t, two figures); of --undisturbed 20, one in 70.
+is outside by chance (Student's t, two figures); of --undisturbed 20, one in 70. A pipeline's last
+checkpoint must equal, to the bit, those of the trainings that were left alone.
 
 A row is printed for every time, and at last what the resumed trainings came to beside those that
 were left alone; the exit status is 1 if any is wrong. Further flags are those of bigmodel.
@@ -39,6 +41,7 @@ import psutil
 
 from largesparse import load_checkpoint
 from largesparse.errors import CheckpointError, LargeSparseError, check_range
+from largesparse.machine.folders import MANIFEST
 from largesparse.machine.launching import start_ranks
 from largesparse.machine.sizes import parse_size
 from largesparse.training.checkpoint import has_checkpoint
@@ -47,7 +50,10 @@ from soak.announcing import announce_phases
 
 TRAINING = ["--neurons=20k", "--features=400", "--samples=1500", "--epochs=4", "--batch-size=32"]
 TRAINING += ["--phase-one-epochs=2", "--learning-rate=0.1", "--backend=scipy"]
-ALGORITHMS = ("wasap", "wassp")
+PIPELINE = "pipeline"
+ALGORITHMS = ("wasap", "wassp", PIPELINE)
+IN_TURNS = ALGORITHMS[:2]
+PHASE_ONE = "--phase-one-epochs="  # no flag of a pipeline
 TARGETS = ("rank 0", "worker", "all ranks", "mpiexec")
 GONE = 20.0  # seconds after which no rank may be left
 LIMIT = 300.0  # seconds that a training may take
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--times", type=parse_size, default=20, metavar="N", help="kills (default %(default)s)")
     add("--ranks", type=parse_size, default=3, help="default %(default)s")
-    add("--algorithm", choices=ALGORITHMS, help="default: in turns")
+    add("--algorithm", choices=ALGORITHMS, help="default: wasap and wassp in turns")
     add("--target", choices=TARGETS, help="default: drawn")
     add("--undisturbed", type=int, default=5, metavar="N", help="left alone (default %(default)s)")
     add("--seed", type=int, default=0, help="of the moments (default %(default)s)")
@@ -112,7 +118,7 @@ def compare(options: Any, flags: list[str]) -> int:
     check_range("--ranks", options.ranks, "kill_ranks", low=2)
     check_range("--undisturbed", options.undisturbed, "kill_ranks", low=2)
     draw = random.Random(options.seed)
-    algorithms = [options.algorithm] if options.algorithm else list(ALGORITHMS)
+    algorithms = [options.algorithm] if options.algorithm else list(IN_TURNS)
     wrong, places, longest = 0, Counter[str](), 0.0
     with tempfile.TemporaryDirectory(prefix="kill-ranks-") as folder:
         known, resumed = {}, defaultdict(list)
@@ -196,6 +202,8 @@ def strike(
     repeated = sum(count - 1 for epoch, count in epochs.items() if epoch > 0)
     found = result_of(folder)
     verdict = "right" if are_alike(found, results) else "DIFFERENT"
+    if algorithm == PIPELINE and files_of(folder) != files_of(folder.with_name(f"{PIPELINE}-0")):
+        verdict = "DIFFERENT"
     if verdict == "DIFFERENT":
         print(f"loss {found[0]:.4f}, accuracy {found[1]:.4f}", file=sys.stderr)
     if repeated > 1 and resume:
@@ -227,6 +235,12 @@ def result_of(folder: Path) -> tuple[float, float]:
     return record["loss"][-1], record["accuracy"][-1]
 
 
+def files_of(folder: Path) -> dict[str, Any]:
+    """Return sizes and checksums of the files of a checkpoint."""
+    files: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
+    return files
+
+
 def out_of(folder: Path) -> Path:
     return folder.with_suffix(".jsonl")
 
@@ -244,6 +258,8 @@ def start(
     log, errors = folder.with_suffix(".events"), folder.with_suffix(".err")
     log.write_text("")
     command = [*start_ranks(ranks), *program("kill_ranks"), "--announce", str(log)]
+    if algorithm == PIPELINE:
+        flags = [flag for flag in flags if not flag.startswith(PHASE_ONE)]
     command += [] if resume else [*flags, f"--algorithm={algorithm}"]
     command += ["--resume" if resume else "--checkpoint", str(folder), "--out", str(out_of(folder))]
     struck: float | None = None
@@ -317,6 +333,8 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
 
     from largesparse.harness import bigmodel
     from largesparse.model.network import SparseMLP
+    from largesparse.parallel.pipeline import job as pipeline
+    from largesparse.parallel.pipeline.trainer import StageTrainer
     from largesparse.parallel.wasap import job
     from largesparse.parallel.wasap.server import Server
     from largesparse.training.trainer import Trainer
@@ -331,12 +349,24 @@ def train_announcing(log: Path, arguments: list[str]) -> int:
         recorded(server)
         announce("epoch", server.trainer.epoch)
 
+    def complete(trainer: StageTrainer, **measured: Any) -> Any:
+        found = completed(trainer, **measured)
+        announce("epoch", trainer.epoch)
+        return found
+
     announce(f"pid {rank}", os.getpid())
     if rank == 0:
+        completed = StageTrainer.complete_epoch
+        StageTrainer.complete_epoch = complete  # type: ignore[method-assign]
         recorded = Server.record
         Server.record = record  # type: ignore[method-assign]
         phases = (
             (SparseMLP, "__init__", "initialisation"),
+            (pipeline, "initial_layer", "initialisation"),
+            (StageTrainer, "run_epoch", "training"),
+            (StageTrainer, "sum_scores", "evaluation"),
+            (StageTrainer, "evolve", "evolution"),
+            (StageTrainer, "save", "writing"),
             (Server, "train_asynchronously", "phase one"),
             (Server, "train_synchronously", "phase one"),
             (Server, "evaluate", "evaluation"),

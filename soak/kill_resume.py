@@ -34,8 +34,9 @@ from typing import Any, NamedTuple
 
 from largesparse.errors import LargeSparseError, check_range
 from largesparse.machine.exit_codes import run_command
+from largesparse.machine.folders import MANIFEST
 from largesparse.machine.sizes import parse_size
-from largesparse.training.checkpoint import MANIFEST, has_checkpoint
+from largesparse.training.checkpoint import has_checkpoint
 from soak import program
 from soak.announcing import announce_phases
 

@@ -7,6 +7,7 @@
     python tools/measure.py threading --net 1M --rounds 5
     mpiexec -n 2 python tools/measure.py transfer
     mpiexec -n 16 python tools/measure.py idle_cost
+    python tools/measure.py pipeline           2 ranks with half of the layers each, one process
     python tools/measure.py optimizers --net large        AdamW's step next to momentum SGD's
     python tools/measure.py optimizers --evolution        Adam's counts of updates
     python tools/measure.py start             a fresh process, to the end of its first fit
@@ -34,6 +35,7 @@ MODULES = {  # of measuring/ -> its figures
     "ladders": ("width_ladder", "graph_challenge"),
     "threads": ("threading",),
     "parallel": ("accuracy", "staleness", "speed", "apply", "train"),
+    "pipelines": ("pipeline",),
     "ranks": ("transfer", "big", "idle_cost"),
     "starting": ("start",),
     "labels": ("extreme_labels",),

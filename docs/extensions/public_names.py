@@ -24,7 +24,7 @@ ORDER = (
     *("GradientFlow", "InputDegrees"),
     *("Dataset", "load_dataset", "make_large_classification"),
     *("Standardizer", "alpha_from_skewness"),
-    *("train_wasap", "train_wassp"),
+    *("train_wasap", "train_wassp", "train_pipeline", "load_pipeline"),
     *("read_records", "read_measurements"),
 )
 

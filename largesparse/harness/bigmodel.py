@@ -14,6 +14,12 @@ Under mpiexec the network is trained by WASAP-SGD (Algorithm 1): rank 0 is the p
 other ranks are workers. Ranks of one node share the model and the data. They compute in slots, by
 default one a core; memory follows the slots, so more ranks than cores cost little.
 
+With --algorithm pipeline each rank has consecutive layers alone, and micro-batches pass through
+them: the size is a matter of how many machines there are. --plan prints which rank has what:
+
+    mpiexec -n 4 largesparse bigmodel --neurons 50M --algorithm pipeline --plan
+    mpiexec -n 4 largesparse bigmodel --neurons 50M --algorithm pipeline --groups 2
+
 A run with --checkpoint survives. It saves after every epoch. SIGTERM (status 143) or Ctrl-C (130)
 lets it finish the present mini-batch, save, and tell where; --resume goes on from there to the
 result that it would have had. A line for batch systems that end jobs and start them again:
@@ -42,7 +48,6 @@ from ..errors import ParameterError, check_range
 from ..machine.environment import launched_ranks
 from ..machine.sizes import show_seconds
 from ..machine.threads import resolve_threads
-from ..machine.usage import peak_rss_bytes
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.layer import moment_bytes
 from ..model.network import SparseMLP
@@ -53,6 +58,7 @@ from ..parallel.comm.collectives import broadcast
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.ranks import Alone, get_communicator, together
 from ..parallel.options import ParallelOptions, check_config, phase_one_length
+from ..parallel.pipeline.plan import memory_of_machines
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history
 from ..training.history import EpochRecord, History
@@ -63,10 +69,20 @@ from ..training.resumed_settings import load_checkpoint
 from ..training.saving import check_checkpoint_folder
 from ..training.trainer import Trainer
 from ..training.warming import warm_up
+from .bigmodel_pipeline import (
+    check_flags,
+    describe_stages,
+    has_ends,
+    is_pipeline,
+    plan_pipeline,
+    train_stages,
+)
+from .bigmodel_record import Trained, record_of
 from .comparison import (
     compare_with_table_4,
     describe_new_epochs,
     describe_plan,
+    describe_settings,
     describe_training,
     describe_use,
 )
@@ -79,7 +95,7 @@ from .driver_flags import (
     add_training_flags,
 )
 from .presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
-from .records import RunRecord, append_record, check_output, has_record, new_record
+from .records import RunRecord, append_record, check_output, has_record
 from .resuming import flags_of, parse_resumable
 from .setting_flags import NETWORK, TRAINING, given_settings
 
@@ -101,7 +117,7 @@ class Job(NamedTuple):
     options: argparse.Namespace
     config: NetworkConfig
     training: TrainingConfig
-    plan: MemoryPlan
+    plan: Any  # MemoryPlan, or PipelinePlan
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -125,12 +141,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if isinstance(options, int):
         raise SystemExit(options)
     nodes = Nodes.of(comm, options.ranks_per_node)
-    memory = memory_of_ranks(comm, nodes)
+    by_stages = is_pipeline(options, comm.size)
+    memory = memory_of_machines(comm, nodes) if by_stages else memory_of_ranks(comm, nodes)
     plan = functools.partial(plan_run, options, nodes, memory)
     job = broadcast(comm, together(comm, lambda: plan() if leads else None))
     if options.plan:
         return 0
     data = together(comm, lambda: prepare(job, leads))
+    if by_stages:
+        return run_stages(job, comm, data)
     started = time.perf_counter()
     trainer = together(comm, lambda: initialise(job) if leads else None)
     init_s = time.perf_counter() - started
@@ -141,15 +160,40 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     history = train(job, comm, trainer, data)
     if trainer is not None:
         processes_s = time_processes(options.processes, trainer, data.X_test)
-        record = record_of(job, trainer, history, data, init_s)
-        append_record(options.out, record)
-        print(history.to_frame().drop(columns=["nnz", "validation_accuracy"]).round(4).to_string())
-        print(f"\n{compare_with_table_4(record, job.config)}")
+        trained = Trained.of(trainer)
+        record = record_of(job.config, job.plan, trained, history, data, init_s)
+        report(job, record, history)
         if processes_s is not None:
             print(f"inference with {options.processes} processes: {show_seconds(processes_s)}")
         print(describe_use(record, history))
         print(f"record appended to {options.out}")
     return 0
+
+
+def run_stages(job: Job, comm: Any, data: Any) -> int:
+    """Train by a pipeline, and record it."""
+    options, leads = job.options, comm.rank == 0
+    mine = leads or has_ends(job.plan, comm.rank)
+    make = functools.partial(make_large_classification, **data_parameters(options))
+    data = together(comm, lambda: data or make() if mine else None)  # rank 0 has made it
+    own: dict[str, Any] = {"resume": options.resume}
+    if leads:
+        print(describe_settings(job.training), flush=True)
+        own |= {"checkpoint": options.checkpoint, "callbacks": [print_epochs]}
+        own["notes"] = {NOTES: flags_of(options) | job.plan.micro_batching.settings()}
+    found = train_stages(options, job.plan, job.config, job.training, data, comm=comm, **own)
+    if found is not None:
+        record, history = found
+        report(job, record, history)
+        print(f"{describe_stages(job.plan, record)}\nrecord appended to {options.out}")
+    return 0
+
+
+def report(job: Job, record: RunRecord, history: History) -> None:
+    """Append the record, and print the epochs and the run next to Table 4."""
+    append_record(job.options.out, record)
+    print(history.to_frame().drop(columns=["nnz", "validation_accuracy"]).round(4).to_string())
+    print(f"\n{compare_with_table_4(record, job.config)}")
 
 
 def parse(
@@ -165,7 +209,8 @@ def parse(
             "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
             f"predict the test rows together. Got {options.processes} instead."
         )
-    if ranks > 1:
+    check_flags(options, ranks)
+    if ranks > 1 and not is_pipeline(options, ranks):
         parallel_options(options)
     if ranks > 1 and options.storage is not None:
         raise ParameterError(
@@ -198,7 +243,7 @@ def parallel_options(options: argparse.Namespace) -> ParallelOptions:
     return ParallelOptions(phase_one_epochs=phase_one, **{n: getattr(options, n) for n in names})
 
 
-def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
+def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     """Check what can be checked before any work, choose the rest, and print the plan."""
     config = network_config(options)
     fraction = options.test_fraction
@@ -247,22 +292,26 @@ def network_config(options: argparse.Namespace) -> NetworkConfig:
 
 
 def plan_memory(
-    options: argparse.Namespace, config: NetworkConfig, nodes: Nodes, memory: int
-) -> MemoryPlan:
+    options: argparse.Namespace, config: NetworkConfig, nodes: Nodes, memory: Any
+) -> Any:
     """Choose the micro-batch and how activations are kept, of one process or of all ranks."""
     ranks = len(nodes.node)
     wanted = training_config(options)
-    if ranks > 1:
+    if ranks > 1 and not is_pipeline(options, ranks):
         check_config(wanted)
     check_room(wanted, options.storage)
     backend = choose_backend(options.backend, config.layer_sizes).name
     dtype = options.activation_dtype or useful_dtype(config, options.backend)
+    once = bytes_once(backend, dtype, is_made(**data_parameters(options)))
+    if is_pipeline(options, ranks):
+        known: dict[str, Any] = {"activation_dtype": dtype, "backend": backend, "once": once}
+        return plan_pipeline(options, config, wanted, memory, **known)
     choose: Callable[..., MemoryPlan]
     choose = functools.partial(
         choose_plan,
         storage=options.storage,
         backend=backend,
-        once=bytes_once(backend, dtype, is_made(**data_parameters(options))),
+        once=once,
     )
     if ranks > 1:
         spread = parallel_options(options)
@@ -289,7 +338,7 @@ def plan_memory(
 
 
 def training_config(
-    options: argparse.Namespace, plan: MemoryPlan | None = None, rate: float | None = None
+    options: argparse.Namespace, plan: Any = None, rate: float | None = None
 ) -> TrainingConfig:
     """Return the settings of the training, or those that do not depend on the plan.
 
@@ -303,7 +352,7 @@ def training_config(
     chosen = {"learning_rate": rate, "dropout": hyper.dropout, "schedule": hyper.schedule}
     if plan is not None:
         chosen |= plan.micro_batching.settings()
-        if not plan.slots or threads:
+        if threads or (not plan.slots and plan.ranks == 1):
             threads = resolve_threads(threads, "bigmodel")
     return TrainingConfig(
         epochs=options.epochs,
@@ -402,58 +451,6 @@ def time_processes(processes: int, trainer: Trainer, X: Any) -> float | None:
         started = time.perf_counter()
         predictor.predict(X)
         return time.perf_counter() - started
-
-
-def record_of(job: Job, trainer: Trainer, history: History, data: Any, init_s: float) -> RunRecord:
-    """Return the record of the run."""
-    network, config, used = trainer.network, job.config, trainer.config
-    return new_record(
-        "bigmodel",
-        neurons=network.neurons,
-        layers=len(network.layers) - 1,
-        features=config.layer_sizes[0],
-        epsilon=config.epsilon,
-        parameters=network.parameters,
-        connections=network.connections,
-        backend=trainer.backend.name,
-        backend_reason=network.trained_with and network.trained_with.reason,
-        recipe=config.recipe,
-        batch_size=used.batch_size,
-        micro_batch=trainer.micro_batch,
-        keep_every=used.keep_every,
-        activation_dtype=used.activation_dtype,
-        train_samples=len(data.y_train),
-        test_samples=len(data.y_test),
-        seed=config.seed,
-        init_s=init_s,
-        epoch_s=history["epoch_s"][1:],
-        inference_s=history["inference_s"][1:],
-        evolution_s=history["evolution_s"][1:],
-        loss=history["loss"],
-        accuracy=history["test_accuracy"],
-        coverage=config.coverage,
-        active_neurons=history["active_neurons"],
-        planned_bytes=job.plan.total,
-        **of_ranks(trainer, history),
-    )
-
-
-def of_ranks(trainer: Trainer, history: History) -> dict[str, Any]:
-    """Return what the record has about the ranks."""
-    report = history.parallel
-    if report is None:
-        return {
-            "algorithm": "sequential",
-            "ranks": 1,
-            "threads": trainer.threads,
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-    names = (
-        *("algorithm", "ranks", "peak_rss_bytes", "node_pss_bytes", "phase_one_epochs"),
-        *("idle_s", "bytes_moved", "cpu_s"),
-    )
-    found = {name: getattr(report, name) for name in names}
-    return found | {"threads": report.threads[0], "staleness": report.staleness_record()}
 
 
 def given(value: float | None, default: Any) -> Any:

@@ -1,11 +1,11 @@
 """What a network that no machine here can hold would take on a cluster: bytes, messages, hours.
 
-The bytes are those of the memory plan. The times follow from measured costs a connection and
-sample, and assume what is given for cores, links and efficiency; nothing here has been run.
+The bytes are those of the memory plans. The times follow from measured costs a connection and
+sample, and assume what is given for cores, links and efficiency.
 
-Training is data parallel: every node has the whole topology. Where that does not fit into a node,
-the plan divides the layers over as many nodes as it takes (`stages`). **That is arithmetic only**:
-the library cannot train so.
+Where a node can hold the whole network and a slot, training is data parallel (`train_wasap`).
+Where it cannot, the layers are divided over as many nodes as it takes, and as many groups of them
+as there are nodes for train on different rows (`train_pipeline`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import ParameterError
+from ..errors import MemoryPlanError, ParameterError
 from ..machine.mapped_memory import Arena
 from ..machine.sizes import show_seconds
 from ..model.config import NetworkConfig
 from ..model.topology import MAX_CONNECTIONS
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.transfer import CHUNK_BYTES
+from ..parallel.pipeline.costs import PASSES, stage_passes
+from ..parallel.pipeline.plan import Machine, PipelinePlan, Request, find_plan, sample_cost
 from ..parallel.plan import FIRST_BASE, Workload, plan_parallel
 from ..parallel.shared.slots import slot_sizes
 from ..parallel.shared.weights import Shape, SharedTopology, shared_size
-from ..training.memory import GIB, HEADROOM, MicroBatching, expected_connections, itemsize
+from ..training.layer_terms import expected_connections
+from ..training.memory import GIB, HEADROOM, MicroBatching, plan_training
 from .ladder import GUESS, Costs
 from .presets import hidden_sizes
 
 ACTIVATION_DTYPE = "bfloat16"  # as wide layers are trained
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-DIVIDED = 8  # micro-batch where layers are divided over nodes
 LEAST_LAYERS = 10
 
 
@@ -41,7 +43,9 @@ class Cluster:
     cores: int = 64  # of a node
     memory: int = 512 * GIB  # bytes of a node
     link: float = 12.5e9  # bytes a second of a node's link
+    latency: float = 20e-6  # seconds of a message
     efficiency: float = 0.5  # of all cores together, beside those that were measured
+    pipeline_efficiency: float = 1.0  # of a pipeline, next to (M + K - 1) micro-batches' time
 
 
 @dataclass(frozen=True)
@@ -52,27 +56,29 @@ class ClusterPlan:
     cluster: Cluster
     connections: int
     micro_batch: int
-    stages: int  # nodes that hold the model together; more than 1 is not implemented
+    stages: int  # nodes that hold the model together
     replicas: int  # groups of `stages` nodes that compute gradients
-    first_bytes: int  # of a node of the server's group
-    other_bytes: int
+    first_bytes: int  # of a node of the server's group, or of the fullest of a pipeline
+    other_bytes: int  # of another, or of the emptiest
+    rows: int  # of an update
     updates: int  # of an epoch
-    update_bytes: int  # weights to, and a gradient from, another group
+    update_bytes: int  # weights to, and a gradient from, another group; or what groups sum
     update_messages: int
     stage_bytes: int  # activations and their gradients between stages, of an update
+    bubble: float  # share of a step in which a stage waits
     init_s: float
-    compute_s: float
-    transfer_s: float  # through the link of the server's group, or between stages
+    compute_s: float  # the bubble included
+    transfer_s: float  # through the link of the server's group, or of a stage
+    waiting_s: float = 0.0  # for sums over groups and for messages, when nothing is computed
 
     @property
     def epoch_s(self) -> float:
         """Seconds of an epoch: transfers are hidden behind computing, or the other way round."""
-        return max(self.compute_s, self.transfer_s)
+        return max(self.compute_s, self.transfer_s) + self.waiting_s
 
     def __str__(self) -> str:
         config, cluster = self.config, self.cluster
         sizes, hidden = config.layer_sizes, config.layer_sizes[1:-1]
-        ranks = self.replicas * self.stages + 1
         rows = [
             ("neurons", f"{config.neurons:,}"),
             ("layers x width", f"{len(hidden)} x {max(hidden):,}"),
@@ -81,24 +87,43 @@ class ClusterPlan:
             ("of the most an int32 can count", f"{self._share_of_int32():.0%}"),
             ("features", f"{sizes[0]:,}"),
             ("nodes", f"{self.replicas * self.stages} of {cluster.cores} cores"),
-            ("ranks", f"{ranks}: a server, and a worker a node"),
-            ("micro-batch", str(self.micro_batch)),
-            ("bytes of the server's node", f"{self.first_bytes / GIB:,.0f} GiB"),
-            ("bytes of every other node", f"{self.other_bytes / GIB:,.0f} GiB"),
-            ("updates an epoch", f"{self.updates:,}"),
-            ("bytes an update, to and fro", f"{self.update_bytes / 1e9:,.1f} GB"),
-            ("messages an update", f"{self.update_messages:,}"),
+            *(self._of_server() if self.stages == 1 else self._of_pipeline()),
             ("initialisation", _duration(self.init_s)),
             ("computing, an epoch", _duration(self.compute_s)),
             ("transfers, an epoch", _duration(self.transfer_s)),
             ("an epoch", _duration(self.epoch_s)),
         ]
-        if self.stages > 1:
-            rows[7:7] = [
-                ("nodes that share the layers", f"{self.stages}: NOT IMPLEMENTED"),
-                ("bytes between stages, an update", f"{self.stage_bytes / 1e9:,.1f} GB"),
-            ]
         return "\n".join(f"  {name:<36}{value:>36}" for name, value in rows)
+
+    def _of_server(self) -> list[tuple[str, str]]:
+        return [
+            ("algorithm", "wasap, data parallel"),
+            ("ranks", f"{self.replicas + 1}: a server, and a worker a node"),
+            ("micro-batch", str(self.micro_batch)),
+            ("bytes of the server's node", f"{self.first_bytes / GIB:,.0f} GiB"),
+            ("bytes of every other node", f"{self.other_bytes / GIB:,.0f} GiB"),
+            ("rows an update", f"{self.rows:,}"),
+            ("updates an epoch", f"{self.updates:,}"),
+            ("bytes an update, to and fro", f"{self.update_bytes / 1e9:,.1f} GB"),
+            ("messages an update", f"{self.update_messages:,}"),
+        ]
+
+    def _of_pipeline(self) -> list[tuple[str, str]]:
+        return [
+            ("algorithm", "pipeline"),
+            ("nodes that share the layers", str(self.stages)),
+            ("groups of them, on different rows", str(self.replicas)),
+            ("micro-batch", str(self.micro_batch)),
+            ("bytes of the fullest node", f"{self.first_bytes / GIB:,.0f} GiB"),
+            ("bytes of the emptiest node", f"{self.other_bytes / GIB:,.0f} GiB"),
+            ("rows an update", f"{self.rows:,}"),
+            ("updates an epoch", f"{self.updates:,}"),
+            ("a node waits for others (bubble)", f"{self.bubble:.0%}"),
+            ("bytes between stages, an update", f"{self.stage_bytes / 1e9:,.1f} GB"),
+            ("bytes a node sums, an update", f"{self.update_bytes / 1e9:,.1f} GB"),
+            ("messages an update", f"{self.update_messages:,}"),
+            ("sums and latencies, an epoch", _duration(self.waiting_s)),
+        ]
 
     def _share_of_int32(self) -> float:
         return max(expected_connections(self.config)) / MAX_CONNECTIONS
@@ -127,7 +152,7 @@ def plan_cluster(
     batch_size: int = 128,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> ClusterPlan:
-    """Return what a training by WASAP would take.
+    """Return what a training would take: by WASAP, or by a pipeline where a node is too small.
 
     Parameters
     ----------
@@ -147,34 +172,136 @@ def plan_cluster(
         Where a layer would have more connections than int32 can count.
     """
     config = _network(neurons, layers, epsilon, features)
+    budget = HEADROOM * cluster.memory
+    for micro_batch in MICRO_BATCHES:
+        first, other = _node_bytes(config, cluster, micro_batch)
+        if first <= budget:
+            length = samples, batch_size, chunk_bytes
+            return _by_server(config, cluster, costs, length, (micro_batch, first, other))
+    plans = _pipelines(config, cluster, batch_size)
+    found = (_by_pipeline(plan, cluster, costs, samples, chunk_bytes) for plan in plans)
+    return min(found, key=lambda each: each.epoch_s)
+
+
+def _by_server(
+    config: NetworkConfig,
+    cluster: Cluster,
+    costs: Costs,
+    length: tuple[int, int, int],
+    node: tuple[int, int, int],
+) -> ClusterPlan:
+    """Return the plan of WASAP, of rows of an epoch and of an update, and bytes of a message.
+
+    `node` has the micro-batch, and the bytes of the server's node and of another.
+    """
+    samples, batch_size, chunk_bytes = length
     counts, sizes = expected_connections(config), config.layer_sizes
-    connections = sum(counts)
-    micro_batch, stages, first, other = _division(config, cluster)
-    replicas = max(1, cluster.nodes // stages)
     arrays = [4 * size for size in (*counts, *sizes[1:])]
-    messages, update_bytes = sum(-(-size // chunk_bytes) for size in arrays), 2 * sum(arrays)
-    updates, steps = -(-samples // batch_size), -(-batch_size // micro_batch)
-    between = 2 * itemsize(ACTIVATION_DTYPE) * batch_size * max(sizes[1:-1])  # at each boundary
-    cores = replicas * stages * cluster.cores * cluster.efficiency
-    away = updates * (replicas - 1) / replicas
-    through = away * update_bytes / stages + (updates / replicas) * between * (stages > 1)
+    messages, update_bytes = _messages(arrays, chunk_bytes), 2 * sum(arrays)
+    updates, connections = -(-samples // batch_size), sum(counts)
+    away = updates * (cluster.nodes - 1) / cluster.nodes
+    cores = cluster.nodes * cluster.cores * cluster.efficiency
     return ClusterPlan(
         config,
         cluster,
         connections,
-        micro_batch,
-        stages,
-        replicas,
-        first,
-        other,
+        node[0],
+        1,
+        cluster.nodes,
+        *node[1:],
+        batch_size,
         updates,
         update_bytes,
         2 * messages,
-        between * (stages - 1),
+        0,
+        0.0,
         costs.init * connections / (cluster.cores * cluster.efficiency),
-        costs.training * connections * samples / (cores * _busy_share(steps, stages)),
-        through / cluster.link,
+        costs.training * connections * samples / cores,
+        away * update_bytes / cluster.link,
     )
+
+
+def _by_pipeline(
+    plan: PipelinePlan, cluster: Cluster, costs: Costs, samples: int, chunk_bytes: int
+) -> ClusterPlan:
+    """Return the plan of a pipeline, of as many groups as there are nodes for."""
+    config, stages = plan.request.config, plan.stages
+    counts, sizes = expected_connections(config), config.layer_sizes
+    groups, rows = plan.request.groups, plan.request.batch_size
+    updates = -(-samples // rows)
+    own = [[4 * n for k in s.layers for n in (counts[k], sizes[k + 1])] for s in stages]
+    largest = max(map(sum, own))
+    summed = 2 * largest * (groups - 1) // groups  # to and from a node, by an all-reduce
+    node = cluster.cores * cluster.efficiency
+    # of a micro-batch in the slowest stage, forward and backward
+    samples_of = plan.micro_batch * sample_cost(plan.micro_batch)
+    each = costs.training * max(stage_passes(config, stages)) / PASSES * samples_of / node
+    steps = plan.micro_batches + len(stages) - 1
+    boundaries = groups * (len(stages) - 1)
+    through = 2 * plan.step_bytes / boundaries  # an inner stage has two
+    boundary = plan.step_bytes // (2 * boundaries * plan.micro_batches)
+    between = 2 * boundaries * plan.micro_batches * -(-boundary // chunk_bytes)
+    sums = 2 * max(_messages(arrays, chunk_bytes) for arrays in own) * (groups > 1)
+    waiting = summed / cluster.link + 2 * (len(stages) - 1) * cluster.latency
+    required = [own_plan.required for own_plan in plan.plans]
+    return ClusterPlan(
+        config,
+        cluster,
+        sum(counts),
+        plan.micro_batch,
+        len(stages),
+        groups,
+        max(required),
+        min(required),
+        rows,
+        updates,
+        summed,
+        between + sums,
+        plan.step_bytes,
+        plan.bubble,
+        costs.init * max(sum(counts[a:b]) for a, b in stages) / node,
+        updates * steps * each / cluster.pipeline_efficiency,
+        updates * through / cluster.link,
+        updates * waiting,
+    )
+
+
+def _pipelines(config: NetworkConfig, cluster: Cluster, batch_size: int) -> list[PipelinePlan]:
+    """Return the plans that fit with the most rows a mini-batch, by how many nodes a group has.
+
+    A group keeps the activations of most of its rows of a mini-batch: where those are too many, a
+    half of them is tried.
+
+    Raises
+    ------
+    MemoryPlanError
+        Where no number of nodes, up to all, can hold the network together.
+    """
+    layers = len(config.layer_sizes) - 1
+    whole = plan_training(config, 1, activation_dtype=ACTIVATION_DTYPE)
+    least = math.ceil((whole.model + whole.gradients) / (HEADROOM * cluster.memory))
+    rows = batch_size
+    while rows:
+        found = []
+        for ranks in range(max(2, least), min(layers, cluster.nodes) + 1):
+            groups = min(rows, cluster.nodes // ranks)
+            machines = tuple(Machine((rank,), cluster.memory) for rank in range(groups * ranks))
+            request = Request(config, rows, machines, groups, split="time", backend="fused")
+            found.append(find_plan(request, activation_dtype=ACTIVATION_DTYPE))
+        if fitting := [plan for plan in found if plan.fits]:
+            return fitting
+        rows //= 2
+    raise MemoryPlanError(
+        f"{config.neurons} neurons in {layers - 1} hidden layers do not fit into {cluster.nodes} "
+        f"nodes of {cluster.memory / GIB:.0f} GiB, not even with a row a mini-batch: give more "
+        "--nodes (as many as layers can be of use to a group), more --layers, which are smaller "
+        "each, or nodes with more memory."
+    )
+
+
+def _messages(arrays: list[int], chunk_bytes: int) -> int:
+    """Return the messages that arrays of so many bytes take."""
+    return sum(-(-size // chunk_bytes) for size in arrays)
 
 
 def _network(neurons: int, layers: int | None, epsilon: float, features: int) -> NetworkConfig:
@@ -187,23 +314,6 @@ def _network(neurons: int, layers: int | None, epsilon: float, features: int) ->
             f"connections are counted by int32, up to {MAX_CONNECTIONS}. Got {layers} instead."
         )
     return NetworkConfig((features, *hidden_sizes(neurons, layers), 2), epsilon=epsilon)
-
-
-def _division(config: NetworkConfig, cluster: Cluster) -> tuple[int, int, int, int]:
-    """Return micro-batch, stages, and the bytes of the server's node and of another."""
-    budget = HEADROOM * cluster.memory
-    for micro_batch in MICRO_BATCHES:
-        first, other = _node_bytes(config, cluster, micro_batch)
-        if first <= budget:
-            return micro_batch, 1, first, other
-    first, other = _node_bytes(config, cluster, DIVIDED)
-    stages = math.ceil(first / budget)
-    return DIVIDED, stages, -(-first // stages), -(-other // stages)
-
-
-def _busy_share(steps: int, stages: int) -> float:
-    """Return how much of the time the stages of a pipeline work: it is filled every update."""
-    return steps / (steps + stages - 1)
 
 
 def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..machine.sizes import show_seconds
-from ..model.config import NetworkConfig
+from ..model.config import NetworkConfig, TrainingConfig
 from ..model.rules import describe_rule
 from ..training.history import EpochRecord, History
 from ..training.memory import GIB
@@ -37,18 +37,22 @@ def describe_plan(config: NetworkConfig, plan: object) -> str:
 
 def describe_training(trainer: Trainer, *, resumed: bool) -> str:
     """Return the settings of a training that begins now, or goes on."""
-    used = trainer.config
-    text = (
-        f"training: {used.optimizer}, learning rate {used.learning_rate:g} ({used.schedule}), "
-        f"batch {used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, "
-        f"dropout {used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}, drop "
-        f"{describe_rule(used.drop)}, growth {describe_rule(used.growth)}"
-    )
+    text = describe_settings(trainer.config)
     if not resumed:
         return text
     samples = trainer.state.samples
     part = f", and {samples:,} samples of the next" if samples else ""
     return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
+
+
+def describe_settings(used: TrainingConfig) -> str:
+    """Return the settings of a training in a line."""
+    return (
+        f"training: {used.optimizer}, learning rate {used.learning_rate:g} ({used.schedule}), "
+        f"batch {used.batch_size}, micro-batch {used.micro_batch}, momentum {used.momentum:g}, "
+        f"dropout {used.dropout:g}, weight decay {used.weight_decay:g}, zeta {used.zeta:g}, drop "
+        f"{describe_rule(used.drop)}, growth {describe_rule(used.growth)}"
+    )
 
 
 def describe_epoch(record: EpochRecord, epochs: int) -> str:
@@ -90,7 +94,7 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         ("epsilon", epsilon, f"{row.epsilon:g}"),
         ("parameters, as Table 4 counts", nominal, f"{row.parameters / 1e6:.1f} M"),
         ("connections and biases", f"{(record.parameters or 0) / 1e6:.1f} M", "-"),
-        ("initialisation", show_seconds(record.init_s or 0.0), f"{row.init_min:g} min"),
+        ("initialisation", _median([record.init_s]), f"{row.init_min:g} min"),
         ("epoch (median)", _median(record.epoch_s), f"{row.epoch_min:g} min"),
         ("inference (median)", _median(record.inference_s), f"{row.inference_min:g} min"),
         ("evolution (median)", _median(record.evolution_s), f"{row.evolution_min:g} min"),
@@ -138,6 +142,8 @@ def _active(record: RunRecord, epoch: int) -> str:
 
 def _workers(record: RunRecord) -> str:
     ranks = record.ranks or 1
+    if record.algorithm == "pipeline":
+        return f"{ranks} ranks"
     return f"{ranks - 1} workers" if ranks > 1 else str(record.threads)
 
 

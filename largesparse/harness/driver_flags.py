@@ -9,10 +9,11 @@ from ..machine.sizes import parse_size
 from ..model.config import COVERAGE
 from ..model.workspace import ACTIVATION_DTYPES
 from ..parallel.comm.transfer import CHUNK_BYTES
+from ..parallel.pipeline.plan import SPLITS
 from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
 from .setting_flags import add_settings
 
-ALGORITHMS = ("wasap", "wassp", "allreduce")
+ALGORITHMS = ("wasap", "wassp", "allreduce", "pipeline")
 
 
 def add_model_flags(parser: ArgumentParser) -> None:
@@ -174,8 +175,24 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         choices=ALGORITHMS,
         default="wasap",
         help="how gradients are applied in phase one: 'wasap' each as it arrives, 'wassp' the mean "
-        "of all workers' at once, 'allreduce' as wassp, but added up by the nodes without a server "
+        "of all workers' at once, 'allreduce' as wassp, but added up by the nodes, without server; "
+        "'pipeline': each rank has consecutive layers alone, and no rank the whole network "
         "(default %(default)s)",
+    )
+    group.add_argument(
+        "--groups",
+        type=parse_size,
+        default=1,
+        metavar="G",
+        help="of a pipeline: divide the ranks into G pipelines, which train on different rows of "
+        "every mini-batch and sum their gradients (default %(default)s)",
+    )
+    group.add_argument(
+        "--split",
+        choices=SPLITS,
+        default=SPLITS[0],
+        help="of a pipeline: divide the layers so that the longest step is shortest (time) or the "
+        "largest memory of a rank smallest (default: time where that fits, else memory)",
     )
     group.add_argument(
         "--phase-one-epochs",

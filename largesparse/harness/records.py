@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 5  # goes up whenever there are other fields; those that an older record lacks are null
+SCHEMA = 6  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class RunRecord:
     commit: str | None = None
     versions: dict[str, str | None] | None = None
     cpu: str | None = None
-    algorithm: str | None = None  # "sequential", "wasap", "wassp" or "allreduce"
+    algorithm: str | None = None  # "sequential", "wasap", "wassp", "allreduce", "pipeline"
     neurons: int | None = None  # sum of the hidden layers
     layers: int | None = None  # hidden layers
     epsilon: float | None = None
@@ -79,7 +79,7 @@ class RunRecord:
     phase_one_epochs: int | None = None  # the rest has no loss, but for the last
     idle_s: list[float] | None = None  # that every rank has waited
     staleness: Any = None  # of phase one's updates: mean, max, histogram
-    bytes_moved: int | None = None  # between nodes
+    bytes_moved: int | None = None  # between nodes; of a pipeline between ranks
     cpu_s: list[float] | None = None  # processor time of every rank
     coverage: str | None = None  # of the initial topology: "random" or "full"
     active_neurons: list[int | None] | None = None  # on a path from an input to an output
@@ -100,6 +100,14 @@ class RunRecord:
     features: int | None = None
     backend_reason: str | None = None  # why that backend was used
     explored: float | None = None  # share of all cells that were ever connected
+    groups: int | None = None  # of a pipeline, which train on different rows
+    split: str | None = None  # what its split makes smallest: "time" or "memory"
+    stages: list[list[int]] | None = None  # first layer of each, and the one behind the last
+    stage_bytes: list[int] | None = None  # peak memory of every rank
+    steps_s: list[float] | None = None  # of every rank, in all steps, waiting included
+    bubble: list[float] | None = None  # share of its steps that every rank has waited
+    least_bubble: float | None = None  # (K - 1) / (M + K - 1)
+    steps_bytes: int | None = None  # moved between ranks in all steps
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

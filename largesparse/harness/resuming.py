@@ -12,7 +12,7 @@ from ..training.checkpoint import has_checkpoint, read_notes
 OWN = ("checkpoint", "resume", "plan")  # flags of every start of their own
 FREE = (  # flags that may change: what a run computes on, how long, and where it is recorded
     *("epochs", "micro_batch", "activation_dtype", "backend", "threads", "processes", "out"),
-    *("algorithm", "phase_one_epochs", "slots", "ranks_per_node", "chunk_bytes"),
+    *("algorithm", "phase_one_epochs", "slots", "ranks_per_node", "chunk_bytes", "groups", "split"),
 )
 
 

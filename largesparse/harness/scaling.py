@@ -20,6 +20,7 @@ import argparse
 import math
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -126,6 +127,9 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument(
         "--link", type=float, default=12.5, metavar="GB/S", help="default %(default)s"
+    )
+    cluster.add_argument(
+        "--latency", type=float, default=20.0, metavar="US", help="of a message (%(default)s)"
     )
     cluster.add_argument(
         "--efficiency",
@@ -298,6 +302,25 @@ def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, 
     )
 
 
+def pipeline_efficiency(records: pd.DataFrame) -> float:
+    """Return how much of the bound the last pipeline recorded reached; 1 where there is none.
+
+    The bound is that its ranks wait for no more than the pipeline to fill and to empty.
+    """
+    runs = records[(records["kind"] == "bigmodel") & (records["algorithm"] == "pipeline")]
+    rows = [row for row in record_rows(runs) if row["bubble"] and row["least_bubble"] is not None]
+    if not rows:
+        print("pipeline: none recorded; it is taken to wait only while it fills and empties")
+        return 1.0
+    last = rows[-1]
+    measured = statistics.fmean(last["bubble"])
+    print(
+        f"pipeline: its {last['ranks']:.0f} ranks waited {measured:.0%} of a step, at the least "
+        f"{last['least_bubble']:.0%}"
+    )
+    return min(1.0, (1 - measured) / (1 - last["least_bubble"]))
+
+
 def show_cluster(options: argparse.Namespace) -> None:
     """Print what a network takes on a cluster, from the costs of the largest run recorded."""
     records = records_of(options.out)
@@ -321,7 +344,9 @@ def show_cluster(options: argparse.Namespace) -> None:
         options.cores,
         int(options.node_memory * GIB),
         1e9 * options.link,
+        1e-6 * options.latency,
         options.efficiency,
+        pipeline_efficiency(records),
     )
     print(
         plan_cluster(

@@ -138,19 +138,21 @@ def evolve_layers(
     *,
     changes: Sequence[Change] | None = None,
     keep_maps: bool = True,
+    first_dead: NDArray[np.bool_] | None = None,
     **known: Any,
 ) -> list[NDArray[np.int32]]:
     """Evolve hidden layers, the first one first, in place; return slot maps, or empty ones.
 
     Where a rule asks for gradients, gradient(visit=visit) computes them: see `SparseMLP.backward`.
     Layers then evolve from the last to the first: each when dL/dz has been passed through it to the
-    layer below, by its old connections. `changes` are those of the layers; `known` are further
-    fields of the rules' states. Kept maps take 4 bytes a connection.
+    layer below, by its old connections. `changes` are those of the layers; `first_dead` are inputs
+    of the first one that are dead neurons; `known` are further fields of the rules' states. Kept
+    maps take 4 bytes a connection.
     """
     maps = [np.empty(0, dtype=np.int32)] * len(layers)
 
     def evolve_one(k: int, **batch: Any) -> None:
-        dead_inputs = layers[k - 1].dead if k else None
+        dead_inputs = layers[k - 1].dead if k else first_dead
         state = RuleState(layers[k], zeta, dead_inputs=dead_inputs, **known, **batch)
         change = None if changes is None else changes[k]
         given: Any = {"rules": rules, "state": state, "change": change}

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,32 +139,100 @@ def prune_neurons(
         check_range("percentile", percentile, "prune_neurons", low=0, high=100, high_open=True)
     else:
         check_range("threshold", threshold, "prune_neurons", low=0)
-    dying = [_select(layer, percentile, threshold) for layer in network.layers[:-1]]
+    dying = [select_dying(layer, percentile, threshold) for layer in network.layers[:-1]]
     return kill_(network, dying)
 
 
 def kill_(network: SparseMLP, dying: list[Bool]) -> list[Int32]:
     """Kill hidden neurons, by a mask for every hidden layer; return what `prune_neurons` does."""
+    layers = network.layers
+    bury_(layers, dying)
+    none_of_inputs = np.zeros(layers[0].n_in, dtype=bool)
+    none_of_outputs = np.zeros(layers[-1].n_out, dtype=bool)
+    below = layers[-2].living() if len(layers) > 1 else None
+    marks = [none_of_inputs, *dying, none_of_outputs]
+    return cut_off_(layers, marks, network.config.seed, below)
+
+
+def bury_(layers: Sequence[SparseLayer], dying: Sequence[Bool]) -> None:
+    """Mark neurons of the first layers as dead, by a mask for each; those above take their place.
+
+    What a layer without another one above it puts out is not moved: see `constants`.
+    """
     # From the last layer down: a neuron that dies puts out f of its own bias, without what
     # dying neurons below would add to it.
     for k in reversed(range(len(dying))):
-        _kill_(network.layers[k], network.layers[k + 1], dying[k])
-    none_of_inputs = np.zeros(network.layers[0].n_in, dtype=bool)
-    none_of_outputs = np.zeros(network.layers[-1].n_out, dtype=bool)
-    marks = [none_of_inputs, *dying, none_of_outputs]
+        layer, own = layers[k], dying[k]
+        if not own.any():
+            continue
+        if k + 1 < len(layers):
+            take_constants_(layers[k + 1], constants(layer, own))
+        for arrays in _predicting(layer):
+            if layer.config.normalised:
+                arrays["running"][:, own] = 0
+        layer.bias[own] = 0
+        for moments in layer.moments.values():
+            moments["bias"][own] = 0
+        layer.dead = own if layer.dead is None else layer.dead | own
+
+
+def constants(layer: SparseLayer, dying: Bool) -> list[Float32]:
+    """Return what dying neurons put out without incoming connections, and 0 for others: (n_out,).
+
+    By the layer's parameters, and by their averages where it has these.
+    """
+    found = []
+    for own in _predicting(layer):
+        output = activate(own["bias"], layer.slope, own.get("srelu"))
+        output[~dying] = 0
+        found.append(output)
+    return found
+
+
+def take_constants_(above: SparseLayer, outputs: Sequence[Float32]) -> None:
+    """Move what dying neurons below put out, as `constants` returns it, into a layer's biases."""
+    for others, output in zip(_predicting(above), outputs, strict=True):
+        moved = output[above.topology.rows()] * others["values"]
+        moving = np.bincount(above.topology.indices, weights=moved, minlength=above.n_out)
+        if above.dead is not None:
+            moving[above.dead] = 0
+        if above.config.normalised:  # the mean of Wᵀx becomes less by what is missing
+            others["running"][0] -= moving * others["running"][2]
+        else:
+            others["bias"] += moving
+
+
+def cut_off_(
+    layers: Sequence[SparseLayer],
+    marks: Sequence[Bool],
+    seed: int,
+    living: NDArray[np.int64] | None,
+) -> list[Int32]:
+    """Remove the connections from and to neurons; return the slot maps of the layers.
+
+    `marks` are those of the first layer's inputs, and of every layer's neurons. From the neurons
+    `living` (None: all) below an output layer with a minimum connections grow that outputs lack.
+    """
     slot_maps = []
-    for layer, below, own in zip(network.layers, marks, marks[1:], strict=False):
+    for layer, below, own in zip(layers, marks, marks[1:], strict=False):
         keep = ~(below[layer.topology.rows()] | own[layer.topology.indices])
-        grown = _missing(network, layer, keep) if layer.config.minimum else ()
+        grown = _missing(layer, keep, seed, living) if layer.config.minimum else ()
         slot_maps.append(remove_connections(layer, keep, *grown))
     return slot_maps
 
 
-def _missing(network: SparseMLP, output: SparseLayer, keep: Bool) -> tuple[Any, ...]:
+def _predicting(layer: SparseLayer) -> list[LayerArrays]:
+    """Return the parameters, and their averages where the layer has these."""
+    own = [layer.parameters]
+    return [*own, layer.moments["average"]] if "average" in layer.kinds else own
+
+
+def _missing(
+    output: SparseLayer, keep: Bool, seed: int, living: NDArray[np.int64] | None
+) -> tuple[Any, ...]:
     """Return the cells in which connections grow that outputs lack, and what draws their values."""
-    below = network.layers[-2] if len(network.layers) > 1 else None
-    living = np.arange(output.n_in) if below is None else below.living()
-    rng = stream(network.config.seed, "minimum", len(living))
+    living = np.arange(output.n_in) if living is None else living
+    rng = stream(seed, "minimum", len(living))
     minimum = output.config.minimum
     return draw_missing_cells(output.topology, keep, minimum, rng, living), rng
 
@@ -259,27 +328,55 @@ def active_neurons(network: SparseMLP) -> list[int]:
     >>> sum(active_neurons(SparseMLP(NetworkConfig(sizes, epsilon=1)))) < 700
     True
     """
+    topologies = [layer.topology for layer in network.layers]
+    fed = mark_fed(topologies[:-1], None)
+    outputs = np.ones(topologies[-1].n_out, dtype=bool)
+    return mark_leading(topologies[1:], outputs, fed)[1]
+
+
+def mark_fed(topologies: Sequence[Topology], inputs: Bool | None) -> list[Bool]:
+    """Return which neurons of consecutive layers a path leads to, (n_out,) of each.
+
+    It begins at the marked `inputs` of the first layer, or at any (None).
+    """
     from ..backends.coverage_kernels import mark_reaching
 
-    topologies = [layer.topology for layer in network.layers]
-    fed = [np.ones(topologies[0].n_in, dtype=bool)]  # whether a path from an input leads there
-    if len(topologies) > 1:  # without the output order, which few nonzeros do without
-        fed.append(np.zeros(topologies[0].n_out, dtype=bool))
-        fed[1][topologies[0].indices] = True
-    for topology in topologies[1:-1]:
-        fed.append(np.empty(topology.n_out, dtype=bool))
-        mark_reaching(topology.indptr_by_output, topology.indices_by_output, *fed[-2:])
+    fed: list[Bool] = []
+    for topology in topologies:
+        below = fed[-1] if fed else inputs
+        found = np.zeros(topology.n_out, dtype=bool)
+        if below is None:  # without the output order, which few nonzeros do without
+            found[topology.indices] = True
+        else:
+            order = topology.indptr_by_output, topology.indices_by_output
+            mark_reaching(*order, below, found)
+        fed.append(found)
+    return fed
+
+
+def mark_leading(
+    topologies: Sequence[Topology], outputs: Bool, fed: Sequence[Bool]
+) -> tuple[Bool, list[int]]:
+    """Return how many inputs of each of consecutive layers are on a path, and those of the first.
+
+    The path leads from an input that is `fed`, (n_in,) for every layer, to the marked `outputs` of
+    the last layer.
+    """
+    from ..backends.coverage_kernels import mark_reaching
+
     counts = []
-    active = np.ones(topologies[-1].n_out, dtype=bool)
-    for topology in reversed(topologies[1:]):
+    active = outputs
+    for topology, below in zip(reversed(topologies), reversed(fed), strict=True):
         reaching = np.empty(topology.n_in, dtype=bool)
         mark_reaching(topology.indptr, topology.indices, active, reaching)
-        active = reaching & fed.pop()
+        active = reaching & below
         counts.append(int(np.count_nonzero(active)))
-    return counts[::-1]
+    return active, counts[::-1]
 
 
-def _select(layer: SparseLayer, percentile: float | None, threshold: float | None) -> Bool:
+def select_dying(
+    layer: SparseLayer, percentile: float | None, threshold: float | None = None
+) -> Bool:
     """Return which neurons of a layer, alive so far, are to die: bool (n_out,)."""
     living = layer.living()
     importance = neuron_importance(layer)[living]
@@ -293,35 +390,3 @@ def _select(layer: SparseLayer, percentile: float | None, threshold: float | Non
     dying = np.zeros(layer.n_out, dtype=bool)
     dying[living[marked]] = True
     return dying
-
-
-def _kill_(layer: SparseLayer, above: SparseLayer, dying: Bool) -> None:
-    """Mark neurons as dead, and move what they put out into the biases of the layer above."""
-    if not dying.any():
-        return
-    _move_constants_(layer.parameters, above.parameters, layer, above, dying)
-    if "average" in layer.kinds:
-        averages = layer.moments["average"], above.moments["average"]
-        _move_constants_(*averages, layer, above, dying)
-    layer.bias[dying] = 0
-    for moments in layer.moments.values():
-        moments["bias"][dying] = 0
-    layer.dead = dying if layer.dead is None else layer.dead | dying
-
-
-def _move_constants_(
-    own: LayerArrays, others: LayerArrays, layer: SparseLayer, above: SparseLayer, dying: Bool
-) -> None:
-    """Move what dying neurons put out by the parameters `own` into `others`, those of `above`."""
-    output = activate(own["bias"], layer.slope, own.get("srelu"))  # of no incoming connections
-    output[~dying] = 0
-    constants = output[above.topology.rows()] * others["values"]
-    moving = np.bincount(above.topology.indices, weights=constants, minlength=above.n_out)
-    if above.dead is not None:
-        moving[above.dead] = 0
-    if above.config.normalised:  # the mean of Wᵀx becomes less by what is missing
-        others["running"][0] -= moving * others["running"][2]
-    else:
-        others["bias"] += moving
-    if layer.config.normalised:
-        own["running"][:, dying] = 0

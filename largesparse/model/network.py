@@ -15,20 +15,19 @@ from ..backends.choice import Choice
 from ..backends.operands import (
     NO_DROPOUT,
     RESOLUTION,
-    Derivative,
     Dropout,
     Float32,
     SparseBatch,
 )
 from ..errors import ParameterError
 from ..machine.threads import kernel_threads
+from .backward import backward_inputs, backward_layer, begin_backward, through_activation_
 from .config import NetworkConfig
 from .folding import fold_layers
 from .forward import forward
 from .layer import PARAMETERS, SparseLayer, initial_layer
 from .lazy_updates import LazyUpdates
-from .losses import NO_WEIGHTS
-from .normalization import RATE, BatchShares, differentiate_, move_
+from .normalization import RATE, move_
 from .optimizer import MomentumSGD, Optimizer, clip_
 from .start import as_topologies, checked_names, described, resolve, tell_unconnected
 from .storage import Storage, StoredLayer
@@ -222,99 +221,24 @@ class SparseMLP:
         part : float
             Share of the mini-batch's samples that this micro-batch has.
         """
-        from ..backends import kernels
-        from ..backends import sparse_input_kernels as sparse
-        from ..backends.sparse_inputs import add_sddmm
-
         batch = delta.shape[1]
-        kernels.sum_rows(delta, workspace.by_layer[-1]["bias"], accumulate)
-        if self.layers[-1].config.centered:
-            last = len(self.layers) - 1
-            X = workspace.below(last, batch)
-            each = NO_WEIGHTS if weights is None else weights
-            sum_inputs = sparse.sum_inputs if isinstance(X, SparseBatch) else kernels.sum_inputs
-            sum_inputs(X, each, workspace.input_sums, accumulate)
+        begin_backward(self.layers, workspace, delta, accumulate, weights)
         samples = weights, part
         for k in range(len(self.layers) - 1, 0, -1):
-            below = self._backward_layer(k, workspace, delta, backend, dropout, accumulate, samples)
+            below = self.layers[k - 1]
+            self._recompute(k - 1, workspace, batch, backend, dropout=dropout, weights=weights)
+            if self.storage is not None:
+                self.storage.before_backward(below, workspace, k - 1, batch)
+            out = backward_layer(
+                self.layers[k], below, k, workspace, delta, backend, dropout, accumulate
+            )
+            through_activation_(below, k - 1, workspace, out, dropout, accumulate, samples)
             if visit is not None:
                 visit(k, workspace.activations(k - 1, batch), delta)
-            delta = below
-        first, X = self.layers[0].topology, workspace.below(0, batch)
-        out = workspace.by_layer[0]["values"]
-        if isinstance(X, SparseBatch):
-            if not (accumulate or touched_only):
-                out[:] = 0
-            add_sddmm(first.indptr, first.indices, X, delta, out)
-        else:
-            kernels.sddmm(first.indptr, first.indices, X, delta, out, accumulate)
+            delta = out
+        backward_inputs(self.layers[0], workspace, delta, accumulate, touched_only)
         if visit is not None:
-            visit(0, X, delta)
-
-    def _backward_layer(
-        self,
-        k: int,
-        workspace: Workspace,
-        delta: Float32,
-        backend: Backend,
-        dropout: Dropout,
-        accumulate: bool,
-        samples: tuple[Float32 | None, float],
-    ) -> Float32:
-        """Compute the gradients of layer k's weights and of what else is trained of layer k - 1.
-
-        Return dL/dz of layer k - 1, float32 (n_in, batch), in the workspace: of its products Wᵀx
-        where it is normalised. `samples` are weights and part of the mini-batch: see `backward`.
-        """
-        from ..backends.srelu_kernels import differentiate_srelu
-
-        layer, below, batch = self.layers[k], self.layers[k - 1], delta.shape[1]
-        weights, part = samples
-        self._recompute(k - 1, workspace, batch, backend, dropout=dropout, weights=weights)
-        if self.storage is not None:
-            self.storage.before_backward(below, workspace, k - 1, batch)
-        out_delta = workspace.delta(k - 1, batch)
-        gradients, shape = workspace.by_layer[k - 1], below.srelu
-        bias_gradient, state = gradients["bias"], workspace.state(k - 1, batch)
-        given = (
-            workspace.activations(k - 1, batch),
-            delta,
-            Derivative(np.float32(below.slope), dropout.keep_share, state),
-        )
-        found: dict[str, Any] = {
-            "out_gradient": workspace.by_layer[k]["values"],
-            "out_delta": out_delta,
-            "out_bias_gradient": bias_gradient if shape is None else np.empty_like(bias_gradient),
-            "accumulate": accumulate,
-        }
-        if (parts := workspace.parts(k, batch)) is not None:
-            from ..backends.many_outputs import backward_by_blocks
-
-            backward_by_blocks(layer.by_input, *given, parts, **found)
-        else:
-            backend.backward(layer.by_input, *given, **found)
-        if shape is not None:
-            differentiate_srelu(
-                out_delta,
-                workspace.sums(k - 1, batch),
-                shape,
-                dropout.keep_share,
-                bias_gradient,
-                gradients["srelu"],
-                accumulate,
-            )
-        if below.config.normalised:
-            differentiate_(
-                below,
-                out_delta,
-                workspace.sums(k - 1, batch),
-                BatchShares.of(weights, batch),
-                part,
-                found=workspace.found[k - 1],
-                gradients=gradients,
-                accumulate=accumulate,
-            )
-        return out_delta
+            visit(0, workspace.below(0, batch), delta)
 
     def _recompute(
         self, k: int, workspace: Workspace, batch: int, backend: Backend, **options: Any
@@ -366,6 +290,20 @@ class SparseMLP:
         """
         if optimizer.clip_norm is not None:
             clip_(self.layers, workspace.by_layer, optimizer.clip_norm)
+        given: Any = {"lazy": lazy, "sparse": sparse, "both_orders": both_orders}
+        self.apply_(workspace, optimizer, learning_rate, **given)
+
+    def apply_(
+        self,
+        workspace: Gradients,
+        optimizer: Optimizer,
+        learning_rate: float,
+        *,
+        lazy: LazyUpdates | None = None,
+        sparse: bool = False,
+        both_orders: bool = True,
+    ) -> None:
+        """Do what `update_` does with gradients that have been clipped."""
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])

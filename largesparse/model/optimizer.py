@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends import operands
 from ..backends.operands import SGD, Float32
@@ -274,24 +275,41 @@ def corrections(beta1: float, beta2: float, warmup: int = 0) -> tuple[Float32, F
     return tables[0][:end].copy(), tables[1][:end].copy()
 
 
-def clip_(layers: list[SparseLayer], gradients: list[LayerArrays], norm: float) -> float:
+def clip_(layers: Sequence[SparseLayer], gradients: Sequence[LayerArrays], norm: float) -> float:
     """Scale all gradients so that their Euclidean norm is `norm` at the most; return what it was.
 
     As torch.nn.utils.clip_grad_norm_: over weights, biases and trained activations together. The
     norm is summed in float64, in an order that threads do not change.
     """
+    found = math.sqrt(sum_squares(layers, gradients))
+    scale_(layers, gradients, found, norm)
+    return found
+
+
+def sum_squares(
+    layers: Sequence[SparseLayer], gradients: Sequence[LayerArrays], begin: float = 0.0
+) -> float:
+    """Return `begin` and the squares of all gradients, added in the layers' order."""
     from ..backends.kernels import sum_of_squares
 
-    parts = [
-        gradient[part]
-        for layer, arrays in zip(layers, gradients, strict=True)
-        for name, gradient in arrays.items()
-        if PARAMETERS[name].is_trained
-        for part in _trained_parts(layer, name)
-    ]
-    found = math.sqrt(sum(sum_of_squares(part) for part in parts))
+    return sum(map(sum_of_squares, _clipped(layers, gradients)), begin)
+
+
+def scale_(
+    layers: Sequence[SparseLayer], gradients: Sequence[LayerArrays], found: float, norm: float
+) -> None:
+    """Scale gradients, of a Euclidean norm of `found` with all others, so that it is `norm`."""
     if found > norm:
         factor = np.float32(norm / found)
-        for part in parts:
+        for part in _clipped(layers, gradients):
             part *= factor
-    return found
+
+
+def _clipped(
+    layers: Sequence[SparseLayer], gradients: Sequence[LayerArrays]
+) -> Iterator[NDArray[Any]]:
+    """Yield the gradients that the norm is of."""
+    for layer, arrays in zip(layers, gradients, strict=True):
+        for name, gradient in arrays.items():
+            if PARAMETERS[name].is_trained:
+                yield from (gradient[part] for part in _trained_parts(layer, name))

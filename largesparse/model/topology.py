@@ -162,6 +162,27 @@ def connection_probability(
     return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
 
 
+def check_count(n_in: int, n_out: int, probability: float) -> None:
+    """Verify that a layer drawn with this probability has no more connections than can be counted.
+
+    The row pointers and places of a layer are int32. `ParameterError` says which epsilon, and how
+    many layers, would do; dividing the layers over ranks does not help.
+    """
+    expected = probability * n_in * n_out
+    if expected + 6 * math.sqrt(expected) <= MAX_CONNECTIONS:
+        return
+    most = MAX_CONNECTIONS - 6 * math.sqrt(MAX_CONNECTIONS)
+    epsilon = most / (n_in + n_out)
+    unit = 10.0 ** (math.floor(math.log10(epsilon)) - 1)
+    layers = math.ceil(expected / most)
+    raise ParameterError(
+        f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
+        f"{expected:.3g} connections; a layer holds at most {MAX_CONNECTIONS}, which int32 counts, "
+        f"on any number of ranks. An epsilon of at most {math.floor(epsilon / unit) * unit:.3g}, "
+        f"or {layers} layers or more for its neurons, would do."
+    )
+
+
 def erdos_renyi(
     n_in: int,
     n_out: int,
@@ -194,13 +215,7 @@ def erdos_renyi(
     """
     check_range("probability", probability, "erdos_renyi", low=0, high=1, low_open=True)
     n_in, n_out = int(n_in), int(n_out)
-    expected = probability * n_in * n_out
-    if expected + 6 * math.sqrt(expected) > MAX_CONNECTIONS:
-        raise ParameterError(
-            f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
-            f"{expected:.3g} connections; a layer holds at most {MAX_CONNECTIONS}. "
-            "Lower epsilon, or use more and smaller layers."
-        )
+    check_count(n_in, n_out, probability)
     if probability == 1.0:
         logger.info("a layer of %d x %d is fully connected at this density", n_in, n_out)
         columns = np.tile(np.arange(n_out, dtype=np.int32), n_in)

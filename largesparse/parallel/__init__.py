@@ -1,9 +1,10 @@
 """Training by the ranks of an MPI job, WASAP-SGD and WASSP-SGD (Algorithm 1), and prediction.
 
-    from largesparse.parallel import predict, train_wasap
+    from largesparse.parallel import predict, train_pipeline, train_wasap
 
-Every rank of `mpiexec -n K python script.py` calls them; rank 0 is the parameter server and has
-the result. Needs mpi4py, which is imported only when more than one rank was started.
+Every rank of `mpiexec -n K python script.py` calls them. By `train_wasap` rank 0 is the parameter
+server and has the result; by `train_pipeline` each rank has some of the layers. Needs mpi4py, which
+is imported only when more than one rank was started.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .comm.leaving import watch_script
 if TYPE_CHECKING:
     from ..training.history import ParallelReport
     from .options import ParallelOptions
+    from .pipeline.pipeline import Pipeline, load_pipeline, train_pipeline
     from .prediction import predict, predict_proba, predict_top
     from .train import train_wasap, train_wassp
 
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "ParallelOptions": "options",
     "ParallelReport": ".training.history",
+    "Pipeline": "pipeline.pipeline",
+    "load_pipeline": "pipeline.pipeline",
     "predict": "prediction",
     "predict_proba": "prediction",
     "predict_top": "prediction",
+    "train_pipeline": "pipeline.pipeline",
     "train_wasap": "train",
     "train_wassp": "train",
 }
@@ -33,9 +38,12 @@ _MODULES = {
 __all__ = [
     "ParallelOptions",
     "ParallelReport",
+    "Pipeline",
+    "load_pipeline",
     "predict",
     "predict_proba",
     "predict_top",
+    "train_pipeline",
     "train_wasap",
     "train_wassp",
 ]

@@ -21,17 +21,19 @@ from ..machine.mapped_memory import KEPT, Arena, find_mapped
 from ..machine.usage import pss_bytes
 from ..model.config import NetworkConfig
 from ..model.layer import moment_bytes
-from ..training.memory import (
+from ..training.layer_terms import (
     FOLDED,
+    WITHIN,
+    evolution_bytes,
+    expected_connections,
+)
+from ..training.memory import (
     GIB,
     USEFUL_SLOT,
-    WITHIN,
     Budget,
     MemoryPlan,
     MicroBatching,
     check_fits,
-    evolution_bytes,
-    expected_connections,
     first_fitting,
     micro_batchings,
     plan_training,

@@ -14,16 +14,11 @@ time. Nothing is pickled.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +28,7 @@ from ..data.layout import FileLayout
 from ..data.standardizer import Standardizer
 from ..errors import CheckpointError, ParameterError
 from ..machine.environment import expand_user
-from ..machine.folders import COMPLETE, FORMAT, MANIFEST, find, locate, replacing, umask
+from ..machine.folders import COMPLETE, find, replacing
 from ..model import exploration
 from ..model.averages import settle_
 from ..model.config import NetworkConfig, TrainingConfig
@@ -43,28 +38,30 @@ from ..model.rules import KINDS, describe_rule, plain_rule
 from ..model.storage import Storage, StoredLayer
 from .history import History
 from .layer_files import check_dead, expect, layer_of_arrays
+from .manifest import (
+    open_folder,
+    open_training,
+    read_arrays,
+    reading,
+    write_arrays,
+    write_manifest,
+)
 from .saving import check_notes, check_rules, writing
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
-READABLE = (1, 2)  # the first has what inputs and targets are scaled by in float32
 BEST = "best-"  # of the files of the weights with the best validation score
 PREPROCESSING = "preprocessing.safetensors"
 TARGETS = "targets.safetensors"
 
-# What reading a damaged file may raise.
-DAMAGE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OSError,
-    OverflowError,
-    RecursionError,
-)
+
+class Files(NamedTuple):
+    """Layers that have been written: what the manifest has of them."""
+
+    files: dict[str, Any]  # by name
+    nnz: list[int]
+    explored: list[str | None]
 
 
 def save_model(
@@ -91,11 +88,15 @@ def write_checkpoint(
     network: SparseMLP, config: TrainingConfig, state: TrainingState, folder: str | Path
 ) -> None:
     """Write a training to a folder, for `read_checkpoint`; errors are those of `save_model`."""
+    layers = None if state.best is None else state.best.layers
+    _write(folder, network, checkpoint_manifest(config, state), moments=True, best=layers)
+
+
+def checkpoint_manifest(config: TrainingConfig, state: TrainingState) -> dict[str, Any]:
+    """Return what the manifest has of a training, if it can be saved."""
     check_notes(state.notes)
     check_rules(config)
-    manifest = {"kind": "checkpoint", "training": {"config": config.as_dict(), **state.as_dict()}}
-    layers = None if state.best is None else state.best.layers
-    _write(folder, network, manifest, moments=True, best=layers)
+    return {"kind": "checkpoint", "training": {"config": config.as_dict(), **state.as_dict()}}
 
 
 def load_model(folder: str | Path) -> SparseMLP:
@@ -109,27 +110,25 @@ def load_model(folder: str | Path) -> SparseMLP:
     CheckpointError
         Where the folder is missing, damaged or of another version of the format.
     """
-    folder, manifest = _open(folder)
-    network = _read_network(folder, manifest, prefix=BEST if _has_best(manifest) else "")
-    settle_(network.layers)
-    return network
+    return load_layers(folder, None)
 
 
 def read_checkpoint(
-    folder: str | Path, storage: Storage | None = None, **rules: Any
+    folder: str | Path, storage: Storage | None = None, numbers: range | None = None, **rules: Any
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
     """Read what `write_checkpoint` wrote: see `load_checkpoint` for storage and errors.
 
-    `rules` replace those of the configuration, which may be of a module that is not here.
+    `rules` replace those of the configuration, which may be of a module that is not here. Of the
+    layers, 0 the first hidden one, only those of `numbers` are read, by default all.
     """
-    folder, manifest, training = _open_training(folder)
+    folder, manifest, training = open_training(folder)
     with reading(folder):
         settings = _with_rules(training["config"], rules, folder)
-    network = _read_network(folder, manifest, storage)
+    network = _read_network(folder, manifest, storage, numbers=numbers)
     with reading(folder):
         best = None
         if _has_best(manifest):
-            layers = _read_layers(folder, manifest, network.config, BEST, storage)
+            layers = _read_layers(folder, manifest, network.config, BEST, storage, numbers)
             best = [layer.arrays() for layer in layers]
         state = TrainingState.from_dict(training, best)
         state.folder = folder.parent if folder.name == COMPLETE else folder
@@ -166,23 +165,39 @@ def _has_best(manifest: dict[str, Any]) -> bool:
     return f"{BEST}layer-01.safetensors" in manifest["files"]
 
 
+def read_network_config(folder: str | Path) -> NetworkConfig:
+    """Return the configuration of the network of a model or checkpoint, without reading it."""
+    folder, manifest = open_folder(folder)
+    with reading(folder):
+        return NetworkConfig(**manifest["network"])
+
+
+def load_layers(folder: str | Path, numbers: range | None) -> SparseMLP:
+    """Read what `load_model` does, but of the layers only those of `numbers`, if given."""
+    folder, manifest = open_folder(folder)
+    prefix = BEST if _has_best(manifest) else ""
+    network = _read_network(folder, manifest, prefix=prefix, numbers=numbers)
+    settle_(network.layers)
+    return network
+
+
 def read_notes(folder: str | Path) -> dict[str, Any]:
     """Return the notes of a checkpoint's trainer, without reading the network."""
-    folder, _, training = _open_training(folder)
+    folder, _, training = open_training(folder)
     with reading(folder):
         return dict(training.get("notes") or {})
 
 
 def read_history(folder: str | Path) -> tuple[History, bool]:
     """Return a checkpoint's history, and whether it ends with a whole epoch: see `read_notes`."""
-    folder, _, training = _open_training(folder)
+    folder, _, training = open_training(folder)
     with reading(folder):
         return History.from_list(training["history"]), training.get("part") is None
 
 
 def read_estimator(folder: str | Path) -> dict[str, Any] | None:
     """Return what `save_model` was given of the estimator, without reading the network."""
-    found: dict[str, Any] | None = _open(folder)[1].get("estimator")
+    found: dict[str, Any] | None = open_folder(folder)[1].get("estimator")
     return found
 
 
@@ -196,39 +211,57 @@ def _write(
 ) -> None:
     folder = expand_user(folder).resolve()
     with writing(folder), replacing(folder) as beside:
-        files = {}
-        own = (layer.arrays(moments) for layer in network.layers)
-        for prefix, layers in (("", own), (BEST, best or [])):
-            for k, arrays in enumerate(layers, start=1):
-                name = f"{prefix}layer-{k:02d}.safetensors"
-                files[name] = _write_arrays(beside / name, arrays)
-        if network.preprocessing is not None:
-            arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
-            files[PREPROCESSING] = _write_arrays(beside / PREPROCESSING, arrays)
-        if network.target_mean is not None and network.target_scale is not None:
-            pair = {"mean": network.target_mean, "scale": network.target_scale}
-            arrays = {name: array.astype(np.float64) for name, array in pair.items()}
-            files[TARGETS] = _write_arrays(beside / TARGETS, arrays)
-        complete = {
-            "format": FORMAT,
-            "version": VERSION,
-            "network": network.config.as_dict(),
-            "nnz": [layer.nnz for layer in network.layers],
-            "explored": [exploration.to_text(layer.explored) for layer in network.layers],
-            "preprocessing": None if network.preprocessing is None else "standardize",
-            "classes": None if network.classes is None else _describe(network.classes),
-            "feature_names": network.feature_names,
-            "neuron_names": {str(number): each for number, each in network.neuron_names.items()},
-            "file_layout": None if network.file_layout is None else network.file_layout._asdict(),
-            "trained_with": network.trained_with and network.trained_with._asdict(),
-            **manifest,
-            "files": files,
-        }
-        with open(beside / MANIFEST, "w", encoding="utf-8") as stream:
-            complete["sha256"] = _checksum(complete)
-            json.dump(complete, stream, indent=1, default=dataclasses.asdict)
-            stream.flush()
-            os.fsync(stream.fileno())
+        files = write_layers(beside, network.layers, moments=moments, best=best)
+        write_rest(beside, network, manifest, files)
+
+
+def write_layers(
+    beside: Path,
+    layers: Sequence[SparseLayer],
+    *,
+    moments: bool = False,
+    best: Sequence[LayerArrays] | None = None,
+) -> Files:
+    """Write layers, and the best weights of each, to a folder; return what a manifest has of it."""
+    found = Files({}, [layer.nnz for layer in layers], [])
+    found.explored.extend(exploration.to_text(layer.explored) for layer in layers)
+    own = (layer.arrays(moments) for layer in layers)
+    for prefix, each in (("", own), (BEST, best or [])):
+        for layer, arrays in zip(layers, each, strict=False):
+            name = layer_file(layer.number - 2, prefix)
+            found.files[name] = write_arrays(beside / name, arrays)
+    return found
+
+
+def write_rest(beside: Path, network: SparseMLP, manifest: dict[str, Any], found: Files) -> None:
+    """Write all but the layers, of which `found` says what `write_layers` has written."""
+    files = dict(found.files)
+    if network.preprocessing is not None:
+        arrays = {"mean": network.preprocessing.mean, "scale": network.preprocessing.scale}
+        files[PREPROCESSING] = write_arrays(beside / PREPROCESSING, arrays)
+    if network.target_mean is not None and network.target_scale is not None:
+        pair = {"mean": network.target_mean, "scale": network.target_scale}
+        arrays = {name: array.astype(np.float64) for name, array in pair.items()}
+        files[TARGETS] = write_arrays(beside / TARGETS, arrays)
+    complete = {
+        "network": network.config.as_dict(),
+        "nnz": found.nnz,
+        "explored": found.explored,
+        "preprocessing": None if network.preprocessing is None else "standardize",
+        "classes": None if network.classes is None else _describe(network.classes),
+        "feature_names": network.feature_names,
+        "neuron_names": {str(number): each for number, each in network.neuron_names.items()},
+        "file_layout": None if network.file_layout is None else network.file_layout._asdict(),
+        "trained_with": network.trained_with and network.trained_with._asdict(),
+        **manifest,
+        "files": files,
+    }
+    write_manifest(beside, complete)
+
+
+def layer_file(k: int, prefix: str = "") -> str:
+    """Return the name of the file of layer k (0 is the first hidden one)."""
+    return f"{prefix}layer-{k + 1:02d}.safetensors"
 
 
 def _describe(classes: NDArray[Any]) -> dict[str, Any]:
@@ -237,86 +270,24 @@ def _describe(classes: NDArray[Any]) -> dict[str, Any]:
     return {"dtype": classes.dtype.str, "values": plain.tolist()}
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
-    """Return the checksum of a manifest, its own entry apart, without its text in memory."""
-    digest = hashlib.sha256()
-    for part in json.JSONEncoder(sort_keys=True, default=dataclasses.asdict).iterencode(manifest):
-        digest.update(part.encode())
-    return digest.hexdigest()
-
-
-def _write_arrays(path: Path, arrays: LayerArrays) -> dict[str, Any]:
-    """Write a safetensors file to the disk; return its entry in the manifest."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(arrays, path)
-    except SafetensorError as error:  # it wraps what the system says
-        raise OSError(str(error)) from error
-    path.chmod(0o666 & ~umask())
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": checksum}
-
-
 def has_checkpoint(folder: str | Path) -> bool:
     """Return whether there is a checkpoint or a model at a path."""
     return find(expand_user(folder).resolve()) is not None
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Turn whatever a damaged file causes into a `CheckpointError` that names the folder."""
-    try:
-        yield
-    except DAMAGE as error:
-        raise CheckpointError(
-            f"The checkpoint {folder} is damaged or not one of this version: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return where the model or checkpoint of a folder is read, and its manifest."""
-    folder = expand_user(folder).resolve()
-    with reading(folder):
-        place = find(folder)
-    if place is None:
-        message = f"There is no model or checkpoint at {folder} (no {MANIFEST} in it)."
-        raise CheckpointError(message)
-    with reading(place):
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"{MANIFEST} does not describe a model")
-        if manifest.get("version") not in READABLE:
-            raise CheckpointError(
-                f"{place} has version {manifest.get('version')} of the format; this release "
-                f"reads versions {' and '.join(map(str, READABLE))}."
-            )
-        if manifest.pop("sha256", None) != _checksum(manifest):
-            raise ValueError(f"{MANIFEST} has another checksum than when it was written")
-    return place, manifest
-
-
-def _open_training(folder: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Return what `_open` does of a checkpoint, and the training in its manifest."""
-    place, manifest = _open(folder)
-    if (training := manifest.get("training")) is None:
-        raise CheckpointError(f"{place} is a saved model, not a checkpoint to resume from.")
-    return place, manifest, training
-
-
 def _read_network(
-    folder: Path, manifest: dict[str, Any], storage: Storage | None = None, prefix: str = ""
+    folder: Path,
+    manifest: dict[str, Any],
+    storage: Storage | None = None,
+    prefix: str = "",
+    numbers: range | None = None,
 ) -> SparseMLP:
     with reading(folder):
         config = NetworkConfig(**manifest["network"])
-        layers = _read_layers(folder, manifest, config, prefix, storage)
+        layers = _read_layers(folder, manifest, config, prefix, storage, numbers)
         if (explored := manifest.get("explored")) is not None:  # since version 0.2
-            for layer, text in zip(layers, explored, strict=True):
-                layer.explored = exploration.from_text(text)
+            for layer in layers:
+                layer.explored = exploration.from_text(explored[layer.number - 2])
         network = SparseMLP.from_layers(config, layers, storage)
         classes = manifest["classes"]
         if classes is not None:
@@ -352,7 +323,7 @@ def _read_scaling(
     folder: Path, manifest: dict[str, Any], name: str, length: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and scale, float64 (length,)."""
-    arrays = _read_arrays(folder, manifest, name)
+    arrays = read_arrays(folder, manifest, name)
     dtype = np.float32 if manifest["version"] == 1 else np.float64
     pair = (expect(arrays, key, dtype, length) for key in ("mean", "scale"))
     mean, scale = (array.astype(np.float64) for array in pair)
@@ -372,29 +343,13 @@ def _read_layers(
     config: NetworkConfig,
     prefix: str = "",
     storage: Storage | None = None,
+    numbers: range | None = None,
 ) -> list[SparseLayer]:
     layers: list[SparseLayer] = []
-    for k in range(len(config.layer_sizes) - 1):
-        name = f"{prefix}layer-{k + 1:02d}.safetensors"
-        arrays = _read_arrays(folder, manifest, name)
+    for k in range(len(config.layer_sizes) - 1) if numbers is None else numbers:
+        name = layer_file(k, prefix)
+        arrays = read_arrays(folder, manifest, name)
         layer = layer_of_arrays(arrays, config, k, name)
         layers.append(layer if storage is None else StoredLayer(layer, storage))
         check_dead(layers, name)
     return layers
-
-
-def _read_arrays(folder: Path, manifest: dict[str, Any], name: str) -> LayerArrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = locate(folder, name)
-    expected = manifest["files"][name]
-    if path.stat().st_size != expected["bytes"]:
-        raise ValueError(f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}")
-    with open(path, "rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
-            raise ValueError(f"{name} has another checksum than when it was written")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{name}: {error}") from error

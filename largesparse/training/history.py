@@ -71,6 +71,14 @@ class ParallelReport:
     cpu_s: list[float] = field(default_factory=list)
     peak_rss_bytes: int = 0  # of the largest rank
     node_pss_bytes: int = 0  # of all ranks of the largest node, at most
+    # of a pipeline
+    stages: list[list[int]] = field(default_factory=list)  # layers [first, last), 0 the first
+    micro_batches: int = 0  # of a mini-batch
+    bubble: float = 0.0  # share of a step that a rank waits, at least: (K - 1) / (M + K - 1)
+    steps_bytes: int = 0  # moved between ranks in its steps, without evaluation and evolution
+    step_s: list[float] = field(default_factory=list)  # in steps, of every rank
+    waiting_share: list[float] = field(default_factory=list)  # of its steps that a rank waited
+    rss_bytes: list[int] = field(default_factory=list)  # of every rank, at most
 
     def count(self, staleness: int) -> None:
         """Count an update."""

@@ -1,34 +1,25 @@
 """How many bytes a training takes, planned before anything is allocated.
 
-The plan counts, for a layer with nnz connections, n_in inputs and n_out neurons::
+The plan counts what `layer_terms` has of every layer, and beside it::
 
-    model        (20 + m)·nnz (indices and weights in both orders, permutation, moments)
-                 + 4·(n_in + n_out + 2) row pointers + (4 + m)·n_out (biases and their moments);
-                 m is 4 for a velocity, 10 for Adam's mean, square and count, and 4 for an average;
-                 + 4·candidates + 4·(n_in + 1), where a set of candidates is given
-    gradients    4·nnz + 4·n_out
     activations  for every sample of a micro-batch: 4 bytes (bfloat16: 2) and 2 bits a neuron, the
                  inputs unless they are sparse, and a buffer of the widest hidden layer (two where
                  that takes less); with keep_every k the bytes are those of every k-th hidden
                  layer and of k - 1 others, and two buffers; the outputs, which losses of many turn
                  into their gradient, and what `backward_by_blocks` adds up
-    passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 
-Batch normalisation takes 4 bytes more for a hidden neuron and sample, and 80 a hidden neuron. It
-and an average of the weights take FOLDED bytes a connection of all layers, passing, to evaluate.
+Batch normalisation takes 4 bytes more for a hidden neuron and sample.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import psutil
 
 from ..backends import get_backend
@@ -38,16 +29,15 @@ from ..machine.control_groups import free_memory
 from ..machine.environment import expand_user
 from ..model.activations import TRAINED
 from ..model.config import NetworkConfig
-from ..model.layer import moment_bytes
-from ..model.workspace import ACTIVATION_DTYPES, activation_buffers, delta_buffers
+from ..model.workspace import activation_buffers, delta_buffers
+from .layer_terms import itemsize, layer_terms, total_of
 from .memory_plan import (
-    BASE,
     COMPILING,
     GENERATING,
     GIB,
-    KEPT,
     MemoryPlan,
     MicroBatching,
+    base_bytes,
     counted,
 )
 
@@ -59,12 +49,6 @@ WIDE_MICRO_BATCH = {"float32": 32, "bfloat16": 64}
 USEFUL = 32  # micro-batch up to which a larger one is faster than to keep all activations
 USEFUL_SLOT = {"float32": 32, "bfloat16": 64}  # micro-batch up to which it beats a further slot
 KEEP_EVERY = (1, 2, 3)  # what is tried, the fastest first: more saves hardly any memory
-EVOLUTION = 36  # bytes a connection that evolving takes, with a velocity; sampling takes 24
-CANDIDATE = 33  # bytes that growth by a score takes for every cell that it looks at
-WITHIN = 48  # that drawing takes for every cell of a given candidate set
-NORMALISED = 4  # numbers a neuron: γ and the running statistics; each has moments
-NORMALISED_GRADIENT = 48  # of their gradients, and of what a micro-batch has found
-FOLDED = 12  # bytes a connection of all layers, folded to be evaluated: weights in both orders
 PREDICTION_BYTES = 512 * 2**20  # what the buffers of prediction may take by default
 
 Choice = TypeVar("Choice")
@@ -89,65 +73,25 @@ def plan_training(
     Where the arrays lie in files (`stored`), what is in use of them at a time should fit: two
     layers, and the activations of three.
     """
-    models, gradients, passing = [], [], 0
-    sizes = config.layer_sizes
-    connections, kept = expected_connections(config), moment_bytes(moments)
-    for k, ((n_in, n_out), nnz) in enumerate(
-        zip(itertools.pairwise(sizes), connections, strict=True)
-    ):
-        within = given.candidates if (given := config.given_layer(k)) is not None else 0
-        models.append((20 + kept) * nnz + 4 * (n_in + n_out + 2) + (4 + kept) * n_out)
-        models[-1] += 4 * (n_in + 1 + within) if within else 0
-        gradients.append(4 * nnz + 4 * n_out)
-        evolving = int(evolution_bytes(moments, candidates) * nnz) + WITHIN * within
-        passing = max(passing, evolving + 8 * (n_in + n_out))
-    model, gradient = sum(models), sum(gradients)
-    if config.batch_norm:
-        model += (4 + kept) * NORMALISED * config.neurons
-        gradient += NORMALISED_GRADIENT * config.neurons
-    if "average" in moments or config.batch_norm:
-        passing = max(passing, FOLDED * sum(connections))
+    sizes, terms = config.layer_sizes, layer_terms(config, moments, candidates)
+    model, gradient, passing = total_of(terms)
     setting = MicroBatching(micro_batch, keep_every, activation_dtype, sparse_inputs)
-    has_sums = config.activation in TRAINED or config.batch_norm
-    activations = activation_bytes(sizes, *setting, trained=has_sums)
+    activations = activation_bytes(sizes, *setting, trained=has_sums(config))
     on_disk = 0
     if stored:
         on_disk = model + gradient + activations
         widest = max(sizes) * micro_batch * itemsize(activation_dtype)
-        model, gradient = 2 * max(models), max(gradients)
+        model = 2 * max(each.model for each in terms)
+        gradient = max(each.gradient for each in terms)
         activations = min(activations, 3 * widest)
     used = model, gradient, activations, passing, mapped
-    # MKL keeps memory of its own; the allocator of the others keeps what has passed.
-    base = BASE + (KEPT if backend in (None, "mkl") else min(KEPT, passing))
     told: dict[str, Any] = {"on_disk": on_disk, "once": once, "moments": tuple(moments)}
-    return MemoryPlan(setting, *used, base=base, **told)
+    return MemoryPlan(setting, *used, base=base_bytes(backend, passing), **told)
 
 
-def evolution_bytes(moments: Sequence[str], candidates: float = 0.0) -> float:
-    """Return the bytes a connection that evolving a layer with these moments takes beside it.
-
-    Growth by a score looks at so many `candidates` a connection: see `TrainingConfig`.
-    """
-    moving = EVOLUTION + moment_bytes(moments) - moment_bytes(["velocity"])
-    return max(moving, CANDIDATE * candidates)
-
-
-def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
-    """Return the connections that each layer will hardly have more of."""
-    sizes, found = config.layer_sizes, []
-    for k, probability in enumerate(config.probabilities()):
-        expected = probability * sizes[k] * sizes[k + 1]
-        if (given := config.given_layer(k)) is not None:
-            found.append(given.connections)
-        else:
-            found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
-    found[-1] += min(config.output_minimum, sizes[-2]) * sizes[-1]  # at most
-    return tuple(found)
-
-
-def itemsize(activation_dtype: str) -> int:
-    """Return the bytes of an activation."""
-    return np.dtype(ACTIVATION_DTYPES[activation_dtype]).itemsize
+def has_sums(config: NetworkConfig) -> bool:
+    """Return whether hidden layers keep z beside the activation, in float32."""
+    return config.activation in TRAINED or config.batch_norm
 
 
 def activation_bytes(
@@ -166,14 +110,23 @@ def activation_bytes(
     """
     hidden = layer_sizes[1:-1]
     words = -(-micro_batch // 32)
-    buffers = sum(delta_buffers(hidden, keep_every))
     kept = sum(activation_buffers(hidden, keep_every))
     floats = layer_sizes[-1] + (0 if sparse_inputs else layer_sizes[0])
     floats += sum(hidden) if trained else 0
+    numbers = 4 * floats + itemsize(activation_dtype) * kept
+    once = backward_bytes(layer_sizes, micro_batch, activation_dtype, keep_every)
+    return numbers * micro_batch + 8 * words * sum(hidden) + once
+
+
+def backward_bytes(
+    layer_sizes: Sequence[int], micro_batch: int, activation_dtype: str, keep_every: int = 1
+) -> int:
+    """Return those bytes of a training workspace that only the backward pass needs."""
+    hidden, parts = layer_sizes[1:-1], 0
     if hidden and activation_dtype == "float32":
-        floats += count_parts(hidden[-1], layer_sizes[-1], micro_batch) * hidden[-1]
-    numbers = 4 * floats + itemsize(activation_dtype) * (kept + buffers)
-    return numbers * micro_batch + 8 * words * sum(hidden)
+        parts = count_parts(hidden[-1], layer_sizes[-1], micro_batch) * hidden[-1]
+    buffers = sum(delta_buffers(hidden, keep_every))
+    return (4 * parts + itemsize(activation_dtype) * buffers) * micro_batch
 
 
 def kind_of_kernels(backend: str, activation_dtype: str) -> str:

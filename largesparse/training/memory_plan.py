@@ -54,6 +54,7 @@ class MemoryPlan:
     results: int = 0  # of phase two: trained replicas that wait in memory
     growth: int = 0  # what rank 0 computes a gradient in, where connections grow by it
     data: int = 0  # that is not memory-mapped
+    transfers: int = 0  # buffers of what comes from and goes to other ranks
     ranks: int = 1  # on this machine
     slots: tuple[int, ...] = ()  # of every node on this machine
     most_slots: int | None = None  # of any node; None is its cores
@@ -76,7 +77,7 @@ class MemoryPlan:
     def required(self) -> int:
         """The bytes that must fit."""
         lasting = self.base + self.once + self.growth + self.data + self.model
-        computing = self.gradients + self.activations
+        computing = self.gradients + self.activations + self.transfers
         return lasting + computing + max(self.passing, self.replicas + self.results)
 
     @property
@@ -130,6 +131,14 @@ def _rows_of_ranks(plan: MemoryPlan) -> list[tuple[str, int]]:
     if plan.growth:
         rows.insert(5, ("gradient growth: what rank 0 computes its gradient in", plan.growth))
     return rows
+
+
+def base_bytes(backend: str | None, passing: int) -> int:
+    """Return what Python, libraries and kernels take, with what allocators keep of the passing.
+
+    MKL keeps memory of its own; the allocator of the other backends keeps what has passed.
+    """
+    return BASE + (KEPT if backend in (None, "mkl") else min(KEPT, passing))
 
 
 def counted(number: int, name: str) -> str:

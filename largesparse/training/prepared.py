@@ -86,31 +86,44 @@ def prepare_(
             "outputs. Make the last entry of 'layer_sizes' the number of classes."
         )
     relative = None if sample_weight is None else relative_weights(sample_weight, len(encoded))
-    counted = len(encoded) if relative is None else np.flatnonzero(relative)
-    order = stream(config.seed, "split").permutation(counted)
-    n_validation = math.ceil(config.validation_fraction * len(order))
-    validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
-    _check_batch(config, len(train_rows), n_validation)
+    train_rows, loss_rows, validation_rows = split_rows(config, len(encoded), relative)
     if test is not None:
         if len(test) != 2:
             raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
         X_test = check_X(align_frame(test[0], names), n_features)
         test = X_test, encode(network, test[1], classes)[0]
         check_lengths(*test)
-    if n_validation:
-        _check_watched(encoded[validation_rows])
-    weights = None
-    if relative is not None:
-        weights = (relative / relative[train_rows].mean()).astype(np.float32)
+    if len(validation_rows):
+        check_watched(encoded[validation_rows])
+    weights = None if relative is None else mean_one(relative, train_rows)
     network.classes, network.feature_names = classes, names
     standardize_(network, X, train_rows, relative, wanted=config.standardize)
     start_at_frequencies_(network, encoded, train_rows)
-    loss_rows = order[n_validation:][: config.loss_rows]
     dense = isinstance(X, np.ndarray) and 4 * X.size <= copy_bytes
     if dense and network.preprocessing is not None:
         with kernel_threads(resolve_threads(config.threads, "training")):
             X = StandardizedRows(X, network.preprocessing)
     return TrainingData(X, encoded, weights, train_rows, loss_rows, validation_rows, test)
+
+
+def split_rows(
+    config: TrainingConfig, count: int, relative: NDArray[np.float64] | None
+) -> tuple[Rows, Rows, Rows]:
+    """Return the rows to train on, those of them that are evaluated, and those to watch.
+
+    They follow from the seed, and from which weights of so many rows are 0.
+    """
+    counted = count if relative is None else np.flatnonzero(relative)
+    order = stream(config.seed, "split").permutation(counted)
+    n_validation = math.ceil(config.validation_fraction * len(order))
+    validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
+    _check_batch(config, len(train_rows), n_validation)
+    return train_rows, order[n_validation:][: config.loss_rows], validation_rows
+
+
+def mean_one(relative: NDArray[np.float64], rows: Rows) -> NDArray[np.float32]:
+    """Return weights with mean 1 over some rows."""
+    return (relative / relative[rows].mean()).astype(np.float32)
 
 
 def standardize_(
@@ -192,7 +205,7 @@ def relative_weights(sample_weight: Any, n_samples: int) -> NDArray[np.float64]:
     return relative
 
 
-def _check_watched(y: Any) -> None:
+def check_watched(y: Any) -> None:
     """Refuse a validation part whose score does not tell one epoch from another."""
     remedy = "Set more rows aside, or none ('validation_fraction' 0, early_stopping=False)."
     if len(y) < 2:

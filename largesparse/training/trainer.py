@@ -131,6 +131,17 @@ class Trainer(Stepper):
                 f"{self.config.evolution_interval} none takes them away any more. Give more epochs."
             )
 
+    @property
+    def evolving_layers(self) -> list[SparseLayer]:
+        """The layers that evolve: those of hidden neurons, or all."""
+        layers = self.network.layers
+        return layers if self.config.evolve_output else layers[:-1]
+
+    @property
+    def dead_inputs(self) -> NDArray[np.bool_] | None:
+        """Which inputs of the first layer are dead neurons, if any are; bool (n_in,)."""
+        return None
+
     @one_thread_at_a_time
     def evolve(
         self, data: TrainingData | None = None, *, keep_maps: bool = True
@@ -159,9 +170,8 @@ class Trainer(Stepper):
             return stream(config.seed, "evolution", epoch, layer.number)
 
         with self.backend.threads(self.threads):
-            layers = self.network.layers
-            layers = layers if config.evolve_output else layers[:-1]
-            known = {"epoch": epoch, "candidates": config.growth_candidates}
+            layers = self.evolving_layers
+            known: dict[str, Any] = {"epoch": epoch, "candidates": config.growth_candidates}
             known["drop_factor"] = config.drop_factor
             shrinking = self.shrinking
             targets = shrinking.targets(self.network.config, self.epoch) if shrinking else []
@@ -169,6 +179,7 @@ class Trainer(Stepper):
             moved["hidden"] = len(self.network.layers) - 1
             changes = plan_changes(layers, zeta, targets, **moved)
             given: Any = {"changes": changes, "keep_maps": keep_maps, **known}
+            given["first_dead"] = self.dead_inputs
             return evolve_layers(layers, zeta, rng_of, rules, gradient, **given)
 
     @one_thread_at_a_time
@@ -271,7 +282,7 @@ class Trainer(Stepper):
         with stop_request(checkpoint is not None) as request:
             try:
                 with bar:
-                    self._run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
+                    self.run(Run(data, bar, request, checkpoint, list(callbacks)), augment)
             except Stop:
                 assert checkpoint is not None
                 stopped(request, self.save_stopped(checkpoint, rows))
@@ -280,7 +291,7 @@ class Trainer(Stepper):
         self.settle()
         return self.history
 
-    def _run(self, run: Run, augment: Augment | None) -> None:
+    def run(self, run: Run, augment: Augment | None = None) -> None:
         """Train and record epoch after epoch, to the end or until something stops it."""
         state, data, request = self.state, run.data, run.request
         if not state.history.epochs:

@@ -24,7 +24,7 @@ from largesparse.data.layout import FileLayout
 from largesparse.data.tables import align_columns, read_table, read_table_for
 from largesparse.data.targets import match_labels
 from largesparse.errors import CheckpointError, DataError
-from largesparse.training import checkpoint
+from largesparse.training import manifest as manifests
 
 
 def write(path, first, rows, end="\n"):
@@ -318,11 +318,11 @@ def test_models_keep_how_their_file_was_read(tmp_path, layout):
 def test_models_that_do_not_say_how_their_file_was_read(tmp_path, change):
     network = SparseMLP(NetworkConfig((4, 4, 2), seed=0), progress=False)
     save_model(network, tmp_path / "model")
-    path = tmp_path / "model" / checkpoint.MANIFEST
+    path = tmp_path / "model" / manifests.MANIFEST
     manifest = json.loads(path.read_text())
     del manifest["file_layout"], manifest["sha256"]  # as earlier releases wrote it
     manifest |= change
-    path.write_text(json.dumps(manifest | {"sha256": checkpoint._checksum(manifest)}))
+    path.write_text(json.dumps(manifest | {"sha256": manifests._checksum(manifest)}))
     if change:
         with pytest.raises(CheckpointError, match="damaged"):
             load_model(tmp_path / "model")

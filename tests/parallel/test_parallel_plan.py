@@ -22,7 +22,8 @@ from largesparse.parallel.comm.ranks import Alone
 from largesparse.parallel.options import ParallelOptions
 from largesparse.parallel.plan import Workload, choose_parallel_plan, plan_parallel, slots_of_nodes
 from largesparse.parallel.shared.weights import Shape
-from largesparse.training.memory import HEADROOM, MemoryPlan, MicroBatching, expected_connections
+from largesparse.training.layer_terms import expected_connections
+from largesparse.training.memory import HEADROOM, MemoryPlan, MicroBatching
 from largesparse.training.prepared import prepare_
 
 Disk = namedtuple("Disk", "free")

@@ -29,6 +29,16 @@ def test_a_killed_job_is_resumed(tool, capsys):
     assert "1 of 1 right" in out and "worker in averaging 1 of wassp" in out
 
 
+@pytest.mark.long
+@pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec")
+def test_a_killed_pipeline_is_resumed_to_the_bit(tool, capsys):
+    flags = ["--times", "1", "--ranks", "2", "--algorithm", "pipeline", "--target", "worker"]
+    small = [flag for flag in SMALL if not flag.startswith("--phase")]
+    assert tool.main([*flags, *small]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 right" in out and "worker in evaluation" in out
+
+
 @pytest.mark.parametrize(
     ("found", "alike"),
     [((0.5, 0.8), True), ((0.53, 0.8), True), ((0.6, 0.8), False), ((0.5, 0.6), False)],

@@ -888,8 +888,8 @@ class Failure:
 
 FULL = OSError(28, "No space left on device")
 FAILURES = [
-    ("arrays", checkpoint_module, "_write_arrays", 1, FULL),
-    ("arrays", checkpoint_module, "_write_arrays", 3, FULL),
+    ("arrays", checkpoint_module, "write_arrays", 1, FULL),
+    ("arrays", checkpoint_module, "write_arrays", 3, FULL),
     ("safetensors", safetensors.numpy, "save_file", 2, SafetensorError("full")),
     ("manifest", json, "dump", 1, FULL),
     ("sync", os, "fsync", 4, FULL),
@@ -927,7 +927,7 @@ def test_the_old_model_survives_an_interruption(trained, tmp_path, monkeypatch, 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(
-            checkpoint_module, "_write_arrays", Failure(checkpoint_module._write_arrays, 2, error)
+            checkpoint_module, "write_arrays", Failure(checkpoint_module.write_arrays, 2, error)
         )
         with pytest.raises(type(error)):
             save_model(other_network(), folder)
@@ -952,7 +952,7 @@ def test_at_every_moment_a_model_can_be_found(trained, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", watch(os.rename))
-        patch.setattr(checkpoint_module, "_write_arrays", watch(checkpoint_module._write_arrays))
+        patch.setattr(checkpoint_module, "write_arrays", watch(checkpoint_module.write_arrays))
         save_model(other_network(), folder)
     old, new = np.sort(NAMES)[-1], 3
     assert set(seen) == {old, new}
@@ -960,7 +960,7 @@ def test_at_every_moment_a_model_can_be_found(trained, tmp_path, monkeypatch):
 
 
 def test_a_failure_at_the_first_save_leaves_nothing(trained, tmp_path, monkeypatch):
-    for module, name in ((checkpoint_module, "_write_arrays"), (json, "dump"), (os, "rename")):
+    for module, name in ((checkpoint_module, "write_arrays"), (json, "dump"), (os, "rename")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, Failure(getattr(module, name), 1, FULL))
             with pytest.raises(CheckpointError, match="No space left"):
@@ -1049,8 +1049,8 @@ def test_a_save_that_fails_on_the_way_does_not_end_the_training(tmp_path, monkey
     X, y = task()
     saved = []
     with monkeypatch.context() as patch:
-        write = checkpoint_module._write_arrays
-        patch.setattr(checkpoint_module, "_write_arrays", Failure(write, 6, FULL))  # epoch 2
+        write = checkpoint_module.write_arrays
+        patch.setattr(checkpoint_module, "write_arrays", Failure(write, 6, FULL))  # epoch 2
         make_trainer().fit(
             X,
             y,

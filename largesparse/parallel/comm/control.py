@@ -58,6 +58,11 @@ class _Channel:
         """The ranks at the other end, ascending."""
         return sorted(self._peers)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether both ends have been closed."""
+        return self._closed
+
     def _send(self, peer: Peer, message: Message) -> None:
         peer.connection.send_bytes(pickle.dumps(message))
 

@@ -69,12 +69,17 @@ class Transfer:
         *,
         receives: bool,
     ) -> None:
-        self._chunks = _cut(_as_bytes(arrays), check_chunk_bytes(chunk_bytes))
+        self._chunks = deque(_cut(_as_bytes(arrays), check_chunk_bytes(chunk_bytes)))
         self.nbytes = sum(array.nbytes for array in arrays)
         self._receives, self._place = receives, (rank, tag)
         self._post = comm.Irecv if receives else comm.Isend
         self._posted: deque[tuple[Request, int]] = deque()  # with their bytes, the oldest first
         self._post_more()
+
+    @property
+    def is_posted(self) -> bool:
+        """Whether no message is left to post: another transfer by the same tag may begin."""
+        return not self._chunks
 
     def done(self) -> bool:
         """Advance the transfer without waiting, and return whether it is complete.
@@ -106,7 +111,8 @@ class Transfer:
     def _post_more(self) -> None:
         from mpi4py import MPI
 
-        while len(self._posted) < IN_FLIGHT and (chunk := next(self._chunks, None)) is not None:
+        while self._chunks and len(self._posted) < IN_FLIGHT:
+            chunk = self._chunks.popleft()
             request = self._post([chunk, chunk.nbytes, MPI.BYTE], *self._place)
             self._posted.append((request, chunk.nbytes))
 

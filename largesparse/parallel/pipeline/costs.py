@@ -1,0 +1,140 @@
+"""What the stages of a pipeline take: bytes of memory, passes over connections, bytes moved.
+
+A rank has the model, gradients and moments of its own layers alone, the activations of the
+micro-batches that are in flight on it, and buffers of what comes from and goes to its neighbours.
+The terms of its layers are those of one process's plan: `training.layer_terms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...model.activations import TRAINED
+from ...model.config import NetworkConfig
+from ...training.layer_terms import LayerTerms, expected_connections, itemsize, total_of
+from ...training.memory import MemoryPlan, MicroBatching, activation_bytes, backward_bytes, has_sums
+from ...training.memory_plan import base_bytes
+from .split import Stage
+from .workspace import PASSING
+
+PASSES = 3  # over the connections of a layer in a step: forward, back to the inputs, to the weights
+
+
+def bubble_share(stages: int, micro_batches: int) -> float:
+    """Return the share of a step that a rank waits, at the least: (K - 1) / (M + K - 1)."""
+    return (stages - 1) / (micro_batches + stages - 1)
+
+
+def layer_passes(config: NetworkConfig) -> list[int]:
+    """Return what the time of every layer in a step follows from: connections that are passed.
+
+    Nothing is computed for the inputs, so the first layer has a pass less.
+    """
+    first, *rest = expected_connections(config)
+    return [(PASSES - 1) * first, *(PASSES * nnz for nnz in rest)]
+
+
+def stage_passes(config: NetworkConfig, stages: Sequence[Stage]) -> list[int]:
+    """Return what the time of every stage in a step follows from, as `layer_passes` has it."""
+    passes = layer_passes(config)
+    return [sum(passes[stage.first : stage.last]) for stage in stages]
+
+
+def in_flight(stage: int, stages: int, micro_batches: int) -> int:
+    """Return the micro-batches whose activations a stage keeps at a time, at the most.
+
+    With one forward and one backward in turn, stage k of K (from 0) has passed on K - k before
+    the first of them comes back.
+    """
+    return min(stages - stage, micro_batches)
+
+
+def workspace_sizes(config: NetworkConfig, stage: Stage) -> tuple[int, ...]:
+    """Return the sizes of the workspace of a stage: inputs, what is kept as hidden, outputs.
+
+    The activations that come from the stage below are kept as those of a hidden layer. Only the
+    first stage has inputs, and only the last one outputs; else there are 0.
+    """
+    sizes = config.layer_sizes
+    last = len(sizes) - 1
+    hidden = sizes[max(1, stage.first) : min(stage.last + 1, last)]
+    return (sizes[0] * (stage.first == 0), *hidden, sizes[-1] * (stage.last == last))
+
+
+def activations_in_flight(
+    config: NetworkConfig, stage: Stage, setting: MicroBatching, held: int
+) -> int:
+    """Return the bytes of a stage's activations: see `StageWorkspace`.
+
+    Those of `held` micro-batches, the buffers of one backward pass, and what comes from the rank
+    before once more.
+    """
+    sizes = workspace_sizes(config, stage)
+    trained = has_sums(config)
+    whole = activation_bytes(sizes, *setting, trained=trained)
+    once = backward_bytes(sizes, setting.micro_batch, setting.activation_dtype)
+    total = whole + (held - 1) * (whole - once)
+    if stage.first > 0:
+        bits = 8 * -(-setting.micro_batch // 32)
+        total += sizes[1] * (setting.micro_batch * itemsize(setting.activation_dtype) + bits)
+    return total
+
+
+def plan_stage(
+    config: NetworkConfig,
+    stage: Stage,
+    setting: MicroBatching,
+    terms: Sequence[LayerTerms],
+    *,
+    held: int,
+    groups: int = 1,
+    mapped: int = 0,
+    once: int = 0,
+    backend: str | None = None,
+    moments: Sequence[str] = ("velocity",),
+) -> MemoryPlan:
+    """Return the bytes of the rank that has a stage.
+
+    `terms` are those of all layers, `held` is what `in_flight` returns, `mapped` the bytes of
+    memory-mapped data, which the first stage reads, `groups` the pipelines that sum gradients.
+    """
+    model, gradients, passing = total_of(terms[stage.first : stage.last])
+    bounds, last = (stage.first, stage.last), len(config.layer_sizes) - 1
+    neurons = sum(config.layer_sizes[bound] for bound in bounds if 0 < bound < last)
+    deltas = neurons * setting.micro_batch * itemsize(setting.activation_dtype)
+    if stage.first > 0:
+        gradients += 4 * config.layer_sizes[stage.first]  # of the biases before
+    return MemoryPlan(
+        setting,
+        model,
+        gradients,
+        activations_in_flight(config, stage, setting, held),
+        passing,
+        mapped if stage.first == 0 else 0,
+        base=base_bytes(backend, passing),
+        once=once,
+        transfers=PASSING * deltas + gradients * (groups - 1) // groups,
+        moments=tuple(moments),
+    )
+
+
+def step_bytes(
+    config: NetworkConfig, stages: Sequence[Stage], setting: MicroBatching, samples: int
+) -> int:
+    """Return the bytes that a step on so many samples moves between the stages of one pipeline.
+
+    At every boundary and for every micro-batch: forward the activations and two bits for each,
+    back their gradients, both in the dtype of stored activations; once a step the gradient of
+    the biases, and an order of 8 bytes.
+    """
+    whole, rest = divmod(samples, setting.micro_batch)
+    words = whole * -(-setting.micro_batch // 32) + -(-rest // 32)
+    each = 2 * samples * itemsize(setting.activation_dtype) + 8 * words
+    each += 0 if config.activation in TRAINED else 4
+    neurons = sum(config.layer_sizes[stage.first] for stage in stages[1:])
+    return neurons * each + 8 * (len(stages) - 1)
+
+
+def summed_bytes(terms: Sequence[LayerTerms], groups: int) -> int:
+    """Return the bytes that a step moves between groups, to sum the gradients of these layers."""
+    return 2 * (groups - 1) * sum(each.gradient for each in terms) + 8 * (groups - 1)

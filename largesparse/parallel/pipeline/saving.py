@@ -1,0 +1,153 @@
+"""Checkpoints of a pipeline: every rank of the first one writes and reads its own layers.
+
+The format is that of all checkpoints. The folder must be one that all ranks see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CheckpointError
+from ...machine.environment import expand_user
+from ...machine.folders import replacing
+from ...machine.signals import saved_in
+from ...training.checkpoint import Files, checkpoint_manifest, write_layers, write_rest
+from ...training.saving import check_checkpoint_folder, writing
+from ..comm.collectives import broadcast, gather
+from ..comm.ranks import together
+
+if TYPE_CHECKING:
+    from .trainer import StageTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def write_stages(trainer: StageTrainer, folder: Path, *, training: bool) -> None:
+    """Write the layers of all ranks to a folder; every rank calls it.
+
+    Where it is the checkpoint of a training, that has moments, and the manifest the training.
+
+    Raises
+    ------
+    CheckpointError
+        On all ranks, where one cannot write; what was there before is intact then.
+    """
+    comm, leads, writes = trainer.comm, trainer.place.rank == 0, trainer.place.group == 0
+    best = trainer.best if training else None
+    with ExitStack() as stack:
+
+        def begin() -> Path | None:
+            if not leads:
+                return None
+            stack.enter_context(writing(folder))
+            return stack.enter_context(replacing(folder))
+
+        def write(beside: Path) -> Files | None:
+            if not writes:
+                return None
+            with writing(folder):
+                layers = None if best is None else best.layers
+                given: Any = {"moments": training, "best": layers}
+                return write_layers(beside, trainer.network.layers, **given)
+
+        beside: Path = broadcast(comm, together(comm, begin))
+        part = trainer.state.part
+        own = together(comm, lambda: write(beside)), 0.0 if part is None else part.loss
+        found = gather(comm, own)
+
+        def complete() -> None:
+            if found is not None:
+                total = Files({}, [], [])
+                for each in (each for each, _ in found if each is not None):
+                    total.files.update(each.files)
+                    total.nnz.extend(each.nnz)
+                    total.explored.extend(each.explored)
+                manifest = {"kind": "model"}
+                if training:
+                    manifest = _manifest_of(trainer, sum(loss for _, loss in found))
+                write_rest(beside, trainer.network, manifest, total)
+            stack.close()  # which replaces the checkpoint before
+
+        together(comm, complete)
+
+
+def _manifest_of(trainer: StageTrainer, loss: float) -> dict[str, Any]:
+    """Return what a manifest has of a training, of which all ranks have so much loss together."""
+    state = trainer.state
+    if state.part is not None:
+        part = dataclasses.replace(state.part, loss=loss)
+        state = dataclasses.replace(state, part=part)
+    return checkpoint_manifest(trainer.saved_config, state)
+
+
+class StageSaver:
+    """Saves a pipeline's training; what `Trainer` does about checkpoints, by all ranks together."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def save(self, folder: str | Path) -> bool:
+        """Write a checkpoint; where that fails, rank 0 says so, and the training goes on."""
+        state, comm = self.trainer.state, self.trainer.comm
+        place = broadcast(comm, expand_user(folder).resolve())
+        try:
+            if place != state.folder:  # another training may have begun there meanwhile
+                together(comm, lambda: self._check(place))
+            self.write(place)
+        except CheckpointError as error:
+            if not error.is_told_elsewhere:
+                logger.error("%s The checkpoint before, if there is one, is intact.", error)
+            state.is_unsaved = True
+            return False
+        state.saved_step, state.is_unsaved, state.folder = state.step, False, place
+        return True
+
+    def _check(self, place: Path, nbytes: int = 0) -> None:
+        if self.trainer.place.rank == 0:
+            check_checkpoint_folder(place, going_on=self.trainer.state.folder, nbytes=nbytes)
+
+    def write(self, place: Path) -> None:
+        """Write a checkpoint to a folder; every rank calls it."""
+        write_stages(self.trainer, place, training=True)
+
+    def check(self, folder: str | Path) -> None:
+        """Verify, before training, that checkpoints can be kept in a folder, or raise on all."""
+        trainer = self.trainer
+        layers = trainer.network.layers
+        own = sum(array.nbytes for layer in layers for array in layer.arrays(True).values())
+        everyone = gather(trainer.comm, own if trainer.place.group == 0 else 0)
+        copies = 2 if trainer.state.folder is None and trainer.config.epochs > 1 else 1
+        checkpoint_manifest(trainer.config, trainer.state)
+        nbytes = copies * sum(everyone or [0])
+        together(trainer.comm, lambda: self._check(Path(folder), nbytes))
+
+    def rescue(self, folder: str | Path) -> Path | None:
+        """Save a training that ends now elsewhere, if its last checkpoint failed; return where."""
+        trainer, comm = self.trainer, self.trainer.comm
+        if not trainer.state.is_unsaved:
+            return None
+        trainer.state.is_unsaved = False
+        folder = expand_user(folder).resolve()
+        for parent in (folder.parent, None):  # None: the folder of temporary files
+            place = None
+            if trainer.place.rank == 0:
+                try:
+                    place = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=parent))
+                except OSError:
+                    place = None
+            place = broadcast(comm, place)
+            if place is None:
+                continue
+            try:
+                self.write(place)
+            except CheckpointError:
+                continue
+            if trainer.place.rank == 0:
+                logger.error("The training is %s", saved_in(place))
+            return place
+        return None
