@@ -169,6 +169,7 @@ def train_pipeline(
     progress: bool | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     notes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> Pipeline:
     """Train a network whose layers are divided over the ranks of an MPI job.
 
@@ -216,6 +217,9 @@ def train_pipeline(
         Largest message.
     notes : dict, optional
         What checkpoints keep: see `Trainer.notes`.
+    changes : dict, optional
+        Fields of the configuration of `resume` to replace, as of `load_checkpoint`; the same on all
+        ranks.
 
     Returns
     -------
@@ -234,7 +238,7 @@ def train_pipeline(
     >>> labels = pipeline.predict(X_test)  # on rank 0  # doctest: +SKIP
     """
     given = Given(X, y, test, sample_weight)
-    own = augment, tuple(callbacks), checkpoint, resume, progress, notes
+    own = augment, tuple(callbacks), checkpoint, resume, progress, notes, changes
     bounds = None if split is None else tuple(split)
     options = PipelineOptions(groups, bounds, chunk_bytes)
     return Pipeline(train(Wanted(network, config, given, *own), options, comm))
