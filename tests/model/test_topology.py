@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -19,7 +20,14 @@ from largesparse.backends.kernels import momentum_update_reorder
 from largesparse.backends.operands import SGD
 from largesparse.errors import ParameterError
 from largesparse.model import topology
-from largesparse.model.topology import Topology, connection_probability, erdos_renyi
+from largesparse.model.topology import (
+    Topology,
+    check_count,
+    connection_probability,
+    erdos_renyi,
+)
+from largesparse.training.layer_terms import expected_connections
+from largesparse.training.memory import plan_training
 
 ARRAYS = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
 UNLIKELY = 1e-4  # p-value below which a statistical test with a fixed seed fails
@@ -322,7 +330,7 @@ def test_bad_probability(p):
 
 @pytest.mark.parametrize("p", [1.0, 0.3])
 def test_more_connections_than_int32_counts(p):
-    with pytest.raises(ParameterError, match=r"100000 x 100000 .* at most 2147483647\. Lower eps"):
+    with pytest.raises(ParameterError, match=r"100000 x 100000 .* at most 2147483647"):
         sample(100_000, 100_000, p)
 
 
@@ -331,6 +339,35 @@ def test_the_bound_on_connections_leaves_room_for_chance(monkeypatch):
     assert sample(100, 100, 0.07).nnz <= 1000  # 700 ± 26
     with pytest.raises(ParameterError, match="at most 1000"):
         sample(100, 100, 0.095)  # 950 ± 29
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(40, 400), st.integers(40, 400), st.floats(0.5, 30))
+def test_what_a_refusal_of_too_many_connections_names_would_do(n_in, n_out, epsilon):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topology, "MAX_CONNECTIONS", 2000)
+        expected = epsilon * (n_in + n_out)
+        try:
+            check_count(n_in, n_out, expected / (n_in * n_out))
+            assert expected < 2000
+        except ParameterError as error:
+            assert expected + 6 * math.sqrt(expected) > 2000
+            least = float(re.search(r"epsilon of at most ([\d.]+)", str(error))[1])
+            layers = int(re.search(r"or (\d+) layers", str(error))[1])
+            check_count(n_in, n_out, least * (n_in + n_out) / (n_in * n_out))
+            assert 0.85 * least * (n_in + n_out) < 2000 < 1.6 * layers * least * (n_in + n_out)
+            assert expected <= layers * 2000
+
+
+def test_a_plan_refuses_what_a_layer_cannot_count_and_the_counters_reach_the_limit(monkeypatch):
+    full = NetworkConfig((20, 50, 2), density=1.0)
+    monkeypatch.setattr(topology, "MAX_CONNECTIONS", 1000 + 6 * math.ceil(math.sqrt(1000)))
+    pattern = SparseMLP(full, progress=False).layers[0].topology  # 1000
+    assert pattern.indptr[-1] == pattern.indptr_by_output[-1] == 1000
+    for plan in (expected_connections, lambda config: plan_training(config, 1), SparseMLP):
+        plan(full)
+        with pytest.raises(ParameterError, match="which int32 counts, on any number of ranks"):
+            plan(NetworkConfig((20, 70, 2), density=1.0))
 
 
 def test_sizes_may_be_numpy_integers():
