@@ -139,7 +139,7 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
         if resume is None:
             made, config, state = _new(of, wanted.config, place, threads)
         else:
-            changes = {"epochs": wanted.config.epochs, "threads": threads, **wanted.changes or {}}
+            changes = {"epochs": wanted.config.epochs, "threads": threads} | (wanted.changes or {})
             made, config, state = _resumed(resume, changes, place)
         state.notes.update(wanted.notes or {})
         state.parallel = None

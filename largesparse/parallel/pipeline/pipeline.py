@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ...data.checks import check_lengths, check_X
 from ...data.frames import align_frame
-from ...machine.environment import expand_user
 from ...model.config import TrainingConfig
 from ...model.losses import LOSSES
 from ...training.checkpoint import load_layers, read_network_config
@@ -25,7 +24,7 @@ from ..comm.transfer import CHUNK_BYTES
 from .data import Elsewhere, Given
 from .flow import OUTPUTS
 from .job import PipelineOptions, Wanted, meeting, train
-from .saving import write_stages
+from .saving import place_of, write_stages
 from .stage import Place
 from .trainer import StageTrainer
 
@@ -139,8 +138,7 @@ class Pipeline:
         CheckpointError
             On all ranks, where one cannot write to the folder, which all must see.
         """
-        place: Path = broadcast(self.trainer.comm, expand_user(folder).resolve())
-        write_stages(self.trainer, place, training=False)
+        write_stages(self.trainer, place_of(folder, self.trainer.comm), training=False)
 
     @property
     def _n_outputs(self) -> int:
