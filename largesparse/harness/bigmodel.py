@@ -212,8 +212,9 @@ def parse(
         parallel_options(options)
     if ranks > 1 and options.storage is not None:
         raise ParameterError(
-            "The 'storage' parameter of bigmodel is for one rank: under mpiexec the ranks share "
-            f"memory. Got {options.storage!r}. Start it without mpiexec, or leave it out."
+            "The 'storage' parameter of bigmodel is for one process: under mpiexec the ranks keep "
+            f"what they have in memory. Got {options.storage!r}. Start it without mpiexec, or leave "
+            "it out."
         )
     if options.storage is not None:
         Storage(options.storage)  # checks the folder

@@ -19,7 +19,12 @@ from .comparison import describe_training
 from .records import RunRecord
 
 NAME = "pipeline"
-OF_OTHERS = ("phase_one_epochs", "slots", "ranks_per_node", "keep_every")  # flags, of --algorithm
+OF_OTHERS = {  # flags, with what they may be
+    "phase_one_epochs": (None,),
+    "slots": (None,),
+    "ranks_per_node": (None,),
+    "keep_every": (None, 1),
+}
 OWN = {"groups": 1, "split": "auto"}  # and of this one, with their defaults
 
 
@@ -49,7 +54,7 @@ def check_flags(options: argparse.Namespace, ranks: int) -> None:
     There are at most as many groups as ranks.
     """
     if options.algorithm == NAME:
-        wrong = [name for name in OF_OTHERS if getattr(options, name) not in (None, 1)]
+        wrong = [name for name, fine in OF_OTHERS.items() if getattr(options, name) not in fine]
         problem = f"is not one of --algorithm {NAME}"
     else:
         wrong = [name for name, value in OWN.items() if getattr(options, name) != value]
