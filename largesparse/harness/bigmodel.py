@@ -213,8 +213,8 @@ def parse(
     if ranks > 1 and options.storage is not None:
         raise ParameterError(
             "The 'storage' parameter of bigmodel is for one process: under mpiexec the ranks keep "
-            f"what they have in memory. Got {options.storage!r}. Start it without mpiexec, or leave "
-            "it out."
+            f"what they have in memory. Got {options.storage!r}. Start it without mpiexec, or "
+            "leave it out."
         )
     if options.storage is not None:
         Storage(options.storage)  # checks the folder
