@@ -6,6 +6,7 @@ Most of it is by ranks that are threads of this process; what needs MPI is in tw
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from largesparse import (
     predict,
     predict_proba,
 )
-from largesparse.errors import ParameterError
+from largesparse.errors import CheckpointError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
+from largesparse.parallel.pipeline import saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
@@ -57,7 +59,8 @@ def by_threads(case: Case, ranks: int, stages=None, groups: int = 1, **fit) -> l
         place = Place.of(comm.rank, groups, stages)
         layers = [initial_layer(config, k, 1) for k in place.stage.layers]
         network = SparseMLP.from_layers(config, layers)
-        trainer = StageTrainer(network, case.config(), comm, place, augment=fit.get("augment"))
+        options = {"augment": fit.get("augment"), "chunk_bytes": fit.get("chunk_bytes", 2**28)}
+        trainer = StageTrainer(network, case.config(), comm, place, **options)
         trainer.meet()
         first, last = place.is_first, place.is_last
         test = (X[:9] if first else None, y[:9] if last else None)
@@ -111,6 +114,12 @@ def test_any_number_of_ranks_gives_the_sequential_bits(name):
     expected = sequential(case, **fit)
     for ranks in (1, 2, 4):
         assert_same(expected, by_threads(case, ranks, **fit))
+
+
+def test_small_chunks_give_the_sequential_bits():
+    """Several transfers are on their way at a time, each in several messages."""
+    case = Case(training=FUSED | {"batch_size": 12})
+    assert_same(sequential(case), by_threads(case, 4, chunk_bytes=24))
 
 
 @settings(max_examples=25, deadline=None)
@@ -216,9 +225,45 @@ def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
         train_pipeline(config, plain, X, y, progress=False)
 
 
+def test_a_training_that_kept_few_activations_goes_on_and_its_settings_can_change(tmp_path):
+    from largesparse import train_pipeline
+
+    X, y = Case().data()
+    before = Trainer(SparseMLP(Case().network_config()), Case().config(epochs=1, keep_every=2))
+    before.fit(X, y, progress=False, checkpoint=tmp_path)
+    given = {"resume": tmp_path, "progress": False}
+    pipeline = train_pipeline(None, Case().config(epochs=2), X, y, **given)
+    assert pipeline.trainer.config.keep_every == 1
+    expected = Trainer(SparseMLP(Case().network_config()), Case().config(epochs=2))
+    expected.fit(X, y, progress=False)
+    assert_same_layers(expected.network, pipeline.network.layers)
+    given["changes"] = {"micro_batch": 4}
+    pipeline = train_pipeline(None, Case().config(epochs=3), X, y, **given)
+    assert pipeline.trainer.micro_batch == 4
+
+
+def test_a_folder_that_a_rank_does_not_see_is_refused_before_training(tmp_path, monkeypatch):
+    @contextmanager
+    def on_this_host(folder):
+        yield folder / "of-rank-0"
+
+    monkeypatch.setattr(saving, "trying_writing", on_this_host)
+
+    def check(comm):
+        place = Place.of(comm.rank, 1, stages_of((0, 2, 4)))
+        layers = [initial_layer(Case().network_config(), k, 1) for k in place.stage.layers]
+        network = SparseMLP.from_layers(Case().network_config(), layers)
+        with pytest.raises(CheckpointError, match="all hosts share"):
+            StageTrainer(network, Case().config(), comm, place).check_saving(tmp_path / "run")
+
+    run_ranks(2, check)
+    monkeypatch.undo()
+    assert not (tmp_path / "run").exists()
+
+
 # --------------------------------------------------------------------------- under mpiexec
 JOBS = {
-    4: ("plain", "small-chunks", "stopped", "groups", "resumed"),
+    4: ("stopped", "groups", "resumed"),
     2: ("resumed-by-fewer",),
     1: ("resumed-alone",),
 }
@@ -263,25 +308,25 @@ def test_jobs_end_with_the_sequential_bits(folder, name):
 
 def test_each_rank_has_its_own_layers_alone_and_all_tell_the_same(folder):
     for rank in range(4):
-        mine = told(folder, "plain", rank)
+        mine = told(folder, "resumed", rank)
         assert mine["own"] == [rank + 2]
-        for record, other in zip(mine["history"], told(folder, "plain")["history"], strict=True):
+        for record, other in zip(mine["history"], told(folder, "resumed")["history"], strict=True):
             own = {"evolution_s", "pruning_s"}  # seconds that this rank took
             assert {k: v for k, v in record.items() if k not in own} == {
                 k: v for k, v in other.items() if k not in own
             }
-        assert mine["report"] == told(folder, "plain")["report"]
+        assert mine["report"] == told(folder, "resumed")["report"]
 
 
 def test_the_report_has_the_bubble_and_what_was_moved(folder):
-    report = told(folder, "plain")["report"]
+    report = told(folder, "resumed")["report"]
     assert report["stages"] == [[0, 1], [1, 2], [2, 3], [3, 4]]
     assert report["micro_batches"] == 3 and report["bubble"] == 3 / 6
     assert len(report["waiting_share"]) == 4 and all(0 <= s < 1 for s in report["waiting_share"])
     assert len(report["rss_bytes"]) == 4 and report["peak_rss_bytes"] == max(report["rss_bytes"])
-    # 47 rows of three boundaries, in 5 epochs, there and back
-    passed = 4 * 47 * (24 + 16 + 20) * 5 * 2
-    assert passed < report["bytes_moved"] < 4 * passed
+    # 47 rows of three boundaries, in the 3 epochs that were left, there and back
+    passed = 4 * 47 * (24 + 16 + 20) * 3 * 2
+    assert passed < report["steps_bytes"] < report["bytes_moved"] < 4 * passed
 
 
 def test_groups_agree_with_one_pipeline(folder):

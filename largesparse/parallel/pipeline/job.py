@@ -88,6 +88,7 @@ class Wanted(NamedTuple):
     resume: str | Path | None
     progress: bool | None
     notes: dict[str, Any] | None = None
+    changes: dict[str, Any] | None = None  # of the configuration of a checkpoint
 
 
 def train(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTrainer:
@@ -117,7 +118,8 @@ def check_memory(trainer: StageTrainer) -> None:
     def check() -> None:
         if comm.rank == 0:
             batch, network = config.batch_size, trainer.network.config
-            request = Request(network, batch, machines, place.groups, moments=config.moments)
+            kept = {"moments": config.moments, "candidates": config.candidates_per_connection}
+            request = Request(network, batch, machines, place.groups, **kept)
             check_stages(request, trainer.micro_batching, place.stages)
 
     together(comm, check)
@@ -138,7 +140,8 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
         if resume is None:
             made, config, state = _new(of, wanted.config, place, threads)
         else:
-            made, config, state = _resumed(resume, wanted.config, place, threads)
+            changes = {"epochs": wanted.config.epochs, "threads": threads} | (wanted.changes or {})
+            made, config, state = _resumed(resume, changes, place)
         state.notes.update(wanted.notes or {})
         state.parallel = None
         given: Any = {"chunk_bytes": options.chunk_bytes, "augment": wanted.augment}
@@ -169,12 +172,12 @@ def _new(
 
 
 def _resumed(
-    folder: str | Path, config: TrainingConfig, place: Place, threads: int
+    folder: str | Path, changes: dict[str, Any], place: Place
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
     """Return what a checkpoint has of a rank's layers, and of the training."""
     network, before, state = read_checkpoint(folder, numbers=place.stage.layers)
     assert state.folder is not None
-    changes = {"epochs": config.epochs, "threads": threads}
+    changes = {"keep_every": 1, **changes}  # the result is the same
     now = resumed_config(before, changes, state.folder, network.config.layer_sizes)
     _refuse(network.config, now)
     if (state.parallel or {}).get("replicas"):

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ...data.checks import check_lengths, check_X
 from ...data.frames import align_frame
-from ...machine.environment import expand_user
 from ...model.config import TrainingConfig
 from ...model.losses import LOSSES
 from ...training.checkpoint import load_layers, read_network_config
@@ -25,7 +24,7 @@ from ..comm.transfer import CHUNK_BYTES
 from .data import Elsewhere, Given
 from .flow import OUTPUTS
 from .job import PipelineOptions, Wanted, meeting, train
-from .saving import write_stages
+from .saving import place_of, write_stages
 from .stage import Place
 from .trainer import StageTrainer
 
@@ -139,8 +138,7 @@ class Pipeline:
         CheckpointError
             On all ranks, where one cannot write to the folder, which all must see.
         """
-        place: Path = broadcast(self.trainer.comm, expand_user(folder).resolve())
-        write_stages(self.trainer, place, training=False)
+        write_stages(self.trainer, place_of(folder, self.trainer.comm), training=False)
 
     @property
     def _n_outputs(self) -> int:
@@ -169,6 +167,7 @@ def train_pipeline(
     progress: bool | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     notes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> Pipeline:
     """Train a network whose layers are divided over the ranks of an MPI job.
 
@@ -216,6 +215,9 @@ def train_pipeline(
         Largest message.
     notes : dict, optional
         What checkpoints keep: see `Trainer.notes`.
+    changes : dict, optional
+        Fields of the configuration of `resume` to replace, as of `load_checkpoint`; the same on all
+        ranks.
 
     Returns
     -------
@@ -234,7 +236,7 @@ def train_pipeline(
     >>> labels = pipeline.predict(X_test)  # on rank 0  # doctest: +SKIP
     """
     given = Given(X, y, test, sample_weight)
-    own = augment, tuple(callbacks), checkpoint, resume, progress, notes
+    own = augment, tuple(callbacks), checkpoint, resume, progress, notes, changes
     bounds = None if split is None else tuple(split)
     options = PipelineOptions(groups, bounds, chunk_bytes)
     return Pipeline(train(Wanted(network, config, given, *own), options, comm))
