@@ -93,7 +93,8 @@ def run_case(name: str, comm: Any, folder: Path) -> None:
     labels = pipeline.predict(X if first else None)
     scores = pipeline.evaluate(X if first else None, y if last else None)
     pipeline.save(place / "model")
-    read = load_pipeline(place / "model", threads=1, backend=case.config().backend, **case.options)
+    used = {"backend": pipeline.trainer.backend.name, "batch_size": pipeline.trainer.micro_batch}
+    read = load_pipeline(place / "model", threads=1, **used, **case.options)
     again = read.outputs(X if first else None)
     report = pipeline.history.parallel
     told = {
