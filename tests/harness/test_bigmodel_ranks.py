@@ -10,6 +10,8 @@ import pytest
 from helpers import ROOT
 from mpi_runs import run_mpi
 
+from largesparse import load_checkpoint
+
 TOOL = str(ROOT / "tools" / "bigmodel.py")
 TINY = ("--neurons=400", "--features=100", "--samples=400", "--threads=1", "--backend=scipy")
 
@@ -77,6 +79,32 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert resumed["bytes_moved"] > 8 * resumed["connections"]
 
 
+def test_a_pipeline_is_planned_and_recorded(run, folder):
+    out = folder / "stages.jsonl"
+    flags = ("--algorithm=pipeline", "--groups=2", "--recipe=paper", "--micro-batch=16")
+    result = run(4, *flags, "--epochs=2", "--out", out, f"--checkpoint={folder / 'stages'}")
+    assert (result.status, result.messages) == (0, []), result.err
+    for line in (
+        "pipeline of 2 ranks, 2 groups; split by time",
+        "epoch 2/2: loss",
+        "4 ranks waited",
+    ):
+        assert result.out.count(line) == 1, result.out
+    (record,) = records_of(out)
+    expected = {"algorithm": "pipeline", "ranks": 4, "groups": 2, "split": "time", "threads": 1}
+    expected |= {"micro_batch": 16, "batch_size": 128, "least_bubble": 1 / 5, "staleness": None}
+    assert {name: record[name] for name in expected} == expected
+    (_, last), (first, layers) = record["stages"]
+    assert 0 < last == first < layers == record["layers"] + 1
+    assert [len(record[name]) for name in ("stage_bytes", "bubble", "steps_s")] == [4, 4, 4]
+    assert all(0 <= share < 1 for share in record["bubble"])
+    assert 0 < record["steps_bytes"] < record["bytes_moved"]
+    # all layers' connections: what a checkpoint of all ranks has, read by this process
+    trainer = load_checkpoint(folder / "stages")
+    assert record["connections"] == trainer.network.connections
+    assert record["parameters"] == trainer.network.parameters
+
+
 SEVERAL = """
 import json, sys
 from largesparse.harness.bigmodel import main
@@ -98,9 +126,14 @@ sys.exit(code)
 PRINTED = {"usage:": ["--help"], "memory plan": ["--plan"]}
 MISTAKES = [
     (["--neurons=5Q"], ["--neurons", "'5Q'"]),  # argparse
-    (["--neurons=20G", "--layers=10"], ["would fit", "2 ranks", "GiB"]),
+    (["--neurons=9G", "--layers=10"], ["would fit", "2 ranks", "GiB"]),
+    (["--neurons=20G", "--layers=10"], ["int32", "epsilon of at most 0.53", "2 layers"]),
     (["--phase-one-epochs=3"], ["'phase_one_epochs'", "at most", "2", "Got 3"]),
     (["--processes=2"], ["'processes'", "mpiexec"]),
+    (["--groups=2"], ["'groups'", "--algorithm pipeline", "Leave it out"]),
+    (["--algorithm=pipeline", "--slots=2"], ["'slots'", "--algorithm pipeline"]),
+    (["--algorithm=pipeline", "--groups=3"], ["'groups'", "Got 3"]),
+    (["--algorithm=pipeline", "--layers=0"], ["layers"]),
     (["--resume=nowhere"], ["nowhere", "manifest.json"]),  # after the data has been made
 ]
 

@@ -17,6 +17,8 @@ import sklearn.datasets
 from helpers import TOOLS
 from sklearn.neural_network import MLPClassifier
 
+from largesparse.machine.environment import find_mpiexec
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
@@ -29,6 +31,22 @@ def load(name):
 @pytest.fixture(scope="module")
 def measure():
     return load("measure")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_mpiexec() is None, reason="no mpiexec")
+def test_a_pipeline_is_measured_next_to_one_process_and_its_bound(measure, capsys):
+    small = ["--neurons=2k", "--features=100", "--samples=300", "--rounds=1", "--epochs=1"]
+    sizes = ["--layers=3", "--batch-size=64", "--micro-batch=16", "--backend=scipy"]
+    measure.main(["pipeline", *small, *sizes])
+    out = capsys.readouterr().out
+    assert "losses are equal" in out
+    assert re.search(r"time, ratio +\d+\.\d{3} \(", out)
+    rows = [line.split() for line in out.splitlines() if re.match(r"[01] ", line)]
+    assert [row[-1] for row in rows] == ["0.2", "0.2"]  # the least bubble, of 2 ranks and 4
+    for row in rows:
+        step, computing, bubble = float(row[1]), float(row[2]), float(row[4])
+        assert computing == pytest.approx(step * (1 - bubble), rel=0.01, abs=0.01)
 
 
 def test_active_neurons_are_counted(measure, capsys):

@@ -27,7 +27,8 @@ Record = dict[str, Any]
 def pipeline(options: argparse.Namespace) -> None:
     """Train by a pipeline and by one process, in turns: time, memory, and a step's bound.
 
-    Both use the same micro-batches and as many threads together. The ratios are of medians over the
+    Both use the same micro-batches, unless --alone gives the one process its own, and as many
+    threads together. The ratios are of medians over the
     rounds, with their ranges. The bound of a step is the longest computing of a rank in it, and its
     transfers at --bandwidth, which mpiexec -n 2 tools/measure.py transfer measures; a pipeline of K
     ranks and M micro-batches needs (M + K - 1) / M of that. The share of its steps in which a rank
@@ -38,8 +39,9 @@ def pipeline(options: argparse.Namespace) -> None:
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in COMMON]
     flags += options.more
     stages = ["--algorithm=pipeline", f"--groups={options.groups}", f"--threads={threads}"]
+    own = f"--micro-batch={options.alone or options.micro_batch}"
     contestants = {
-        "one process": [*BIGMODEL, *flags, f"--threads={threads * ranks}"],
+        "one process": [*BIGMODEL, *flags, own, f"--threads={threads * ranks}"],
         "pipeline": [*start_ranks(ranks), *BIGMODEL, *flags, *stages],
     }
     found: dict[str, list[Record]] = {name: [] for name in contestants}
@@ -136,6 +138,8 @@ def add_figures(figures: Any) -> None:
         *(("threads", 1), ("rounds", 3)),
     ):
         add(f"--{name}", type=parse_size, default=value, help="default %(default)s")
+    text = "micro-batch of the one process (default: that of the pipeline)"
+    add("--alone", type=parse_size, metavar="N", help=text)
     add("--epsilon", type=float, default=1.0, help="default %(default)s")
     add("--backend", default="fused", help="default %(default)s")
     add("--bandwidth", type=float, default=10.0, metavar="GB/S", help="of ranks (%(default)s)")

@@ -252,7 +252,8 @@ def _run(
     """Train to the end, or until a signal has come to rank 0."""
     rows, alone = len(data.train_rows), trainer.comm.size == 1
     shown = wanted.progress if trainer.place.rank == 0 else False
-    bar = sample_bar(trainer, rows, shown, f"training by {trainer.comm.size} ranks")
+    name = "training" if alone else f"training by {trainer.comm.size} ranks"
+    bar = sample_bar(trainer, rows, shown, name)
     noting: Callable[[bool], Any] = stop_request if alone else leaving.noting
     with noting(checkpoint is not None) as signals:
         trainer.signals = signals if trainer.place.rank == 0 else None

@@ -19,30 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.batches import dense_rows
+from ...errors import ParameterError
 from ...machine.signals import StopRequest
 from ...model.averages import average_
 from ...model.config import TrainingConfig
 from ...model.exploration import explored_cells
-from ...model.importance import (
-    bury_,
-    constants,
-    cut_off_,
-    mark_fed,
-    mark_leading,
-    select_dying,
-    take_constants_,
-)
 from ...model.losses import ScoreSums, check_weights
 from ...model.network import SparseMLP, Visit, dropout_key
-from ...model.optimizer import scale_, sum_squares
-from ...training.history import EpochRecord
+from ...training.history import EpochRecord, History
 from ...training.prepared import Augment, Rows
 from ...training.stepping import one_thread_at_a_time
 from ...training.trainer import Trainer
 from ..comm.collectives import broadcast, gather
 from ..comm.transfer import CHUNK_BYTES
 from .costs import in_flight
-from .flow import FORWARD, GRADIENTS, MARKS, ORDERS, SUMS, Links, one_forward_one_backward
+from .crossing import Crossing
+from .flow import FORWARD, GRADIENTS, ORDERS, Links, one_forward_one_backward
 from .groups import sum_over_groups_
 from .passes import Passes, TrainingPasses, predict
 from .saving import StageSaver
@@ -95,6 +87,7 @@ class StageTrainer(Trainer):
         self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
         self.signals: StopRequest | None = None  # those of rank 0, there
         self.channel: Any = None  # to rank 0, or to all others, once they have connected
+        self._crossing = Crossing(place, self.links, self.before)
         self._saver = StageSaver(self)
         self.unshare_loss_()
 
@@ -143,6 +136,10 @@ class StageTrainer(Trainer):
         """The dead neurons below the first layer."""
         return None if self.before is None else self.before.dead
 
+    def fit(self, *_: Any, **__: Any) -> History:
+        """Refuse: data, signals and checkpoints are all ranks' business, by `train_pipeline`."""
+        raise ParameterError("The trainer of a rank cannot 'fit' alone. Call train_pipeline.")
+
     # ----------------------------------------------------------------------- updates
     @one_thread_at_a_time
     def step(
@@ -169,7 +166,8 @@ class StageTrainer(Trainer):
             loss = self._joined_gradient(X, y, rows, sample_weight)
             own = self.workspace.own_gradients()
             if optimizer.clip_norm is not None:
-                self._clip(own, optimizer.clip_norm)
+                norm = optimizer.clip_norm
+                self._crossing.clip_(self.network.layers, own.by_layer, norm)
             sparse = self.workspace.sparse is not None
             self.network.apply_(own, optimizer, rate, lazy=self._lazy, sparse=sparse)
             if self.config.average_decay:
@@ -277,20 +275,6 @@ class StageTrainer(Trainer):
                 return None if k == 1 and self.before is not None else layer.number
         return None
 
-    def _clip(self, own: Any, norm: float) -> None:
-        """Scale the gradients of all ranks, so that their norm together is `norm` at most."""
-        total = np.zeros(1)
-        if self.place.before is not None:
-            self.links.wait(self.links.receive([total], self.place.before, SUMS))
-        layers = self.network.layers
-        total[0] = sum_squares(layers, own.by_layer, float(total[0]))
-        if self.place.behind is not None:
-            self.links.wait(self.links.send([total], self.place.behind, SUMS))
-            self.links.wait(self.links.receive([total], self.place.behind, SUMS))
-        if self.place.before is not None:
-            self.links.wait(self.links.send([total], self.place.before, SUMS))
-        scale_(layers, own.by_layer, math.sqrt(total[0]), norm)
-
     def _pass_orders(self) -> None:
         """Let all ranks know of a signal that rank 0 has noted: all end before this mini-batch."""
         place, orders = self.place, np.zeros(1, dtype=np.int64)
@@ -394,7 +378,7 @@ class StageTrainer(Trainer):
         """Append a record of all ranks' layers: see `Trainer.complete_epoch`."""
         part = self.state.part
         with self.backend.threads(self.threads):
-            counts = self._count_active()
+            counts = self._crossing.count_active(self.network.layers)
         record = super().complete_epoch(**measured, active_neurons=0)
         layers = self.network.layers
         cells = [layer.n_in * layer.n_out for layer in layers]
@@ -412,37 +396,6 @@ class StageTrainer(Trainer):
         found: EpochRecord = broadcast(self.comm, record)
         self.state.history.epochs[-1] = found
         return found
-
-    def _count_active(self) -> list[int]:
-        """Return how many hidden neurons are on a path: see `active_neurons`.
-
-        Those of every layer that leads to one of this rank's.
-        """
-        topologies = [layer.topology for layer in self.network.layers]
-        inputs = None
-        if self.before is not None:
-            inputs = self._receive_mask(self.before.n_out, self.place.before)
-        rises = topologies[:-1] if self.place.is_last else topologies
-        fed = mark_fed(rises, inputs)
-        outputs = np.ones(topologies[-1].n_out, dtype=bool)
-        if self.place.behind is not None:
-            self._send_mask(fed.pop(), self.place.behind)
-            outputs = self._receive_mask(len(outputs), self.place.behind)
-        led = topologies[1:] if self.before is None else topologies
-        below = fed if inputs is None else [inputs, *fed]
-        active, counts = mark_leading(led, outputs, below)
-        if self.place.before is not None:
-            self._send_mask(active, self.place.before)
-        return counts
-
-    def _send_mask(self, mask: NDArray[np.bool_], rank: int) -> None:
-        self.links.wait(self.links.send([np.packbits(mask)], rank, MARKS))
-
-    def _receive_mask(self, count: int, rank: int | None) -> NDArray[np.bool_]:
-        assert rank is not None
-        bits = np.empty(-(-count // 8), dtype=np.uint8)
-        self.links.wait(self.links.receive([bits], rank, MARKS))
-        return np.unpackbits(bits, count=count).astype(bool)
 
     # ----------------------------------------------------------------------- saving
     def check_saving(self, folder: str | Path) -> None:
@@ -462,55 +415,9 @@ class StageTrainer(Trainer):
     def prune(self) -> list[NDArray[np.int32]]:
         """Prune neurons by importance; return the slot maps of this rank's layers."""
         with self.backend.threads(self.threads):
-            layers, place = self.network.layers, self.place
-            hidden = layers[:-1] if place.is_last else layers
-            dying = [select_dying(layer, self.config.pruning_percentile) for layer in hidden]
-            sent = []
-            if place.behind is not None:
-                outputs = constants(layers[-1], dying[-1])
-                arrays: list[Any] = [np.packbits(dying[-1]), *outputs]
-                sent.append(self.links.send(arrays, place.behind, MARKS))
-            bury_(layers, dying)
-            gone = np.zeros(layers[0].n_in, dtype=bool)
-            if self.before is not None:
-                gone = self._take_dead()
-            marks = [gone, *dying]
-            if place.is_last:
-                marks.append(np.zeros(layers[-1].n_out, dtype=bool))
-            living = None if self.before is None else self.before.living()
-            if len(layers) > 1:
-                living = layers[-2].living()
-            maps = cut_off_(layers, marks, self.network.config.seed, living)
-            for transfer in sent:
-                self.links.wait(transfer)
-            return maps
-
-    def _take_dead(self) -> NDArray[np.bool_]:
-        """Take over what neurons put out that die on the rank before; return which they are."""
-        before, first = self.before, self.network.layers[0]
-        assert before is not None and self.place.before is not None
-        bits = np.empty(-(-before.n_out // 8), dtype=np.uint8)
-        kinds = 2 if "average" in first.kinds else 1
-        outputs = [np.empty(before.n_out, dtype=np.float32) for _ in range(kinds)]
-        self.links.wait(self.links.receive([bits, *outputs], self.place.before, MARKS))
-        gone = np.unpackbits(bits, count=before.n_out).astype(bool)
-        if gone.any():
-            take_constants_(first, outputs)
-            before.dead = gone if before.dead is None else before.dead | gone
-        return gone
+            percentile, seed = self.config.pruning_percentile, self.network.config.seed
+            return self._crossing.prune(self.network.layers, percentile, seed)
 
     def meet(self) -> None:
-        """Let the rank behind know of the last layer's neurons that are dead already.
-
-        All ranks call it before anything else.
-        """
-        sent = None
-        if self.place.behind is not None:
-            last = self.network.layers[-1]
-            dead = np.zeros(last.n_out, dtype=bool) if last.dead is None else last.dead
-            sent = self.links.send([np.packbits(dead)], self.place.behind, MARKS)
-        if self.before is not None:
-            dead = self._receive_mask(self.before.n_out, self.place.before)
-            self.before.dead = dead if dead.any() else None
-        if sent is not None:
-            self.links.wait(sent)
+        """Let the rank behind know of neurons that are dead already: before anything else."""
+        self._crossing.tell_dead(self.network.layers)
