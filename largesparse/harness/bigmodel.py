@@ -203,7 +203,7 @@ def parse(
             "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
             f"predict the test rows together. Got {options.processes} instead."
         )
-    check_flags(options)
+    check_flags(options, ranks)
     if ranks > 1 and not is_pipeline(options, ranks):
         parallel_options(options)
     if ranks > 1 and options.storage is not None:

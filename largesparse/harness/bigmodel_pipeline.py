@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import ParameterError
+from ..errors import ParameterError, check_range
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.optimizer import OPTIMIZERS
 from ..parallel.pipeline.pipeline import train_pipeline
@@ -24,8 +24,11 @@ def is_pipeline(options: argparse.Namespace, ranks: int) -> bool:
     return ranks > 1 and options.algorithm == NAME
 
 
-def check_flags(options: argparse.Namespace) -> None:
-    """Raise `ParameterError` for flags of another algorithm than the one that is named."""
+def check_flags(options: argparse.Namespace, ranks: int) -> None:
+    """Raise `ParameterError` for flags of another algorithm than the one that is named.
+
+    There are at most as many groups as ranks.
+    """
     if options.algorithm == NAME:
         wrong = [name for name in OF_OTHERS if getattr(options, name) not in (None, 1)]
         problem = f"is not one of --algorithm {NAME}"
@@ -37,6 +40,10 @@ def check_flags(options: argparse.Namespace) -> None:
             f"The {wrong[0]!r} parameter of bigmodel {problem}. Got "
             f"{getattr(options, wrong[0])!r} with --algorithm {options.algorithm}. Leave it out."
         )
+    remedy = "Start as many ranks as groups, or more, by mpiexec -n."
+    check_range(
+        "groups", options.groups, "bigmodel", low=1, high=ranks, integer=True, remedy=remedy
+    )
 
 
 def plan_pipeline(

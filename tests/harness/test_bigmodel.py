@@ -429,6 +429,7 @@ def test_bad_sizes_are_refused(run, flag, value):
         (["--features", "10"], ["'n_features'", "64"]),
         (["--batch-size", "281"], ["'batch_size'", "280", "281"]),
         (["--neurons", "100G"], ["10000000000"]),
+        (["--algorithm", "pipeline", "--groups", "2"], ["'groups'", "Got 2", "mpiexec"]),
         (["--neurons", "9G", "--layers", "10"], ["would fit", "GiB"]),
         (["--neurons", "20G", "--layers", "10"], ["int32", "epsilon of at most 0.53"]),
         (["--learning-rate", "1e30"], ["step", "learning_rate"]),
