@@ -58,8 +58,6 @@ class Case:
 
 
 CASES = {
-    "plain": Case(),
-    "small-chunks": Case(options={"chunk_bytes": 100}, training={"backend": "fused"}),
     "stopped": Case(stop_after=2),
     "resumed": Case(resume="stopped"),
     "resumed-by-fewer": Case(resume="stopped"),
