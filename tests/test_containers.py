@@ -30,8 +30,7 @@ def test_both_builds_run_the_script_on_the_same_debian_and_use_what_it_installs(
     (of_docker,) = re.findall(r"^FROM debian:(\w+)-slim$", BUILDS["Dockerfile"], re.M)
     (of_apptainer,) = re.findall(r"^OSVersion: (\w+)$", BUILDS["largesparse.def"], re.M)
     assert of_docker == of_apptainer
-    hosts = re.findall(r"https?://([^/\s]+)", INSTALL + "".join(BUILDS.values()))
-    assert set(hosts) == {"deb.debian.org"}
+    assert "://" not in INSTALL + "".join(BUILDS.values())  # mirrors are the user's
     assert not re.search(r"index-url|curl|wget|git clone|add-apt", INSTALL)
 
 

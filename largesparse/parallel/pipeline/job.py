@@ -118,7 +118,8 @@ def check_memory(trainer: StageTrainer) -> None:
     def check() -> None:
         if comm.rank == 0:
             batch, network = config.batch_size, trainer.network.config
-            kept = {"moments": config.moments, "candidates": config.candidates_per_connection}
+            looked_at = config.candidates_per_connection
+            kept: dict[str, Any] = {"moments": config.moments, "candidates": looked_at}
             request = Request(network, batch, machines, place.groups, **kept)
             check_stages(request, trainer.micro_batching, place.stages)
 
@@ -244,8 +245,8 @@ class StageRun(Run):
         """Call this rank's callbacks; return, on all ranks, whether any ends the training."""
         own = super().call_back(trainer)
         everyone = gather(trainer.comm, own)
-        stop, number = broadcast(trainer.comm, (any(everyone or [own]), trainer.noted))
-        trainer.heed(number)
+        stop, number = broadcast(trainer.comm, (any(everyone or [own]), trainer.orders.noted))
+        trainer.orders.heed(number)
         return bool(stop)
 
 
@@ -259,8 +260,8 @@ def _run(
     bar = sample_bar(trainer, rows, shown, name)
     noting: Callable[[bool], Any] = stop_request if alone else leaving.noting
     with noting(checkpoint is not None) as signals:
-        trainer.signals = signals if trainer.place.rank == 0 else None
-        run = StageRun(data, bar, trainer.agreed, checkpoint, wanted.callbacks)
+        trainer.orders.signals = signals if trainer.place.rank == 0 else None
+        run = StageRun(data, bar, trainer.orders.agreed, checkpoint, wanted.callbacks)
         try:
             with bar:
                 trainer.run(run)
