@@ -28,8 +28,9 @@ pays for fresh memory; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 (gli
 
 Before it is timed, each contestant must lower its loss on a fixed batch and move its first layer's
 weights along a gradient, or a warning is printed. A repeat times every contestant once, in random
-order, so that noise hits all alike. Printed are medians and quartiles over the repeats, and ratios
-of medians: "time / ours" 5 means that ours is five times as fast.
+order, so that noise hits all alike. Printed are medians and quartiles over the repeats, and medians
+of the repeats' ratios with their 95 % intervals (bootstrap, over five repeats at least): "time /
+ours" 5 means that ours is five times as fast.
 
 --phases starts a process for every contestant and repeat, in random order, loads and compiles what
 it needs on a small net, and then times initialisation, a step, an epoch of --rows rows in random
@@ -70,6 +71,7 @@ from tqdm import tqdm
 from largesparse.commands import info
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
 from largesparse.harness.records import check_output, new_record
+from largesparse.harness.uncertainty import ratio_of, ratios_to
 from largesparse.machine.environment import expand_user
 from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
@@ -156,39 +158,40 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     frame = pd.DataFrame(rows).set_index("contestant").rename_axis(None)
     shown = frame[["median_ms", "q25_ms", "q75_ms", "connections"]].copy()
     for name in frame.index[frame.index.str.fullmatch("ours, [a-z]+")]:
-        shown[f"time / {name}"] = frame.median_ms / frame.median_ms[name]
+        ratios = ratios_to(dict(frame.times_ms), name)
+        shown[f"time / {name}"] = [str(ratios[other]) for other in frame.index]
     return shown.to_string(float_format="{:.2f}".format)
 
 
 def phase_table(frame: pd.DataFrame) -> str:
-    """Return medians over the repeats, the quartiles of the epoch, and its ratio to the fastest."""
+    """Return medians over the repeats, quartiles of the epoch, and its ratio to the fastest.
+
+    The ratio's interval is by bootstrap over the repeats, of which a median needs five.
+    """
     groups = frame.groupby("contestant", sort=False)
     shown = groups.median()
     quartiles = groups.epoch_s.quantile([0.25, 0.75]).unstack()
     place = shown.columns.get_loc("epoch_s") + 1
     spread = [f"{low:.3g} to {high:.3g}" for low, high in quartiles.loc[shown.index].to_numpy()]
     shown.insert(place, "quartiles", spread)
-    shown.insert(place + 1, "epoch / least", shown.epoch_s / shown.epoch_s.min())
+    times = {str(name): list(rows.dropna()) for name, rows in groups.epoch_s}
+    ratios = ratios_to(times, str(shown.epoch_s.idxmin()), paired=False)
+    shown.insert(place + 1, "epoch / least", [str(ratios[name]) for name in shown.index])
     return shown.sort_values("epoch_s").rename_axis(None).to_string(float_format="{:.3g}".format)
 
 
 def check_noise(problem: Problem, repeats: int) -> str:
     """Time ours, fused, beside itself, and say which differences this machine can tell now.
 
-    The ratio of the two medians is drawn again from the repeats, 2000 times (bootstrap): 19 of 20
-    such ratios are within the bound that is told.
+    The bound is the larger of the ratio itself and of the ends of its 95 % interval.
     """
     batches = problem.batches()
     one, other = (Ours(problem, batches, backend="fused") for _ in range(2))
     times = measure({"one": one.step, "other": other.step}, repeats)
-    draws = np.random.default_rng(SEED).integers(repeats, size=(2, 2000, repeats))
-    medians = [
-        np.log(np.median(np.array(values)[draw], axis=1))
-        for values, draw in zip(times.values(), draws, strict=True)
-    ]
     first, second = (np.median(values) for values in times.values())
-    found = np.log(first / second)
-    bound = max(abs(found), np.quantile(abs(medians[0] - medians[1] - found), 0.95))
+    ratio = ratio_of(times["one"], times["other"])
+    bound = np.log([ratio.value, ratio.high / ratio.value, ratio.value / ratio.low])
+    bound = np.nan if np.isnan(bound).any() else abs(bound).max()
     spread = np.percentile(times["one"] + times["other"], (25, 75))
     return (
         f"The same step twice, {repeats} repeats in turns: {first:.3g} and {second:.3g} ms "
