@@ -32,6 +32,10 @@ order, so that noise hits all alike. Printed are medians and quartiles over the 
 of the repeats' ratios with their 95 % intervals (bootstrap, over five repeats at least): "time /
 ours" 5 means that ours is five times as fast.
 
+--products times the bare products of ours, and the forward products of all layers by SciPy, MKL
+(the code path that it has loaded is named), PyTorch's CSR tensors, and AMD's AOCL-Sparse where the
+wheel aoclda is installed; "product / ours" compares these.
+
 --phases starts a process for every contestant and repeat, in random order, loads and compiles what
 it needs on a small net, and then times initialisation, a step, an epoch of --rows rows in random
 order, an evolution (SET: SparseLab's own; written here for the others, which have none), and
@@ -40,10 +44,11 @@ would take longer than 20 s is measured on fewer rows.
 
 --task labels trains ours, MLPClassifier((400,)), and omikuji and napkinXC where these are installed
 (pip install omikuji napkinxc), each with its defaults and in a process of its own, on an archive of
-CSR matrices (`peers.labels.read_task`), or on a small task that is made up (--data extreme). Rows
-of X get the length 1. Printed are P@1, 3 and 5 of the test rows in percent, the time of training
-and of prediction, the peak of memory above that of a fit to 64 rows, and the size of the model: of
-ours and scikit-learn's that of weights and indices, of the others that of their files.
+CSR matrices (`read_task` of harness.peers.labels), or on a small task that is made up (--data
+extreme). Rows of X get the length 1. Printed are P@1, 3 and 5 of the test rows in percent, the time
+of training and of prediction, the peak of memory above that of a fit to 64 rows, and the size of
+the model: of ours and scikit-learn's that of weights and indices, of the others that of their
+files.
 """
 
 from __future__ import annotations
@@ -60,16 +65,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peers import OURS, PEERS, Contestant, Maker
-from peers.labels import LABEL_PEERS, MADE_UP, compare_labels, read_task
-from peers.ours import Ours, Products
-from peers.phases import compare_phases, find_largest
-from peers.problem import N_BATCHES, PRESETS, SEED, Problem
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
 from largesparse.commands import info
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.harness.noise import NoiseMeter, describe_noise, noise_so_far, tick
+from largesparse.harness.peers import OURS, PEERS, Contestant, Maker
+from largesparse.harness.peers.labels import LABEL_PEERS, MADE_UP, compare_labels, read_task
+from largesparse.harness.peers.ours import Ours, Products
+from largesparse.harness.peers.phases import compare_phases, find_largest
+from largesparse.harness.peers.problem import N_BATCHES, PRESETS, SEED, Problem
+from largesparse.harness.peers.vendors import vendor_products
 from largesparse.harness.records import check_output, new_record
 from largesparse.harness.uncertainty import ratio_of, ratios_to
 from largesparse.machine.environment import expand_user
@@ -117,7 +124,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Check and time all contestants that can run here; say of the others why they cannot.
 
-    With `products`, the bare products of ours with the fused backend are timed as well.
+    With `products`, the bare products of ours with the fused backend are timed as well, and the
+    forward products by vendors' libraries.
     """
     batches, contestants, rows = problem.batches(), [], []
     for name, make in makers.items():
@@ -133,7 +141,10 @@ def compare(
         contestant.name: contestant.step for contestant in contestants
     }
     fused = [one for one in contestants if isinstance(one, Ours) and one.name == "ours, fused"]
-    parts = Products(fused[0]).actions if products and fused else {}
+    parts: dict[str, Callable[[int], Any]] = {}
+    if products and fused:
+        ours = Products(fused[0])
+        parts = ours.actions | vendor_products(ours)
     times = measure(actions | parts, repeats)
     for contestant, reasons in zip(contestants, found, strict=True):
         name = contestant.name
@@ -160,6 +171,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for name in frame.index[frame.index.str.fullmatch("ours, [a-z]+")]:
         ratios = ratios_to(dict(frame.times_ms), name)
         shown[f"time / {name}"] = [str(ratios[other]) for other in frame.index]
+    forward = "ours, fused: forward products"
+    if forward in frame.index:
+        ratios = ratios_to(dict(frame.times_ms), forward)
+        products = frame.index.str.endswith("forward products")
+        shown["product / ours"] = [
+            str(ratios[name]) if is_product else ""
+            for name, is_product in zip(frame.index, products, strict=True)
+        ]
     return shown.to_string(float_format="{:.2f}".format)
 
 
@@ -223,7 +242,7 @@ def make_parser() -> ArgumentParser:
     add("--peers", default="all", help=f"contestants: {', '.join(PEERS)}, all or none (all)")
     add("--backends", default="all", help=f"ours: {', '.join(OURS)}, all or none (all)")
     add("--recipe", choices=sorted(RECIPES), default="paper", help="of ours (paper)")
-    add("--products", action="store_true", help="time the bare products of ours, fused, as well")
+    add("--products", action="store_true", help="the bare products too, also by vendors")
     add("--scaling", action="store_true", help="time ours, fused, with one thread as well")
     add("--phases", action="store_true", help="initialisation, epoch, evolution, ..., memory")
     add("--rows", type=parse_size, default=7000, help="training rows of an epoch (7000)")
@@ -292,6 +311,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = problems_of(options)
     if options.json:
         check_output(options.json)
+    with NoiseMeter():
+        report = compare_problems(problems, makers, options)
+    if options.json:
+        expand_user(options.json).write_text(json.dumps(report, indent=1))
+
+
+def compare_problems(
+    problems: Mapping[str, Problem], makers: dict[str, Maker], options: Namespace
+) -> dict[str, Any]:
+    """Measure and print all problems; return the report."""
     report = asdict(new_record("compare_peers", threads=options.threads))
     report = {key: value for key, value in report.items() if value is not None}
     report["versions"] |= {peer: info.version(peer) for peer in PEERS}
@@ -304,9 +333,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = measure_problem(problem, makers, options)
         if rows is not None:
             report["problems"].append({"name": name, **asdict(problem), "results": rows})
+        tick()
     report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]
-    if options.json:
-        expand_user(options.json).write_text(json.dumps(report, indent=1))
+    report["noise"] = noise_so_far()
+    print(f"\nnoise of the machine: {describe_noise(report['noise'])}")
+    return report
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..training.memory import GIB
+from .noise import STEAL, is_heavy
 from .pages import log_axes
 from .presets import TABLE_4
 from .records import median_of, record_rows
@@ -40,7 +41,7 @@ EXPONENTS = {  # column -> what grows
 }
 RUN_FIELDS = (
     *("features", "layers", "epsilon", "batch_size", "backend", "algorithm", "ranks", "threads"),
-    *("activation_dtype", "commit", "cpu"),
+    *("activation_dtype", "commit", "cpu", "noise"),
 )
 COLUMNS = ("series", "neurons", "connections", *PHASES, "cost_s", "planned_bytes", "peak_bytes")
 
@@ -62,7 +63,8 @@ def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
         `inference_s` and `evolution_s`, medians in seconds, an epoch's for 7000 samples and
         inference's for 3000; `cost_s`, an epoch's seconds for each connection and sample;
         `planned_bytes` and `peak_bytes` of the node; `samples`, on which an epoch was measured;
-        `timestamp`; and the fields `RUN_FIELDS` of the record. NaN or None where it has none.
+        `timestamp`; `noise`; and the other fields `RUN_FIELDS` of the record. NaN or None where it
+        has none.
 
     Raises
     ------
@@ -129,6 +131,10 @@ def scaling_figures(table: pd.DataFrame) -> dict[str, Figure]:
     _draw(axes, [table], "planned_bytes", hollow, scale=GIB, suffix=", planned")
     figures["cost"], axes = log_axes("cost of training", "neurons", "ns a connection and sample")
     _draw(axes, [paper, table], "cost_s", styles, scale=1e-9)
+    if disturbed := [run for run in table.to_dict("records") if is_heavy(run["noise"])]:
+        worst = max(run["noise"][STEAL] for run in disturbed)
+        for figure in figures.values():
+            figure.text(0, 0, f"heavy steal, up to {worst:.0%}", color="crimson", fontsize="small")
     return figures
 
 

@@ -141,11 +141,11 @@ def runs_section(table: pd.DataFrame) -> str:
     runs["value"] = runs["value"].where(runs["figure"] != "peak_bytes", runs["value"] / GIB)
     runs["figure"] = runs["figure"].map(UNITS)
     settings = [name for name in (*CONDITIONS, *COUNTS) if name != "neurons"]
-    keys = ["neurons", "connections", *settings, "date", "commit", "machine"]
+    keys = ["neurons", "connections", *settings, "date", "commit", "machine", "noise"]
     values = runs.groupby([*keys, "figure"], dropna=False)["value"].last()
     wide = values.unstack("figure").reset_index()
     measured = [name for name in UNITS.values() if name in wide]
-    told = ["neurons", *measured, "connections", *settings, "date", "commit", "machine"]
+    told = ["neurons", *measured, "connections", *settings, "date", "commit", "machine", "noise"]
     return frame(wide[told].sort_values(keys))
 
 

@@ -48,6 +48,7 @@ from .ladder import (
     measured_costs,
     predicted_seconds,
 )
+from .noise import describe_noise
 from .plots import PHASES, exponent_table, paper_table, scaling_figures, scaling_table
 from .records import check_output, read_records, record_rows
 from .series import split_command
@@ -249,7 +250,7 @@ def records_of(path: str) -> pd.DataFrame:
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of texts: the runs, with the paper's row under each size it has."""
     header = ["run", "neurons", "connections", *PHASES.values(), "ns / connection / sample"]
-    header += ["planned GiB", "peak GiB", "measured on"]
+    header += ["planned GiB", "peak GiB", "measured on", "noise"]
     both = pd.concat([table, paper_table()], ignore_index=True).sort_values(
         "neurons", kind="stable"
     )
@@ -259,7 +260,7 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
         cells += [_seconds(row[name]) for name in PHASES]
         cells.append("-" if math.isnan(row["cost_s"]) else f"{1e9 * row['cost_s']:.2f}")
         cells += [_gib(row[name]) for name in ("planned_bytes", "peak_bytes")]
-        rows.append([*cells, _rows(row["samples"])])
+        rows.append([*cells, _rows(row["samples"]), describe_noise(row["noise"])])
     return pd.DataFrame(rows, columns=header)
 
 

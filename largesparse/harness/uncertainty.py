@@ -37,7 +37,7 @@ class Ratio(NamedTuple):
     high: float = NAN
 
     def __float__(self) -> float:
-        return self.value
+        return float(self.value)
 
     def __str__(self) -> str:
         return format(self)

@@ -17,6 +17,9 @@ import sklearn.datasets
 from helpers import TOOLS
 from sklearn.neural_network import MLPClassifier
 
+from largesparse.machine.counters import Counters, Event
+from largesparse.machine.exit_codes import run_command
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
@@ -152,6 +155,13 @@ def test_a_step_is_profiled(monkeypatch, capsys):
         assert any(line.startswith(kernel) for line in lines)
         assert any(line.startswith("outside kernels") for line in lines)
         assert lines[-1].startswith("a step without this timing")
+    clock = {"task clock": Event(1, 1)}  # of the kernel's software: most machines have it
+    monkeypatch.setattr(profile, "Counters", lambda: Counters(clock))
+    profile.main([*sizes, "--counters"])
+    shown = capsys.readouterr().out
+    counted = re.search(r"^train_step +(\S+)$", shown.partition("a step")[2], re.MULTILINE)
+    assert counted or "no hardware counters: " in shown
+    assert run_command(lambda: profile.main([*sizes, "--counters", "--threads", "2"])) == 2
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peers.ours import Ours
-from peers.problem import PRESETS, Problem
 
 from largesparse.backends import BACKENDS
+from largesparse.harness.peers.ours import Ours
+from largesparse.harness.peers.problem import PRESETS, Problem
 from largesparse.harness.presets import hidden_sizes, nearest_row
 from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size
