@@ -17,7 +17,8 @@ import pandas as pd
 from ..uncertainty import LEVEL, NAN, UNCLEAR, Ratio, ratio_of
 from .results import Bench, Figure
 
-LEAST_NOISE = 0.04  # half the interval of what two runs differ by at least
+NORMAL = 1.4826  # standard deviations of a normal error in its median size
+LEAST_NOISE = 0.06  # half the interval of what two runs differ by at least
 UNKNOWN_NOISE = 0.12  # where there are fewer than three controls
 LEAST_CONTROLS = 3
 
@@ -36,7 +37,9 @@ def ratios(old: Figure, new: Figure) -> tuple[Ratio, Ratio]:
 def noise_between(old: Bench, new: Bench) -> float:
     """Return half the 95 % interval, as a share, of what unchanged code differs by in two runs.
 
-    It is Student's quantile times the root mean square of the logarithms of the controls' ratios.
+    It is Student's quantile times the spread of the logarithms of the controls' ratios around 0, by
+    their median size: a control that lies in two states, such as threads on one core or on two,
+    tells of its own state, which the bootstrap of each figure sees.
     """
     from scipy import stats
 
@@ -48,7 +51,7 @@ def noise_between(old: Bench, new: Bench) -> float:
     if len(found) < LEAST_CONTROLS:
         return UNKNOWN_NOISE
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, len(found)))
-    return max(LEAST_NOISE, quantile * float(np.sqrt(np.mean(np.square(found)))))
+    return max(LEAST_NOISE, quantile * NORMAL * float(np.median(np.abs(found))))
 
 
 def compare_benches(old: Bench, new: Bench) -> pd.DataFrame:
