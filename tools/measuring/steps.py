@@ -74,13 +74,14 @@ def micro_batch(options: argparse.Namespace) -> None:
             if repeat:
                 seconds[each].append((time.perf_counter() - started) / size)
             del stepper
-    first = statistics.median(seconds[options.settings[0]])
+    first = seconds[options.settings[0]]
     print(f"{network.neurons:,} neurons, {network.connections:,} connections, {options.backend}")
-    print(f"{'micro-batch':<34}{'ms a sample':>13}{'ratio':>8}{'GiB':>8}")
+    print(f"{'micro-batch':<34}{'ms a sample':>13}{'GiB':>8}{'ratio':>8}")
     for each in options.settings:
         found = statistics.median(seconds[each])
         taken = activation_bytes(sizes, *each) / GIB
-        print(f"{each!s:<34}{found * 1e3:>13.1f}{found / first:>8.2f}{taken:>8.2f}")
+        ratio = ratio_of(seconds[each], first)
+        print(f"{each!s:<34}{found * 1e3:>13.1f}{taken:>8.2f}{ratio:>8.2f}")
 
 
 def idle_steps(options: argparse.Namespace) -> None:
