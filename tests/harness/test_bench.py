@@ -166,20 +166,20 @@ def test_a_moment_of_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(schedule, "run_ranks", lambda *_: [1.0, 1.1, 1.2])
     monkeypatch.setattr(schedule, "RANKS_SECONDS", 0.0)
     for only in ("ranks/sequential", "step/scipy/madelon"):
-        bench = schedule.run_bench(minutes=0.02, threads=1, only=only, progress=False)
+        bench = schedule.run_bench(minutes=0.03, threads=1, only=only, progress=False)
         assert [one.name for one in bench.figures] == [only]
         assert min(bench.figures[0].times_s) > 0 and bench.noise["score"] >= 0
-    bench = schedule.run_bench(minutes=0.05, threads=1, only="ladder/*", progress=False)
+    bench = schedule.run_bench(minutes=0.03, threads=1, only="ladder/*", progress=False)
     assert {one.name for one in bench.figures} == {f"ladder/100k/{p}" for p in children.PHASES}
     assert bench.left_out["ladder/5M"] == "it needs about 900 GiB" and 10_000_000 not in visits
     assert visits.count(5_000_000) == 1 and bench.complete
 
     out = tmp_path / "own.json"
-    argv = ["--minutes", "0.1", "--only", "*SciPy", "--threads", "1", "--out", str(out)]
+    argv = ["--minutes", "0.04", "--only", "*SciPy", "--threads", "1", "--out", str(out)]
     assert not run_command(lambda: command.main(argv))
     assert len(capsys.readouterr().out.splitlines()) == 10
     (figure,) = read_bench(out).figures
-    assert figure.control and len(figure.times_s) >= 5 and min(figure.times_s) > 0
+    assert figure.control and len(figure.times_s) >= 2 and min(figure.times_s) > 0
     assert (tmp_path / "own.html").exists()
 
 

@@ -33,7 +33,7 @@ from ...machine.threads import resolve_threads
 from ..records import check_output
 from .results import read_bench, write_bench
 
-ERROR_LEAST, ERROR_MOST = 0.1, 24 * 60.0  # minutes
+LEAST_MINUTES, MOST_MINUTES = 0.01, 24 * 60.0
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> None:
     from .page import make_page, summary
     from .schedule import run_bench
 
-    check_range("minutes", options.minutes, "bench", low=ERROR_LEAST, high=ERROR_MOST)
+    check_range("minutes", options.minutes, "bench", low=LEAST_MINUTES, high=MOST_MINUTES)
     out = check_output(options.out)
     page = check_output(options.page or out.with_suffix(".html"))
     if page == out:
