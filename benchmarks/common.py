@@ -12,11 +12,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from largesparse import NetworkConfig, SparseMLP
@@ -52,6 +54,8 @@ available_threads = find("machine.threads.available_threads")
 peak_rss_bytes = find("machine.usage.peak_rss_bytes", "records.peak_rss_bytes")
 compile_kernels = find("training.warming.warm_up")
 
+seconds_of = find("backends.limits.seconds_of")
+
 N_FEATURES = 1024
 BATCH_SIZE = 128  # as in the paper's section 2.4
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -59,6 +63,7 @@ THREADS = int(os.environ.get("NUMBA_NUM_THREADS") or 1)  # asv.conf.json sets it
 
 LADDER = (10_000, 100_000, 1_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000)  # neurons
 DEFAULT_MAX = "1M"
+PAIRS, SECONDS = 15, 3  # at least, of what is compared in turns
 CHILD_SECONDS = 300  # after which a process that a benchmark starts has failed
 
 
@@ -118,6 +123,25 @@ def warm_up(backend: str | None = None) -> None:
     except BackendError as error:
         raise NotImplementedError(str(error)) from error
     compile_kernels(name, THREADS)
+
+
+def beside_scipy(
+    call: Callable[[], object], layer: Any, *, pairs: int = PAIRS, seconds: float = SECONDS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the times of calls, and those of a layer's product by SciPy, in turns.
+
+    A core that becomes slower for minutes, because of a neighbour or of its clock, slows both.
+    """
+    topology = layer.topology
+    connections = topology.indices_by_output, topology.indptr_by_output
+    weights = sp.csr_array((layer.values_by_output, *connections), shape=(layer.n_out, layer.n_in))
+    X = np.ones((layer.n_in, BATCH_SIZE), dtype=np.float32)
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(times) < pairs or time.perf_counter() < end:
+        times.append((seconds_of(call, repeats=1), seconds_of(lambda: weights @ X, repeats=1)))
+    ours, theirs = np.array(times).T
+    return ours, theirs
 
 
 def only_up_to_the_middle(neurons: int, backend: str) -> None:

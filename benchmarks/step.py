@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 
 import numpy as np
-import scipy.sparse as sp
 
 from largesparse import Trainer, TrainingConfig
 from largesparse.backends import BACKENDS
@@ -18,6 +15,7 @@ from .common import (
     MIDDLE,
     SIZES,
     THREADS,
+    beside_scipy,
     find,
     in_fresh_process,
     make_batch,
@@ -28,8 +26,6 @@ from .common import (
 )
 
 seconds_of = find("backends.limits.seconds_of")
-
-PAIRS, SECONDS = 15, 3  # at least, of a step and of what it is compared with in turns
 
 
 @functools.cache
@@ -155,18 +151,8 @@ class Relative:
         warm_up("fused")
         trainer, batch = make_trainer(neurons), make_batch()
         layer = trainer.network.layers[1]
-        topology = layer.topology
-        connections = topology.indices_by_output, topology.indptr_by_output
-        weights = sp.csr_array(
-            (layer.values_by_output, *connections), shape=(layer.n_out, layer.n_in)
-        )
-        X = np.ones((layer.n_in, BATCH_SIZE), dtype=np.float32)
-        ratios: list[float] = []
-        end = time.perf_counter() + SECONDS
-        while len(ratios) < PAIRS or time.perf_counter() < end:
-            step = seconds_of(lambda: trainer.step(*batch), repeats=1)
-            ratios.append(step / seconds_of(lambda: weights @ X, repeats=1))
-        return statistics.median(ratios)
+        step, product = beside_scipy(lambda: trainer.step(*batch), layer)
+        return float(np.median(step / product))
 
     track_step.unit = "x SciPy's product"
     track_step.pretty_name = "Training step over SciPy's product"

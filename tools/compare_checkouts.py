@@ -8,7 +8,8 @@
 
 Each checkout has a process of its own, with the same data, and waits while the other one is timed;
 who begins changes every round. Only public names are used, so that a checkout may be old. A row has
-the median time of a step by each, and the median and the quartiles over the rounds of new / old.
+the median time of a step by each, the median over the rounds of new / old, and the ends of its 95 %
+interval (bootstrap over the rounds).
 
 With `--compile` each process starts with an empty cache and compiles the kernels of a training,
 which takes a minute or more.
@@ -101,15 +102,17 @@ class Checkout:
             pipe.close()
 
 
-def summary(old: Sequence[float], new: Sequence[float]) -> dict[str, float]:
-    """Return medians in milliseconds, and of the ratio also the quartiles."""
-    ratio = np.asarray(new) / np.asarray(old)
-    low, median, high = np.quantile(ratio, (0.25, 0.5, 0.75))
-    times = {"old ms": 1e3 * np.median(old), "new ms": 1e3 * np.median(new)}
-    return {**times, "new / old": median, "25 %": low, "75 %": high}
+def summary(old: Sequence[float], new: Sequence[float]) -> dict[str, object]:
+    """Return medians in milliseconds, the median of the turns' ratios, and its 95 % interval."""
+    from largesparse.harness.uncertainty import ratio_of
+
+    ratio = ratio_of(new, old)
+    row = {"old ms": 1e3 * np.median(old), "new ms": 1e3 * np.median(new)}
+    row |= {"new / old": ratio.value, "low": ratio.low, "high": ratio.high}
+    return {**row, "new is": ratio.verdict()}
 
 
-def compare_steps(options: Namespace, net: str, backend: str, threads: int) -> dict[str, float]:
+def compare_steps(options: Namespace, net: str, backend: str, threads: int) -> dict[str, object]:
     """Time both checkouts in turns."""
     times: tuple[list[float], list[float]] = ([], [])
     with ExitStack() as stack:
@@ -123,7 +126,7 @@ def compare_steps(options: Namespace, net: str, backend: str, threads: int) -> d
     return summary(*times)
 
 
-def compare_compilation(options: Namespace, net: str, backend: str) -> dict[str, float]:
+def compare_compilation(options: Namespace, net: str, backend: str) -> dict[str, object]:
     """Time the first step of processes with empty caches, start and import apart."""
     times: tuple[list[float], list[float]] = ([], [])
     for round_ in tqdm(range(options.rounds), desc="compiling", leave=False, disable=None):

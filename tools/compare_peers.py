@@ -28,8 +28,13 @@ pays for fresh memory; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 (gli
 
 Before it is timed, each contestant must lower its loss on a fixed batch and move its first layer's
 weights along a gradient, or a warning is printed. A repeat times every contestant once, in random
-order, so that noise hits all alike. Printed are medians and quartiles over the repeats, and ratios
-of medians: "time / ours" 5 means that ours is five times as fast.
+order, so that noise hits all alike. Printed are medians and quartiles over the repeats, and medians
+of the repeats' ratios with their 95 % intervals (bootstrap, over five repeats at least): "time /
+ours" 5 means that ours is five times as fast.
+
+--products times the bare products of ours, and the forward products of all layers by SciPy, MKL
+(the code path that it has loaded is named), PyTorch's CSR tensors, and AMD's AOCL-Sparse where the
+wheel aoclda is installed; "product / ours" compares these.
 
 --phases starts a process for every contestant and repeat, in random order, loads and compiles what
 it needs on a small net, and then times initialisation, a step, an epoch of --rows rows in random
@@ -39,10 +44,11 @@ would take longer than 20 s is measured on fewer rows.
 
 --task labels trains ours, MLPClassifier((400,)), and omikuji and napkinXC where these are installed
 (pip install omikuji napkinxc), each with its defaults and in a process of its own, on an archive of
-CSR matrices (`peers.labels.read_task`), or on a small task that is made up (--data extreme). Rows
-of X get the length 1. Printed are P@1, 3 and 5 of the test rows in percent, the time of training
-and of prediction, the peak of memory above that of a fit to 64 rows, and the size of the model: of
-ours and scikit-learn's that of weights and indices, of the others that of their files.
+CSR matrices (`read_task` of harness.peers.labels), or on a small task that is made up (--data
+extreme). Rows of X get the length 1. Printed are P@1, 3 and 5 of the test rows in percent, the time
+of training and of prediction, the peak of memory above that of a fit to 64 rows, and the size of
+the model: of ours and scikit-learn's that of weights and indices, of the others that of their
+files.
 """
 
 from __future__ import annotations
@@ -59,17 +65,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peers import OURS, PEERS, Contestant, Maker
-from peers.labels import LABEL_PEERS, MADE_UP, compare_labels, read_task
-from peers.ours import Ours, Products
-from peers.phases import compare_phases, find_largest
-from peers.problem import N_BATCHES, PRESETS, SEED, Problem
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
 from largesparse.commands import info
 from largesparse.errors import LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.harness.noise import NoiseMeter, describe_noise, noise_so_far, tick
+from largesparse.harness.peers import OURS, PEERS, Contestant, Maker
+from largesparse.harness.peers.labels import LABEL_PEERS, MADE_UP, compare_labels, read_task
+from largesparse.harness.peers.ours import Ours, Products
+from largesparse.harness.peers.phases import compare_phases, find_largest
+from largesparse.harness.peers.problem import N_BATCHES, PRESETS, SEED, Problem
+from largesparse.harness.peers.vendors import vendor_products
 from largesparse.harness.records import check_output, new_record
+from largesparse.harness.uncertainty import ratio_of, ratios_to
 from largesparse.machine.environment import expand_user
 from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
@@ -115,7 +124,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Check and time all contestants that can run here; say of the others why they cannot.
 
-    With `products`, the bare products of ours with the fused backend are timed as well.
+    With `products`, the bare products of ours with the fused backend are timed as well, and the
+    forward products by vendors' libraries.
     """
     batches, contestants, rows = problem.batches(), [], []
     for name, make in makers.items():
@@ -131,7 +141,10 @@ def compare(
         contestant.name: contestant.step for contestant in contestants
     }
     fused = [one for one in contestants if isinstance(one, Ours) and one.name == "ours, fused"]
-    parts = Products(fused[0]).actions if products and fused else {}
+    parts: dict[str, Callable[[int], Any]] = {}
+    if products and fused:
+        ours = Products(fused[0])
+        parts = ours.actions | vendor_products(ours)
     times = measure(actions | parts, repeats)
     for contestant, reasons in zip(contestants, found, strict=True):
         name = contestant.name
@@ -156,39 +169,48 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     frame = pd.DataFrame(rows).set_index("contestant").rename_axis(None)
     shown = frame[["median_ms", "q25_ms", "q75_ms", "connections"]].copy()
     for name in frame.index[frame.index.str.fullmatch("ours, [a-z]+")]:
-        shown[f"time / {name}"] = frame.median_ms / frame.median_ms[name]
+        ratios = ratios_to(dict(frame.times_ms), name)
+        shown[f"time / {name}"] = [str(ratios[other]) for other in frame.index]
+    forward = "ours, fused: forward products"
+    if forward in frame.index:
+        ratios = ratios_to(dict(frame.times_ms), forward)
+        products = frame.index.str.endswith("forward products")
+        shown["product / ours"] = [
+            str(ratios[name]) if is_product else ""
+            for name, is_product in zip(frame.index, products, strict=True)
+        ]
     return shown.to_string(float_format="{:.2f}".format)
 
 
 def phase_table(frame: pd.DataFrame) -> str:
-    """Return medians over the repeats, the quartiles of the epoch, and its ratio to the fastest."""
+    """Return medians over the repeats, quartiles of the epoch, and its ratio to the fastest.
+
+    The ratio's interval is by bootstrap over the repeats, of which a median needs five.
+    """
     groups = frame.groupby("contestant", sort=False)
     shown = groups.median()
     quartiles = groups.epoch_s.quantile([0.25, 0.75]).unstack()
     place = shown.columns.get_loc("epoch_s") + 1
     spread = [f"{low:.3g} to {high:.3g}" for low, high in quartiles.loc[shown.index].to_numpy()]
     shown.insert(place, "quartiles", spread)
-    shown.insert(place + 1, "epoch / least", shown.epoch_s / shown.epoch_s.min())
+    times = {str(name): list(rows.dropna()) for name, rows in groups.epoch_s}
+    ratios = ratios_to(times, str(shown.epoch_s.idxmin()), paired=False)
+    shown.insert(place + 1, "epoch / least", [str(ratios[name]) for name in shown.index])
     return shown.sort_values("epoch_s").rename_axis(None).to_string(float_format="{:.3g}".format)
 
 
 def check_noise(problem: Problem, repeats: int) -> str:
     """Time ours, fused, beside itself, and say which differences this machine can tell now.
 
-    The ratio of the two medians is drawn again from the repeats, 2000 times (bootstrap): 19 of 20
-    such ratios are within the bound that is told.
+    The bound is the larger of the ratio itself and of the ends of its 95 % interval.
     """
     batches = problem.batches()
     one, other = (Ours(problem, batches, backend="fused") for _ in range(2))
     times = measure({"one": one.step, "other": other.step}, repeats)
-    draws = np.random.default_rng(SEED).integers(repeats, size=(2, 2000, repeats))
-    medians = [
-        np.log(np.median(np.array(values)[draw], axis=1))
-        for values, draw in zip(times.values(), draws, strict=True)
-    ]
     first, second = (np.median(values) for values in times.values())
-    found = np.log(first / second)
-    bound = max(abs(found), np.quantile(abs(medians[0] - medians[1] - found), 0.95))
+    ratio = ratio_of(times["one"], times["other"])
+    bound = np.log([ratio.value, ratio.high / ratio.value, ratio.value / ratio.low])
+    bound = np.nan if np.isnan(bound).any() else abs(bound).max()
     spread = np.percentile(times["one"] + times["other"], (25, 75))
     return (
         f"The same step twice, {repeats} repeats in turns: {first:.3g} and {second:.3g} ms "
@@ -220,7 +242,7 @@ def make_parser() -> ArgumentParser:
     add("--peers", default="all", help=f"contestants: {', '.join(PEERS)}, all or none (all)")
     add("--backends", default="all", help=f"ours: {', '.join(OURS)}, all or none (all)")
     add("--recipe", choices=sorted(RECIPES), default="paper", help="of ours (paper)")
-    add("--products", action="store_true", help="time the bare products of ours, fused, as well")
+    add("--products", action="store_true", help="the bare products too, also by vendors")
     add("--scaling", action="store_true", help="time ours, fused, with one thread as well")
     add("--phases", action="store_true", help="initialisation, epoch, evolution, ..., memory")
     add("--rows", type=parse_size, default=7000, help="training rows of an epoch (7000)")
@@ -289,6 +311,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = problems_of(options)
     if options.json:
         check_output(options.json)
+    with NoiseMeter():
+        report = compare_problems(problems, makers, options)
+    if options.json:
+        expand_user(options.json).write_text(json.dumps(report, indent=1))
+
+
+def compare_problems(
+    problems: Mapping[str, Problem], makers: dict[str, Maker], options: Namespace
+) -> dict[str, Any]:
+    """Measure and print all problems; return the report."""
     report = asdict(new_record("compare_peers", threads=options.threads))
     report = {key: value for key, value in report.items() if value is not None}
     report["versions"] |= {peer: info.version(peer) for peer in PEERS}
@@ -301,9 +333,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = measure_problem(problem, makers, options)
         if rows is not None:
             report["problems"].append({"name": name, **asdict(problem), "results": rows})
+        tick()
     report["thread_pools"] = [(pool["prefix"], pool["num_threads"]) for pool in threadpool_info()]
-    if options.json:
-        expand_user(options.json).write_text(json.dumps(report, indent=1))
+    report["noise"] = noise_so_far()
+    print(f"\nnoise of the machine: {describe_noise(report['noise'])}")
+    return report
 
 
 if __name__ == "__main__":

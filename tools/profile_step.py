@@ -7,6 +7,10 @@
 Every call of a compiled kernel and of a backend's product is timed; what is left of a step is
 Python, NumPy and what they wait for. Printed are medians over the steps, in milliseconds. Timing
 costs about a microsecond a call, which counts as outside.
+
+--counters adds the processor's counters of every kernel, where Linux lets them be read: cycles,
+instructions, misses of the last cache (and the bytes that these read) and of the TLB, of the thread
+that calls: so for one thread alone. Where they cannot be read, a line says why.
 """
 
 from __future__ import annotations
@@ -29,13 +33,35 @@ from numba.core.registry import CPUDispatcher
 from largesparse import SparseMLP, Trainer, TrainingConfig
 from largesparse.backends import BACKENDS, fused_kernels, get_backend, kernels, step_kernel
 from largesparse.errors import ParameterError
+from largesparse.machine.counters import Counters
 from largesparse.machine.exit_codes import run_command
 from largesparse.machine.sizes import parse_size
 from largesparse.training.warming import warm_up
 
 
+class Counting:
+    """Counts of events by kernel, over all its calls."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
+        self.found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+
+    def add(self, name: str, before: dict[str, int]) -> None:
+        for event, count in self.counters.since(before).items():
+            self.found[name][event] += count
+
+    def table(self, steps: int) -> str:
+        """Return the mean counts of a step, and instructions a cycle."""
+        frame = pd.DataFrame(self.found).T / steps
+        if {"cycles", "instructions"} <= set(frame):
+            frame["instructions / cycle"] = frame["instructions"] / frame["cycles"]
+        return frame.to_string(float_format="{:,.4g}".format)
+
+
 @contextmanager
-def timed_kernels(owners: Sequence[Any], seconds: dict[str, float]) -> Iterator[None]:
+def timed_kernels(
+    owners: Sequence[Any], seconds: dict[str, float], counting: Counting | None = None
+) -> Iterator[None]:
     """Add the time of every kernel of some modules, and of every `spmm`, to `seconds`."""
     replaced: list[tuple[Any, str, Any]] = []
     for owner in owners:
@@ -46,7 +72,7 @@ def timed_kernels(owners: Sequence[Any], seconds: dict[str, float]) -> Iterator[
                 isinstance(function, CPUDispatcher) and function.__module__ == owner.__name__
             ):
                 replaced.append((owner, name, function))
-                setattr(owner, name, timed(function, name, seconds))
+                setattr(owner, name, timed(function, name, seconds, counting))
     try:
         yield
     finally:
@@ -57,13 +83,21 @@ def timed_kernels(owners: Sequence[Any], seconds: dict[str, float]) -> Iterator[
                 delattr(owner, name)
 
 
-def timed(function: Callable[..., Any], name: str, seconds: dict[str, float]) -> Callable[..., Any]:
-    """Return a function that adds its time to seconds[name]."""
+def timed(
+    function: Callable[..., Any],
+    name: str,
+    seconds: dict[str, float],
+    counting: Counting | None = None,
+) -> Callable[..., Any]:
+    """Return a function that adds its time to seconds[name], and its counts to `counting`."""
 
     def run(*arguments: Any, **named: Any) -> Any:
+        before = counting.counters.read() if counting else {}
         started = time.perf_counter()
         result = function(*arguments, **named)
         seconds[name] += time.perf_counter() - started
+        if counting:
+            counting.add(name, before)
         return result
 
     return run
@@ -87,13 +121,14 @@ def profile(problem: Problem, options: Any) -> tuple[pd.DataFrame, float]:
         [backend] if options.backend != "fused" else []
     )
     rows, totals, plain = [], [], []
+    counting = start_counting(options)
     for step in range(options.steps + 2):
         X, y = batches[step % len(batches)]
         started = time.perf_counter()
         trainer.step(X, y)
         unhindered = time.perf_counter() - started
         seconds: dict[str, float] = defaultdict(float)
-        with timed_kernels(owners, seconds):
+        with timed_kernels(owners, seconds, counting if step >= 2 else None):
             started = time.perf_counter()
             trainer.step(X, y)
             total = time.perf_counter() - started
@@ -103,7 +138,26 @@ def profile(problem: Problem, options: Any) -> tuple[pd.DataFrame, float]:
             plain.append(unhindered)
     table = pd.DataFrame(rows).fillna(0).median().sort_values(ascending=False).to_frame("ms") * 1e3
     table["share"] = table["ms"] / (statistics.median(totals) * 1e3)
+    if counting:
+        print(f"counts a step, by kernel:\n{counting.table(options.steps)}\n")
+        counting.counters.close()
     return table, statistics.median(plain) * 1e3
+
+
+def start_counting(options: Any) -> Counting | None:
+    """Return what counts events of this thread, or say why there is nothing."""
+    if not options.counters:
+        return None
+    if options.threads != 1:
+        raise ParameterError(
+            "The 'counters' are of the thread that calls the kernels: --threads must be 1. "
+            f"Got {options.threads} instead."
+        )
+    counters = Counters()
+    if counters.why:
+        print(f"no hardware counters: {counters.why}")
+        return None
+    return Counting(counters)
 
 
 def make_parser() -> ArgumentParser:
@@ -119,6 +173,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--backend", choices=BACKENDS, default="fused", help="default %(default)s")
     parser.add_argument("--threads", type=parse_size, default=1, help="default %(default)s")
     parser.add_argument("--steps", type=parse_size, default=51, help="default %(default)s")
+    parser.add_argument("--counters", action="store_true", help="cycles, misses, ... by kernel")
     return parser
 
 

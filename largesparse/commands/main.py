@@ -165,6 +165,10 @@ DRIVERS = {
         "..harness.scaling",
         "run the paper's Table 4, one size after another, and plot it",
     ),
+    "bench": (
+        "..harness.bench.command",
+        "measure this machine with every part of the library, and compare two such runs",
+    ),
     "report": ("..harness.report", "make one HTML page of what asv and these have measured"),
     "paper": (
         "..paper.command",

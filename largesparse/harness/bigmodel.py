@@ -38,6 +38,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -95,6 +96,7 @@ from .driver_flags import (
     add_setting_flags,
     add_training_flags,
 )
+from .noise import NoiseMeter, describe_noise, tick
 from .presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
 from .records import RunRecord, append_record, check_output, has_record
 from .resuming import flags_of, parse_resumable
@@ -149,8 +151,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.plan:
         return 0
     data = together(comm, lambda: prepare(job, leads))
-    if by_stages:
-        return run_stages(job, comm, data)
+    with NoiseMeter() if leads else nullcontext():
+        return run_stages(job, comm, data) if by_stages else measure(job, comm, data)
+
+
+def measure(job: Job, comm: Any, data: Any) -> int:
+    """Initialise, train, predict; print the table and record the run."""
+    options, leads = job.options, comm.rank == 0
     started = time.perf_counter()
     trainer = together(comm, lambda: initialise(job) if leads else None)
     init_s = time.perf_counter() - started
@@ -167,6 +174,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         if processes_s is not None:
             print(f"inference with {options.processes} processes: {show_seconds(processes_s)}")
         print(describe_use(record, history))
+        print(f"noise of the machine: {describe_noise(record.noise)}")
         print(f"record appended to {options.out}")
     return 0
 
@@ -187,7 +195,9 @@ def run_stages(job: Job, comm: Any, data: Any) -> int:
     if found is not None:
         record, history = found
         report(job, record, history)
-        print(f"{describe_stages(job.plan, record)}\nrecord appended to {options.out}")
+        print(describe_stages(job.plan, record))
+        print(f"noise of the machine: {describe_noise(record.noise)}")
+        print(f"record appended to {options.out}")
     return 0
 
 
@@ -467,7 +477,8 @@ def given(value: float | None, default: Any) -> Any:
 
 
 def print_epochs(trainer: Trainer, _: EpochRecord) -> None:
-    """Print a line an epoch, for runs whose progress bar nobody watches."""
+    """Print a line an epoch, for runs whose progress bar nobody watches; look at the noise."""
     for line in describe_new_epochs(trainer.history.epochs, trainer.config.epochs):
         tqdm.write(line)
     sys.stdout.flush()
+    tick()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, LargeSparseError, install_command
 from ..machine.environment import expand_user
+from .noise import describe_noise
 from .plots import PHASES, run_table
 from .records import read_records
 
@@ -37,6 +38,7 @@ COLUMNS = (
     "commit",
     "date",
     "machine",
+    "noise",
 )
 THREADS = "NUMBA_NUM_THREADS"  # which asv.conf.json pins
 # What a file that is damaged, or is not asv's, may raise while it is read.
@@ -62,7 +64,8 @@ def read_measurements(*records: str | Path, asv: str | Path | None = None) -> pd
         "init_s", "epoch_s" (for 7000 samples), "inference_s" (for 3000), "evolution_s" or
         "peak_bytes"; then the settings, null where a figure has none; `value` in `unit`, between
         `low` and `high` (asv's 99 % confidence interval, null where there is none);
-        `connections` of a run; `commit`, `date` (of the commit in asv's rows, of the run in the
+        `noise` of a run in words, where it has recorded it; `connections` of a run;
+        `commit`, `date` (of the commit in asv's rows, of the run in the
         others; UTC) and `machine`.
 
     Raises
@@ -149,6 +152,7 @@ def _run_rows(records: pd.DataFrame) -> Iterator[dict[str, Any]]:
         common = {name: run[name] for name in ("neurons", "connections", "commit")}
         common |= {name: run[name] for name in (*CONDITIONS, *COUNTS) if name in run}
         common |= {"source": "bigmodel", "date": run["timestamp"], "machine": run["cpu"]}
+        common["noise"] = describe_noise(run["noise"]) or None
         for figure in (*PHASES, "peak_bytes"):
             if _is_number(run[figure]):
                 unit = "bytes" if figure == "peak_bytes" else "s"

@@ -11,13 +11,14 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from ..errors import LargeSparseError, ParameterError, install_command
 from ..machine.environment import expand_user
 from .series import colour_of, marker_of
+from .uncertainty import Ratio, ratio_of_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,24 +213,35 @@ class Line(NamedTuple):
     speeds: dict[int, float]
     colour: str
     style: str = "-"
+    intervals: dict[int, Ratio] | None = None  # of the speeds that were measured with one
+
+    def ratios(self) -> list[Ratio]:
+        """Return every speed divided by that of the smallest count, with what is known of both."""
+        known = self.intervals or {}
+        found = [known.get(n, Ratio(self.speeds[n])) for n in sorted(self.speeds)]
+        return [Ratio(1.0, 1.0, 1.0), *(ratio_of_intervals(one, found[0]) for one in found[1:])]
+
+
+def draw_ratios(axes: Axes, places: Sequence[int], ratios: Sequence[Ratio], **style: Any) -> None:
+    """Draw a line through ratios, and a bar for the interval of each that has one."""
+    axes.plot(places, [ratio.value for ratio in ratios], **style)
+    for place, ratio in zip(places, ratios, strict=True):
+        if ratio.known and ratio.low < ratio.high:
+            axes.vlines(place, ratio.low, ratio.high, color=style.get("color"), linewidth=1)
 
 
 def speedup_figure(title: str, unit: str, lines: list[Line]) -> Figure | None:
     """Return speeds against counts, of each line divided by that of its smallest count.
 
-    None where no line has two counts.
+    Bars are 95 % intervals, where both speeds have one. None where no line has two counts.
     """
     lines = [line for line in lines if len(line.speeds) > 1]
     if not lines:
         return None
     figure, (axes,) = new_figure()
-    for number, (label, speeds, colour, style) in enumerate(lines):
-        points = sorted(speeds)
-        values = [speeds[n] / speeds[points[0]] for n in points]
-        marker = marker_of(number)
-        axes.plot(
-            points, values, color=colour_of(colour), linestyle=style, marker=marker, label=label
-        )
+    for number, line in enumerate(lines):
+        style = {"color": colour_of(line.colour), "linestyle": line.style, "label": line.label}
+        draw_ratios(axes, sorted(line.speeds), line.ratios(), marker=marker_of(number), **style)
     counts = sorted(set().union(*(line.speeds for line in lines)))
     axes.plot(counts, [count / counts[0] for count in counts], "k--", linewidth=1, label="linear")
     axes.set(title=title, xlabel=unit, ylabel=f"speed, {counts[0]} is 1")

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..training.memory import GIB
+from .noise import STEAL, is_heavy
 from .pages import log_axes
 from .presets import TABLE_4
 from .records import median_of, record_rows
 from .series import PAPER, colour_of, features_of, marker_of, series_of, split
+from .uncertainty import Ratio, fitted_exponent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,9 +32,16 @@ PHASES = {  # column -> title
     "inference_s": f"inference of {TEST_SAMPLES} samples",
     "evolution_s": "evolution",
 }
+EXPONENTS = {  # column -> what grows
+    "init_s": "initialisation",
+    "epoch_s": "epoch",
+    "inference_s": "inference",
+    "evolution_s": "evolution",
+    "peak_bytes": "memory",
+}
 RUN_FIELDS = (
     *("features", "layers", "epsilon", "batch_size", "backend", "algorithm", "ranks", "threads"),
-    *("activation_dtype", "commit", "cpu"),
+    *("activation_dtype", "commit", "cpu", "noise"),
 )
 COLUMNS = ("series", "neurons", "connections", *PHASES, "cost_s", "planned_bytes", "peak_bytes")
 
@@ -54,7 +63,8 @@ def scaling_table(records: pd.DataFrame) -> pd.DataFrame:
         `inference_s` and `evolution_s`, medians in seconds, an epoch's for 7000 samples and
         inference's for 3000; `cost_s`, an epoch's seconds for each connection and sample;
         `planned_bytes` and `peak_bytes` of the node; `samples`, on which an epoch was measured;
-        `timestamp`; and the fields `RUN_FIELDS` of the record. NaN or None where it has none.
+        `timestamp`; `noise`; and the other fields `RUN_FIELDS` of the record. NaN or None where it
+        has none.
 
     Raises
     ------
@@ -105,7 +115,8 @@ def scaling_figures(table: pd.DataFrame) -> dict[str, Figure]:
     Parameters
     ----------
     table : DataFrame
-        From `scaling_table`; the paper's points are added.
+        From `scaling_table`; the paper's points are added. The name of a line has the exponent of
+        time or memory in the number of connections, see `exponent_table`.
     """
     paper = paper_table()
     styles = _styles(table)
@@ -120,7 +131,43 @@ def scaling_figures(table: pd.DataFrame) -> dict[str, Figure]:
     _draw(axes, [table], "planned_bytes", hollow, scale=GIB, suffix=", planned")
     figures["cost"], axes = log_axes("cost of training", "neurons", "ns a connection and sample")
     _draw(axes, [paper, table], "cost_s", styles, scale=1e-9)
+    if disturbed := [run for run in table.to_dict("records") if is_heavy(run["noise"])]:
+        worst = max(run["noise"][STEAL] for run in disturbed)
+        for figure in figures.values():
+            figure.text(0, 0, f"heavy steal, up to {worst:.0%}", color="crimson", fontsize="small")
     return figures
+
+
+def exponent_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how time and memory grow with the connections: b of a·connectionsᵇ, by least squares.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `scaling_table`.
+
+    Returns
+    -------
+    DataFrame
+        A row for every series of two sizes or more: `series`, `sizes`, and for each phase and for
+        `memory` the exponent with its 95 % interval as text; two sizes give no interval.
+    """
+    import pandas as pd
+
+    rows = []
+    for series, runs in table.groupby("series"):
+        if runs["connections"].nunique() < 2:
+            continue
+        row = {"series": series, "sizes": len(runs)}
+        for column, name in EXPONENTS.items():
+            row[name] = str(_exponent(runs, column))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["series", "sizes", *EXPONENTS.values()])
+
+
+def _exponent(runs: pd.DataFrame, column: str) -> Ratio:
+    """Return the exponent of a column of one series in its connections."""
+    return fitted_exponent(runs["connections"].astype(float), runs[column].astype(float))
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
@@ -177,5 +224,7 @@ def _draw(
             drawn = rows[rows[column].astype(float) > 0]
             values = drawn[column].astype(float) / scale
             label = f"{series}{suffix}"
+            if column in EXPONENTS and len(drawn) > 1:
+                label += f"\n∝ connections ^ {_exponent(drawn, column)}"
             axes.plot(drawn["neurons"], values, **styles[str(series)], label=label)
     axes.legend(fontsize="small")

@@ -26,6 +26,7 @@ from ..errors import DataError, LargeSparseError, ParameterError
 from ..machine.environment import expand_user
 from ..machine.hardware import cpu_model
 from ..machine.versions import commit, versions
+from .noise import noise_so_far
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +109,7 @@ class RunRecord:
     bubble: list[float] | None = None  # share of its steps that every rank has waited
     least_bubble: float | None = None  # (K - 1) / (M + K - 1)
     steps_bytes: int | None = None  # moved between ranks in all steps
+    noise: dict[str, Any] | None = None  # of the machine during the run, see noise.NoiseMeter
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))
@@ -116,7 +118,9 @@ LARGEST = 2**63  # beyond which a number of a record is damage: tables hold int6
 
 
 def new_record(kind: str, **values: Any) -> RunRecord:
-    """Return a record of this process's run: its command, time, commit, versions and CPU.
+    """Return a record of this process's run: its command, time, commit, versions, CPU and noise.
+
+    The noise is that of the `noise.NoiseMeter` that is open, if one is.
 
     Parameters
     ----------
@@ -142,6 +146,7 @@ def new_record(kind: str, **values: Any) -> RunRecord:
         "commit": commit(),
         "versions": versions(),
         "cpu": cpu_model(),
+        "noise": noise_so_far(),
     }
     return RunRecord(kind=kind, **(found | values))
 
@@ -275,7 +280,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict):
             logger.warning("%s, line %d: not a record, skipped", path, number)
-        elif damaged := [name for name in FIELDS if not _is_of(row.get(name), TYPES[name])]:
+        elif damaged := [name for name in FIELDS if not is_of(row.get(name), TYPES[name])]:
             logger.warning("%s, line %d: damaged in %r, skipped", path, number, damaged[0])
         else:
             rows.append(row)
@@ -287,17 +292,17 @@ def _parse_float(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _is_of(value: Any, hint: Any) -> bool:
+def is_of(value: Any, hint: Any) -> bool:
     """Say whether a value of JSON is of the type that a field is declared with, or null."""
     inner = get_args(hint)
     if value is None or hint is Any:
         return True
     if get_origin(hint) is UnionType:
-        return any(_is_of(value, one) for one in inner)
+        return any(is_of(value, one) for one in inner)
     if get_origin(hint) is list:
-        return isinstance(value, list) and all(_is_of(entry, inner[0]) for entry in value)
+        return isinstance(value, list) and all(is_of(entry, inner[0]) for entry in value)
     if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_is_of(one, inner[1]) for one in value.values())
+        return isinstance(value, dict) and all(is_of(one, inner[1]) for one in value.values())
     if hint in (int, float):
         if type(value) not in (int, float) or abs(value) >= LARGEST:
             return False

@@ -31,6 +31,7 @@ from .pages import Line, log_axes, new_figure, speedup_figure
 from .plots import TRAIN_SAMPLES, scaling_figures, scaling_table
 from .records import read_records
 from .series import colour_of, marker_of, short, split, told
+from .uncertainty import Ratio, ratio_of_intervals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +51,7 @@ BANDWIDTH = "limits.Machine.track_bandwidth"
 ARITHMETIC = "limits.Machine.track_arithmetic"
 MEMORY = {"making a network": "initialization.Size.track_peak_bytes"}
 MEMORY |= {"a process that trains": "step.Rate.track_peak_bytes"}
+ASV_TO_95 = 1.960 / 2.576  # of the width of a 99 % interval, of a normal error
 PLACE = ("machine", "threads")  # where a figure was measured
 
 
@@ -139,11 +141,11 @@ def runs_section(table: pd.DataFrame) -> str:
     runs["value"] = runs["value"].where(runs["figure"] != "peak_bytes", runs["value"] / GIB)
     runs["figure"] = runs["figure"].map(UNITS)
     settings = [name for name in (*CONDITIONS, *COUNTS) if name != "neurons"]
-    keys = ["neurons", "connections", *settings, "date", "commit", "machine"]
+    keys = ["neurons", "connections", *settings, "date", "commit", "machine", "noise"]
     values = runs.groupby([*keys, "figure"], dropna=False)["value"].last()
     wide = values.unstack("figure").reset_index()
     measured = [name for name in UNITS.values() if name in wide]
-    told = ["neurons", *measured, "connections", *settings, "date", "commit", "machine"]
+    told = ["neurons", *measured, "connections", *settings, "date", "commit", "machine", "noise"]
     return frame(wide[told].sort_values(keys))
 
 
@@ -201,7 +203,7 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
     """Return the values over commits of the figures whose name has `pattern`, in its middle value.
 
     Each line is a figure with its settings on a machine, divided by its first value: below 1 is
-    less.
+    less. Bars are 95 % intervals, where asv has measured one.
     """
     rows = table[(table["source"] == "asv") & table["figure"].str.contains(re.escape(pattern))]
     if rows.empty:
@@ -213,9 +215,10 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
     ):
         line = line.drop_duplicates("commit", keep="last").sort_values("date")
         places = [commits.index(commit) for commit in line["commit"]]
-        values = line["value"] / line["value"].iloc[0]
+        found = _intervals(line)
+        ratios = [Ratio(1.0, 1.0, 1.0), *(ratio_of_intervals(one, found[0]) for one in found[1:])]
         colour, marker = colour_of(line["backend"].iloc[0]), marker_of(number)
-        axes.plot(places, values, color=colour, marker=marker, label=label or pattern)
+        pages.draw_ratios(axes, places, ratios, color=colour, marker=marker, label=label or pattern)
     axes.set(title=f"{pattern}, over commits", ylabel="of the first commit's value")
     axes.set_xticks(range(len(commits)), [commit[:8] for commit in commits], rotation=60)
     axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
@@ -226,7 +229,14 @@ def history_figure(table: pd.DataFrame, pattern: str) -> Figure | None:
 def _strong(rows: pd.DataFrame, figure: str, of: str, title: str) -> Figure | None:
     """Return speed-up over threads or processes, from times with the backend fused."""
     lines = [
-        Line(label or "fused", {n: 1 / value for n, value in _by(part, of).items()}, "fused")
+        Line(
+            label or "fused",
+            {n: 1 / value for n, value in _by(part, of).items()},
+            "fused",
+            intervals={
+                int(n): time.inverse for n, time in zip(part[of], _intervals(part), strict=True)
+            },
+        )
         for label, part in split(rows[rows["figure"] == figure], ("machine",))
     ]
     return speedup_figure(title, of, lines)
@@ -253,6 +263,17 @@ def _ranks(rows: pd.DataFrame) -> Figure | None:
                 speeds = {ranks - 1: value for ranks, value in _by(part, "ranks").items()}
                 lines.append(Line(label, speeds, str(algorithm), style))
     return speedup_figure("training: strong and weak scaling", "workers", lines)
+
+
+def _intervals(rows: pd.DataFrame) -> list[Ratio]:
+    """Return the values of asv's rows with 95 % intervals, made of the 99 % ones that asv tells."""
+    columns = rows.reindex(columns=["value", "low", "high"]).astype(float)
+    return [
+        Ratio(value, *(value * (end / value) ** ASV_TO_95 for end in ends))
+        if value > 0 and min(ends) > 0
+        else Ratio(value)
+        for value, *ends in columns.to_numpy().tolist()
+    ]
 
 
 def _by(rows: pd.DataFrame, count: str) -> dict[int, float]:

@@ -50,13 +50,18 @@ from .ladder import (
     measured_costs,
     predicted_seconds,
 )
-from .plots import PHASES, paper_table, scaling_figures, scaling_table
+from .noise import describe_noise
+from .plots import PHASES, exponent_table, paper_table, scaling_figures, scaling_table
 from .records import check_output, read_records, record_rows
 from .series import split_command
 
 BIGMODEL = [sys.executable, "-m", "largesparse", "bigmodel"]
 ENTRIES = ("largesparse", "__main__.py")  # which the command line is started by
 LENGTH_FLAGS = ("--samples", "--epochs", "--out")  # that the same settings may differ in
+EXPONENTS_ARE = (
+    "Exponents of time and memory in the number of connections, fitted to the sizes of a line, "
+    "with 95 % intervals: 1 is linear."
+)
 CONNECTIONS = re.compile(r"([\d,]+) connections expected")
 TOO_LARGE = re.compile(r"error: (.*need about .* GiB.*)")
 
@@ -250,7 +255,7 @@ def records_of(path: str) -> pd.DataFrame:
 def shown_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of texts: the runs, with the paper's row under each size it has."""
     header = ["run", "neurons", "connections", *PHASES.values(), "ns / connection / sample"]
-    header += ["planned GiB", "peak GiB", "measured on"]
+    header += ["planned GiB", "peak GiB", "measured on", "noise"]
     both = pd.concat([table, paper_table()], ignore_index=True).sort_values(
         "neurons", kind="stable"
     )
@@ -260,7 +265,7 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
         cells += [_seconds(row[name]) for name in PHASES]
         cells.append("-" if math.isnan(row["cost_s"]) else f"{1e9 * row['cost_s']:.2f}")
         cells += [_gib(row[name]) for name in ("planned_bytes", "peak_bytes")]
-        rows.append([*cells, _rows(row["samples"])])
+        rows.append([*cells, _rows(row["samples"]), describe_noise(row["noise"])])
     return pd.DataFrame(rows, columns=header)
 
 
@@ -273,16 +278,21 @@ def draw(options: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    exponents = exponent_table(table)
+    if len(exponents):
+        print(f"\n{EXPONENTS_ARE}\n{exponents.to_string(index=False)}\n")
     folder = pages.make_folder(options.plots)
     figures = scaling_figures(table)
     pages.save_figures(figures, folder, "scaling")
-    page = make_page(records, shown, figures)
+    page = make_page(records, shown, exponents, figures)
     (folder / "index.html").write_text(page, encoding="utf-8")
     print(f"plots in {folder}/, all of them and the table in {folder / 'index.html'}")
 
 
-def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, Any]) -> str:
-    """Return the page of the plots and the table."""
+def make_page(
+    records: pd.DataFrame, shown: pd.DataFrame, exponents: pd.DataFrame, figures: Mapping[str, Any]
+) -> str:
+    """Return the page of the plots and the tables."""
     processors = ", ".join(sorted(set(records["cpu"].dropna()))) or "an unknown processor"
     commands = sorted({_short(words) for words in map(split_command, records["command"]) if words})
     about = (
@@ -295,6 +305,8 @@ def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, 
         [
             pages.paragraph(f"Measured on: {processors}. {about}"),
             pages.plots(dict(figures)),
+            pages.paragraph(EXPONENTS_ARE, heading="Growth"),
+            pages.table(exponents),
             pages.paragraph("Medians over the epochs.", heading="All runs"),
             pages.table(shown),
             pages.paragraph("", heading="Commands"),

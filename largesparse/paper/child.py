@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from ..harness.noise import NoiseMeter, tick
 from ..harness.records import append_record
 from ..machine.environment import expand_user
 from ..machine.exit_codes import run_command
@@ -28,7 +29,8 @@ def main(order: str) -> None:
     training = Training.from_settings(given["settings"])
     digest = hashlib.blake2b(training.key.encode(), digest_size=8).hexdigest()
     folder = Path(f"{expand_user(given['out'])}.unfinished") / digest
-    record = run_training(training, report, folder)
+    with NoiseMeter():
+        record = run_training(training, report, folder)
     if record is None:
         return
     record.command = given["command"]
@@ -42,6 +44,7 @@ def main(order: str) -> None:
 
 def report(epoch: int, accuracy: float | None) -> None:
     """Tell the parent of an epoch."""
+    tick()
     print(epoch, "-" if accuracy is None else accuracy, flush=True)
 
 

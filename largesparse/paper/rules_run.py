@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..data.datasets import Dataset, load_dataset
 from ..errors import LargeSparseError, NumericalError
+from ..harness.noise import NoiseMeter
 from ..harness.records import RunRecord, append_record, check_output, new_record, record_rows
 from ..harness.scaling import records_of
 from ..machine.output import LogLines, is_terminal
@@ -62,6 +63,7 @@ def rows_of(dataset: str, rows: int | None) -> Dataset:
     return data._replace(X_train=data.X_train[chosen], y_train=data.y_train[chosen])
 
 
+@NoiseMeter()
 def run(one: RuleTraining) -> RunRecord:
     """Run a training in this process; return its record.
 

@@ -43,7 +43,7 @@ def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
 
 
 def test_the_row_wise_peers_gradient_is_that_of_its_loss(compare_peers, monkeypatch):
-    peers = importlib.import_module("peers.cpu")
+    peers = importlib.import_module("largesparse.harness.peers.cpu")
     monkeypatch.setattr(peers, "DROPOUT", 0.0)
     problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8)
     batches = problem.batches()
@@ -96,8 +96,21 @@ def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, cap
         "ours, fused: forward products",
         "ours, fused: dX and dW products",
         "ours, fused: reads and writes of forward",
+        "SciPy CSR: forward products",
     ):
         assert row in shown
+    assert "product / ours" in shown
+
+
+def test_a_vendor_that_computes_something_else_is_left_out(compare_peers, monkeypatch, capsys):
+    vendors = importlib.import_module("largesparse.harness.peers.vendors")
+    ours = importlib.import_module("largesparse.harness.peers.ours")
+    problem = importlib.import_module("largesparse.harness.peers.problem").Problem((8, 6, 3))
+    products = ours.Products(ours.Ours(problem, problem.batches(), backend="fused"))
+    wrong = {"wrong": lambda matrix, X, out, threads: lambda: out.fill(1e6)}
+    monkeypatch.setattr(vendors, "VENDORS", wrong)
+    assert vendors.vendor_products(products) == {}
+    assert "the product by wrong is not SciPy's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,13 +156,13 @@ def test_every_phase_is_measured_in_a_process_of_its_own(compare_peers, tmp_path
     ],
 )
 def test_how_a_process_fails_is_told(compare_peers, function, argument, kind, message):
-    phases = importlib.import_module("peers.phases")
+    phases = importlib.import_module("largesparse.harness.peers.phases")
     with pytest.raises(kind, match=message):
         phases.run_alone(function, argument, seconds=3 if function is time.sleep else 60)
 
 
 def test_what_a_process_returns_is_returned(compare_peers):
-    phases = importlib.import_module("peers.phases")
+    phases = importlib.import_module("largesparse.harness.peers.phases")
     assert phases.run_alone(len, "four", seconds=60) == 4
 
 
@@ -162,7 +175,7 @@ def size_up_to_100(make, problem):
 
 @pytest.mark.long
 def test_layers_are_doubled_until_one_does_not_fit(compare_peers, monkeypatch):
-    phases = importlib.import_module("peers.phases")
+    phases = importlib.import_module("largesparse.harness.peers.phases")
     monkeypatch.setattr(phases, "try_size", size_up_to_100)
     here = lambda function, *arguments, seconds: function(*arguments)  # noqa: E731
     monkeypatch.setattr(phases, "run_alone", here)  # tested above
@@ -174,7 +187,7 @@ def test_layers_are_doubled_until_one_does_not_fit(compare_peers, monkeypatch):
 
 @given(st.integers(2, 400), st.floats(0.05, 0.8), st.integers(0, 2**32))
 def test_evolution_of_a_peer_keeps_the_strong_and_the_number(total, density, seed):
-    problem = importlib.import_module("peers.problem")
+    problem = importlib.import_module("largesparse.harness.peers.problem")
     rng = np.random.default_rng(seed)
     cells = problem.draw_cells(rng, max(1, int(density * total)), total)
     assert np.all(np.diff(cells) > 0) and cells[0] >= 0 and cells[-1] < total
@@ -223,7 +236,7 @@ def test_rows_of_several_labels_are_compared(compare_peers, tmp_path, capsys):
         assert row["fit_s"] > 0 < row["model_MiB"]
     archive = compare_peers.read_task(str(tmp_path / "made.npz"))
     assert (made.y_train != archive.Y).nnz == 0
-    labels = importlib.import_module("peers.labels")
+    labels = importlib.import_module("largesparse.harness.peers.labels")
     labels.write_extreme(tmp_path / "made.txt", archive.X, archive.Y)
     table = importlib.import_module("largesparse.data.tables").read_table(tmp_path / "made.txt")
     assert (table.y != made.y_train).nnz == 0
@@ -231,7 +244,7 @@ def test_rows_of_several_labels_are_compared(compare_peers, tmp_path, capsys):
 
 
 def test_peers_that_are_not_installed_are_skipped(compare_peers, capsys):
-    labels = importlib.import_module("peers.labels")
+    labels = importlib.import_module("largesparse.harness.peers.labels")
     task = labels.read_task("extreme")
     missing = {}
 

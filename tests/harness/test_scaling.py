@@ -28,7 +28,13 @@ from largesparse.harness.ladder import (
     predicted_seconds,
 )
 from largesparse.harness.measurements import read_measurements
-from largesparse.harness.plots import paper_table, run_table, scaling_figures, scaling_table
+from largesparse.harness.plots import (
+    exponent_table,
+    paper_table,
+    run_table,
+    scaling_figures,
+    scaling_table,
+)
 from largesparse.harness.presets import TABLE_4
 from largesparse.harness.records import append_record, new_record
 from largesparse.harness.series import PAPER
@@ -301,7 +307,11 @@ def test_the_paper_s_points_are_those_of_table_4():
 def lines_of(figure):
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    return {name_of(line): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def name_of(line):
+    return line.get_label().partition("\n")[0]  # the exponent is below
 
 
 def test_the_plots_have_the_points(recorded):
@@ -311,13 +321,15 @@ def test_the_plots_have_the_points(recorded):
     backends = [record_of(1000, backend=name) for name in ("mkl", "fused")]
     both = scaling_figures(scaling_table(read_records(recorded(*backends))))
     colours = {
-        (line.get_label().removesuffix(", planned"), line.get_color())
+        (name_of(line).removesuffix(", planned"), line.get_color())
         for figure in (*figures.values(), *both.values())
         for line in figure.axes[0].get_lines()
     }
     assert len(colours) == len({name for name, _ in colours}) == 3  # the paper's too
     assert list(figures) == ["init", "epoch", "inference", "evolution", "memory", "cost"]
     epoch = lines_of(figures["epoch"])
+    *_, line = figures["epoch"].axes[0].get_lines()
+    assert line.get_label() == "fused\n∝ connections ^ 1.00 (no interval)"
     assert epoch[PAPER] == [[row.neurons, 60 * row.epoch_min] for row in TABLE_4]
     np.testing.assert_allclose(epoch["fused"], [[1000, 0.28], [3000, 0.84]])
     assert lines_of(figures["memory"]) == {
@@ -469,3 +481,14 @@ def test_two_tiny_sizes(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "plots" / "index.html").exists()
     shown = capsys.readouterr().out
     assert re.search(r"4,000 neurons, [\d,]+ connections: about", shown)
+
+
+def test_growth_is_told_with_its_interval(recorded):
+    sizes = [record_of(neurons) for neurons in (1000, 3000, 10_000)]
+    sizes[1].init_s *= 1.1
+    table = scaling_table(read_records(recorded(*sizes, record_of(1000, backend="mkl"))))
+    (row,) = exponent_table(table).to_dict("records")
+    assert (row["series"], row["sizes"], row["memory"]) == ("fused", 3, "0.00 (0.00 to 0.00)")
+    assert row["epoch"] == row["inference"] == "1.00 (1.00 to 1.00)"
+    found = re.fullmatch(r"1.00 \((-?\d\.\d+) to (\d\.\d+)\)", row["initialisation"])
+    assert float(found[1]) < 0.9 and float(found[2]) > 1.1

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,8 +59,3 @@ def seconds_in_turns(
             if repeat >= warm_ups:
                 seconds[name].append(clock() - started)
     return seconds
-
-
-def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median of the ratios of times that were taken in turn."""
-    return statistics.median(a / b for a, b in zip(times, others, strict=True))

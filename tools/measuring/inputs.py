@@ -22,10 +22,11 @@ from sklearn.metrics import roc_auc_score
 
 from largesparse import NetworkConfig, SparseMLP, SparseMLPClassifier, TrainingConfig, load_dataset
 from largesparse.data import standardizer
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.training.memory import GIB
 from largesparse.training.stepping import Stepper
 
-from . import add_figure, median_ratio, seconds_in_turns
+from . import add_figure, seconds_in_turns
 
 SHARES = (0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1)
 WORDS = 5  # of a row that its class tells
@@ -106,7 +107,7 @@ def crossover(options: argparse.Namespace) -> None:
         turns = {kind: partial(step, kind) for kind in steppers}
         times = seconds_in_turns(turns, options.repeats, warm_ups=2)
         sparse, dense = (1e3 * statistics.median(times[kind]) for kind in ("sparse", "dense"))
-        ratio = median_ratio(times["sparse"], times["dense"])
+        ratio = ratio_of(times["sparse"], times["dense"])
         print(f"{share:>9.1%}{sparse:>12.2f}{dense:>12.2f}{ratio:>8.2f}", flush=True)
 
 

@@ -21,12 +21,13 @@ from largesparse import (
 )
 from largesparse.data.label_sets import LabelSets, check_label_sets
 from largesparse.estimators.label_defaults import one_scale
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size
 from largesparse.machine.usage import peak_rss_bytes
 from largesparse.training.memory_plan import GIB
 from largesparse.training.prepared import start_at_frequencies_
 
-from . import add_common, add_figure, median_ratio, seconds_in_turns
+from . import add_common, add_figure, seconds_in_turns
 
 TOP = 5
 CORES = 10  # of the estimate
@@ -123,7 +124,7 @@ def estimate(trainer: Trainer, X: Any, y: LabelSets) -> None:
     times = seconds_in_turns(turns, 3, warm_ups=1)
     trainer.threads = threads
     alone = statistics.median(times[1])
-    ratio = 1 / median_ratio(times[1], times[threads])
+    ratio = ratio_of(times[threads], times[1]).value
     shared = min(1.0, max(0.0, (1 - ratio) / (1 - 1 / threads)))
     print(f"one thread: {alone:.3f} s a step, {shared:.0%} of it in parallel")
     print(f"estimate for {CORES} such cores:")

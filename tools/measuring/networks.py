@@ -26,6 +26,7 @@ from largesparse import (
 from largesparse.backends import get_backend
 from largesparse.data.batches import load_batch
 from largesparse.harness.presets import hidden_sizes, nearest_row
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size
 from largesparse.machine.usage import peak_rss_bytes, start_peak_rss
 from largesparse.model.config import COVERAGE
@@ -38,7 +39,7 @@ from largesparse.model.workspace import Workspace
 from largesparse.randomness import seed_sequence, stream
 from largesparse.training.warming import warm_up
 
-from . import add_common, add_figure, median_ratio, seconds_in_turns
+from . import add_common, add_figure, seconds_in_turns
 from .learning import TABLE_7
 
 MIB = 2**20
@@ -70,11 +71,11 @@ def compaction(options: argparse.Namespace) -> None:
             "MiB": network.nbytes / MIB,
             "accuracy": np.mean(found[key].argmax(axis=1) == data.y_test),
             "predict, ms": 1e3 * statistics.median(seconds["predict", key]),
-            "compact is faster by": median_ratio(
-                seconds["predict", key], seconds["predict", "compact"]
+            "compact is faster by": str(
+                ratio_of(seconds["predict", key], seconds["predict", "compact"])
             ),
             "layers alone, ms": 1e3 * statistics.median(seconds["layers", key]) / FORWARD_PASSES,
-            "by": median_ratio(seconds["layers", key], seconds["layers", "compact"]),
+            "by": str(ratio_of(seconds["layers", key], seconds["layers", "compact"])),
         }
     print(pd.DataFrame(rows).T.to_string(float_format="{:.4g}".format))
     print(
@@ -184,7 +185,7 @@ def prediction(options: argparse.Namespace) -> None:
         seconds = seconds_in_turns(calls, options.repeats)
     for alone, both in zip(seconds[one], seconds[two], strict=True):
         print(f"one process {alone:.2f} s, two {both:.2f} s: {alone / both:.2f} x")
-    print(f"median speed-up {median_ratio(seconds[one], seconds[two]):.2f}")
+    print(f"median speed-up {ratio_of(seconds[one], seconds[two]):.2f}")
 
 
 def add_figures(figures: Any) -> None:

@@ -14,12 +14,13 @@ import pandas as pd
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_dataset
 from largesparse.commands.learning_curve import check_plot
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.environment import expand_user
 from largesparse.machine.sizes import parse_size
 from largesparse.model.optimizer import OPTIMIZERS
 from largesparse.training.warming import warm_up
 
-from . import add_common, add_figure, median_ratio, seconds_in_turns
+from . import add_common, add_figure, seconds_in_turns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ def optimizers(options: argparse.Namespace) -> None:
     print(f"{net!r}, mini-batches of {batch_size}, {options.backend}, {options.threads} thread(s)")
     print(f"{'optimizer':<12}{'ms a step':>12}{'next to ' + names[0]:>16}")
     for name in names:
-        ratio = median_ratio(seconds[name], seconds[names[0]])
+        ratio = ratio_of(seconds[name], seconds[names[0]])
         print(f"{name:<12}{1e3 * statistics.median(seconds[name]):>12.3f}{ratio:>16.3f}")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from largesparse import NetworkConfig, SparseMLP, TrainingConfig, load_dataset
 from largesparse.backends import BACKENDS
 from largesparse.errors import LargeSparseError
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.launching import start_ranks
 from largesparse.machine.mapped_memory import Arena, Segment
 from largesparse.machine.sizes import parse_size
@@ -159,7 +160,7 @@ def speed(options: argparse.Namespace) -> None:
     the cores allow when nothing is exchanged.
     """
     settings = {"epochs": options.epochs, "phase_one_epochs": options.epochs}
-    ratios, bounds = [], []
+    times: dict[str, list[float]] = {"alone": [], "together": [], "at once": []}
 
     def epoch_s(ranks: int) -> float:
         found = start(ranks, options, algorithm="wasap", slots=options.slots, **settings)
@@ -170,15 +171,16 @@ def speed(options: argparse.Namespace) -> None:
         alone, together = epoch_s(1), epoch_s(options.ranks)
         with ThreadPoolExecutor(workers) as pool:
             at_once = statistics.mean(pool.map(epoch_s, [1] * workers)) / workers
-        ratios.append(together / alone)
-        bounds.append(at_once / alone)
+        for name, seconds in zip(times, (alone, together, at_once), strict=True):
+            times[name].append(seconds)
         print(
             f"repeat {repeat + 1}: one thread {alone:.2f} s, {options.ranks} ranks "
-            f"{together:.2f} s an epoch: {ratios[-1]:.2f}; {workers} trainings at once "
-            f"{at_once:.2f} s: {bounds[-1]:.2f}",
+            f"{together:.2f} s an epoch: {together / alone:.2f}; {workers} trainings at once "
+            f"{at_once:.2f} s: {at_once / alone:.2f}",
             flush=True,
         )
-    print(f"median ratios {statistics.median(ratios):.2f}, {statistics.median(bounds):.2f}")
+    ratios = [str(ratio_of(times[name], times["alone"])) for name in ("together", "at once")]
+    print(f"median ratios {', '.join(ratios)}")
 
 
 def apply(options: argparse.Namespace) -> None:

@@ -16,9 +16,10 @@ import pandas as pd
 import psutil
 
 from largesparse.commands import info
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size
 
-from . import add_figure, median_ratio, seconds_in_turns
+from . import add_figure, seconds_in_turns
 
 MIB = 2**20
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -160,7 +161,7 @@ def gpt(options: argparse.Namespace) -> None:
         rows[name] = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "step_s": statistics.median(seconds[name]),
-            "time / first": median_ratio(seconds[name], seconds[names[0]]),
+            "time / first": str(ratio_of(seconds[name], seconds[names[0]])),
             "test loss": statistics.mean(losses),
             "its standard error": statistics.stdev(losses) / len(losses) ** 0.5,
         }
@@ -212,7 +213,7 @@ def alternating(options: argparse.Namespace) -> None:
     found = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
     print(f"{info.cpu_model()}, {options.threads} threads, {n} neurons, batch {options.batch}")
     print(", ".join(f"{name} {ms:.2f} ms" for name, ms in found.items()))
-    print(f"alternating / (dense + sparse): {median_ratio(seconds['alternating'], parts):.3f}")
+    print(f"alternating / (dense + sparse): {ratio_of(seconds['alternating'], parts):.3f}")
 
 
 def steady(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from largesparse import NetworkConfig
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size, parse_sizes
 from largesparse.machine.threads import kernel_threads
 from largesparse.model.evolution import evolve
@@ -20,7 +21,7 @@ from largesparse.model.rule_state import RuleState
 from largesparse.model.rules import DROPS, GROWTHS, Rules
 from largesparse.randomness import stream
 
-from . import add_common, add_figure, median_ratio, seconds_in_turns
+from . import add_common, add_figure, seconds_in_turns
 
 ZETA = 0.3
 
@@ -54,7 +55,7 @@ def rules(options: argparse.Namespace) -> None:
         seconds = seconds_in_turns(contestants, options.repeats, warm_ups=1, clock=clock)
     print(f"{'drop':>12}{'growth':>12}{'ms':>12}{'of SET':>9}")
     for pair in pairs:
-        ratio = median_ratio(seconds[pair], seconds["set", "random"])
+        ratio = ratio_of(seconds[pair], seconds["set", "random"])
         median = 1e3 * statistics.median(seconds[pair])
         print(f"{pair[0]:>12}{pair[1]:>12}{median:>12.2f}{ratio:>9.2f}", flush=True)
 

@@ -17,13 +17,14 @@ from largesparse.backends import BACKENDS
 from largesparse.backends.limits import seconds_of
 from largesparse.errors import check_range
 from largesparse.harness.presets import hidden_sizes
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size
 from largesparse.model.workspace import ACTIVATION_DTYPES
 from largesparse.training.memory import GIB, MicroBatching, activation_bytes
 from largesparse.training.stepping import Stepper
 from largesparse.training.warming import warm_up
 
-from . import add_common, add_figure, median_ratio, seconds_in_turns
+from . import add_common, add_figure, seconds_in_turns
 
 SETTINGS = "64 64/3 32 32/3 16 64/1/bfloat16 32/1/bfloat16 32/2/bfloat16"
 LAYER_SIZES = (784, 1000, 1000, 1000, 10)
@@ -73,13 +74,14 @@ def micro_batch(options: argparse.Namespace) -> None:
             if repeat:
                 seconds[each].append((time.perf_counter() - started) / size)
             del stepper
-    first = statistics.median(seconds[options.settings[0]])
+    first = seconds[options.settings[0]]
     print(f"{network.neurons:,} neurons, {network.connections:,} connections, {options.backend}")
-    print(f"{'micro-batch':<34}{'ms a sample':>13}{'ratio':>8}{'GiB':>8}")
+    print(f"{'micro-batch':<34}{'ms a sample':>13}{'GiB':>8}{'ratio':>8}")
     for each in options.settings:
         found = statistics.median(seconds[each])
         taken = activation_bytes(sizes, *each) / GIB
-        print(f"{each!s:<34}{found * 1e3:>13.1f}{found / first:>8.2f}{taken:>8.2f}")
+        ratio = ratio_of(seconds[each], first)
+        print(f"{each!s:<34}{found * 1e3:>13.1f}{taken:>8.2f}{ratio:>8.2f}")
 
 
 def idle_steps(options: argparse.Namespace) -> None:
@@ -90,8 +92,8 @@ def idle_steps(options: argparse.Namespace) -> None:
     without a remedy they were subnormal numbers after about 900, and arithmetic with those is up to
     8 times slower. Then steps of both, still at rate 0, are timed in turns.
 
-    Printed are, for each backend, the median times, the median of their ratios with its quartiles,
-    and how many velocities are subnormal numbers.
+    Printed are, for each backend, the median times, the median of their ratios with its 95 %
+    interval, and how many velocities are subnormal numbers.
     """
     check_range("--steps", options.steps, "idle_steps", low=1)
     rows = [after_idle_steps(backend, options.steps) for backend in options.backends]
@@ -111,14 +113,12 @@ def after_idle_steps(backend: str, steps: int) -> dict[str, object]:
         for _ in range(ROUNDS)
     ]
     fresh_s, idle_s = np.array(times).T
-    lower, ratio, upper = np.quantile(idle_s / fresh_s, (0.25, 0.5, 0.75))
     velocities = np.concatenate([layer.velocity for layer in idle.network.layers])
     return {
         "backend": backend,
         "fresh, ms": 1e3 * np.median(fresh_s),
         f"after {steps}, ms": 1e3 * np.median(idle_s),
-        "ratio": ratio,
-        "quartiles": f"{lower:.2f} to {upper:.2f}",
+        "ratio": str(ratio_of(idle_s, fresh_s)),
         "subnormal": int(((velocities != 0) & (abs(velocities) < TINY)).sum()),
     }
 
@@ -155,7 +155,7 @@ def step_options(options: argparse.Namespace) -> None:
     seconds = seconds_in_turns(contestants, options.repeats, warm_ups=10)
     print(f"{'':<22}{'ms a step':>10}{'ratio':>8}")
     for name, found in seconds.items():
-        ratio = median_ratio(found, seconds["plain"])
+        ratio = ratio_of(found, seconds["plain"])
         print(f"{name:<22}{1e3 * statistics.median(found):>10.2f}{ratio:>8.2f}")
 
 

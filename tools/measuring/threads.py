@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peers.ours import Ours
-from peers.problem import PRESETS, Problem
 
 from largesparse.backends import BACKENDS
+from largesparse.harness.peers.ours import Ours
+from largesparse.harness.peers.problem import PRESETS, Problem
 from largesparse.harness.presets import hidden_sizes, nearest_row
+from largesparse.harness.uncertainty import ratio_of
 from largesparse.machine.sizes import parse_size
 from largesparse.machine.threads import usable_cores
 
@@ -151,10 +151,10 @@ def measure(
             }
             for other in REFERENCES:
                 if other in steps:
-                    pairs = zip(found, steps[other], strict=True)
-                    row[f"of {other}"] = statistics.median(
-                        float(np.median(mine) / np.median(others)) for mine, others in pairs
-                    )
+                    turns = [
+                        [float(np.median(turn)) for turn in steps[who]] for who in (name, other)
+                    ]
+                    row[f"of {other}"] = str(ratio_of(*turns))
             rows.append(row)
     return pd.DataFrame(rows)
 

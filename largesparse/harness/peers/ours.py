@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from largesparse import Trainer, TrainingConfig
-from largesparse.backends.kernels import sddmm
-from largesparse.backends.limits import best_distance, gather
-from largesparse.backends.operands import Connections, Derivative
-from largesparse.machine.threads import kernel_threads
-from largesparse.model.network import SparseMLP
-from largesparse.training.prediction import predict
-
+from ...backends.choice import BackendName
+from ...backends.kernels import sddmm
+from ...backends.limits import best_distance, gather
+from ...backends.operands import Connections, Derivative
+from ...machine.threads import kernel_threads
+from ...model.config import TrainingConfig
+from ...model.network import SparseMLP
+from ...training.prediction import predict
+from ...training.trainer import Trainer
 from .problem import DROPOUT, LEARNING_RATE, SGD, ZETA, Batches, Contestant, Problem
 
 
@@ -24,7 +25,12 @@ class Ours(Contestant):
     """largesparse with one of its backends."""
 
     def __init__(
-        self, problem: Problem, batches: Batches, backend: str, threads: int | None = None
+        self,
+        problem: Problem,
+        batches: Batches,
+        backend: BackendName,
+        threads: int | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(problem, batches)
         self.name, self.backend = f"ours, {backend}", backend
@@ -41,6 +47,7 @@ class Ours(Contestant):
             zeta=ZETA,
             **same,
             **SGD,
+            **settings,
         )
         self.trainer = Trainer(self.network, config)
 

@@ -1,13 +1,12 @@
-"""The contestants of compare_peers.py: what trains a sparse network in place of largesparse, and
-largesparse itself."""
+"""The contestants of `compare_peers.py` and `bench`: what trains a sparse network in place of
+largesparse, and largesparse itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from largesparse.backends import BACKENDS
-
+from ...backends import BACKENDS
 from .cpu import DenseSklearn, SciPyRows
 from .ours import Ours
 from .problem import Batches, Contestant, Problem

@@ -16,10 +16,9 @@ import psutil
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from largesparse.errors import MemoryPlanError
-from largesparse.machine.usage import peak_rss_bytes, start_peak_rss
-from largesparse.training.memory import available_memory
-
+from ...errors import MemoryPlanError
+from ...machine.usage import peak_rss_bytes, start_peak_rss
+from ...training.memory import available_memory
 from . import Maker
 from .problem import SEED, Batches, Contestant, Problem
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from largesparse.machine.threads import kernel_threads
-
+from ...machine.threads import kernel_threads
 from .problem import (
     ALPHA,
     DROPOUT,

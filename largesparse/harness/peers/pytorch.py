@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from largesparse.errors import MemoryPlanError
-from largesparse.training.memory import available_memory
-
+from ...errors import MemoryPlanError
+from ...training.memory import available_memory
 from .problem import (
     ALPHA,
     DROPOUT,
@@ -175,12 +174,12 @@ class OursInTorch(TorchMLP):
     dense_bytes = 0
 
     def make_container(self) -> Any:
-        from largesparse.torch import SparseSequential
+        from ...torch import SparseSequential
 
         return SparseSequential()
 
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
-        from largesparse.torch import AllReLU, SparseLinear
+        from ...torch import AllReLU, SparseLinear
 
         k, last = len(self.model), len(self.problem.layer_sizes) - 2
         layer = SparseLinear(
@@ -198,7 +197,7 @@ class OursInTorch(TorchMLP):
         return []  # the layer has it
 
     def evolve(self) -> None:
-        from largesparse.torch import evolve
+        from ...torch import evolve
 
         evolve(self.model[:-1], ZETA, optimizer=self.optimizer)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from largesparse.errors import MemoryPlanError
-from largesparse.model.network import NetworkConfig
-from largesparse.training.memory import available_memory
+from ...errors import MemoryPlanError
+from ...model.config import NetworkConfig, Recipe
+from ...training.memory import available_memory
 
 SEED = 0
 ALPHA = 0.6  # All-ReLU's slope is -ALPHA in the first hidden layer, ALPHA in the next, ...
@@ -34,7 +34,7 @@ class Problem:
     epsilon: float = 20.0
     batch_size: int = 128
     threads: int = 1
-    recipe: str = "paper"
+    recipe: Recipe = "paper"
 
     def network(self) -> NetworkConfig:
         """Return the net as largesparse describes it, which checks sizes and ε."""

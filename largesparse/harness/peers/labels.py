@@ -20,9 +20,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from largesparse import make_extreme_classification, precision_at_k
-from largesparse.errors import DataError, LargeSparseError
-from largesparse.machine.environment import expand_user
+from ...data.extreme import make_extreme_classification
+from ...data.ranking import precision_at_k
+from ...errors import DataError, LargeSparseError
+from ...machine.environment import expand_user
 
 TOP = 5
 MADE_UP = "extreme"  # the name of a task that is made, of a size that takes seconds
@@ -72,7 +73,7 @@ def read_task(source: str) -> LabelTask:
 
 def train_ours(X: csr_array, Y: csr_array, threads: int) -> tuple[Predict, int]:
     """Train `SparseMLPClassifier` with its defaults."""
-    from largesparse import SparseMLPClassifier
+    from ...estimators.classifier import SparseMLPClassifier
 
     model = SparseMLPClassifier(random_state=0, n_jobs=threads).fit(X, Y)
     return lambda rows: model.predict_top(rows, TOP)[0], model.network_.nbytes // 3
