@@ -261,6 +261,8 @@ class TrainingConfig:
     validation_fraction: float = 0.0  # share of the rows set aside to watch
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     loss_rows: int = LOSS_ROWS  # of training that are evaluated after an epoch; 0: running loss
+    curve_points: int = 0  # times an epoch that held-out rows are evaluated: see `training.curve`
+    curve_rows: int = 64  # of the held-out ones that it is
     # features to zero mean and unit variance, by the training rows; zeros of sparse X stay, unless
     standardize: bool | Literal["centered"] = True  # "centered": see `Standardizer.fit`
     seed: int = 0
@@ -312,7 +314,9 @@ class TrainingConfig:
                     "The 'patience' parameter of a training needs a validation part: "
                     "set 'validation_fraction' above 0, for instance to 0.1."
                 )
-        check_range("loss_rows", self.loss_rows, owner, low=0, integer=True)
+        for name in ("loss_rows", "curve_points"):
+            check_range(name, getattr(self, name), owner, low=0, high=2**31, integer=True)
+        check_range("curve_rows", self.curve_rows, owner, low=1, integer=True)
         if self.standardize not in (True, False, "centered"):
             raise ParameterError(
                 "The 'standardize' parameter of a training must be True, False or 'centered'. "

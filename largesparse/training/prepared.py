@@ -86,6 +86,12 @@ def prepare_(
     n_validation = math.ceil(config.validation_fraction * len(order))
     validation_rows, train_rows = order[:n_validation], np.sort(order[n_validation:])
     _check_batch(config, len(train_rows), n_validation)
+    if config.curve_points and test is None and not n_validation:
+        raise ParameterError(
+            "The 'curve_points' parameter of a training needs held-out rows to evaluate, and there "
+            f"are none. Got {config.curve_points}. Pass 'test', set 'validation_fraction' above "
+            "0, or set 'curve_points' to 0."
+        )
     if test is not None:
         if len(test) != 2:
             raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")
