@@ -70,18 +70,31 @@ from .comparison import (
     describe_use,
 )
 from .driver_flags import (
+    add_curve_flags,
     add_data_flags,
+    add_evolution_flags,
     add_model_flags,
     add_ranks_flags,
     add_run_flags,
     add_training_flags,
 )
-from .presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
+from .presets import (
+    HYPERPARAMETERS,
+    default_batch_size,
+    default_curve,
+    default_learning_rate,
+    hidden_sizes,
+    nearest_row,
+    trains_together,
+)
 from .records import RunRecord, append_record, check_output, has_record, new_record
 from .resuming import flags_of, parse_resumable
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
-FLAGS = (add_model_flags, add_data_flags, add_training_flags, add_run_flags, add_ranks_flags)
+FLAGS = (
+    *(add_model_flags, add_data_flags, add_training_flags, add_evolution_flags),
+    *(add_curve_flags, add_run_flags, add_ranks_flags),
+)
 TRAIN: dict[str, Callable[..., Any]] = {
     "wasap": train_wasap,
     "wassp": train_wassp,
@@ -154,6 +167,7 @@ def parse(
         options = parse_resumable(parser, argv, required="neurons", notes=NOTES)
     except SystemExit as end:
         return int(end.code or 0)
+    fill_in(options, ranks)
     if ranks > 1 and options.processes > 1:
         raise ParameterError(
             "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
@@ -177,6 +191,27 @@ def parse(
     return options
 
 
+def fill_in(options: argparse.Namespace, ranks: int) -> None:
+    """Give flags that were not given the values that follow from recipe and size of the run."""
+    hyper = HYPERPARAMETERS[options.recipe]
+    options.coverage = given(options.coverage, hyper.coverage)
+    options.keep_active = given(options.keep_active, hyper.keep_active)
+    rows = training_rows(options)
+    options.batch_size = given(options.batch_size, default_batch_size(options.recipe, rows))
+    joint = trains_together(options.recipe, rows, options.batch_size, ranks - 1)
+    options.trains_together = joint and options.phase_one_epochs is None
+    points, curve_rows = default_curve(options.neurons, rows)
+    options.curve_points = given(options.curve_points, points)
+    options.curve_rows = given(options.curve_rows, curve_rows)
+
+
+def training_rows(options: argparse.Namespace) -> int:
+    """Return how many of the rows are trained on."""
+    fraction = options.test_fraction
+    check_range("test_fraction", fraction, "bigmodel", low=0, high=1, low_open=True, high_open=True)
+    return int(options.samples - math.ceil(fraction * options.samples))
+
+
 def is_done(options: argparse.Namespace) -> bool:
     """Return whether the run to resume is complete and recorded: no two have the same times."""
     history, whole = read_history(options.resume)
@@ -188,6 +223,8 @@ def is_done(options: argparse.Namespace) -> bool:
 def parallel_options(options: argparse.Namespace) -> ParallelOptions:
     """Return how the training is spread over ranks, checked."""
     phase_one = phase_one_length(options.epochs, options.phase_one_epochs)
+    if options.trains_together:
+        phase_one = options.epochs
     names = ("algorithm", "slots", "ranks_per_node", "chunk_bytes")
     return ParallelOptions(phase_one_epochs=phase_one, **{n: getattr(options, n) for n in names})
 
@@ -195,10 +232,8 @@ def parallel_options(options: argparse.Namespace) -> ParallelOptions:
 def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     """Check what can be checked before any work, choose the rest, and print the plan."""
     config = network_config(options)
-    fraction = options.test_fraction
-    check_range("test_fraction", fraction, "bigmodel", low=0, high=1, low_open=True, high_open=True)
     check_range("processes", options.processes, "bigmodel", high=MAX_PROCESSES)
-    train_samples = options.samples - math.ceil(fraction * options.samples)
+    train_samples = training_rows(options)
     if options.batch_size > train_samples:
         raise ParameterError(
             f"The 'batch_size' parameter must be at most the number of training rows, "
@@ -211,7 +246,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: int) -> Job:
     steps = options.epochs * -(-train_samples // options.batch_size)
     rate = None  # that of the optimizer
     if OPTIMIZERS[options.optimizer].default_rate == MomentumSGD.default_rate:
-        rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
+        known = {"slots": slots, "batch_size": options.batch_size}
+        rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, **known)
     training = training_config(options, plan, rate)
     backend = choose_backend(options.backend, config.layer_sizes)
     print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
@@ -299,6 +335,9 @@ def training_config(
         weight_decay=options.weight_decay,
         zeta=options.zeta,
         evolve_last=True,  # to time it
+        keep_active=options.keep_active,
+        curve_points=options.curve_points,
+        curve_rows=options.curve_rows,
         seed=options.seed,
         backend=options.backend or "auto",
         threads=threads,
@@ -372,7 +411,7 @@ def train(job: Job, comm: Any, trainer: Trainer | None, data: Any) -> Any:
         None,
         job.training,
         comm=comm,
-        phase_one_epochs=options.phase_one_epochs,
+        phase_one_epochs=parallel_options(options).phase_one_epochs,
         slots=job.plan.most_slots,
         ranks_per_node=options.ranks_per_node,
         chunk_bytes=options.chunk_bytes,
@@ -422,6 +461,10 @@ def record_of(job: Job, trainer: Trainer, history: History, data: Any, init_s: f
         coverage=config.coverage,
         active_neurons=history["active_neurons"],
         planned_bytes=job.plan.total,
+        learning_rate=used.learning_rate,
+        curve=history.curve,
+        curve_s=history["curve_s"][1:],
+        curve_rows=min(used.curve_rows, len(data.y_test)) if used.curve_points else None,
         **of_ranks(trainer, history),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 
 from ..backends.choice import AUTO, BACKEND_HELP, BACKENDS
 from ..machine.sizes import parse_size
@@ -10,7 +10,16 @@ from ..model.config import COVERAGE
 from ..model.optimizer import OPTIMIZERS
 from ..model.workspace import ACTIVATION_DTYPES
 from ..parallel.comm.transfer import CHUNK_BYTES
-from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
+from .presets import (
+    BATCH_SIZE,
+    CURVE_POINTS,
+    CURVE_ROWS,
+    FEATURES,
+    HYPERPARAMETERS,
+    LEAST_BATCH,
+    LEAST_UPDATES,
+    REPLICA_UPDATES,
+)
 
 ALGORITHMS = ("wasap", "wassp", "allreduce")
 
@@ -34,9 +43,8 @@ def add_model_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--coverage",
         choices=COVERAGE,
-        default="random",
         help="'full': at first no neuron is without an input and an output, as far as there are "
-        "enough connections (default %(default)s)",
+        f"enough connections (default: {told_default('coverage')})",
     )
     group.add_argument("--alpha", type=float, help="All-ReLU's slope (default 0.6)")
     group.add_argument(
@@ -79,10 +87,10 @@ def add_training_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--batch-size",
         type=parse_size,
-        default=BATCH_SIZE,
         metavar="N",
-        help="samples per update (default %(default)s, as in the paper; with few rows and wide "
-        "layers 32 learns far more an epoch, which takes longer)",
+        help=f"samples per update (default: with recipe 'width' {BATCH_SIZE}, or with fewer than "
+        f"{LEAST_UPDATES * BATCH_SIZE} training rows 64 or {LEAST_BATCH}, so that an epoch has "
+        f"about {LEAST_UPDATES} updates; {BATCH_SIZE} with recipe 'paper', as in the paper)",
     )
     group.add_argument(
         "--micro-batch",
@@ -144,6 +152,44 @@ def add_training_flags(parser: ArgumentParser) -> None:
     )
 
 
+def told_default(name: str) -> str:
+    """Return the default of a flag that follows the recipe, as --help has it."""
+    values = {recipe: getattr(each, name) for recipe, each in sorted(HYPERPARAMETERS.items())}
+    if len(set(values.values())) == 1:
+        return str(next(iter(values.values())))
+    return ", ".join(f"{value} ({recipe})" for recipe, value in values.items())
+
+
+def add_evolution_flags(parser: ArgumentParser) -> None:
+    """Add the flags about how evolution keeps neurons on paths."""
+    group = parser.add_argument_group("coverage that lasts")
+    group.add_argument(
+        "--keep-active",
+        action=BooleanOptionalAction,
+        default=None,
+        help="evolution leaves every neuron its last connection on either side "
+        f"(default: {told_default('keep_active')})",
+    )
+
+
+def add_curve_flags(parser: ArgumentParser) -> None:
+    """Add the flags about the learning curve within epochs."""
+    group = parser.add_argument_group("learning curve")
+    group.add_argument(
+        "--curve-points",
+        type=parse_size,
+        metavar="N",
+        help="times an epoch that a fixed part of the test rows is evaluated; the record has loss "
+        f"and accuracy (default: {CURVE_POINTS} for 1M neurons or more, otherwise 0: not at all)",
+    )
+    group.add_argument(
+        "--curve-rows",
+        type=parse_size,
+        metavar="N",
+        help=f"rows of that part (default: 1 %% of the training rows, 8 to {CURVE_ROWS})",
+    )
+
+
 def add_run_flags(parser: ArgumentParser) -> None:
     """Add the flags about how it runs and what it leaves."""
     group = parser.add_argument_group("run")
@@ -201,7 +247,8 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         type=parse_size,
         metavar="N",
         help="epochs with one model; in the rest every worker trains a replica alone, and their "
-        "average is the result (default: 0.7 of the epochs)",
+        "average is the result (default: 0.7 of the epochs; with recipe 'width' all, where a "
+        f"worker's share of an epoch is fewer than {REPLICA_UPDATES} updates)",
     )
     group.add_argument(
         "--slots",

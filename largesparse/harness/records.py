@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 5  # goes up whenever there are other fields; those that an older record lacks are null
+SCHEMA = 6  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
@@ -100,6 +100,10 @@ class RunRecord:
     features: int | None = None
     backend_reason: str | None = None  # why that backend was used
     explored: float | None = None  # share of all cells that were ever connected
+    curve: list[dict[str, Any]] | None = None  # within epochs: see `History.curve_frame`
+    curve_s: list[float | None] | None = None  # what that took, an epoch; not in epoch_s
+    curve_rows: int | None = None  # of the test rows that it is over
+    learning_rate: float | None = None
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

@@ -252,6 +252,7 @@ class TrainingConfig:
     drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
     growth: str | Rule = "random"  # random | gradient | topology | reconnect, or as for `drop`
     growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
+    keep_active: bool = False  # evolution leaves every neuron its last connection on either side
     redistribute: bool = False  # between hidden layers: see `model.density.plan_changes`
     shrink_start: int = 0  # epoch from which a network with a 'start_factor' becomes smaller
     shrink_end: int | None = None  # epoch after which it has its density; None: half of the epochs
@@ -295,6 +296,7 @@ class TrainingConfig:
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
         for kind in KINDS:
             object.__setattr__(self, kind, plain_rule(kind, getattr(self, kind), owner))
+        Rules.of(keep_active=self.keep_active)
         check_range("drop_factor", self.drop_factor, owner, low=0, high=1e6)
         check_range("growth_candidates", self.growth_candidates, owner, low=1, high=1e6)
         check_range("shrink_start", self.shrink_start, owner, low=0, integer=True)
@@ -347,7 +349,7 @@ class TrainingConfig:
     @property
     def rules(self) -> Rules:
         """The rules of evolution."""
-        return Rules.of(self.drop, self.growth)
+        return Rules.of(self.drop, self.growth, keep_active=self.keep_active)
 
     @property
     def moments(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ FIELDS = """
     peak_rss_bytes node_pss_bytes phase_one_epochs idle_s staleness bytes_moved cpu_s coverage
     active_neurons activation_dtype dataset settings nnz train_s train_accuracy test_loss
     selected_accuracy gradient_flow pruned distributions energy_j features
-    backend_reason explored
+    backend_reason explored curve curve_s curve_rows learning_rate
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -38,7 +38,7 @@ def test_a_record_has_the_fields_of_the_interface_in_order(tmp_path):
     records.append_record(path, records.new_record("test"))
     (row,) = read_json(path)
     assert list(row) == FIELDS
-    assert row["schema"] == 5
+    assert row["schema"] == 6
     assert row["kind"] == "test"
 
 
