@@ -272,6 +272,7 @@ class Server:
             loss, sums = self.evaluate("curve", rows)
             return loss / sums.weight, sums.score()
 
+        done = min(done, deal.rows)  # a mini-batch of the next epoch may have come before the last
         place = {"epoch": self.state.epoch + done / deal.rows, "samples": done}
         point = measure(evaluate, **place, updates=self.state.step)
         self.trainer.check_finite(point["loss"], self.state.step, self.state.present_epoch)
