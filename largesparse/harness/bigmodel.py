@@ -200,6 +200,8 @@ def fill_in(options: argparse.Namespace, ranks: int) -> None:
     options.batch_size = given(options.batch_size, default_batch_size(options.recipe, rows))
     joint = trains_together(options.recipe, rows, options.batch_size, ranks - 1)
     options.trains_together = joint and options.phase_one_epochs is None
+    if ranks > 1 and options.recipe == "width" and options.algorithm == "wasap":
+        options.slots = given(options.slots, 1)  # stale gradients learn far less: see `presets`
     points, curve_rows = default_curve(options.neurons, rows)
     options.curve_points = given(options.curve_points, points)
     options.curve_rows = given(options.curve_rows, curve_rows)

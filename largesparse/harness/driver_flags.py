@@ -254,7 +254,8 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         "--slots",
         type=parse_size,
         metavar="N",
-        help="gradients that a node computes at a time (default: its cores, fewer if memory asks)",
+        help="gradients that a node computes at a time (default: 1 with recipe 'width' and "
+        "'wasap', by all cores; otherwise as many as cores, fewer if memory asks)",
     )
     group.add_argument(
         "--ranks-per-node",

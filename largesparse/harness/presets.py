@@ -142,7 +142,9 @@ def default_learning_rate(
         Gradients that are computed at a time and applied as they arrive (WASAP): with momentum,
         stale gradients bear much less. For `width` the rate is an eighth of the above with two,
         and falls with their number less one. With two, two nets of 20,000 neurons learned at an
-        eighth, and diverged at the whole rate; one was tried at a quarter, and diverged.
+        eighth, and diverged at the whole rate; one was tried at a quarter, and diverged. With one
+        slot a node, the default of `bigmodel`, there is no staleness on one machine: ten layers
+        of 20,000 reached 0.842, as by one process (0.849), and 0.701 with two.
     """
     if recipe == "paper":
         return 0.01
