@@ -19,6 +19,7 @@ STREAMS = {
     "growth": 7,
     "replica": 8,
     "minimum": 9,
+    "curve": 10,
 }
 
 

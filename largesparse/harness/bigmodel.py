@@ -89,6 +89,7 @@ from .comparison import (
     describe_use,
 )
 from .driver_flags import (
+    add_curve_flags,
     add_data_flags,
     add_model_flags,
     add_ranks_flags,
@@ -97,7 +98,15 @@ from .driver_flags import (
     add_training_flags,
 )
 from .noise import NoiseMeter, describe_noise, tick
-from .presets import HYPERPARAMETERS, default_learning_rate, hidden_sizes, nearest_row
+from .presets import (
+    BATCH_SIZE,
+    HYPERPARAMETERS,
+    default_batch_size,
+    default_curve,
+    default_learning_rate,
+    hidden_sizes,
+    nearest_row,
+)
 from .records import RunRecord, append_record, check_output, has_record
 from .resuming import flags_of, parse_resumable
 from .setting_flags import NETWORK, TRAINING, given_settings
@@ -105,7 +114,7 @@ from .setting_flags import NETWORK, TRAINING, given_settings
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
 FLAGS = (
     *(add_model_flags, add_data_flags, add_training_flags, add_setting_flags),
-    *(add_run_flags, add_ranks_flags),
+    *(add_curve_flags, add_run_flags, add_ranks_flags),
 )
 TRAIN: dict[str, Callable[..., Any]] = {
     "wasap": train_wasap,
@@ -218,6 +227,7 @@ def parse(
         return int(end.code or 0)
     if options.resume:
         forget_noted_(options, read_notes(options.resume).get(NOTES, {}), ranks)
+    fill_in(options, ranks)
     if ranks > 1 and options.processes > 1:
         raise ParameterError(
             "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
@@ -243,6 +253,29 @@ def parse(
     return options
 
 
+def fill_in(options: argparse.Namespace, ranks: int) -> None:
+    """Give flags that were not given the values that follow from recipe and size of the run."""
+    hyper = HYPERPARAMETERS[options.recipe]
+    options.coverage = given(options.coverage, hyper.coverage)
+    options.keep_active = given(options.keep_active, hyper.keep_active)
+    rows = training_rows(options)
+    by_stages = is_pipeline(options, ranks)
+    size = default_batch_size(options.recipe, rows)
+    if ranks > 1 and not by_stages:  # which divide it
+        size = BATCH_SIZE
+    options.batch_size = given(options.batch_size, size)
+    points, curve_rows = default_curve(options.neurons, rows)
+    options.curve_points = given(options.curve_points, 0 if by_stages else points)
+    options.curve_rows = given(options.curve_rows, curve_rows)
+
+
+def training_rows(options: argparse.Namespace) -> int:
+    """Return how many of the rows are trained on."""
+    fraction = options.test_fraction
+    check_range("test_fraction", fraction, "bigmodel", low=0, high=1, low_open=True, high_open=True)
+    return int(options.samples - math.ceil(fraction * options.samples))
+
+
 def is_done(options: argparse.Namespace) -> bool:
     """Return whether the run to resume is complete and recorded: no two have the same times."""
     history, whole = read_history(options.resume)
@@ -261,10 +294,8 @@ def parallel_options(options: argparse.Namespace) -> ParallelOptions:
 def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     """Check what can be checked before any work, choose the rest, and print the plan."""
     config = network_config(options)
-    fraction = options.test_fraction
-    check_range("test_fraction", fraction, "bigmodel", low=0, high=1, low_open=True, high_open=True)
     check_range("processes", options.processes, "bigmodel", high=MAX_PROCESSES)
-    train_samples = options.samples - math.ceil(fraction * options.samples)
+    train_samples = training_rows(options)
     if options.batch_size > train_samples:
         raise ParameterError(
             f"The 'batch_size' parameter must be at most the number of training rows, "
@@ -275,7 +306,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     if plan.slots and options.algorithm == "wasap":
         slots = sum(slots_of_nodes(nodes, plan.most_slots))
     steps = options.epochs * -(-train_samples // options.batch_size)
-    rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, slots=slots)
+    known = {"slots": slots, "batch_size": options.batch_size}
+    rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, **known)
     training = training_config(options, plan, rate)
     backend = choose_backend(options.backend, config.layer_sizes)
     print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
@@ -374,6 +406,8 @@ def training_config(
         batch_size=options.batch_size,
         warmup_epochs=hyper.warmup_epochs,
         evolve_last=True,  # to time it
+        curve_points=options.curve_points,
+        curve_rows=options.curve_rows,
         seed=options.seed,
         backend=options.backend or "auto",
         threads=threads,
@@ -451,7 +485,7 @@ def train(job: Job, comm: Any, trainer: Trainer | None, data: Any) -> Any:
         None,
         job.training,
         comm=comm,
-        phase_one_epochs=options.phase_one_epochs,
+        phase_one_epochs=parallel_options(options).phase_one_epochs,
         slots=job.plan.most_slots,
         ranks_per_node=options.ranks_per_node,
         chunk_bytes=options.chunk_bytes,

@@ -82,6 +82,10 @@ def record_of(
         coverage=config.coverage,
         active_neurons=history["active_neurons"],
         planned_bytes=plan.total,
+        learning_rate=used.learning_rate,
+        curve=history.curve,
+        curve_s=history["curve_s"][1:],
+        curve_rows=min(used.curve_rows, len(data.y_test)) if used.curve_points else None,
         **_of_ranks(plan, trained, history.parallel),
     )
 

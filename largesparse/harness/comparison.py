@@ -10,7 +10,7 @@ from ..model.config import NetworkConfig
 from ..model.rules import describe_rule
 from ..training.history import EpochRecord, History
 from ..training.memory import GIB
-from .presets import FEATURES, nearest_row, nominal_parameters
+from .presets import BATCH_SIZE, FEATURES, nearest_row, nominal_parameters
 from .records import RunRecord, median_of
 
 
@@ -62,6 +62,9 @@ def describe_epoch(record: EpochRecord, epochs: int) -> str:
             results += f", test accuracy {record.test_accuracy:.3f}"
     times = [("training", record.epoch_s), ("inference", record.inference_s)]
     times.append(("evolution", record.evolution_s))
+    times.append(("learning curve", record.curve_s))
+    if record.curve:
+        results += ", within it " + " ".join(f"{point['accuracy']:.2f}" for point in record.curve)
     shown = [f"{name} {show_seconds(value)}" for name, value in times if value is not None]
     return f"epoch {record.epoch}/{epochs}: {', '.join([results, *shown])}"
 
@@ -94,6 +97,8 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         ("epoch (median)", _median(record.epoch_s), f"{row.epoch_min:g} min"),
         ("inference (median)", _median(record.inference_s), f"{row.inference_min:g} min"),
         ("evolution (median)", _median(record.evolution_s), f"{row.evolution_min:g} min"),
+        ("mini-batch", f"{record.batch_size}", f"{BATCH_SIZE}"),
+        ("updates an epoch", _updates(record), f"{-(-7000 // BATCH_SIZE)}"),
         ("workers or threads", _workers(record), str(row.workers)),
         ("training rows", f"{record.train_samples:,}", "7,000"),
         ("test rows", f"{record.test_samples:,}", "3,000"),
@@ -104,6 +109,12 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         lines = [line[:48] for line in lines]
     accuracies = [value for value in (record.accuracy or [])[1:] if value is not None]
     losses = [value for value in record.loss or [] if value is not None]
+    if record.curve:
+        took, whole = (sum(s for s in many or [] if s) for many in (record.curve_s, record.epoch_s))
+        lines.append(
+            f"learning curve: {len(record.curve)} points on {record.curve_rows} test rows in "
+            f"{show_seconds(took)}, {took / (whole or 1):.1%} of the training"
+        )
     lines += [
         "",
         f"test accuracy {accuracies[-1]:.3f} after the last epoch, {max(accuracies):.3f} at best; "
@@ -134,6 +145,13 @@ def _active(record: RunRecord, epoch: int) -> str:
     if count is None or not record.neurons:
         return "-"
     return f"{count:,} ({count / record.neurons:.1%})"
+
+
+def _updates(record: RunRecord) -> str:
+    rows, batch = record.train_samples or 0, record.batch_size or 1
+    if record.algorithm in ("wassp", "allreduce"):  # of all workers' mini-batches together
+        batch *= max(1, (record.ranks or 1) - 1)
+    return f"{-(-rows // batch):,}"
 
 
 def _workers(record: RunRecord) -> str:

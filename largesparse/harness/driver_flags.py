@@ -10,7 +10,15 @@ from ..model.config import COVERAGE
 from ..model.workspace import ACTIVATION_DTYPES
 from ..parallel.comm.transfer import CHUNK_BYTES
 from ..parallel.pipeline.plan import SPLITS
-from .presets import BATCH_SIZE, FEATURES, HYPERPARAMETERS
+from .presets import (
+    BATCH_SIZE,
+    CURVE_POINTS,
+    CURVE_ROWS,
+    FEATURES,
+    HYPERPARAMETERS,
+    LEAST_BATCH,
+    LEAST_UPDATES,
+)
 from .setting_flags import add_settings
 
 ALGORITHMS = ("wasap", "wassp", "allreduce", "pipeline")
@@ -30,9 +38,8 @@ def add_model_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--coverage",
         choices=COVERAGE,
-        default="random",
         help="'full': at first no neuron is without an input and an output, as far as there are "
-        "enough connections (default %(default)s)",
+        f"enough connections (default: {told_default('coverage')})",
     )
     group.add_argument("--alpha", type=float, help="All-ReLU's slope (default 0.6)")
     group.add_argument(
@@ -75,10 +82,10 @@ def add_training_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--batch-size",
         type=parse_size,
-        default=BATCH_SIZE,
         metavar="N",
-        help="samples per update (default %(default)s, as in the paper; with few rows and wide "
-        "layers 32 learns far more an epoch, which takes longer)",
+        help=f"samples per update (default: with recipe 'width' {BATCH_SIZE}, or with fewer than "
+        f"{LEAST_UPDATES * BATCH_SIZE} training rows 64 or {LEAST_BATCH}, so that an epoch has "
+        f"about {LEAST_UPDATES} updates; {BATCH_SIZE} with recipe 'paper', as in the paper)",
     )
     group.add_argument(
         "--micro-batch",
@@ -113,6 +120,14 @@ def add_training_flags(parser: ArgumentParser) -> None:
     )
 
 
+def told_default(name: str) -> str:
+    """Return the default of a flag that follows the recipe, as --help has it."""
+    values = {recipe: getattr(each, name) for recipe, each in sorted(HYPERPARAMETERS.items())}
+    if len(set(values.values())) == 1:
+        return str(next(iter(values.values())))
+    return ", ".join(f"{value} ({recipe})" for recipe, value in values.items())
+
+
 def add_setting_flags(parser: ArgumentParser) -> None:
     """Add the flags that `largesparse train` has, too."""
     add_settings(
@@ -123,6 +138,25 @@ def add_setting_flags(parser: ArgumentParser) -> None:
         learning_rate="by depth, width, length and slots, 4 at most (width); 0.01 (paper); 0.001 "
         "(adam, adamw)",
         weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",
+        keep_active=told_default("keep_active"),
+    )
+
+
+def add_curve_flags(parser: ArgumentParser) -> None:
+    """Add the flags about the learning curve within epochs."""
+    group = parser.add_argument_group("learning curve")
+    group.add_argument(
+        "--curve-points",
+        type=parse_size,
+        metavar="N",
+        help="times an epoch that a fixed part of the test rows is evaluated; the record has loss "
+        f"and accuracy (default: {CURVE_POINTS} for 1M neurons or more, otherwise 0: not at all)",
+    )
+    group.add_argument(
+        "--curve-rows",
+        type=parse_size,
+        metavar="N",
+        help=f"rows of that part (default: 1 %% of the training rows, 8 to {CURVE_ROWS})",
     )
 
 

@@ -110,6 +110,10 @@ class RunRecord:
     least_bubble: float | None = None  # (K - 1) / (M + K - 1)
     steps_bytes: int | None = None  # moved between ranks in all steps
     noise: dict[str, Any] | None = None  # of the machine during the run, see noise.NoiseMeter
+    curve: list[dict[str, Any]] | None = None  # within epochs: see `History.curve_frame`
+    curve_s: list[float | None] | None = None  # what that took, an epoch; not in epoch_s
+    curve_rows: int | None = None  # of the test rows that it is over
+    learning_rate: float | None = None
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

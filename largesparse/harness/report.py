@@ -26,6 +26,7 @@ from ..machine.hardware import cpu_model
 from ..machine.versions import versions
 from ..training.memory import GIB
 from . import pages
+from .curves import curve_figures, curve_table
 from .measurements import CONDITIONS, COUNTS, read_measurements
 from .pages import Line, log_axes, new_figure, speedup_figure
 from .plots import TRAIN_SAMPLES, scaling_figures, scaling_table
@@ -91,7 +92,7 @@ def make_report(options: argparse.Namespace) -> Path:
     sections = [machine_section(table)]
     if (table["source"] == "bigmodel").any():
         runs = scaling_table(read_records(*options.records))
-        drawn = scaling_figures(runs)
+        drawn = scaling_figures(runs) | curve_figures(curve_table(read_records(*options.records)))
         figures |= {f"scaling-{name}": figure for name, figure in drawn.items()}
         told = (
             "The paper's Table 4 beside these runs. Epochs are scaled to 7000 samples, inference "

@@ -17,6 +17,7 @@ machines, from the costs in the records.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import shlex
@@ -38,6 +39,7 @@ from ..machine.threads import available_threads
 from ..training.memory import GIB
 from . import pages
 from .cluster import Cluster, plan_cluster
+from .curves import curve_figures, curve_table, ladder_table
 from .ladder import (
     FIELDS,
     GUESS,
@@ -52,6 +54,7 @@ from .ladder import (
 )
 from .noise import describe_noise
 from .plots import PHASES, exponent_table, paper_table, scaling_figures, scaling_table
+from .presets import BATCH_SIZE, LEAST_BATCH
 from .records import check_output, read_records, record_rows
 from .series import split_command
 
@@ -104,7 +107,15 @@ def add_ladder_flags(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=parse_size, default=2, metavar="N", help="likewise (default %(default)s)"
     )
     ladder.add_argument("--test-fraction", type=float, default=0.3, help="default %(default)s")
-    ladder.add_argument("--batch-size", type=parse_size, default=128, help="default %(default)s")
+    ladder.add_argument(
+        "--batch-size",
+        type=parse_size,
+        nargs="+",
+        default=[BATCH_SIZE, LEAST_BATCH],
+        metavar="N",
+        help=f"samples per update; every size is run with each (default: {BATCH_SIZE}, of which "
+        f"the paper's epoch is, and {LEAST_BATCH}, with which extreme networks learn)",
+    )
     ladder.add_argument(
         "--ranks", type=parse_size, default=1, metavar="K", help="start with mpiexec -n K"
     )
@@ -146,14 +157,16 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--layers", type=parse_size, help="default: 10, or what int32 asks for")
 
 
-def command_of(options: argparse.Namespace, neurons: int, length: Length) -> list[str]:
+def command_of(
+    options: argparse.Namespace, neurons: int, length: Length, batch_size: int
+) -> list[str]:
     """Return the command of a size."""
     flags = {
         "neurons": neurons,
         "samples": length.samples,
         "epochs": length.epochs,
         "test-fraction": options.test_fraction,
-        "batch-size": options.batch_size,
+        "batch-size": batch_size,
         "out": options.out,
     }
     if options.layers:
@@ -186,28 +199,28 @@ def climb(options: argparse.Namespace) -> None:
     pages.make_folder(options.plots)  # before what would be drawn takes hours
     end = time.monotonic() + 60 * options.minutes
     wanted = Length(options.samples, options.epochs)
-    costs: list[Costs] = []
-    for neurons in sorted(set(options.neurons)):
-        command = command_of(options, neurons, wanted)
+    costs: dict[int, list[Costs]] = {batch_size: [] for batch_size in options.batch_size}
+    for neurons, batch_size in itertools.product(sorted(set(options.neurons)), costs):
+        command = command_of(options, neurons, wanted, batch_size)
         found = [] if options.again else runs_like(records_of(options.out), command, options.ranks)
         if found:
             print(f"{neurons:,} neurons: in {options.out} already", flush=True)
-            costs.append(measured_costs(found[-1]))
+            costs[batch_size].append(measured_costs(found[-1]))
             continue
         connections = plan(command)
         if isinstance(connections, str):
             print(f"{neurons:,} neurons: refused. {connections}", flush=True)
             continue
         left = end - time.monotonic()
-        expected = extrapolate(costs, connections)
+        expected = extrapolate(costs[batch_size], connections)
         length = choose_length(
             expected,
             wanted,
             left,
-            batch_size=options.batch_size,
+            batch_size=batch_size,
             test_fraction=options.test_fraction,
         )
-        size = f"{neurons:,} neurons, {connections:,} connections"
+        size = f"{neurons:,} neurons, {connections:,} connections, mini-batches of {batch_size}"
         if length is None:
             print(f"{size}: left out, does not fit into the {left / 60:.1f} minutes left")
             continue
@@ -217,7 +230,7 @@ def climb(options: argparse.Namespace) -> None:
             f"epochs with {length.samples} samples{'' if length == wanted else ', shortened'}",
             flush=True,
         )
-        command = command_of(options, neurons, length)
+        command = command_of(options, neurons, length, batch_size)
         started = time.monotonic()
         try:
             done = subprocess.run(command, check=False, timeout=max(1.0, left))
@@ -227,7 +240,8 @@ def climb(options: argparse.Namespace) -> None:
         if done.returncode:
             raise LargeSparseError(f"{shlex.join(command)} failed with {done.returncode}.")
         print(f"{size}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-        costs.append(measured_costs(runs_like(records_of(options.out), command, options.ranks)[-1]))
+        newest = runs_like(records_of(options.out), command, options.ranks)[-1]
+        costs[batch_size].append(measured_costs(newest))
 
 
 def plan(command: Sequence[str]) -> int | str:
@@ -282,7 +296,10 @@ def draw(options: argparse.Namespace) -> None:
     if len(exponents):
         print(f"\n{EXPONENTS_ARE}\n{exponents.to_string(index=False)}\n")
     folder = pages.make_folder(options.plots)
-    figures = scaling_figures(table)
+    curves = curve_table(records)
+    figures = scaling_figures(table) | curve_figures(curves)
+    if len(ladder := ladder_table(curves)):
+        print(f"\nafter the same number of updates\n{ladder.round(3).to_string(index=False)}")
     pages.save_figures(figures, folder, "scaling")
     page = make_page(records, shown, exponents, figures)
     (folder / "index.html").write_text(page, encoding="utf-8")
@@ -372,7 +389,7 @@ def show_cluster(options: argparse.Namespace) -> None:
             cluster,
             costs=costs,
             layers=options.layers,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size[0],
             samples=Length(options.samples, 1).parts(options.test_fraction)[0],
         )
     )

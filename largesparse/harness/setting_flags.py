@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     """A field of `NetworkConfig` or of `TrainingConfig` as a flag."""
 
     help: str
-    type: Callable[[str], Any] | None = float  # None: True where the flag is there
+    type: Callable[[str], Any] | None = float  # None: a flag of yes or no
     choices: Sequence[str] | None = None
     metavar: str | None = None
 
@@ -61,6 +61,8 @@ SETTINGS: dict[str, Setting] = {
     "growth_candidates": Setting("random cells that gradient looks at for a connection that grows, "
         "topology at half as many"),
     "redistribute": Setting("connections move between hidden layers: one threshold tells which go",
+        None),
+    "keep_active": Setting("evolution leaves every neuron its last connection on either side",
         None),
     "shrink_start": Setting("epoch after which the surplus begins to go", int, metavar="EPOCH"),
     "shrink_end": Setting("epoch after which the surplus is gone", parse_size, metavar="EPOCH"),
@@ -112,7 +114,8 @@ def add_flags(group: Any, names: Sequence[str], **told: str) -> None:
     for name in names:
         setting = SETTINGS[name]
         if setting.type is None:
-            group.add_argument(flag_of(name), action="store_true", default=None, help=setting.help)
+            text = f"{setting.help} (default: {told.get(name, DEFAULTS[name])})"
+            group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
             continue
         default = told.get(name, TOLD.get(name, DEFAULTS[name]))
         group.add_argument(

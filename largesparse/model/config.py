@@ -252,6 +252,7 @@ class TrainingConfig:
     drop_factor: float = 1.0  # λ of "mest", or the temperature of "soft"
     growth: str | Rule = "random"  # random | gradient | topology | reconnect, or as for `drop`
     growth_candidates: float = 4.0  # cells looked at for every connection that grows by a score
+    keep_active: bool = False  # evolution leaves every neuron its last connection on either side
     redistribute: bool = False  # between hidden layers: see `model.density.plan_changes`
     shrink_start: int = 0  # epoch from which a network with a 'start_factor' becomes smaller
     shrink_end: int | None = None  # epoch after which it has its density; None: half of the epochs
@@ -261,6 +262,8 @@ class TrainingConfig:
     validation_fraction: float = 0.0  # share of the rows set aside to watch
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     loss_rows: int = LOSS_ROWS  # of training that are evaluated after an epoch; 0: running loss
+    curve_points: int = 0  # times an epoch that held-out rows are evaluated: see `training.curve`
+    curve_rows: int = 64  # of the held-out ones that it is
     # features to zero mean and unit variance, by the training rows; zeros of sparse X stay, unless
     standardize: bool | Literal["centered"] = True  # "centered": see `Standardizer.fit`
     seed: int = 0
@@ -293,6 +296,7 @@ class TrainingConfig:
         check_range("zeta_decay", self.zeta_decay, owner, low=0, high=1)
         for kind in KINDS:
             object.__setattr__(self, kind, plain_rule(kind, getattr(self, kind), owner))
+        Rules.of(keep_active=self.keep_active)
         check_range("drop_factor", self.drop_factor, owner, low=0, high=1e6)
         check_range("growth_candidates", self.growth_candidates, owner, low=1, high=1e6)
         check_range("shrink_start", self.shrink_start, owner, low=0, integer=True)
@@ -312,7 +316,9 @@ class TrainingConfig:
                     "The 'patience' parameter of a training needs a validation part: "
                     "set 'validation_fraction' above 0, for instance to 0.1."
                 )
-        check_range("loss_rows", self.loss_rows, owner, low=0, integer=True)
+        for name in ("loss_rows", "curve_points"):
+            check_range(name, getattr(self, name), owner, low=0, high=2**31, integer=True)
+        check_range("curve_rows", self.curve_rows, owner, low=1, integer=True)
         if self.standardize not in (True, False, "centered"):
             raise ParameterError(
                 "The 'standardize' parameter of a training must be True, False or 'centered'. "
@@ -343,7 +349,7 @@ class TrainingConfig:
     @property
     def rules(self) -> Rules:
         """The rules of evolution."""
-        return Rules.of(self.drop, self.growth)
+        return Rules.of(self.drop, self.growth, keep_active=self.keep_active)
 
     @property
     def moments(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def evolve(
     rng : Generator
     rules : Rules, optional
         Choose what goes, at most ⌊ζ·nnz⌋, and where as many grow. Outputs keep the layer's minimum
-        of connections, whatever the rule.
+        of connections, whatever the rule, and with `keep_active` neurons their last connection.
     state : RuleState, optional
         What the rules look at beside the layer.
     change : Change, optional
@@ -81,6 +81,8 @@ def evolve(
         keep = rules.kept(layer, state, going, rng)
         drop_weakest_(layer, keep, int(np.count_nonzero(keep)) - target)
         keep_strongest_(layer, keep)
+        if rules.keep_active:
+            keep_last_(layer, keep, inputs=bool(state.inputs_are_neurons))
     state.keep = keep
     count = max(0, target - int(np.count_nonzero(keep)))
     grown = rules.grown(layer, state, count, rng) if count else None
@@ -127,6 +129,35 @@ def keep_strongest_(layer: SparseLayer, keep: NDArray[np.bool_]) -> None:
     of_output = outputs[going]
     ranks = np.arange(len(going)) - np.searchsorted(of_output, of_output)  # within an output
     keep[going[ranks < missing[of_output]]] = True
+
+
+def keep_last_(layer: SparseLayer, keep: NDArray[np.bool_], *, inputs: bool) -> None:
+    """Keep the strongest connection of neurons that would lose all to or from one side. O(nnz).
+
+    So no neuron that is on a path from an input to an output becomes idle. Without `inputs` those
+    of the layer, as features are, may lose all. Of equal connections the first one stays. Fewer
+    connections are replaced then. `keep`, bool (nnz,), is changed in place.
+    """
+    topology = layer.topology
+    strength = np.abs(layer.values)
+    _keep_one_(topology.indices, layer.n_out, strength, keep)
+    if inputs:
+        _keep_one_(topology.rows(), layer.n_in, strength, keep)
+
+
+def _keep_one_(
+    owners: NDArray[np.integer], n: int, strength: Float32, keep: NDArray[np.bool_]
+) -> None:
+    """Keep the strongest connection of each of `n` owners that would lose all of its own."""
+    lonely = np.bincount(owners[keep], minlength=n) == 0
+    going = np.flatnonzero(~keep & lonely[owners])
+    own = owners[going]
+    best = np.full(n, -1, dtype=np.float32)
+    np.maximum.at(best, own, strength[going])
+    chosen = going[strength[going] == best[own]][::-1]
+    first = np.full(n, -1, dtype=np.int64)
+    first[owners[chosen]] = chosen  # of several the last one written, which is the first
+    keep[first[first >= 0]] = True
 
 
 def evolve_layers(

@@ -25,6 +25,8 @@ from .cells import (
 if TYPE_CHECKING:
     from .layer import SparseLayer
 
+FIRST = 2  # number of the first hidden layer, as the paper counts
+
 Bool = NDArray[np.bool_]
 # drop(layer, state, count, rng) -> kept slots, bool (nnz,)
 # grow(layer, state, count, rng) -> free cells, int64 (count,)
@@ -56,9 +58,12 @@ class RuleState:
     candidates: float = 4.0  # cells to look at for every connection that grows
     drop_factor: float = 1.0  # λ of |w| + λ|dL/dw|, and the temperature of soft random dropping
     name: str = ""  # of the layer in errors
+    inputs_are_neurons: bool | None = None  # or features; by default the layer's number says it
 
     def __post_init__(self) -> None:
         self.name = self.name or f"layer {self.layer.number}"
+        if self.inputs_are_neurons is None:
+            self.inputs_are_neurons = self.layer.number > FIRST
 
     @cached_property
     def living(self) -> Living | None:

@@ -111,21 +111,37 @@ def nameless_rule(config: Any) -> str:
 
 
 class Rules(NamedTuple):
-    """Which connections go, and where others grow, with the rules' names in errors."""
+    """Which connections go, and where others grow, with the rules' names in errors.
+
+    With `keep_active` the last connection of a neuron stays, whatever the rule: see
+    `evolution.keep_last_`.
+    """
 
     drop: Rule
     grow: Rule
     names: tuple[str, str]
+    keep_active: bool = False
 
     @classmethod
     def of(
-        cls, drop: str | Rule = "set", growth: str | Rule = "random", owner: str = "a training"
+        cls,
+        drop: str | Rule = "set",
+        growth: str | Rule = "random",
+        owner: str = "a training",
+        *,
+        keep_active: bool = False,
     ) -> Rules:
         """Return the rules that names, functions or 'module:function' stand for."""
+        if not isinstance(keep_active, bool):
+            raise ParameterError(
+                f"The 'keep_active' parameter of {owner} must be True or False. Got "
+                f"{keep_active!r} instead."
+            )
         return cls(
             resolve_rule("drop", drop, owner),
             resolve_rule("growth", growth, owner),
             (describe_rule(drop), describe_rule(growth)),
+            keep_active,
         )
 
     @property

@@ -20,7 +20,7 @@ from ..randomness import stream
 from .linear import SparseLinear, sparse_layers
 from .tensors import array_of
 
-RULE_OPTIONS = ("growth", "drop", "growth_candidates", "drop_factor")
+RULE_OPTIONS = ("growth", "drop", "growth_candidates", "drop_factor", "keep_active")
 
 # What `recording` has seen of a layer: pairs of inputs and dL/dy, one for each use.
 _recorded: weakref.WeakKeyDictionary[SparseLinear, list[tuple[Tensor, Tensor]]] = (
@@ -37,6 +37,7 @@ def evolve(
     drop: str | Rule = "set",
     growth_candidates: float = 4.0,
     drop_factor: float = 1.0,
+    keep_active: bool = False,
 ) -> dict[str, Tensor]:
     """Replace the fraction ζ of the connections of every sparse layer of a model, or of one layer.
 
@@ -64,6 +65,9 @@ def evolve(
     growth_candidates : float >= 1
     drop_factor : float >= 0
         Of these rules, as in `TrainingConfig`.
+    keep_active : bool
+        Whether inputs and outputs of each layer keep their strongest connection where they would
+        lose all, whatever the rules: so no neuron becomes idle.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def evolve(
     """
     check_range("zeta", zeta, "evolve", low=0, high=1, high_open=True)
     layers = _trained_layers(model)
-    rules = Rules.of(drop, growth, "evolve")
+    rules = Rules.of(drop, growth, "evolve", keep_active=keep_active)
     factors = _factors("evolve", growth_candidates, drop_factor)
     _check_optimizer(optimizer, layers)
     with torch.inference_mode(False), torch.no_grad():
@@ -130,7 +134,7 @@ def _evolve_layer(
 ) -> Tensor:
     record, (seed, number) = layer.record(), layer.random_state.tolist()
     before, rng = record.topology, stream(seed, "evolution", number)
-    state = _SharedState(record, zeta, epoch=number, **known)
+    state = _SharedState(record, zeta, epoch=number, inputs_are_neurons=True, **known)
     slot_map = evolve_layer(record, zeta, rng, rules=rules, state=state)
     layer.random_state[1] += 1
     places = torch.from_numpy(slot_map)
@@ -267,7 +271,7 @@ class Evolution:
 
     Parameters
     ----------
-    model, optimizer, growth, drop, growth_candidates, drop_factor
+    model, optimizer, growth, drop, growth_candidates, drop_factor, keep_active
         As of `evolve`. Rules that ask for gradients record the step before an evolution.
     zeta : float in [0, 1)
         May be changed at any time.
@@ -289,16 +293,19 @@ class Evolution:
         drop: str | Rule = "set",
         growth_candidates: float = 4.0,
         drop_factor: float = 1.0,
+        keep_active: bool = False,
     ) -> None:
         check_range("zeta", zeta, "Evolution", low=0, high=1, high_open=True)
         check_range("every", every, "Evolution", low=1, integer=True)
         if until is not None:
             check_range("until", until, "Evolution", low=0, integer=True)
-        self._needs_gradient = Rules.of(drop, growth, "evolve").needs_gradient
+        rules = Rules.of(drop, growth, "evolve", keep_active=keep_active)
+        self._needs_gradient = rules.needs_gradient
         _factors("Evolution", growth_candidates, drop_factor)
         _check_optimizer(optimizer, _trained_layers(model))
         self.model, self.optimizer, self.growth, self.drop = model, optimizer, growth, drop
         self.growth_candidates, self.drop_factor = growth_candidates, drop_factor
+        self.keep_active = keep_active
         self.zeta, self.every, self.until, self.steps = zeta, every, until, 0
         self._recording = ExitStack()
         self._prepare()

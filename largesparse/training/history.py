@@ -30,6 +30,8 @@ class EpochRecord:
     nnz: list[int] = field(default_factory=list)  # connections of every layer
     active_neurons: int | None = None  # hidden ones on a path from an input to an output
     explored: float | None = None  # share of all cells that were ever connected, within about 2 %
+    curve: list[dict[str, Any]] = field(default_factory=list)  # within the epoch: `training.curve`
+    curve_s: float | None = None  # what its points took, seconds, which are not in `epoch_s`
 
 
 @dataclass
@@ -38,7 +40,8 @@ class EpochPart:
 
     samples: int = 0
     loss: float = 0.0  # with dropout, summed over the samples
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training alone
+    curve: list[dict[str, Any]] = field(default_factory=list)  # see `training.curve`
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EpochPart:
@@ -160,7 +163,25 @@ class History:
         return cls([EpochRecord(**record) for record in records])
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return one table with a row an epoch."""
+        """Return one table with a row an epoch; the curve within epochs is `curve_frame`."""
         import pandas
 
-        return pandas.DataFrame(self.to_list()).set_index("epoch")
+        return pandas.DataFrame(self.to_list()).drop(columns="curve").set_index("epoch")
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """The learning curve within epochs, a dictionary a point: see `curve_frame`."""
+        return [point for record in self.epochs for point in record.curve]
+
+    def curve_frame(self) -> pandas.DataFrame:
+        """Return the learning curve within epochs, a row a point; empty with `curve_points` 0.
+
+        Columns are `epoch`, with a fraction; `samples` of that epoch; `updates` so far; `loss` and
+        `accuracy` (or R²) over a fixed part of the held-out rows; and the `seconds` that the point
+        took. In phase two of a parallel training, where there is no whole model, `replica` is 1:
+        the points are those of the first replica, and `samples` of its share.
+        """
+        import pandas
+
+        columns = ["epoch", "samples", "updates", "loss", "accuracy", "seconds", "replica"]
+        return pandas.DataFrame(self.curve, columns=columns)

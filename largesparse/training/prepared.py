@@ -87,6 +87,12 @@ def prepare_(
         )
     relative = None if sample_weight is None else relative_weights(sample_weight, len(encoded))
     train_rows, loss_rows, validation_rows = split_rows(config, len(encoded), relative)
+    if config.curve_points and test is None and not len(validation_rows):
+        raise ParameterError(
+            "The 'curve_points' parameter of a training needs held-out rows to evaluate, and there "
+            f"are none. Got {config.curve_points}. Pass 'test', set 'validation_fraction' above "
+            "0, or set 'curve_points' to 0."
+        )
     if test is not None:
         if len(test) != 2:
             raise ParameterError("The 'test' parameter of fit must be a pair (X, y).")

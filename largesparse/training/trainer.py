@@ -31,6 +31,7 @@ from ..model.lazy_updates import LazyUpdates
 from ..model.optimizer import MomentumSGD
 from ..randomness import stream
 from .checkpoint import write_checkpoint
+from .curve import held_out, is_due, measure
 from .history import EpochRecord, History
 from .prepared import Augment, Rows, TrainingData, augmented, epoch_batches, prepare_
 from .saving import check_checkpoint_folder, check_notes, check_rules, save_elsewhere
@@ -359,9 +360,29 @@ class Trainer(Stepper):
                 part.loss += len(batch) * loss
                 part.samples += len(batch)
                 part.seconds = time.perf_counter() - started
+                if is_due(part.curve, part.samples, rows, self.config.curve_points):
+                    started += self.add_point(data, rows, lazy)
                 bar.update(len(batch))
                 if request is not None and (lazy is None or lazy.is_settled):
                     request.check()
+
+    def add_point(self, data: TrainingData, rows: int, lazy: LazyUpdates | None = None) -> float:
+        """Evaluate a point of the learning curve in an epoch of `rows`; return its seconds."""
+        if lazy is not None:
+            lazy.settle_()
+        X, y, weights, chosen = held_out(data, self.config)
+        offsets = self.offsets if X is data.X else None
+
+        def evaluate() -> tuple[float, float]:
+            loss, sums = self.sum_scores(X, y, chosen, weights, offsets)
+            return loss / sums.weight, sums.score()
+
+        part = self.state.begin_part_()
+        place = {"epoch": self.epoch + part.samples / rows, "samples": part.samples}
+        point = measure(evaluate, **place, updates=self.step_count)
+        self.check_finite(point["loss"], self.step_count, self.state.present_epoch)
+        part.curve.append(point)
+        return float(point["seconds"])
 
     @contextmanager
     def lazy_updates(self, data: TrainingData) -> Iterator[LazyUpdates | None]:
@@ -393,6 +414,9 @@ class Trainer(Stepper):
         state, part = self.state, self.state.part
         if part is not None:
             measured |= {"running_loss": part.loss / max(1, part.samples), "epoch_s": part.seconds}
+            measured["curve"] = part.curve
+            if part.curve:
+                measured["curve_s"] = sum(point["seconds"] for point in part.curve)
             state.epoch += 1
             state.part = None
         measured = {"loss": None, "train_accuracy": None} | measured

@@ -145,6 +145,8 @@ def test_a_run_as_a_user_makes_it(tmp_path):
         r"evolution \(median\) +\d\S* m?s",
         r"training rows +280",
         r"test rows +120",
+        r"mini-batch +32",
+        r"updates an epoch +9",
     ):
         assert re.search(f"^{line}$", text, re.MULTILINE), line
     assert re.search(r"^inference with 2 processes: \d+\.\d m?s$", text, re.MULTILINE)
@@ -164,9 +166,9 @@ def test_a_run_as_a_user_makes_it(tmp_path):
         "threads": 1,
         "backend": "scipy",
         "recipe": "width",
-        "coverage": "random",
-        "batch_size": 128,
-        "micro_batch": 128,
+        "coverage": "full",
+        "batch_size": 32,
+        "micro_batch": 32,
         "train_samples": 280,
         "test_samples": 120,
         "seed": 0,
@@ -318,7 +320,8 @@ def test_the_recipe_of_the_paper(run):
 def test_the_recipe_for_width_and_what_is_given(run):
     network, training = config_of(run)
     assert network["recipe"] == "width"
-    assert training["learning_rate"] == 0.03  # a hundredth of the three steps
+    # a hundredth of the nine steps, and half of it for mini-batches of 32
+    assert training["learning_rate"] == pytest.approx(0.045)
     given = "--learning-rate 0.25 --dropout 0.1 --momentum 0.5 --weight-decay 0.001 --zeta 0.2"
     given += " --batch-size 50 --micro-batch 25 --seed 3 --alpha 0.25 --recipe paper"
     network, training = config_of(run, *given.split())

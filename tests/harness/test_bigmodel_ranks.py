@@ -39,7 +39,7 @@ def records_of(path):
 
 def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     out, checkpoint = folder / "runs.jsonl", folder / "checkpoint"
-    common = ("--recipe=paper", "--out", out, "--checkpoint", checkpoint)
+    common = ("--recipe=paper", "--curve-points=2", "--out", out, "--checkpoint", checkpoint)
     first = run(3, "--epochs=3", *common)
     assert (first.status, first.messages) == (0, []), first.err
     for line in (
@@ -58,6 +58,10 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert None not in record["loss"] + record["accuracy"]
     assert record["active_neurons"] == [400] * 4
     assert [len(record[name]) for name in ("idle_s", "cpu_s")] == [3, 3]
+    points = [(point["samples"], point.get("replica")) for point in record["curve"]]
+    (first, _), second, (third, _), *rest = points  # the order of mini-batches is not fixed
+    assert 140 <= first < 280 and 140 <= third < 280
+    assert [second, *rest] == [(280, None), (280, None), (128, 1), (152, 1)]
     # two epochs of 128, 128 and 24 rows
     assert sum(record["staleness"]["histogram"]) == 6
     assert record["staleness"]["max"] < 6
@@ -73,6 +77,8 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     expected = {"algorithm": "wassp", "ranks": 4, "phase_one_epochs": 4}
     assert {name: resumed[name] for name in expected} == expected
     assert resumed["loss"][:4] == record["loss"]
+    assert resumed["curve"][:6] == record["curve"]
+    assert [point["samples"] for point in resumed["curve"][6:]] == [280, 128, 128]
     assert [value is None for value in resumed["accuracy"]] == [False] * 5 + [True, False]
     assert resumed["active_neurons"] == [400] * 5 + [None, 400]
     assert resumed["staleness"] == {"mean": 0, "max": 0, "histogram": [1]}  # one of 280 rows

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from largesparse.harness.presets import (
     TABLE_4,
+    default_batch_size,
+    default_curve,
     default_learning_rate,
     hidden_sizes,
     nearest_row,
@@ -51,6 +53,21 @@ def test_nominal_parameters_are_those_of_the_paper(paper):
 def test_nominal_parameters_have_no_cap_at_full_density():
     assert nominal_parameters((10, 4, 2), 20) == 20 * (14 + 6)
     assert nominal_parameters((10, 4, 2), 0.5) == 10
+
+
+@given(st.integers(1, 10**6))
+def test_an_epoch_of_recipe_width_has_about_200_updates(rows):
+    size = default_batch_size("width", rows)
+    assert size in (32, 64, 128) or size == rows < 32
+    assert size <= 32 or rows >= 200 * size
+    assert size in (128, rows) or rows < 200 * 2 * size
+    assert default_batch_size("paper", rows) == min(128, rows)
+
+
+def test_the_mini_batch_of_the_paper_and_of_its_7000_rows():
+    assert [default_batch_size(recipe, 7000) for recipe in ("width", "paper")] == [32, 128]
+    assert [default_curve(n, 7000) for n in (999_999, M, 50 * M)] == [(0, 64), (5, 64), (5, 64)]
+    assert default_curve(M, 640)[1] == 8
 
 
 @given(st.integers(1, 10**9), st.integers(1, 50))
@@ -99,6 +116,14 @@ def test_narrow_nets_and_short_trainings_of_recipe_width_get_lower_rates():
     assert default_learning_rate("width", (20_000, 200), 2400) < rate
     assert default_learning_rate("width", (20_000, 20_000), 10) < rate
     assert default_learning_rate("width", (5_000_000, 5_000_000), 10**6) == rate
+
+
+def test_small_mini_batches_get_smaller_rates():
+    rates = [
+        default_learning_rate("width", (10**6,) * 2, 10_000, batch_size=size)
+        for size in (8, 32, 128, 512)
+    ]
+    assert rates == pytest.approx([1, 2, 4, 4])
 
 
 def test_stale_gradients_get_a_smaller_learning_rate():

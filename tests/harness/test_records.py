@@ -24,7 +24,7 @@ FIELDS = """
     active_neurons activation_dtype dataset settings nnz train_s train_accuracy test_loss
     selected_accuracy gradient_flow pruned distributions energy_j features
     backend_reason explored groups split stages stage_bytes steps_s bubble
-    least_bubble steps_bytes noise
+    least_bubble steps_bytes noise curve curve_s curve_rows learning_rate
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -172,7 +172,8 @@ def ladder(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(scaling.subprocess, "run", run)
         out = tmp_path / "s.jsonl"
         capsys.readouterr()
-        options, options.rest = scaling.make_parser().parse_known_args([f"--out={out}", *flags])
+        flags = [f"--out={out}", "--batch-size", "128", *flags]
+        options, options.rest = scaling.make_parser().parse_known_args(flags)
         scaling.climb(options)
         return done, capsys.readouterr().out
 
@@ -197,10 +198,17 @@ def test_the_ladder_is_climbed_within_its_time(ladder):
     assert other == [(10_000, Length(10_000, 2))]
 
 
+def test_every_size_is_run_with_each_mini_batch(ladder):
+    done, out = ladder("--neurons", "10k", "100k", "--batch-size", "128", "32")
+    assert [neurons for neurons, _ in done] == [10_000, 10_000, 100_000, 100_000]
+    assert "mini-batches of 128: about" in out and "mini-batches of 32: about" in out
+    assert scaling.make_parser().parse_args([]).batch_size == [128, 32]
+
+
 def test_what_does_not_fit_is_left_out_and_said(ladder):
     done, out = ladder("--neurons", "10k", "50M", "--minutes", "1")
     assert [neurons for neurons, _ in done] == [10_000]
-    assert "50,000,000 neurons, 1,000,000,000 connections: left out" in out
+    assert "1,000,000,000 connections, mini-batches of 128: left out" in out
 
 
 def test_what_the_memory_plan_refuses_is_reported(ladder):

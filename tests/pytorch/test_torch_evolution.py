@@ -300,3 +300,20 @@ def test_momentum_lands_on_other_connections_in_sparselab():
     stay = [w for w in after if w in pairs and w != 0]
     assert stay
     assert any(after[w] != pairs[w] for w in stay)
+
+
+def test_no_input_or_output_loses_its_last_connection():
+    def idle(layer):
+        topology = layer.topology
+        empty = [(np.diff(p) == 0).sum() for p in (topology.indptr, topology.indptr_by_output)]
+        return np.array(empty)
+
+    for keep_active in (False, True):
+        model = torch.nn.Sequential(*(SparseLinear(200, 200, epsilon=0.8, seed=k) for k in (1, 2)))
+        before = [idle(layer) for layer in model]
+        helper = Evolution(model, zeta=0.5, every=1, keep_active=keep_active)
+        assert helper.step()
+        worse = [(idle(layer) > old).any() for layer, old in zip(model, before, strict=True)]
+        assert not any(worse) if keep_active else all(worse)
+    with pytest.raises(ParameterError, match="'keep_active'"):
+        evolve(model, 0.1, keep_active=1)

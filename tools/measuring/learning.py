@@ -134,11 +134,16 @@ def twins(options: argparse.Namespace) -> None:
             )
             training = TrainingConfig(
                 epochs=options.epochs,
+                batch_size=options.batch_size,
                 learning_rate=options.rate / layers,
                 schedule="cosine",
                 warmup_epochs=1,
                 dropout=options.dropout,
+                weight_decay=options.weight_decay,
                 zeta=options.zeta,
+                growth=options.growth,
+                growth_candidates=options.growth_candidates,
+                keep_active=options.keep_active,
                 pruning_start=options.pruning_start,
                 pruning_every=1,
                 activation_dtype=options.activation_dtype,
@@ -150,7 +155,9 @@ def twins(options: argparse.Namespace) -> None:
             history = trainer.fit(X_train, y_train, test=(X_test, y_test))
             name = f"{layers} layers, epsilon {epsilon}"
             columns.setdefault(name, []).append(history["test_accuracy"][-1])
-            print(name, "seed", seed, np.round(history["test_accuracy"], 3).tolist())
+            active = history["active_neurons"][-1] / config.neurons
+            curve = np.round(history["test_accuracy"], 3).tolist()
+            print(name, "seed", seed, curve, f"active {active:.1%}", flush=True)
     for name, values in columns.items():
         row = [*values, statistics.mean(values)]
         print(f"{name:>24}" + "".join(f"{value:>9.3f}" for value in row))
@@ -204,6 +211,11 @@ def add_twins(figure: argparse.ArgumentParser) -> None:
     add("--rate", type=float, default=8.0, help="of all layers (%(default)s)")
     add("--dropout", type=float, default=0.0, help="default %(default)s")
     add("--zeta", type=float, default=0.3, help="default %(default)s")
+    add("--batch-size", type=parse_size, default=128, help="default %(default)s")
+    add("--weight-decay", type=float, default=2e-4, help="default %(default)s")
+    add("--growth", choices=list(GROWTHS), default="random", help="default %(default)s")
+    add("--growth-candidates", type=float, default=4.0, help="default %(default)s")
+    add("--keep-active", action="store_true", help="evolution leaves neurons their last connection")
     add(
         "--pruning-start",
         type=parse_size,

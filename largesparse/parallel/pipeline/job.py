@@ -228,6 +228,7 @@ def _refuse(network: NetworkConfig, config: TrainingConfig) -> None:
     possible = {
         "keep_every": (config, 1, "its ranks keep the activations of few layers each"),
         "redistribute": (config, False, "connections would move between layers of two ranks"),
+        "curve_points": (config, 0, "its ranks are busy with other micro-batches within an epoch"),
         "start_factor": (network, 1.0, "which layers shrink depends on those of all ranks"),
     }
     for name, (of, value, reason) in possible.items():

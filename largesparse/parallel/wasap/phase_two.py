@@ -82,6 +82,9 @@ def result_bytes(connections: int, config: NetworkConfig) -> int:
 def _summary(epoch: int, found: list[EpochRecord], seconds: float) -> EpochRecord:
     """Return the record of an epoch of phase two: the model of it does not exist yet."""
     summary = EpochRecord(epoch, None, None, epoch_s=seconds)
+    for first in (each for each in found if each.curve):
+        summary.curve = [point | {"replica": 1} for point in first.curve]
+        summary.curve_s = first.curve_s
     for name in ("running_loss", "evolution_s"):
         known = [value for each in found if (value := getattr(each, name)) is not None]
         setattr(summary, name, statistics.mean(known) if known else None)

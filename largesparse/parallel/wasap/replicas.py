@@ -59,6 +59,8 @@ def start_replica(
     moments into arrays.
     """
     own = dataclasses.replace(config, seed=replica_seed(config.seed, task.replica))
+    if task.replica:  # the learning curve is the first one's: it is the dearer the more there are
+        own = dataclasses.replace(own, curve_points=0)
     if task.checkpoint is not None:
         with suppress(CheckpointError):
             found = load_checkpoint(_folder(task), threads=config.threads)

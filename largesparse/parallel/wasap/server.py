@@ -13,6 +13,7 @@ from ...model.exploration import explored_share
 from ...model.importance import active_neurons
 from ...model.losses import ScoreSums
 from ...model.workspace import Gradients
+from ...training.curve import held_out, is_due, measure, samples_of_next
 from ...training.history import EpochRecord, ParallelReport
 from ...training.trainer import Run, Trainer
 from ..options import ParallelOptions
@@ -76,7 +77,7 @@ class Server:
         while not deal.is_done and not self.stopped:
             if self.run.request.signal:
                 self._end_leases(deal)
-            limit = (self.state.epoch + 1) * deal.rows
+            end, limit = (self.state.epoch + 1) * deal.rows, self._next_pause(deal)
             if self._arrived and self._apply(self._arrived[0], deal, limit):
                 self._arrived.popleft()
             elif deal.samples_applied < limit:
@@ -86,7 +87,9 @@ class Server:
             if deal.samples_applied >= limit:
                 while self.links.computing:
                     self._take(deal)
-                self.finish_epoch(deal)
+                self._add_point(deal)
+                if deal.samples_applied >= end:
+                    self.finish_epoch(deal)
 
     def _grant(self, deal: Deal, limit: int) -> None:
         """Let workers that wait begin with their next mini-batches."""
@@ -185,6 +188,7 @@ class Server:
             update(deal.next_joined(), deal)
             self.state.step += 1
             self.report.count(0)
+            self._add_point(deal)
             if deal.samples_applied >= (self.state.epoch + 1) * deal.rows:
                 self.finish_epoch(deal)
 
@@ -242,6 +246,38 @@ class Server:
         """Begin with the next epoch, or go on with it."""
         part = self.state.part
         self._started = time.perf_counter() - (part.seconds if part else 0)
+
+    def _next_pause(self, deal: Deal) -> int:
+        """Return the samples after which workers pause: the next point of the curve, or the end."""
+        if self._point_is_due(deal):  # it was stopped before its evaluation
+            return deal.samples_applied
+        before = self.state.epoch * deal.rows
+        points = self.trainer.config.curve_points
+        return before + samples_of_next(deal.samples_applied - before, deal.rows, points)
+
+    def _point_is_due(self, deal: Deal) -> bool:
+        part, done = self.state.part, deal.samples_applied - self.state.epoch * deal.rows
+        points = self.trainer.config.curve_points
+        return part is not None and is_due(part.curve, done, deal.rows, points)
+
+    def _add_point(self, deal: Deal) -> None:
+        """Add a point to the learning curve, if it is due; workers compute no gradient then."""
+        if not self._point_is_due(deal):
+            return
+        self._look(deal, stop=False)
+        part, done = self.state.begin_part_(), deal.samples_applied - self.state.epoch * deal.rows
+        rows = len(held_out(self.run.data, self.trainer.config).rows)
+
+        def evaluate() -> tuple[float, float]:
+            loss, sums = self.evaluate("curve", rows)
+            return loss / sums.weight, sums.score()
+
+        done = min(done, deal.rows)  # a mini-batch of the next epoch may have come before the last
+        place = {"epoch": self.state.epoch + done / deal.rows, "samples": done}
+        point = measure(evaluate, **place, updates=self.state.step)
+        self.trainer.check_finite(point["loss"], self.state.step, self.state.present_epoch)
+        part.curve.append(point)
+        self._started += point["seconds"]
 
     def finish_epoch(self, deal: Deal) -> None:
         """Evaluate, prune and evolve; let all nodes know."""
@@ -328,6 +364,8 @@ class Server:
         micro_batch = self.trainer.micro_batch
         pieces = PIECES * dispatcher.slots
         size = -(-rows // (pieces * micro_batch)) * micro_batch
+        if part == "curve":  # few rows, while nothing else is computed
+            size = min(size, -(-rows // dispatcher.slots))
         starts = deque(range(0, rows, size))
         found: dict[int, messages.Evaluated] = {}
         expected = len(starts)

@@ -20,6 +20,7 @@ from ...machine.mapped_memory import (
 from ...machine.usage import own_bytes
 from ...model.layer import LayerArrays
 from ...training import warming
+from ...training.curve import held_out
 from ...training.history import History
 from ...training.prepared import Augment, Rows, TrainingData, augmented, epoch_order
 from ...training.stepping import Stepper
@@ -218,6 +219,9 @@ class Worker:
         if task.part == "train":
             rows = data.loss_rows[task.start : task.stop]
             loss, sums = stepper.sum_scores(data.X, data.y, rows, data.weights)
+        elif task.part == "curve":
+            X, y, _, rows = held_out(data, self._config)
+            loss, sums = stepper.sum_scores(X, y, rows[task.start : task.stop])
         else:
             assert data.test is not None
             loss, sums = stepper.sum_scores(*data.test, np.arange(task.start, task.stop))
