@@ -78,10 +78,9 @@ def parts_of(table: pd.DataFrame, protocol: RuleProtocol) -> list[tuple[str, str
             by_optimizer.append(results)
             for (rate, decay), those in rows.groupby(["rate", "decay"], sort=False):
                 share = len(those) / len(rows)
-                rules = (
-                    "all" if share == 1 else "others" if share > 0.5 else ", ".join(those["rule"])
-                )
-                chosen.append(f"{name} η {rate}, decay {decay}: {rules}")
+                rules = "others" if share > 0.5 else ", ".join(those["rule"])
+                of = "" if share == 1 else f" ({rules})"
+                chosen.append(f"{name} η {rate}, decay {decay}{of}")
         wide = pd.concat(by_optimizer, axis=1).fillna(NOTHING)
         wide.insert(0, "rule", wide.index)
         parts.append((heading, "; ".join(chosen), wide))
