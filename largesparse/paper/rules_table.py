@@ -77,8 +77,10 @@ def parts_of(table: pd.DataFrame, protocol: RuleProtocol) -> list[tuple[str, str
             results.columns = [f"{name}: {results.columns[0]}", *results.columns[1:]]
             by_optimizer.append(results)
             for (rate, decay), those in rows.groupby(["rate", "decay"], sort=False):
-                rules = ", ".join(those["rule"]) if len(those) < len(rows) else "all"
-                chosen.append(f"{name} η {rate}, decay {decay}: {rules}")
+                share = len(those) / len(rows)
+                rules = "others" if share > 0.5 else ", ".join(those["rule"])
+                of = "" if share == 1 else f" ({rules})"
+                chosen.append(f"{name} η {rate}, decay {decay}{of}")
         wide = pd.concat(by_optimizer, axis=1).fillna(NOTHING)
         wide.insert(0, "rule", wide.index)
         parts.append((heading, "; ".join(chosen), wide))
@@ -89,6 +91,9 @@ def show(table: pd.DataFrame, folder: str, protocol: RuleProtocol) -> None:
     """Print the table in parts, in Markdown, and keep it as CSV and HTML."""
     sections = []
     for heading, chosen, part in parts_of(table, protocol):
+        if set(part.iloc[:, 1::4].to_numpy().ravel()) == {NOT_MEASURED}:
+            print(f"\n### {heading}\n\n{NOT_MEASURED}")
+            continue
         print(f"\n### {heading}\n\n{chosen}\n")
         print(markdown(list(part.columns), part.to_numpy().tolist()))
         sections += [pages.paragraph(chosen, heading=heading), pages.table(part)]

@@ -177,6 +177,8 @@ def test_optimizers_stand_next_to_each_other(small, capsys, tmp_path):
     assert cells[2][1::4] + cells[3][1::4] == table["accuracy %"].iloc[[0, 2, 1, 3]].tolist()
     assert all("(1 of 2 seeds)" in cell for cell in table["accuracy %"])
     assert (tmp_path / "paper" / "rules.html").read_text().count("explored %") == 2
+    run("--rules", "static", "--densities", "0.3", "--no-run")
+    assert capsys.readouterr().out.split("rows\n\n")[1].startswith("not measured yet\n")
 
 
 def test_trainings_that_fail_or_diverge_are_told(small, monkeypatch, tmp_path, capsys):
