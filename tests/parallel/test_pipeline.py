@@ -25,6 +25,7 @@ from largesparse import (
     load_model,
     predict,
     predict_proba,
+    save_model,
 )
 from largesparse.errors import DataError, ParameterError
 from largesparse.model import topology
@@ -32,7 +33,7 @@ from largesparse.model.layer import initial_layer
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
-from largesparse.parallel.pipeline.pipeline import Pipeline
+from largesparse.parallel.pipeline.pipeline import Pipeline, load_pipeline
 from largesparse.parallel.pipeline.split import split_layers, stages_of
 from largesparse.parallel.pipeline.stage import Place
 from largesparse.parallel.pipeline.trainer import StageTrainer
@@ -244,6 +245,17 @@ def test_evaluation_wants_as_many_targets_as_inputs():
 
     with pytest.raises(DataError, match="as many rows on all ranks"):
         run_ranks(2, evaluate)
+
+
+def test_evaluation_takes_targets_in_the_units_of_predictions(tmp_path):
+    X, _ = Case().data()
+    network = SparseMLP(NetworkConfig((8, 9, 1), loss="mean_squared_error"), progress=False)
+    network.target_mean, network.target_scale = np.array([50.0]), np.array([7.0])
+    save_model(network, tmp_path / "model")
+    pipeline = load_pipeline(tmp_path / "model", threads=1)
+    found = pipeline.predict(X)
+    assert 30 < found.mean() < 70
+    assert pipeline.evaluate(X, found)[1] == pytest.approx(1)
 
 
 def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
