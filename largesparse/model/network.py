@@ -290,20 +290,6 @@ class SparseMLP:
         """
         if optimizer.clip_norm is not None:
             clip_(self.layers, workspace.by_layer, optimizer.clip_norm)
-        given: Any = {"lazy": lazy, "sparse": sparse, "both_orders": both_orders}
-        self.apply_(workspace, optimizer, learning_rate, **given)
-
-    def apply_(
-        self,
-        workspace: Gradients,
-        optimizer: Optimizer,
-        learning_rate: float,
-        *,
-        lazy: LazyUpdates | None = None,
-        sparse: bool = False,
-        both_orders: bool = True,
-    ) -> None:
-        """Do what `update_` does with gradients that have been clipped."""
         for k, layer in enumerate(self.layers):
             if self.storage is not None and k + 1 < len(self.layers):
                 self.storage.before_update(self.layers[k + 1], workspace.gradients[k + 1])

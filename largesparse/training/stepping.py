@@ -205,22 +205,43 @@ class Stepper:
         """
         refuse_masked(X=X, y=y, sample_weight=sample_weight)
         y, rows = _checked(X, y, rows, sample_weight)
+        return self._step(X, y, rows, progress, sample_weight)
+
+    def _step(
+        self,
+        X: Any,
+        y: Any,
+        rows: NDArray[np.int64],
+        progress: float | None,
+        sample_weight: NDArray[np.float32] | None,
+    ) -> float:
+        """Do what `step` does with what has been checked."""
         factor = self._rates.factor(self.epoch if progress is None else progress)
         rate, optimizer = self.config.learning_rate * factor, self.config.optimizer_at(factor)
         self.keep_moments_()
         with self.backend.threads(self.threads):
-            if self._is_whole(X, rows):
-                loss = self._whole_step(X, y, rows, sample_weight, optimizer, rate)
-            else:
-                loss = self.gradient(X, y, rows, sample_weight)
-                sparse = self.workspace.sparse is not None
-                self.network.update_(
-                    self.workspace, optimizer, rate, lazy=self._lazy, sparse=sparse
-                )
+            loss = self._update(X, y, rows, sample_weight, optimizer, rate)
             if self.config.average_decay:
                 updates = self.state.step - self.state.average_since
                 average_(self.network.layers, self.config.average_share(updates))
         self.state.step += 1
+        return loss
+
+    def _update(
+        self,
+        X: Any,
+        y: Any,
+        rows: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None,
+        optimizer: Optimizer,
+        rate: float,
+    ) -> float:
+        """Compute a gradient and apply it; return the mean loss."""
+        if self._is_whole(X, rows):
+            return self._whole_step(X, y, rows, sample_weight, optimizer, rate)
+        loss = self.gradient(X, y, rows, sample_weight)
+        sparse = self.workspace.sparse is not None
+        self.network.update_(self.workspace, optimizer, rate, lazy=self._lazy, sparse=sparse)
         return loss
 
     @one_thread_at_a_time

@@ -26,14 +26,17 @@ from largesparse import (
     load_model,
     predict,
     predict_proba,
+    save_model,
 )
-from largesparse.errors import CheckpointError, ParameterError
+from largesparse.errors import CheckpointError, DataError, ParallelError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
+from largesparse.parallel import load_pipeline
 from largesparse.parallel.pipeline import saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
+from largesparse.parallel.pipeline.pipeline import Pipeline
 from largesparse.parallel.pipeline.split import split_layers, stages_of
 from largesparse.parallel.pipeline.stage import Place
 from largesparse.parallel.pipeline.trainer import StageTrainer
@@ -51,11 +54,11 @@ def sequential(case: Case, **fit) -> Trainer:
 
 
 def by_threads(case: Case, ranks: int, stages=None, groups: int = 1, **fit) -> list[StageTrainer]:
-    X, y = case.data()
     config = case.network_config()
     stages = stages or split_layers([1.0] * (len(config.layer_sizes) - 1), ranks // groups)
 
     def train(comm):
+        X, y = case.data()
         place = Place.of(comm.rank, groups, stages)
         layers = [initial_layer(config, k, 1) for k in place.stage.layers]
         network = SparseMLP.from_layers(config, layers)
@@ -200,6 +203,53 @@ def test_sparse_inputs_give_the_sequential_bits():
         assert_same(sequential(sparse), by_threads(sparse, 2))
 
 
+def test_groups_agree_on_a_mini_batch_of_one_sparse_row():
+    """The group that has it must not leave out weights of inputs that the row does not have."""
+    from scipy.sparse import csr_array
+
+    rows, features = 9, 80
+    X = csr_array((np.ones(rows), (np.arange(rows), 7 * np.arange(rows))), (rows, features))
+
+    class Sparse(Case):
+        def data(self):
+            return X, np.arange(rows) % 3
+
+    training = {"batch_size": 4, "micro_batch": 4, "standardize": False, "dropout": 0.0}
+    case = Sparse(
+        {"layer_sizes": (features, 6, 3)}, training | {"zeta": 0.0, "pruning_start": None}
+    )
+    expected = sequential(case).network.layers
+    for trainer in by_threads(case, 2, groups=2):
+        for layer, other in zip(expected, trainer.network.layers, strict=True):
+            np.testing.assert_allclose(layer.values, other.values, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_with_other_rows_are_refused():
+    class Shuffled(Case):
+        def data(self):
+            X, y = super().data()
+            return X[np.random.default_rng().permutation(len(X))], y
+
+    with pytest.raises(DataError, match="Ranks 0 and 1 have other rows"):
+        by_threads(Shuffled(training={"batch_size": 8}), 2, groups=2)
+
+
+def test_evaluation_wants_as_many_targets_as_inputs():
+    X, y = Case().data()
+
+    def evaluate(comm):
+        stages = stages_of((0, 2, 4))
+        place, config = Place.of(comm.rank, 1, stages), Case().network_config()
+        layers = [initial_layer(config, k, 1) for k in place.stage.layers]
+        network = SparseMLP.from_layers(config, layers)
+        network.classes = np.arange(3)
+        pipeline = Pipeline(StageTrainer(network, Case().config(), comm, place))
+        return pipeline.evaluate(*((X, None) if place.is_first else (None, y[:-1])))
+
+    with pytest.raises(DataError, match="as many rows on all ranks"):
+        run_ranks(2, evaluate)
+
+
 def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
     from largesparse import TrainingConfig, train_pipeline
 
@@ -240,6 +290,16 @@ def test_a_training_that_kept_few_activations_goes_on_and_its_settings_can_chang
     given["changes"] = {"micro_batch": 4}
     pipeline = train_pipeline(None, Case().config(epochs=3), X, y, **given)
     assert pipeline.trainer.micro_batch == 4
+
+
+def test_ranks_that_read_a_model_otherwise_are_told(tmp_path):
+    save_model(SparseMLP(Case().network_config()), tmp_path)
+
+    def load(comm):
+        with pytest.raises(ParallelError, match="disagree on the batch size: rank 0 has 4"):
+            load_pipeline(tmp_path, comm=comm, batch_size=4 + comm.rank)
+
+    run_ranks(2, load)
 
 
 def test_a_folder_that_a_rank_does_not_see_is_refused_before_training(tmp_path, monkeypatch):

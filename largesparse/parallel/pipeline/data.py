@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ...data.batches import dense_rows
 from ...data.checks import check_X
 from ...data.frames import align_frame, column_names
 from ...errors import DataError, ParameterError
@@ -21,6 +26,8 @@ from ...training.prepared import (
 from ..comm.collectives import broadcast, gather
 from ..comm.ranks import together
 from .trainer import StageTrainer
+
+COMPARED_ROWS = 64  # of those of groups, which all must have
 
 
 class Elsewhere(NamedTuple):
@@ -67,10 +74,11 @@ def prepare_stage_(trainer: StageTrainer, given: Given) -> TrainingData:
 
     X, y, test = together(comm, load)
     count, n_test = (
-        _rows(trainer, pair, name)
+        count_rows(trainer, pair, name)
         for pair, name in (((X, y), "X and y"), (test, "the test's X and y"))
     )
     assert count is not None
+    _compare_groups(trainer, X, y, count)
     network.classes = broadcast(comm, network.classes, len(place.stages) - 1)
     relative = _weights(trainer, given.sample_weight, count)
 
@@ -125,19 +133,23 @@ def _expect(trainer: StageTrainer, given: Any, name: str) -> None:
         )
 
 
-def _rows(trainer: StageTrainer, pair: tuple[Any, Any], name: str) -> int | None:
-    """Return how many rows all that have some have; None if none have."""
-    own = [None if each is None else int(each.shape[0]) for each in pair]
+def count_rows(trainer: StageTrainer, parts: tuple[Any, ...], name: str) -> int | None:
+    """Return how many rows all that have some have, on all ranks; None if none have.
+
+    `parts` are the inputs, on ranks with the first layer, or these and the targets, on those with
+    the last one, and None elsewhere.
+    """
+    own = [None if each is None else int(each.shape[0]) for each in parts]
     everyone = gather(trainer.comm, own)
     counts = {count for each in everyone or [] for count in each if count is not None}
-    wanted = 2 * trainer.place.groups
+    wanted = len(parts) * trainer.place.groups
     there = sum(count is not None for each in everyone or [] for count in each)
 
     def agree() -> None:
         if len(counts) > 1:
             raise DataError(
                 f"{name} must have as many rows on all ranks. Got {sorted(counts)}. Load the same "
-                "data on the ranks that have the first and the last layer."
+                "data on the ranks that have the first layer or the last one."
             )
         if there not in (0, wanted):
             raise ParameterError(
@@ -146,6 +158,27 @@ def _rows(trainer: StageTrainer, pair: tuple[Any, Any], name: str) -> int | None
 
     together(trainer.comm, agree if everyone is not None else lambda: None)
     return broadcast(trainer.comm, counts.pop() if counts else None)  # type: ignore[no-any-return]
+
+
+def _compare_groups(trainer: StageTrainer, X: Any, y: Any, count: int) -> None:
+    """Raise a DataError on all ranks where groups have others of the rows that are compared."""
+    place = trainer.place
+    if place.groups == 1:
+        return
+    rows = np.unique(np.linspace(0, count - 1, COMPARED_ROWS).astype(np.int64))
+    parts = None if X is None else dense_rows(X, rows), None if y is None else y[rows]
+    everyone = gather(trainer.comm, zlib.crc32(pickle.dumps(parts)))
+
+    def compare() -> None:
+        stages = len(place.stages)
+        for rank, found in enumerate(everyone or []):
+            if found != (everyone or [])[rank % stages]:
+                raise DataError(
+                    f"Ranks {rank % stages} and {rank} have other rows. Load all rows in the same "
+                    "order in every group: groups divide the rows of a mini-batch by themselves."
+                )
+
+    together(trainer.comm, compare)
 
 
 def _weights(trainer: StageTrainer, sample_weight: Any, count: int) -> Any:

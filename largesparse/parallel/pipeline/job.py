@@ -129,9 +129,7 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
     resume, network = broadcast(comm, (wanted.resume, wanted.network))
     wanted = wanted._replace(resume=resume, network=network)
     together(comm, lambda: _check(wanted, options, comm.size))
-    nodes = Nodes.of(comm)
-    node = nodes.node[comm.rank]
-    threads = wanted.config.threads or max(1, nodes.cores[node] // len(nodes.ranks(node)))
+    threads = threads_of(comm, wanted.config.threads)
 
     def load() -> StageTrainer:
         of = network if resume is None else read_network_config(resume)
@@ -158,6 +156,13 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
     }
     agree(comm, facts)
     return trainer
+
+
+def threads_of(comm: Any, threads: int | None) -> int:
+    """Return the threads of this rank: by default its part of the cores of its node."""
+    nodes = Nodes.of(comm)
+    node = nodes.node[comm.rank]
+    return threads or max(1, nodes.cores[node] // len(nodes.ranks(node)))
 
 
 def _new(
@@ -243,8 +248,8 @@ class StageRun(Run):
         """Call this rank's callbacks; return, on all ranks, whether any ends the training."""
         own = super().call_back(trainer)
         everyone = gather(trainer.comm, own)
-        stop, number = broadcast(trainer.comm, (any(everyone or [own]), trainer.noted))
-        trainer.heed(number)
+        stop, number = broadcast(trainer.comm, (any(everyone or [own]), trainer.orders.noted))
+        trainer.orders.heed(number)
         return bool(stop)
 
 
@@ -258,8 +263,8 @@ def _run(
     bar = sample_bar(trainer, rows, shown, name)
     noting: Callable[[bool], Any] = stop_request if alone else leaving.noting
     with noting(checkpoint is not None) as signals:
-        trainer.signals = signals if trainer.place.rank == 0 else None
-        run = StageRun(data, bar, trainer.agreed, checkpoint, wanted.callbacks)
+        trainer.orders.signals = signals if trainer.place.rank == 0 else None
+        run = StageRun(data, bar, trainer.orders.agreed, checkpoint, wanted.callbacks)
         try:
             with bar:
                 trainer.run(run)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.checks import check_lengths, check_X
+from ...data.checks import check_X
 from ...data.frames import align_frame
 from ...model.config import TrainingConfig
 from ...model.losses import LOSSES
@@ -18,12 +18,11 @@ from ...training.memory import prediction_batch
 from ...training.outputs import Outputs, check_outputs
 from ...training.prepared import Augment, encode
 from ...training.trainer import Callback
-from ..comm.collectives import broadcast
-from ..comm.ranks import get_communicator, together
+from ..comm.ranks import agree, get_communicator, together
 from ..comm.transfer import CHUNK_BYTES
-from .data import Elsewhere, Given
+from .data import Elsewhere, Given, count_rows
 from .flow import OUTPUTS
-from .job import PipelineOptions, Wanted, meeting, train
+from .job import PipelineOptions, Wanted, meeting, threads_of, train
 from .saving import place_of, write_stages
 from .stage import Place
 from .trainer import StageTrainer
@@ -60,6 +59,9 @@ class Pipeline:
     def outputs(self, X: Any = None) -> NDArray[np.float32] | None:
         """Return probabilities or numbers, float32 (n_samples, n_outputs), on rank 0; else None.
 
+        To the bit those of `Predictor` with the micro-batch of the training as `batch_size`, its
+        backend and its `activation_dtype`.
+
         Parameters
         ----------
         X : (n_samples, n_features) dense or CSR
@@ -74,14 +76,15 @@ class Pipeline:
         """
         trainer, place, comm = self.trainer, self.trainer.place, self.trainer.comm
         X = together(comm, lambda: self._inputs(X) if place.is_first else None)
-        count = broadcast(comm, None if X is None else int(X.shape[0]))
+        count = count_rows(trainer, (X,), "X")
+        assert count is not None
         to_outputs = LOSSES[self.network.config.loss].to_outputs
         found = np.empty((count if place.is_last else 0, self._n_outputs), dtype=np.float32)
 
         def take(rows: NDArray[np.int64], logits: Any) -> None:
             found[rows] = to_outputs(logits).T
 
-        parts = trainer.blocks_of_groups(np.arange(count))
+        parts = place.parts_of_groups(np.arange(count), trainer.micro_batch)
         with meeting(trainer):
             trainer.pass_rows(X, parts[place.group], take)
             out = self._collect(found, parts)
@@ -119,12 +122,11 @@ class Pipeline:
         def check() -> tuple[Any, Any]:
             inputs = self._inputs(X) if place.is_first else None
             targets = encode(self.network, y)[0] if place.is_last else None
-            if inputs is not None and targets is not None:
-                check_lengths(inputs, targets)
             return inputs, targets
 
         inputs, targets = together(comm, check)
-        count = broadcast(comm, None if inputs is None else int(inputs.shape[0]))
+        count = count_rows(trainer, (inputs, targets), "X and y")
+        assert count is not None
         rows = Elsewhere(count)
         with meeting(trainer):
             given = rows if inputs is None else inputs, rows if targets is None else targets
@@ -260,9 +262,11 @@ def load_pipeline(
     """
     comm = get_communicator(comm)
     bounds = None if split is None else tuple(split)
+    options = PipelineOptions(groups, bounds, chunk_bytes)
+    threads = threads_of(comm, threads)
 
     def load() -> StageTrainer:
-        options = PipelineOptions(groups, bounds, chunk_bytes).check(comm.size)
+        options.check(comm.size)
         of = read_network_config(folder)
         place = Place.of(comm.rank, groups, options.stages(of, comm.size))
         network = load_layers(folder, place.stage.layers)
@@ -270,4 +274,12 @@ def load_pipeline(
         config = TrainingConfig(batch_size=size, backend=backend, threads=threads)
         return StageTrainer(network, config, comm, place, chunk_bytes=chunk_bytes)
 
-    return Pipeline(together(comm, load))
+    trainer = together(comm, load)
+    facts = {
+        "the network": trainer.network.config,
+        "how layers are divided": (options, trainer.place.stages),
+        "the batch size": trainer.config.batch_size,
+        "the backend": trainer.backend.name,
+    }
+    agree(comm, facts)
+    return Pipeline(trainer)

@@ -12,6 +12,8 @@ from ...model.config import NetworkConfig
 from ...model.layer import LayerArrays, LayerConfig
 from .split import Stage
 
+Rows = NDArray[np.int64]
+
 
 class Place(NamedTuple):
     """A rank's part: one stage of one of several pipelines, which train on different rows.
@@ -74,6 +76,14 @@ class Place(NamedTuple):
         """Return which of so many things, in order, are this pipeline's."""
         bounds = [count * group // self.groups for group in (self.group, self.group + 1)]
         return slice(*bounds)
+
+    def parts_of_groups(self, rows: Rows, micro_batch: int) -> list[Rows]:
+        """Return the rows that each pipeline predicts: whole micro-batches, as one alone has."""
+        blocks, found = -(-len(rows) // micro_batch), []
+        for group in range(self.groups):
+            part = self._replace(group=group).part(blocks)
+            found.append(rows[part.start * micro_batch : part.stop * micro_batch])
+        return found
 
 
 class Edge:

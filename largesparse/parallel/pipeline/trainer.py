@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 
 from ...data.batches import dense_rows
 from ...errors import ParameterError
-from ...machine.signals import StopRequest
-from ...model.averages import average_
 from ...model.config import TrainingConfig
 from ...model.exploration import explored_cells
 from ...model.losses import ScoreSums, check_weights
 from ...model.network import SparseMLP, Visit, dropout_key
+from ...model.optimizer import Optimizer
 from ...training.history import EpochRecord, History
 from ...training.prepared import Augment, Rows
 from ...training.stepping import one_thread_at_a_time
@@ -34,8 +33,9 @@ from ..comm.collectives import broadcast, gather
 from ..comm.transfer import CHUNK_BYTES
 from .costs import in_flight
 from .crossing import Crossing
-from .flow import FORWARD, GRADIENTS, ORDERS, Links, one_forward_one_backward
+from .flow import FORWARD, GRADIENTS, Links, one_forward_one_backward
 from .groups import sum_over_groups_
+from .orders import Orders
 from .passes import Passes, TrainingPasses, predict
 from .saving import StageSaver
 from .stage import Edge, Place
@@ -84,8 +84,7 @@ class StageTrainer(Trainer):
         self.steps_s = 0.0  # of all steps
         self.steps_waiting_s = 0.0  # waited within them
         self.steps_bytes = 0  # sent within them
-        self.agreed = StopRequest()  # what all ranks know of the signals that rank 0 has noted
-        self.signals: StopRequest | None = None  # those of rank 0, there
+        self.orders = Orders(self.links, place)
         self.channel: Any = None  # to rank 0, or to all others, once they have connected
         self._crossing = Crossing(place, self.links, self.before)
         self._saver = StageSaver(self)
@@ -158,25 +157,30 @@ class StageTrainer(Trainer):
         """
         assert rows is not None
         started, waited, sent = time.perf_counter(), self.links.waiting_s, self.links.bytes_sent
-        self._pass_orders()
-        factor = self._rates.factor(self.epoch if progress is None else progress)
-        rate, optimizer = self.config.learning_rate * factor, self.config.optimizer_at(factor)
-        self.keep_moments_()
-        with self.backend.threads(self.threads):
-            loss = self._joined_gradient(X, y, rows, sample_weight)
-            own = self.workspace.own_gradients()
-            if optimizer.clip_norm is not None:
-                norm = optimizer.clip_norm
-                self._crossing.clip_(self.network.layers, own.by_layer, norm)
-            sparse = self.workspace.sparse is not None
-            self.network.apply_(own, optimizer, rate, lazy=self._lazy, sparse=sparse)
-            if self.config.average_decay:
-                updates = self.state.step - self.state.average_since
-                average_(self.network.layers, self.config.average_share(updates))
-        self.state.step += 1
+        self.orders.pass_on(may_stop=self._lazy is None or self._lazy.is_settled)
+        loss = self._step(X, y, rows, progress, sample_weight)
         self.steps_s += time.perf_counter() - started
         self.steps_waiting_s += self.links.waiting_s - waited
         self.steps_bytes += self.links.bytes_sent - sent
+        return loss
+
+    def _update(
+        self,
+        X: Any,
+        y: Any,
+        rows: Rows,
+        sample_weight: NDArray[np.float32] | None,
+        optimizer: Optimizer,
+        rate: float,
+    ) -> float:
+        """Compute this rank's part of a gradient and apply it: see `Stepper.step`."""
+        loss = self._joined_gradient(X, y, rows, sample_weight)
+        own = self.workspace.own_gradients()
+        if (norm := optimizer.clip_norm) is not None:
+            self._crossing.clip_(self.network.layers, own.by_layer, norm)
+            optimizer = dataclasses.replace(optimizer, clip_norm=None)  # it has been done
+        sparse = self.workspace.sparse is not None
+        self.network.update_(own, optimizer, rate, lazy=self._lazy, sparse=sparse)
         return loss
 
     def _joined_gradient(
@@ -236,7 +240,8 @@ class StageTrainer(Trainer):
             if kind == FORWARD:
                 space.turn_to_(number)
                 if self.place.is_first:
-                    touched_only = self._load(X, rows_of_X[part], alone=size == count)
+                    is_all = joined is None and size == count
+                    touched_only = self._load(X, rows_of_X[part], alone=is_all)
                 rate = 0.0 if plain else config.dropout
                 start = first_row + part.start
                 dropout = dropout_key(rate, config.seed, self.step_count, start)
@@ -275,33 +280,6 @@ class StageTrainer(Trainer):
                 return None if k == 1 and self.before is not None else layer.number
         return None
 
-    def _pass_orders(self) -> None:
-        """Let all ranks know of a signal that rank 0 has noted: all end before this mini-batch."""
-        place, orders = self.place, np.zeros(1, dtype=np.int64)
-        if place.rank == 0 and (self._lazy is None or self._lazy.is_settled):
-            orders[0] = self.noted
-        source = 0 if place.is_first and place.group else place.before
-        targets = [] if place.behind is None else [place.behind]
-        if place.rank == 0:
-            targets += place.peers[1:]
-        if source is not None:
-            self.links.wait(self.links.receive([orders], source, ORDERS))
-        for transfer in [self.links.send([orders], target, ORDERS) for target in targets]:
-            self.links.wait(transfer)
-        self.heed(int(orders[0]))
-        self.agreed.check()
-
-    @property
-    def noted(self) -> int:
-        """The signal that rank 0 has noted; 0 for none."""
-        signals = self.signals
-        return 0 if signals is None or signals.signal is None else int(signals.signal)
-
-    def heed(self, number: int) -> None:
-        """Note a signal of which all ranks know now."""
-        if number and self.agreed.signal is None:
-            self.agreed.note(number)
-
     # ----------------------------------------------------------------------- evaluation
     def evaluate(
         self, X: Any, y: Any, rows: Any = None, sample_weight: Any = None
@@ -321,7 +299,7 @@ class StageTrainer(Trainer):
         offsets: Any = None,
     ) -> tuple[float, ScoreSums]:
         """Return summed loss and score sums, on all ranks: see `Stepper.sum_scores`."""
-        rows = self.blocks_of_groups(rows)[self.place.group]
+        rows = self.place.parts_of_groups(rows, self.micro_batch)[self.place.group]
         found: list[Any] = [0.0, ScoreSums()]
 
         def take(chosen: Rows, outputs: Any) -> None:
@@ -339,16 +317,6 @@ class StageTrainer(Trainer):
             sums.merge(each[1])
         total: tuple[float, ScoreSums] = broadcast(self.comm, (loss, sums))
         return total
-
-    def blocks_of_groups(self, rows: Rows) -> list[Rows]:
-        """Return the rows that each pipeline computes: whole micro-batches, as one alone has."""
-        size = self.workspace.micro_batch
-        blocks = -(-len(rows) // size)
-        found = []
-        for group in range(self.place.groups):
-            part = self.place._replace(group=group).part(blocks)
-            found.append(rows[part.start * size : part.stop * size])
-        return found
 
     def pass_rows(self, X: Any, rows: Rows, take: Any) -> None:
         """Pass rows through this pipeline; the last rank calls take(rows, logits) for each part."""
