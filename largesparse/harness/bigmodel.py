@@ -60,7 +60,7 @@ from ..parallel.comm.ranks import Alone, get_communicator, together
 from ..parallel.options import ParallelOptions, phase_one_length
 from ..parallel.pipeline.plan import memory_of_machines
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
-from ..training.checkpoint import read_history
+from ..training.checkpoint import read_history, read_notes
 from ..training.history import EpochRecord, History
 from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
 from ..training.prediction import MAX_PROCESSES, Predictor
@@ -71,6 +71,8 @@ from ..training.warming import warm_up
 from .bigmodel_pipeline import (
     check_flags,
     describe_stages,
+    describe_start,
+    forget_noted_,
     has_ends,
     is_pipeline,
     plan_pipeline,
@@ -81,7 +83,6 @@ from .comparison import (
     compare_with_table_4,
     describe_new_epochs,
     describe_plan,
-    describe_settings,
     describe_training,
     describe_use,
 )
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     init_s = time.perf_counter() - started
     if trainer is not None:  # on rank 0
         connections = trainer.network.connections
-        print(describe_training(trainer, resumed=options.resume is not None))
+        print(describe_training(trainer.config, trainer.state, resumed=bool(options.resume)))
         print(f"initialised in {show_seconds(init_s)}: {connections:,} connections", flush=True)
     history = train(job, comm, trainer, data)
     if trainer is not None:
@@ -170,11 +171,12 @@ def run_stages(job: Job, comm: Any, data: Any) -> int:
     mine = leads or has_ends(job.plan, comm.rank)
     make = functools.partial(make_large_classification, **data_parameters(options))
     data = together(comm, lambda: data or make() if mine else None)  # rank 0 has made it
-    own: dict[str, Any] = {"resume": options.resume}
+    own: dict[str, Any] = {"resume": options.resume, "changes": changes_of(options)}
     if leads:
-        print(describe_settings(job.training), flush=True)
+        print(describe_start(options.resume, job.training, own["changes"]), flush=True)
         own |= {"checkpoint": options.checkpoint, "callbacks": [print_epochs]}
-        own["notes"] = {NOTES: flags_of(options) | job.plan.micro_batching.settings()}
+        chosen = job.plan.micro_batching.settings() | {"backend": job.plan.request.backend}
+        own["notes"] = {NOTES: flags_of(options) | chosen}
     found = train_stages(options, job.plan, job.config, job.training, data, comm=comm, **own)
     if found is not None:
         record, history = found
@@ -198,6 +200,8 @@ def parse(
         options = parse_resumable(parser, argv, required="neurons", notes=NOTES)
     except SystemExit as end:
         return int(end.code or 0)
+    if options.resume:
+        forget_noted_(options, read_notes(options.resume).get(NOTES, {}), ranks)
     if ranks > 1 and options.processes > 1:
         raise ParameterError(
             "The 'processes' parameter of bigmodel must be 1 under mpiexec, where all ranks "
@@ -208,8 +212,9 @@ def parse(
         parallel_options(options)
     if ranks > 1 and options.storage is not None:
         raise ParameterError(
-            "The 'storage' parameter of bigmodel is for one rank: under mpiexec the ranks share "
-            f"memory. Got {options.storage!r}. Start it without mpiexec, or leave it out."
+            "The 'storage' parameter of bigmodel is for one process: under mpiexec the ranks keep "
+            f"what they have in memory. Got {options.storage!r}. Start it without mpiexec, or "
+            "leave it out."
         )
     if options.storage is not None:
         Storage(options.storage)  # checks the folder
@@ -380,6 +385,12 @@ def data_parameters(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that replace what the run which goes on had."""
+    names = ("micro_batch", "keep_every", "activation_dtype", "backend")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 def initialise(job: Job) -> Trainer:
     """Make the network, or read the checkpoint."""
     options, training = job.options, job.training
@@ -388,10 +399,7 @@ def initialise(job: Job) -> Trainer:
         threads = resolve_threads(training.threads, "bigmodel")
         trainer = Trainer(SparseMLP(job.config, threads=threads, storage=storage), training)
     else:
-        changes = {"epochs": options.epochs, "threads": training.threads}
-        for name in ("micro_batch", "keep_every", "activation_dtype", "backend"):
-            if getattr(options, name) is not None:
-                changes[name] = getattr(options, name)
+        changes = {"epochs": options.epochs, "threads": training.threads, **changes_of(options)}
         trainer = load_checkpoint(options.resume, storage=storage, **changes)
         if trainer.network.config != job.config:
             raise ParameterError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from ..errors import ParameterError, check_range
@@ -10,12 +11,20 @@ from ..model.config import NetworkConfig, TrainingConfig
 from ..model.optimizer import OPTIMIZERS
 from ..parallel.pipeline.pipeline import train_pipeline
 from ..parallel.pipeline.plan import Machine, PipelinePlan, Request, choose_pipeline_plan
+from ..training.manifest import open_training
 from ..training.memory_plan import GIB
+from ..training.state import TrainingState
 from .bigmodel_record import Trained, record_of
+from .comparison import describe_training
 from .records import RunRecord
 
 NAME = "pipeline"
-OF_OTHERS = ("phase_one_epochs", "slots", "ranks_per_node", "keep_every")  # flags, of --algorithm
+OF_OTHERS = {  # flags, with what they may be
+    "phase_one_epochs": (None,),
+    "slots": (None,),
+    "ranks_per_node": (None,),
+    "keep_every": (None, 1),
+}
 OWN = {"groups": 1, "split": "auto"}  # and of this one, with their defaults
 
 
@@ -24,13 +33,28 @@ def is_pipeline(options: argparse.Namespace, ranks: int) -> bool:
     return ranks > 1 and options.algorithm == NAME
 
 
+def forget_noted_(options: argparse.Namespace, noted: dict[str, Any], ranks: int) -> None:
+    """Give flags of another algorithm their defaults where the run that goes on had others.
+
+    `noted` are those that it was started with, which are this one's defaults.
+    """
+    defaults: dict[str, Any] = {}
+    if options.algorithm == NAME:
+        defaults |= dict.fromkeys(OF_OTHERS)
+    if not is_pipeline(options, ranks):
+        defaults |= OWN
+    for name, value in defaults.items():
+        if name in noted and getattr(options, name) == noted[name]:
+            setattr(options, name, value)
+
+
 def check_flags(options: argparse.Namespace, ranks: int) -> None:
     """Raise `ParameterError` for flags of another algorithm than the one that is named.
 
     There are at most as many groups as ranks.
     """
     if options.algorithm == NAME:
-        wrong = [name for name in OF_OTHERS if getattr(options, name) not in (None, 1)]
+        wrong = [name for name, fine in OF_OTHERS.items() if getattr(options, name) not in fine]
         problem = f"is not one of --algorithm {NAME}"
     else:
         wrong = [name for name, value in OWN.items() if getattr(options, name) != value]
@@ -76,6 +100,15 @@ def has_ends(plan: PipelinePlan, rank: int) -> bool:
     """Return whether a rank has the first or the last layers, and so needs the data."""
     stages = len(plan.stages)
     return rank % stages in (0, stages - 1)
+
+
+def describe_start(resume: str | None, training: TrainingConfig, changes: dict[str, Any]) -> str:
+    """Return the settings of a training that begins now, or of the checkpoint that it resumes."""
+    if resume is None:
+        return describe_training(training, None, resumed=False)
+    found = open_training(resume)[2]
+    used = argparse.Namespace(**dataclasses.asdict(training) | found["config"] | changes)
+    return describe_training(used, TrainingState.from_dict(found, None), resumed=True)
 
 
 def train_stages(

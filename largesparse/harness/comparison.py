@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..machine.sizes import show_seconds
-from ..model.config import NetworkConfig, TrainingConfig
+from ..model.config import NetworkConfig
 from ..training.history import EpochRecord, History
 from ..training.memory import GIB
 from .presets import FEATURES, nearest_row, nominal_parameters
 from .records import RunRecord, median_of
-
-if TYPE_CHECKING:
-    from ..training.trainer import Trainer
 
 
 def describe_plan(config: NetworkConfig, plan: object) -> str:
@@ -31,17 +28,16 @@ def describe_plan(config: NetworkConfig, plan: object) -> str:
     return "\n".join([*lines, "memory plan", str(plan)])
 
 
-def describe_training(trainer: Trainer, *, resumed: bool) -> str:
-    """Return the settings of a training that begins now, or goes on."""
-    text = describe_settings(trainer.config)
+def describe_training(used: Any, state: Any, *, resumed: bool) -> str:
+    """Return the settings of a training that begins now, or goes on; `state` says where."""
+    text = describe_settings(used)
     if not resumed:
         return text
-    samples = trainer.state.samples
-    part = f", and {samples:,} samples of the next" if samples else ""
-    return f"{text}, as in the checkpoint\nresumed after epoch {trainer.epoch}{part}"
+    part = f", and {state.samples:,} samples of the next" if state.samples else ""
+    return f"{text}, as in the checkpoint\nresumed after epoch {state.epoch}{part}"
 
 
-def describe_settings(used: TrainingConfig) -> str:
+def describe_settings(used: Any) -> str:
     """Return the settings of a training in a line."""
     return (
         f"training: learning rate {used.learning_rate:g} ({used.schedule}), batch "

@@ -39,6 +39,7 @@ from ..training.memory import GIB
 from . import pages
 from .cluster import Cluster, plan_cluster
 from .ladder import (
+    FIELDS,
     GUESS,
     RUNGS,
     TABLE_4_SAMPLES,
@@ -303,12 +304,14 @@ def make_page(records: pd.DataFrame, shown: pd.DataFrame, figures: Mapping[str, 
 
 
 def pipeline_efficiency(records: pd.DataFrame) -> float:
-    """Return how much of the bound the last pipeline recorded reached; 1 where there is none.
+    """Return how much of the bound the largest pipeline recorded reached; 1 where there is none.
 
-    The bound is that its ranks wait for no more than the pipeline to fill and to empty.
+    The bound is that its ranks wait for no more than the pipeline to fill and to empty. Groups of
+    one rank each fill nothing.
     """
     runs = records[(records["kind"] == "bigmodel") & (records["algorithm"] == "pipeline")]
-    rows = [row for row in record_rows(runs) if row["bubble"] and row["least_bubble"] is not None]
+    runs = runs.sort_values("connections", kind="stable")
+    rows = [row for row in record_rows(runs) if row["bubble"] and row["least_bubble"]]
     if not rows:
         print("pipeline: none recorded; it is taken to wait only while it fills and empties")
         return 1.0
@@ -329,13 +332,16 @@ def show_cluster(options: argparse.Namespace) -> None:
         costs = GUESS
         print(f"costs: guesses, since {options.out} has no runs")
     else:
-        run = record_rows(runs.sort_values("connections"))[-1]
+        run = record_rows(runs.sort_values("connections", kind="stable"))[-1]
         costs = measured_costs(run)
         cores = min(available_threads(), int((run["threads"] or 1) * (run["ranks"] or 1)))
         one_core = {
             name: cores * getattr(costs, name)
-            for name in ("init", "training", "inference", "evolution")
+            for field, name in FIELDS.items()
+            if run[field] is not None  # else it is the guess, which is of one core
         }
+        if run["bubble"]:  # what the ranks of a pipeline waited is another figure
+            one_core["training"] *= 1 - statistics.fmean(run["bubble"])
         costs = costs._replace(**one_core)
         print(f"costs: of the run with {run['connections']:,.0f} connections, {cores} cores")
     print(f"training: {1e9 * costs.training:.2f} ns a connection, sample and core")

@@ -88,8 +88,16 @@ def try_writing(folder: Path) -> None:
 
     Errors are those of `replacing`.
     """
+    with trying_writing(folder):
+        pass
+
+
+@contextmanager
+def trying_writing(folder: Path) -> Iterator[Path]:
+    """Give a folder within another, for other processes to write to: see `try_writing`."""
     with _writing(folder) as beside:
         (beside / MANIFEST).write_bytes(b"\0" * 4096)
+        yield beside
 
 
 @contextmanager

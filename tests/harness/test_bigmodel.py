@@ -16,7 +16,8 @@ from helpers import TOOLS
 
 from largesparse import NetworkConfig, load_checkpoint, read_records
 from largesparse.backends import get_backend
-from largesparse.harness import bigmodel, records
+from largesparse.errors import ParameterError
+from largesparse.harness import bigmodel, bigmodel_pipeline, records
 from largesparse.harness.comparison import compare_with_table_4
 from largesparse.machine import environment
 from largesparse.machine.exit_codes import run_command
@@ -438,6 +439,30 @@ def test_bad_sizes_are_refused(run, flag, value):
 def test_bad_settings_are_refused(run, arguments, words):
     assert_refused(run("--out", "r.jsonl", *arguments), *words)
     assert left() == []
+
+
+@pytest.mark.parametrize(
+    ("noted", "arguments", "ranks", "refused"),
+    [
+        ({"algorithm": "pipeline", "groups": 2}, [], 1, None),
+        ({"algorithm": "pipeline", "split": "memory"}, ["--algorithm=wasap"], 2, None),
+        ({"slots": 2, "keep_every": 3}, ["--algorithm=pipeline"], 2, None),
+        ({"slots": 2}, ["--algorithm=pipeline", "--slots=1"], 2, "slots"),
+        ({"groups": 1}, ["--groups=2"], 2, "groups"),
+    ],
+)
+def test_what_a_run_of_another_algorithm_was_given_does_not_bar_it(
+    noted, arguments, ranks, refused
+):
+    parser = bigmodel.make_parser()
+    parser.set_defaults(**noted)  # as `parse_resumable` does
+    options = parser.parse_args(arguments)
+    bigmodel_pipeline.forget_noted_(options, noted, ranks)
+    if refused:
+        with pytest.raises(ParameterError, match=refused):
+            bigmodel_pipeline.check_flags(options, ranks)
+    else:
+        bigmodel_pipeline.check_flags(options, ranks)
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "cuda"], ["--recipe", "cake"], ["--nonsense"]])

@@ -440,6 +440,16 @@ def test_costs_of_a_cluster_are_those_of_one_core(recorded, monkeypatch, capsys)
     assert re.search(r"layers x width +10 x 100,000,000", printed)
 
 
+def test_what_the_ranks_of_a_pipeline_waited_is_not_counted_twice(recorded, capsys):
+    waited = {"algorithm": "pipeline", "ranks": 1, "threads": 1, "init_s": None}
+    large = record_of(2000, **waited, bubble=[0.5, 0.5], least_bubble=0.2)
+    out = recorded(large, record_of(1000, **waited, bubble=[0.9], least_bubble=0.0))
+    assert scaling.main(["--cluster=1B", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "training: 1.00 ns a connection" in printed  # half of 2 ns
+    assert "ranks waited 50% of a step, at the least 20%" in printed
+
+
 # As a user runs it
 
 

@@ -6,6 +6,7 @@ Most of it is by ranks that are threads of this process; what needs MPI is in tw
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,11 @@ from largesparse import (
     predict_proba,
     save_model,
 )
-from largesparse.errors import DataError, ParameterError
+from largesparse.errors import CheckpointError, DataError, ParallelError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
+from largesparse.parallel import load_pipeline
+from largesparse.parallel.pipeline import saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
@@ -281,6 +284,52 @@ def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
     monkeypatch.setattr(topology, "MAX_CONNECTIONS", 100)  # int32 counts 2**31 - 1
     with pytest.raises(ParameterError, match="at most 100, which int32 counts"):
         train_pipeline(config, plain, X, y, progress=False)
+
+
+def test_a_training_that_kept_few_activations_goes_on_and_its_settings_can_change(tmp_path):
+    from largesparse import train_pipeline
+
+    X, y = Case().data()
+    before = Trainer(SparseMLP(Case().network_config()), Case().config(epochs=1, keep_every=2))
+    before.fit(X, y, progress=False, checkpoint=tmp_path)
+    given = {"resume": tmp_path, "progress": False}
+    pipeline = train_pipeline(None, Case().config(epochs=2), X, y, **given)
+    assert pipeline.trainer.config.keep_every == 1
+    expected = Trainer(SparseMLP(Case().network_config()), Case().config(epochs=2))
+    expected.fit(X, y, progress=False)
+    assert_same_layers(expected.network, pipeline.network.layers)
+    given["changes"] = {"micro_batch": 4}
+    pipeline = train_pipeline(None, Case().config(epochs=3), X, y, **given)
+    assert pipeline.trainer.micro_batch == 4
+
+
+def test_ranks_that_read_a_model_otherwise_are_told(tmp_path):
+    save_model(SparseMLP(Case().network_config()), tmp_path)
+
+    def load(comm):
+        with pytest.raises(ParallelError, match="disagree on the batch size: rank 0 has 4"):
+            load_pipeline(tmp_path, comm=comm, batch_size=4 + comm.rank)
+
+    run_ranks(2, load)
+
+
+def test_a_folder_that_a_rank_does_not_see_is_refused_before_training(tmp_path, monkeypatch):
+    @contextmanager
+    def on_this_host(folder):
+        yield folder / "of-rank-0"
+
+    monkeypatch.setattr(saving, "trying_writing", on_this_host)
+
+    def check(comm):
+        place = Place.of(comm.rank, 1, stages_of((0, 2, 4)))
+        layers = [initial_layer(Case().network_config(), k, 1) for k in place.stage.layers]
+        network = SparseMLP.from_layers(Case().network_config(), layers)
+        with pytest.raises(CheckpointError, match="all hosts share"):
+            StageTrainer(network, Case().config(), comm, place).check_saving(tmp_path / "run")
+
+    run_ranks(2, check)
+    monkeypatch.undo()
+    assert not (tmp_path / "run").exists()
 
 
 # --------------------------------------------------------------------------- under mpiexec

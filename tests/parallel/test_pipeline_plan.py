@@ -181,6 +181,7 @@ def test_ranks_that_cannot_be_divided_are_refused():
         (3, {"groups": 2}, "must divide the number of ranks, 3"),
         (2, {"groups": 3}, "'groups'"),
         (2, {"split": "best"}, "'split'"),
+        (4, {"groups": 4, "batch_size": 3}, "'batch_size'"),
     ):
         with pytest.raises(ParameterError, match=word):
             choose_pipeline_plan(request_of(ranks=ranks, **fields))

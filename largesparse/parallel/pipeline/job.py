@@ -88,6 +88,7 @@ class Wanted(NamedTuple):
     resume: str | Path | None
     progress: bool | None
     notes: dict[str, Any] | None = None
+    changes: dict[str, Any] | None = None  # of the configuration of a checkpoint
 
 
 def train(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTrainer:
@@ -128,9 +129,7 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
     resume, network = broadcast(comm, (wanted.resume, wanted.network))
     wanted = wanted._replace(resume=resume, network=network)
     together(comm, lambda: _check(wanted, options, comm.size))
-    nodes = Nodes.of(comm)
-    node = nodes.node[comm.rank]
-    threads = wanted.config.threads or max(1, nodes.cores[node] // len(nodes.ranks(node)))
+    threads = threads_of(comm, wanted.config.threads)
 
     def load() -> StageTrainer:
         of = network if resume is None else read_network_config(resume)
@@ -138,7 +137,8 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
         if resume is None:
             made, config, state = _new(of, wanted.config, place, threads)
         else:
-            made, config, state = _resumed(resume, wanted.config, place, threads)
+            changes = {"epochs": wanted.config.epochs, "threads": threads} | (wanted.changes or {})
+            made, config, state = _resumed(resume, changes, place)
         state.notes.update(wanted.notes or {})
         state.parallel = None
         given: Any = {"chunk_bytes": options.chunk_bytes, "augment": wanted.augment}
@@ -158,6 +158,13 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
     return trainer
 
 
+def threads_of(comm: Any, threads: int | None) -> int:
+    """Return the threads of this rank: by default its part of the cores of its node."""
+    nodes = Nodes.of(comm)
+    node = nodes.node[comm.rank]
+    return threads or max(1, nodes.cores[node] // len(nodes.ranks(node)))
+
+
 def _new(
     network: NetworkConfig, config: TrainingConfig, place: Place, threads: int
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
@@ -169,12 +176,12 @@ def _new(
 
 
 def _resumed(
-    folder: str | Path, config: TrainingConfig, place: Place, threads: int
+    folder: str | Path, changes: dict[str, Any], place: Place
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
     """Return what a checkpoint has of a rank's layers, and of the training."""
     network, before, state = read_checkpoint(folder, numbers=place.stage.layers)
     assert state.folder is not None
-    changes = {"epochs": config.epochs, "threads": threads}
+    changes = {"keep_every": 1, **changes}  # the result is the same
     now = resumed_config(before, changes, state.folder, network.config.layer_sizes)
     _refuse(network.config, now)
     if (state.parallel or {}).get("replicas"):

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ...data.checks import check_targets, check_X
 from ...data.frames import align_frame
-from ...machine.environment import expand_user
 from ...model.config import TrainingConfig
 from ...model.losses import LOSSES
 from ...training.checkpoint import load_layers, read_network_config
@@ -19,13 +18,12 @@ from ...training.memory import prediction_batch
 from ...training.outputs import Outputs, check_outputs
 from ...training.prepared import Augment, encode
 from ...training.trainer import Callback
-from ..comm.collectives import broadcast
-from ..comm.ranks import get_communicator, together
+from ..comm.ranks import agree, get_communicator, together
 from ..comm.transfer import CHUNK_BYTES
 from .data import Elsewhere, Given, count_rows
 from .flow import OUTPUTS
-from .job import PipelineOptions, Wanted, meeting, train
-from .saving import write_stages
+from .job import PipelineOptions, Wanted, meeting, threads_of, train
+from .saving import place_of, write_stages
 from .stage import Place
 from .trainer import StageTrainer
 
@@ -150,8 +148,7 @@ class Pipeline:
         CheckpointError
             On all ranks, where one cannot write to the folder, which all must see.
         """
-        place: Path = broadcast(self.trainer.comm, expand_user(folder).resolve())
-        write_stages(self.trainer, place, training=False)
+        write_stages(self.trainer, place_of(folder, self.trainer.comm), training=False)
 
     def _in_outputs(self, y: Any) -> Any:
         """Return targets in the units of the outputs: see `SparseMLP.target_mean`."""
@@ -188,6 +185,7 @@ def train_pipeline(
     progress: bool | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     notes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> Pipeline:
     """Train a network whose layers are divided over the ranks of an MPI job.
 
@@ -235,6 +233,9 @@ def train_pipeline(
         Largest message.
     notes : dict, optional
         What checkpoints keep: see `Trainer.notes`.
+    changes : dict, optional
+        Fields of the configuration of `resume` to replace, as of `load_checkpoint`; the same on all
+        ranks.
 
     Returns
     -------
@@ -253,7 +254,7 @@ def train_pipeline(
     >>> labels = pipeline.predict(X_test)  # on rank 0  # doctest: +SKIP
     """
     given = Given(X, y, test, sample_weight)
-    own = augment, tuple(callbacks), checkpoint, resume, progress, notes
+    own = augment, tuple(callbacks), checkpoint, resume, progress, notes, changes
     bounds = None if split is None else tuple(split)
     options = PipelineOptions(groups, bounds, chunk_bytes)
     return Pipeline(train(Wanted(network, config, given, *own), options, comm))
@@ -277,9 +278,11 @@ def load_pipeline(
     """
     comm = get_communicator(comm)
     bounds = None if split is None else tuple(split)
+    options = PipelineOptions(groups, bounds, chunk_bytes)
+    threads = threads_of(comm, threads)
 
     def load() -> StageTrainer:
-        options = PipelineOptions(groups, bounds, chunk_bytes).check(comm.size)
+        options.check(comm.size)
         of = read_network_config(folder)
         place = Place.of(comm.rank, groups, options.stages(of, comm.size))
         network = load_layers(folder, place.stage.layers)
@@ -287,4 +290,12 @@ def load_pipeline(
         config = TrainingConfig(batch_size=size, backend=backend, threads=threads)
         return StageTrainer(network, config, comm, place, chunk_bytes=chunk_bytes)
 
-    return Pipeline(together(comm, load))
+    trainer = together(comm, load)
+    facts = {
+        "the network": trainer.network.config,
+        "how layers are divided": (options, trainer.place.stages),
+        "the batch size": trainer.config.batch_size,
+        "the backend": trainer.backend.name,
+    }
+    agree(comm, facts)
+    return Pipeline(trainer)

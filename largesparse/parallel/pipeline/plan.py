@@ -318,6 +318,11 @@ def check_request(request: Request) -> None:
             f"The 'groups' parameter of a pipeline must divide the number of ranks, {ranks}. Got "
             f"{request.groups} instead."
         )
+    if request.batch_size < request.groups:
+        raise ParameterError(
+            f"The 'batch_size' parameter of a pipeline must be at least the number of groups, "
+            f"{request.groups}, which divide it. Got {request.batch_size} instead."
+        )
     if request.split not in SPLITS:
         raise ParameterError(
             f"The 'split' parameter of a pipeline must be one of {', '.join(SPLITS)}. Got "

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...machine.environment import expand_user
-from ...machine.folders import replacing
+from ...machine.folders import replacing, trying_writing
 from ...machine.signals import saved_in
 from ...training.checkpoint import Files, checkpoint_manifest, write_layers, write_rest
 from ...training.saving import check_checkpoint_folder, writing
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from .trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
+
+
+def place_of(folder: str | Path, comm: Any) -> Path:
+    """Return the folder that rank 0 names, as it understands it: another has no home, perhaps."""
+    found = together(comm, lambda: expand_user(folder).resolve() if comm.rank == 0 else None)
+    place: Path = broadcast(comm, found)
+    return place
 
 
 def write_stages(trainer: StageTrainer, folder: Path, *, training: bool) -> None:
@@ -94,7 +101,7 @@ class StageSaver:
     def save(self, folder: str | Path) -> bool:
         """Write a checkpoint; where that fails, rank 0 says so, and the training goes on."""
         state, comm = self.trainer.state, self.trainer.comm
-        place = broadcast(comm, expand_user(folder).resolve())
+        place = place_of(folder, comm)
         try:
             if place != state.folder:  # another training may have begun there meanwhile
                 together(comm, lambda: self._check(place))
@@ -125,6 +132,27 @@ class StageSaver:
         checkpoint_manifest(trainer.config, trainer.state)
         nbytes = copies * sum(everyone or [0])
         together(trainer.comm, lambda: self._check(Path(folder), nbytes))
+        self._check_shared(folder)
+
+    def _check_shared(self, folder: str | Path) -> None:
+        """Raise on all ranks where one that is to write cannot write to the folder of rank 0."""
+        comm, place = self.trainer.comm, self.trainer.place
+
+        def write(beside: Path) -> None:
+            try:
+                (beside / f"rank-{place.rank}").write_bytes(b"")
+            except OSError as error:
+                raise CheckpointError(
+                    f"Cannot write to the folder that rank 0 has made in {beside.parent}: {error}. "
+                    "Name one for checkpoints that all hosts share."
+                ) from error
+
+        with ExitStack() as stack:
+            begin: AbstractContextManager[Any] = nullcontext()
+            if place.rank == 0:
+                begin = trying_writing(expand_user(folder).resolve())
+            beside = broadcast(comm, together(comm, lambda: stack.enter_context(begin)))
+            together(comm, lambda: write(beside) if place.group == 0 else None)
 
     def rescue(self, folder: str | Path) -> Path | None:
         """Save a training that ends now elsewhere, if its last checkpoint failed; return where."""
@@ -132,7 +160,7 @@ class StageSaver:
         if not trainer.state.is_unsaved:
             return None
         trainer.state.is_unsaved = False
-        folder = expand_user(folder).resolve()
+        folder = place_of(folder, comm)
         for parent in (folder.parent, None):  # None: the folder of temporary files
             place = None
             if trainer.place.rank == 0:
