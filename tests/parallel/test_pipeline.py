@@ -31,7 +31,6 @@ from largesparse import (
 from largesparse.errors import CheckpointError, DataError, ParallelError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
-from largesparse.parallel import load_pipeline
 from largesparse.parallel.pipeline import saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
