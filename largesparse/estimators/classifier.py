@@ -86,7 +86,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     growth_candidates : float >= 1
         Random cells that "gradient" looks at for every connection that grows; "topology" looks at
         half as many, at least one.
-    redistribute : bool
+    redistribute, keep_active : bool
         Whether connections move between hidden layers: one threshold tells which go, and others
         grow in proportion to those that a layer has left.
     shrink_start, shrink_end : int; int or None

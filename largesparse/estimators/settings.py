@@ -95,6 +95,7 @@ class Settings(BaseEstimator):
     growth: str | Rule = "random"
     growth_candidates: float = 4.0
     redistribute: bool = False
+    keep_active: bool = False
     shrink_start: int = 0
     shrink_end: int | None = None
     pruning_start: int | None = None

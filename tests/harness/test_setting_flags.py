@@ -37,6 +37,7 @@ VALUES = {  # none is a default
     "growth": "gradient",
     "growth_candidates": 7.0,
     "redistribute": True,
+    "keep_active": True,
     "shrink_start": 2,
     "shrink_end": 4,
 }
@@ -80,6 +81,7 @@ def test_what_is_not_given_is_the_command_s():
     fields = {name: getattr(NetworkConfig((2, 2)), name) for name in NETWORK}
     fields |= {name: getattr(TrainingConfig(), name) for name in TRAINING}
     own = {"schedule": ("cosine", "cosine"), "dropout": ("auto", 0.0)}
+    own["keep_active"] = (False, True)
     own |= {name: ("auto", fields[name]) for name in ("learning_rate", "weight_decay")}
     for name, default in fields.items():
         of_either = model, network if name in NETWORK else training

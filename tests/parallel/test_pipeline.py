@@ -26,15 +26,16 @@ from largesparse import (
     load_model,
     predict,
     predict_proba,
+    save_model,
 )
-from largesparse.errors import CheckpointError, DataError, ParameterError
+from largesparse.errors import CheckpointError, DataError, ParallelError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
 from largesparse.parallel.pipeline import saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
-from largesparse.parallel.pipeline.pipeline import Pipeline
+from largesparse.parallel.pipeline.pipeline import Pipeline, load_pipeline
 from largesparse.parallel.pipeline.split import split_layers, stages_of
 from largesparse.parallel.pipeline.stage import Place
 from largesparse.parallel.pipeline.trainer import StageTrainer
@@ -248,6 +249,17 @@ def test_evaluation_wants_as_many_targets_as_inputs():
         run_ranks(2, evaluate)
 
 
+def test_evaluation_takes_targets_in_the_units_of_predictions(tmp_path):
+    X, _ = Case().data()
+    network = SparseMLP(NetworkConfig((8, 9, 1), loss="mean_squared_error"), progress=False)
+    network.target_mean, network.target_scale = np.array([50.0]), np.array([7.0])
+    save_model(network, tmp_path / "model")
+    pipeline = load_pipeline(tmp_path / "model", threads=1)
+    found = pipeline.predict(X)
+    assert 30 < found.mean() < 70
+    assert pipeline.evaluate(X, found)[1] == pytest.approx(1)
+
+
 def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
     from largesparse import TrainingConfig, train_pipeline
 
@@ -288,6 +300,16 @@ def test_a_training_that_kept_few_activations_goes_on_and_its_settings_can_chang
     given["changes"] = {"micro_batch": 4}
     pipeline = train_pipeline(None, Case().config(epochs=3), X, y, **given)
     assert pipeline.trainer.micro_batch == 4
+
+
+def test_ranks_that_read_a_model_otherwise_are_told(tmp_path):
+    save_model(SparseMLP(Case().network_config()), tmp_path)
+
+    def load(comm):
+        with pytest.raises(ParallelError, match="disagree on the batch size: rank 0 has 4"):
+            load_pipeline(tmp_path, comm=comm, batch_size=4 + comm.rank)
+
+    run_ranks(2, load)
 
 
 def test_a_folder_that_a_rank_does_not_see_is_refused_before_training(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.errors import MemoryPlanError, ParameterError
+from largesparse.parallel.pipeline.choice import choose_pipeline_plan
 from largesparse.parallel.pipeline.costs import in_flight, plan_stage
-from largesparse.parallel.pipeline.plan import Machine, Request, choose_pipeline_plan, make_plan
+from largesparse.parallel.pipeline.plan import Machine, Request, make_plan
 from largesparse.parallel.pipeline.split import Stage, split_stages
 from largesparse.parallel.pipeline.stage import Edge
 from largesparse.parallel.pipeline.workspace import StageWorkspace
@@ -181,6 +182,7 @@ def test_ranks_that_cannot_be_divided_are_refused():
         (3, {"groups": 2}, "must divide the number of ranks, 3"),
         (2, {"groups": 3}, "'groups'"),
         (2, {"split": "best"}, "'split'"),
+        (4, {"groups": 4, "batch_size": 3}, "'batch_size'"),
     ):
         with pytest.raises(ParameterError, match=word):
             choose_pipeline_plan(request_of(ranks=ranks, **fields))

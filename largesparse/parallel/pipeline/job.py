@@ -31,9 +31,10 @@ from ..comm.guard import guard
 from ..comm.nodes import Nodes
 from ..comm.ranks import agree, get_communicator, together
 from ..comm.transfer import CHUNK_BYTES, check_chunk_bytes
+from .choice import check_stages
 from .costs import bubble_share, layer_passes
 from .data import Given, prepare_stage_
-from .plan import Request, check_stages, memory_of_machines
+from .plan import Request, memory_of_machines
 from .split import Stage, split_layers, stages_of
 from .stage import Place
 from .trainer import StageTrainer
@@ -131,9 +132,7 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
     resume, network = broadcast(comm, (wanted.resume, wanted.network))
     wanted = wanted._replace(resume=resume, network=network)
     together(comm, lambda: _check(wanted, options, comm.size))
-    nodes = Nodes.of(comm)
-    node = nodes.node[comm.rank]
-    threads = wanted.config.threads or max(1, nodes.cores[node] // len(nodes.ranks(node)))
+    threads = threads_of(comm, wanted.config.threads)
 
     def load() -> StageTrainer:
         of = network if resume is None else read_network_config(resume)
@@ -160,6 +159,13 @@ def make_trainer(wanted: Wanted, options: PipelineOptions, comm: Any) -> StageTr
     }
     agree(comm, facts)
     return trainer
+
+
+def threads_of(comm: Any, threads: int | None) -> int:
+    """Return the threads of this rank: by default its part of the cores of its node."""
+    nodes = Nodes.of(comm)
+    node = nodes.node[comm.rank]
+    return threads or max(1, nodes.cores[node] // len(nodes.ranks(node)))
 
 
 def _new(
