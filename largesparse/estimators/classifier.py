@@ -86,9 +86,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseSparseMLP):
     growth_candidates : float >= 1
         Random cells that "gradient" looks at for every connection that grows; "topology" looks at
         half as many, at least one.
-    redistribute, keep_active : bool
+    redistribute : bool
         Whether connections move between hidden layers: one threshold tells which go, and others
         grow in proportion to those that a layer has left.
+    keep_active : bool
+        Whether evolution leaves every neuron its last connection on either side.
     shrink_start, shrink_end : int; int or None
         Epochs over which a network with a `start_factor` becomes smaller; None is half of all.
     pruning_start : int or None
