@@ -29,9 +29,9 @@ class SparseMLPRegressor(RegressorMixin, BaseSparseMLP):
     zeta_decay, evolve_output, drop, drop_factor, growth, growth_candidates, redistribute, \
     keep_active, shrink_start, shrink_end, pruning_start, pruning_every, pruning_percentile, \
     dropout, label_smoothing, average_decay, optimizer, learning_rate, schedule, momentum, \
-    weight_decay, beta2, adam_epsilon, step_counts, connection_warmup, clip_norm, batch_size, max_epochs, \
-    early_stopping, validation_fraction, patience, standardize, linear_start, warm_start, \
-    random_state, n_jobs, backend, verbose
+    weight_decay, beta2, adam_epsilon, step_counts, connection_warmup, clip_norm, batch_size, \
+    max_epochs, early_stopping, validation_fraction, patience, standardize, linear_start, \
+    warm_start, random_state, n_jobs, backend, verbose
         As in `SparseMLPClassifier`; a linear start is by ridge regression, and there are no labels
         to smooth.
 
