@@ -9,8 +9,9 @@ from typing import Any
 from ..errors import ParameterError, check_range
 from ..model.config import NetworkConfig, TrainingConfig
 from ..model.optimizer import OPTIMIZERS
+from ..parallel.pipeline.choice import choose_pipeline_plan
 from ..parallel.pipeline.pipeline import train_pipeline
-from ..parallel.pipeline.plan import Machine, PipelinePlan, Request, choose_pipeline_plan
+from ..parallel.pipeline.plan import Machine, PipelinePlan, Request
 from ..training.manifest import open_training
 from ..training.memory_plan import GIB
 from ..training.state import TrainingState

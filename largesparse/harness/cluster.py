@@ -20,8 +20,9 @@ from ..model.config import NetworkConfig
 from ..model.topology import MAX_CONNECTIONS
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.transfer import CHUNK_BYTES
+from ..parallel.pipeline.choice import find_plan, sample_cost
 from ..parallel.pipeline.costs import PASSES, stage_passes
-from ..parallel.pipeline.plan import Machine, PipelinePlan, Request, find_plan, sample_cost
+from ..parallel.pipeline.plan import Machine, PipelinePlan, Request
 from ..parallel.plan import FIRST_BASE, Workload, plan_parallel
 from ..parallel.shared.slots import slot_sizes
 from ..parallel.shared.weights import Shape, SharedTopology, shared_size

@@ -45,7 +45,7 @@ def neuron_importance(layer: SparseLayer) -> Float32:
     magnitudes = np.abs(layer.values)
     sums = np.bincount(layer.topology.indices, weights=magnitudes, minlength=layer.n_out)
     if layer.config.normalised:
-        sums *= np.abs(gain_and_shift(layer.parameters)[0])
+        sums = sums * np.abs(gain_and_shift(layer.parameters)[0])  # without connections an int64
     return sums.astype(np.float32)
 
 

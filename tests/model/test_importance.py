@@ -33,7 +33,7 @@ from largesparse import (
 from largesparse.backends import get_backend
 from largesparse.errors import CheckpointError, ParameterError
 from largesparse.machine.threads import kernel_threads
-from largesparse.model.evolution import evolve
+from largesparse.model.evolution import evolve, remove_connections
 from largesparse.model.rule_state import RuleState
 from largesparse.model.topology import Topology
 from largesparse.model.workspace import Workspace
@@ -169,6 +169,15 @@ def test_many_neurons_without_connections_do_not_stop_the_pruning():
     prune_neurons(network, 10)
     assert network.layers[0].n_living == 200 - math.ceil(0.1 * 199)
     assert not neuron_importance(network.layers[0])[network.layers[0].dead].any()
+
+
+def test_a_normalised_layer_without_connections_can_be_pruned():
+    network = SparseMLP(NetworkConfig((3, 4, 2), epsilon=3, batch_norm=True), progress=False)
+    layer = network.layers[0]
+    remove_connections(layer, np.zeros(layer.nnz, dtype=bool))
+    assert neuron_importance(layer).tolist() == [0] * 4
+    prune_neurons(network, 50)
+    assert layer.dead is not None and layer.dead.sum() == 2
 
 
 def test_a_threshold_in_place_of_a_percentile():

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.errors import MemoryPlanError, ParameterError
+from largesparse.parallel.pipeline.choice import choose_pipeline_plan
 from largesparse.parallel.pipeline.costs import in_flight, plan_stage
-from largesparse.parallel.pipeline.plan import Machine, Request, choose_pipeline_plan, make_plan
+from largesparse.parallel.pipeline.plan import Machine, Request, make_plan
 from largesparse.parallel.pipeline.split import Stage, split_stages
 from largesparse.parallel.pipeline.stage import Edge
 from largesparse.parallel.pipeline.workspace import StageWorkspace

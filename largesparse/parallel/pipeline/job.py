@@ -31,9 +31,10 @@ from ..comm.guard import guard
 from ..comm.nodes import Nodes
 from ..comm.ranks import agree, get_communicator, together
 from ..comm.transfer import CHUNK_BYTES, check_chunk_bytes
+from .choice import check_stages
 from .costs import bubble_share, layer_passes
 from .data import Given, prepare_stage_
-from .plan import Request, check_stages, memory_of_machines
+from .plan import Request, memory_of_machines
 from .split import Stage, split_layers, stages_of
 from .stage import Place
 from .trainer import StageTrainer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.checks import check_X
+from ...data.checks import check_targets, check_X
 from ...data.frames import align_frame
 from ...model.config import TrainingConfig
 from ...model.losses import LOSSES
@@ -116,12 +116,20 @@ class Pipeline:
         return None if found is None else Outputs.of(self.network).to_predictions(found)
 
     def evaluate(self, X: Any = None, y: Any = None) -> tuple[float, float]:
-        """Return mean loss and score over rows, on all ranks: see `Stepper.evaluate`."""
+        """Return mean loss and score over rows, on all ranks: see `Stepper.evaluate`.
+
+        y is in the units of `predict`; the loss is in those of the outputs, where these are others.
+
+        Raises
+        ------
+        DataError
+            On all ranks, where X or y cannot be used, or they have not as many rows.
+        """
         trainer, place, comm = self.trainer, self.trainer.place, self.trainer.comm
 
         def check() -> tuple[Any, Any]:
             inputs = self._inputs(X) if place.is_first else None
-            targets = encode(self.network, y)[0] if place.is_last else None
+            targets = encode(self.network, self._in_outputs(y))[0] if place.is_last else None
             return inputs, targets
 
         inputs, targets = together(comm, check)
@@ -141,6 +149,14 @@ class Pipeline:
             On all ranks, where one cannot write to the folder, which all must see.
         """
         write_stages(self.trainer, place_of(folder, self.trainer.comm), training=False)
+
+    def _in_outputs(self, y: Any) -> Any:
+        """Return targets in the units of the outputs: see `SparseMLP.target_mean`."""
+        mean, scale = self.network.target_mean, self.network.target_scale
+        if mean is None and scale is None:
+            return y
+        targets = check_targets(y, self._n_outputs)
+        return (targets - (0.0 if mean is None else mean)) / (1.0 if scale is None else scale)
 
     @property
     def _n_outputs(self) -> int:
