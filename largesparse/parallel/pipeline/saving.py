@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +180,9 @@ class StageSaver:
             try:
                 self.write(place)
             except CheckpointError:
+                if trainer.place.rank == 0:
+                    with suppress(OSError):
+                        place.rmdir()
                 continue
             if trainer.place.rank == 0:
                 logger.error("The training is %s", saved_in(place))
