@@ -31,7 +31,7 @@ from largesparse import (
 from largesparse.errors import CheckpointError, DataError, ParallelError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
-from largesparse.parallel.pipeline import saving
+from largesparse.parallel.pipeline import pipeline, saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
@@ -294,6 +294,8 @@ def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
         (SparseMLP(config, progress=False), plain, {}, "NetworkConfig. Got SparseMLP"),
         (config, plain, {"groups": 2}, "'groups'"),
         (config, plain, {"split": (0, 2, 4)}, "2 bounds from 0 to 4"),
+        (config, plain, {"split": 4}, "such as \\(0, 3, 5\\). Got 4"),
+        (config, plain, {"split": (0, 4.0)}, "must be whole numbers"),
         (config, {}, {}, "TrainingConfig"),
     ):
         with pytest.raises(ParameterError, match=told):
@@ -324,7 +326,9 @@ def test_a_training_that_kept_few_activations_goes_on_and_its_settings_can_chang
     assert pipeline.trainer.micro_batch == 4
 
 
-def test_ranks_that_read_a_model_otherwise_are_told(tmp_path):
+def test_ranks_that_read_a_model_otherwise_are_told(tmp_path, monkeypatch):
+    for name, function in (("threads_of", lambda *_: 1), ("get_communicator", lambda comm: comm)):
+        monkeypatch.setattr(pipeline, name, function)  # these ranks are no MPI's
     save_model(SparseMLP(Case().network_config()), tmp_path)
 
     def load(comm):
