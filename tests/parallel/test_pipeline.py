@@ -294,6 +294,8 @@ def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
         (SparseMLP(config, progress=False), plain, {}, "NetworkConfig. Got SparseMLP"),
         (config, plain, {"groups": 2}, "'groups'"),
         (config, plain, {"split": (0, 2, 4)}, "2 bounds from 0 to 4"),
+        (config, plain, {"split": 4}, "such as \\(0, 3, 5\\). Got 4"),
+        (config, plain, {"split": (0, 4.0)}, "must be whole numbers"),
         (config, {}, {}, "TrainingConfig"),
     ):
         with pytest.raises(ParameterError, match=told):
