@@ -108,7 +108,7 @@ from .presets import (
     nearest_row,
 )
 from .records import RunRecord, append_record, check_output, has_record
-from .resuming import flags_of, parse_resumable
+from .resuming import check_network, flags_of, parse_resumable
 from .setting_flags import NETWORK, TRAINING, given_settings
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
@@ -459,11 +459,7 @@ def initialise(job: Job) -> Trainer:
     else:
         changes = {"epochs": options.epochs, "threads": training.threads, **changes_of(options)}
         trainer = load_checkpoint(options.resume, storage=storage, **changes)
-        if trainer.network.config != job.config:
-            raise ParameterError(
-                f"The 'resume' parameter names a checkpoint of another network: "
-                f"{trainer.network.config}. Repeat the command that wrote it."
-            )
+        check_network(trainer.network.config, job.config)
     names = ("micro_batch", "activation_dtype")
     used = {name: getattr(trainer.micro_batching, name) for name in names}
     used["backend"] = trainer.backend.name

@@ -11,12 +11,14 @@ from ..model.config import NetworkConfig, TrainingConfig
 from ..parallel.pipeline.choice import choose_pipeline_plan
 from ..parallel.pipeline.pipeline import train_pipeline
 from ..parallel.pipeline.plan import Machine, PipelinePlan, Request
+from ..training.checkpoint import read_network_config
 from ..training.manifest import open_training
 from ..training.memory_plan import GIB
 from ..training.state import TrainingState
 from .bigmodel_record import Trained, record_of
 from .comparison import describe_training
 from .records import RunRecord
+from .resuming import check_network
 
 NAME = "pipeline"
 OF_OTHERS = {  # flags, with what they may be
@@ -81,6 +83,8 @@ def plan_pipeline(
     once: int,
 ) -> PipelinePlan:
     """Return which rank has which layers, the micro-batch, and what each rank takes."""
+    if options.resume:
+        check_network(read_network_config(options.resume), config)
     request = Request(
         config,
         options.batch_size,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ParameterError
+from ..model.config import NetworkConfig
 from ..training.checkpoint import has_checkpoint, read_notes
 
 OWN = ("checkpoint", "resume", "plan")  # flags of every start of their own
@@ -55,6 +56,15 @@ def parse_resumable(
     options.resume = resume
     options.checkpoint = options.checkpoint or resume
     return options
+
+
+def check_network(found: NetworkConfig, wanted: NetworkConfig) -> None:
+    """Raise `ParameterError` where a checkpoint's network is not the one that flags describe."""
+    if found != wanted:
+        raise ParameterError(
+            f"The 'resume' parameter names a checkpoint of another network: {found}. Repeat the "
+            "command that wrote it."
+        )
 
 
 def flags_of(options: argparse.Namespace) -> dict[str, Any]:

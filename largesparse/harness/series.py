@@ -77,6 +77,7 @@ def series_of(run: Mapping[str, Any]) -> str:
         "coverage": "random",
         "activation_dtype": "bfloat16" if wide else "float32",
         "algorithm": "sequential" if ranks == 1 else "wasap",
+        "groups": 1,
     }
     old = usual | {"activation_dtype": "float32"}  # records lack what was not to be chosen then
     found = {name: old[name] if run[name] is None else run[name] for name in usual}

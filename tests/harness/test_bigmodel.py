@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import TOOLS
 
-from largesparse import NetworkConfig, load_checkpoint, read_records
+from largesparse import NetworkConfig, SparseMLP, load_checkpoint, read_records, save_model
 from largesparse.backends import get_backend
 from largesparse.errors import ParameterError
 from largesparse.harness import bigmodel, bigmodel_pipeline, records, resuming
@@ -23,6 +23,7 @@ from largesparse.harness.comparison import compare_with_table_4
 from largesparse.machine import environment
 from largesparse.machine.exit_codes import run_command
 from largesparse.model.density import hidden_connections
+from largesparse.parallel.pipeline.plan import Machine
 from largesparse.training import trainer as training_module
 from largesparse.training.checkpoint import read_notes
 from largesparse.training.memory import available_memory
@@ -490,6 +491,19 @@ def test_what_a_run_of_another_algorithm_was_given_does_not_bar_it(
             bigmodel_pipeline.check_flags(options, ranks)
     else:
         bigmodel_pipeline.check_flags(options, ranks)
+
+
+def test_a_pipeline_does_not_go_on_with_another_network(tmp_path):
+    save_model(SparseMLP(NetworkConfig((64, 30, 2), epsilon=3.0)), tmp_path)
+    parser = bigmodel.make_parser()
+    options = parser.parse_args(["--neurons=1k", "--features=64", "--algorithm=pipeline"])
+    options.resume = str(tmp_path)
+    known = {"activation_dtype": "float32", "backend": "scipy", "once": 0}
+    machines = (Machine((0, 1), 2**40),)
+    with pytest.raises(ParameterError, match="another network"):
+        bigmodel_pipeline.plan_pipeline(
+            options, bigmodel.network_config(options), machines, **known
+        )
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "cuda"], ["--recipe", "cake"], ["--nonsense"]])

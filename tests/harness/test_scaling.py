@@ -460,6 +460,13 @@ def test_costs_of_a_cluster_are_those_of_one_core(recorded, monkeypatch, capsys)
     assert re.search(r"layers x width +10 x 100,000,000", printed)
 
 
+def test_groups_of_a_pipeline_have_a_line_of_their_own(recorded):
+    ranks = {"algorithm": "pipeline", "ranks": 4}
+    table = run_table(read_records(recorded(*(record_of(900, **ranks, groups=g) for g in (1, 2)))))
+    first, second = table["series"]
+    assert second == first.replace("pipeline", "pipeline, 2 groups") != first
+
+
 def test_what_the_ranks_of_a_pipeline_waited_is_not_counted_twice(recorded, capsys):
     waited = {"algorithm": "pipeline", "ranks": 1, "threads": 1, "init_s": None}
     large = record_of(2000, **waited, bubble=[0.5, 0.5], least_bubble=0.2)

@@ -31,7 +31,7 @@ from largesparse import (
 from largesparse.errors import CheckpointError, DataError, ParallelError, ParameterError
 from largesparse.model import topology
 from largesparse.model.layer import initial_layer
-from largesparse.parallel.pipeline import saving
+from largesparse.parallel.pipeline import pipeline, saving
 from largesparse.parallel.pipeline.data import Given, prepare_stage_
 from largesparse.parallel.pipeline.flow import BACKWARD, FORWARD, one_forward_one_backward
 from largesparse.parallel.pipeline.job import PipelineOptions
@@ -39,6 +39,7 @@ from largesparse.parallel.pipeline.pipeline import Pipeline, load_pipeline
 from largesparse.parallel.pipeline.split import split_layers, stages_of
 from largesparse.parallel.pipeline.stage import Place
 from largesparse.parallel.pipeline.trainer import StageTrainer
+from largesparse.training.prepared import prepare_
 
 MEASURED = ("loss", "train_accuracy", "test_accuracy", "validation_accuracy", "running_loss")
 MEASURED += ("nnz", "active_neurons", "explored")
@@ -52,22 +53,28 @@ def sequential(case: Case, **fit) -> Trainer:
     return trainer
 
 
+def begun(case: Case, comm, groups: int, stages, **fit):
+    """Return the trainer of a rank, and its data."""
+    X, y = case.data()
+    place, config = Place.of(comm.rank, groups, stages), case.network_config()
+    layers = [initial_layer(config, k, 1) for k in place.stage.layers]
+    network = SparseMLP.from_layers(config, layers)
+    options = {name: fit[name] for name in ("augment", "chunk_bytes") if name in fit}
+    trainer = StageTrainer(network, case.config(), comm, place, **options)
+    trainer.meet()
+    first, last = place.is_first, place.is_last
+    test = (X[:9] if first else None, y[:9] if last else None)
+    own = Given(X if first else None, y if last else None, test, fit.get("sample_weight"))
+    return trainer, prepare_stage_(trainer, own)
+
+
 def by_threads(case: Case, ranks: int, stages=None, groups: int = 1, **fit) -> list[StageTrainer]:
-    config = case.network_config()
-    stages = stages or split_layers([1.0] * (len(config.layer_sizes) - 1), ranks // groups)
+    layers = len(case.network_config().layer_sizes) - 1
+    stages = stages or split_layers([1.0] * layers, ranks // groups)
 
     def train(comm):
-        X, y = case.data()
-        place = Place.of(comm.rank, groups, stages)
-        layers = [initial_layer(config, k, 1) for k in place.stage.layers]
-        network = SparseMLP.from_layers(config, layers)
-        options = {"augment": fit.get("augment"), "chunk_bytes": fit.get("chunk_bytes", 2**28)}
-        trainer = StageTrainer(network, case.config(), comm, place, **options)
-        trainer.meet()
-        first, last = place.is_first, place.is_last
-        test = (X[:9] if first else None, y[:9] if last else None)
-        own = Given(X if first else None, y if last else None, test, fit.get("sample_weight"))
-        trainer.train(prepare_stage_(trainer, own), progress=False)
+        trainer, data = begun(case, comm, groups, stages, **fit)
+        trainer.train(data, progress=False)
         return trainer
 
     return run_ranks(ranks, train)
@@ -223,6 +230,21 @@ def test_groups_agree_on_a_mini_batch_of_one_sparse_row():
             np.testing.assert_allclose(layer.values, other.values, rtol=1e-5, atol=1e-6)
 
 
+def test_the_first_group_has_the_loss_of_all():
+    """So that its sum over an epoch is the same whatever the epoch was saved after."""
+    case = Case(training={"batch_size": 8})
+
+    def step(comm):
+        trainer, data = begun(case, comm, 2, stages_of((0, 4)))
+        return trainer.step(data.X, data.y, np.arange(8))
+
+    trainer = Trainer(SparseMLP(case.network_config(), progress=False), case.config())
+    X, y = case.data()
+    data = prepare_(trainer.network, case.config(), X, y)
+    expected = trainer.step(data.X, data.y, np.arange(8))
+    assert run_ranks(2, step) == [pytest.approx(expected), 0]
+
+
 def test_groups_with_other_rows_are_refused():
     class Shuffled(Case):
         def data(self):
@@ -272,6 +294,8 @@ def test_what_a_pipeline_cannot_do_is_refused(monkeypatch):
         (SparseMLP(config, progress=False), plain, {}, "NetworkConfig. Got SparseMLP"),
         (config, plain, {"groups": 2}, "'groups'"),
         (config, plain, {"split": (0, 2, 4)}, "2 bounds from 0 to 4"),
+        (config, plain, {"split": 4}, "such as \\(0, 3, 5\\). Got 4"),
+        (config, plain, {"split": (0, 4.0)}, "must be whole numbers"),
         (config, {}, {}, "TrainingConfig"),
     ):
         with pytest.raises(ParameterError, match=told):
@@ -302,7 +326,28 @@ def test_a_training_that_kept_few_activations_goes_on_and_its_settings_can_chang
     assert pipeline.trainer.micro_batch == 4
 
 
-def test_ranks_that_read_a_model_otherwise_are_told(tmp_path):
+@pytest.mark.parametrize("step", ["replacing", "write_layers", "write_rest"])
+def test_a_checkpoint_that_cannot_be_written_ends_no_rank(tmp_path, monkeypatch, step):
+    def fail(*_, **__):
+        raise OSError("the disk is full")
+
+    def save(comm):
+        place = Place.of(comm.rank, 1, stages_of((0, 2, 4)))
+        layers = [initial_layer(Case().network_config(), k, 1) for k in place.stage.layers]
+        network = SparseMLP.from_layers(Case().network_config(), layers)
+        trainer = StageTrainer(network, Case().config(), comm, place)
+        return trainer.save(tmp_path / "run"), trainer.state.is_unsaved
+
+    monkeypatch.setattr(saving, step, fail)
+    assert run_ranks(2, save) == [(False, True)] * 2
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    assert run_ranks(2, save) == [(True, False)] * 2
+
+
+def test_ranks_that_read_a_model_otherwise_are_told(tmp_path, monkeypatch):
+    for name, function in (("threads_of", lambda *_: 1), ("get_communicator", lambda comm: comm)):
+        monkeypatch.setattr(pipeline, name, function)  # these ranks are no MPI's
     save_model(SparseMLP(Case().network_config()), tmp_path)
 
     def load(comm):

@@ -136,5 +136,8 @@ def step_bytes(
 
 
 def summed_bytes(terms: Sequence[LayerTerms], groups: int) -> int:
-    """Return the bytes that a step moves between groups, to sum the gradients of these layers."""
-    return 2 * (groups - 1) * sum(each.gradient for each in terms) + 8 * (groups - 1)
+    """Return the bytes that a step moves between groups, to sum the gradients of these layers.
+
+    The loss is summed with them, and an order is passed on, 8 bytes each.
+    """
+    return (groups - 1) * (2 * sum(each.gradient for each in terms) + 3 * 8)

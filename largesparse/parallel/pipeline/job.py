@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,11 @@ class PipelineOptions(NamedTuple):
     groups: int = 1
     split: tuple[int, ...] | None = None
     chunk_bytes: int = CHUNK_BYTES
+
+    @classmethod
+    def of(cls, groups: int, split: Any, chunk_bytes: int) -> PipelineOptions:
+        """Return what a caller has given; `stages` refuses a split that is none."""
+        return cls(groups, tuple(split) if isinstance(split, Iterable) else split, chunk_bytes)
 
     def check(self, size: int) -> PipelineOptions:
         """Return these, where they can be used by so many ranks."""

@@ -255,8 +255,7 @@ def train_pipeline(
     """
     given = Given(X, y, test, sample_weight)
     own = augment, tuple(callbacks), checkpoint, resume, progress, notes, changes
-    bounds = None if split is None else tuple(split)
-    options = PipelineOptions(groups, bounds, chunk_bytes)
+    options = PipelineOptions.of(groups, split, chunk_bytes)
     return Pipeline(train(Wanted(network, config, given, *own), options, comm))
 
 
@@ -277,8 +276,7 @@ def load_pipeline(
     computed at once on a rank; the rest is as for `train_pipeline` and `load_model`.
     """
     comm = get_communicator(comm)
-    bounds = None if split is None else tuple(split)
-    options = PipelineOptions(groups, bounds, chunk_bytes)
+    options = PipelineOptions.of(groups, split, chunk_bytes)
     threads = threads_of(comm, threads)
 
     def load() -> StageTrainer:

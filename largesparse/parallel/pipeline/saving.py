@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +51,8 @@ def write_stages(trainer: StageTrainer, folder: Path, *, training: bool) -> None
         def begin() -> Path | None:
             if not leads:
                 return None
-            stack.enter_context(writing(folder))
-            return stack.enter_context(replacing(folder))
+            with writing(folder):
+                return stack.enter_context(replacing(folder))
 
         def write(beside: Path) -> Files | None:
             if not writes:
@@ -68,17 +68,19 @@ def write_stages(trainer: StageTrainer, folder: Path, *, training: bool) -> None
         found = gather(comm, own)
 
         def complete() -> None:
-            if found is not None:
-                total = Files({}, [], [])
-                for each in (each for each, _ in found if each is not None):
-                    total.files.update(each.files)
-                    total.nnz.extend(each.nnz)
-                    total.explored.extend(each.explored)
-                manifest = {"kind": "model"}
-                if training:
-                    manifest = _manifest_of(trainer, sum(loss for _, loss in found))
+            if found is None:
+                return
+            total = Files({}, [], [])
+            for each in (each for each, _ in found if each is not None):
+                total.files.update(each.files)
+                total.nnz.extend(each.nnz)
+                total.explored.extend(each.explored)
+            manifest = {"kind": "model"}
+            if training:
+                manifest = _manifest_of(trainer, sum(loss for _, loss in found))
+            with writing(folder):
                 write_rest(beside, trainer.network, manifest, total)
-            stack.close()  # which replaces the checkpoint before
+                stack.close()  # which replaces the checkpoint before
 
         together(comm, complete)
 
@@ -148,10 +150,14 @@ class StageSaver:
                 ) from error
 
         with ExitStack() as stack:
-            begin: AbstractContextManager[Any] = nullcontext()
-            if place.rank == 0:
-                begin = trying_writing(expand_user(folder).resolve())
-            beside = broadcast(comm, together(comm, lambda: stack.enter_context(begin)))
+
+            def begin() -> Path | None:
+                if place.rank > 0:
+                    return None
+                with writing(Path(folder)):
+                    return stack.enter_context(trying_writing(expand_user(folder).resolve()))
+
+            beside = broadcast(comm, together(comm, begin))
             together(comm, lambda: write(beside) if place.group == 0 else None)
 
     def rescue(self, folder: str | Path) -> Path | None:
@@ -174,6 +180,9 @@ class StageSaver:
             try:
                 self.write(place)
             except CheckpointError:
+                if trainer.place.rank == 0:
+                    with suppress(OSError):
+                        place.rmdir()
                 continue
             if trainer.place.rank == 0:
                 logger.error("The training is %s", saved_in(place))

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ...errors import ParameterError
 
 StageCost = Callable[[int, int, int], float]  # of a rank that owns the layers [first, last)
@@ -125,10 +127,12 @@ def _fill(
 
 def stages_of(bounds: Iterable[int]) -> tuple[Stage, ...]:
     """Return the stages between bounds given by hand: (0, 3, 5) are layers 0 to 2, and 3 and 4."""
-    bounds = tuple(bounds)
-    pairs = list(itertools.pairwise(bounds))
-    if not pairs or bounds[0] != 0 or any(last <= first for first, last in pairs):
+    found = tuple(bounds) if isinstance(bounds, Iterable) else ()
+    pairs = list(itertools.pairwise(found))
+    whole = all(isinstance(bound, int | np.integer) for bound in found)
+    if not pairs or not whole or found[0] != 0 or any(last <= first for first, last in pairs):
         raise ParameterError(
-            f"The bounds of stages must start at 0 and rise, such as (0, 3, 5). Got {bounds}."
+            "The bounds of stages must be whole numbers that start at 0 and rise, such as "
+            f"(0, 3, 5). Got {bounds} instead."
         )
-    return tuple(Stage(first, last) for first, last in pairs)
+    return tuple(Stage(int(first), int(last)) for first, last in pairs)

@@ -152,8 +152,7 @@ class StageTrainer(Trainer):
     ) -> float:
         """Make one update from a mini-batch; return this rank's part of its mean loss.
 
-        That is all of it on the last rank, of several pipelines the sum over theirs, and 0 on
-        others.
+        That is all of it on the last rank of the first pipeline, and 0 on others.
         """
         assert rows is not None
         started, waited, sent = time.perf_counter(), self.links.waiting_s, self.links.bytes_sent
@@ -197,9 +196,11 @@ class StageTrainer(Trainer):
         loss = self.gradient(X, y, rows[part], weights, **given)
         if joined is not None:
             own = self.workspace.own_gradients()
-            sum_over_groups_(self.links, self.place, own.arrays(), GRADIENTS)
+            of_groups = np.array([loss] if self.place.is_last else [])
+            sum_over_groups_(self.links, self.place, [*own.arrays(), of_groups], GRADIENTS)
             if self.place.is_last:
                 self.network.finish_gradient(own)
+                loss = float(of_groups[0]) if self.place.group == 0 else 0.0
         return loss
 
     @one_thread_at_a_time
@@ -218,8 +219,8 @@ class StageTrainer(Trainer):
     ) -> float:
         """Compute a gradient of the layers of this rank: see `Stepper.gradient`.
 
-        `rows_of_X` are the rows of X where these are others than those of y. Return what `step`
-        does.
+        `rows_of_X` are the rows of X where these are others than those of y. Return the part of the
+        mean loss that is of these rows, on the last rank, and 0 on others.
         """
         space, config, network = self.workspace, self.config, self.network
         space.resize_([layer.nnz for layer in self._between_edges(network.layers)])
