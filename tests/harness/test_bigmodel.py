@@ -23,6 +23,8 @@ from largesparse.harness.comparison import compare_with_table_4
 from largesparse.machine import environment
 from largesparse.machine.exit_codes import run_command
 from largesparse.model.density import hidden_connections
+from largesparse.parallel.comm.nodes import Nodes
+from largesparse.parallel.pipeline.plan import Machine
 from largesparse.training import trainer as training_module
 from largesparse.training.checkpoint import read_notes
 from largesparse.training.memory import available_memory
@@ -487,6 +489,23 @@ def test_what_a_run_of_another_algorithm_was_given_does_not_bar_it(
             bigmodel_pipeline.check_flags(options, ranks)
     else:
         bigmodel_pipeline.check_flags(options, ranks)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "name"),
+    [
+        ("pipeline", ["--redistribute"], "redistribute"),
+        ("pipeline", ["--density=0.1", "--start-factor=2"], "start_factor"),
+        ("wasap", ["--redistribute"], "redistribute"),
+        ("wasap", ["--average-decay=0.9"], "average_decay"),
+    ],
+)
+def test_what_an_algorithm_cannot_do_is_refused_by_the_plan(algorithm, flags, name):
+    options = bigmodel.make_parser().parse_args([*TINY, "--algorithm", algorithm, *flags])
+    nodes, memory = Nodes([0, 0], [2], ["one"]), 2**33
+    machines = (Machine((0, 1), memory),) if algorithm == "pipeline" else memory
+    with pytest.raises(ParameterError, match=f"'{name}'.* training"):
+        bigmodel.plan_run(options, nodes, machines)
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "cuda"], ["--recipe", "cake"], ["--nonsense"]])
