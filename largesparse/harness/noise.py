@@ -135,7 +135,13 @@ def reference_kernel() -> Callable[[], Any]:
 
 def is_heavy(noise: Any) -> bool:
     """Say whether a record's noise tells of heavy steal."""
-    return isinstance(noise, Mapping) and (noise.get(STEAL) or 0.0) >= HEAVY_STEAL
+    return (_number(noise, STEAL) or 0.0) >= HEAVY_STEAL
+
+
+def _number(noise: Any, name: str) -> float | None:
+    """Return what a record, which others may have written, has by a name if it is a number."""
+    value = noise.get(name) if isinstance(noise, Mapping) else None
+    return value if isinstance(value, int | float) else None
 
 
 def describe_noise(noise: Any) -> str:
@@ -148,9 +154,9 @@ def describe_noise(noise: Any) -> str:
     >>> describe_noise({"steal": 0.0, "spread": 0.02, "score": 0.02})
     'quiet 0.02'
     """
-    if not isinstance(noise, Mapping) or noise.get("score") is None:
+    score = _number(noise, "score")
+    if score is None:
         return ""
-    score = noise["score"]
     word = "very noisy" if score >= VERY_NOISY else "noisy" if score >= NOISY else "quiet"
     steal = f"HEAVY STEAL {noise[STEAL]:.0%}, ".replace("%", " %") if is_heavy(noise) else ""
     return f"{steal}{word} {score:.2f}"

@@ -59,7 +59,7 @@ def test_words():
     stolen = {"steal": 0.21, "spread": 0.1, "score": 0.21}
     assert describe_noise(stolen) == "HEAVY STEAL 21 %, noisy 0.21" and is_heavy(stolen)
     assert describe_noise({"score": 0.4, "steal": 0.0}) == "very noisy 0.40"
-    for nothing in (None, float("nan"), {}, "much"):
+    for nothing in (None, float("nan"), {}, "much", {"score": "x", "steal": [1]}):
         assert describe_noise(nothing) == "" and not is_heavy(nothing)
 
 
