@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ParameterError, check_range
 from ..model.config import NetworkConfig, TrainingConfig
 from ..parallel.pipeline.choice import choose_pipeline_plan
+from ..parallel.pipeline.job import check_settings
 from ..parallel.pipeline.pipeline import train_pipeline
 from ..parallel.pipeline.plan import Machine, PipelinePlan, Request
 from ..training.checkpoint import read_network_config
@@ -82,7 +83,11 @@ def plan_pipeline(
     backend: str,
     once: int,
 ) -> PipelinePlan:
-    """Return which rank has which layers, the micro-batch, and what each rank takes."""
+    """Return which rank has which layers, the micro-batch, and what each rank takes.
+
+    Settings that layers on several ranks cannot have are refused before.
+    """
+    check_settings(config, training)
     if options.resume:
         check_network(read_network_config(options.resume), config)
     request = Request(

@@ -8,15 +8,17 @@ meter.result()
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-STEAL, SPREAD = "steal", "spread"
+STEAL, WAITED, SPREAD = "steal", "waited", "spread"
 HEAVY_STEAL = 0.05  # from which on a figure is not shown without saying so
 NOISY, VERY_NOISY = 0.1, 0.25  # noise scores
 SIZE, DEGREE, BATCH = 2000, 20, 64  # of the reference kernel: 0.6 MiB, which a cache of a core has
@@ -30,10 +32,12 @@ class NoiseMeter(ContextDecorator):
 
     `steal` is the share of the processor time that was asked for and went to other guests of the
     host (Linux tells it, other systems do not: None); `load` the cores that were busy on the
-    average, with whatever runs on the machine; `cores` how many there are. `reference_s` are the
-    times of a kernel that never changes (`reference_seconds`), before, between and after, and
-    `spread` is their tenth to their ninetieth percentile, divided by their median. `score` is the
-    larger of steal and spread: 0 is a quiet machine. It also decorates functions.
+    average, with whatever runs on the machine; `cores` how many there are. `waited` is the share of
+    the time that the measuring thread would have run and waited for a core, which others had (None
+    but on Linux). `reference_s` are the times of a kernel that never changes (`reference_seconds`),
+    before, between and after, and `spread` is their tenth to their ninetieth percentile, divided by
+    their median. `score` is the largest of steal, waited and spread: 0 is a quiet machine. It also
+    decorates functions.
     """
 
     def __init__(self) -> None:
@@ -46,6 +50,8 @@ class NoiseMeter(ContextDecorator):
     def __enter__(self) -> NoiseMeter:
         _meters.append(self)
         self._started, self._before = time.monotonic(), psutil.cpu_times()
+        self._thread = threading.get_native_id()
+        self._ran = core_seconds(self._thread)
         self.tick()
         return self
 
@@ -67,13 +73,15 @@ class NoiseMeter(ContextDecorator):
         low, median, high = np.quantile(self.reference_s, (0.1, 0.5, 0.9))
         spread = (high - low) / median
         steal = used.get("steal")
+        waited = _waited(self._ran, core_seconds(self._thread))
         return {
             STEAL: steal,
+            WAITED: waited,
             "load": used["busy"] / seconds,
             "cores": psutil.cpu_count() or 1,
             "reference_s": list(self.reference_s),
             SPREAD: float(spread),
-            "score": float(max(steal or 0.0, spread)),
+            "score": float(max(steal or 0.0, waited or 0.0, spread)),
         }
 
 
@@ -102,6 +110,27 @@ def busy_and_stolen(before: Any, after: Any) -> dict[str, float]:
         return {"busy": busy}
     asked = busy + spent["steal"]
     return {"busy": busy, "steal": spent["steal"] / asked if asked else 0.0}
+
+
+def core_seconds(thread: int) -> tuple[float, float] | None:
+    """Return how long a thread of this process ran and how long it waited for a core, in seconds.
+
+    None where the system does not tell.
+    """
+    try:
+        text = Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii")
+        ran, waited, _ = (int(word) for word in text.split())
+    except (OSError, ValueError):
+        return None
+    return 1e-9 * ran, 1e-9 * waited
+
+
+def _waited(before: tuple[float, float] | None, after: tuple[float, float] | None) -> float | None:
+    """Return the waiting's share of what lies between two answers of `core_seconds`."""
+    if before is None or after is None:
+        return None
+    ran, waited = (max(0.0, late - early) for early, late in zip(before, after, strict=True))
+    return waited / (ran + waited) if ran + waited else 0.0
 
 
 def reference_seconds() -> float:
@@ -135,7 +164,13 @@ def reference_kernel() -> Callable[[], Any]:
 
 def is_heavy(noise: Any) -> bool:
     """Say whether a record's noise tells of heavy steal."""
-    return isinstance(noise, Mapping) and (noise.get(STEAL) or 0.0) >= HEAVY_STEAL
+    return (_number(noise, STEAL) or 0.0) >= HEAVY_STEAL
+
+
+def _number(noise: Any, name: str) -> float | None:
+    """Return what a record, which others may have written, has by a name if it is a number."""
+    value = noise.get(name) if isinstance(noise, Mapping) else None
+    return value if isinstance(value, int | float) else None
 
 
 def describe_noise(noise: Any) -> str:
@@ -148,9 +183,9 @@ def describe_noise(noise: Any) -> str:
     >>> describe_noise({"steal": 0.0, "spread": 0.02, "score": 0.02})
     'quiet 0.02'
     """
-    if not isinstance(noise, Mapping) or noise.get("score") is None:
+    score = _number(noise, "score")
+    if score is None:
         return ""
-    score = noise["score"]
     word = "very noisy" if score >= VERY_NOISY else "noisy" if score >= NOISY else "quiet"
     steal = f"HEAVY STEAL {noise[STEAL]:.0%}, ".replace("%", " %") if is_heavy(noise) else ""
     return f"{steal}{word} {score:.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 
 import numpy as np
@@ -22,6 +23,8 @@ from largesparse.machine.exit_codes import run_command
 NAMES = [f"step/{name}/fashion" for name in ("fused", "mkl", "scipy")]
 NAMES += [f"step/fused/{n}" for n in range(20)]
 CONTROLS = [f"limits/{n}" for n in range(6)]
+STEP = {"name": "a", "group": "step", "control": False, "settings": {}}
+STEP |= {"times_s": [], "reference_s": []}
 
 
 def made(seed, *, repeats=9, drift=1.0, noise=0.02, between=0.02, slower=()):
@@ -99,6 +102,10 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         ({"figures": [{"name": "a"}]}, "lacks a field"),
         ({"figures": [{"name": "a", "group": "step", "times_s": "x"}]}, "damaged in 'times_s'"),
         ({"figures": [{"name": "a", "group": "step", "times_s": [1.0]}]}, "as many positive"),
+        ({"figures": [STEP]}, "as many positive"),
+        ({"figures": [STEP | {"times_s": [math.nan], "reference_s": [1.0]}]}, "as many positive"),
+        ({"figures": 2 * [STEP | {"times_s": [1.0], "reference_s": [1.0]}]}, "'a' twice"),
+        ({"schema": 0}, "measure again"),
         ({"threads": "two"}, "damaged in 'threads'"),
     ],
 )
@@ -138,6 +145,10 @@ def test_it_is_shown(tmp_path, capsys):
     assert not run_command(lambda: command.main(["--compare", str(path), str(path)]))
     shown = capsys.readouterr().out
     assert f"{len(bench.figures)} figures: {len(bench.figures)} cannot tell." in shown
+    assert "two machines" not in shown
+    other = write_bench(tmp_path / "other", dataclasses.replace(bench, cores=3))
+    assert not run_command(lambda: command.main(["--compare", str(path), str(other)]))
+    assert "cores: 2 and 3\n" in (shown := capsys.readouterr().out) and "two machines" in shown
     assert not run_command(lambda: command.main(["--machines", str(tmp_path)]))
     assert "a processor ([machine](" in capsys.readouterr().out
 

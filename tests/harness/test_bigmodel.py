@@ -23,6 +23,7 @@ from largesparse.harness.comparison import compare_with_table_4
 from largesparse.machine import environment
 from largesparse.machine.exit_codes import run_command
 from largesparse.model.density import hidden_connections
+from largesparse.parallel.comm.nodes import Nodes
 from largesparse.parallel.pipeline.plan import Machine
 from largesparse.training import trainer as training_module
 from largesparse.training.checkpoint import read_notes
@@ -495,15 +496,37 @@ def test_what_a_run_of_another_algorithm_was_given_does_not_bar_it(
 
 def test_a_pipeline_does_not_go_on_with_another_network(tmp_path):
     save_model(SparseMLP(NetworkConfig((64, 30, 2), epsilon=3.0)), tmp_path)
-    parser = bigmodel.make_parser()
-    options = parser.parse_args(["--neurons=1k", "--features=64", "--algorithm=pipeline"])
+    flags = ["--neurons=1k", "--features=64", "--algorithm=pipeline"]
+    options = bigmodel.parse(bigmodel.make_parser(), flags, 2)
     options.resume = str(tmp_path)
     known = {"activation_dtype": "float32", "backend": "scipy", "once": 0}
     machines = (Machine((0, 1), 2**40),)
     with pytest.raises(ParameterError, match="another network"):
         bigmodel_pipeline.plan_pipeline(
-            options, bigmodel.network_config(options), machines, **known
+            options,
+            bigmodel.network_config(options),
+            bigmodel.training_config(options),
+            machines,
+            **known,
         )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "name"),
+    [
+        ("pipeline", ["--redistribute"], "redistribute"),
+        ("pipeline", ["--density=0.1", "--start-factor=2"], "start_factor"),
+        ("wasap", ["--redistribute"], "redistribute"),
+        ("wasap", ["--average-decay=0.9"], "average_decay"),
+    ],
+)
+def test_what_an_algorithm_cannot_do_is_refused_by_the_plan(algorithm, flags, name):
+    flags = [*TINY, "--algorithm", algorithm, *flags]
+    options = bigmodel.parse(bigmodel.make_parser(), flags, 2)
+    nodes, memory = Nodes([0, 0], [2], ["one"]), 2**33
+    machines = (Machine((0, 1), memory),) if algorithm == "pipeline" else memory
+    with pytest.raises(ParameterError, match=f"'{name}'.* training"):
+        bigmodel.plan_run(options, nodes, machines)
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "cuda"], ["--recipe", "cake"], ["--nonsense"]])

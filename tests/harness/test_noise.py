@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+import zlib
 from collections import namedtuple
 
 import pytest
@@ -25,6 +29,7 @@ def test_a_record_has_the_noise_of_its_run(tmp_path, monkeypatch):
     times = iter([2e-3, 2e-3, 3e-3, 2e-3, 7e-3])
     monkeypatch.setattr(noise, "reference_seconds", lambda: next(times))
     monkeypatch.setattr(noise.psutil, "cpu_times", lambda: Times(1, 0, 0, 5, 0, 0, 0))
+    monkeypatch.setattr(noise, "core_seconds", lambda _: None)
     noise.tick()  # nobody measures
     assert noise.noise_so_far() is None and records.new_record("test").noise is None
     with NoiseMeter() as meter:
@@ -45,6 +50,41 @@ def test_a_decorated_function_is_measured_at_every_call(monkeypatch):
     assert [lengths(), lengths()] == [2, 2]
 
 
+def test_waiting_for_a_core_that_others_have_is_noise(monkeypatch):
+    monkeypatch.setattr(noise, "reference_seconds", lambda: 1e-3)
+    answers = iter([(1.0, 2.0), (4.0, 8.0), (1.0, 1.0), (1.0, 1.0)])
+    monkeypatch.setattr(noise, "core_seconds", lambda _: next(answers))
+    with NoiseMeter() as meter:
+        pass
+    found = meter.result()
+    assert found["waited"] == pytest.approx(2 / 3) and found["score"] >= found["waited"]
+    with NoiseMeter() as meter:
+        pass
+    assert meter.result()["waited"] == 0
+
+
+def test_two_threads_on_a_core_wait_for_each_other():
+    if not any(noise.core_seconds(threading.get_native_id()) or ()):
+        pytest.skip("the system does not tell how long threads wait")
+
+    def spin():
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            zlib.crc32(block)  # which lets other threads run
+
+    block, cores = bytes(10**6), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        other = threading.Thread(target=spin)
+        other.start()
+        with NoiseMeter() as meter:
+            spin()
+        other.join()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert meter.result()["score"] >= meter.result()["waited"] > 0.2
+
+
 def test_the_reference_kernel_is_measured():
     with NoiseMeter() as meter:
         pass
@@ -59,7 +99,7 @@ def test_words():
     stolen = {"steal": 0.21, "spread": 0.1, "score": 0.21}
     assert describe_noise(stolen) == "HEAVY STEAL 21 %, noisy 0.21" and is_heavy(stolen)
     assert describe_noise({"score": 0.4, "steal": 0.0}) == "very noisy 0.40"
-    for nothing in (None, float("nan"), {}, "much"):
+    for nothing in (None, float("nan"), {}, "much", {"score": "x", "steal": [1]}):
         assert describe_noise(nothing) == "" and not is_heavy(nothing)
 
 

@@ -52,14 +52,15 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add("--out", default="bench.json", metavar="FILE", help="default %(default)s")
     add("--page", metavar="FILE", help="HTML page (default: as --out, with .html)")
-    add("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two files, measure nothing")
-    add(
+    instead = parser.add_mutually_exclusive_group().add_argument  # of measuring
+    instead("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two files, measure nothing")
+    instead(
         "--export",
         nargs=2,
         metavar=("FORMAT", "PATH"),
         help="print a file of bench, or a folder of asv's results, as pytest-benchmark or bencher",
     )
-    add("--machines", metavar="FOLDER", help="print a page of all files of a folder")
+    instead("--machines", metavar="FOLDER", help="print a page of all files of a folder")
     return parser
 
 

@@ -21,6 +21,7 @@ NORMAL = 1.4826  # standard deviations of a normal error in its median size
 LEAST_NOISE = 0.06  # half the interval of what two runs differ by at least
 UNKNOWN_NOISE = 0.12  # where there are fewer than three controls
 LEAST_CONTROLS = 3
+MACHINE = ("cpu", "cores", "threads")  # what two runs on one machine have in common
 
 
 def ratios(old: Figure, new: Figure) -> tuple[Ratio, Ratio]:
@@ -110,14 +111,19 @@ def show_comparison(old: Bench, new: Bench) -> str:
         f"Noise between the runs, by the controls: ±{100 * noise_between(old, new):.0f} %, which "
         "the intervals by the reference kernel have in them. Verdicts are by these."
     ]
-    for name, differs in differences(old, new).items():
-        lines.append(f"{name}: {differs[0]} and {differs[1]}")
+    differing = differences(old, new)
+    lines += [f"{name}: {first} and {second}" for name, (first, second) in differing.items()]
+    if any(name in differing for name in MACHINE):
+        lines.append(
+            "The controls differ by the machine, too: of two machines read new / old, the verdicts "
+            "are for one."
+        )
     return "\n".join(lines)
 
 
 def differences(old: Bench, new: Bench) -> dict[str, tuple[Any, Any]]:
     """Return what a comparison may follow from beside the code: another processor, threads."""
-    names = ("cpu", "cores", "threads", "version", "commit")
+    names = (*MACHINE, "version", "commit")
     pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -80,8 +81,8 @@ def read_bench(path: str | Path) -> Bench:
     Raises
     ------
     DataError
-        Where it cannot be read, is not such a file, is of a newer schema, or has a field of another
-        type.
+        Where it cannot be read, is not such a file, is of a newer schema, has a field of another
+        type, or a figure twice or without times.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -94,18 +95,24 @@ def read_bench(path: str | Path) -> Bench:
     if not isinstance(found.get("schema"), int) or not 1 <= found["schema"] <= SCHEMA:
         raise DataError(
             f"The file {str(path)!r} has schema {found.get('schema')!r}; this version reads 1 to "
-            f"{SCHEMA}. Update largesparse."
+            f"{SCHEMA}. Update largesparse, or measure again."
         )
     figures = found.get("figures")
     if not isinstance(figures, list):
         raise DataError(f"The file {str(path)!r} has no list 'figures'. Measure again.")
     measured = [_checked(Figure, entry, path) for entry in figures]
+    names = set()
     for one in measured:
-        if len(one.times_s) != len(one.reference_s) or min([*one.times_s, *one.reference_s]) <= 0:
+        numbers = [*one.times_s, *one.reference_s]
+        positive = all(0 < number < math.inf for number in numbers)  # NaN is not
+        if not numbers or not positive or len(one.times_s) != len(one.reference_s):
             raise DataError(
                 f"The figure {one.name!r} of {str(path)!r} must have as many positive times as "
-                "reference times. Measure again."
+                "reference times, one at least. Measure again."
             )
+        if one.name in names:
+            raise DataError(f"The file {str(path)!r} has {one.name!r} twice. Measure again.")
+        names.add(one.name)
     return _checked(Bench, found | {"figures": measured}, path)
 
 

@@ -53,7 +53,9 @@ class Group(ABC):
         """Measure once more, within the seconds that are left."""
 
     def add(self, figure: Figure, times: list[float], reference: list[float]) -> None:
-        """Add repeats to the figure of that name."""
+        """Add repeats, if there are any, to the figure of that name."""
+        if not times:
+            return
         known = self.bench.figure(figure.name)
         if known is None:
             self.bench.figures.append(known := figure)

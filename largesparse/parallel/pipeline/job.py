@@ -178,7 +178,7 @@ def _new(
 ) -> tuple[SparseMLP, TrainingConfig, TrainingState]:
     """Return the layers of a rank before training: those that a network of all has."""
     network = described(network, {})
-    _refuse(network, config)
+    check_settings(network, config)
     layers = [initial_layer(network, k, threads) for k in place.stage.layers]
     return SparseMLP.from_layers(network, layers), with_micro_batch(config, place), TrainingState()
 
@@ -191,7 +191,7 @@ def _resumed(
     assert state.folder is not None
     changes = {"keep_every": 1, **changes}  # the result is the same
     now = resumed_config(before, changes, state.folder, network.config.layer_sizes)
-    _refuse(network.config, now)
+    check_settings(network.config, now)
     if (state.parallel or {}).get("replicas"):
         raise CheckpointError(
             f"{state.folder} has a training by WASAP-SGD or WASSP-SGD, whose epochs are dealt out "
@@ -234,7 +234,7 @@ def _check(wanted: Wanted, options: PipelineOptions, size: int) -> None:
         )
 
 
-def _refuse(network: NetworkConfig, config: TrainingConfig) -> None:
+def check_settings(network: NetworkConfig, config: TrainingConfig) -> None:
     """Raise a ParameterError for what layers on several ranks cannot do."""
     possible = {
         "keep_every": (config, 1, "its ranks keep the activations of few layers each"),
