@@ -209,6 +209,24 @@ def test_sparse_inputs_give_the_sequential_bits():
         assert_same(sequential(sparse), by_threads(sparse, 2))
 
 
+def test_mini_batches_with_fewer_nonzeros_than_others_give_the_sequential_bits():
+    """`Trainer` takes them as it takes most, where its update is one compiled step."""
+    from scipy.sparse import csr_array
+
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(47, 60)).astype(np.float32)
+    X[:38, 2:] = 0  # less than SPARSE of them have a value
+
+    class Mixed(Case):
+        def data(self):
+            return csr_array(X), Case.data(self)[1]
+
+    training = FUSED | {"batch_size": 4, "micro_batch": 4, "standardize": False, "epochs": 3}
+    case = Mixed({"layer_sizes": (60, 24, 16, 3)}, training)
+    found = [layer for trainer in by_threads(case, 2) for layer in trainer.network.layers]
+    assert_same_layers(sequential(case).network, found)
+
+
 def test_groups_agree_on_a_mini_batch_of_one_sparse_row():
     """The group that has it must not leave out weights of inputs that the row does not have."""
     from scipy.sparse import csr_array

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.batches import dense_rows
+from ...data.batches import dense_rows, load_batch
 from ...errors import ParameterError
 from ...model.config import TrainingConfig
 from ...model.exploration import explored_cells
@@ -242,7 +242,9 @@ class StageTrainer(Trainer):
                 space.turn_to_(number)
                 if self.place.is_first:
                     is_all = joined is None and size == count
-                    touched_only = self._load(X, rows_of_X[part], alone=is_all)
+                    is_plain = plain or visit is not None
+                    is_dense = is_all and not is_plain and self._is_whole(X, rows_of_X)
+                    touched_only = self._load(X, rows_of_X[part], is_all, is_dense)
                 rate = 0.0 if plain else config.dropout
                 start = first_row + part.start
                 dropout = dropout_key(rate, config.seed, self.step_count, start)
@@ -260,16 +262,22 @@ class StageTrainer(Trainer):
             network.finish_gradient(space.own_gradients())
         return total / count
 
-    def _load(self, X: Any, rows: Rows, *, alone: bool) -> bool:
+    def _load(self, X: Any, rows: Rows, is_all: bool, is_dense: bool) -> bool:
         """Have rows of X as inputs; return whether gradients of few of the weights come.
 
-        `alone` says whether they are a whole mini-batch.
+        `is_all` says whether they are a whole mini-batch, `is_dense` whether `Stepper` would take
+        them in one compiled step, by all their features.
         """
-        space = self.workspace
-        inputs = space.load_(X, rows, self.network.preprocessing)
+        space, scaling = self.workspace, self.network.preprocessing
+        inputs: Any
+        if is_dense:
+            inputs = space.inputs(len(rows))
+            load_batch(X, rows, scaling, out=inputs)
+        else:
+            inputs = space.load_(X, rows, scaling)
         if self._lazy is None:
             return False
-        return self._lazy.prepare_(inputs if alone else None, space.by_layer[0]["values"])
+        return self._lazy.prepare_(inputs if is_all else None, space.by_layer[0]["values"])
 
     def _overflown(self, batch: int) -> int | None:
         """Return the first of this rank's layers with activations that are not finite, if known."""
