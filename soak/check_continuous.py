@@ -49,7 +49,7 @@ def _slow_down(of, name):
     setattr(of, name, slow)
 
 
-from .backends.fused import FusedBackend  # noqa: E402
+from ..backends.fused import FusedBackend  # noqa: E402
 from .whole_step import WholeStep  # noqa: E402
 
 _slow_down(WholeStep, "run")

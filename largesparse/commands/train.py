@@ -17,6 +17,7 @@ from ..harness.setting_flags import (
     SETTINGS,
     TRAINING,
     add_settings,
+    check_settings,
     flag_of,
     given_settings,
 )
@@ -195,6 +196,7 @@ def _check_hyperparameters(arguments: argparse.Namespace) -> None:
     from ..model.rules import resolve_rule
     from ..training.memory import choose_plan
 
+    check_settings(arguments)
     given = given_settings(arguments, TRAINING)
     slope = {} if arguments.alpha in (None, "auto") else {"alpha": arguments.alpha}
     sizes = (1, *(arguments.hidden or (400, 400)), 2)

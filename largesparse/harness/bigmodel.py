@@ -50,6 +50,7 @@ from ..machine.environment import launched_ranks
 from ..machine.sizes import show_seconds
 from ..machine.threads import resolve_threads
 from ..model.config import NetworkConfig, TrainingConfig
+from ..model.density import Shrinking
 from ..model.layer import moment_bytes
 from ..model.network import SparseMLP
 from ..model.optimizer import OPTIMIZERS, MomentumSGD
@@ -109,7 +110,7 @@ from .presets import (
 )
 from .records import RunRecord, append_record, check_output, has_record
 from .resuming import check_network, flags_of, parse_resumable
-from .setting_flags import NETWORK, TRAINING, given_settings
+from .setting_flags import NETWORK, TRAINING, check_settings, given_settings
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
 FLAGS = (
@@ -234,6 +235,7 @@ def parse(
             f"predict the test rows together. Got {options.processes} instead."
         )
     check_flags(options, ranks)
+    check_settings(options)
     if ranks > 1 and not is_pipeline(options, ranks):
         parallel_options(options)
     if ranks > 1 and options.storage is not None:
@@ -309,6 +311,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     known = {"slots": slots, "batch_size": options.batch_size}
     rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, **known)
     training = training_config(options, plan, rate)
+    if not options.resume and config.probabilities() != config.final_probabilities():
+        Shrinking.planned(config, training)  # refuse what cannot be
     backend = choose_backend(options.backend, config.layer_sizes)
     print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
     if not options.plan:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from ..errors import ParameterError
 from ..machine.sizes import parse_size
 from ..model.config import DISTRIBUTION, NetworkConfig, TrainingConfig
 from ..model.optimizer import OPTIMIZERS, SCHEDULES
@@ -87,6 +88,16 @@ DEFAULTS = {
 }
 
 
+ADAMS = ("adam", "adamw")
+NEEDS: dict[str, tuple[str, Sequence[str]]] = {  # field -> another, with values that it counts for
+    "beta2": ("optimizer", ADAMS),
+    "adam_epsilon": ("optimizer", ADAMS),
+    "step_counts": ("optimizer", ADAMS),
+    "drop_factor": ("drop", ("mest", "soft")),
+    "growth_candidates": ("growth", ("gradient", "topology")),
+}
+
+
 def flag_of(name: str) -> str:
     """Return the flag of a field."""
     return "--" + FLAGS.get(name, name).replace("_", "-")
@@ -131,3 +142,24 @@ def given_settings(options: argparse.Namespace, names: Iterable[str]) -> dict[st
     """Return the values of the fields whose flags were given."""
     values = {name: getattr(options, FLAGS.get(name, name), None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """Raise a ParameterError for flags that count for nothing without another one.
+
+    Rules of one's own, as module:function, may use what there is.
+    """
+    given = given_settings(options, SETTINGS)
+    for name, (other, values) in NEEDS.items():
+        value = given.get(other, DEFAULTS[other])
+        if name in given and value not in values and ":" not in value:
+            raise ParameterError(
+                f"{flag_of(name)} counts only with {flag_of(other)} {' or '.join(values)}. Got "
+                f"{value!r}. Give it, or leave {flag_of(name)} out."
+            )
+    ends = [name for name in ("shrink_start", "shrink_end") if name in given]
+    if ends and given.get("start_factor", 1.0) == 1:
+        flag = flag_of(ends[0])
+        raise ParameterError(
+            f"{flag} counts only with --start-factor above 1. Give it, or leave {flag} out."
+        )

@@ -44,10 +44,21 @@ class Shrinking(NamedTuple):
         Raises
         ------
         ParameterError
-            Where no evolution comes between its start and its end, or no epoch after it.
+            As `planned` does.
         """
         if not has_surplus(network, training.redistribute):
             return None
+        return cls.planned(network.config, training)
+
+    @classmethod
+    def planned(cls, network: NetworkConfig, training: TrainingConfig) -> Shrinking:
+        """Return that of a network which has a surplus.
+
+        Raises
+        ------
+        ParameterError
+            Where no evolution comes between its start and its end, or no epoch after it.
+        """
         interval, start = training.evolution_interval, training.shrink_start
         last = last_evolution(training)
         end = training.shrink_end
@@ -59,7 +70,7 @@ class Shrinking(NamedTuple):
             if training.shrink_end is not None:
                 wanted = f"'shrink_end' ({training.shrink_end}) or {wanted}"
             raise ParameterError(
-                f"A network with a 'start_factor' of {network.config.start_factor:g} must become "
+                f"A network with a 'start_factor' of {network.start_factor:g} must become "
                 f"smaller by evolutions after epoch {start} ('shrink_start'), with an epoch of "
                 f"training behind them. Of {training.epochs} epochs with an evolution every "
                 f"{interval} the last such is that after epoch {last}. Change {wanted}."

@@ -12,6 +12,7 @@ number of threads. Where it asks for gradients, it is marked by `needs_gradient`
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ GROWTHS: dict[str, Rule] = {
     "reconnect": growth.reconnect,
 }
 KINDS = {"drop": DROPS, "growth": GROWTHS}
+ARGUMENTS = ("layer", "state", "count", "rng")  # of a rule
 
 
 def plain_rule(kind: str, rule: Any, owner: str) -> str | Rule:
@@ -78,7 +80,21 @@ def resolve_rule(kind: str, rule: Any, owner: str) -> Rule:
             f"'module:function'. Got {rule!r} instead."
         )
     function: Rule = rule
+    _check_arguments(kind, function, owner)
     return function
+
+
+def _check_arguments(kind: str, function: Rule, owner: str) -> None:
+    """Raise a ParameterError where a rule cannot take what it is called with."""
+    try:
+        inspect.signature(function).bind(*ARGUMENTS)
+    except ValueError:  # what is compiled may have no signature
+        return
+    except TypeError as error:
+        raise ParameterError(
+            f"The {kind!r} parameter of {owner}, {describe_rule(function)}, must take "
+            f"({', '.join(ARGUMENTS)}): {error}."
+        ) from error
 
 
 def _import(text: str) -> Any:

@@ -463,6 +463,7 @@ def test_bad_sizes_are_refused(run, flag, value):
         (["--neurons", "9G", "--layers", "10"], ["would fit", "GiB"]),
         (["--neurons", "20G", "--layers", "10"], ["int32", "epsilon of at most 0.53"]),
         (["--learning-rate", "1e30"], ["step", "learning_rate"]),
+        (["--start-factor", "2", "--epochs", "1"], ["'start_factor'", "the number of epochs"]),
     ],
 )
 def test_bad_settings_are_refused(run, arguments, words):

@@ -9,8 +9,9 @@ import pytest
 
 from largesparse import NetworkConfig, TrainingConfig
 from largesparse.commands import train
+from largesparse.errors import ParameterError
 from largesparse.harness import bigmodel
-from largesparse.harness.setting_flags import NETWORK, SETTINGS, TRAINING, flag_of
+from largesparse.harness.setting_flags import NEEDS, NETWORK, SETTINGS, TRAINING, flag_of
 
 VALUES = {  # none is a default
     "density": 0.25,
@@ -88,3 +89,16 @@ def test_what_is_not_given_is_the_command_s():
         expected = own.get(name, (default, default))
         assert tuple(getattr(one, name) for one in of_either) == expected, name
     assert (model.epsilon, network.epsilon) == (20, 10)
+
+
+@pytest.mark.parametrize("of", [of_train, of_bigmodel])
+def test_flags_that_count_for_nothing_are_refused(of):
+    for name, (other, values) in NEEDS.items():
+        given = {name: VALUES[name]}
+        with pytest.raises(ParameterError, match=f"{flag_of(name)} counts only with"):
+            of(given)
+        of(given | {other: values[0]})
+    for name in ("shrink_start", "shrink_end"):
+        with pytest.raises(ParameterError, match="--start-factor"):
+            of({name: VALUES[name]})
+    of({"drop": "largesparse.model.drops:drop_by_magnitude", "drop_factor": 2.0})

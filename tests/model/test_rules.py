@@ -347,6 +347,12 @@ def test_the_rule_of_the_docs_trains_as_it_says(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "my_rules")
 
 
+@pytest.mark.parametrize("kind", ["drop", "growth"])
+def test_a_rule_that_takes_other_arguments_is_refused(kind):
+    with pytest.raises(ParameterError, match=rf"{kind}.* \(layer, state, count, rng\): too many"):
+        TrainingConfig(**{kind: lambda layer, state: None})
+
+
 def test_a_rule_of_a_module_is_kept_by_its_name():
     config = TrainingConfig(growth=grow_first, drop=GROWTHS and DROPS["mest"])
     assert config.growth == f"{HERE}:grow_first" and config.drop == "mest"

@@ -1,5 +1,6 @@
 """soak/check_continuous.py: what it plants, and how it reads what asv says; asv is not run."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -45,13 +46,22 @@ def test_the_planted_code_takes_a_share_more_time(tool):
             time.sleep(seconds)
             return "result"
 
-    code = tool.PLANTED.replace("{share}", "2.0").split("from .backends")[0]
+    code = tool.PLANTED.replace("{share}", "2.0").split("from .")[0]
     names = {}
     exec(code, names)
     names["_slow_down"](Kernel, "run")
     start = time.perf_counter()
     assert Kernel().run(0.05) == "result"
     assert time.perf_counter() - start >= 0.15
+
+
+def test_what_is_planted_finds_what_it_slows_down(tool):
+    package = tool.SLOWED.rpartition("/")[0].replace("/", ".")
+    found = [part for part in ast.parse(tool.PLANTED).body if isinstance(part, ast.ImportFrom)]
+    assert len(found) == 2
+    for part in found:
+        module = importlib.import_module("." * part.level + part.module, package)
+        assert all(hasattr(module, name.name) for name in part.names)
 
 
 @pytest.mark.parametrize(
