@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..backends import operands
 from ..backends.operands import Counts, count_dtype
-from ..errors import ParameterError, check_range
+from ..errors import MemoryPlanError, ParameterError, check_range
+from ..machine.control_groups import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 # of threads, and its buffers stay small beside the layer.
 BLOCK_CONNECTIONS = 1 << 20
 MAX_NEURONS = 2**31 - 1  # int32 indices
+SAMPLING = 24  # bytes a connection, at least, while a layer is drawn
 
 Int32 = NDArray[np.int32]
 
@@ -43,8 +45,7 @@ class Topology:
     ) -> None:
         dtype = count_dtype(len(indices))
         if indptr.dtype != dtype:
-            indptr = indptr.astype(dtype)
-            output_order = tuple(_counted(output_order, dtype))
+            indptr, output_order = indptr.astype(dtype), ()  # which is made again
         self.n_in, self.n_out = n_in, n_out
         self.indptr = indptr  # (n_in + 1,)
         self.indices = indices  # (nnz,), the output of every connection
@@ -129,12 +130,6 @@ class Topology:
         return np.asarray(found == cells)
 
 
-def _counted(output_order: Sequence[Counts], dtype: type) -> Iterator[Counts]:
-    """Yield the arrays of an output order, those that count connections of a dtype."""
-    for array, counts in zip(output_order, (True, False, True), strict=False):
-        yield array.astype(dtype) if counts else array
-
-
 def checked_topology(n_in: int, n_out: int, indptr: Counts, indices: Int32, name: str) -> Topology:
     """Return the topology of a pattern in input order that a file called `name` holds.
 
@@ -187,18 +182,35 @@ def check_count(n_in: int, n_out: int, connections: int, owner: str) -> None:
 
     `ParameterError` says which epsilon, and how many layers, would do.
     """
-    if count_dtype(connections) is np.int32:
-        return
-    most = operands.MOST_INT32 - 6 * math.sqrt(operands.MOST_INT32)
-    epsilon = most / (n_in + n_out)
+    if count_dtype(connections) is np.int64:
+        raise ParameterError(
+            f"A layer of {n_in} x {n_out} has about {connections:.3g} connections; {owner} takes "
+            f"at most {operands.MOST_INT32} a layer, which int32 counts. "
+            f"{_smaller(n_in, n_out, connections, operands.MOST_INT32)}; a training by one "
+            "process, or by a pipeline, has no such limit."
+        )
+
+
+def _check_memory(n_in: int, n_out: int, probability: float) -> None:
+    """Raise `MemoryPlanError` where a layer that int32 does not count cannot fit in memory."""
+    expected, free = math.ceil(probability * n_in * n_out), free_memory()
+    if count_dtype(expected) is np.int64 and SAMPLING * expected > free:
+        raise MemoryPlanError(
+            f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
+            f"{expected:.3g} connections, which take {SAMPLING * expected / 2**30:.1f} GiB while "
+            f"they are drawn, and {free / 2**30:.1f} GiB are available. "
+            f"{_smaller(n_in, n_out, expected, free // SAMPLING)}."
+        )
+
+
+def _smaller(n_in: int, n_out: int, connections: int, limit: int) -> str:
+    """Return which epsilon and how many layers have at most `limit` connections a layer."""
+    most = max(1.0, limit - 6 * math.sqrt(limit))
+    epsilon, layers = most / (n_in + n_out), math.ceil(connections / most)
     unit = 10.0 ** (math.floor(math.log10(epsilon)) - 1)
-    epsilon = math.floor(epsilon / unit) * unit
-    layers = math.ceil(connections / most)
-    raise ParameterError(
-        f"A layer of {n_in} x {n_out} has about {connections:.3g} connections; {owner} takes at "
-        f"most {operands.MOST_INT32} a layer, which int32 counts. An epsilon of at most "
-        f"{epsilon:.3g}, or {layers} layers or more for its neurons, would do; a training by one "
-        "process, or by a pipeline, has no such limit."
+    return (
+        f"An epsilon of at most {math.floor(epsilon / unit) * unit:g}, or {layers} layers or "
+        "more for its neurons, would do"
     )
 
 
@@ -231,9 +243,12 @@ def erdos_renyi(
     ------
     ParameterError
         Where the probability is out of range.
+    MemoryPlanError
+        Where int32 does not count the connections, and they do not fit in memory.
     """
     check_range("probability", probability, "erdos_renyi", low=0, high=1, low_open=True)
     n_in, n_out = int(n_in), int(n_out)
+    _check_memory(n_in, n_out, probability)
     if probability == 1.0:
         logger.info("a layer of %d x %d is fully connected at this density", n_in, n_out)
         columns = np.tile(np.arange(n_out, dtype=np.int32), n_in)
