@@ -6,6 +6,7 @@ What is computed is the same to the bit; what has no such counters refuses such 
 from __future__ import annotations
 
 import mmap
+import sys
 
 import numpy as np
 import pytest
@@ -158,7 +159,9 @@ def test_the_mkl_backend_itself_takes_no_int64(low):
 
 def test_ranks_that_share_all_layers_refuse_them(low):
     nodes = Nodes([0, 0], [2], ["here"])
-    with pytest.raises(ParameterError, match=r"60 x 90 .* at most 1000 a layer, which int32 counts"):
+    with pytest.raises(
+        ParameterError, match=r"60 x 90 .* at most 1000 a layer, which int32 counts"
+    ):
         choose_parallel_plan(CONFIG, 32, nodes, available=2**40, **vars(Workload()))
 
 
@@ -220,11 +223,12 @@ def test_any_shape_trains_to_the_bits_of_int32(hidden, sparse, growth, limit):
 
 
 BEYOND = 2**32 + 2**20  # a place that neither int32 nor uint32 has
+NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which not every Python names
 
 
 def reserved(dtype, count=BEYOND + 2**20):
     """An array of zeros of which memory has only what is written."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     try:
         mapped = mmap.mmap(-1, count * np.dtype(dtype).itemsize, flags=flags)
     except (OSError, OverflowError) as error:
@@ -233,7 +237,7 @@ def reserved(dtype, count=BEYOND + 2**20):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not hasattr(mmap, "MAP_NORESERVE"), reason="Linux alone reserves addresses")
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses without memory are Linux's")
 def test_places_beyond_32_bits_are_those_that_are_read_and_written():
     """Of a CSR matrix the rows that are computed lie behind 2**32 others, which nothing reads."""
     from largesparse.backends.fused_kernels import forward_by_rows
