@@ -44,8 +44,10 @@ class Topology:
         self, n_in: int, n_out: int, indptr: Counts, indices: Int32, *output_order: Counts
     ) -> None:
         dtype = count_dtype(len(indices))
-        if indptr.dtype != dtype:
-            indptr, output_order = indptr.astype(dtype), ()  # which is made again
+        if indptr.dtype != dtype and indptr.dtype.kind == "i":
+            counted = indptr.astype(dtype)
+            if np.array_equal(counted, indptr):  # else it is damaged, which checks tell
+                indptr, output_order = counted, ()  # which is made again
         self.n_in, self.n_out = n_in, n_out
         self.indptr = indptr  # (n_in + 1,)
         self.indices = indices  # (nnz,), the output of every connection
@@ -193,8 +195,8 @@ def check_count(n_in: int, n_out: int, connections: int, owner: str) -> None:
 
 def _check_memory(n_in: int, n_out: int, probability: float) -> None:
     """Raise `MemoryPlanError` where a layer that int32 does not count cannot fit in memory."""
-    expected, free = math.ceil(probability * n_in * n_out), free_memory()
-    if count_dtype(expected) is np.int64 and SAMPLING * expected > free:
+    expected = math.ceil(probability * n_in * n_out)
+    if count_dtype(expected) is np.int64 and SAMPLING * expected > (free := free_memory()):
         raise MemoryPlanError(
             f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
             f"{expected:.3g} connections, which take {SAMPLING * expected / 2**30:.1f} GiB while "
