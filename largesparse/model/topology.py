@@ -45,7 +45,7 @@ class Topology:
     ) -> None:
         dtype = count_dtype(len(indices))
         if indptr.dtype != dtype and indptr.dtype.kind == "i":
-            counted = indptr.astype(dtype)
+            counted: Counts = indptr.astype(dtype)
             if np.array_equal(counted, indptr):  # else it is damaged, which checks tell
                 indptr, output_order = counted, ()  # which is made again
         self.n_in, self.n_out = n_in, n_out
