@@ -19,6 +19,7 @@ from .operands import (
     NO_DROPOUT,
     NO_STATE,
     Connections,
+    Counts,
     Derivative,
     Dropout,
     Float32,
@@ -41,7 +42,7 @@ class Backend(ABC):
 
     @abstractmethod
     def spmm(
-        self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
+        self, indptr: Counts, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
         """out = A·X for a matrix A in CSR form; X (n, batch), out (rows, batch)."""
 

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..errors import LargeSparseError, ParameterError
+import numpy as np
+
+from ..errors import BackendError, LargeSparseError, ParameterError
 from ..machine.environment import BACKEND, cache_folder
 from ..machine.hardware import cpu_model
 from ..machine.output import tell_once
 from ..machine.versions import versions
+from .operands import count_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,12 @@ EXTREME_NEURONS = 50_000  # of a hidden layer, from which on it is extreme
 _COUNTED = ("largesparse", "numba", "llvmlite", "sparse_dot_mkl", "mkl", "scipy")
 
 
+NO_INT64 = (
+    "The backend 'mkl' takes layers whose connections int32 counts, at most 2147483647 each, and "
+    "a layer has more. Choose 'fused', 'scipy' or 'auto'."
+)
+
+
 class Choice(NamedTuple):
     """A backend by name, and why it is used."""
 
@@ -63,7 +72,9 @@ def shape_class(layer_sizes: Sequence[int]) -> ShapeClass:
     return "wide" if layer_sizes[0] >= WIDE_INPUTS else "small"
 
 
-def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None = None) -> Choice:
+def choose_backend(
+    asked: str | None = None, layer_sizes: Sequence[int] | None = None, connections: int = 0
+) -> Choice:
     """Return which backend is used, and why.
 
     Parameters
@@ -73,17 +84,25 @@ def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None =
         on this machine for networks of such a shape; else `fused`.
     layer_sizes : sequence of int, optional
         From features to outputs. Without it, the network is taken for an extreme one.
+    connections : int
+        Of the largest layer, as far as is known. Where int32 does not count them, `mkl` is not
+        chosen, and refused by name.
 
     Raises
     ------
     ParameterError
         Where there is no such backend.
+    BackendError
+        Where it cannot have so many connections.
     """
     source = "'backend' parameter"
     reason = "asked for by name"
     if asked is None or asked == AUTO:
         asked, reason = os.environ.get(BACKEND) or AUTO, f"{BACKEND} names it"
         source = f"environment variable {BACKEND}"
+    is_counted = count_dtype(connections) is np.int32
+    if asked == "mkl" and not is_counted:
+        raise BackendError(NO_INT64)
     if asked in BACKENDS:
         return Choice(asked, reason)  # type: ignore[arg-type]
     if asked != AUTO:
@@ -92,6 +111,8 @@ def choose_backend(asked: str | None = None, layer_sizes: Sequence[int] | None =
         )
     kind = "extreme" if layer_sizes is None else shape_class(layer_sizes)
     measured = stored_choices().get(kind)
+    if measured == "mkl" and not is_counted:
+        return Choice("fused", "a layer has more connections than int32 counts, which mkl does by")
     if measured is not None:
         return Choice(measured, f"'largesparse tune' measured it as the fastest on {kind} networks")
     return Choice("fused", "no other takes less time, on all CPUs that were measured")

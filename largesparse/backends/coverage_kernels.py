@@ -43,7 +43,7 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
 
     moved = np.empty(r, dtype=np.int32)
     gone = np.zeros(len(indices), dtype=np.bool_)
-    new_indptr = np.zeros(n + 1, dtype=np.int32)
+    new_indptr = np.zeros(n + 1, dtype=indptr.dtype)
     k = 0  # receivers that have got one
     e = 0  # receivers passed
     numbered = 0
@@ -81,7 +81,7 @@ def move_to_rows(indptr, indices, receivers, offset, turns):
 
 @kernel()
 def invert(places, out):
-    """out[places[k]] = k: the inverse of a permutation, int32 (n,)."""
+    """out[places[k]] = k: the inverse of a permutation, (n,)."""
     n = len(places)
     for block in prange((n + ROW_BLOCK - 1) // ROW_BLOCK):
         for k in range(block * ROW_BLOCK, min(n, (block + 1) * ROW_BLOCK)):

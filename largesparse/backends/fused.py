@@ -12,6 +12,7 @@ from .operands import (
     NO_DROPOUT,
     NO_STATE,
     Connections,
+    Counts,
     Derivative,
     Dropout,
     Float32,
@@ -29,7 +30,7 @@ class FusedBackend(Backend):
     takes_bfloat16 = True
 
     def spmm(
-        self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
+        self, indptr: Counts, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
         zero = np.zeros(out.shape[0], dtype=np.float32)
         self.forward(Connections(indptr, indices, values), zero, X, slope=1.0, out=out)

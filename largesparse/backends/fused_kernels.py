@@ -60,7 +60,7 @@ def forward_by_parts(connections, bias, X, slope, dropout, out, state):
     first = np.zeros(n + 1, dtype=np.int64)  # part of every row
     for j in range(n):
         first[j + 1] = first[j] + (indptr[j + 1] - indptr[j] + PART - 1) // PART
-    starts = np.empty(first[n] + 1, dtype=np.int32)
+    starts = np.empty(first[n] + 1, dtype=indptr.dtype)
     for j in range(n):
         for p in range(first[j], first[j + 1]):
             starts[p] = indptr[j] + (p - first[j]) * PART

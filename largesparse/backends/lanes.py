@@ -41,6 +41,14 @@ def load_scalar(builder: Builder, base: Value, k: Value, kind: Any) -> Value:
     return builder.load(as_pointer(builder, address, kind), align=4)
 
 
+def load_count(builder: Builder, base: Value, k: Value, itemsize: int) -> Value:
+    """Return element k of an array of int32, or int64 by its `itemsize`, as int64."""
+    if itemsize == 4:
+        return builder.sext(load_scalar(builder, base, k, I32), I64)
+    address = builder.add(base, builder.shl(k, I64(3)))
+    return builder.load(as_pointer(builder, address, I64), align=8)
+
+
 def gathered(builder: Builder, indices: Value, k: Value, X: Value, row_bytes: Value) -> Value:
     """Return the address of row indices[k] of X."""
     row = builder.sext(load_scalar(builder, indices, k, I32), I64)

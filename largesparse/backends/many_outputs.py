@@ -56,7 +56,7 @@ def backward_part(part, connections, X, D, sums, gradient, accumulate):
     share = FEWEST_CONNECTIONS * len(X) * n_out // max(1, len(indices))
     step = max(1, share, BLOCK_BYTES // (4 * batch))
     sums[part] = 0
-    ends = np.empty(2 * len(X), dtype=np.int32)
+    ends = np.empty(2 * len(X), dtype=indptr.dtype)
     for i in range(len(X)):
         ends[2 * i + 1] = first_at_least(indices, indptr[i], indptr[i + 1], start)
     for first in range(start, stop, step):

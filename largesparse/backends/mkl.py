@@ -22,7 +22,8 @@ from ..machine.threading_layers import can_limit_tbb, limit_tbb
 from ..machine.threads import core_numbers
 from ..machine.versions import wheel_file
 from .base import Backend
-from .operands import Connections, Float32, Int32
+from .choice import NO_INT64
+from .operands import Connections, Counts, Float32, Int32
 
 LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB
@@ -95,7 +96,7 @@ class Handles:
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], Any] = {}
 
-    def of(self, indptr: Int32, indices: Int32, values: Float32, shape: tuple[int, int]) -> Any:
+    def of(self, indptr: Counts, indices: Int32, values: Float32, shape: tuple[int, int]) -> Any:
         """Return that of a CSR matrix."""
         arrays = indptr, indices, values
         key = (*map(id, arrays), *shape)
@@ -155,9 +156,10 @@ class MKLBackend(Backend):
             yield
 
     def spmm(
-        self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
+        self, indptr: Counts, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
         shape = (out.shape[0], X.shape[0])
+        _check_counts(indptr)
         if len(indices) == 0:
             out[:] = 0
             return
@@ -174,6 +176,7 @@ class MKLBackend(Backend):
             out[:] = result[:, :1]
 
     def matrix(self, connections: Connections, shape: tuple[int, int]) -> int:
+        _check_counts(connections.indptr)
         if len(connections.indices) == 0:
             return 0
         return _address(self._handles.of(*connections, shape))
@@ -195,6 +198,11 @@ class MKLBackend(Backend):
             n_columns,
         )
         mkl._check_return_value(status, "mkl_sparse_s_mm")
+
+
+def _check_counts(indptr: Counts) -> None:
+    if indptr.dtype != np.int32:  # its handles would be of copies, cut to 32 bits
+        raise BackendError(NO_INT64)
 
 
 def _address(pointer: Any) -> int:

@@ -9,15 +9,26 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+Counts = NDArray[np.signedinteger[Any]]  # int32, or int64: see `count_dtype`
 UInt32 = NDArray[np.uint32]
 
 RESOLUTION = 1 << 16  # of the share of neurons that dropout keeps
+MOST_INT32 = 2**31 - 1  # connections of a layer that int32 counts
+
+
+def count_dtype(connections: int) -> type[np.int32 | np.int64]:
+    """Return the dtype of what counts so many connections, or has their places: int32 or int64.
+
+    Row pointers, the permutation between the two orders and slot maps are of it; the numbers of
+    neurons are int32 in every layer.
+    """
+    return np.int32 if connections <= MOST_INT32 else np.int64
 
 
 class Connections(NamedTuple):
     """A layer's connections as a CSR matrix: in output order or in input order."""
 
-    indptr: Int32  # (rows + 1,)
+    indptr: Counts  # (rows + 1,)
     indices: Int32  # (nnz,)
     values: Float32  # (nnz,)
 

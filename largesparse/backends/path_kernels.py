@@ -15,8 +15,8 @@ PARTS = 32  # of the inputs, each with counters of its own, float32 (n_in,)
 def thin_rows(indptr, indices, kept, most):
     """Return the connections of a pattern that are kept, at most `most` of a row.
 
-    Of a row with more, as many are taken, evenly spread. Returned are indptr and indices, int32,
-    and how many connections every row keeps, int64.
+    Of a row with more, as many are taken, evenly spread. Returned are indptr, of the dtype of
+    the pattern's, and indices, int32, and how many connections every row keeps, int64.
     """
     n = len(indptr) - 1
     degrees = np.empty(n, dtype=np.int64)
@@ -26,7 +26,7 @@ def thin_rows(indptr, indices, kept, most):
             for k in range(indptr[i], indptr[i + 1]):
                 degree += kept[k]
             degrees[i] = degree
-    new_indptr = np.zeros(n + 1, dtype=np.int32)
+    new_indptr = np.zeros(n + 1, dtype=indptr.dtype)
     for i in range(n):
         new_indptr[i + 1] = new_indptr[i] + min(degrees[i], most)
     new_indices = np.empty(new_indptr[n], dtype=np.int32)

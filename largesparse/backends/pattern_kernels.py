@@ -59,21 +59,21 @@ def transpose_pattern(n_out, indptr, indices):
 
     Connections are dealt to buckets of neighbouring outputs first, so that the counters of a
     bucket and the places that they point to stay in the cache. Returned are indptr and indices,
-    and the places of the connections in them, all int32.
+    and the places of the connections in them; neurons are int32, places of the dtype of `indptr`.
     """
     nnz = len(indices)
     n_buckets = (n_out >> BUCKET_BITS) + 1
     n_blocks = (nnz + BLOCK - 1) // BLOCK
 
     # places[block, bucket]: where the connections of a block go in a bucket
-    places = np.zeros((n_blocks, n_buckets), dtype=np.int32)
+    places = np.zeros((n_blocks, n_buckets), dtype=indptr.dtype)
     for block in prange(n_blocks):
         for k in range(block * BLOCK, min(nnz, (block + 1) * BLOCK)):
             places[block, indices[k] >> BUCKET_BITS] += 1
     starts = starts_of_buckets(places)
 
     indices_by_output = np.empty(nnz, dtype=np.int32)  # by bucket at first
-    connections = np.empty(nnz, dtype=np.int32)
+    connections = np.empty(nnz, dtype=indptr.dtype)
     for block in prange(n_blocks):
         k = block * BLOCK
         i = first_at_least(indptr, 0, len(indptr), k + 1) - 1
@@ -86,15 +86,15 @@ def transpose_pattern(n_out, indptr, indices):
             indices_by_output[place] = i
             connections[place] = k
 
-    indptr_by_output = np.empty(n_out + 1, dtype=np.int32)
+    indptr_by_output = np.empty(n_out + 1, dtype=indptr.dtype)
     indptr_by_output[n_out] = nnz
-    to_output_order = np.empty(nnz, dtype=np.int32)
+    to_output_order = np.empty(nnz, dtype=indptr.dtype)
     for bucket in prange(n_buckets):
         first = bucket << BUCKET_BITS
         start, stop = starts[bucket], starts[bucket + 1]
         inputs = indices_by_output[start:stop].copy()
         outputs = np.empty(stop - start, dtype=np.int32)
-        free = np.zeros((1 << BUCKET_BITS) + 1, dtype=np.int32)
+        free = np.zeros((1 << BUCKET_BITS) + 1, dtype=indptr.dtype)
         for e in range(stop - start):
             j = indices[connections[start + e]] - first
             outputs[e] = j
@@ -204,10 +204,9 @@ def find_occupied(indptr, indices, keep, n_out, positions, occupied):
 
 
 @kernel()
-def merge_rows(indptr, keep, n_out, positions):
-    """Return the row pointers of the kept and the new connections: see `merge_pattern`."""
+def merge_rows(indptr, keep, n_out, positions, counts):
+    """Write the row pointers of the kept and the new connections: see `merge_pattern`."""
     n_in = len(indptr) - 1
-    counts = np.empty(n_in + 1, dtype=np.int32)
     counts[0] = 0
     for block in prange((n_in + ROW_BLOCK - 1) // ROW_BLOCK):
         first = block * ROW_BLOCK
@@ -223,7 +222,6 @@ def merge_rows(indptr, keep, n_out, positions):
             counts[i + 1] = count
     for i in range(n_in):
         counts[i + 1] += counts[i]
-    return counts
 
 
 @kernel()
@@ -232,7 +230,7 @@ def merge_pattern(old, velocity, keep, n_out, positions, grown, new, new_velocit
 
     `positions` are the row-major cells of the new connections, int64: ascending, distinct, free;
     `grown` are their values, zero where it is empty. The row pointers of `new` are those of
-    `merge_rows`. `slot_map`, int32 (nnz,), receives the place of every old connection in the new
+    `merge_rows`. `slot_map`, (nnz,), receives the place of every old connection in the new
     pattern, -1 where it is gone.
     """
     # numba loses what a parallel loop writes to an array of a tuple

@@ -6,7 +6,6 @@ count, which is as much as ten connections. A state array is described in `kerne
 
 from __future__ import annotations
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -260,13 +259,24 @@ def adam_range(builder, values, moments, gradient, start, stop, adam, correction
     for_each_tile(builder, start, stop, (LANES,), emit)
 
 
+@intrinsic
+def unsigned(typing, number):
+    """Return an int32 or int64 that is not negative as uint32 or uint64, which index faster."""
+    kind = types.uint32 if number == types.int32 else types.uint64
+
+    def generate(context, builder, signature, arguments):
+        return context.cast(builder, arguments[0], number, kind)
+
+    return kind(number), generate
+
+
 @inline
 def reorder_range(values, start, stop, places, out):
     """out[places[k]] = values[k] for start <= k < stop."""
     new = values[start:stop]
     to = places[start:stop]
     for k in range(len(new)):
-        out[np.uint32(to[k])] = new[k]
+        out[unsigned(to[k])] = new[k]
 
 
 @inline

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from .base import Backend
-from .operands import Float32, Int32
+from .operands import Counts, Float32, Int32
 
 # SciPy allocates its result, so a product is made in blocks of rows: the temporary stays small,
 # and threads can share the blocks (SciPy releases the GIL).
@@ -37,7 +37,7 @@ class SciPyBackend(Backend):
             _threads.reset(token)
 
     def spmm(
-        self, indptr: Int32, indices: Int32, values: Float32, X: Float32, *, out: Float32
+        self, indptr: Counts, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
         rows, batch = out.shape
         step = max(1, BLOCK_FLOATS // batch)

@@ -12,6 +12,7 @@ from numba import prange
 
 from .compiling import inline, kernel
 from .lanes import LANES
+from .rows import unsigned
 
 INPUTS = 4096  # of which one thread brings the weights up to date at a time
 SHIFT_BLOCKS = 8  # of inputs whose part in the bias is summed up by one thread
@@ -77,7 +78,7 @@ def multiply_tile(tile, batch, connections, out):
             total = sums[b - first]
             for e in range(starts[b, q], starts[b, q + 1]):
                 i, x = np.uint32(features[e]), numbers[e]
-                for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+                for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
                     total[np.uint32(indices[k])] += values[k] * x
     for j in range(n_out):
         for b in range(first, stop):
@@ -114,7 +115,7 @@ def add_sddmm_block(q, batch, indptr, indices, D, out):
         d = D[b]
         for e in range(starts[b, q], starts[b, q + 1]):
             i, x = np.uint32(features[e]), numbers[e]
-            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+            for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
                 out[k] += x * d[np.uint32(indices[k])]
 
 
@@ -154,7 +155,7 @@ def sum_shift_block(block, shift, connections, sums):
     width = (len(shift) + SHIFT_BLOCKS - 1) // SHIFT_BLOCKS
     total = sums[block]
     for i in range(block * width, min(len(shift), (block + 1) * width)):
-        for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+        for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
             total[np.uint32(indices[k])] += np.float64(shift[i]) * values[k]
 
 
@@ -177,7 +178,7 @@ def shift_bias(shift, connections, bias):
 def subtract_shift_block(block, shift, indptr, indices, sums, out):
     """Compute `subtract_shift` for a block of inputs."""
     for i in range(block * INPUTS, min(len(shift), (block + 1) * INPUTS)):
-        for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+        for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
             out[k] -= shift[i] * sums[np.uint32(indices[k])]
 
 
@@ -193,7 +194,7 @@ def follow(connections, velocity, i, lag):
     """Bring the weights of an input up to date."""
     indptr, _, values = connections
     kept, moved, decayed = lag
-    for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+    for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
         w, v = values[k], velocity[k]
         values[k] = w + (moved * v - decayed * w)
         v *= kept
@@ -212,7 +213,7 @@ def catch_up_in_block(q, places, lags, seen, connections, velocity, gradient):
             if s < now:
                 follow(connections, velocity, i, (lags[s, 0], lags[s, 1], lags[s, 2]))
                 seen[i] = now
-            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+            for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
                 gradient[k] = 0
 
 
@@ -257,7 +258,7 @@ def update_block(q, places, now, seen, connections, velocity, gradient, sgd):
             if seen[i] > now:
                 continue
             seen[i] = now + 1
-            for k in range(np.uint32(indptr[i]), np.uint32(indptr[i + 1])):
+            for k in range(unsigned(indptr[i]), unsigned(indptr[i + 1])):
                 v = momentum * velocity[k] - rate * gradient[k]
                 v = v if abs(v) >= TINY else np.float32(0)
                 velocity[k] = v

@@ -33,6 +33,7 @@ from .lanes import (
     lane_parts,
     lane_products,
     lane_sum,
+    load_count,
     load_lanes,
     load_scalar,
     multiply_add,
@@ -187,8 +188,8 @@ def _total(builder: Builder, accumulators: Sequence[Value]) -> Value:
 def row_range(builder: Builder, indptr: Array, row: Value) -> tuple[Value, Value]:
     """Return the first connection of a row, and the one after its last, as int64."""
     ends = row, builder.add(row, I64(1))
-    start, stop = (load_scalar(builder, indptr.address, end, I32) for end in ends)
-    return builder.sext(start, I64), builder.sext(stop, I64)
+    start, stop = (load_count(builder, indptr.address, end, indptr.itemsize) for end in ends)
+    return start, stop
 
 
 def weighted_sum(

@@ -64,6 +64,7 @@ from ..parallel.pipeline.plan import memory_of_machines
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history, read_notes
 from ..training.history import EpochRecord, History
+from ..training.layer_terms import expected_connections
 from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
 from ..training.prediction import MAX_PROCESSES, Predictor
 from ..training.prepared import check_room
@@ -313,7 +314,8 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     training = training_config(options, plan, rate)
     if not options.resume and config.probabilities() != config.final_probabilities():
         Shrinking.planned(config, training)  # refuse what cannot be
-    backend = choose_backend(options.backend, config.layer_sizes)
+    most = max(expected_connections(config))
+    backend = choose_backend(options.backend, config.layer_sizes, most)
     print(f"{describe_plan(config, plan)}\nbackend {backend.name}: {backend.reason}", flush=True)
     if not options.plan:
         check_output(options.out)
@@ -351,7 +353,8 @@ def plan_memory(
     if ranks > 1 and not is_pipeline(options, ranks):
         check_config(wanted)
     check_room(wanted, options.storage)
-    backend = choose_backend(options.backend, config.layer_sizes).name
+    most = max(expected_connections(config))
+    backend = choose_backend(options.backend, config.layer_sizes, most).name
     dtype = options.activation_dtype or useful_dtype(config, options.backend)
     once = bytes_once(backend, dtype, is_made(**data_parameters(options)))
     if is_pipeline(options, ranks):
@@ -425,8 +428,9 @@ def prepare(job: Job, leads: bool) -> Any:
     if leads:
         data = make_large_classification(**data_parameters(options))
     training = job.training
+    most = max(expected_connections(job.config))
     warm_up(
-        get_backend(options.backend, job.config.layer_sizes).name,
+        get_backend(options.backend, job.config.layer_sizes, most).name,
         threads=training.threads or 1,
         activation_dtype=training.activation_dtype,
         whole=training.micro_batch == training.batch_size,

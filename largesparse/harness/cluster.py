@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import MemoryPlanError, ParameterError
+from ..backends.operands import MOST_INT32
+from ..errors import MemoryPlanError
 from ..machine.mapped_memory import Arena
 from ..machine.sizes import show_seconds
 from ..model.config import NetworkConfig
-from ..model.topology import MAX_CONNECTIONS
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.transfer import CHUNK_BYTES
 from ..parallel.pipeline.choice import find_plan, sample_cost
@@ -127,16 +127,17 @@ class ClusterPlan:
         ]
 
     def _share_of_int32(self) -> float:
-        return max(expected_connections(self.config)) / MAX_CONNECTIONS
+        return max(expected_connections(self.config)) / MOST_INT32
 
 
 def least_layers(neurons: int, epsilon: float) -> int:
     """Return the fewest equal layers whose connections an int32 can count.
 
-    A layer between two of n neurons has about 2·ε·n connections, and at most 2**31 - 1.
+    A layer between two of n neurons has about 2·ε·n connections. With more than 2**31 - 1 it takes
+    4 bytes more for each.
     """
-    layers = max(1, math.floor(2 * epsilon * neurons / MAX_CONNECTIONS))
-    while _most(2 * epsilon * -(-neurons // layers)) > MAX_CONNECTIONS:
+    layers = max(1, math.floor(2 * epsilon * neurons / MOST_INT32))
+    while _most(2 * epsilon * -(-neurons // layers)) > MOST_INT32:
         layers += 1
     return layers
 
@@ -162,7 +163,7 @@ def plan_cluster(
     costs : Costs
         Seconds a connection (and sample) of **one** core.
     layers : int, optional
-        By default 10, or more where int32 asks for it.
+        By default 10, or as many more as it takes for int32 to count a layer's connections.
     epsilon : float
     features, samples, batch_size, chunk_bytes : int
         Rows are of an epoch and of an update, bytes of a message at most.
@@ -170,11 +171,13 @@ def plan_cluster(
     Raises
     ------
     ParameterError
-        Where a layer would have more connections than int32 can count.
+        Where a layer would have more neurons than int32 can number.
     """
     config = _network(neurons, layers, epsilon, features)
     budget = HEADROOM * cluster.memory
-    for micro_batch in MICRO_BATCHES:
+    # WASAP counts connections by int32
+    is_shared = max(expected_connections(config)) <= MOST_INT32
+    for micro_batch in MICRO_BATCHES if is_shared else ():
         first, other = _node_bytes(config, cluster, micro_batch)
         if first <= budget:
             length = samples, batch_size, chunk_bytes
@@ -306,14 +309,8 @@ def _messages(arrays: list[int], chunk_bytes: int) -> int:
 
 
 def _network(neurons: int, layers: int | None, epsilon: float, features: int) -> NetworkConfig:
-    """Return the network, of as many layers as int32 asks for."""
-    needed = least_layers(neurons, epsilon)
-    layers = max(LEAST_LAYERS, needed) if layers is None else layers
-    if layers < needed:
-        raise ParameterError(
-            f"The 'layers' parameter of plan_cluster must be at least {needed}: a layer's "
-            f"connections are counted by int32, up to {MAX_CONNECTIONS}. Got {layers} instead."
-        )
+    """Return the network, by default of as many layers as int32 asks for."""
+    layers = max(LEAST_LAYERS, least_layers(neurons, epsilon)) if layers is None else layers
     return NetworkConfig((features, *hidden_sizes(neurons, layers), 2), epsilon=epsilon)
 
 

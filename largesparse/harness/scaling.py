@@ -154,7 +154,7 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="of all cores together, beside those measured (default %(default)s)",
     )
-    cluster.add_argument("--layers", type=parse_size, help="default: 10, or what int32 asks for")
+    cluster.add_argument("--layers", type=parse_size, help="default: 10, or more for int32's sake")
 
 
 def command_of(

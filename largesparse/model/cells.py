@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Float32, Int32, SparseBatch
+from ..backends.operands import Counts, Float32, Int32, SparseBatch, count_dtype
 from ..errors import ParameterError
 from .topology import Topology
 
@@ -121,13 +121,13 @@ def score_cells(positions: Int64, n_in: int, X: Float32 | SparseBatch, delta: Fl
             f"The cells of a score must ascend, from 0 to {n_in * len(delta) - 1}. Sort them."
         )
     rows, columns = np.divmod(positions, len(delta))
-    indptr = np.zeros(n_in + 1, dtype=np.int32)
+    indptr = np.zeros(n_in + 1, dtype=count_dtype(len(rows)))
     np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])
     return sampled_gradient(indptr, columns.astype(np.int32), X, delta)
 
 
 def sampled_gradient(
-    indptr: Int32, indices: Int32, X: Float32 | SparseBatch, delta: Float32
+    indptr: Counts, indices: Int32, X: Float32 | SparseBatch, delta: Float32
 ) -> Float32:
     """Return dL/dw of the connections of a pattern in input order: float32 (nnz,)."""
     from ..backends.kernels import sddmm

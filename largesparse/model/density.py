@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends import operands
+from ..backends.operands import count_dtype
 from ..errors import ParameterError
 from .evolution import Change
 from .layer import SparseLayer
 from .ranking import find_counts
 from .rule_state import RuleState
-from .topology import MAX_CONNECTIONS
 
 if TYPE_CHECKING:
     from .config import NetworkConfig, TrainingConfig
@@ -159,7 +160,10 @@ def _cells(layers: Sequence[SparseLayer]) -> NDArray[np.int64]:
         dead_inputs = layers[k - 1].dead if k else None
         keep = np.ones(layer.nnz, dtype=bool)
         free = RuleState(layer, 0.0, dead_inputs=dead_inputs, keep=keep).n_free
-        found.append(min(layer.nnz + free, MAX_CONNECTIONS))
+        # connections that int32 counts do not become more than it counts
+        most = layer.nnz + free
+        is_counted = count_dtype(layer.nnz) is np.int32
+        found.append(min(most, operands.MOST_INT32) if is_counted else most)
     return np.array(found)
 
 

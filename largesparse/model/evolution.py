@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Connections, Float32, SparseBatch
+from ..backends.operands import Connections, Counts, Float32, SparseBatch, count_dtype
 from ..errors import check_range
 from .cells import Int64
 from .exploration import add_cells
@@ -38,7 +38,7 @@ def evolve(
     rules: Rules = SET,
     state: RuleState | None = None,
     change: Change | None = None,
-) -> NDArray[np.int32]:
+) -> Counts:
     """Replace the fraction ζ of the connections, by default as SET does.
 
     Of the positive weights the ⌊ζ·count⌋ smallest are removed, of the negative ones the
@@ -66,7 +66,8 @@ def evolve(
     Returns
     -------
     slot_map : int32 (nnz,)
-        Old connection -> its place in the new input order; -1 where it is gone.
+        Old connection -> its place in the new input order; -1 where it is gone. int64 where int32
+        does not count the connections.
     """
     check_range("zeta", zeta, "evolution", low=0, high=1, high_open=True)
     state = RuleState(layer, zeta) if state is None else state
@@ -75,7 +76,7 @@ def evolve(
     if going != share:
         state.zeta = going / layer.nnz
     if layer.config.frozen or (going == 0 and target == layer.nnz):
-        return np.arange(layer.nnz, dtype=np.int32)
+        return np.arange(layer.nnz, dtype=count_dtype(layer.nnz))
     keep = np.ones(layer.nnz, dtype=bool)
     if going:
         keep = rules.kept(layer, state, going, rng)
@@ -94,14 +95,14 @@ def remove_connections(
     keep: NDArray[np.bool_],
     positions: Int64 | None = None,
     rng: np.random.Generator | None = None,
-) -> NDArray[np.int32]:
+) -> Counts:
     """Remove the connections not in `keep`, bool (nnz,), in place; return the slot map.
 
     At `positions`, cells as `RuleState.draw` returns them, connections grow in exchange.
     """
     positions = np.empty(0, dtype=np.int64) if positions is None else positions
     if keep.all() and not len(positions):
-        return np.arange(layer.nnz, dtype=np.int32)
+        return np.arange(layer.nnz, dtype=count_dtype(layer.nnz))
     return _rebuild(layer, keep, positions, rng)
 
 
@@ -171,16 +172,16 @@ def evolve_layers(
     keep_maps: bool = True,
     first_dead: NDArray[np.bool_] | None = None,
     **known: Any,
-) -> list[NDArray[np.int32]]:
+) -> list[Counts]:
     """Evolve hidden layers, the first one first, in place; return slot maps, or empty ones.
 
     Where a rule asks for gradients, gradient(visit=visit) computes them: see `SparseMLP.backward`.
     Layers then evolve from the last to the first: each when dL/dz has been passed through it to the
     layer below, by its old connections. `changes` are those of the layers; `first_dead` are inputs
     of the first one that are dead neurons; `known` are further fields of the rules' states. Kept
-    maps take 4 bytes a connection.
+    maps take 4 bytes a connection, or 8 where int32 does not count them.
     """
-    maps = [np.empty(0, dtype=np.int32)] * len(layers)
+    maps: list[Counts] = [np.empty(0, dtype=np.int32)] * len(layers)
 
     def evolve_one(k: int, **batch: Any) -> None:
         dead_inputs = layers[k - 1].dead if k else first_dead
@@ -205,7 +206,7 @@ def evolve_layers(
 
 def _rebuild(
     layer: SparseLayer, keep: NDArray[np.bool_], positions: Int64, rng: np.random.Generator | None
-) -> NDArray[np.int32]:
+) -> Counts:
     """Give the layer the kept and the new connections, with values drawn; return the slot map."""
     from ..backends.pattern_kernels import merge_pattern, merge_rows
 
@@ -213,9 +214,10 @@ def _rebuild(
     grown = np.empty(0, np.float32)
     if layer.config.regrowth is not None and rng is not None:
         grown = layer.config.regrowth(rng, len(positions))
-    indptr = merge_rows(old.indptr, keep, old.n_out, positions)
-    nnz = int(indptr[-1])
-    indices, slot_map = np.empty(nnz, np.int32), np.empty(old.nnz, np.int32)
+    nnz = int(np.count_nonzero(keep)) + len(positions)
+    indptr = np.empty(old.n_in + 1, count_dtype(nnz))
+    merge_rows(old.indptr, keep, old.n_out, positions, indptr)
+    indices, slot_map = np.empty(nnz, np.int32), np.empty(old.nnz, count_dtype(max(nnz, old.nnz)))
     values, velocity = np.empty(nnz, np.float32), np.empty(nnz, np.float32)
     merge_pattern(
         Connections(old.indptr, old.indices, layer.values),
@@ -240,7 +242,7 @@ def _rebuild(
 
 
 def _carried(
-    old: NDArray[Any], slot_map: NDArray[np.int32], values: NDArray[np.float32], moment: Moment
+    old: NDArray[Any], slot_map: Counts, values: NDArray[np.float32], moment: Moment
 ) -> NDArray[Any]:
     """Return a moment of the new connections, `values`: where `slot_map` leads, the old one's."""
     from ..backends.pattern_kernels import carry

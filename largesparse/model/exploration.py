@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.operands import count_dtype
 from .layer import SparseLayer
 from .topology import Topology
 
@@ -31,7 +32,7 @@ def add_cells(sketch: Sketch, cells: NDArray[np.int64]) -> None:
     """Add cells, row-major i·n_out + j, to a sketch, in place."""
     from ..backends.sketch_kernels import keep_ranks
 
-    keep_ranks(np.array([0, len(cells)], dtype=np.int32), cells, 0, sketch)
+    keep_ranks(np.array([0, len(cells)], dtype=count_dtype(len(cells))), cells, 0, sketch)
 
 
 def sketch_of(topology: Topology) -> Sketch:

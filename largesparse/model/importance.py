@@ -114,7 +114,7 @@ def prune_neurons(
 
     Returns
     -------
-    list of int32 (nnz,)
+    list of int32 (nnz,), or int64 where int32 does not count the connections
         For every layer: old connection -> its place in the new input order; -1 where it is gone.
 
     Raises
@@ -258,7 +258,7 @@ def compact(network: SparseMLP) -> SparseMLP:
     for k, layer in enumerate(network.layers):
         outputs = np.ones(layer.n_out, dtype=bool) if layer.dead is None else ~layer.dead
         # Rows and columns of the dead are empty: the order of the connections stays.
-        indptr = np.concatenate([[0], layer.topology.indptr[1:][inputs]]).astype(np.int32)
+        indptr = np.concatenate([[0], layer.topology.indptr[1:][inputs]])
         new_number = np.cumsum(outputs, dtype=np.int32) - np.int32(1)
         topology = Topology.from_input_order(
             sizes[k], sizes[k + 1], indptr, new_number[layer.topology.indices]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.operands import Connections, Float32, Int32
+from ..backends.operands import Connections, Counts, Float32, Int32
 from ..randomness import seed_sequence, stream
 from .activations import TRAINED, activate, initial_shape, left_slope
 from .initializers import INITIALIZERS, Sampler
@@ -288,7 +288,7 @@ class SparseLayer:
         return self.topology.n_out
 
     @property
-    def indptr_by_output(self) -> Int32:
+    def indptr_by_output(self) -> Counts:
         """Row pointers of the output order."""
         return self.topology.indptr_by_output
 
@@ -447,7 +447,7 @@ class ForwardLayer:
     number: int
     n_in: int
     n_out: int
-    indptr_by_output: Int32
+    indptr_by_output: Counts
     indices_by_output: Int32
     values_by_output: Float32
     bias: Float32

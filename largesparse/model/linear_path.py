@@ -103,7 +103,8 @@ def _add(layer: SparseLayer, block: NDArray[np.floating]) -> None:
     new = hstack([old[0], added], format="csr")
     is_new = csr_array((np.full(added.nnz, -1), added.indices, added.indptr), shape=added.shape)
     places = hstack([old[1], is_new], format="csr").data
-    topology = Topology.from_input_order(layer.n_in, layer.n_out, new.indptr, new.indices)
+    indices = new.indices.astype(np.int32, copy=False)  # where SciPy has made both arrays int64
+    topology = Topology.from_input_order(layer.n_in, layer.n_out, new.indptr, indices)
     moments = {}
     for kind in layer.kinds:
         moments[kind] = first_moment(kind, new.data)

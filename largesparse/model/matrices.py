@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.operands import count_dtype
 from ..errors import DataError, ParameterError
-from .topology import MAX_CONNECTIONS, Topology, checked_topology
+from .topology import Topology, checked_topology
 
 OWNER = "GivenTopology"
 KINDS = (
@@ -28,8 +29,9 @@ def check_kind(matrix: Any, name: str, called: bool = False) -> None:
         return
     if isinstance(matrix, Topology):
         try:
-            if {array.dtype for array in (matrix.indptr, matrix.indices)} != {np.dtype(np.int32)}:
-                raise ValueError("indptr and indices are not int32")
+            counts = np.dtype(count_dtype(len(matrix.indices)))
+            if (matrix.indptr.dtype, matrix.indices.dtype) != (counts, np.int32):
+                raise ValueError(f"indptr is not {counts}, or indices are not int32")
             checked_topology(matrix.n_in, matrix.n_out, matrix.indptr, matrix.indices, "Topology")
         except ValueError as error:
             raise ParameterError(
@@ -112,7 +114,5 @@ def cells_of(
 
 
 def _check_count(count: int) -> None:
-    if not 0 < count <= MAX_CONNECTIONS:
-        raise ParameterError(
-            f"A topology has 1 to {MAX_CONNECTIONS} connections. Got {count} instead."
-        )
+    if not count:
+        raise ParameterError("A topology has at least 1 connection. Got 0 instead.")

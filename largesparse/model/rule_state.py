@@ -86,7 +86,7 @@ class RuleState:
     def fan_out(self) -> Int64:
         """Return how many connections of every input stay: int64 (n_in,)."""
         indptr = self.layer.topology.indptr
-        totals = np.zeros(self.layer.nnz + 1, dtype=np.int32)
+        totals = np.zeros(self.layer.nnz + 1, dtype=indptr.dtype)
         np.cumsum(self.kept, out=totals[1:])
         return (totals[indptr[1:]] - totals[indptr[:-1]]).astype(np.int64)
 

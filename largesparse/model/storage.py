@@ -131,8 +131,10 @@ class StoredLayer(SparseLayer):
     def replace(self, topology: Topology, values: Float32, moments: LayerArrays) -> None:
         """Copy another topology with its weights and moments to the files."""
         arrays = {"values": values, **moments}
-        if len(values) > len(self._rooms["values"]):  # weights from before a pruning
+        counts = topology.indptr.dtype
+        if len(values) > len(self._patterns[1]) or counts != self._patterns[0].dtype:
             self._patterns = list(map(self._storage.copy, topology.arrays))
+        if len(values) > len(self._rooms["values"]):  # weights from before a pruning
             self._rooms = {name: self._storage.copy(arrays[name]) for name in self._rooms}
             self._by_output = self._storage.copy(values)
         parts = map(_fill, self._patterns, topology.arrays)

@@ -6,18 +6,23 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ParameterError, check_range
+from ..backends import operands
+from ..backends.operands import Counts, count_dtype
+from ..errors import MemoryPlanError, ParameterError, check_range
+from ..machine.control_groups import free_memory
 
 logger = logging.getLogger(__name__)
 
 # The sampler draws this many connections at a time: what is drawn does not depend on the number
 # of threads, and its buffers stay small beside the layer.
 BLOCK_CONNECTIONS = 1 << 20
-MAX_CONNECTIONS = 2**31 - 1  # int32 indices
+MAX_NEURONS = 2**31 - 1  # int32 indices
+SAMPLING = 24  # bytes a connection, at least, while a layer is drawn
 
 Int32 = NDArray[np.int32]
 
@@ -29,20 +34,27 @@ class Topology:
     velocities and gradients are kept in it, and the backward pass uses it. The *output order*
     (rows = outputs) is that of Wᵀ, and the forward pass uses it, but for that of sparse inputs.
     It is made when it is first asked for. Within a row, indices ascend. Nothing changes in place.
+    Row pointers and places of connections are int32, or int64 where int32 does not count the
+    connections: see `count_dtype`. The numbers of neurons are int32.
     """
 
     __slots__ = ("_output_order", "indices", "indptr", "n_in", "n_out")
 
     def __init__(
-        self, n_in: int, n_out: int, indptr: Int32, indices: Int32, *output_order: Int32
+        self, n_in: int, n_out: int, indptr: Counts, indices: Int32, *output_order: Counts
     ) -> None:
+        dtype = count_dtype(len(indices))
+        if indptr.dtype != dtype and indptr.dtype.kind == "i":
+            counted: Counts = indptr.astype(dtype)
+            if np.array_equal(counted, indptr):  # else it is damaged, which checks tell
+                indptr, output_order = counted, ()  # which is made again
         self.n_in, self.n_out = n_in, n_out
         self.indptr = indptr  # (n_in + 1,)
         self.indices = indices  # (nnz,), the output of every connection
         self._output_order = output_order  # the three arrays, or none yet
 
     @classmethod
-    def from_input_order(cls, n_in: int, n_out: int, indptr: Int32, indices: Int32) -> Topology:
+    def from_input_order(cls, n_in: int, n_out: int, indptr: Counts, indices: Int32) -> Topology:
         """Return the topology of a pattern in input order."""
         return cls(n_in, n_out, indptr, indices)
 
@@ -50,12 +62,12 @@ class Topology:
     def from_cells(cls, n_in: int, n_out: int, cells: NDArray[np.int64]) -> Topology:
         """Return the topology of row-major cells, i·n_out + j, which ascend."""
         rows, outputs = np.divmod(cells, n_out)
-        indptr = np.zeros(n_in + 1, dtype=np.int32)
+        indptr = np.zeros(n_in + 1, dtype=count_dtype(len(cells)))
         np.cumsum(np.bincount(rows, minlength=n_in), out=indptr[1:])
         return cls(n_in, n_out, indptr, outputs.astype(np.int32))
 
     @property
-    def output_order(self) -> tuple[Int32, ...]:
+    def output_order(self) -> tuple[Any, ...]:
         """`indptr_by_output`, `indices_by_output` and `to_output_order`; O(nnz + n_in + n_out)."""
         from ..backends.pattern_kernels import transpose_pattern
 
@@ -64,24 +76,29 @@ class Topology:
         return self._output_order
 
     @property
-    def indptr_by_output(self) -> Int32:
-        """Row pointers of the output order, int32 (n_out + 1,)."""
-        return self.output_order[0]
+    def indptr_by_output(self) -> Counts:
+        """Row pointers of the output order, (n_out + 1,), of the dtype of `indptr`."""
+        return self.output_order[0]  # type: ignore[no-any-return]
 
     @property
     def indices_by_output(self) -> Int32:
         """The input of every connection in output order, int32 (nnz,)."""
-        return self.output_order[1]
+        return self.output_order[1]  # type: ignore[no-any-return]
 
     @property
-    def to_output_order(self) -> Int32:
-        """The place in output order of connection k of the input order, int32 (nnz,)."""
-        return self.output_order[2]
+    def to_output_order(self) -> Counts:
+        """The place in output order of connection k of the input order, (nnz,), as `indptr`."""
+        return self.output_order[2]  # type: ignore[no-any-return]
 
     @property
     def nnz(self) -> int:
         """Number of connections."""
         return len(self.indices)
+
+    @property
+    def is_int64(self) -> bool:
+        """Whether connections are counted by int64."""
+        return self.indptr.itemsize == 8
 
     @property
     def density(self) -> float:
@@ -94,7 +111,7 @@ class Topology:
         return sum(array.nbytes for array in self.arrays)
 
     @property
-    def arrays(self) -> list[Int32]:
+    def arrays(self) -> list[Counts]:
         """All five: those of the input order, and of the output order."""
         return [self.indptr, self.indices, *self.output_order]
 
@@ -115,7 +132,7 @@ class Topology:
         return np.asarray(found == cells)
 
 
-def checked_topology(n_in: int, n_out: int, indptr: Int32, indices: Int32, name: str) -> Topology:
+def checked_topology(n_in: int, n_out: int, indptr: Counts, indices: Int32, name: str) -> Topology:
     """Return the topology of a pattern in input order that a file called `name` holds.
 
     ValueError is raised where it is no such pattern; `indptr` is (n_in + 1,), `indices` (nnz,).
@@ -147,8 +164,8 @@ def connection_probability(
     ParameterError
         Where a value is out of range, or both or none are given.
     """
-    check_range("n_in", n_in, "a layer", low=1, high=MAX_CONNECTIONS, integer=True)
-    check_range("n_out", n_out, "a layer", low=1, high=MAX_CONNECTIONS, integer=True)
+    check_range("n_in", n_in, "a layer", low=1, high=MAX_NEURONS, integer=True)
+    check_range("n_out", n_out, "a layer", low=1, high=MAX_NEURONS, integer=True)
     n_in, n_out = int(n_in), int(n_out)
     if (epsilon is None) == (density is None):
         raise ParameterError(
@@ -162,24 +179,40 @@ def connection_probability(
     return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
 
 
-def check_count(n_in: int, n_out: int, probability: float) -> None:
-    """Verify that a layer drawn with this probability has no more connections than can be counted.
+def check_count(n_in: int, n_out: int, connections: int, owner: str) -> None:
+    """Verify that int32 counts the connections of a layer, for an `owner` that takes no other.
 
-    The row pointers and places of a layer are int32. `ParameterError` says which epsilon, and how
-    many layers, would do; dividing the layers over ranks does not help.
+    `ParameterError` says which epsilon, and how many layers, would do.
     """
-    expected = probability * n_in * n_out
-    if expected + 6 * math.sqrt(expected) <= MAX_CONNECTIONS:
-        return
-    most = MAX_CONNECTIONS - 6 * math.sqrt(MAX_CONNECTIONS)
-    epsilon = most / (n_in + n_out)
+    if count_dtype(connections) is np.int64:
+        raise ParameterError(
+            f"A layer of {n_in} x {n_out} has about {connections:.3g} connections; {owner} takes "
+            f"at most {operands.MOST_INT32} a layer, which int32 counts. "
+            f"{_smaller(n_in, n_out, connections, operands.MOST_INT32)}; a training by one "
+            "process, or by a pipeline, has no such limit."
+        )
+
+
+def _check_memory(n_in: int, n_out: int, probability: float) -> None:
+    """Raise `MemoryPlanError` where a layer that int32 does not count cannot fit in memory."""
+    expected = math.ceil(probability * n_in * n_out)
+    if count_dtype(expected) is np.int64 and SAMPLING * expected > (free := free_memory()):
+        raise MemoryPlanError(
+            f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
+            f"{expected:.3g} connections, which take {SAMPLING * expected / 2**30:.1f} GiB while "
+            f"they are drawn, and {free / 2**30:.1f} GiB are available. "
+            f"{_smaller(n_in, n_out, expected, free // SAMPLING)}."
+        )
+
+
+def _smaller(n_in: int, n_out: int, connections: int, limit: int) -> str:
+    """Return which epsilon and how many layers have at most `limit` connections a layer."""
+    most = max(1.0, limit - 6 * math.sqrt(limit))
+    epsilon, layers = most / (n_in + n_out), math.ceil(connections / most)
     unit = 10.0 ** (math.floor(math.log10(epsilon)) - 1)
-    layers = math.ceil(expected / most)
-    raise ParameterError(
-        f"A layer of {n_in} x {n_out} with density {probability:.3g} would have about "
-        f"{expected:.3g} connections; a layer holds at most {MAX_CONNECTIONS}, which int32 counts, "
-        f"on any number of ranks. An epsilon of at most {math.floor(epsilon / unit) * unit:.3g}, "
-        f"or {layers} layers or more for its neurons, would do."
+    return (
+        f"An epsilon of at most {math.floor(epsilon / unit) * unit:g}, or {layers} layers or "
+        "more for its neurons, would do"
     )
 
 
@@ -211,16 +244,18 @@ def erdos_renyi(
     Raises
     ------
     ParameterError
-        Where the layer would have more connections than int32 can count.
+        Where the probability is out of range.
+    MemoryPlanError
+        Where int32 does not count the connections, and they do not fit in memory.
     """
     check_range("probability", probability, "erdos_renyi", low=0, high=1, low_open=True)
     n_in, n_out = int(n_in), int(n_out)
-    check_count(n_in, n_out, probability)
+    _check_memory(n_in, n_out, probability)
     if probability == 1.0:
         logger.info("a layer of %d x %d is fully connected at this density", n_in, n_out)
         columns = np.tile(np.arange(n_out, dtype=np.int32), n_in)
         full = np.arange(n_in + 1, dtype=np.int64) * n_out
-        return Topology.from_input_order(n_in, n_out, full.astype(np.int32), columns)
+        return Topology.from_input_order(n_in, n_out, full, columns)
 
     rows_per_block = max(1, int(min(n_in, BLOCK_CONNECTIONS / (probability * n_out))))
     starts = range(0, n_in, rows_per_block)
@@ -241,7 +276,7 @@ def erdos_renyi(
 
 def _sample_blocks(
     sample: Callable[[int], tuple[Int32, Int32]], count: int, threads: int
-) -> tuple[Int32, Int32]:
+) -> tuple[Counts, Int32]:
     """Return the pattern of all rows, in input order, from blocks as `_sample_rows` has them."""
     if threads > 1 and count > 1:
         with ThreadPoolExecutor(threads) as pool:
@@ -249,9 +284,10 @@ def _sample_blocks(
     else:
         blocks = list(map(sample, range(count)))
     counts = np.concatenate([block[0] for block in blocks])
-    indptr: Int32 = np.zeros(len(counts) + 1, dtype=np.int32)
+    indices = np.concatenate([block[1] for block in blocks])
+    indptr: Counts = np.zeros(len(counts) + 1, dtype=count_dtype(len(indices)))
     np.cumsum(counts, out=indptr[1:])
-    return indptr, np.concatenate([block[1] for block in blocks])
+    return indptr, indices
 
 
 def _sample_rows(
@@ -278,7 +314,7 @@ def _sample_rows(
 
 
 def covering(
-    n_in: int, n_out: int, indptr: Int32, indices: Int32, rng: np.random.Generator
+    n_in: int, n_out: int, indptr: Counts, indices: Int32, rng: np.random.Generator
 ) -> Topology:
     """Return a pattern's topology after connections moved to the neurons that have none.
 
@@ -303,7 +339,7 @@ def covering(
     return Topology(n_in, n_out, indptr, indices, *by_output, to_output_order)
 
 
-def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[Int32, Int32]:
+def _fill_rows(pattern: tuple[Counts, Int32], rng: np.random.Generator) -> tuple[Counts, Int32]:
     """Move connections to as many empty rows as can be, within their columns."""
     from ..backends.coverage_kernels import move_to_rows
 
@@ -315,7 +351,7 @@ def _fill_rows(pattern: tuple[Int32, Int32], rng: np.random.Generator) -> tuple[
         return pattern
     receivers = empty[(np.arange(count) * len(empty) + rng.integers(len(empty))) // count]
     turns = rng.integers(2**62, size=count)
-    moved: tuple[Int32, Int32] = move_to_rows(
+    moved: tuple[Counts, Int32] = move_to_rows(
         indptr, indices, receivers, int(rng.integers(spare)), turns
     )
     return moved

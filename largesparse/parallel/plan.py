@@ -8,6 +8,7 @@ replicas need that are trained at a time in phase two.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from ..machine.mapped_memory import KEPT, Arena, find_mapped
 from ..machine.usage import pss_bytes
 from ..model.config import NetworkConfig
 from ..model.layer import moment_bytes
+from ..model.topology import check_count
 from ..training.layer_terms import (
     FOLDED,
     WITHIN,
@@ -90,8 +92,12 @@ def plan_parallel(
     """Return the bytes of a parallel training, with so many `slots` on every node.
 
     The shape has the connections that the network has or is expected to have. The bytes `available`
-    decide where trained replicas wait.
+    decide where trained replicas wait. `ParameterError` where int32 does not count a layer's
+    connections: those algorithms have no other counters.
     """
+    sizes = itertools.pairwise(shape.config.layer_sizes)
+    for (n_in, n_out), connections in zip(sizes, shape.room, strict=True):
+        check_count(n_in, n_out, connections, "a training whose ranks share all layers")
     here = nodes.beside(0)
     counts = tuple(slots[node] for node in here)
     topology = shared_size(SharedTopology, shape)

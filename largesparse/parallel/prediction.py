@@ -280,7 +280,7 @@ class _Leader:
         ]
         sizes = network.config.layer_sizes
         self._batch_size = options.batch_size or prediction_batch(sizes)
-        self._backend = get_backend(options.backend, sizes).name
+        self._backend = get_backend(options.backend, sizes, max(network.layer_connections)).name
         self._loss = network.config.loss
         # node by node, so that the rows of a node are consecutive
         order = [rank for node in range(len(nodes)) for rank in nodes.ranks(node)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from ..model.recipes import RECIPES
 from ..model.start import LayerStart, as_topologies, resolve
 from ..model.topology import (
     Topology,
+    check_count,
     checked_topology,
     connection_probability,
     erdos_renyi,
@@ -134,6 +136,8 @@ class SparseLinear(nn.Module):
             probability = connection_probability(
                 in_features, out_features, epsilon=epsilon, density=density
             )
+            expected = math.ceil(probability * in_features * out_features)
+            check_count(in_features, out_features, expected, OWNER)
             drawn = seed_sequence(seed, "topology", 0)
             threads = torch.get_num_threads()
             found = erdos_renyi(in_features, out_features, probability, drawn, threads=threads)
@@ -198,6 +202,7 @@ class SparseLinear(nn.Module):
             self.register_buffer(name, None if array is None else torch.from_numpy(array))
 
     def _set_pattern(self, topology: Topology) -> None:
+        check_count(topology.n_in, topology.n_out, topology.nnz, OWNER)
         for name, array in zip(PATTERN, topology.arrays, strict=True):
             own = name in ("indptr", "indices")
             self.register_buffer(name, torch.from_numpy(array), persistent=own)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.operands import count_dtype
 from ..model.config import NetworkConfig
 from ..model.layer import (
     CANDIDATES,
@@ -24,8 +25,8 @@ from ..model.topology import checked_topology
 def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: str) -> SparseLayer:
     """Return layer k (0 is the first hidden one) of the arrays in a file called `name`."""
     n_in, n_out = config.layer_sizes[k : k + 2]
-    indptr = expect(arrays, "indptr", np.int32, n_in + 1)
-    nnz = int(indptr[-1])
+    nnz = int(arrays["indptr"][-1])
+    indptr = expect(arrays, "indptr", count_dtype(nnz), n_in + 1)
     indices = expect(arrays, "indices", np.int32, nnz)
     own = LayerConfig.of(config, k)
     shapes = own.shapes(nnz, n_out).items()
@@ -41,7 +42,7 @@ def layer_of_arrays(arrays: LayerArrays, config: NetworkConfig, k: int, name: st
     candidates, given = None, config.given_layer(k)
     if given is not None and given.evolution == "within":
         pattern = (
-            expect(arrays, CANDIDATES[0], np.int32, n_in + 1),
+            expect(arrays, CANDIDATES[0], count_dtype(given.candidates), n_in + 1),
             expect(arrays, CANDIDATES[1], np.int32, given.candidates),
         )
         candidates = checked_topology(n_in, n_out, *pattern, f"{name}, candidates")

@@ -5,7 +5,8 @@ The terms of a layer with nnz connections, n_in inputs and n_out neurons::
     model        (20 + m)·nnz (indices and weights in both orders, permutation, moments)
                  + 4·(n_in + n_out + 2) row pointers + (4 + m)·n_out (biases and their moments);
                  m is 4 for a velocity, 10 for Adam's mean, square and count, and 4 for an average;
-                 + 4·candidates + 4·(n_in + 1), where a set of candidates is given
+                 + 4·candidates + 4·(n_in + 1), where a set of candidates is given;
+                 row pointers and permutation take twice that where int32 does not count nnz
     gradient     4·nnz + 4·n_out
     passing      what initialisation, evolution or a checkpoint needs beside, once at a time
 
@@ -22,13 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..backends.operands import count_dtype
 from ..model.config import NetworkConfig
 from ..model.layer import moment_bytes
-from ..model.topology import check_count
 from ..model.workspace import ACTIVATION_DTYPES
 
 EVOLUTION = 36  # bytes a connection that evolving takes, with a velocity; sampling takes 24
 CANDIDATE = 33  # bytes that growth by a score takes for every cell that it looks at
+INT64 = 12  # bytes a connection more, where int64 counts them: slot map, permutation, a temporary
 WITHIN = 48  # that drawing takes for every cell of a given candidate set
 NORMALISED = 4  # numbers a neuron: γ and the running statistics; each has moments
 NORMALISED_GRADIENT = 48  # of their gradients, and of what a micro-batch has found
@@ -60,12 +62,15 @@ def layer_terms(
     ):
         within = given.candidates if (given := config.given_layer(k)) is not None else 0
         model = (20 + kept) * nnz + 4 * (n_in + n_out + 2) + (4 + kept) * n_out
+        model += 4 * (nnz + n_in + n_out + 2) if is_int64(nnz) else 0
         model += 4 * (n_in + 1 + within) if within else 0
+        model += 4 * (n_in + 1) if is_int64(within) else 0
         gradient = 4 * nnz + 4 * n_out
         if config.batch_norm and k < len(connections) - 1:
             model += (4 + kept) * NORMALISED * n_out
             gradient += NORMALISED_GRADIENT * n_out
         evolving = int(evolution_bytes(moments, candidates) * nnz) + WITHIN * within
+        evolving += INT64 * nnz if is_int64(nnz) else 0
         passing = evolving + 8 * (n_in + n_out)
         found.append(LayerTerms(model, gradient, passing, FOLDED * nnz if folds else 0))
     return found
@@ -87,18 +92,19 @@ def evolution_bytes(moments: Sequence[str], candidates: float = 0.0) -> float:
     return max(moving, CANDIDATE * candidates)
 
 
-def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
-    """Return the connections that each layer will hardly have more of.
+def is_int64(connections: int) -> bool:
+    """Return whether int64 counts the connections of a layer with so many."""
+    return count_dtype(connections) is np.int64
 
-    `ParameterError` where they are more than a layer can have.
-    """
+
+def expected_connections(config: NetworkConfig) -> tuple[int, ...]:
+    """Return the connections that each layer will hardly have more of."""
     sizes, found = config.layer_sizes, []
     for k, probability in enumerate(config.probabilities()):
         expected = probability * sizes[k] * sizes[k + 1]
         if (given := config.given_layer(k)) is not None:
             found.append(given.connections)
         else:
-            check_count(sizes[k], sizes[k + 1], probability)
             found.append(math.ceil(expected + 3 * math.sqrt(expected * (1 - probability))))
     found[-1] += min(config.output_minimum, sizes[-2]) * sizes[-1]  # at most
     return tuple(found)

@@ -30,7 +30,7 @@ from ..machine.environment import expand_user
 from ..model.activations import TRAINED
 from ..model.config import NetworkConfig
 from ..model.workspace import activation_buffers, delta_buffers
-from .layer_terms import itemsize, layer_terms, total_of
+from .layer_terms import expected_connections, itemsize, layer_terms, total_of
 from .memory_plan import (
     COMPILING,
     GENERATING,
@@ -329,7 +329,8 @@ def useful_dtype(config: NetworkConfig, backend: str | None) -> str:
     Where layers are so wide that memory bounds the passes, bfloat16 halves what they move.
     """
     widest = max(config.layer_sizes[1:-1], default=0)
-    possible = get_backend(backend, config.layer_sizes).takes_bfloat16
+    most = max(expected_connections(config))
+    possible = get_backend(backend, config.layer_sizes, most).takes_bfloat16
     possible &= config.activation not in TRAINED and not config.batch_norm
     return "bfloat16" if possible and widest >= BFLOAT16_WIDE else "float32"
 

@@ -125,7 +125,8 @@ class Predictor:
         # of the workers' connections; without them a predictor can be pickled
         self._lock: Any = threading.RLock() if processes > 1 else nullcontext()
         self._owner = os.getpid()
-        used, activation = get_backend(backend, self._sizes), network.config.activation
+        used = get_backend(backend, self._sizes, max(network.layer_connections))
+        activation = network.config.activation
         check_activation_dtype(activation_dtype, used, activation, "prediction")
         loss = network.config.loss
         settings = self._batch_size, threads, used.name, loss, activation_dtype

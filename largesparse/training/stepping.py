@@ -28,6 +28,7 @@ from ..model.losses import LOSSES, MANY, ScoreSums, check_weights, smoothed
 from ..model.network import SparseMLP, Visit, dropout_key
 from ..model.optimizer import MomentumSGD, Optimizer
 from ..model.workspace import Workspace, check_activation_dtype
+from .layer_terms import expected_connections
 from .memory import MicroBatching
 from .state import TrainingState
 from .whole_step import WholeStep
@@ -64,7 +65,10 @@ class Stepper:
     ) -> None:
         self.network = network
         self.config = config or TrainingConfig()
-        network.trained_with = choose_backend(self.config.backend, network.config.layer_sizes)
+        # a rank of a pipeline has some of the layers, and all choose alike
+        most = max(*network.layer_connections, *expected_connections(network.config))
+        sizes = network.config.layer_sizes
+        network.trained_with = choose_backend(self.config.backend, sizes, most)
         self.backend = get_backend(network.trained_with.name)
         check_activation_dtype(
             self.config.activation_dtype,
@@ -168,7 +172,8 @@ class Stepper:
         possible = possible and self.workspace.activation_dtype == "float32"
         n_outputs = self.network.config.layer_sizes[-1]
         possible = possible and not self._loss.is_multilabel and n_outputs <= MANY
-        return possible and len(rows) <= self.workspace.micro_batch
+        possible = possible and len(rows) <= self.workspace.micro_batch
+        return possible and not any(layer.topology.is_int64 for layer in self.network.layers)
 
     @one_thread_at_a_time
     def step(

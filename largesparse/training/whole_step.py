@@ -44,6 +44,7 @@ class WholeStep:
     def __init__(
         self, network: SparseMLP, workspace: Workspace, batch: int, backend: Backend
     ) -> None:
+        assert not any(layer.topology.is_int64 for layer in network.layers)  # the table has int32
         from ..backends.step_kernel import LAYER
 
         layers = network.layers

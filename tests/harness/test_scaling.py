@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largesparse import read_records
+from largesparse.backends.operands import MOST_INT32
 from largesparse.errors import DataError, MemoryPlanError, ParameterError
 from largesparse.harness import pages, records, scaling
 from largesparse.harness.cluster import Cluster, least_layers, plan_cluster
@@ -38,7 +39,6 @@ from largesparse.harness.plots import (
 from largesparse.harness.presets import TABLE_4
 from largesparse.harness.records import append_record, new_record
 from largesparse.harness.series import PAPER
-from largesparse.model.topology import MAX_CONNECTIONS
 from largesparse.training.memory import GIB
 
 COSTS = Costs(10**6, 1e-8, 1e-9, 5e-10, 1e-8, overhead=1.0)
@@ -442,13 +442,15 @@ def test_a_mini_batch_becomes_smaller_before_a_network_is_refused():
 @pytest.mark.parametrize("neurons", [10**6, 2 * 10**9, 80 * 10**9])
 def test_the_layers_are_as_few_as_int32_allows(neurons, epsilon):
     layers = least_layers(neurons, epsilon)
-    assert 2 * epsilon * neurons / layers <= MAX_CONNECTIONS
-    assert layers == 1 or 2 * epsilon * neurons / (layers - 1) > 0.9999 * MAX_CONNECTIONS
+    assert 2 * epsilon * neurons / layers <= MOST_INT32
+    assert layers == 1 or 2 * epsilon * neurons / (layers - 1) > 0.9999 * MOST_INT32
 
 
 def test_too_wide_layers_are_refused():
-    with pytest.raises(ParameterError, match="at least 75"):
-        plan_cluster(80 * 10**9, Cluster(), layers=74)
+    nodes = Cluster(nodes=76, memory=1024 * GIB)
+    assert plan_cluster(80 * 10**9, nodes, layers=74).connections > 74 * MOST_INT32
+    with pytest.raises(ParameterError, match="'layer_sizes'"):  # neurons are numbered by int32
+        plan_cluster(80 * 10**9, nodes, layers=37)
 
 
 def test_costs_of_a_cluster_are_those_of_one_core(recorded, monkeypatch, capsys):

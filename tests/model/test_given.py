@@ -145,7 +145,7 @@ def test_a_callable_is_given_sizes_and_a_generator_of_the_seed():
     [
         (MASK.T, r"has the shape \(30, 12\), .* 12 inputs to 30 neurons. It may be transposed"),
         (MASK[:, 1:], r"has the shape \(12, 29\)"),
-        (np.zeros((12, 30)), "1 to 2147483647 connections. Got 0"),
+        (np.zeros((12, 30)), "at least 1 connection. Got 0"),
         (np.full((12, 30), np.nan), "not finite"),
         (GivenTopology(np.full((12, 30), 1e300), weights=True), "not finite in float32"),
         (MASK.astype(complex), "of numbers or booleans. Got complex128"),

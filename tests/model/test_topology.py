@@ -16,9 +16,10 @@ from scipy.sparse import csr_matrix
 from scipy.stats import binom, chi2
 
 from largesparse import NetworkConfig, SparseMLP
+from largesparse.backends import operands
 from largesparse.backends.kernels import momentum_update_reorder
 from largesparse.backends.operands import SGD
-from largesparse.errors import ParameterError
+from largesparse.errors import MemoryPlanError, ParameterError
 from largesparse.model import topology
 from largesparse.model.topology import (
     Topology,
@@ -26,8 +27,6 @@ from largesparse.model.topology import (
     connection_probability,
     erdos_renyi,
 )
-from largesparse.training.layer_terms import expected_connections
-from largesparse.training.memory import plan_training
 
 ARRAYS = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
 UNLIKELY = 1e-4  # p-value below which a statistical test with a fixed seed fails
@@ -329,45 +328,33 @@ def test_bad_probability(p):
 
 
 @pytest.mark.parametrize("p", [1.0, 0.3])
-def test_more_connections_than_int32_counts(p):
-    with pytest.raises(ParameterError, match=r"100000 x 100000 .* at most 2147483647"):
+def test_more_connections_than_memory_holds(p, monkeypatch):
+    monkeypatch.setattr(topology, "free_memory", lambda: 2**34)
+    with pytest.raises(MemoryPlanError, match=r"100000 x 100000 .* 16.0 GiB are available") as told:
         sample(100_000, 100_000, p)
-
-
-def test_the_bound_on_connections_leaves_room_for_chance(monkeypatch):
-    monkeypatch.setattr(topology, "MAX_CONNECTIONS", 1000)
-    assert sample(100, 100, 0.07).nnz <= 1000  # 700 ± 26
-    with pytest.raises(ParameterError, match="at most 1000"):
-        sample(100, 100, 0.095)  # 950 ± 29
+    assert "An epsilon of at most 3500, or" in str(told.value)  # 24 bytes each
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(40, 400), st.integers(40, 400), st.floats(0.5, 30))
 def test_what_a_refusal_of_too_many_connections_names_would_do(n_in, n_out, epsilon):
+    def most_of(epsilon):
+        """Return the connections that a layer will hardly have more of."""
+        return math.ceil(epsilon * (n_in + n_out) + 6 * math.sqrt(epsilon * (n_in + n_out)))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topology, "MAX_CONNECTIONS", 2000)
-        expected = epsilon * (n_in + n_out)
+        patch.setattr(operands, "MOST_INT32", 2000)
+        expected = math.ceil(epsilon * (n_in + n_out))
         try:
-            check_count(n_in, n_out, expected / (n_in * n_out))
-            assert expected < 2000
+            check_count(n_in, n_out, expected, "a test")
+            assert expected <= 2000
         except ParameterError as error:
-            assert expected + 6 * math.sqrt(expected) > 2000
+            assert expected > 2000
             least = float(re.search(r"epsilon of at most ([\d.]+)", str(error))[1])
             layers = int(re.search(r"or (\d+) layers", str(error))[1])
-            check_count(n_in, n_out, least * (n_in + n_out) / (n_in * n_out))
+            check_count(n_in, n_out, most_of(least), "a test")
             assert 0.85 * least * (n_in + n_out) < 2000 < 1.6 * layers * least * (n_in + n_out)
             assert expected <= layers * 2000
-
-
-def test_a_plan_refuses_what_a_layer_cannot_count_and_the_counters_reach_the_limit(monkeypatch):
-    full = NetworkConfig((20, 50, 2), density=1.0)
-    monkeypatch.setattr(topology, "MAX_CONNECTIONS", 1000 + 6 * math.ceil(math.sqrt(1000)))
-    pattern = SparseMLP(full, progress=False).layers[0].topology  # 1000
-    assert pattern.indptr[-1] == pattern.indptr_by_output[-1] == 1000
-    for plan in (expected_connections, lambda config: plan_training(config, 1), SparseMLP):
-        plan(full)
-        with pytest.raises(ParameterError, match="which int32 counts, on any number of ranks"):
-            plan(NetworkConfig((20, 70, 2), density=1.0))
 
 
 def test_sizes_may_be_numpy_integers():
