@@ -216,6 +216,8 @@ def test_mistakes_are_told(tmp_path, capsys):
     assert "'minutes'" in told("--minutes", "0")
     out = str(tmp_path / "a.json")
     assert "step/fused/fashion" in told("--minutes", "0.1", "--only", "stop/*", "--out", out)
+    told_of_ranks = told("--minutes", "0.01", "--only", "ranks/seq*", "--out", out)
+    assert "ranks/sequential: no time was left" in told_of_ranks
     assert "must differ" in told("--out", out, "--page", out)
     assert "mkdir -p" in told("--out", str(tmp_path / "none" / "a.json"))
     assert "cannot be read" in told("--compare", out, out)

@@ -11,6 +11,7 @@ import pandas as pd
 from ...errors import install_command
 from ...machine.sizes import show_seconds
 from ...training.memory import GIB
+from ...training.memory_plan import counted
 from .. import pages
 from ..noise import describe_noise
 from ..series import colour_of, short
@@ -64,7 +65,8 @@ def summary(bench: Bench) -> list[str]:
     memory = "" if bench.memory_bytes is None else f", {bench.memory_bytes / GIB:.0f} GiB"
     size = f" of {sizes[-1]} neurons" if sizes else ""
     return [
-        f"{bench.cpu}, {bench.cores} cores{memory}; {bench.threads} threads used",
+        f"{bench.cpu}, {counted(bench.cores or 0, 'core')}{memory}; "
+        f"{counted(bench.threads or 0, 'thread')} used",
         line("limits", {"memory": "limits/bandwidth", "BLAS": "limits/arithmetic, float32"}),
         line(
             "gathered rows",

@@ -197,6 +197,12 @@ class Jobs(Group):
         self.took[name] = time.monotonic() - started
         self.turns += 1
 
+    def finish(self) -> None:
+        """Say which jobs had no turn."""
+        for name in self.jobs:
+            if self.bench.figure(name) is None:
+                self.bench.left_out[name] = NO_TIME
+
 
 def run_bench(
     *, minutes: float, threads: int, only: str = "*", progress: bool | None = None
@@ -231,16 +237,17 @@ def run_bench(
 
         given = bench, lambda name: fnmatch.fnmatch(name, only)
         turns = Turns(*given, progress=show, meter=meter)
-        sizes = Sizes(*given, threads=threads, seconds=60 * minutes)
+        sizes, jobs = Sizes(*given, threads=threads, seconds=60 * minutes), Jobs(*given)
         try:
             turns.prepare(threads, stack, started + SETUP_SHARE * 60 * minutes)
             if turns.cases:
                 turns.turn(0.0)  # however long it took to compile
-            _take_turns([turns, sizes, Jobs(*given)], end, show)
+            _take_turns([turns, sizes, jobs], end, show)
             bench.complete = True
         except (KeyboardInterrupt, Interrupted):
             pass
         sizes.finish()
+        jobs.finish()
     bench.noise = meter.result()
     bench.seconds = time.monotonic() - started
     bench.figures.sort(key=lambda figure: figure.name)
