@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from largesparse.backends import operands
 from largesparse.errors import DataError, ParameterError
 
 torch = pytest.importorskip("torch")
@@ -467,3 +468,11 @@ def test_memory_that_is_freed_is_kept_unless_the_environment_says_how(is_set):
         [sys.executable, "-c", KEEPS], env=environment, capture_output=True, text=True, check=True
     )
     assert (int(run.stdout) > 5000) == is_set
+
+
+def test_layers_whose_connections_int32_does_not_count_are_refused(monkeypatch):
+    monkeypatch.setattr(operands, "MOST_INT32", 100)
+    mask = torch.ones(40, 50, dtype=torch.bool)
+    for how in ({"density": 0.5}, {"topology": mask}):
+        with pytest.raises(ParameterError, match="SparseLinear takes at most 100 a layer"):
+            SparseLinear(50, 40, **how)
