@@ -7,31 +7,15 @@ of the layer below it, as in `SparseMLP`. A single layer is a chain of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..machine.threads import kernel_threads
-from .operators import (
-    NO_DERIVATIVE,
-    Numbers,
-    Pattern,
-    before_activation,
-    derivative_of,
-    layer_gradients,
-    new_state,
-    product,
-    row_sums,
-)
+from .passes import Kept, Link, backward_pass, forward_pass
 from .tensors import owned, refuse_second, transposed
-
-
-class Link(NamedTuple):
-    """A layer of a chain, but for its parameters."""
-
-    pattern: Pattern
-    numbers: Numbers | None  # of its activation
 
 
 class _Chain(torch.autograd.Function):
@@ -46,22 +30,11 @@ class _Chain(torch.autograd.Function):
         *parameters: Tensor | None,  # values and bias of every layer
     ) -> Any:
         columns = _columns(x)
-        inputs: list[Tensor] = []
-        states: list[Tensor | None] = []
-        for link, values, bias in zip(links, parameters[::2], parameters[1::2], strict=True):
-            assert values is not None
-            pattern, numbers = link
-            state = None
-            if numbers is not None and (is_trained or numbers[2] is not None):
-                state = new_state(columns, pattern.n_out)
-            if is_trained:
-                inputs.append(columns)
-                states.append(state)
-            columns = product(columns, values, bias, pattern, numbers, state)
+        out, kept = forward_pass(columns, links, parameters, is_trained)
         if is_trained:
-            ctx.save_for_backward(*inputs, *states, *parameters[::2])
+            ctx.save_for_backward(columns, *kept, *parameters[::2])
             ctx.links, ctx.shape = links, x.shape
-        return owned(_rows(columns, x.shape))
+        return owned(_rows(out, x.shape))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -73,34 +46,16 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def differentiate(ctx: Any, gradient: Tensor) -> Any:
         """Return the gradients of what `forward` takes."""
-        links, count = ctx.links, len(ctx.links)
-        saved = ctx.saved_tensors
-        states, weights = saved[count : 2 * count], saved[2 * count :]
-        inputs = [each.contiguous() for each in saved[:count]]  # hooks may return others
+        columns, hidden, states, *weights = (each.contiguous() for each in ctx.saved_tensors)
+        if {gradient.dtype} != {columns.dtype, hidden.dtype}:
+            raise DataError("Hooks of saved tensors must return those of the dtype that they got.")
+        delta = _columns(gradient)
+        if ctx.links[-1].numbers is not None and delta.data_ptr() == gradient.data_ptr():
+            delta = delta.clone()
         needs_x, _, _, *needed = ctx.needs_input_grad
-        found: list[Tensor | None] = [None] * len(needed)
-        delta, sums = _columns(gradient), None
-        if states[-1] is not None:
-            delta, sums = before_activation(delta, states[-1], links[-1].numbers)
-        elif needed[-1]:
-            sums = row_sums(delta)
-        for k in reversed(range(count)):
-            if needed[2 * k + 1]:
-                found[2 * k + 1] = sums
-            goes_on = needs_x or any(needed[: 2 * k])
-            below = NO_DERIVATIVE
-            if k > 0 and states[k - 1] is not None:
-                below = derivative_of(links[k - 1].numbers, states[k - 1], inputs[k])
-            wanted = goes_on, needed[2 * k]
-            by_input = links[k].pattern.by_input
-            delta, of_values, sums = layer_gradients(
-                delta, inputs[k], weights[k], by_input, wanted, below
-            )
-            if needed[2 * k]:
-                found[2 * k] = of_values
-            if not goes_on:
-                break
-        return _rows(delta, ctx.shape) if needs_x else None, None, None, *found
+        kept = Kept(hidden, states)
+        of_x, *found = backward_pass(delta, columns, kept, ctx.links, weights, [needs_x, *needed])
+        return None if of_x is None else _rows(of_x, ctx.shape), None, None, *found
 
 
 def _columns(x: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ from ..model.topology import (
 )
 from ..randomness import seed_sequence, stream
 from .activations import ACTIVATIONS, AllReLU, is_plain
-from .chain import Link, sparse_chain
-from .operators import Pattern, traced_linear
+from .chain import sparse_chain
+from .operators import traced_linear
+from .passes import Link, Pattern
 from .tensors import array_of, is_traced
 
 PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")

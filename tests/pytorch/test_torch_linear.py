@@ -20,7 +20,7 @@ from largesparse.errors import DataError, ParameterError
 torch = pytest.importorskip("torch")
 
 from largesparse.model.topology import Topology  # noqa: E402
-from largesparse.torch import AllReLU, SparseLinear, operators, parameter_groups  # noqa: E402
+from largesparse.torch import AllReLU, SparseLinear, operators, parameter_groups, passes  # noqa: E402
 from largesparse.torch import chain as chain_module  # noqa: E402
 
 functional = torch.nn.functional
@@ -433,14 +433,14 @@ def test_threads_follow_pytorch_and_change_nothing():
 
 def test_workspaces_are_one_a_layer_and_go_with_it():
     gc.collect()
-    before = len(operators.workspaces)
+    before = len(passes.workspaces)
     model, x = chain(), torch.randn(6, 12)
     for _ in range(3):
         model(x).sum().backward()
-    assert len(operators.workspaces) == before + 2
+    assert len(passes.workspaces) == before + 2
     del model
     gc.collect()
-    assert len(operators.workspaces) == before
+    assert len(passes.workspaces) == before
 
 
 KEEPS = """
