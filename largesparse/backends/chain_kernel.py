@@ -13,7 +13,7 @@ from numba.extending import intrinsic, overload
 
 from .compiling import inline, kernel
 from .fused_kernels import backward, forward, forward_by_rows
-from .kernels import differentiate, sddmm, sum_rows
+from .kernels import differentiate, load_float32, sddmm, sum_rows
 from .operands import RESOLUTION, Connections, Derivative, Dropout
 from .rows import reorder_range
 from .step_kernel import by_input, by_output, floats, ints, only_read, words
@@ -58,6 +58,19 @@ def _(connections, bias, X, slope, dropout, out, state):
     return run_forward
 
 
+def _load(rows, columns):
+    """Transpose rows to columns, if there are rows; bfloat16 comes as columns."""
+
+
+@overload(_load)
+def _(rows, columns):
+    def load(rows, columns):
+        if len(rows) > 0:
+            load_float32(rows, np.arange(len(rows)), columns)
+
+    return load if columns.dtype == types.float32 else lambda rows, columns: None
+
+
 @inline
 def state_of(layer, batch):
     """Return the bits of a layer's activation, without words where it has none."""
@@ -94,8 +107,12 @@ def to_output_order(table, k):
 
 
 @kernel(parallel=False)
-def forward_chain(table, inputs):
-    """Compute the activations of all layers, from inputs (n_in of the first, batch)."""
+def forward_chain(table, rows, inputs):
+    """Compute the activations of all layers, from inputs (n_in of the first, batch).
+
+    Where there are rows, float32 (batch, n_in), the inputs receive them first.
+    """
+    _load(rows, inputs)
     X = inputs
     batch = inputs.shape[1]
     for k in range(len(table)):
@@ -131,12 +148,14 @@ def link_gradients(layer, X, D, below):
 
 
 @kernel(parallel=False)
-def backward_chain(table, inputs, outputs):
+def backward_chain(table, inputs, rows, outputs):
     """Compute the gradients of all layers, from that of the last one's activations.
 
-    That one, `outputs` (n_out of the last, batch), is made dL/dz in place where the layer has an
-    activation. Below the first layer whose record has no `delta`, nothing is computed.
+    That one, `outputs` (n_out of the last, batch), receives rows first, if there are any, and is
+    made dL/dz in place where the layer has an activation. Below the first layer whose record has no
+    `delta`, nothing is computed.
     """
+    _load(rows, outputs)
     batch = inputs.shape[1]
     last = len(table) - 1
     D = outputs

@@ -29,12 +29,11 @@ class _Chain(torch.autograd.Function):
         is_trained: bool,
         *parameters: Tensor | None,  # values and bias of every layer
     ) -> Any:
-        columns = _columns(x)
-        out, kept = forward_pass(columns, links, parameters, is_trained)
+        out, columns, kept = forward_pass(_flat(x), links, parameters, is_trained)
         if is_trained:
             ctx.save_for_backward(columns, *kept, *parameters[::2])
             ctx.links, ctx.shape = links, x.shape
-        return owned(_rows(out, x.shape))
+        return out if x.dim() == 2 else owned(_like(out, x.shape))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -49,26 +48,26 @@ class _Chain(torch.autograd.Function):
         columns, hidden, states, *weights = (each.contiguous() for each in ctx.saved_tensors)
         if {gradient.dtype} != {columns.dtype, hidden.dtype}:
             raise DataError("Hooks of saved tensors must return those of the dtype that they got.")
-        delta = _columns(gradient)
-        if ctx.links[-1].numbers is not None and delta.data_ptr() == gradient.data_ptr():
-            delta = delta.clone()
         needs_x, _, _, *needed = ctx.needs_input_grad
         kept = Kept(hidden, states)
-        of_x, *found = backward_pass(delta, columns, kept, ctx.links, weights, [needs_x, *needed])
-        return None if of_x is None else _rows(of_x, ctx.shape), None, None, *found
+        links, wanted = ctx.links, [needs_x, *needed]
+        of_x, *found = backward_pass(_flat(gradient), columns, kept, links, weights, wanted)
+        return None if of_x is None else _like(of_x.t(), ctx.shape), None, None, *found
 
 
-def _columns(x: Tensor) -> Tensor:
-    return transposed(x.reshape(-1, x.shape[-1]))
+def _flat(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _rows(columns: Tensor, shape: torch.Size) -> Tensor:
-    """Return (..., n) of (n, batch): a view of two axes, which the next such layer takes as it is.
+def _like(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Return (..., n) of rows (batch, n) that are a view of columns.
 
-    More axes are those of models that add and normalise rows, for which views are slow.
+    It stays one where there are two axes: the next such layer takes it as it is. More axes are
+    those of models that add and normalise rows, for which views are slow.
     """
-    rows = columns.t() if len(shape) <= 2 else transposed(columns)
-    return rows.reshape(*shape[:-1], len(columns))
+    if len(shape) <= 2:
+        return rows.reshape(*shape[:-1], rows.shape[1])
+    return transposed(rows.t()).reshape(*shape[:-1], rows.shape[1])
 
 
 def sparse_chain(x: Tensor, links: Sequence[Link], parameters: Sequence[Tensor | None]) -> Tensor:

@@ -39,13 +39,13 @@ def _forward(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Ten
     link = Link(Pattern(pattern), None)
     _check(columns, values, bias, link.pattern)
     with kernel_threads(torch.get_num_threads()):
-        return forward_pass(columns.contiguous(), [link], [values, bias], False)[0]
+        return forward_pass(columns.t(), [link], [values, bias], False)[0].t()
 
 
 def _check(columns: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
     if not (
         columns.dtype in (torch.float32, torch.bfloat16)
-        and (columns.dim(), len(columns)) == (2, pattern.n_in)
+        and (columns.dim(), *columns.shape[:1]) == (2, pattern.n_in)
         and (values.dtype, *values.shape) == (torch.float32, pattern.nnz)
         and (bias is None or (bias.dtype, *bias.shape) == (torch.float32, pattern.n_out))
     ):
@@ -75,7 +75,7 @@ def _backward(
     *pattern, needed = rest
     link, kept = Link(Pattern(tuple(pattern)), None), Kept(columns, columns)  # there is none hidden
     _check(columns, values, None, link.pattern)
-    delta = gradient.to(columns.dtype).contiguous()
+    delta = gradient.to(columns.dtype).t()
     with kernel_threads(torch.get_num_threads()):
         found = backward_pass(
             delta, columns.contiguous(), kept, [link], [values.contiguous()], needed

@@ -1,7 +1,7 @@
 """What sparse layers that follow each other compute, tensors in and tensors out, without autograd.
 
-A pass is one compiled call, whatever the number of layers: `backends.chain_kernel`. It takes and
-returns columns, contiguous (features, batch). Who calls it sets the threads.
+A pass is one compiled call, whatever the number of layers: `backends.chain_kernel`. Kernels take
+columns, contiguous (features, batch). Who calls a pass sets the threads.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Places(NamedTuple):
     states_size: int
 
 
+NO_ROWS = np.empty((0, 0), dtype=np.float32)
 LINE = 16  # numbers: every array begins with a cache line
 
 
@@ -143,27 +144,40 @@ def _workspaces_of(links: Sequence[Link]) -> Iterator[None]:
             lock.release()
 
 
-def forward_pass(
-    columns: Tensor, links: Sequence[Link], parameters: Sequence[Tensor | None], keeps: bool
-) -> tuple[Tensor, Kept]:
-    """Return what layers make of columns (n_in, batch): (n_out, batch), and what they keep.
+def to_columns(rows: Tensor) -> tuple[Tensor, NDArray[Any]]:
+    """Return the transpose of rows, contiguous, and the rows that a kernel has yet to write to it.
 
-    `parameters` are values (nnz,), in input order, and bias (n_out,) or None of every layer. Where
-    nothing is kept, the second result is of no use.
+    Without any, it is a view where the rows are one, or written already.
     """
-    batch = columns.shape[1]
+    columns = rows.t()
+    if columns.is_contiguous() or rows.dtype != torch.float32:
+        return columns.contiguous(), NO_ROWS
+    return rows.new_empty(columns.shape), array_of(rows.contiguous())
+
+
+def forward_pass(
+    x: Tensor, links: Sequence[Link], parameters: Sequence[Tensor | None], keeps: bool
+) -> tuple[Tensor, Tensor, Kept]:
+    """Return what layers make of rows x (batch, n_in), the columns of x, and what they keep.
+
+    The result is rows (batch, n_out) of contiguous columns, and no view. `parameters` are values
+    (nnz,), in input order, and bias (n_out,) or None of every layer. Where nothing is to be kept,
+    what is returned for it is of no use.
+    """
+    columns, rows = to_columns(x)
+    batch, n_out = columns.shape[1], links[-1].pattern.n_out
     places = _places(links, batch, keeps)
     hidden = columns.new_empty(places.hidden_size)
     kept = Kept(hidden, hidden.new_empty(places.states_size, dtype=torch.int32))
-    out = columns.new_empty((links[-1].pattern.n_out, batch))
+    out = columns.new_empty_strided((batch, n_out), (1, batch))
     if batch == 0:
-        return out, kept
+        return out, columns, kept
     given = [each if each is None else each.contiguous() for each in parameters]
     weights: Any = given[::2]
     others = [(0 if b is None else b.data_ptr(), out.data_ptr(), 0, 0, 0, 0) for b in given[1::2]]
     with _workspaces_of(links):
-        forward_chain(_table(links, weights, kept, places, others), array_of(columns))
-    return out, kept
+        forward_chain(_table(links, weights, kept, places, others), rows, array_of(columns))
+    return out, columns, kept
 
 
 def backward_pass(
@@ -176,8 +190,8 @@ def backward_pass(
 ) -> list[Tensor | None]:
     """Return the gradients of columns, and of values and bias of every layer; None if not needed.
 
-    `gradient` (n_out of the last, batch) is that of what `forward_pass` returned, which had
-    `columns` and kept `kept`; it is changed where the last layer has an activation.
+    `gradient` (batch, n_out of the last) is that of what `forward_pass` returned, with `columns`
+    and `kept`.
     """
     batch = columns.shape[1]
     count = len(links)
@@ -195,7 +209,7 @@ def backward_pass(
     others = []
     for k in range(count):
         goes_on = any(needed[: 2 * k + 1])
-        delta = deltas.data_ptr() + deltas.element_size() * (k % 2) * length
+        delta = deltas.data_ptr() + deltas.element_size() * ((k - 1) % 2) * length
         delta_sums = addresses[2 * k] if k > 0 and addresses[2 * k] else sums.data_ptr()
         bias = addresses[2 * k + 2]
         if k == count - 1 and links[k].numbers is not None:
@@ -203,5 +217,8 @@ def backward_pass(
         delta = (addresses[0] if k == 0 else delta) if goes_on else 0
         others.append((0, 0, addresses[2 * k + 1], bias, delta, delta_sums))
     table = _table(links, weights, kept, _places(links, batch, True), others)
-    backward_chain(table, array_of(columns), array_of(gradient))
+    outputs, rows = to_columns(gradient)
+    if links[-1].numbers is not None and outputs.data_ptr() == gradient.data_ptr():
+        outputs = outputs.clone()  # it is made dL/dz in place
+    backward_chain(table, array_of(columns), rows, array_of(outputs))
     return found
