@@ -232,7 +232,13 @@ class SparseLinear(nn.Module):
         tensors = self.pattern
         found: Pattern | None = self.__dict__.get("_kernel_pattern")
         if found is None or not found.is_of(tensors):
-            found = self.__dict__["_kernel_pattern"] = Pattern(tensors)
+            found = Pattern(tensors)
+            if not found.is_whole():
+                raise DataError(
+                    f"The connections of {OWNER} are none: its buffers have no data, as after "
+                    "to_empty(). Load a state by load_state_dict, or make the layer anew."
+                )
+            self.__dict__["_kernel_pattern"] = found
         return found
 
     def __getstate__(self) -> dict[str, Any]:

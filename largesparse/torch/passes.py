@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends.chain_kernel import LINK, backward_chain, forward_chain
+from ..backends.kernels import are_below
 from ..backends.operands import RESOLUTION
 from .tensors import array_of
 
@@ -44,6 +45,20 @@ class Pattern:
                 workspaces[tensors[4]] = np.empty(self.nnz, np.float32), threading.Lock()
             self.workspace, self.lock = workspaces[tensors[4]]
         self.workspace_place = self.workspace.ctypes.data
+
+    def is_whole(self) -> bool:
+        """Return whether the tensors are a topology, so that kernels stay within their arrays."""
+        indptr, indices, indptr_by_output, indices_by_output, order = map(array_of, self.tensors)
+        return (
+            (len(indices), len(indices_by_output)) == (self.nnz, self.nnz)
+            and all(
+                ends[0] == 0 and ends[-1] == self.nnz and bool((ends[1:] >= ends[:-1]).all())
+                for ends in (indptr, indptr_by_output)
+            )
+            and are_below(indices, self.n_out)
+            and are_below(indices_by_output, self.n_in)
+            and are_below(order, self.nnz)
+        )
 
     def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
         """Return whether these are its tensors, in the memory that they were in."""

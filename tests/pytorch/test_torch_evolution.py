@@ -300,3 +300,28 @@ def test_momentum_lands_on_other_connections_in_sparselab():
     stay = [w for w in after if w in pairs and w != 0]
     assert stay
     assert any(after[w] != pairs[w] for w in stay)
+
+
+def test_a_rule_that_fails_changes_nothing():
+    model = chain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    with recording(model):
+        train(model, optimizer, steps=1)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    fails = []
+
+    def growth(layer, state, count, rng):
+        state.gradient()
+        if layer.n_in == 30 and fails.append(1) is None and len(fails) == 1:
+            raise RuntimeError("of the second layer")
+        return state.draw(count, rng)
+
+    growth.needs_gradient = True
+    with pytest.raises(RuntimeError, match="of the second layer"):
+        evolve(model, 0.3, optimizer=optimizer, growth=growth)
+    now = model.state_dict(), optimizer.state_dict()["state"]
+    assert all(torch.equal(now[0][name], before[0][name]) for name in now[0])
+    for one, other in zip(now[1].values(), before[1].values(), strict=True):
+        assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
+    evolve(model, 0.3, optimizer=optimizer, growth=growth)  # what was recorded is still there
+    assert model[0].random_state[1] == model[2].random_state[1] == 1
