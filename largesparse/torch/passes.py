@@ -98,7 +98,8 @@ LINE = 16  # numbers: every array begins with a cache line
 
 def _places(links: Sequence[Link], batch: int, keeps: bool) -> Places:
     """Return the layout; what need not be kept is overwritten by the next layer but one."""
-    hidden, states = [], []
+    hidden: list[int] = []
+    states: list[int | None] = []
     size = of_states = 0
     largest = max(link.pattern.n_out for link in links)
     for k, (pattern, numbers) in enumerate(links):
