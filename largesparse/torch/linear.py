@@ -338,6 +338,9 @@ class SparseLinear(nn.Module):
                 topology.indices, array_of(self.indices)
             )
             if not same:  # memory that a network shares has its topology
+                # By way of another dtype, as PyTorch forgets only then where a graph that is still
+                # alive, as of the last loss, wanted a gradient of the old length.
+                self.values.data = torch.empty(0, dtype=torch.float64)
                 self.values.data = torch.empty(len(values), dtype=torch.float32)
                 self.values.grad = None
             self._set_pattern(topology)
