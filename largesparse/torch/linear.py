@@ -27,7 +27,7 @@ from ..model.topology import (
 from ..randomness import seed_sequence, stream
 from .activations import ACTIVATIONS, AllReLU, is_plain
 from .chain import sparse_chain
-from .operators import traced_linear
+from .operators import activation_numbers, traced_linear
 from .passes import Link, Pattern
 from .tensors import array_of, is_traced
 
@@ -208,8 +208,7 @@ class SparseLinear(nn.Module):
         x, f = input, self.activation
         if is_traced(x):
             x = autocast(x)
-            self._check(x)
-            z = traced_linear(x, self.values, self.bias, *self.pattern)
+            z = traced_linear(x, *self._checked(x), *self.pattern)
             return z if f is None else f(z)
         observe = self.__dict__.get("_observe")
         if observe is None and (f is None or is_plain(f, ACTIVATIONS)):
@@ -250,7 +249,8 @@ class SparseLinear(nn.Module):
         for name in CANDIDATES:  # earlier releases had none
             self._buffers.setdefault(name, None)
 
-    def _check(self, x: Tensor) -> None:
+    def _checked(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return values and bias, if they and the inputs are what the kernels take."""
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             raise DataError(
                 f"{OWNER} takes a dense tensor. Got {getattr(x, 'layout', type(x).__name__)}."
@@ -269,17 +269,20 @@ class SparseLinear(nn.Module):
                 f"Got {x.dtype} instead; use {remedy}."
             )
         self._check_device("inputs", x)
-        self._check_parameters()
+        return self._checked_parameters()
 
     def _check_device(self, name: str, tensor: Tensor) -> None:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             raise DataError(
                 f"{OWNER} computes on the CPU. Its {name} are on {str(tensor.device)!r}; "
                 "move them by .cpu()."
             )
 
-    def _check_parameters(self) -> None:
-        values, bias, count = self.values, self.bias, len(self.indices)  # each a search by name
+    def _checked_parameters(self) -> tuple[Tensor, Tensor | None]:
+        own, count = self._parameters, self._buffers["indices"].shape[0]  # type: ignore[union-attr]
+        values, bias = own.get("values"), own.get("bias")
+        if values is None or bias is None:  # or another module computes them
+            values, bias = self.values, self.bias
         if values.dtype != torch.float32:
             raise DataError(
                 f"The weights of {OWNER} must be float32. Got {values.dtype} instead; "
@@ -294,6 +297,7 @@ class SparseLinear(nn.Module):
                 "by load_state_dict."
             )
         self._check_device("weights", values)
+        return values, bias
 
     def record(self) -> SparseLayer:
         """Return the layer as largesparse has it; its arrays are views of this module's."""
@@ -435,19 +439,18 @@ def compute(x: Tensor, modules: Iterable[nn.Module], *, activated: bool = True) 
     layers' own ones are left out.
     """
     x = autocast(x)
-    links: list[Link] = []
+    patterns: list[Pattern] = []
+    shapes: list[tuple[float, float] | None] = []
     parameters: list[Tensor | None] = []
     for module in modules:
         if not isinstance(module, SparseLinear):
-            links[-1] = Link(links[-1].pattern, ACTIVATIONS[type(module)](module))
+            shapes[-1] = ACTIVATIONS[type(module)](module)
             continue
-        if links:
-            module._check_parameters()
-        else:
-            module._check(x)
-        f = module.activation if activated else None
-        links.append(Link(module._pattern(), None if f is None else f.numbers()))
-        parameters += module.values, module.bias
+        parameters += module._checked_parameters() if patterns else module._checked(x)
+        f = module._modules.get("activation") if activated else None
+        patterns.append(module._pattern())
+        shapes.append(None if f is None else f.shape())
+    links = list(map(Link, patterns, activation_numbers(shapes)))
     return sparse_chain(x, links, parameters)
 
 

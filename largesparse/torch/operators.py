@@ -135,7 +135,7 @@ def traced_linear(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tens
 
 def _dropout(numbers: Numbers) -> Dropout:
     _, keep_below, seed = numbers
-    return NO_DROPOUT if seed is None else Dropout(keep_below, int(seed), 0, 0, 0)
+    return NO_DROPOUT if seed is None else Dropout(keep_below, seed, 0, 0, 0)
 
 
 def _activate(
@@ -147,7 +147,8 @@ def _activate(
     with kernel_threads(torch.get_num_threads()):
         zero = np.zeros(len(rows), dtype=np.float32)
         zero.flags.writeable = False
-        dropout = _dropout((slope, keep_below, seed)).for_kernels()
+        number = None if seed is None else int(seed)
+        dropout = _dropout((slope, keep_below, number)).for_kernels()
         kernels.activate(array_of(out), zero, np.float32(slope), dropout, _bits(state, out))
     return out, state
 
@@ -257,7 +258,7 @@ def all_relu(z: Tensor, slope: float, dropout: float) -> Tensor:
 
     The mask of dropout is a function of one number that PyTorch's generator draws.
     """
-    slope, keep_below, seed = activation_numbers(slope, dropout)
+    keep_below, seed = _keep_below(dropout), torch.randint(2**62, ()) if dropout > 0 else None
     out: Tensor
     if is_traced(z):
         rows, turned = _contiguous(z)
@@ -267,8 +268,18 @@ def all_relu(z: Tensor, slope: float, dropout: float) -> Tensor:
     return out
 
 
-def activation_numbers(slope: float, dropout: float) -> Numbers:
-    """Return the numbers of an activation, with a new mask for its dropout."""
-    if dropout == 0:
-        return slope, RESOLUTION, None
-    return slope, dropout_key(dropout, 0, 0, 0).keep_below, torch.randint(2**62, ())
+def activation_numbers(shapes: Sequence[tuple[float, float] | None]) -> list[Numbers | None]:
+    """Return the numbers of activations of these slopes and dropouts, with a new mask for each.
+
+    PyTorch's generator draws in one call what it would draw for one after the other.
+    """
+    count = sum(shape is not None and shape[1] > 0 for shape in shapes)
+    seeds = iter(torch.randint(2**62, (count,)).tolist() if count else ())
+    return [
+        shape and (shape[0], _keep_below(shape[1]), next(seeds) if shape[1] > 0 else None)
+        for shape in shapes
+    ]
+
+
+def _keep_below(dropout: float) -> int:
+    return dropout_key(dropout, 0, 0, 0).keep_below
