@@ -294,6 +294,20 @@ def test_gradients_are_not_copied(monkeypatch):
     assert [None, *(p.grad.data_ptr() for p in model.parameters())] == seen
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_many_rows_are_computed_in_blocks(monkeypatch, dropout):
+    model, x, counts = make(dropout=dropout), torch.randn(3, 100, 12, requires_grad=True), []
+    original = chain.forward_pass
+    monkeypatch.setattr(
+        chain, "forward_pass", lambda x, *rest: counts.append(len(x)) or original(x, *rest)
+    )
+    found = gradients(model, x)
+    assert counts == ([300] if dropout else [128, 128, 44])
+    of_rows = gradients(model, x.flatten(0, 1))
+    same([each.flatten(0, 1) for each in found[:2]], of_rows[:2])
+    same(found[2:], of_rows[2:], 1e-5)
+
+
 def test_the_graph_is_kept_and_watched_as_others_are():
     model, x = make(), torch.randn(6, 12)
     y = model(x).sum()
