@@ -447,7 +447,7 @@ def compute(x: Tensor, modules: Iterable[nn.Module], *, activated: bool = True) 
             shapes[-1] = ACTIVATIONS[type(module)](module)
             continue
         parameters += module._checked_parameters() if patterns else module._checked(x)
-        f = module._modules.get("activation") if activated else None
+        f: Any = module._modules.get("activation") if activated else None
         patterns.append(module._pattern())
         shapes.append(None if f is None else f.shape())
     links = list(map(Link, patterns, activation_numbers(shapes)))

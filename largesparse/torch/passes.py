@@ -137,7 +137,7 @@ def _table(
         indptr, indices, indptr_by_output, indices_by_output, to_output_order = pattern.places
         state = places.states[k]
         pack_record(
-            *(table, LINK.itemsize * k),
+            *(table.data, LINK.itemsize * k),
             *(pattern.n_in, pattern.n_out, pattern.nnz, keep_below, seed or 0),
             *(indptr, indices, values.data_ptr(), to_output_order),
             *(indptr_by_output, indices_by_output, pattern.workspace_place),
