@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
 from ..errors import DataError, check_range
 from ..model.activations import left_slope
-from .operators import Numbers, activation_numbers, all_relu
+from .operators import all_relu
 
 
 class AllReLU(nn.Module):
@@ -49,11 +49,11 @@ class AllReLU(nn.Module):
                 "AllReLU takes float32 or bfloat16 on the CPU. "
                 f"Got {z.dtype} on {str(z.device)!r} instead."
             )
-        return all_relu(z, self.slope, self.dropout if self.training else 0.0)
+        return all_relu(z, *self.shape())
 
-    def numbers(self) -> Numbers:
-        """Return what the kernels need; dropout has a new mask."""
-        return activation_numbers(self.slope, self.dropout if self.training else 0.0)
+    def shape(self) -> tuple[float, float]:
+        """Return the slope for z <= 0, and the dropout of now."""
+        return self.slope, self.dropout if self.training else 0.0
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, number={self.number}, dropout={self.dropout:g}"
@@ -81,23 +81,25 @@ class SReLU(nn.Module):
         return torch.where(z <= t_left, t_left + a_left * (z - t_left), right)
 
 
-# What a chain computes with its layers, and the numbers that it takes for them
-ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Numbers]] = {
-    AllReLU: AllReLU.numbers,
-    nn.ReLU: lambda module: activation_numbers(0.0, 0.0),
-    nn.LeakyReLU: lambda module: activation_numbers(float(module.negative_slope), 0.0),
+# What a chain computes with its layers: slope for z <= 0, and dropout
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[float, float]]] = {
+    AllReLU: AllReLU.shape,
+    nn.ReLU: lambda module: (0.0, 0.0),
+    nn.LeakyReLU: lambda module: (float(module.negative_slope), 0.0),
 }
 
 
 def is_plain(module: nn.Module, kinds: Container[type]) -> bool:
     """Return whether calling a module only runs the forward pass of one of these types."""
-    return (
-        type(module) in kinds
-        and not module._forward_pre_hooks
-        and not module._forward_hooks
-        and not module._backward_pre_hooks
-        and not module._backward_hooks
-        and not has_global_hook()
-        and module._compiled_call_impl is None
-        and "forward" not in module.__dict__
+    if type(module) not in kinds:
+        return False
+    own = module.__dict__
+    return not (
+        own["_forward_pre_hooks"]
+        or own["_forward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own["_backward_hooks"]
+        or has_global_hook()
+        or own.get("_compiled_call_impl") is not None
+        or "forward" in own
     )

@@ -7,31 +7,17 @@ of the layer below it, as in `SparseMLP`. A single layer is a chain of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..machine.threads import kernel_threads
-from .operators import (
-    NO_DERIVATIVE,
-    Numbers,
-    Pattern,
-    before_activation,
-    derivative_of,
-    layer_gradients,
-    new_state,
-    product,
-    row_sums,
-)
-from .tensors import owned, refuse_second, transposed
+from .passes import Kept, Link, backward_pass, forward_pass
+from .tensors import owned, refuse_second, transpose_into, transposed
 
-
-class Link(NamedTuple):
-    """A layer of a chain, but for its parameters."""
-
-    pattern: Pattern
-    numbers: Numbers | None  # of its activation
+BLOCK = 128  # rows of models with more axes: those of all inputs together leave the caches
 
 
 class _Chain(torch.autograd.Function):
@@ -45,23 +31,14 @@ class _Chain(torch.autograd.Function):
         is_trained: bool,
         *parameters: Tensor | None,  # values and bias of every layer
     ) -> Any:
-        columns = _columns(x)
-        inputs: list[Tensor] = []
-        states: list[Tensor | None] = []
-        for link, values, bias in zip(links, parameters[::2], parameters[1::2], strict=True):
-            assert values is not None
-            pattern, numbers = link
-            state = None
-            if numbers is not None and (is_trained or numbers[2] is not None):
-                state = new_state(columns, pattern.n_out)
-            if is_trained:
-                inputs.append(columns)
-                states.append(state)
-            columns = product(columns, values, bias, pattern, numbers, state)
+        blocks = _flat(x).split(_rows_at_a_time(x, links))
+        parts = [forward_pass(block, links, parameters, is_trained) for block in blocks]
         if is_trained:
-            ctx.save_for_backward(*inputs, *states, *parameters[::2])
-            ctx.links, ctx.shape = links, x.shape
-        return owned(_rows(columns, x.shape))
+            kept = [each for _, columns, kept in parts for each in (columns, *kept)]
+            ctx.save_for_backward(*kept, *parameters[::2])
+            ctx.links, ctx.shape, ctx.sizes = links, x.shape, [len(block) for block in blocks]
+        outs = [part[0] for part in parts]
+        return outs[0] if x.dim() == 2 else owned(_like(outs, x.shape))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -73,47 +50,61 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def differentiate(ctx: Any, gradient: Tensor) -> Any:
         """Return the gradients of what `forward` takes."""
-        links, count = ctx.links, len(ctx.links)
-        saved = ctx.saved_tensors
-        states, weights = saved[count : 2 * count], saved[2 * count :]
-        inputs = [each.contiguous() for each in saved[:count]]  # hooks may return others
+        saved = iter([each.contiguous() for each in ctx.saved_tensors])
+        blocks = [
+            (block, next(saved), Kept(next(saved), next(saved)))
+            for block in _flat(gradient).split(ctx.sizes)
+        ]
+        weights = list(saved)
         needs_x, _, _, *needed = ctx.needs_input_grad
-        found: list[Tensor | None] = [None] * len(needed)
-        delta, sums = _columns(gradient), None
-        if states[-1] is not None:
-            delta, sums = before_activation(delta, states[-1], links[-1].numbers)
-        elif needed[-1]:
-            sums = row_sums(delta)
-        for k in reversed(range(count)):
-            if needed[2 * k + 1]:
-                found[2 * k + 1] = sums
-            goes_on = needs_x or any(needed[: 2 * k])
-            below = NO_DERIVATIVE
-            if k > 0 and states[k - 1] is not None:
-                below = derivative_of(links[k - 1].numbers, states[k - 1], inputs[k])
-            wanted = goes_on, needed[2 * k]
-            by_input = links[k].pattern.by_input
-            delta, of_values, sums = layer_gradients(
-                delta, inputs[k], weights[k], by_input, wanted, below
+        of_x: list[Tensor] = []
+        total: list[Tensor | None] = []
+        for block, columns, kept in blocks:
+            if {gradient.dtype} != {columns.dtype, kept.hidden.dtype}:
+                raise DataError(
+                    "Hooks of saved tensors must return those of the dtype that they got."
+                )
+            first, *found = backward_pass(
+                block, columns, kept, ctx.links, weights, [needs_x, *needed]
             )
-            if needed[2 * k]:
-                found[2 * k] = of_values
-            if not goes_on:
-                break
-        return _rows(delta, ctx.shape) if needs_x else None, None, None, *found
+            if first is not None:
+                of_x.append(first.t())
+            for one, other in zip(total, found, strict=False):
+                if one is not None and other is not None:
+                    one += other
+            total = total or found
+        return _like(of_x, ctx.shape) if needs_x else None, None, None, *total
 
 
-def _columns(x: Tensor) -> Tensor:
-    return transposed(x.reshape(-1, x.shape[-1]))
+def _flat(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _rows(columns: Tensor, shape: torch.Size) -> Tensor:
-    """Return (..., n) of (n, batch): a view of two axes, which the next such layer takes as it is.
+def _rows_at_a_time(x: Tensor, links: Sequence[Link]) -> int:
+    """Return how many rows of x are computed together: as many as caches hold, where that is free.
 
-    More axes are those of models that add and normalise rows, for which views are slow.
+    Of two axes the result is one array of columns, and dropout is drawn for all rows.
     """
-    rows = columns.t() if len(shape) <= 2 else transposed(columns)
-    return rows.reshape(*shape[:-1], len(columns))
+    has_dropout = any(link.numbers is not None and link.numbers[2] is not None for link in links)
+    is_divided = x.dim() > 2 and x.dtype == torch.float32 and not has_dropout
+    return BLOCK if is_divided else max(1, x.numel())
+
+
+def _like(parts: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    """Return (..., n) of blocks of rows, each (batch, n) and a view of columns.
+
+    It stays one where there are two axes: the next such layer takes it as it is. More axes are
+    those of models that add and normalise rows, for which views are slow.
+    """
+    n = parts[0].shape[1]
+    if len(shape) <= 2:
+        return parts[0].reshape(*shape[:-1], n)
+    if len(parts) == 1:
+        return transposed(parts[0].t()).reshape(*shape[:-1], n)
+    rows = parts[0].new_empty(sum(map(len, parts)), n)
+    for part, out in zip(parts, rows.split([len(part) for part in parts]), strict=True):
+        transpose_into(part.t(), out)
+    return rows.reshape(*shape[:-1], n)
 
 
 def sparse_chain(x: Tensor, links: Sequence[Link], parameters: Sequence[Tensor | None]) -> Tensor:

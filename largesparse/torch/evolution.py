@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from ..backends.operands import Float32
 from ..errors import ParameterError, check_range
 from ..model.cells import Int64
 from ..model.evolution import evolve as evolve_layer
+from ..model.layer import SparseLayer
 from ..model.rule_state import Rule, RuleState
 from ..model.rules import Rules
 from ..randomness import stream
@@ -49,7 +51,7 @@ def evolve(
     those of `DistributedDataParallel` too.
 
     Call it between two steps: after `optimizer.step()`, before the next forward pass. Layers whose
-    values do not require a gradient stay as they are.
+    values do not require a gradient stay as they are. Where a rule fails, all layers do.
 
     Parameters
     ----------
@@ -82,13 +84,16 @@ def evolve(
     with torch.inference_mode(False), torch.no_grad():
         known: dict[str, dict[str, Any]] = {name: {} for name in layers}
         if rules.needs_gradient:
+            _check_group(layers, zeta)
             known = {name: _batch_of(layer, name) for name, layer in layers.items()}
-        return {
-            name: _evolve_layer(
-                layer, zeta, optimizer, rules, name=f"the layer {name!r}", **factors, **known[name]
-            )
+        found = {
+            name: _evolved(layer, zeta, rules, name=f"the layer {name!r}", **factors, **known[name])
             for name, layer in layers.items()
-        }
+        }  # of all layers, before any is changed: a rule may fail
+        for name, layer in layers.items():
+            _recorded.pop(layer, None)
+            _take_over(layer, *found[name], optimizer)
+        return {name: places for name, (_, places) in found.items()}
 
 
 def _factors(owner: str, growth_candidates: float, drop_factor: float) -> dict[str, float]:
@@ -125,31 +130,36 @@ def _trained_layers(model: nn.Module) -> dict[str, SparseLinear]:
     return found
 
 
-def _evolve_layer(
-    layer: SparseLinear,
-    zeta: float,
-    optimizer: torch.optim.Optimizer | None,
-    rules: Rules,
-    **known: Any,
-) -> Tensor:
+def _evolved(
+    layer: SparseLinear, zeta: float, rules: Rules, **known: Any
+) -> tuple[SparseLayer, Tensor]:
+    """Return a layer as it is after an evolution, and the new places; it is not changed."""
     record, (seed, number) = layer.record(), layer.random_state.tolist()
-    before, rng = record.topology, stream(seed, "evolution", number)
     state = _SharedState(record, zeta, epoch=number, inputs_are_neurons=True, **known)
+    rng = stream(seed, "evolution", number)
     slot_map = evolve_layer(record, zeta, rng, rules=rules, state=state)
+    return record, torch.from_numpy(slot_map)
+
+
+def _take_over(
+    layer: SparseLinear,
+    record: SparseLayer,
+    places: Tensor,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
     layer.random_state[1] += 1
-    places = torch.from_numpy(slot_map)
-    if record.topology is not before:
-        stays = places >= 0
-        old, new = stays.nonzero().squeeze(1), places[stays].long()
+    if record.topology.indices.ctypes.data == layer.indices.data_ptr():
+        return  # nothing was replaced
+    stays = places >= 0
+    old, new = stays.nonzero().squeeze(1), places[stays].long()
 
-        def moved(tensor: Tensor) -> Tensor:
-            result = torch.zeros_like(tensor)
-            result[new] = tensor[old]
-            return result
+    def moved(tensor: Tensor) -> Tensor:
+        result = torch.zeros_like(tensor)
+        result[new] = tensor[old]
+        return result
 
-        _move_state(layer.values, optimizer, moved)
-        layer.replace_(record.topology, record.values)
-    return places
+    _move_state(layer.values, optimizer, moved)
+    layer.replace_(record.topology, record.values)
 
 
 def _move_state(
@@ -188,8 +198,8 @@ def _check_optimizer(optimizer: Any, layers: dict[str, SparseLinear]) -> None:
 
 
 def _batch_of(layer: SparseLinear, name: str) -> dict[str, Float32]:
-    """Return the inputs and dL/dz that were recorded of a layer, and forget them."""
-    pairs = _recorded.pop(layer, [])
+    """Return the inputs and dL/dz that were recorded of a layer."""
+    pairs = _recorded.get(layer, [])
     if not _anywhere(bool(pairs)):
         raise ParameterError(
             f"Nothing was recorded of the layer {name!r}. Rules that ask for gradients need a "
@@ -200,6 +210,26 @@ def _batch_of(layer: SparseLinear, name: str) -> dict[str, Float32]:
         pairs = [(torch.zeros(layer.in_features, 1), torch.zeros(layer.out_features, 1))]
     X, delta = (torch.cat(parts, 1).contiguous() for parts in zip(*pairs, strict=True))
     return {"X": array_of(X), "delta": array_of(delta)}
+
+
+def _check_group(layers: dict[str, SparseLinear], zeta: float) -> None:
+    """Raise where processes of a group evolve other layers: they would wait for each other."""
+    if not _is_distributed():
+        return
+    parts = [
+        (layer.in_features, layer.out_features, layer.connections, layer.random_state.tolist())
+        for layer in layers.values()
+    ]
+    digest = hashlib.blake2b(repr((parts, zeta)).encode(), digest_size=7).digest()
+    number = int.from_bytes(digest, "big")
+    ends = torch.tensor([number, -number])
+    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+    if ends[0] != -ends[1]:
+        raise ParameterError(
+            "The processes of the group evolve layers of other sizes, seeds or numbers of "
+            "evolutions, or with another zeta. Call evolve with the same model in all of them; "
+            "DistributedDataParallel makes them equal as it is made."
+        )
 
 
 class _SharedState(RuleState):

@@ -28,8 +28,9 @@ from ..model.topology import (
 )
 from ..randomness import seed_sequence, stream
 from .activations import ACTIVATIONS, AllReLU, is_plain
-from .chain import Link, sparse_chain
-from .operators import Pattern, traced_linear
+from .chain import sparse_chain
+from .operators import activation_numbers, traced_linear
+from .passes import Link, Pattern
 from .tensors import array_of, is_traced
 
 PATTERN = ("indptr", "indices", "indptr_by_output", "indices_by_output", "to_output_order")
@@ -212,8 +213,7 @@ class SparseLinear(nn.Module):
         x, f = input, self.activation
         if is_traced(x):
             x = autocast(x)
-            self._check(x)
-            z = traced_linear(x, self.values, self.bias, *self.pattern)
+            z = traced_linear(x, *self._checked(x), *self.pattern)
             return z if f is None else f(z)
         observe = self.__dict__.get("_observe")
         if observe is None and (f is None or is_plain(f, ACTIVATIONS)):
@@ -236,7 +236,13 @@ class SparseLinear(nn.Module):
         tensors = self.pattern
         found: Pattern | None = self.__dict__.get("_kernel_pattern")
         if found is None or not found.is_of(tensors):
-            found = self.__dict__["_kernel_pattern"] = Pattern(tensors)
+            found = Pattern(tensors)
+            if not found.is_whole():
+                raise DataError(
+                    f"The connections of {OWNER} are none: its buffers have no data, as after "
+                    "to_empty(). Load a state by load_state_dict, or make the layer anew."
+                )
+            self.__dict__["_kernel_pattern"] = found
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,7 +254,8 @@ class SparseLinear(nn.Module):
         for name in CANDIDATES:  # earlier releases had none
             self._buffers.setdefault(name, None)
 
-    def _check(self, x: Tensor) -> None:
+    def _checked(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return values and bias, if they and the inputs are what the kernels take."""
         if not isinstance(x, Tensor) or x.layout != torch.strided:
             raise DataError(
                 f"{OWNER} takes a dense tensor. Got {getattr(x, 'layout', type(x).__name__)}."
@@ -267,17 +274,20 @@ class SparseLinear(nn.Module):
                 f"Got {x.dtype} instead; use {remedy}."
             )
         self._check_device("inputs", x)
-        self._check_parameters()
+        return self._checked_parameters()
 
     def _check_device(self, name: str, tensor: Tensor) -> None:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             raise DataError(
                 f"{OWNER} computes on the CPU. Its {name} are on {str(tensor.device)!r}; "
                 "move them by .cpu()."
             )
 
-    def _check_parameters(self) -> None:
-        values, bias, count = self.values, self.bias, len(self.indices)  # each a search by name
+    def _checked_parameters(self) -> tuple[Tensor, Tensor | None]:
+        own, count = self._parameters, self._buffers["indices"].shape[0]  # type: ignore[union-attr]
+        values, bias = own.get("values"), own.get("bias")
+        if values is None or bias is None:  # or another module computes them
+            values, bias = self.values, self.bias
         if values.dtype != torch.float32:
             raise DataError(
                 f"The weights of {OWNER} must be float32. Got {values.dtype} instead; "
@@ -292,6 +302,7 @@ class SparseLinear(nn.Module):
                 "by load_state_dict."
             )
         self._check_device("weights", values)
+        return values, bias
 
     def record(self) -> SparseLayer:
         """Return the layer as largesparse has it; its arrays are views of this module's."""
@@ -336,6 +347,9 @@ class SparseLinear(nn.Module):
                 topology.indices, array_of(self.indices)
             )
             if not same:  # memory that a network shares has its topology
+                # By way of another dtype, as PyTorch forgets only then where a graph that is still
+                # alive, as of the last loss, wanted a gradient of the old length.
+                self.values.data = torch.empty(0, dtype=torch.float64)
                 self.values.data = torch.empty(len(values), dtype=torch.float32)
                 self.values.grad = None
             self._set_pattern(topology)
@@ -430,19 +444,18 @@ def compute(x: Tensor, modules: Iterable[nn.Module], *, activated: bool = True) 
     layers' own ones are left out.
     """
     x = autocast(x)
-    links: list[Link] = []
+    patterns: list[Pattern] = []
+    shapes: list[tuple[float, float] | None] = []
     parameters: list[Tensor | None] = []
     for module in modules:
         if not isinstance(module, SparseLinear):
-            links[-1] = Link(links[-1].pattern, ACTIVATIONS[type(module)](module))
+            shapes[-1] = ACTIVATIONS[type(module)](module)
             continue
-        if links:
-            module._check_parameters()
-        else:
-            module._check(x)
-        f = module.activation if activated else None
-        links.append(Link(module._pattern(), None if f is None else f.numbers()))
-        parameters += module.values, module.bias
+        parameters += module._checked_parameters() if patterns else module._checked(x)
+        f: Any = module._modules.get("activation") if activated else None
+        patterns.append(module._pattern())
+        shapes.append(None if f is None else f.shape())
+    links = list(map(Link, patterns, activation_numbers(shapes)))
     return sparse_chain(x, links, parameters)
 
 

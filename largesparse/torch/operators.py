@@ -7,8 +7,6 @@ they are custom operators; else autograd calls them directly, which saves some 0
 
 from __future__ import annotations
 
-import operator
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..backends import Dropout, fused, kernels
-from ..backends.operands import NO_DROPOUT, NO_STATE, RESOLUTION, Connections, Derivative, Int32
-from ..backends.pattern_kernels import reorder
+from ..backends import Dropout, kernels
+from ..backends.operands import NO_DROPOUT, RESOLUTION, Derivative
+from ..errors import DataError
 from ..machine.threads import kernel_threads
 from ..model.network import dropout_key
+from .passes import Kept, Link, Numbers, Pattern, backward_pass, forward_pass
 from .tensors import (
     array_of,
     custom_operator,
@@ -33,78 +31,29 @@ from .tensors import (
 )
 
 keep_freed_memory()
-backend = fused.load()  # which has kernels for bfloat16
-NO_DERIVATIVE = Derivative(np.float32(1), np.float32(1), NO_STATE)  # there is no activation
 
-
-# Of an activation: slope for z <= 0; of 2^16, the numbers that dropout keeps; what it draws by
-Numbers = tuple[float, int, Tensor | None]
-
-# The weights of a layer in output order, written before every use: one array for each topology,
-# freed with the tensor of its output order.
-workspaces: Any = WeakTensorKeyDictionary()
-_lock = threading.Lock()  # threads may predict with one layer
-
-
-class Pattern:
-    """The topology of a layer as kernels take it: views of its tensors, and its workspace."""
-
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors = tensors
-        self.places = [tensor.data_ptr() for tensor in tensors]
-        arrays = [array_of(tensor) for tensor in tensors]
-        self.by_input, self.by_output = (arrays[0], arrays[1]), (arrays[2], arrays[3])
-        self.to_output_order = arrays[4]
-        self.n_out = len(arrays[2]) - 1
-        with _lock:
-            if tensors[4] not in workspaces:
-                workspaces[tensors[4]] = np.empty(len(arrays[4]), np.float32), threading.Lock()
-            self.workspace, self.lock = workspaces[tensors[4]]
-
-    def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        """Return whether these are its tensors, in the memory that they were in."""
-        same = all(map(operator.is_, self.tensors, tensors))
-        return same and self.places == [tensor.data_ptr() for tensor in tensors]
-
-
-# A layer: WᵀX + b. Its weights are in input order. Who calls its functions sets the threads.
+# A layer: WᵀX + b. Its weights are in input order.
 
 
 def _forward(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) -> Tensor:
+    link = Link(Pattern(pattern), None)
+    _check(columns, values, bias, link.pattern)
     with kernel_threads(torch.get_num_threads()):
-        return product(columns.contiguous(), values, bias, Pattern(pattern))
+        return forward_pass(columns.t(), [link], [values, bias], False)[0].t()
 
 
-def product(
-    columns: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    pattern: Pattern,
-    numbers: Numbers | None = None,
-    state: Tensor | None = None,
-) -> Tensor:
-    """Return what `linear` does or, with numbers, what an activation makes of that.
-
-    Without a state nothing is dropped.
-    """
-    n_out = pattern.n_out
-    out = columns.new_empty((n_out, columns.shape[1]))
-    shift = np.zeros(n_out, dtype=np.float32) if bias is None else array_of(bias)
-    options: dict[str, Any] = {"slope": 1.0, "out": array_of(out)}
-    if numbers is not None:
-        options["slope"] = numbers[0]
-        if state is not None:
-            options |= {"state": _bits(state, out), "dropout": _dropout(numbers)}
-    with pattern.lock:
-        reorder(array_of(values), pattern.to_output_order, pattern.workspace)
-        connections = Connections(*pattern.by_output, pattern.workspace)
-        backend.forward(connections, shift, array_of(columns), **options)
-    return out
-
-
-def _dropout(numbers: Numbers) -> Dropout:
-    _, keep_below, seed = numbers
-    return NO_DROPOUT if seed is None else Dropout(keep_below, int(seed), 0, 0, 0)
+def _check(columns: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
+    if not (
+        columns.dtype in (torch.float32, torch.bfloat16)
+        and (columns.dim(), *columns.shape[:1]) == (2, pattern.n_in)
+        and (values.dtype, *values.shape) == (torch.float32, pattern.nnz)
+        and (bias is None or (bias.dtype, *bias.shape) == (torch.float32, pattern.n_out))
+    ):
+        raise DataError(
+            "torch.ops.largesparse takes columns (n_in, batch), float32 or bfloat16, and float32 "
+            f"values and bias. Got {columns.dtype} of shape {tuple(columns.shape)}, or parameters "
+            "that do not fit the pattern. Call SparseLinear instead."
+        )
 
 
 linear = custom_operator(
@@ -119,64 +68,22 @@ def _(columns: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor) ->
     return columns.new_empty((pattern[2].shape[0] - 1, columns.shape[1]))
 
 
-def layer_gradients(
-    D: Tensor,
-    X: Tensor,
-    values: Tensor,
-    by_input: tuple[Int32, Int32],
-    needed: Sequence[bool],
-    below: Derivative = NO_DERIVATIVE,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dL/dz of the layer below, (n_in, batch), dL/dW, and the row sums of the former.
-
-    D, (n_out, batch), is dL/dz of this layer, X, (n_in, batch), its inputs, `below` what they are
-    made by. `needed` says which of the two first are wanted; the others are empty.
-    """
-    below_too, weights_too = needed[:2]
-    of_columns = torch.empty_like(X) if below_too else X.new_empty(0)
-    of_values = torch.empty_like(values) if weights_too else values.new_empty(0)
-    sums = values.new_empty(len(X) if below_too else 0)
-    if X.shape[1] == 0:  # no tile of a row is computed
-        return of_columns, of_values.zero_(), sums.zero_()
-    if below_too and weights_too:
-        backend.backward(
-            Connections(*by_input, array_of(values)),
-            array_of(X),
-            array_of(D),
-            below,
-            out_gradient=array_of(of_values),
-            out_delta=array_of(of_columns),
-            out_bias_gradient=array_of(sums),
-            accumulate=False,
-        )
-    elif below_too:
-        backend.spmm(*by_input, array_of(values), array_of(D), out=array_of(of_columns))
-        kernels.differentiate(array_of(of_columns), below, array_of(sums), False)
-    elif weights_too:
-        kernels.sddmm(*by_input, array_of(X), array_of(D), array_of(of_values), False)
-    return of_columns, of_values, sums
-
-
-def row_sums(D: Tensor) -> Tensor:
-    """Return the sums of the rows of D, (n, batch): float32 (n,)."""
-    out = torch.empty(len(D), dtype=torch.float32)
-    kernels.sum_rows(array_of(D), array_of(out), False)
-    return out
-
-
 def _backward(
-    gradient: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    needed: list[bool],
+    gradient: Tensor, columns: Tensor, values: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of columns, values and bias; those not needed are empty."""
-    by_input, D = (array_of(indptr), array_of(indices)), gradient.contiguous()
+    *pattern, needed = rest
+    link, kept = Link(Pattern(tuple(pattern)), None), Kept(columns, columns)  # there is none hidden
+    _check(columns, values, None, link.pattern)
+    delta = gradient.to(columns.dtype).t()
     with kernel_threads(torch.get_num_threads()):
-        found = layer_gradients(D, columns.contiguous(), values, by_input, needed)
-        return found[0], found[1], row_sums(D) if needed[2] else values.new_empty(0)
+        found = backward_pass(
+            delta, columns.contiguous(), kept, [link], [values.contiguous()], needed
+        )
+    empty = columns, values, values
+    return tuple(  # type: ignore[return-value]
+        kind.new_empty(0) if each is None else each for kind, each in zip(empty, found, strict=True)
+    )
 
 
 def _new_gradients(
@@ -194,15 +101,16 @@ def _new_gradients(
 linear_backward = custom_operator(
     "linear_backward",
     "(Tensor gradient, Tensor columns, Tensor values, Tensor indptr, Tensor indices, "
-    "bool[] needed) -> (Tensor, Tensor, Tensor)",
+    "Tensor indptr_by_output, Tensor indices_by_output, Tensor to_output_order, bool[] needed) "
+    "-> (Tensor, Tensor, Tensor)",
 )(_backward)
 linear_backward.register_fake(_new_gradients)
 linear_backward.register_autograd(refuse_second)
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    columns, values, _, indptr, indices, *_ = inputs
-    ctx.save_for_backward(columns, values, indptr, indices)
+    columns, values, _, *pattern = inputs
+    ctx.save_for_backward(columns, values, *pattern)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> Any:
@@ -225,6 +133,11 @@ def traced_linear(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tens
 # An activation: z for z > 0, slope·z for z <= 0, and dropout.
 
 
+def _dropout(numbers: Numbers) -> Dropout:
+    _, keep_below, seed = numbers
+    return NO_DROPOUT if seed is None else Dropout(keep_below, seed, 0, 0, 0)
+
+
 def _activate(
     rows: Tensor, slope: float, keep_below: int, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -234,7 +147,8 @@ def _activate(
     with kernel_threads(torch.get_num_threads()):
         zero = np.zeros(len(rows), dtype=np.float32)
         zero.flags.writeable = False
-        dropout = _dropout((slope, keep_below, seed)).for_kernels()
+        number = None if seed is None else int(seed)
+        dropout = _dropout((slope, keep_below, number)).for_kernels()
         kernels.activate(array_of(out), zero, np.float32(slope), dropout, _bits(state, out))
     return out, state
 
@@ -344,7 +258,7 @@ def all_relu(z: Tensor, slope: float, dropout: float) -> Tensor:
 
     The mask of dropout is a function of one number that PyTorch's generator draws.
     """
-    slope, keep_below, seed = activation_numbers(slope, dropout)
+    keep_below, seed = _keep_below(dropout), torch.randint(2**62, ()) if dropout > 0 else None
     out: Tensor
     if is_traced(z):
         rows, turned = _contiguous(z)
@@ -354,8 +268,18 @@ def all_relu(z: Tensor, slope: float, dropout: float) -> Tensor:
     return out
 
 
-def activation_numbers(slope: float, dropout: float) -> Numbers:
-    """Return the numbers of an activation, with a new mask for its dropout."""
-    if dropout == 0:
-        return slope, RESOLUTION, None
-    return slope, dropout_key(dropout, 0, 0, 0).keep_below, torch.randint(2**62, ())
+def activation_numbers(shapes: Sequence[tuple[float, float] | None]) -> list[Numbers | None]:
+    """Return the numbers of activations of these slopes and dropouts, with a new mask for each.
+
+    PyTorch's generator draws in one call what it would draw for one after the other.
+    """
+    count = sum(shape is not None and shape[1] > 0 for shape in shapes)
+    seeds = iter(torch.randint(2**62, (count,)).tolist() if count else ())
+    return [
+        shape and (shape[0], _keep_below(shape[1]), next(seeds) if shape[1] > 0 else None)
+        for shape in shapes
+    ]
+
+
+def _keep_below(dropout: float) -> int:
+    return dropout_key(dropout, 0, 0, 0).keep_below

@@ -74,7 +74,12 @@ def transposed(matrix: Tensor) -> Tensor:
     if view.is_contiguous() or matrix.dtype != torch.float32 or is_traced(matrix):
         return view.contiguous()
     out = matrix.new_empty(view.shape)
+    transpose_into(matrix, out)
+    return out
+
+
+def transpose_into(matrix: Tensor, out: Tensor) -> None:
+    """Write the transpose of a float32 matrix to `out`, which is contiguous."""
     with kernel_threads(torch.get_num_threads()):
         rows = np.arange(len(matrix))
         kernels.load_float32(array_of(matrix.contiguous()), rows, array_of(out))
-    return out

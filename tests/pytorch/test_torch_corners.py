@@ -222,6 +222,19 @@ def test_graphs_that_are_traced_compute_the_same():
         torch.testing.assert_close(graph(other), layer(other))
 
 
+def test_layers_without_data_are_refused():
+    layer, x = layer_of(), torch.randn(4, 30)
+    state = copy.deepcopy(layer.state_dict())
+    expected = layer(x)
+    layer.to("meta").to_empty(device="cpu")
+    for name in ("indices", "to_output_order"):
+        getattr(layer, name).fill_(2**30)
+    with pytest.raises(DataError, match="Load a state by load_state_dict"):
+        layer(x)
+    layer.load_state_dict(state)
+    assert torch.equal(layer(x), expected)
+
+
 def test_strides_do_not_matter():
     layer = layer_of()
     columns = torch.randn(4, 30).t()

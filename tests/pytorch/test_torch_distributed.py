@@ -8,7 +8,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from largesparse.torch import AllReLU, Evolution, SparseLinear, SparseSequential  # noqa: E402
+from largesparse.errors import ParameterError  # noqa: E402
+from largesparse.torch import (  # noqa: E402
+    AllReLU,
+    Evolution,
+    SparseLinear,
+    SparseSequential,
+    evolve,
+    recording,
+)
 
 GROWTHS = ("random", "gradient")
 DROPS = {"random": "set", "gradient": "mest"}
@@ -28,6 +36,11 @@ def run(rank, folder):
     for growth in GROWTHS:
         torch.save(train(rank, growth), f"{folder}/{growth}-{rank}.pt")
     torch.save(train_branches(rank), f"{folder}/branches-{rank}.pt")
+    model = Branches()
+    with recording(model):
+        model(torch.randn(4, 20), both=True).sum().backward()
+    with pytest.raises(ParameterError, match="evolve layers of other sizes"):
+        evolve(model if rank == 0 else model.first, 0.3, growth="gradient")
     distributed.destroy_process_group()
 
 

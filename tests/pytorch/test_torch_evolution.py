@@ -317,3 +317,28 @@ def test_no_input_or_output_loses_its_last_connection():
         assert not any(worse) if keep_active else all(worse)
     with pytest.raises(ParameterError, match="'keep_active'"):
         evolve(model, 0.1, keep_active=1)
+
+
+def test_a_rule_that_fails_changes_nothing():
+    model = chain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    with recording(model):
+        train(model, optimizer, steps=1)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    fails = []
+
+    def growth(layer, state, count, rng):
+        state.gradient()
+        if layer.n_in == 30 and fails.append(1) is None and len(fails) == 1:
+            raise RuntimeError("of the second layer")
+        return state.draw(count, rng)
+
+    growth.needs_gradient = True
+    with pytest.raises(RuntimeError, match="of the second layer"):
+        evolve(model, 0.3, optimizer=optimizer, growth=growth)
+    now = model.state_dict(), optimizer.state_dict()["state"]
+    assert all(torch.equal(now[0][name], before[0][name]) for name in now[0])
+    for one, other in zip(now[1].values(), before[1].values(), strict=True):
+        assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
+    evolve(model, 0.3, optimizer=optimizer, growth=growth)  # what was recorded is still there
+    assert model[0].random_state[1] == model[2].random_state[1] == 1

@@ -21,7 +21,7 @@ from largesparse.errors import DataError, ParameterError
 torch = pytest.importorskip("torch")
 
 from largesparse.model.topology import Topology  # noqa: E402
-from largesparse.torch import AllReLU, SparseLinear, operators, parameter_groups  # noqa: E402
+from largesparse.torch import AllReLU, SparseLinear, operators, parameter_groups, passes  # noqa: E402
 from largesparse.torch import chain as chain_module  # noqa: E402
 
 functional = torch.nn.functional
@@ -309,10 +309,12 @@ def test_states_load_into_a_topology_of_another_size(tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     other = chain(seed=7)
     assert other[0].connections != model[0].connections
-    parameter = other[0].values
+    parameter, loss = other[0].values, other(x).sum()
     other.load_state_dict(torch.load(tmp_path / "model.pt"))
     assert torch.equal(other(x), model(x)) and other[0].values is parameter
     assert other[0].random_state.tolist() == model[0].random_state.tolist()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # its graph is alive as the next one is made
     compare(other[0], (3,))
     assert set(model.state_dict()) == {
         f"{k}.{name}"
@@ -434,14 +436,14 @@ def test_threads_follow_pytorch_and_change_nothing():
 
 def test_workspaces_are_one_a_layer_and_go_with_it():
     gc.collect()
-    before = len(operators.workspaces)
+    before = len(passes.workspaces)
     model, x = chain(), torch.randn(6, 12)
     for _ in range(3):
         model(x).sum().backward()
-    assert len(operators.workspaces) == before + 2
+    assert len(passes.workspaces) == before + 2
     del model
     gc.collect()
-    assert len(operators.workspaces) == before
+    assert len(passes.workspaces) == before
 
 
 KEEPS = """
@@ -454,16 +456,16 @@ def faults():
     three = [torch.zeros(17 * 2**18) for _ in range(3)]  # 51 MiB in all
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print([faults() for _ in range(4)][-1])
+print(min([faults() for _ in range(10)][5:]))  # the heap has grown to its size by then
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc has the thresholds")
 @pytest.mark.parametrize("is_set", [False, True])
 def test_memory_that_is_freed_is_kept_unless_the_environment_says_how(is_set):
-    """By itself glibc would give 51 MiB of blocks of 17 back, which is 13,056 page faults."""
+    """Given back, the 51 MiB of a pass are 13,056 page faults; the environment asks for that."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    environment |= {"MALLOC_ARENA_TEST": "8"} if is_set else {}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576"} if is_set else {}
     run = subprocess.run(
         [sys.executable, "-c", KEEPS], env=environment, capture_output=True, text=True, check=True
     )

@@ -220,7 +220,7 @@ def steady(options: argparse.Namespace) -> None:
     """PyTorch: resident memory over a training with evolution, and after the model is deleted."""
     import torch
 
-    from largesparse.torch import AllReLU, Evolution, SparseLinear, operators
+    from largesparse.torch import AllReLU, Evolution, SparseLinear, passes
 
     torch.set_num_threads(options.threads)
     process = psutil.Process()
@@ -244,7 +244,7 @@ def steady(options: argparse.Namespace) -> None:
     del model, optimizer, evolution
     gc.collect()
     print(f"deleted: {process.memory_info().rss / MIB:.1f} MiB", end=", ")
-    print(f"{len(operators.workspaces)} workspaces left")
+    print(f"{len(passes.workspaces)} workspaces left")
 
 
 def add_figures(figures: Any) -> None:
