@@ -46,20 +46,20 @@ def test_the_example_runs_as_printed(tmp_path):
     assert child.returncode == 0, child.stderr
     assert "Traceback" not in child.stderr
     assert float(re.search(r"test accuracy (0\.\d+)", child.stdout)[1]) > 0.95
-    assert largesparse.load_model(tmp_path / "digits-model").neurons == 2000
+    assert largesparse.load_model(tmp_path / "digits-model").neurons == neurons
 
 
-def test_the_parallel_example_is_short_and_runs(tmp_path):
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "parallel.md").read_text(), re.M | re.S
-    )
+@pytest.mark.parametrize(("example", "neurons"), [(0, 2000), (1, 3000)])
+def test_the_parallel_examples_are_short_and_run(tmp_path, example, neurons):
+    page = (ROOT / "docs" / "parallel.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[example]
     assert len(code.splitlines()) < 15
     (tmp_path / "train.py").write_text(code.replace("epochs=20", "epochs=2"))
     program = (str(tmp_path / "train.py"),)
     result = run_mpi("", 2, program=program, timeout=120, directory=tmp_path, environment=QUICKEST)
     assert result.status == 0, result.err
     assert re.fullmatch(r"test accuracy 0\.\d+\n", result.out)
-    assert largesparse.load_model(tmp_path / "digits-model").neurons == 2000
+    assert largesparse.load_model(tmp_path / "digits-model").neurons == neurons
 
 
 def anchors(page):
@@ -149,6 +149,7 @@ def parse(monkeypatch):
 @pytest.mark.parametrize("command", documented_commands())
 def test_a_command_of_the_pages_has_arguments_that_are_understood(command, parse, capsys):
     words = shlex.split(command)
+    words = words[: words.index(">")] if ">" in words else words
     words = words[1:] if words[0] == "-m" else words
     if words[0] in ("train.py", "predict.py"):
         return  # the reader's own

@@ -475,7 +475,7 @@ def test_a_curve_is_drawn(folder, tmp_path):
         (["--target", "level", "--task", "regression"], "holds text such as '(low|middle|high)'"),
         (["--target", "level", "--seed", "-1"], "'--seed' parameter"),
         (["--target", "level", "--hidden", "0"], "--hidden: A size"),
-        (["--target", "level", "--hidden", "2e9,2e9"], "8e.10 connections; .* epsilon of at most"),
+        (["--target", "level", "--hidden", "2e9,2e9"], "4000000000 neurons .* need about"),
         (["--target", "level", "--hidden", ",".join(40 * ["5e7"])], "neurons .* need about"),
         (["--target", "level", "--alpha", "0.5", "--activation", "relu"], "no slope"),
         (["--target", "level", "--plot", "no/such/folder.png"], "does not exist"),

@@ -187,7 +187,7 @@ def test_mpiexec_is_found_beside_an_interpreter_whose_environment_is_not_active(
     assert launching.start_ranks(1) == []
     options = scaling.make_parser().parse_args(["--ranks=3"])
     options.rest = []
-    command = scaling.command_of(options, 1000, scaling.Length(9, 1))
+    command = scaling.command_of(options, 1000, scaling.Length(9, 1), 32)
     assert command[:3] == [str(mpiexec), "-n", "3"]
 
 
