@@ -137,6 +137,7 @@ def parse(monkeypatch):
         if program.endswith(".py"):
             runpy.run_path(str(ROOT / program), run_name="__main__")
         else:
+            monkeypatch.delitem(sys.modules, program, raising=False)  # another test's
             runpy.run_module(program, run_name="__main__", alter_sys=True)
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)

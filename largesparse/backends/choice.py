@@ -18,7 +18,7 @@ from ..machine.environment import BACKEND, cache_folder
 from ..machine.hardware import cpu_model
 from ..machine.output import tell_once
 from ..machine.versions import versions
-from .operands import count_dtype
+from .operands import NO_INT64, count_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,6 @@ EXTREME_NEURONS = 50_000  # of a hidden layer, from which on it is extreme
 
 # The versions that decide how fast a backend is.
 _COUNTED = ("largesparse", "numba", "llvmlite", "sparse_dot_mkl", "mkl", "scipy")
-
-
-NO_INT64 = (
-    "The backend 'mkl' takes layers whose connections int32 counts, at most 2147483647 each, and "
-    "a layer has more. Choose 'fused', 'scipy' or 'auto'."
-)
 
 
 class Choice(NamedTuple):

@@ -22,8 +22,7 @@ from ..machine.threading_layers import can_limit_tbb, limit_tbb
 from ..machine.threads import core_numbers
 from ..machine.versions import wheel_file
 from .base import Backend
-from .choice import NO_INT64
-from .operands import Connections, Counts, Float32, Int32
+from .operands import NO_INT64, Connections, Counts, Float32, Int32
 
 LIBRARY = r"(lib)?mkl_rt[.\d]*\.(so[.\d]*|dylib|dll)"  # in the wheel
 TBB = 4  # MKL_THREADING_TBB

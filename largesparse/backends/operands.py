@@ -14,6 +14,10 @@ UInt32 = NDArray[np.uint32]
 
 RESOLUTION = 1 << 16  # of the share of neurons that dropout keeps
 MOST_INT32 = 2**31 - 1  # connections of a layer that int32 counts
+NO_INT64 = (
+    "The backend 'mkl' takes layers whose connections int32 counts, at most 2147483647 each, and "
+    "a layer has more. Choose 'fused', 'scipy' or 'auto'."
+)
 
 
 def count_dtype(connections: int) -> type[np.int32 | np.int64]:
