@@ -126,19 +126,20 @@ def warm_up(backend: str | None = None) -> None:
 
 
 def beside_scipy(
-    call: Callable[[], object], layer: Any, *, pairs: int = PAIRS, seconds: float = SECONDS
+    call: Callable[[], object], layer: Any, *, seconds: float | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the times of calls, and those of a layer's product by SciPy, in turns.
 
-    A core that becomes slower for minutes, because of a neighbour or of its clock, slows both.
+    A core that becomes slower for minutes, because of a neighbour or of its clock, slows both. It
+    goes on for `seconds`, by default SECONDS.
     """
     topology = layer.topology
     connections = topology.indices_by_output, topology.indptr_by_output
     weights = sp.csr_array((layer.values_by_output, *connections), shape=(layer.n_out, layer.n_in))
     X = np.ones((layer.n_in, BATCH_SIZE), dtype=np.float32)
     times: list[tuple[float, float]] = []
-    end = time.perf_counter() + seconds
-    while len(times) < pairs or time.perf_counter() < end:
+    end = time.perf_counter() + (SECONDS if seconds is None else seconds)
+    while len(times) < PAIRS or time.perf_counter() < end:
         times.append((seconds_of(call, repeats=1), seconds_of(lambda: weights @ X, repeats=1)))
     ours, theirs = np.array(times).T
     return ours, theirs
