@@ -488,7 +488,7 @@ def test_two_tiny_sizes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pages, "save_figures", lambda *_: [])  # PNGs take long
     monkeypatch.chdir(tmp_path)
     flags = ["--minutes=10", "--features=100", "--samples=400", "--epochs=1", "--threads=1"]
-    ladder = ["--neurons", "2k", "4k", "--plots=plots"]
+    ladder = ["--neurons", "2k", "4k", "--batch-size=128", "--plots=plots"]
     assert scaling.main([*ladder, *flags, "--backend=scipy"]) == 0
     table = read_records(tmp_path / "scaling.jsonl")
     assert table["neurons"].tolist() == [2000, 4000]
