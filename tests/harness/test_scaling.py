@@ -497,7 +497,7 @@ def test_two_tiny_sizes(tmp_path, monkeypatch, capsys):
     json.loads((tmp_path / "scaling.jsonl").read_text().splitlines()[0])
     assert (tmp_path / "plots" / "index.html").exists()
     shown = capsys.readouterr().out
-    assert re.search(r"4,000 neurons, [\d,]+ connections: about", shown)
+    assert re.search(r"4,000 neurons, [\d,]+ connections, mini-batches of 128: about", shown)
 
 
 def test_growth_is_told_with_its_interval(recorded):
