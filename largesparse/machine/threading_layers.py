@@ -38,6 +38,7 @@ class ThreadingLayer(NamedTuple):
 
     name: str  # "tbb", "omp" or "workqueue"
     reason: str  # why it was taken
+    is_asked_for: bool = False  # by NUMBA_THREADING_LAYER
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def threading_layer() -> ThreadingLayer:
         reason = f"{VARIABLE} asks for {asked!r}, which cannot be loaded here"
         logger.warning("%s: %r runs the threads of the kernels.", reason, name)
     config.THREADING_LAYER = name  # so that numba takes it too
-    return ThreadingLayer(name, reason)
+    return ThreadingLayer(name, reason, is_asked_for=asked != "default")
 
 
 def _can_load(name: str) -> bool:
@@ -167,6 +168,19 @@ def limit_tbb(count: int) -> Iterator[None]:
 
 
 _forked = False
+_ends_with_fork = False  # whether kernels run on threads that a forked process has not
+_alone = False  # whether this is such a process
+
+
+def threads_end_with_fork() -> None:
+    """Note that kernels run on another library's threads: a forked child has one, its own."""
+    global _ends_with_fork
+    _ends_with_fork = True
+
+
+def is_alone() -> bool:
+    """Return whether kernels have no other thread than the one that calls them."""
+    return _alone
 
 
 def _before_fork() -> None:
@@ -189,7 +203,8 @@ def check_fork() -> None:
 
 
 def _after_fork() -> None:
-    global _forked
+    global _forked, _alone
+    _alone = _ends_with_fork
     parallel: Any = sys.modules.get("numba.np.ufunc.parallel")
     if sys.platform == "linux" and parallel is not None and parallel._is_initialized:
         _forked = parallel.threading_layer() == "omp"

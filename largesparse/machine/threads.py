@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import check_range
 from .control_groups import cpu_quota
 from .garbage import no_collection
-from .threading_layers import check_fork, threading_layer
+from .threading_layers import check_fork, is_alone, threading_layer
 
 # Each limits the threads of a process; batch systems and joblib's workers set the first.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -59,7 +59,7 @@ def _numba() -> Any:
 
 
 @functools.cache
-def _numba_threads() -> tuple[Any, Any]:
+def numba_threads() -> tuple[Any, Any]:
     """Return what reads and sets a thread's number of threads, after numba has started them.
 
     Numba's own functions take a lock of processes at every call, twenty times the time.
@@ -76,10 +76,10 @@ class kernel_threads:
 
     def __init__(self, count: int) -> None:
         numba = _numba()
-        self.count = min(count, numba.config.NUMBA_NUM_THREADS)
+        self.count = 1 if is_alone() else min(count, numba.config.NUMBA_NUM_THREADS)
 
     def __enter__(self) -> None:
-        get, set_ = _numba_threads()
+        get, set_ = numba_threads()
         check_fork()
         self.before = get()
         if self.before != self.count:
@@ -87,4 +87,4 @@ class kernel_threads:
 
     def __exit__(self, *error: object) -> None:
         if self.before != self.count:
-            _numba_threads()[1](self.before)
+            numba_threads()[1](self.before)

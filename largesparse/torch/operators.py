@@ -28,9 +28,11 @@ from .tensors import (
     keep_freed_memory,
     owned,
     refuse_second,
+    share_threads,
 )
 
 keep_freed_memory()
+share_threads()
 
 # A layer: WᵀX + b. Its weights are in input order.
 

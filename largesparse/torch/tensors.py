@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..backends import kernels
+from ..backends.openmp import run_loops_on
 from ..machine.threads import kernel_threads
 
 # What glibc raises its own thresholds to as blocks are freed (mallopt(3)): `M_MMAP_THRESHOLD` and
@@ -33,6 +35,16 @@ def keep_freed_memory() -> None:
         for parameter, limit in LIMITS.items():
             if mallopt is not None:
                 mallopt(parameter, limit)
+
+
+def share_threads() -> None:
+    """Let kernels run on PyTorch's own threads: see `backends.openmp`.
+
+    Kernels that were run before, as by a `Trainer`, stay where they are.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if library.exists():  # its dependencies are searched too, so this is PyTorch's own OpenMP
+        run_loops_on(ctypes.CDLL(str(library)))
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:
