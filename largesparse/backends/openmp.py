@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import cfunc, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..machine.threading_layers import threading_layer, threads_end_with_fork
+from ..machine.threading_layers import threading_layer
 from ..machine.threads import numba_threads
 
 # What is taken of the library: GNU OpenMP's names, which LLVM's and Intel's have too
 FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num")
 PREFIX = "largesparse_"  # of symbols, so that they are nobody else's
 MEMBER = PREFIX + "member"
+ALONE = PREFIX + "alone"  # where it is 1, a loop has the thread that calls it
 WORD = 8  # bytes: all arguments are addresses and counts
 place = types.int64
 
@@ -34,6 +35,16 @@ omp_parallel = types.ExternalFunction(
 omp_get_thread_num = types.ExternalFunction(PREFIX + FUNCTIONS[1], types.int32())
 
 _kept: list[Any] = []  # what symbols point to
+_alone = ctypes.c_int64(0)
+
+
+def _after_fork() -> None:
+    _alone.value = 1  # the library's threads are the parent's: a team would wait for them for ever
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 # Places in the record that a team shares
 LOOP, ARGUMENTS, DIMENSIONS, STEPS, DATA, INNER, ARRAYS, NEXT, SPACE = range(9)
 
@@ -85,17 +96,21 @@ def _run(typing, loop, arguments, dimensions, steps, data):
     return types.void(place, place, place, place, place), generate
 
 
-@intrinsic
-def _member_address(typing):
-    """Return the address of what each thread of a team runs."""
+def _symbol(name: str) -> Any:
+    """Return a function for compiled code that returns the address of a symbol."""
 
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(8 * WORD)
-        kind = ir.FunctionType(ir.VoidType(), [word])
-        function = cgutils.get_or_insert_function(builder.module, kind, MEMBER)
-        return builder.ptrtoint(function, word)
+    @intrinsic
+    def address(typing):
+        def generate(context, builder, signature, arguments):
+            word = ir.IntType(8 * WORD)
+            return builder.ptrtoint(ir.GlobalVariable(builder.module, word, name), word)
 
-    return place(), generate
+        return place(), generate
+
+    return address
+
+
+_member_place, _alone_place = _symbol(MEMBER), _symbol(ALONE)
 
 
 def _member(record):
@@ -122,7 +137,7 @@ def _parallel_for(loop, arguments, dimensions, steps, data, inner, arrays, threa
     The loop has `dimensions[0]` pieces; piece k takes each of its `arrays` arguments `steps` bytes
     times k further.
     """
-    if threads == 1:  # no team, as in a forked child, which has none of the library's threads
+    if threads == 1 or _words(_alone_place())[0] == 1:
         _run(loop, arguments, dimensions, steps, data)
         return
     record = _reserve(SPACE + 1 + threads * (inner + 1 + arrays))
@@ -131,7 +146,7 @@ def _parallel_for(loop, arguments, dimensions, steps, data, inner, arrays, threa
     shared[STEPS], shared[DATA], shared[INNER], shared[ARRAYS] = steps, data, inner, arrays
     shared[NEXT] = 0
     shared[SPACE] = record + WORD * (SPACE + 1)
-    omp_parallel(_member_address(), record, threads, 0)
+    omp_parallel(_member_place(), record, threads, 0)
 
 
 @functools.cache
@@ -149,10 +164,10 @@ def run_loops_on(library: ctypes.CDLL) -> bool:
     options: Any = {"nopython": True, "error_model": "numpy"}
     member = cfunc(types.void(place), **options)(_member)
     llvm.add_symbol(MEMBER, member.address)
+    llvm.add_symbol(ALONE, ctypes.addressof(_alone))
     of_loop = cfunc(types.void(*[place] * 7, types.int32), **options)(_parallel_for)
     llvm.add_symbol("numba_parallel_for", of_loop.address)
     _kept.extend((library, member, of_loop))
-    threads_end_with_fork()
     return True
 
 

@@ -168,19 +168,6 @@ def limit_tbb(count: int) -> Iterator[None]:
 
 
 _forked = False
-_ends_with_fork = False  # whether kernels run on threads that a forked process has not
-_alone = False  # whether this is such a process
-
-
-def threads_end_with_fork() -> None:
-    """Note that kernels run on another library's threads: a forked child has one, its own."""
-    global _ends_with_fork
-    _ends_with_fork = True
-
-
-def is_alone() -> bool:
-    """Return whether kernels have no other thread than the one that calls them."""
-    return _alone
 
 
 def _before_fork() -> None:
@@ -203,8 +190,7 @@ def check_fork() -> None:
 
 
 def _after_fork() -> None:
-    global _forked, _alone
-    _alone = _ends_with_fork
+    global _forked
     parallel: Any = sys.modules.get("numba.np.ufunc.parallel")
     if sys.platform == "linux" and parallel is not None and parallel._is_initialized:
         _forked = parallel.threading_layer() == "omp"

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import check_range
 from .control_groups import cpu_quota
 from .garbage import no_collection
-from .threading_layers import check_fork, is_alone, threading_layer
+from .threading_layers import check_fork, threading_layer
 
 # Each limits the threads of a process; batch systems and joblib's workers set the first.
 THREAD_LIMITS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -76,7 +76,7 @@ class kernel_threads:
 
     def __init__(self, count: int) -> None:
         numba = _numba()
-        self.count = 1 if is_alone() else min(count, numba.config.NUMBA_NUM_THREADS)
+        self.count = min(count, numba.config.NUMBA_NUM_THREADS)
 
     def __enter__(self) -> None:
         get, set_ = numba_threads()

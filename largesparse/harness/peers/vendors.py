@@ -110,9 +110,8 @@ def _torch(
     torch.set_num_threads(threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that CSR is in beta
-        sparse = torch.sparse_csr_tensor(
-            *map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data)), matrix.shape
-        )
+        indptr, indices, data = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+        sparse = torch.sparse_csr_tensor(indptr, indices, data, matrix.shape)
     dense, result = torch.from_numpy(X), torch.from_numpy(out)
     return lambda: torch.matmul(sparse, dense, out=result) and None
 
