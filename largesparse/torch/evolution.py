@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backends.operands import Float32
 from ..errors import ParameterError, check_range
+from ..machine.threads import kernel_threads
 from ..model.cells import Int64
 from ..model.evolution import evolve as evolve_layer
 from ..model.layer import SparseLayer
@@ -81,7 +82,8 @@ def evolve(
     rules = Rules.of(drop, growth, "evolve", keep_active=keep_active)
     factors = _factors("evolve", growth_candidates, drop_factor)
     _check_optimizer(optimizer, layers)
-    with torch.inference_mode(False), torch.no_grad():
+    threads = kernel_threads(torch.get_num_threads())
+    with torch.inference_mode(False), torch.no_grad(), threads:
         known: dict[str, dict[str, Any]] = {name: {} for name in layers}
         if rules.needs_gradient:
             _check_group(layers, zeta)
