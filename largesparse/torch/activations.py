@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook as has_global_hook
+from torch.nn.modules import module as modules
 
 from ..errors import DataError, check_range
 from ..model.activations import left_slope
@@ -89,17 +89,16 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[float, float]]] = {
 }
 
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 def is_plain(module: nn.Module, kinds: Container[type]) -> bool:
     """Return whether calling a module only runs the forward pass of one of these types."""
     if type(module) not in kinds:
         return False
     own = module.__dict__
     return not (
-        own["_forward_pre_hooks"]
-        or own["_forward_hooks"]
-        or own["_backward_pre_hooks"]
-        or own["_backward_hooks"]
-        or has_global_hook()
+        any(own[name] or getattr(modules, "_global" + name) for name in HOOKS)
         or own.get("_compiled_call_impl") is not None
         or "forward" in own
     )
