@@ -41,7 +41,7 @@ import psutil
 
 from largesparse import load_checkpoint
 from largesparse.errors import CheckpointError, LargeSparseError, check_range
-from largesparse.machine.folders import MANIFEST
+from largesparse.machine.folders import MANIFEST, find
 from largesparse.machine.launching import start_ranks
 from largesparse.machine.sizes import parse_size
 from largesparse.training.checkpoint import has_checkpoint
@@ -236,8 +236,10 @@ def result_of(folder: Path) -> tuple[float, float]:
 
 
 def files_of(folder: Path) -> dict[str, Any]:
-    """Return sizes and checksums of the files of a checkpoint."""
-    files: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
+    """Return sizes and checksums of the files of a checkpoint, where it is read."""
+    place = find(folder)  # not in the folder itself, where a process was killed as it moved files
+    assert place is not None
+    files: dict[str, Any] = json.loads((place / MANIFEST).read_text())["files"]
     return files
 
 

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from largesparse.machine.environment import find_mpiexec
+from largesparse.machine.folders import COMPLETE, FORMAT, MANIFEST
 
 SMALL = ["--neurons=5k", "--samples=300", "--epochs=2", "--phase-one-epochs=1", "--undisturbed=2"]
 
@@ -73,3 +74,11 @@ def test_the_last_record_counts(tool, tmp_path):
     rows = [{"loss": [1, 0.5], "accuracy": [0.1, 0.2]}, {"loss": [1, 0.4], "accuracy": [0, 0.3]}]
     (tmp_path / "run.jsonl").write_text("".join(json.dumps(row) + os.linesep for row in rows))
     assert tool.result_of(tmp_path / "run") == (0.4, 0.3)
+
+
+def test_files_are_those_of_the_checkpoint_that_is_read(tool, tmp_path):
+    """A process may have been killed between the rename that completes one and its tidying up."""
+    for place, files in ((tmp_path, {"layer-1": 1}), (tmp_path / COMPLETE, {"layer-1": 2})):
+        place.mkdir(exist_ok=True)
+        (place / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}))
+    assert tool.files_of(tmp_path) == {"layer-1": 2}
