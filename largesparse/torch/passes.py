@@ -101,7 +101,7 @@ class Places(NamedTuple):
 KINDS = "".join("q" if LINK[name].kind == "i" else "f" for name in LINK.names or ())
 pack_record = struct.Struct("=" + KINDS).pack_into
 LINE = 16  # numbers: every array begins with a cache line
-BLOCK = 64  # rows: the columns of a block stay in the second cache where layers have 4096 outputs
+BLOCK = 128  # rows: those of all inputs together leave the caches
 
 
 def _rows_of(x: Tensor) -> tuple[int, int]:
