@@ -2,24 +2,29 @@
 
 The layers come as a table with a record for each, as in `step_kernel`, but the optimizer is
 another's: gradients are returned, and weights come in input order alone. Activations and their
-gradients are float32 or bfloat16 (uint16), whatever the inputs are.
+gradients are float32 or bfloat16 (uint16), whatever the inputs are. Rows go through all layers in
+blocks, which stay in the cache, and through the backward pass likewise.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import carray, prange, types
 from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 
 from .compiling import inline, kernel
 from .fused_kernels import backward, forward, forward_by_rows
-from .kernels import differentiate, load_float32, sddmm, sum_rows
+from .kernels import differentiate, load_dense, load_float32, sddmm, sum_rows
 from .operands import RESOLUTION, Connections, Derivative, Dropout
 from .rows import reorder_range
 from .step_kernel import by_input, by_output, floats, ints, only_read, words
 
 BLOCK = 4096  # connections that are brought to output order by one thread
-NUMBERS = ["n_in", "n_out", "nnz", "keep_below", "seed"]
+# The last two are bytes from the activations and the bits of a block to those of the next
+NUMBERS = ["n_in", "n_out", "nnz", "keep_below", "seed", "activations_step", "state_step"]
 PLACES = [  # addresses; 0 is what there is not
     *("indptr", "indices", "values", "to_output_order"),
     *("indptr_by_output", "indices_by_output", "values_by_output"),
@@ -31,6 +36,16 @@ LINK = np.dtype(
     + [("slope", np.float32), ("keep_share", np.float32)]
 )
 PASSED = np.float32(1)  # slope and share of no activation
+
+
+class Matrix(NamedTuple):
+    """Inputs or outputs of a chain, or their gradients, as rows or as columns.
+
+    Where there are rows, the columns of one block after the other are a transpose of them.
+    """
+
+    columns: NDArray[Any]  # (n, rows of a block), flat
+    rows: NDArray[Any]  # (all rows, n), or (0, 0) where the columns are whole, and of one block
 
 
 @intrinsic
@@ -58,24 +73,54 @@ def _(connections, bias, X, slope, dropout, out, state):
     return run_forward
 
 
-def _load(rows, columns):
-    """Transpose rows to columns, if there are rows; bfloat16 comes as columns."""
+def _transpose(X, out):
+    """Write the transpose of X to `out`; both are float32, or bfloat16."""
 
 
-@overload(_load)
-def _(rows, columns):
-    def load(rows, columns):
-        if len(rows) > 0:
-            load_float32(rows, np.arange(len(rows)), columns)
+@overload(_transpose)
+def _(X, out):
+    load = load_float32 if X.dtype == types.float32 else load_dense
 
-    return load if columns.dtype == types.float32 else lambda rows, columns: None
+    def transpose(X, out):
+        load(X, np.arange(len(X)), out)
+
+    return transpose
 
 
 @inline
-def state_of(layer, batch):
+def columns_of(matrix, n, batch):
+    """Return those of a block of so many rows."""
+    return matrix.columns[: n * batch].reshape(n, batch)
+
+
+@inline
+def load_block(matrix, n, start, stop):
+    """Return the columns of a block of rows."""
+    columns = columns_of(matrix, n, stop - start)
+    if len(matrix.rows) > 0:
+        _transpose(matrix.rows[start:stop], columns)
+    return columns
+
+
+@inline
+def store_block(matrix, columns, start, stop):
+    """Write the columns of a block to its rows, if there are rows."""
+    if len(matrix.rows) > 0:
+        _transpose(columns, matrix.rows[start:stop])
+
+
+@inline
+def activations_of(layer, block, batch, like):
+    """Return a layer's activations of a block, of the dtype that an array has."""
+    place = layer.activations + block * layer.activations_step
+    return carray(numbers_like(place, like), (layer.n_out, batch))
+
+
+@inline
+def state_of(layer, block, batch):
     """Return the bits of a layer's activation, without words where it has none."""
     count = (batch + 31) // 32 if layer.state != 0 else 0
-    return carray(words(layer.state), (layer.n_out, 2, count))
+    return carray(words(layer.state + block * layer.state_step), (layer.n_out, 2, count))
 
 
 @inline
@@ -107,74 +152,85 @@ def to_output_order(table, k):
 
 
 @kernel(parallel=False)
-def forward_chain(table, rows, inputs):
-    """Compute the activations of all layers, from inputs (n_in of the first, batch).
+def forward_chain(table, x, out, count, size):
+    """Compute the activations of all layers, from x to `out`, for `count` rows in blocks of `size`.
 
-    Where there are rows, float32 (batch, n_in), the inputs receive them first.
+    `out` and the last layer's activations in the table are the same columns.
     """
-    _load(rows, inputs)
-    X = inputs
-    batch = inputs.shape[1]
     for k in range(len(table)):
-        layer = table[k]
         to_output_order(table, k)
-        out = carray(numbers_like(layer.activations, inputs), (layer.n_out, batch))
-        dropout = Dropout(layer.keep_below, np.uint64(layer.seed), 0, 0, 0)
-        state = state_of(layer, batch)
-        _forward_of(by_output(layer), bias_of(layer), X, layer.slope, dropout, out, state)
-        X = out
+    for block in range((count + size - 1) // size):
+        start, stop = block * size, min(count, (block + 1) * size)
+        X = load_block(x, table[0].n_in, start, stop)
+        for k in range(len(table)):
+            layer = table[k]
+            Y = activations_of(layer, block, stop - start, X)
+            dropout = Dropout(layer.keep_below, np.uint64(layer.seed), 0, 0, start)
+            state = state_of(layer, block, stop - start)
+            _forward_of(by_output(layer), bias_of(layer), X, layer.slope, dropout, Y, state)
+            X = Y
+        store_block(out, X, start, stop)
 
 
 @inline
-def link_gradients(layer, X, D, below):
-    """Compute those of a layer's gradients that the table has a place for."""
+def link_gradients(layer, X, D, below, adds):
+    """Compute those of a layer's gradients that the table has a place for.
+
+    If it `adds`, those of weights and sums are added to what the arrays hold.
+    """
     goes_on = layer.delta != 0
     of_delta = carray(numbers_like(layer.delta, X), X.shape)
     sums = carray(floats(layer.delta_sums), (layer.n_in,))
     gradient = carray(floats(layer.gradient), (layer.nnz,))
     connections = by_input(layer)
-    anew = np.bool_(False)  # nothing is added to what the arrays hold
     if goes_on and layer.gradient != 0:
-        backward(connections, X, D, below, gradient, of_delta, sums, anew)
+        backward(connections, X, D, below, gradient, of_delta, sums, adds)
     elif goes_on:
         zero = only_read(np.zeros(layer.n_in, dtype=np.float32))
         everything = Dropout(RESOLUTION, np.uint64(0), 0, 0, 0)
         state = carray(words(0), (layer.n_in, 2, 0))
         _forward_of(read_by_input(layer), zero, D, PASSED, everything, of_delta, state)
-        differentiate(of_delta, below, sums, anew)
+        differentiate(of_delta, below, sums, adds)
     elif layer.gradient != 0:
-        sddmm(connections.indptr, connections.indices, X, D, gradient, anew)
+        sddmm(connections.indptr, connections.indices, X, D, gradient, adds)
     return of_delta
 
 
 @kernel(parallel=False)
-def backward_chain(table, inputs, rows, outputs):
+def backward_chain(table, x, gradient, delta, count, size):
     """Compute the gradients of all layers, from that of the last one's activations.
 
-    That one, `outputs` (n_out of the last, batch), receives rows first, if there are any, and is
-    made dL/dz in place where the layer has an activation. Below the first layer whose record has no
-    `delta`, nothing is computed.
+    Rows and blocks are those of the forward pass. The columns of `gradient` are made dL/dz in place
+    where the last layer has an activation. `delta` is the gradient of x, with the columns that are
+    the first layer's in the table. Below the first layer whose record has no `delta`, nothing is
+    computed.
     """
-    _load(rows, outputs)
-    batch = inputs.shape[1]
     last = len(table) - 1
-    D = outputs
-    for k in range(last, -1, -1):
-        layer = table[k]
-        if k == last and layer.bias_gradient != 0:
-            sums = carray(floats(layer.bias_gradient), (layer.n_out,))
-            if layer.state != 0:
-                state = state_of(layer, batch)
-                own = Derivative(layer.slope, layer.keep_share, state)
-                differentiate(D, own, sums, np.bool_(False))
-            else:
-                sum_rows(D, sums, np.bool_(False))
-        below = table[max(k - 1, 0)]
-        X = inputs
-        slope, share, state = PASSED, PASSED, carray(words(0), (layer.n_in, 2, 0))
-        if k > 0:
-            X = carray(numbers_like(below.activations, inputs), (layer.n_in, batch))
-            slope, share, state = below.slope, below.keep_share, state_of(below, batch)
-        D = link_gradients(layer, X, D, Derivative(slope, share, state))
-        if layer.delta == 0:
-            break
+    for block in range((count + size - 1) // size):
+        start, stop = block * size, min(count, (block + 1) * size)
+        batch = stop - start
+        inputs = load_block(x, table[0].n_in, start, stop)
+        D = load_block(gradient, table[last].n_out, start, stop)
+        adds = np.bool_(block > 0)
+        for k in range(last, -1, -1):
+            layer = table[k]
+            if k == last and layer.bias_gradient != 0:
+                sums = carray(floats(layer.bias_gradient), (layer.n_out,))
+                if layer.state != 0:
+                    state = state_of(layer, block, batch)
+                    own = Derivative(layer.slope, layer.keep_share, state)
+                    differentiate(D, own, sums, adds)
+                else:
+                    sum_rows(D, sums, adds)
+            X = inputs
+            slope, share, state = PASSED, PASSED, carray(words(0), (layer.n_in, 2, 0))
+            if k > 0:
+                below = table[k - 1]
+                X = activations_of(below, block, batch, inputs)
+                slope, share = below.slope, below.keep_share
+                state = state_of(below, block, batch)
+            D = link_gradients(layer, X, D, Derivative(slope, share, state), adds)
+            if layer.delta == 0:
+                break
+        if table[0].delta != 0:
+            store_block(delta, D, start, stop)

@@ -79,9 +79,10 @@ def _backward(
     _check(columns, values, None, link.pattern)
     delta = gradient.to(columns.dtype).t()
     with kernel_threads(torch.get_num_threads()):
-        found = backward_pass(
-            delta, columns.contiguous(), kept, [link], [values.contiguous()], needed
+        of_x, *found = backward_pass(
+            delta, columns.t(), kept, [link], [values.contiguous()], needed
         )
+    found = [None if of_x is None else of_x.t(), *found]
     empty = columns, values, values
     return tuple(  # type: ignore[return-value]
         kind.new_empty(0) if each is None else each for kind, each in zip(empty, found, strict=True)

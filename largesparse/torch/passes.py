@@ -1,7 +1,10 @@
 """What sparse layers that follow each other compute, tensors in and tensors out, without autograd.
 
-A pass is one compiled call, whatever the number of layers: `backends.chain_kernel`. Kernels take
-columns, contiguous (features, batch). Who calls a pass sets the threads.
+A pass is one compiled call, whatever the number of layers: `backends.chain_kernel`. Kernels compute
+columns, (features, batch). Tensors of two axes are transposed views of such columns where that can
+be, and computed as a whole: the next such layer takes them as they are. Those of more axes are of
+models that add and normalise rows, for which views are slow: they are rows, contiguous, and go
+through the layers in blocks of rows. Who calls a pass sets the threads.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..backends.chain_kernel import LINK, backward_chain, forward_chain
+from ..backends.chain_kernel import LINK, Matrix, backward_chain, forward_chain
 from ..backends.kernels import are_below
 from ..backends.operands import RESOLUTION
 from .tensors import array_of
@@ -85,23 +88,31 @@ class Kept(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the activations and the bits of every layer begin, and how long they are together."""
+    """Where the activations and the bits of every layer begin, and how long a block of all is."""
 
     hidden: list[int]
     states: list[int | None]  # None where a layer has none
     hidden_size: int
     states_size: int
+    blocks: int  # that are kept, one after the other
 
 
 # Writes numbers to a record of `LINK`, in an eighth of NumPy's time
 KINDS = "".join("q" if LINK[name].kind == "i" else "f" for name in LINK.names or ())
 pack_record = struct.Struct("=" + KINDS).pack_into
-NO_ROWS = np.empty((0, 0), dtype=np.float32)
 LINE = 16  # numbers: every array begins with a cache line
+BLOCK = 128  # rows: those of all inputs together leave the caches
 
 
-def _places(links: Sequence[Link], batch: int, keeps: bool) -> Places:
+def _rows_of(x: Tensor) -> tuple[int, int]:
+    """Return how many rows x has, and how many are computed together."""
+    count = x.numel() // x.shape[-1]
+    return count, min(count, BLOCK) if x.dim() > 2 else count
+
+
+def _places(links: Sequence[Link], x: Tensor, keeps: bool) -> Places:
     """Return the layout; what need not be kept is overwritten by the next layer but one."""
+    count, batch = _rows_of(x)
     hidden: list[int] = []
     states: list[int | None] = []
     size = of_states = 0
@@ -116,7 +127,7 @@ def _places(links: Sequence[Link], batch: int, keeps: bool) -> Places:
             of_states += pattern.n_out * 2 * ((batch + 31) // 32)
         else:
             states.append(None)
-    return Places(hidden, states, size, of_states)
+    return Places(hidden, states, size, of_states, -(-count // batch) if keeps else 1)
 
 
 def _table(
@@ -129,6 +140,7 @@ def _table(
     """Return the records of `LINK`; `others` are bias, output and the gradients of every layer."""
     hidden, states = kept.hidden.data_ptr(), kept.states.data_ptr()
     itemsize, last = kept.hidden.element_size(), len(links) - 1
+    steps = (itemsize * places.hidden_size, 4 * places.states_size) if places.blocks > 1 else (0, 0)
     table = np.empty(len(links), dtype=LINK)
     for k, ((pattern, numbers), values, (bias, out, *gradients)) in enumerate(
         zip(links, weights, others, strict=True)
@@ -139,6 +151,7 @@ def _table(
         pack_record(
             *(table.data, LINK.itemsize * k),
             *(pattern.n_in, pattern.n_out, pattern.nnz, keep_below, seed or 0),
+            *(0 if k == last else steps[0], steps[1]),
             *(indptr, indices, values.data_ptr(), to_output_order),
             *(indptr_by_output, indices_by_output, pattern.workspace_place),
             *(bias, out if k == last else hidden + itemsize * places.hidden[k]),
@@ -162,67 +175,81 @@ def _workspaces_of(links: Sequence[Link]) -> Iterator[None]:
             lock.release()
 
 
-def to_columns(rows: Tensor) -> tuple[Tensor, NDArray[Any]]:
-    """Return the transpose of rows, contiguous, and the rows that a kernel has yet to write to it.
+def _new_like(x: Tensor, n: int) -> Tensor:
+    """Return (..., n) for x (..., any), to be written to."""
+    if x.dim() == 2:
+        return x.new_empty_strided((len(x), n), (1, len(x)))
+    return x.new_empty(*x.shape[:-1], n)
 
-    Without any, it is a view where the rows are one, or written already.
-    """
+
+def _matrix(x: Tensor) -> tuple[Tensor, Matrix]:
+    """Return the columns of x (..., n) or, if they are not in memory, space for a block of them."""
+    n, (count, size) = x.shape[-1], _rows_of(x)
+    rows = x.detach().reshape(count, n)
     columns = rows.t()
-    if columns.is_contiguous() or rows.dtype != torch.float32:
-        return columns.contiguous(), NO_ROWS
-    return rows.new_empty(columns.shape), array_of(rows.contiguous())
+    if size == count and columns.is_contiguous():
+        columns = columns.reshape(-1)
+        return columns, Matrix(array_of(columns), array_of(x.new_empty(0, 0)))
+    columns = x.new_empty(n * size)
+    return columns, Matrix(array_of(columns), array_of(rows.contiguous()))
 
 
 def forward_pass(
     x: Tensor, links: Sequence[Link], parameters: Sequence[Tensor | None], keeps: bool
-) -> tuple[Tensor, Tensor, Kept]:
-    """Return what layers make of rows x (batch, n_in), the columns of x, and what they keep.
+) -> tuple[Tensor, Kept]:
+    """Return what layers make of x (..., n_in), and what they keep.
 
-    The result is rows (batch, n_out) of contiguous columns, and no view. `parameters` are values
-    (nnz,), in input order, and bias (n_out,) or None of every layer. Where nothing is to be kept,
-    what is returned for it is of no use.
+    The result is (..., n_out), and no view. `parameters` are values (nnz,), in input order, and
+    bias (n_out,) or None of every layer. Where nothing is to be kept, what is returned for it is of
+    no use.
     """
-    columns, rows = to_columns(x)
-    batch, n_out = columns.shape[1], links[-1].pattern.n_out
-    places = _places(links, batch, keeps)
-    hidden = columns.new_empty(places.hidden_size)
-    kept = Kept(hidden, hidden.new_empty(places.states_size, dtype=torch.int32))
-    out = columns.new_empty_strided((batch, n_out), (1, batch))
-    if batch == 0:
-        return out, columns, kept
+    out = _new_like(x, links[-1].pattern.n_out)
+    if x.numel() == 0:
+        return out, Kept(x.new_empty(0), x.new_empty(0, dtype=torch.int32))
+    places = _places(links, x, keeps)
+    hidden = x.new_empty(places.hidden_size * places.blocks)
+    kept = Kept(hidden, x.new_empty(places.states_size * places.blocks, dtype=torch.int32))
     given = [each if each is None else each.contiguous() for each in parameters]
     weights: Any = given[::2]
-    others = [(0 if b is None else b.data_ptr(), out.data_ptr(), 0, 0, 0, 0) for b in given[1::2]]
+    _, inputs = _matrix(x)
+    columns, outputs = _matrix(out)
+    last = columns.data_ptr()
+    others = [(0 if b is None else b.data_ptr(), last, 0, 0, 0, 0) for b in given[1::2]]
     with _workspaces_of(links):
-        forward_chain(_table(links, weights, kept, places, others), rows, array_of(columns))
-    return out, columns, kept
+        table = _table(links, weights, kept, places, others)
+        forward_chain(table, inputs, outputs, *_rows_of(x))
+    return out, kept
 
 
 def backward_pass(
     gradient: Tensor,
-    columns: Tensor,
+    x: Tensor,
     kept: Kept,
     links: Sequence[Link],
     weights: Sequence[Tensor],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients of columns, and of values and bias of every layer; None if not needed.
+    """Return the gradients of x, and of values and bias of every layer; None if not needed.
 
-    `gradient` (batch, n_out of the last) is that of what `forward_pass` returned, with `columns`
-    and `kept`.
+    `gradient` (..., n_out of the last) is that of what `forward_pass` returned for x, with `kept`.
     """
-    batch = columns.shape[1]
     count = len(links)
-    found: list[Tensor | None] = [columns.new_empty(columns.shape) if needed[0] else None]
+    found: list[Tensor | None] = [_new_like(x, x.shape[-1]) if needed[0] else None]
     for k, (pattern, _) in enumerate(links):
         for size, wanted in zip((pattern.nnz, pattern.n_out), needed[2 * k + 1 :], strict=False):
             found.append(weights[k].new_empty(size) if wanted else None)
-    if batch == 0:
+    if x.numel() == 0:
         return [each if each is None else each.zero_() for each in found]
-    addresses = [0 if each is None else each.data_ptr() for each in found]
+    batch = _rows_of(x)[1]
+    _, inputs = _matrix(x)
+    columns, outputs = _matrix(gradient)
+    if links[-1].numbers is not None and columns.data_ptr() == gradient.data_ptr():
+        outputs = Matrix(outputs.columns.copy(), outputs.rows)  # it is made dL/dz in place
+    of_x, delta_of_x = (None, inputs) if found[0] is None else _matrix(found[0])
+    addresses = [0 if each is None else each.data_ptr() for each in (of_x, *found[1:])]
     largest = max((link.pattern.n_in for link in links[1:]), default=0)
     length = -(-largest * batch // LINE) * LINE
-    deltas = columns.new_empty(min(count - 1, 2) * length)
+    deltas = x.new_empty(min(count - 1, 2) * length)
     sums = weights[0].new_empty(max(link.pattern.n_in for link in links) + links[-1].pattern.n_out)
     others = []
     for k in range(count):
@@ -234,9 +261,6 @@ def backward_pass(
             bias = bias or sums.data_ptr()  # it has to be made dL/dz
         delta = (addresses[0] if k == 0 else delta) if goes_on else 0
         others.append((0, 0, addresses[2 * k + 1], bias, delta, delta_sums))
-    table = _table(links, weights, kept, _places(links, batch, True), others)
-    outputs, rows = to_columns(gradient)
-    if links[-1].numbers is not None and outputs.data_ptr() == gradient.data_ptr():
-        outputs = outputs.clone()  # it is made dL/dz in place
-    backward_chain(table, array_of(columns), rows, array_of(outputs))
+    table = _table(links, weights, kept, _places(links, x, True), others)
+    backward_chain(table, inputs, outputs, delta_of_x, *_rows_of(x))
     return found

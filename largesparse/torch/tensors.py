@@ -8,15 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ..backends import kernels
 from ..backends.openmp import run_loops_on
-from ..machine.threads import kernel_threads
 
 # What glibc raises its own thresholds to as blocks are freed (mallopt(3)): `M_MMAP_THRESHOLD` and
 # `M_TRIM_THRESHOLD`, by their numbers.
@@ -78,20 +75,3 @@ def refuse_second(ctx: Any, *gradients: Any) -> Any:
         "Sparse layers have no second derivatives. Call backward() or torch.autograd.grad without "
         "create_graph=True, or make the layer dense first: largesparse.torch.to_dense."
     )
-
-
-def transposed(matrix: Tensor) -> Tensor:
-    """Return the contiguous transpose, by a kernel that takes a third of PyTorch's time."""
-    view = matrix.t()
-    if view.is_contiguous() or matrix.dtype != torch.float32 or is_traced(matrix):
-        return view.contiguous()
-    out = matrix.new_empty(view.shape)
-    transpose_into(matrix, out)
-    return out
-
-
-def transpose_into(matrix: Tensor, out: Tensor) -> None:
-    """Write the transpose of a float32 matrix to `out`, which is contiguous."""
-    with kernel_threads(torch.get_num_threads()):
-        rows = np.arange(len(matrix))
-        kernels.load_float32(array_of(matrix.contiguous()), rows, array_of(out))

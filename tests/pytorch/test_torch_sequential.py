@@ -24,6 +24,7 @@ from largesparse.torch import (  # noqa: E402
     convert,
     evolve,
     linear,
+    passes,
     recording,
     to_dense,
 )
@@ -294,18 +295,41 @@ def test_gradients_are_not_copied(monkeypatch):
     assert [None, *(p.grad.data_ptr() for p in model.parameters())] == seen
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_many_rows_are_computed_in_blocks(monkeypatch, dropout):
-    model, x, counts = make(dropout=dropout), torch.randn(3, 100, 12, requires_grad=True), []
-    original = chain.forward_pass
-    monkeypatch.setattr(
-        chain, "forward_pass", lambda x, *rest: counts.append(len(x)) or original(x, *rest)
-    )
-    found = gradients(model, x)
-    assert counts == ([300] if dropout else [128, 128, 44])
-    of_rows = gradients(model, x.flatten(0, 1))
-    same([each.flatten(0, 1) for each in found[:2]], of_rows[:2])
-    same(found[2:], of_rows[2:], 1e-5)
+@pytest.mark.parametrize("ends", [False, True])  # with an activation after the last layer
+def test_blocks_of_rows_are_computed_as_all_rows_at_once(monkeypatch, dropout, ends, autocast):
+    model, x = make(dropout=dropout), torch.randn(3, 100, 12, requires_grad=True)
+    if ends:
+        model.append(AllReLU(0.6, 4, dropout))
+
+    def run(x, block):
+        monkeypatch.setattr(passes, "BLOCK", block)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return gradients(model, x, slopes=(0.5, 1))  # sums of gradients do not cancel
+
+    of_rows = run(x.flatten(0, 1), 1000)
+    for block in (24, 64, 128, 300):
+        y, of_x, *others = run(x, block)
+        assert y.is_contiguous() and of_x.is_contiguous()
+        same([y.flatten(0, 1), of_x.flatten(0, 1)], of_rows[:2])
+        same(others, of_rows[2:], 1e-5)
+
+
+def test_blocks_of_rows_keep_inputs_and_no_copy_of_them():
+    model, x, packed = make(bias=False), torch.randn(2, 500, 12, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: packed.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        model(x)
+    assert packed[0].data_ptr() == x.data_ptr()
+    words = sum(each.numel() for each in packed[1:3])  # hidden activations, and bits
+    assert words <= (1000 + passes.BLOCK) * (30 + 20) * (1 + 2 / 32)
+    y = model(x).sum()
+    with torch.no_grad():
+        x += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
 
 
 def test_the_graph_is_kept_and_watched_as_others_are():
@@ -391,7 +415,8 @@ def test_threads_change_nothing():
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append([each.clone() for each in gradients(model, x) if each is not None])
+            both = gradients(model, x) + gradients(model, x.repeat(4, 1).view(4, 50, 300))
+            found.append([each.clone() for each in both if each is not None])
     finally:
         torch.set_num_threads(before)
     assert all(map(torch.equal, *found))

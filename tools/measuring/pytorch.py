@@ -23,7 +23,10 @@ from . import add_figure, seconds_in_turns
 
 MIB = 2**20
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-OPTIMIZER: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.1, "fused": True}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "fused": True},
+    "adamw": {"lr": 3e-4, "weight_decay": 0.1, "fused": True},
+}
 
 
 def make_text(characters: int, seed: int) -> np.ndarray:
@@ -110,9 +113,10 @@ def with_ours(model: Any, density: float) -> Any:
 def gpt(options: argparse.Namespace) -> None:
     """PyTorch: a step of a GPT whose feed-forward layers are sparse, ours, SparseLab's and dense.
 
-    All train from the same weights elsewhere, on the same batches of made-up text, by AdamW, and
-    take turns. The ratio is the median of those of steps that were taken in turn. The loss is that
-    on 8 batches of other text after the steps.
+    By default the sizes are those of SparseLab's own showcase (0.2.2, "Gate F2"). All train from
+    the same weights elsewhere, on the same batches of made-up text, and take turns. The ratio is
+    the median of those of steps that were taken in turn. The loss is that on 8 batches of other
+    text after the steps.
     """
     import torch
 
@@ -141,13 +145,16 @@ def gpt(options: argparse.Namespace) -> None:
         return torch.nn.functional.cross_entropy(model(pair[0]).flatten(0, 1), pair[1].flatten())
 
     def stepper(model: Any) -> Callable[[], object]:
-        optimizer = torch.optim.AdamW(model.parameters(), **OPTIMIZER)
+        is_sgd = options.optimizer == "sgd"
+        kind: Any = torch.optim.SGD if is_sgd else torch.optim.AdamW
+        optimizer = kind(model.parameters(), **OPTIMIZERS[options.optimizer])
         left = iter(batches)
 
         def step() -> None:
             optimizer.zero_grad()
             loss_of(model, next(left)).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not is_sgd:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
         return step
@@ -262,9 +269,9 @@ def add_figures(figures: Any) -> None:
 
     add = with_threads(gpt)
     for name, size, about in (
-        ("layers", 12, "blocks"),
-        ("width", 512, "of the model; its feed-forward layers have four times as many neurons"),
-        ("heads", 8, "of attention"),
+        ("layers", 8, "blocks"),
+        ("width", 640, "of the model; its feed-forward layers have four times as many neurons"),
+        ("heads", 10, "of attention"),
         ("context", 128, "characters"),
         ("batch", 8, "sequences a step"),
         ("steps", 200, "of training"),
@@ -273,6 +280,7 @@ def add_figures(figures: Any) -> None:
         add(f"--{name}", type=parse_size, default=size, help=f"{about} (%(default)s)")
     add("--density", type=float, default=0.1, help="of the feed-forward layers (%(default)s)")
     add("--contestants", default="ours,sparselab,dense", help="default %(default)s")
+    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="default %(default)s")
     add("--seed", type=int, default=0, help="default %(default)s")
     add = with_threads(alternating)
     add("--neurons", type=parse_size, default=1000, help="of every layer (%(default)s)")
