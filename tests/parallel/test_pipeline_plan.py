@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from largesparse import NetworkConfig, SparseMLP
 from largesparse.errors import MemoryPlanError, ParameterError
 from largesparse.parallel.pipeline.choice import choose_pipeline_plan
-from largesparse.parallel.pipeline.costs import in_flight, plan_stage
+from largesparse.parallel.pipeline.costs import Held, plan_stage
 from largesparse.parallel.pipeline.plan import Machine, Request, make_plan
 from largesparse.parallel.pipeline.split import Stage, split_stages
 from largesparse.parallel.pipeline.stage import Edge
@@ -61,7 +61,7 @@ def test_no_other_split_has_a_smaller_largest_memory_or_longest_step(ranks):
     terms = layer_terms(NETWORK)
 
     def memory(stages):
-        held = [in_flight(rank, ranks, 4) for rank in range(ranks)]
+        held = [Held.by(rank, ranks, 4) for rank in range(ranks)]
         plans = (
             plan_stage(NETWORK, stage, SETTING, terms, held=count)
             for stage, count in zip(stages, held, strict=True)
@@ -126,22 +126,21 @@ def array_bytes(thing):
 
 
 @pytest.mark.parametrize("setting", [(32,), (5,), (33, 1, "bfloat16")], ids=str)
+@pytest.mark.parametrize("widths", [(50, 20, 60, 40), (50, 50, 50, 50, 50)], ids=len)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_the_plan_is_what_the_buffers_of_a_stage_take(ranks, setting):
-    config = NetworkConfig((30, 50, 20, 60, 40, 7), density=1.0, coverage="random")
+def test_the_plan_is_what_the_buffers_of_a_stage_take(ranks, widths, setting):
+    config = NetworkConfig((30, *widths, 7), density=1.0, coverage="random")
     layers = SparseMLP(config, progress=False).layers
     plan = make_plan(request_of(config, ranks=ranks), MicroBatching(*setting), "memory")
     for rank, (stage, own) in enumerate(zip(plan.stages, plan.plans, strict=True)):
         first, last = stage.first == 0, stage.last == len(layers)
         before = [] if first else [Edge.before(config, stage.first - 1)]
         chain = [*before, *layers[slice(*stage)], *([] if last else [Edge.behind(stage.last)])]
-        held = in_flight(rank, ranks, plan.micro_batches)
+        held = Held.by(rank, ranks, plan.micro_batches)
         ends = {"has_before": not first, "has_behind": not last}
         dtype = own.micro_batching.activation_dtype
-        space = StageWorkspace(
-            chain, own.micro_batch, in_flight=held, activation_dtype=dtype, **ends
-        )
-        for number in range(held if first else 0):
+        space = StageWorkspace(chain, own.micro_batch, *held, activation_dtype=dtype, **ends)
+        for number in range(held.in_flight if first else 0):
             space.turn_to_(number)
             space.inputs(own.micro_batch)
         sums = space.input_sums.nbytes  # of the centring; not planned

@@ -9,7 +9,7 @@ from ...errors import MemoryPlanError, ParameterError, check_range
 from ...training.layer_terms import expected_connections
 from ...training.memory import USEFUL, MicroBatching, micro_batchings
 from ...training.memory_plan import GIB, counted
-from .costs import layer_passes, plan_stage
+from .costs import Held, layer_passes, plan_stage
 from .plan import SPLITS, Machine, PipelinePlan, Request, make_plan, usable
 from .split import Stage, split_layers
 
@@ -148,7 +148,12 @@ def _largest_alone(plan: PipelinePlan) -> tuple[int, int]:
     terms = request.terms
     alone = [
         plan_stage(
-            config, Stage(k, k + 1), plan.micro_batching, terms, held=1, backend=request.backend
+            config,
+            Stage(k, k + 1),
+            plan.micro_batching,
+            terms,
+            held=Held(),
+            backend=request.backend,
         ).required
         for k in range(len(terms))
     ]

@@ -16,8 +16,8 @@ from ..comm.collectives import gather
 from ..comm.nodes import Nodes
 from ..plan import RANK_BASE
 from .costs import (
+    Held,
     bubble_share,
-    in_flight,
     layer_passes,
     plan_stage,
     stage_passes,
@@ -247,7 +247,7 @@ def make_plan(
             Stage(first, last),
             setting,
             terms,
-            held=in_flight(rank, ranks, count),
+            held=Held.by(rank, ranks, count),
             groups=request.groups,
             mapped=request.mapped,
             once=request.once if rank == 0 else 0,

@@ -31,7 +31,7 @@ from ...training.stepping import one_thread_at_a_time
 from ...training.trainer import Trainer
 from ..comm.collectives import broadcast, gather
 from ..comm.transfer import CHUNK_BYTES
-from .costs import in_flight
+from .costs import Held
 from .crossing import Crossing
 from .flow import FORWARD, GRADIENTS, Links, one_forward_one_backward
 from .groups import sum_over_groups_
@@ -99,7 +99,7 @@ class StageTrainer(Trainer):
             self._workspace = StageWorkspace(
                 self._between_edges(self.network.layers),
                 self.micro_batch,
-                in_flight=in_flight(place.number, len(place.stages), count),
+                *Held.by(place.number, len(place.stages), count),
                 has_before=self.before is not None,
                 has_behind=self.behind is not None,
                 activation_dtype=self.config.activation_dtype,
