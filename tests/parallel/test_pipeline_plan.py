@@ -71,6 +71,11 @@ def test_no_other_split_has_a_smaller_largest_memory_or_longest_step(ranks):
     def time(stages):  # nothing is computed for the inputs
         return max(3 * sum(nnz[a:b]) - nnz[0] * (a == 0) for a, b in stages)
 
+    fastest = min(map(time, divisions(LAYERS, ranks)))
+    fast = [each for each in divisions(LAYERS, ranks) if time(each) <= 1.05 * fastest]
+    plan = make_plan(request_of(ranks=ranks), SETTING, "auto")
+    assert time(plan.stages) <= 1.06 * fastest
+    assert memory(plan.stages) == pytest.approx(min(map(memory, fast)), rel=0.01)
     for split, cost in (("memory", memory), ("time", time)):
         plan = make_plan(request_of(ranks=ranks), SETTING, split)
         assert [k for stage in plan.stages for k in stage.layers] == list(range(LAYERS))
@@ -107,7 +112,7 @@ def test_the_table_and_the_bytes_moved_are_those_worked_out_by_hand():
     assert [own.mapped for own in plan.plans] == [5 * GIB, 0]
     assert plan.total - plan.required == 5 * GIB
     text = str(plan)
-    assert re.search(r"pipeline of 2 ranks, 2 groups; split by time", text)
+    assert re.search(r"pipeline of 2 ranks, 2 groups; split by time and memory", text)
     assert re.search(r"\n +0 +2-3 +200 +10,800 ", text)
     assert re.search(r"\n +1 +4-5 +102 +10,200 ", text)
     assert re.search(r"required by 4 ranks .* GiB", text)
@@ -149,13 +154,14 @@ def test_the_plan_is_what_the_buffers_of_a_stage_take(ranks, widths, setting):
 
 def test_memory_decides_the_split_only_where_time_does_not_fit():
     config = NetworkConfig((1000, *[1_000_000] * 6, 2), epsilon=1.0)
-    by_time = choose_pipeline_plan(request_of(config), micro_batch=32)
-    assert (by_time.split, by_time.note) == ("time", "")
+    by_both = choose_pipeline_plan(request_of(config), micro_batch=32)
+    assert (by_both.split, by_both.note) == ("auto", "")
+    by_time = make_plan(request_of(config), MicroBatching(32), "time")
     largest = make_plan(request_of(config), MicroBatching(32), "memory")
-    assert largest.required < by_time.required
-    tight = request_of(config, available=int(by_time.required / 0.9) - 2**20)
+    assert largest.required < by_both.required <= by_time.required
+    tight = request_of(config, available=int(by_both.required / 0.9) - 2**20)
     chosen = choose_pipeline_plan(tight, micro_batch=32)
-    assert chosen.split == "memory" and "split by time, would need" in chosen.note
+    assert chosen.split == "memory" and "split by time and memory, would need" in chosen.note
     with pytest.raises(MemoryPlanError):
         choose_pipeline_plan(tight._replace(split="time"), micro_batch=32)
 
