@@ -85,10 +85,13 @@ def test_no_other_split_has_a_smaller_largest_memory_or_longest_step(ranks):
 
 def test_one_rank_takes_what_one_process_does_and_several_divide_it():
     alone = plan_training(NETWORK, 32)
-    (one,) = make_plan(request_of(ranks=1), SETTING, "time").plans
+    (one,) = make_plan(request_of(ranks=1, frees_buffers=False), SETTING, "time").plans
     for name in ("model", "gradients", "activations", "passing", "required"):
         assert getattr(one, name) == getattr(alone, name), name
     assert one.transfers == 0
+    (freed,) = make_plan(request_of(ranks=1), SETTING, "time").plans
+    beside = alone.gradients + alone.activations
+    assert freed.required == alone.required - min(alone.passing, beside)
     for ranks in (2, 3, 5):
         plan = make_plan(request_of(ranks=ranks), SETTING, "time")
         assert sum(own.model for own in plan.plans) == alone.model

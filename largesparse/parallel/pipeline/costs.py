@@ -111,16 +111,23 @@ def plan_stage(
     once: int = 0,
     backend: str | None = None,
     moments: Sequence[str] = ("velocity",),
+    frees_buffers: bool = True,
 ) -> MemoryPlan:
     """Return the bytes of the rank that has a stage.
 
     `terms` are those of all layers, `mapped` the bytes of memory-mapped data, which the first stage
-    reads, `groups` the pipelines that sum gradients.
+    reads, `groups` the pipelines that sum gradients. `frees_buffers` says whether those of a step
+    are free while the layers evolve.
     """
-    model, gradients, passing = total_of(terms[stage.first : stage.last])
+    own = terms[stage.first : stage.last]
+    model, gradients, passing = total_of(own)
+    folded, base = sum(each.folded for each in own), base_bytes(backend, passing)
     activations, deltas = stage_activations(config, stage, setting, held)
     if stage.first > 0:
         gradients += 4 * config.layer_sizes[stage.first]  # of the biases before
+    transfers = deltas + gradients * (groups - 1) // groups
+    if frees_buffers:
+        passing = max(folded, passing - gradients - activations - transfers, 0)
     return MemoryPlan(
         setting,
         model,
@@ -128,9 +135,9 @@ def plan_stage(
         activations,
         passing,
         mapped if stage.first == 0 else 0,
-        base=base_bytes(backend, passing),
+        base=base,
         once=once,
-        transfers=deltas + gradients * (groups - 1) // groups,
+        transfers=transfers,
         moments=tuple(moments),
     )
 

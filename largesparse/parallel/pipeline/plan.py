@@ -51,6 +51,7 @@ class Request(NamedTuple):
     mapped: int = 0  # bytes of memory-mapped data
     once: int = 0  # bytes of `bytes_once`
     candidates: float = 0.0  # cells that growth looks at for a connection; 0: random
+    frees_buffers: bool = True  # of a step, to evolve: where no rule asks for gradients
 
     @property
     def stages(self) -> int:
@@ -264,6 +265,7 @@ def make_plan(
             once=request.once if rank == 0 else 0,
             backend=request.backend,
             moments=request.moments,
+            frees_buffers=request.frees_buffers,
         )
 
     if stages is None:
