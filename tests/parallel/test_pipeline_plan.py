@@ -155,16 +155,22 @@ def test_the_plan_is_what_the_buffers_of_a_stage_take(ranks, widths, setting):
         assert own.gradients + own.activations + own.transfers == array_bytes(space) - sums
 
 
-def test_memory_decides_the_split_only_where_time_does_not_fit():
-    config = NetworkConfig((1000, *[1_000_000] * 6, 2), epsilon=1.0)
-    by_both = choose_pipeline_plan(request_of(config), micro_batch=32)
+def test_memory_alone_decides_the_split_only_where_time_and_memory_do_not_fit():
+    config = NetworkConfig((1000, *[1_000_000] * 10, 2), epsilon=1.0)
+
+    def request(available, **fields):
+        machines = tuple(Machine((rank,), available) for rank in range(4))
+        return Request(config, 128, machines, **fields)
+
+    by_both = choose_pipeline_plan(request(LOTS), micro_batch=32)
     assert (by_both.split, by_both.note) == ("auto", "")
-    by_time = make_plan(request_of(config), MicroBatching(32), "time")
-    largest = make_plan(request_of(config), MicroBatching(32), "memory")
-    assert largest.required < by_both.required <= by_time.required
-    tight = request_of(config, available=int(by_both.required / 0.9) - 2**20)
+    by_time = make_plan(request(LOTS), MicroBatching(32), "time")
+    least = make_plan(request(LOTS), MicroBatching(32), "memory")
+    assert least.required < by_both.required < by_time.required
+    assert by_both.imbalance <= 1.05 * by_time.imbalance
+    tight = request(int(by_both.required / 0.9) - 2**20)
     chosen = choose_pipeline_plan(tight, micro_batch=32)
-    assert chosen.split == "memory" and "split by time and memory, would need" in chosen.note
+    assert chosen.split == "memory" and "by time and memory, would need" in chosen.note
     with pytest.raises(MemoryPlanError):
         choose_pipeline_plan(tight._replace(split="time"), micro_batch=32)
 
@@ -172,16 +178,16 @@ def test_memory_decides_the_split_only_where_time_does_not_fit():
 def test_a_refusal_says_how_many_ranks_or_which_epsilon_would_do():
     config = NetworkConfig((1000, *[1_000_000] * 6, 2), epsilon=20.0)
     with pytest.raises(MemoryPlanError, match=r"epsilon ([\d.]+) would fit") as caught:
-        choose_pipeline_plan(request_of(config, available=10 * GIB))
+        choose_pipeline_plan(request_of(config, available=8 * GIB))
     epsilon = float(re.search(r"epsilon ([\d.]+) would", str(caught.value))[1])
     smaller = NetworkConfig(config.layer_sizes, epsilon=epsilon)
-    choose_pipeline_plan(request_of(smaller, available=10 * GIB))  # fits
-    more = int(re.search(r"(\d+) ranks, with 4.5 GiB for each", str(caught.value))[1])
-    machines = tuple(Machine((rank,), 5 * GIB) for rank in range(more))
+    choose_pipeline_plan(request_of(smaller, available=8 * GIB))  # fits
+    more = int(re.search(r"(\d+) ranks, with 3.6 GiB for each", str(caught.value))[1])
+    machines = tuple(Machine((rank,), 4 * GIB) for rank in range(more))
     choose_pipeline_plan(Request(config, 128, machines))  # fits
     alone = NetworkConfig((10, 10_000_000, 10_000_000, 2), epsilon=50.0)
     with pytest.raises(MemoryPlanError, match="Layer 3 alone, 10000000 x 10000000"):
-        choose_pipeline_plan(request_of(alone, available=10 * GIB))
+        choose_pipeline_plan(request_of(alone, available=8 * GIB))
 
 
 def test_ranks_that_cannot_be_divided_are_refused():
