@@ -101,6 +101,7 @@ def plan_pipeline(
         4 * options.samples * options.features,
         once,
         training.candidates_per_connection,
+        not training.rules.needs_gradient,
     )
     return choose_pipeline_plan(
         request, micro_batch=options.micro_batch, activation_dtype=activation_dtype

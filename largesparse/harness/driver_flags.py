@@ -226,7 +226,7 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         choices=SPLITS,
         default=SPLITS[0],
         help="of a pipeline: divide the layers so that the longest step is shortest (time) or the "
-        "largest memory of a rank smallest (default: time where that fits, else memory)",
+        "largest memory of a rank smallest (default: both, else memory)",
     )
     group.add_argument(
         "--phase-one-epochs",

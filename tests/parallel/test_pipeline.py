@@ -102,6 +102,7 @@ AVERAGED = {"average_decay": 0.9}
 SAME = {
     "plain": (Case(), {}),
     "fused": (Case(training=FUSED), {}),
+    "even": (Case({"layer_sizes": (8, *[12] * 6, 3)}, FUSED), {}),
     "srelu": (Case(network={"activation": "srelu"}), {}),
     "normalised": (Case(network=NORMALISED), {"sample_weight": np.arange(47.0) % 5}),
     "gradients": (Case({"recipe": "width"}, {"growth": "gradient", "drop": "mest"}), {}),

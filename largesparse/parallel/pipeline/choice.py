@@ -9,11 +9,12 @@ from ...errors import MemoryPlanError, ParameterError, check_range
 from ...training.layer_terms import expected_connections
 from ...training.memory import USEFUL, MicroBatching, micro_batchings
 from ...training.memory_plan import GIB, counted
-from .costs import layer_passes, plan_stage
+from .costs import Held, layer_passes, plan_stage
 from .plan import SPLITS, Machine, PipelinePlan, Request, make_plan, usable
 from .split import Stage, split_layers
 
 FASTEST = 64  # rows of a micro-batch, from which more gain nothing
+MANY = 10_000  # layers times stages, above which a split by time and memory takes seconds
 SLOWER = 1.2  # what a sample takes in micro-batches of 32, next to larger ones
 
 
@@ -23,7 +24,8 @@ def choose_pipeline_plan(
     """Return the fastest plan that fits; a micro-batch that is given is taken.
 
     Larger micro-batches compute faster, and smaller ones keep the ranks busier. Each is split by
-    time first, and by memory where that does not fit, unless the request says which.
+    time and memory first, and by memory alone where that does not fit, unless the request says
+    which.
 
     Raises
     ------
@@ -52,8 +54,9 @@ def find_plan(
     """Return the fastest plan that fits, or the last one that was tried where none does."""
     found = micro_batchings(request.config, request.rows, micro_batch, 1, activation_dtype)
     found.sort(key=lambda setting: _expected_time(request, setting))
-    splits = SPLITS[1:] if request.split == "auto" else (request.split,)
     first, costs = None, request.costs()
+    fastest = "auto" if len(costs[1]) * request.stages <= MANY else "time"
+    splits = (fastest, "memory") if request.split == "auto" else (request.split,)
     for setting in found:
         for split in splits:
             plan = make_plan(request, setting, split, costs)
@@ -106,7 +109,7 @@ def _explain(faster: PipelinePlan | None, chosen: PipelinePlan) -> str:
         return ""
     there = usable(faster.fullest)
     return (
-        f"a micro-batch of {faster.micro_batching}, split by {faster.split}, would need "
+        f"a micro-batch of {faster.micro_batching}, split by {faster.by}, would need "
         f"{faster.required / GIB:.1f} GiB, and {there / GIB:.1f} GiB can be used"
     )
 
@@ -148,7 +151,12 @@ def _largest_alone(plan: PipelinePlan) -> tuple[int, int]:
     terms = request.terms
     alone = [
         plan_stage(
-            config, Stage(k, k + 1), plan.micro_batching, terms, held=1, backend=request.backend
+            config,
+            Stage(k, k + 1),
+            plan.micro_batching,
+            terms,
+            held=Held(),
+            backend=request.backend,
         ).required
         for k in range(len(terms))
     ]

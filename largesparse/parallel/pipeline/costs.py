@@ -8,14 +8,16 @@ The terms of its layers are those of one process's plan: `training.layer_terms`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from ...backends.operands import count_parts
 from ...model.activations import TRAINED
 from ...model.config import NetworkConfig
 from ...training.layer_terms import LayerTerms, expected_connections, itemsize, total_of
-from ...training.memory import MemoryPlan, MicroBatching, activation_bytes, backward_bytes, has_sums
+from ...training.memory import MemoryPlan, MicroBatching, activation_bytes, has_sums
 from ...training.memory_plan import base_bytes
 from .split import Stage
-from .workspace import PASSING
+from .workspace import Deltas
 
 PASSES = 3  # over the connections of a layer in a step: forward, back to the inputs, to the weights
 
@@ -40,13 +42,21 @@ def stage_passes(config: NetworkConfig, stages: Sequence[Stage]) -> list[int]:
     return [sum(passes[stage.first : stage.last]) for stage in stages]
 
 
-def in_flight(stage: int, stages: int, micro_batches: int) -> int:
-    """Return the micro-batches whose activations a stage keeps at a time, at the most.
+class Held(NamedTuple):
+    """The micro-batches whose activations a stage has at a time."""
 
-    With one forward and one backward in turn, stage k of K (from 0) has passed on K - k before
-    the first of them comes back.
-    """
-    return min(stages - stage, micro_batches)
+    in_flight: int = 1
+    arrivals: int = 1  # those whose activations may have come from the rank before
+
+    @classmethod
+    def by(cls, stage: int, stages: int, micro_batches: int) -> Held:
+        """Return those of a stage, at the most.
+
+        With one forward and one backward in turn, stage k of K (from 0) has passed on K - k before
+        the first of them comes back; one more arrives meanwhile.
+        """
+        count = stages - stage
+        return cls(min(count, micro_batches), min(count + 1, micro_batches))
 
 
 def workspace_sizes(config: NetworkConfig, stage: Stage) -> tuple[int, ...]:
@@ -61,23 +71,32 @@ def workspace_sizes(config: NetworkConfig, stage: Stage) -> tuple[int, ...]:
     return (sizes[0] * (stage.first == 0), *hidden, sizes[-1] * (stage.last == last))
 
 
-def activations_in_flight(
-    config: NetworkConfig, stage: Stage, setting: MicroBatching, held: int
-) -> int:
-    """Return the bytes of a stage's activations: see `StageWorkspace`.
+def stage_activations(
+    config: NetworkConfig, stage: Stage, setting: MicroBatching, held: Held
+) -> tuple[int, int]:
+    """Return the bytes of a stage's activations, and of what passes: see `StageWorkspace`.
 
-    Those of `held` micro-batches, the buffers of one backward pass, and what comes from the rank
-    before once more.
+    What passes are deltas from the rank behind, and for the one before.
     """
-    sizes = workspace_sizes(config, stage)
-    trained = has_sums(config)
-    whole = activation_bytes(sizes, *setting, trained=trained)
-    once = backward_bytes(sizes, setting.micro_batch, setting.activation_dtype)
-    total = whole + (held - 1) * (whole - once)
-    if stage.first > 0:
-        bits = 8 * -(-setting.micro_batch // 32)
-        total += sizes[1] * (setting.micro_batch * itemsize(setting.activation_dtype) + bits)
-    return total
+    sizes, rows = workspace_sizes(config, stage), setting.micro_batch
+    last = len(config.layer_sizes) - 1
+    has_before, has_behind = stage.first > 0, stage.last < last
+    trained, dtype = has_sums(config), setting.activation_dtype
+    if not (has_before or has_behind):
+        return activation_bytes(sizes, *setting, trained=trained), 0
+    hidden = sizes[1:-1]
+    own = sum(hidden[has_before:])
+    times = own * held.in_flight
+    times -= hidden[-1] * (held.in_flight - 1) * has_behind
+    times += hidden[0] * held.arrivals * has_before
+    deltas = Deltas.of(hidden, has_before, has_behind)
+    floats = sizes[-1] + held.in_flight * (0 if setting.sparse_inputs else sizes[0])
+    floats += held.in_flight * own if trained else 0
+    if hidden and dtype == "float32":
+        floats += count_parts(hidden[-1], sizes[-1], rows) * hidden[-1]
+    numbers = 4 * floats + itemsize(dtype) * (times + sum(deltas.turns))
+    bits = 8 * -(-rows // 32) * times
+    return numbers * rows + bits, (deltas.received + deltas.sent) * itemsize(dtype) * rows
 
 
 def plan_stage(
@@ -86,34 +105,39 @@ def plan_stage(
     setting: MicroBatching,
     terms: Sequence[LayerTerms],
     *,
-    held: int,
+    held: Held,
     groups: int = 1,
     mapped: int = 0,
     once: int = 0,
     backend: str | None = None,
     moments: Sequence[str] = ("velocity",),
+    frees_buffers: bool = True,
 ) -> MemoryPlan:
     """Return the bytes of the rank that has a stage.
 
-    `terms` are those of all layers, `held` is what `in_flight` returns, `mapped` the bytes of
-    memory-mapped data, which the first stage reads, `groups` the pipelines that sum gradients.
+    `terms` are those of all layers, `mapped` the bytes of memory-mapped data, which the first stage
+    reads, `groups` the pipelines that sum gradients. `frees_buffers` says whether those of a step
+    are free while the layers evolve.
     """
-    model, gradients, passing = total_of(terms[stage.first : stage.last])
-    bounds, last = (stage.first, stage.last), len(config.layer_sizes) - 1
-    neurons = sum(config.layer_sizes[bound] for bound in bounds if 0 < bound < last)
-    deltas = neurons * setting.micro_batch * itemsize(setting.activation_dtype)
+    own = terms[stage.first : stage.last]
+    model, gradients, passing = total_of(own)
+    folded, base = sum(each.folded for each in own), base_bytes(backend, passing)
+    activations, deltas = stage_activations(config, stage, setting, held)
     if stage.first > 0:
         gradients += 4 * config.layer_sizes[stage.first]  # of the biases before
+    transfers = deltas + gradients * (groups - 1) // groups
+    if frees_buffers:
+        passing = max(folded, passing - gradients - activations - transfers, 0)
     return MemoryPlan(
         setting,
         model,
         gradients,
-        activations_in_flight(config, stage, setting, held),
+        activations,
         passing,
         mapped if stage.first == 0 else 0,
-        base=base_bytes(backend, passing),
+        base=base,
         once=once,
-        transfers=PASSING * deltas + gradients * (groups - 1) // groups,
+        transfers=transfers,
         moments=tuple(moments),
     )
 

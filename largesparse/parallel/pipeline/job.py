@@ -126,6 +126,7 @@ def check_memory(trainer: StageTrainer) -> None:
             batch, network = config.batch_size, trainer.network.config
             looked_at = config.candidates_per_connection
             kept: dict[str, Any] = {"moments": config.moments, "candidates": looked_at}
+            kept["frees_buffers"] = not config.rules.needs_gradient
             request = Request(network, batch, machines, place.groups, **kept)
             check_stages(request, trainer.micro_batching, place.stages)
 

@@ -77,6 +77,22 @@ class Passes:
         behind = self.place.behind
         return None if behind is None else Outgoing(self.links, (behind, ACTIVATIONS))
 
+    def forward(
+        self, chain: Sequence[Any], batch: int, going: Outgoing | None, number: int, **how: Any
+    ) -> Any:
+        """Compute the activations of a micro-batch; return the last layer's.
+
+        What goes to the rank behind has one buffer, which the micro-batch before may still use.
+        """
+        given = chain, self.workspace, batch, self.backend
+        how["prefetch"] = self.links.advance
+        if going is None:
+            return forward(*given, numbers=self.own, **how)
+        if len(self.own) > 1:
+            forward(*given, numbers=self.own[:-1], **how)
+        going.finish(number - 1)
+        return forward(*given, numbers=self.own[-1:], **how)
+
 
 class TrainingPasses:
     """The passes of one mini-batch, whose micro-batches have these sizes."""
@@ -92,12 +108,12 @@ class TrainingPasses:
             self._deltas_back = Outgoing(links, (place.before, DELTAS))
         self._deltas = None
         if place.behind is not None:
-            buffers = self.workspace.delta_from_behind
+            top, space = passes.own[-1], self.workspace
             self._deltas = Incoming(
                 links,
                 (place.behind, DELTAS),
-                lambda i: [buffers(i, sizes[i])],
-                2,
+                lambda i: [space.delta(top, sizes[i])],
+                1,
                 len(sizes),
             )
 
@@ -107,17 +123,8 @@ class TrainingPasses:
         if self._coming is not None:
             self._coming.take(number)
         self.dropouts[number] = dropout
-        out = forward(
-            self.chain,
-            self.workspace,
-            batch,
-            passes.backend,
-            training=True,
-            dropout=dropout,
-            weights=weights,
-            numbers=passes.own,
-            prefetch=passes.links.advance,
-        )
+        how: dict[str, Any] = {"training": True, "dropout": dropout, "weights": weights}
+        out = passes.forward(self.chain, batch, self._going, number, **how)
         if self._going is None:
             return out
         self._going.send(number, self.workspace.leaving(passes.own[-1], batch))
@@ -136,14 +143,12 @@ class TrainingPasses:
             begin_backward(self.chain, space, delta, accumulate, weights)
         else:
             self._deltas.take(number)
-            assert self._going is not None
-            self._going.finish(number)  # its arrays are written over
             delta = space.delta(top, batch)
             through_activation_(self.chain[top], top, space, delta, dropout, accumulate, samples)
+        if self._deltas_back is not None:
+            self._deltas_back.finish(number - 1)  # which lies in a buffer of this pass
         for k in range(top, 0, -1):
             below = self.chain[k - 1]
-            if k == passes.shift and self._deltas_back is not None:
-                self._deltas_back.finish(number - 2)  # which has used the same buffer
             given: Any = (below, k, space, delta, passes.backend, dropout, accumulate)
             out = backward_layer(self.chain[k], *given)
             if k > passes.shift:
@@ -151,6 +156,8 @@ class TrainingPasses:
             if self.visit is not None:
                 self.visit(k - passes.shift, space.activations(k - 1, batch), delta)
             delta = out
+            if k == top and self._deltas is not None:
+                self._deltas.release()
             passes.links.advance()
         if self._deltas_back is not None:
             self._deltas_back.send(number, [delta])
@@ -158,9 +165,10 @@ class TrainingPasses:
             backward_inputs(self.chain[0], space, delta, accumulate, touched_only)
             if self.visit is not None:
                 self.visit(0, space.below(0, batch), delta)
-        for arrays in (self._coming, self._deltas):
-            if arrays is not None:
-                arrays.release()
+            if top == 0 and self._deltas is not None:
+                self._deltas.release()
+        if self._coming is not None:
+            self._coming.release()
 
     def finish(self) -> None:
         """Hand on the gradient of biases that is computed behind the layer that has them."""
@@ -192,15 +200,12 @@ def predict(passes: Passes, sizes: Sequence[int], load: Any, take: Any) -> None:
     chain = passes.chain
     chain[shift : shift + len(passes.layers)] = fold_layers(passes.layers)
     for number, batch in enumerate(sizes):
-        if going is not None:
-            going.finish(number - space.in_flight)  # its arrays are written over
         space.turn_to_(number)
         if coming is None:
             load(number)
         else:
             coming.take(number)
-        numbers: Any = {"numbers": passes.own, "prefetch": passes.links.advance}
-        out = forward(chain, space, batch, passes.backend, **numbers)
+        out = passes.forward(chain, batch, going, number)
         if going is None:
             take(number, out)
         else:

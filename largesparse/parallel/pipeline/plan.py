@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from ..comm.collectives import gather
 from ..comm.nodes import Nodes
 from ..plan import RANK_BASE
 from .costs import (
+    Held,
     bubble_share,
-    in_flight,
     layer_passes,
     plan_stage,
     stage_passes,
@@ -27,6 +28,7 @@ from .costs import (
 from .split import Stage, split_layers, split_stages
 
 SPLITS = ("auto", "time", "memory")
+LONGER = 1.05  # of the shortest longest step, which "auto" takes where that saves memory
 
 
 class Machine(NamedTuple):
@@ -43,12 +45,13 @@ class Request(NamedTuple):
     batch_size: int  # rows of a mini-batch, which the groups divide
     machines: tuple[Machine, ...]
     groups: int = 1
-    split: str = "auto"  # or what is to be smallest: "time", "memory"
+    split: str = "auto"  # "time" or "memory", whichever is to be smallest, or both
     moments: tuple[str, ...] = ("velocity",)
     backend: str | None = None
     mapped: int = 0  # bytes of memory-mapped data
     once: int = 0  # bytes of `bytes_once`
     candidates: float = 0.0  # cells that growth looks at for a connection; 0: random
+    frees_buffers: bool = True  # of a step, to evolve: where no rule asks for gradients
 
     @property
     def stages(self) -> int:
@@ -80,7 +83,7 @@ class PipelinePlan:
 
     request: Request
     micro_batching: MicroBatching
-    split: str  # what is smallest: "time" of the longest step, or the largest "memory"
+    split: str  # what is smallest: "time" of the longest step, the largest "memory", or "auto"
     stages: tuple[Stage, ...]
     plans: tuple[MemoryPlan, ...]  # of the rank of each stage
     note: str = ""  # why it is not the fastest
@@ -171,17 +174,23 @@ class PipelinePlan:
         """Whether the ranks of every machine fit into what they may have of it."""
         return all(self.needed(each) <= usable(each) for each in self.request.machines)
 
+    @property
+    def by(self) -> str:
+        """What the layers are split by, in words."""
+        return "time and memory" if self.split == "auto" else self.split
+
     def __str__(self) -> str:
         request, stages = self.request, len(self.stages)
-        split = (
-            f"the longest step is smallest, {self.imbalance:.2f} of the mean"
-            if self.split == "time"
-            else f"the largest memory is smallest; the longest step is {self.imbalance:.2f} of the "
-            "mean"
-        )
+        what = {
+            "time": "the longest step is smallest, {} of the mean",
+            "memory": "the largest memory is smallest; the longest step is {} of the mean",
+            "auto": "the largest memory is smallest, where the longest step, {} of the mean, is "
+            "about the shortest",
+        }
+        split = what[self.split].format(f"{self.imbalance:.2f}")
         lines = [
             f"  pipeline of {counted(stages, 'rank')}, {counted(request.groups, 'group')}; split "
-            f"by {self.split}: {split}",
+            f"by {self.by}: {split}",
             f"  micro-batches of {self.micro_batching}, {self.micro_batches} a step: a rank waits "
             f"{self.bubble:.0%} of it or more; {self._moved} GB a step between ranks",
             *_table(self),
@@ -232,7 +241,10 @@ def make_plan(
     costs: tuple[list[LayerTerms], list[int]] | None = None,
     stages: tuple[Stage, ...] | None = None,
 ) -> PipelinePlan:
-    """Return the plan with this micro-batch, split by "time" or by "memory".
+    """Return the plan with this micro-batch, split by "time", by "memory", or by both ("auto").
+
+    By both, the longest step is at most `LONGER` than the shortest, and of those splits it is the
+    one whose largest memory is smallest.
 
     `costs` are the request's `costs`, where they are at hand, and `stages` others than those of the
     split.
@@ -247,19 +259,27 @@ def make_plan(
             Stage(first, last),
             setting,
             terms,
-            held=in_flight(rank, ranks, count),
+            held=Held.by(rank, ranks, count),
             groups=request.groups,
             mapped=request.mapped,
             once=request.once if rank == 0 else 0,
             backend=request.backend,
             moments=request.moments,
+            frees_buffers=request.frees_buffers,
         )
 
-    if stages is None and split == "time":
-        stages = split_layers(passes, ranks)
-    elif stages is None:
-        required = functools.cache(lambda *where: plan(*where).required)
-        stages = split_stages(required, len(terms), ranks)
+    if stages is None:
+        stages, limit = split_layers(passes, ranks), math.inf
+        if split == "auto":
+            limit = LONGER * max(stage_passes(config, stages))
+
+        @functools.cache
+        def required(rank: int, first: int, last: int) -> float:
+            is_long = sum(passes[first:last]) > limit
+            return math.inf if is_long else plan(rank, first, last).required
+
+        if split != "time":
+            stages = split_stages(required, len(terms), ranks)
     plans = tuple(plan(rank, *stage) for rank, stage in enumerate(stages))
     return PipelinePlan(request, setting, split, stages, plans)
 

@@ -95,8 +95,12 @@ def split_stages(cost: StageCost, layers: int, ranks: int) -> tuple[Stage, ...]:
     for rank in range(ranks - 1, -1, -1):
         behind = least[rank + 1]
         for first in range(rank, layers - (ranks - rank) + 1):
-            lasts = range(first + 1, layers - (ranks - rank - 1) + 1)
-            least[rank][first] = min(max(cost(rank, first, last), behind[last]) for last in lasts)
+            best = math.inf
+            for last in range(first + 1, layers - (ranks - rank - 1) + 1):
+                if (own := cost(rank, first, last)) >= best:
+                    break  # as those with more layers
+                best = min(best, max(own, behind[last]))
+            least[rank][first] = best
     return _fill(cost, range(layers), ranks, least[0][0], least)
 
 

@@ -26,12 +26,12 @@ from ...model.losses import ScoreSums, check_weights
 from ...model.network import SparseMLP, Visit, dropout_key
 from ...model.optimizer import Optimizer
 from ...training.history import EpochRecord, History
-from ...training.prepared import Augment, Rows
+from ...training.prepared import Augment, Rows, TrainingData
 from ...training.stepping import one_thread_at_a_time
 from ...training.trainer import Trainer
 from ..comm.collectives import broadcast, gather
 from ..comm.transfer import CHUNK_BYTES
-from .costs import in_flight
+from .costs import Held
 from .crossing import Crossing
 from .flow import FORWARD, GRADIENTS, Links, one_forward_one_backward
 from .groups import sum_over_groups_
@@ -99,7 +99,7 @@ class StageTrainer(Trainer):
             self._workspace = StageWorkspace(
                 self._between_edges(self.network.layers),
                 self.micro_batch,
-                in_flight=in_flight(place.number, len(place.stages), count),
+                *Held.by(place.number, len(place.stages), count),
                 has_before=self.before is not None,
                 has_behind=self.behind is not None,
                 activation_dtype=self.config.activation_dtype,
@@ -134,6 +134,17 @@ class StageTrainer(Trainer):
     def dead_inputs(self) -> NDArray[np.bool_] | None:
         """The dead neurons below the first layer."""
         return None if self.before is None else self.before.dead
+
+    def evolve(
+        self, data: TrainingData | None = None, *, keep_maps: bool = True
+    ) -> list[NDArray[np.int32]]:
+        """Evolve the layers: see `Trainer.evolve`.
+
+        The buffers of a step are freed before, unless it needs them, and are allocated again after.
+        """
+        if not self.config.rules.needs_gradient:
+            self._workspace = None
+        return super().evolve(data, keep_maps=keep_maps)
 
     def fit(self, *_: Any, **__: Any) -> History:
         """Refuse: data, signals and checkpoints are all ranks' business, by `train_pipeline`."""
