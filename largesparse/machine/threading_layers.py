@@ -80,7 +80,7 @@ def _can_load(name: str) -> bool:
     try:
         if name == "tbb":
             _load_tbb()
-        with _waiting_threads_sleep():
+        with waiting_threads_sleep():
             importlib.import_module(f"numba.np.ufunc.{MODULES[name]}")
     except ImportError as error:
         logger.debug("The threading layer %r cannot be loaded: %s", name, error)
@@ -107,7 +107,7 @@ def _load_tbb() -> None:
 
 
 @contextmanager
-def _waiting_threads_sleep() -> Iterator[None]:
+def waiting_threads_sleep() -> Iterator[None]:
     """Let GNU OpenMP, if it is loaded now, wait for hardly any time before its threads sleep.
 
     By default they wait actively for milliseconds, which on a machine that does something else

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, install_command
+from ..machine.threading_layers import waiting_threads_sleep
 
 if TYPE_CHECKING:
     from .activations import AllReLU as AllReLU
@@ -40,6 +41,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
+        with waiting_threads_sleep():  # for PyTorch's OpenMP, if it is not loaded yet
+            importlib.import_module("torch")
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":

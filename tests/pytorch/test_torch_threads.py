@@ -131,3 +131,26 @@ def test_threads_that_are_asked_for_are_taken(asked, expected):
         print(run_loops_on(ctypes.CDLL(str(library))))
     """
     assert run(script, NUMBA_THREADING_LAYER=asked) == f"{expected}\n"
+
+
+@pytest.mark.parametrize(("first", "spins"), [("largesparse.torch", True), ("torch", False)])
+def test_pytorchs_threads_soon_sleep_where_it_is_loaded_here(first, spins):
+    """The variable is there while PyTorch is loaded, and not after."""
+    code = f"""
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("GOMP_SPINCOUNT" in os.environ)
+
+sys.meta_path.insert(0, Watch())
+import {first}
+from largesparse.torch import AllReLU
+assert "GOMP_SPINCOUNT" not in os.environ
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_WAIT"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert result.stdout == f"{spins}\n", result.stderr
