@@ -42,10 +42,9 @@ def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
         assert name in captured.out
 
 
-def test_the_row_wise_peers_gradient_is_that_of_its_loss(compare_peers, monkeypatch):
+def test_the_row_wise_peers_gradient_is_that_of_its_loss(compare_peers):
     peers = importlib.import_module("largesparse.harness.peers.cpu")
-    monkeypatch.setattr(peers, "DROPOUT", 0.0)
-    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8)
+    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8, dropout=0.0)
     batches = problem.batches()
     net = peers.SciPyRows(problem, batches)
     taken = []
