@@ -84,6 +84,7 @@ TASKS = {
     "fashion_mnist": Task(Problem((784, *HIDDEN, 10), dropout=0.0), (0.87, 0.89), 4, 60, 2),
 }
 VALIDATION = 1 / 6  # of the training rows
+DIVERGED = "The loss became"  # of NumericalError, which ends a job
 
 
 def time_to_accuracy(options: argparse.Namespace) -> None:
@@ -308,11 +309,16 @@ def start(settings: Mapping[str, Any]) -> dict[str, Any] | str:
         except ParameterError as error:
             return str(error)
         started = time.perf_counter()
-        process = subprocess.run([*command, str(out)], check=False, env=environment)
+        given: dict[str, Any] = {"check": False, "env": environment, "text": True}
+        process = subprocess.run([*command, str(out)], stderr=subprocess.PIPE, **given)
         wall = time.perf_counter() - started
-        if not out.is_file():
+        print(process.stderr, end="", file=sys.stderr)
+        if out.is_file():
+            found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        elif settings["ranks"] > 1 and DIVERGED in process.stderr:
+            found = {"curve": [{"accuracy": None, "train_s": 0.0}], "learn_s": 0.0}
+        else:
             raise LargeSparseError(f"The training failed with {process.returncode}: see above.")
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     if "left_out" in found:
         return str(found["left_out"])
     curve = found["curve"]

@@ -88,11 +88,9 @@ def learn(
                 started = time.perf_counter()
                 accuracy = _accuracy(contestant, data) if finite else None
                 place = {"epoch": epoch + last / count, "updates": epoch * count + last}
-                found.append(place | {"accuracy": accuracy, "train_s": clock.seconds})
-                found[-1] |= {
-                    "energy_j": clock.joules,
-                    "seconds": time.perf_counter() - started,
-                }
+                measured = {"accuracy": accuracy, "seconds": time.perf_counter() - started}
+                until = {"train_s": clock.seconds, "energy_j": clock.joules}
+                found.append(place | measured | until)
                 if not finite or limits.end(found):
                     return found
             with clock.running():
@@ -132,9 +130,9 @@ def learn_by_ranks(
     """Do what `learn` does by all ranks of a job, in phase one of WASAP or WASSP.
 
     Phase two has nothing to evaluate before its end. The training ends after a whole epoch, of
-    which a point has its share of time. Energy includes that of the evaluations, of which the
-    share of their time is taken away. `data`, which has `test_rows`, counts
-    on rank 0, which returns the points.
+    which a point has its share of time; that workers pause for an evaluation is in it. Energy is
+    the job's, times the share of training in its time. `data`, with so many `test_rows`, counts on
+    rank 0, which returns the points. A loss that is not finite ends the job.
     """
     from ...parallel import train_wasap, train_wassp
 
@@ -164,7 +162,7 @@ def learn_by_ranks(
     def note(trainer: Any, record: EpochRecord) -> bool:
         meter.update()
         wall = time.perf_counter() - started
-        found[:] = points_of(trainer.history, problem.batch_size, len(data.y_train))
+        found[:] = points_of(trainer.history, len(data.y_train))
         for point in found:
             share = point["train_s"] / max(wall, 1e-9)
             point["energy_j"] = None if meter.joules is None else meter.joules * share
@@ -172,14 +170,11 @@ def learn_by_ranks(
 
     arguments |= {"test": (data.X_test, data.y_test), "callbacks": [note]}
     with meter:
-        try:
-            train(SparseMLP(problem.network()), config, data.X_train, data.y_train, **arguments)
-        except NumericalError:
-            found.append({**(found[-1] if found else {"train_s": 0.0}), "accuracy": None})
+        train(SparseMLP(problem.network()), config, data.X_train, data.y_train, **arguments)
     return found
 
 
-def points_of(history: History, batch_size: int, rows: int) -> list[Point]:
+def points_of(history: History, rows: int) -> list[Point]:
     """Return the points of a history that has a learning curve over all test rows.
 
     Within an epoch, time passes as samples do.
@@ -187,16 +182,9 @@ def points_of(history: History, batch_size: int, rows: int) -> list[Point]:
     found, before = [], 0.0
     for record in history.epochs[1:]:
         for point in record.curve:
-            share = point["samples"] / rows
-            found.append(
-                {
-                    "epoch": point["epoch"],
-                    "updates": point["updates"],
-                    "accuracy": point["accuracy"],
-                    "train_s": before + share * (record.epoch_s or 0.0),
-                    "seconds": point["seconds"],
-                }
-            )
+            place = {name: point[name] for name in ("epoch", "updates", "accuracy", "seconds")}
+            seconds = (record.epoch_s or 0.0) * point["samples"] / rows
+            found.append(place | {"train_s": before + seconds})
         before += (record.epoch_s or 0.0) + (record.evolution_s or 0.0)
     return found
 
