@@ -118,7 +118,11 @@ def _torch(
         indptr, indices, data = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
         sparse = torch.sparse_csr_tensor(indptr, indices, data, matrix.shape)
     dense, result = torch.from_numpy(X), torch.from_numpy(out)
-    return lambda: torch.matmul(sparse, dense, out=result) and None
+
+    def call() -> None:
+        torch.matmul(sparse, dense, out=result)
+
+    return call
 
 
 def _aocl(
