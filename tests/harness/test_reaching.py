@@ -285,3 +285,19 @@ if root:
     before = [p for p in found if p["epoch"] <= last["epoch"] - 1]
     assert first_at(before, 0.85) is None
     assert last["updates"] >= 12 * (last["epoch"] - 1) + 1
+
+
+def test_the_tasks_are_those_of_the_documentation(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    tasks = importlib.import_module("measuring.reaching").TASKS
+    text = (TOOLS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for name, task in tasks.items():
+        problem = task.problem
+        sizes = "-".join(map(str, problem.layer_sizes))
+        targets = ", ".join(f"{target:.2f}" for target in task.targets)
+        last = (
+            f"{sizes} | {problem.epsilon:g} | {problem.alpha:g} | {problem.batch_size} | {targets}"
+        )
+        (row,) = [line for line in text.splitlines() if line.strip().startswith(f"| `{name}`")]
+        assert row.endswith(f"| {last} |")
+        assert problem.dropout == 0
