@@ -15,7 +15,7 @@ import pytest
 from helpers import TOOLS
 
 from largesparse.data.datasets import Dataset
-from largesparse.errors import LargeSparseError, NumericalError
+from largesparse.errors import LargeSparseError, NumericalError, ParameterError
 from largesparse.harness.peers import OURS
 from largesparse.harness.peers.problem import Contestant, Problem
 from largesparse.harness.peers.reaching import (
@@ -222,6 +222,15 @@ def test_all_have_the_same_budget_take_turns_and_are_not_run_again(
     assert len(records) == number + 2
     run(reaching, tmp_path, *contestants[:3])  # another network is another training
     assert len(read_records(tmp_path / "r.jsonl")) == 2 * number + 2
+
+
+@pytest.mark.parametrize(
+    "flags", [["--targets", "1.5"], ["--rates", "0"], ["--seconds", "-1"], ["--ranks", "1"]]
+)
+def test_mistakes_are_told_before_anything_is_run(reaching, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(reaching, "start", None)
+    with pytest.raises(ParameterError, match=rf"'{flags[0][2:]}'.*Got {flags[1]}"):
+        run(reaching, tmp_path, *flags)
 
 
 def test_too_few_that_reach_it_are_told(reaching):

@@ -23,7 +23,14 @@ from largesparse import load_dataset
 from largesparse.backends import BACKENDS
 from largesparse.data.datasets import Dataset
 from largesparse.data.synthetic import make_large_classification
-from largesparse.errors import BackendError, LargeSparseError, MemoryPlanError, ParameterError
+from largesparse.errors import (
+    BackendError,
+    LargeSparseError,
+    MemoryPlanError,
+    ParameterError,
+    check_range,
+    check_share,
+)
 from largesparse.harness.noise import NoiseMeter
 from largesparse.harness.peers import OURS, PEERS, Maker
 from largesparse.harness.peers.phases import make_warm
@@ -39,6 +46,7 @@ from largesparse.harness.peers.reaching import (
 )
 from largesparse.harness.records import append_record, check_output, new_record, read_records
 from largesparse.harness.uncertainty import ratio_of
+from largesparse.machine.environment import expand_user
 from largesparse.machine.launching import start_ranks
 from largesparse.machine.sizes import parse_size
 from largesparse.training.warming import warm_up
@@ -115,6 +123,13 @@ def time_to_accuracy(options: argparse.Namespace) -> None:
     installed are left out. The data sets are looked for in LARGESPARSE_DATA.
     """
     check_output(options.out)
+    for target in options.targets or ():
+        check_share("targets", target, KIND)
+    for rate in options.rates:
+        check_range("rates", rate, KIND, low=0, low_open=True)
+    if options.seconds is not None:
+        check_range("seconds", options.seconds, KIND, low=0, low_open=True)
+    check_range("ranks", options.ranks, KIND, low=2, remedy="One is the server.")
     given: dict[str, Any] = {
         "targets": tuple(options.targets) if options.targets else None,
         "seconds": options.seconds,
@@ -127,7 +142,7 @@ def time_to_accuracy(options: argparse.Namespace) -> None:
         contest.run()
         print(contest.table(), flush=True)
         if options.plot:
-            draw(contest, Path(options.plot).with_suffix("") / f"{name}.png")
+            draw(contest, expand_user(options.plot) / f"{name}.png")
 
 
 class Contest:
@@ -136,7 +151,7 @@ class Contest:
     def __init__(self, name: str, task: Task, options: argparse.Namespace) -> None:
         self.name, self.task, self.options = name, task, options
         self.known = {}
-        if Path(options.out).is_file():
+        if expand_user(options.out).is_file():
             records = read_records(options.out)
             for record in records[records["kind"] == KIND].to_dict("records"):
                 self.known[key_of(record["settings"])] = record
