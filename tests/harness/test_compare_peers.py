@@ -117,6 +117,8 @@ def test_steps_by_aocl_are_those_by_scipy():
     )
     batches = problem.batches()
     one, other = vendors.AOCLSteps(problem, batches), ours.Ours(problem, batches, "scipy")
+    for k in range(2):
+        one.trainer.workspace.activations(k, 16)[:] = np.nan  # as memory that is new may be
     losses = [(one.step(k), other.step(k)) for k in range(5)]  # by weights that have changed
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
     np.testing.assert_allclose(one.first_weights(), other.first_weights(), atol=1e-5)

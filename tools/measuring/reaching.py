@@ -234,17 +234,8 @@ class Contest:
             }
             seconds = {name: seconds_of(points) for name, points in reached.items()}
             first = next(iter(seconds), None)
-            head = (
-                f"to {target:g}",
-                "rate",
-                "reached",
-                "updates",
-                "s",
-                f"s / {first}'s",
-                "J",
-                "best",
-            )
-            lines += ["", f"| {' | '.join(head)} | apart, s |", f"|{'---|' * 9}"]
+            head = f"to {target:g} | rate | reached | updates | s | s / {first}'s | J | best"
+            lines += ["", f"| {head} | apart, s |", f"|{'---|' * 9}"]
             for name, points in reached.items():
                 records = self.found[name]
                 best = statistics.median(best_of(record["curve"], limit) for record in records)

@@ -164,7 +164,10 @@ class AOCLBackend(Backend):
     def spmm(
         self, indptr: Counts, indices: Int32, values: Float32, X: Float32, *, out: Float32
     ) -> None:
-        columns, matrix = X.shape[1], self._matrix(indptr, indices, values, X.shape[0])
+        known, columns = len(self._known), X.shape[1]
+        matrix = self._matrix(indptr, indices, values, X.shape[0])
+        if len(self._known) > known:
+            out[:] = 0  # it adds 0 times what is there, which may be NaN in memory that is new
         status = self._library.aoclsparse_scsrmm(
             *(NO_TRANSPOSE, ctypes.c_float(1), matrix, self._description, ROW_MAJOR),
             *(_pointer(X), columns, columns, ctypes.c_float(0), _pointer(out), columns),
