@@ -83,6 +83,7 @@ def test_a_training_ends_at_its_target_and_evaluation_is_not_counted():
     assert contestant.log[2:5] == [("predict", 12), ("evolve", 12), ("predict", 16)]
     assert sum(point["seconds"] for point in found) >= 5 * 0.02
     assert found[-1]["train_s"] <= wall - 5 * 0.02
+    assert 0 < found[-1]["cpu_s"] <= time.process_time()
     assert all(a["train_s"] <= b["train_s"] for a, b in itertools.pairwise(found))
     assert first_at(found, 0.1)["updates"] == 12 and first_at(found, 0.21) is None
 
@@ -177,6 +178,7 @@ def test_all_have_the_same_budget_take_turns_and_are_not_run_again(
         seconds = (1 + problem["seed"]) * (3.0 if name == "scipy" else 1.0)
         accuracy = 0.95 if good and (settings["epochs"] or problem["seed"] < 4) else 0.85
         points = [{"epoch": 1, "updates": 12, "accuracy": accuracy, "train_s": seconds}]
+        points[0]["cpu_s"] = None if name == "fused" else 1.0
         return {"curve": [points[0] | {"energy_j": None}], "init_s": 2.0, "train_s": seconds}
 
     monkeypatch.setattr(reaching, "start", start)
@@ -205,6 +207,7 @@ def test_all_have_the_same_budget_take_turns_and_are_not_run_again(
     assert [row[2] for row in rows] == ["5/5", "5/5", "4/5", "4/5"]
     assert rows[0][4].startswith("3 (") and rows[1][4].startswith("9 (")
     assert rows[1][5] == "3.00 (3.00 to 3.00)"
+    assert rows[0][6:9] == ["-", "-", "-"] and rows[1][6:8] == ["1 (1 to 1)", "-"]
     assert rows[3][4:6] == ["9", "3.00 (no interval)"]  # one of five is missing
     assert (tmp_path / "p" / "higgs.png").exists()
 
@@ -238,7 +241,8 @@ def test_too_few_that_reach_it_are_told(reaching):
     assert reaching.shown_median([point, None, None], "train_s") == "not reached"
     assert reaching.shown_median([point, point, None], "train_s") == "2"
     assert reaching.shown_median([point | {"energy_j": None}], "energy_j") == "-"
-    assert reaching.shown_ratio([1.0, np.inf, np.inf], [1.0, 1.0, 1.0]) == "-"
+    assert reaching.shown_ratio([point, None, None], 3 * [point], "train_s") == "-"
+    assert reaching.shown_ratio([point], [point], "cpu_s") == "-"  # as of ranks
 
 
 def test_trials_are_on_held_out_training_rows_alone(reaching, monkeypatch):

@@ -117,7 +117,8 @@ def time_to_accuracy(options: argparse.Namespace) -> None:
       accuracy. The median is over the seeds, those that did not reach it being the slowest.
     - WASAP and WASSP are phase one alone, which ends with the epoch: of phase two nothing can be
       evaluated before its end. Their points have their share of the epoch's time.
-    - Joules are the machine's, where its counters can be read, while the clock runs.
+    - Joules are the machine's, where its counters can be read, while the clock runs. "CPU s" is the
+      processor time of a single process meanwhile, which a busy machine changes less.
 
     Records are appended to --out; what is there is not run again. Contestants that are not
     installed are left out. The data sets are looked for in LARGESPARSE_DATA.
@@ -232,17 +233,19 @@ class Contest:
                 name: [first_at(record["curve"], target, limit) for record in records]
                 for name, records in self.found.items()
             }
-            seconds = {name: seconds_of(points) for name, points in reached.items()}
-            first = next(iter(seconds), None)
-            head = f"to {target:g} | rate | reached | updates | s | s / {first}'s | J | best"
-            lines += ["", f"| {head} | apart, s |", f"|{'---|' * 9}"]
+            first = next(iter(reached), "")
+            head = (
+                f"to {target:g} | rate | reached | updates | s | / {first}'s | CPU s | / {first}'s"
+            )
+            lines += ["", f"| {head} | J | best | apart, s |", f"|{'---|' * 11}"]
             for name, points in reached.items():
                 records = self.found[name]
                 best = statistics.median(best_of(record["curve"], limit) for record in records)
                 apart = statistics.median(record["init_s"] for record in records)
                 cells = [name, f"{self.rates[name]:g}", f"{sum(map(bool, points))}/{len(points)}"]
-                cells += [shown_median(points, "updates", ".0f"), shown_median(points, "train_s")]
-                cells += [shown_ratio(seconds[name], seconds[first]) if first else "-"]
+                cells.append(shown_median(points, "updates", ".0f"))
+                for kind in ("train_s", "cpu_s"):
+                    cells += [shown_median(points, kind), shown_ratio(points, reached[first], kind)]
                 cells += [shown_median(points, "energy_j"), f"{best:.4f}", f"{apart:.1f}"]
                 lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -253,31 +256,34 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def seconds_of(points: Sequence[Point | None]) -> list[float]:
-    """Return seconds to a target, infinite where it was not reached."""
-    return [np.inf if point is None else point["train_s"] for point in points]
+def values_of(points: Sequence[Point | None], name: str) -> list[float]:
+    """Return a number of points, infinite where there is no point, NaN where it is not known."""
+    found = [np.inf if point is None else point.get(name) for point in points]
+    return [np.nan if value is None else float(value) for value in found]
 
 
 def shown_median(points: Sequence[Point | None], name: str, spec: str = ".3g") -> str:
     """Return the median of a number, with its interval where every seed reached the target."""
-    values = [np.inf if point is None else point.get(name) for point in points]
-    if None in values:
-        return "-"  # joules that cannot be read
+    values = values_of(points, name)
     median = statistics.median(values)
     if np.isinf(median):
         return "not reached"
+    if np.isnan(values).any():
+        return "-"
     if np.isinf(max(values)) or min(values) <= 0:
         return format(median, spec)
     return format(ratio_of(values, np.ones(len(values))), spec)
 
 
-def shown_ratio(seconds: Sequence[float], others: Sequence[float]) -> str:
-    """Return the ratio of medians over seeds that are run in turns, with its interval."""
-    if np.isinf(statistics.median(seconds)) or np.isinf(statistics.median(others)):
+def shown_ratio(points: Sequence[Point | None], others: Sequence[Point | None], name: str) -> str:
+    """Return the ratio over seeds that are run in turns, with its interval; else of medians."""
+    values, of_others = values_of(points, name), values_of(others, name)
+    medians = statistics.median(values), statistics.median(of_others)
+    if np.isnan([*values, *of_others]).any() or np.isinf(medians).any() or medians[1] <= 0:
         return "-"
-    if len(seconds) != len(others) or np.isinf([*seconds, *others]).any():
-        return f"{statistics.median(seconds) / statistics.median(others):.2f} (no interval)"
-    return str(ratio_of(seconds, others))
+    if len(values) != len(of_others) or np.isinf([*values, *of_others]).any():
+        return f"{medians[0] / medians[1]:.2f} (no interval)"
+    return str(ratio_of(values, of_others))
 
 
 def draw(contest: Contest, path: Path) -> None:

@@ -20,7 +20,7 @@ from ...model.network import SparseMLP
 from ...training.history import EpochRecord, History
 from .problem import SGD, ZETA, Contestant, Problem
 
-Point = dict[str, Any]  # epoch, updates, accuracy; train_s, energy_j: until then; seconds: its own
+Point = dict[str, Any]  # epoch, updates, accuracy; train_s, cpu_s, energy_j; seconds: its own
 MOST_EPOCHS = 100_000  # of ranks, which must be told a number
 
 
@@ -39,21 +39,22 @@ class Limits:
 
 
 class Clock:
-    """Seconds and joules of training: it stands still but within `running`."""
+    """Time, processor time and joules of training: it stands still but within `running`."""
 
     def __init__(self, meter: EnergyMeter) -> None:
-        self.seconds, self._meter = 0.0, meter
+        self.seconds, self.cpu_seconds, self._meter = 0.0, 0.0, meter
         self.joules: float | None = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the block."""
         before = self._read()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
+            self.cpu_seconds += time.process_time() - cpu
             after = self._read()
             known = not (before is None or after is None or self.joules is None)
             self.joules = self.joules + after - before if known else None  # type: ignore[operator]
@@ -89,8 +90,8 @@ def learn(
                 accuracy = _accuracy(contestant, data) if finite else None
                 place = {"epoch": epoch + last / count, "updates": epoch * count + last}
                 measured = {"accuracy": accuracy, "seconds": time.perf_counter() - started}
-                until = {"train_s": clock.seconds, "energy_j": clock.joules}
-                found.append(place | measured | until)
+                until = {"train_s": clock.seconds, "cpu_s": clock.cpu_seconds}
+                found.append(place | measured | until | {"energy_j": clock.joules})
                 if not finite or limits.end(found):
                     return found
             with clock.running():
