@@ -34,7 +34,8 @@ ours" 5 means that ours is five times as fast.
 
 --products times the bare products of ours, and the forward products of all layers by SciPy, MKL
 (the code path that it has loaded is named), PyTorch's CSR tensors, and AMD's AOCL-Sparse where the
-wheel aoclda is installed; "product / ours" compares these.
+wheel aoclda is installed; "product / ours" compares these. With that wheel, it also times steps of
+ours whose products are AOCL-Sparse's.
 
 --phases starts a process for every contestant and repeat, in random order, loads and compiles what
 it needs on a small net, and then times initialisation, a step, an epoch of --rows rows in random
@@ -76,7 +77,7 @@ from largesparse.harness.peers.labels import LABEL_PEERS, MADE_UP, compare_label
 from largesparse.harness.peers.ours import Ours, Products
 from largesparse.harness.peers.phases import compare_phases, find_largest
 from largesparse.harness.peers.problem import N_BATCHES, PRESETS, SEED, Problem
-from largesparse.harness.peers.vendors import vendor_products
+from largesparse.harness.peers.vendors import AOCL, AOCLSteps, vendor_products
 from largesparse.harness.records import check_output, new_record
 from largesparse.harness.uncertainty import ratio_of, ratios_to
 from largesparse.machine.environment import expand_user
@@ -308,6 +309,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     makers = chosen(PEERS, options.peers) | {f"ours, {name}": make for name, make in ours.items()}
     if options.scaling:
         makers["scaling"] = partial(Ours, backend="fused", threads=1)
+    if options.products:
+        makers[AOCL] = AOCLSteps
     problems = problems_of(options)
     if options.json:
         check_output(options.json)

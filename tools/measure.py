@@ -42,6 +42,7 @@ MODULES = {  # of measuring/ -> its figures
     "rules": ("rules",),
     "pytorch": ("gpt", "alternating", "steady"),
     "topologies": ("topology",),
+    "reaching": ("time_to_accuracy", "learn"),
 }
 
 

@@ -191,7 +191,15 @@ def test_a_moment_of_it(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 10
     (figure,) = read_bench(out).figures
     assert figure.control and len(figure.times_s) >= 2 and min(figure.times_s) > 0
-    assert (tmp_path / "own.html").exists()
+    page = tmp_path / "own.html"
+    before = out.read_bytes()
+    assert run_command(lambda: command.main(argv)) == 2
+    assert f"{out} and {page} would be replaced" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    out.unlink()  # the page alone counts too
+    assert run_command(lambda: command.main(argv)) == 2
+    assert not run_command(lambda: command.main([*argv, "--overwrite"]))
+    assert read_bench(out).figures
 
 
 def test_what_was_measured_is_kept_after_an_interruption(monkeypatch):

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from largesparse.machine.versions import version
+
 
 @pytest.fixture
 def compare_peers():
@@ -42,10 +44,9 @@ def test_dense_and_row_wise_peers_are_timed(compare_peers, monkeypatch, capsys):
         assert name in captured.out
 
 
-def test_the_row_wise_peers_gradient_is_that_of_its_loss(compare_peers, monkeypatch):
+def test_the_row_wise_peers_gradient_is_that_of_its_loss(compare_peers):
     peers = importlib.import_module("largesparse.harness.peers.cpu")
-    monkeypatch.setattr(peers, "DROPOUT", 0.0)
-    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8)
+    problem = peers.Problem((6, 5, 4, 3), epsilon=2, batch_size=8, dropout=0.0)
     batches = problem.batches()
     net = peers.SciPyRows(problem, batches)
     taken = []
@@ -100,6 +101,27 @@ def test_products_and_scaling_stand_beside_steps(compare_peers, monkeypatch, cap
     ):
         assert row in shown
     assert "product / ours" in shown
+    if version("aoclda"):
+        assert re.search(r"AOCL-Sparse [\d.]+, steps ", shown)
+        assert re.search(r"AOCL-Sparse [\d.]+: forward products ", shown)
+    if version("torch"):
+        assert "torch CSR: forward products" in shown
+
+
+@pytest.mark.skipif(version("aoclda") is None, reason="aoclda is not installed")
+def test_steps_by_aocl_are_those_by_scipy():
+    vendors = importlib.import_module("largesparse.harness.peers.vendors")
+    ours = importlib.import_module("largesparse.harness.peers.ours")
+    problem = importlib.import_module("largesparse.harness.peers.problem").Problem(
+        (30, 40, 20, 3), epsilon=4, batch_size=16
+    )
+    batches = problem.batches()
+    one, other = vendors.AOCLSteps(problem, batches), ours.Ours(problem, batches, "scipy")
+    for k in range(2):
+        one.trainer.workspace.activations(k, 16)[:] = np.nan  # as memory that is new may be
+    losses = [(one.step(k), other.step(k)) for k in range(5)]  # by weights that have changed
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-5)
+    np.testing.assert_allclose(one.first_weights(), other.first_weights(), atol=1e-5)
 
 
 def test_a_vendor_that_computes_something_else_is_left_out(compare_peers, monkeypatch, capsys):

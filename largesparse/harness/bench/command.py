@@ -52,6 +52,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add("--out", default="bench.json", metavar="FILE", help="default %(default)s")
     add("--page", metavar="FILE", help="HTML page (default: as --out, with .html)")
+    add("--overwrite", action="store_true", help="replace these files where they exist")
     instead = parser.add_mutually_exclusive_group().add_argument  # of measuring
     instead("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two files, measure nothing")
     instead(
@@ -105,6 +106,12 @@ def measure(options: argparse.Namespace) -> None:
         raise ParameterError(
             f"The 'page' and 'out' parameters of bench must differ. Got {str(out)!r} twice. Name a "
             "JSON file with --out, such as bench.json."
+        )
+    there = [str(path) for path in (out, page) if path.exists()]
+    if there and not options.overwrite:
+        raise ParameterError(
+            f"{' and '.join(there)} would be replaced. Name another file with --out (and --page), "
+            "or give --overwrite."
         )
     threads = resolve_threads(options.threads, "bench")
     bench = run_bench(minutes=options.minutes, threads=threads, only=options.only)

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import NumericalError
 from ...machine.threads import kernel_threads
 from .problem import (
-    ALPHA,
-    DROPOUT,
-    LEARNING_RATE,
-    SEED,
     SGD,
     Batches,
     Contestant,
@@ -40,17 +37,22 @@ class DenseSklearn(Contestant):
         self.model = MLPClassifier(
             sizes[1:-1],
             solver="sgd",
-            learning_rate_init=LEARNING_RATE,
+            learning_rate_init=problem.learning_rate,
             momentum=SGD["momentum"],
             nesterovs_momentum=False,
             alpha=SGD["weight_decay"],
             batch_size=problem.batch_size,
-            random_state=SEED,
+            random_state=problem.seed,
         )
         self.step(0)  # makes the weights
 
     def train(self, X: NDArray[np.float32], y: NDArray[np.int32]) -> float:
-        self.model.partial_fit(X, y, classes=self.labels)
+        try:
+            self.model.partial_fit(X, y, classes=self.labels)
+        except ValueError as error:
+            if "non-finite" not in str(error):
+                raise
+            raise NumericalError(str(error)) from error
         return float(self.model.loss_)
 
     def classes(self, X: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -76,7 +78,7 @@ class SciPyRows(Contestant):
 
         super().__init__(problem, batches)
         self.threads = problem.threads
-        self.rng = np.random.default_rng(SEED)
+        self.rng = np.random.default_rng(problem.seed)
         sizes = problem.layer_sizes
         self.weights = []
         for k, density in enumerate(problem.network().probabilities()):
@@ -100,9 +102,9 @@ class SciPyRows(Contestant):
             Z = activations[-1] @ W + b
             if k == last:
                 break
-            kept = self.rng.random(Z.shape, dtype=np.float32) >= DROPOUT
-            kept = kept.astype(np.float32) / np.float32(1 - DROPOUT)
-            slope = np.float32(-ALPHA if k % 2 == 0 else ALPHA)
+            kept = self.rng.random(Z.shape, dtype=np.float32) >= self.problem.dropout
+            kept = kept.astype(np.float32) / np.float32(1 - self.problem.dropout)
+            slope = self.slope(k)
             derivatives.append(np.where(Z > 0, np.float32(1), slope) * kept)
             activations.append(Z * derivatives[-1])
         Z -= Z.max(axis=1, keepdims=True)
@@ -124,21 +126,28 @@ class SciPyRows(Contestant):
             self.update(self.biases[k], self.bias_velocities[k], bias_gradient)
         return float(loss)
 
-    @staticmethod
+    def slope(self, k: int) -> np.float32:
+        """Return the left slope of hidden layer k, of which 0 is the first."""
+        return np.float32(-self.problem.alpha if k % 2 == 0 else self.problem.alpha)
+
     def update(
-        values: NDArray[np.float32], velocity: NDArray[np.float32], gradient: NDArray[np.float32]
+        self,
+        values: NDArray[np.float32],
+        velocity: NDArray[np.float32],
+        gradient: NDArray[np.float32],
     ) -> None:
         """Take a step of momentum SGD with weight decay, in place."""
+        rate = self.problem.learning_rate
         velocity *= np.float32(SGD["momentum"])
-        velocity -= np.float32(LEARNING_RATE) * gradient
-        values += velocity - np.float32(SGD["weight_decay"] * LEARNING_RATE) * values
+        velocity -= np.float32(rate) * gradient
+        values += velocity - np.float32(SGD["weight_decay"] * rate) * values
 
     def classes(self, X: NDArray[np.float32]) -> NDArray[np.int64]:
         last = len(self.weights) - 1
         for k, (W, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             X = X @ W + b
             if k < last:
-                X = np.where(X > 0, X, np.float32(-ALPHA if k % 2 == 0 else ALPHA) * X)
+                X = np.where(X > 0, X, self.slope(k) * X)
         labels: NDArray[np.int64] = X.argmax(axis=1)
         return labels
 

@@ -18,7 +18,7 @@ from ...model.config import TrainingConfig
 from ...model.network import SparseMLP
 from ...training.prediction import predict
 from ...training.trainer import Trainer
-from .problem import DROPOUT, LEARNING_RATE, SGD, ZETA, Batches, Contestant, Problem
+from .problem import SGD, ZETA, Batches, Contestant, Problem
 
 
 class Ours(Contestant):
@@ -42,9 +42,10 @@ class Ours(Contestant):
         same: dict[str, Any] = {"threads": problem.threads, "batch_size": problem.batch_size}
         config = TrainingConfig(
             backend=backend,
-            learning_rate=LEARNING_RATE,
-            dropout=DROPOUT,
+            learning_rate=problem.learning_rate,
+            dropout=problem.dropout,
             zeta=ZETA,
+            seed=problem.seed,
             **same,
             **SGD,
             **settings,
@@ -55,6 +56,7 @@ class Ours(Contestant):
         return self.trainer.step(X, y)
 
     def evolve(self) -> None:
+        self.trainer.epoch += 1  # by which evolution draws its random numbers
         self.trainer.evolve()
 
     def predict(self, X: NDArray[np.float32]) -> NDArray[np.int64]:

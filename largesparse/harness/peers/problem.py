@@ -14,7 +14,7 @@ from ...model.config import NetworkConfig, Recipe
 from ...training.memory import available_memory
 
 SEED = 0
-ALPHA = 0.6  # All-ReLU's slope is -ALPHA in the first hidden layer, ALPHA in the next, ...
+ALPHA = 0.6
 DROPOUT = 0.3
 LEARNING_RATE = 0.01
 ZETA = 0.3
@@ -35,11 +35,19 @@ class Problem:
     batch_size: int = 128
     threads: int = 1
     recipe: Recipe = "paper"
+    alpha: float = ALPHA  # All-ReLU's slope is -alpha in the first hidden layer, alpha in the next
+    dropout: float = DROPOUT
+    learning_rate: float = LEARNING_RATE
+    seed: int = SEED
 
     def network(self) -> NetworkConfig:
         """Return the net as largesparse describes it, which checks sizes and ε."""
         return NetworkConfig(
-            self.layer_sizes, self.epsilon, alpha=ALPHA, seed=SEED, recipe=self.recipe
+            self.layer_sizes,
+            self.epsilon,
+            alpha=self.alpha,
+            seed=self.seed,
+            recipe=self.recipe,
         )
 
     def batches(self) -> Batches:

@@ -12,10 +12,6 @@ from numpy.typing import NDArray
 from ...errors import MemoryPlanError
 from ...training.memory import available_memory
 from .problem import (
-    ALPHA,
-    DROPOUT,
-    LEARNING_RATE,
-    SEED,
     SGD,
     ZETA,
     Batches,
@@ -35,7 +31,7 @@ class TorchMLP(Contestant):
         import torch
 
         super().__init__(problem, batches)
-        torch.manual_seed(SEED)
+        torch.manual_seed(problem.seed)
         torch.set_num_threads(problem.threads)
         torch.set_flush_denormal(True)
         self.connections = 0
@@ -50,7 +46,7 @@ class TorchMLP(Contestant):
             self.model.append(self.make_layer(sizes[k], sizes[k + 1], density))
         self.loss = torch.nn.CrossEntropyLoss()
         parameters = self.model.parameters()
-        self.optimizer = torch.optim.SGD(parameters, LEARNING_RATE, **SGD, fused=True)
+        self.optimizer = torch.optim.SGD(parameters, problem.learning_rate, **SGD, fused=True)
 
     def make_container(self) -> Any:
         """Return what calls the layers one after the other."""
@@ -66,8 +62,9 @@ class TorchMLP(Contestant):
         """Return the All-ReLU of a layer, of which the first hidden one is 2, and dropout."""
         import torch
 
-        slope = -ALPHA if number % 2 == 0 else ALPHA
-        return [torch.nn.LeakyReLU(slope), torch.nn.Dropout(DROPOUT)]
+        alpha, dropout = self.problem.alpha, self.problem.dropout
+        slope = -alpha if number % 2 == 0 else alpha
+        return [torch.nn.LeakyReLU(slope), torch.nn.Dropout(dropout)]
 
     def train(self, X: NDArray[np.float32], y: NDArray[np.int32]) -> float:
         import torch
@@ -162,7 +159,7 @@ class SparseLab(TorchMLP):
         import sparselab
 
         if not hasattr(self, "policy"):
-            self.policy = sparselab.SET(sparsity=0.0, drop_fraction=ZETA, seed=SEED)
+            self.policy = sparselab.SET(sparsity=0.0, drop_fraction=ZETA, seed=self.problem.seed)
             self.model[:-1].apply(self.policy)
         self.policy.update()
 
@@ -181,14 +178,17 @@ class OursInTorch(TorchMLP):
     def make_layer(self, n_in: int, n_out: int, density: float) -> Any:
         from ...torch import AllReLU, SparseLinear
 
-        k, last = len(self.model), len(self.problem.layer_sizes) - 2
+        problem, k = self.problem, len(self.model)
+        last = len(problem.layer_sizes) - 2
         layer = SparseLinear(
             n_in,
             n_out,
             density=density,
-            activation=AllReLU(ALPHA, k + 2, DROPOUT) if k < last else None,
-            recipe=self.problem.recipe,
-            seed=SEED + k,
+            activation=AllReLU(self.problem.alpha, k + 2, self.problem.dropout)
+            if k < last
+            else None,
+            recipe=problem.recipe,
+            seed=problem.seed + k,
         )
         self.connections += layer.connections
         return layer
@@ -218,7 +218,7 @@ class SparseCSR(TorchMLP):
         if density == 1:
             self.connections += n_in * n_out
             return torch.nn.Linear(n_in, n_out)
-        layer = csr_layer()(n_in, n_out, density, seed=(SEED, len(self.model)))
+        layer = csr_layer()(n_in, n_out, density, seed=(self.problem.seed, len(self.model)))
         self.connections += len(layer.values)
         return layer
 

@@ -1,4 +1,5 @@
-"""The forward product by vendors' libraries: SciPy, MKL, PyTorch, and AMD's AOCL-Sparse.
+"""The forward product by vendors' libraries: SciPy, MKL, PyTorch, and AMD's AOCL-Sparse, and whole
+steps by the last.
 
 Each multiplies the matrix of every layer (n_out, n_in), CSR, by float32 activations of features ×
 samples, as ours do; without bias and activation function.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
+from ...backends.base import Backend
 from ...backends.mkl import loaded_code_path
+from ...backends.operands import Counts, Float32, Int32
 from ...errors import BackendError
 from ...machine.versions import version, wheel_file
-from .ours import Products
+from .ours import Ours, Products
+from .problem import Batches, Problem
 
 AOCL_LIBRARY = r"libaoclsparse.*\.so[.\d]*"  # in the wheel `aoclda`
 NO_TRANSPOSE, ROW_MAJOR, FROM_ZERO = 111, 0, 0  # of aoclsparse_types.h
@@ -46,7 +51,7 @@ def vendor_products(products: Products) -> dict[str, Callable[[int], Any]]:
     for name, make in VENDORS.items():
         try:
             label, calls = _of_all_layers(name, make, products)
-        except (ImportError, OSError, BackendError) as error:
+        except (ImportError, BackendError) as error:
             print(f"{name} is skipped: {error}", file=sys.stderr)
             continue
         found[f"{label}: forward products"] = functools.partial(_call_all, calls)
@@ -113,45 +118,96 @@ def _torch(
         indptr, indices, data = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
         sparse = torch.sparse_csr_tensor(indptr, indices, data, matrix.shape)
     dense, result = torch.from_numpy(X), torch.from_numpy(out)
-    return lambda: torch.matmul(sparse, dense, out=result) and None
+
+    def call() -> None:
+        torch.matmul(sparse, dense, out=result)
+
+    return call
 
 
 def _aocl(
     matrix: csr_array, X: NDArray[np.float32], out: NDArray[np.float32], threads: int
 ) -> Product:
-    """Return the product by AOCL-Sparse; the matrix lives as long as the process."""
-    library = aocl_library()
-    sparse, description = ctypes.c_void_p(), ctypes.c_void_p()
-    keep = matrix.indptr, matrix.indices, matrix.data, X, out
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in keep]
-    n_out, n_in = matrix.shape
-    one, none, columns = ctypes.c_float(1), ctypes.c_float(0), X.shape[1]
-
-    def done(status: int, what: str) -> None:
-        if status:
-            raise BackendError(f"{what} of AOCL-Sparse failed with status {status}")
-
-    create = library.aoclsparse_create_scsr
-    done(
-        create(ctypes.byref(sparse), FROM_ZERO, n_out, n_in, matrix.nnz, *pointers[:3]),
-        "aoclsparse_create_scsr",
-    )
-    done(library.aoclsparse_create_mat_descr(ctypes.byref(description)), "create_mat_descr")
-    hint = library.aoclsparse_set_mm_hint
-    done(hint(sparse, NO_TRANSPOSE, description, EXPECTED_CALLS), "aoclsparse_set_mm_hint")
-    done(library.aoclsparse_optimize(sparse), "aoclsparse_optimize")
-    multiply, order = library.aoclsparse_scsrmm, ROW_MAJOR
+    backend = AOCLBackend()
 
     def call() -> None:
-        assert keep
-        with threadpool_limits(threads, user_api="openmp"):
-            status = multiply(
-                *(NO_TRANSPOSE, one, sparse, description, order),
-                *(pointers[3], columns, columns, none, pointers[4], columns),
-            )
-        done(status, "aoclsparse_scsrmm")
+        backend.spmm(matrix.indptr, matrix.indices, matrix.data, X, out=out)
 
+    with backend.threads(threads):  # once: to set it takes longer than a product
+        call()
     return call
+
+
+class AOCLBackend(Backend):
+    """Sparse-dense products by AOCL-Sparse; the rest by the shared kernels.
+
+    It keeps every matrix that it has multiplied by, for patterns that do not change.
+    """
+
+    name = "aocl"  # type: ignore[assignment]  # nobody chooses it by name
+
+    def __init__(self) -> None:
+        self._library = aocl_library()
+        self._known: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self._description = ctypes.c_void_p()
+        create = self._library.aoclsparse_create_mat_descr
+        _done(create(ctypes.byref(self._description)), "aoclsparse_create_mat_descr")
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        if count != getattr(self, "_threads", None):
+            threadpool_limits(count, user_api="openmp")
+            self._threads = count
+        with super().threads(count):
+            yield
+
+    def spmm(
+        self, indptr: Counts, indices: Int32, values: Float32, X: Float32, *, out: Float32
+    ) -> None:
+        known, columns = len(self._known), X.shape[1]
+        matrix = self._matrix(indptr, indices, values, X.shape[0])
+        if len(self._known) > known:
+            out[:] = 0  # it adds 0 times what is there, which may be NaN in memory that is new
+        status = self._library.aoclsparse_scsrmm(
+            *(NO_TRANSPOSE, ctypes.c_float(1), matrix, self._description, ROW_MAJOR),
+            *(_pointer(X), columns, columns, ctypes.c_float(0), _pointer(out), columns),
+        )
+        _done(status, "aoclsparse_scsrmm")
+
+    def _matrix(self, indptr: Counts, indices: Int32, values: Float32, n_in: int) -> Any:
+        """Return the library's description of a CSR matrix, whose values may change."""
+        arrays = indptr, indices, values
+        key = (*map(id, arrays), n_in)
+        if key not in self._known:
+            library, matrix = self._library, ctypes.c_void_p()
+            sizes = len(indptr) - 1, n_in, len(values)
+            status = library.aoclsparse_create_scsr(
+                ctypes.byref(matrix), FROM_ZERO, *sizes, *map(_pointer, arrays)
+            )
+            _done(status, "aoclsparse_create_scsr")
+            hint = library.aoclsparse_set_mm_hint
+            _done(hint(matrix, NO_TRANSPOSE, self._description, EXPECTED_CALLS), "the hint")
+            _done(library.aoclsparse_optimize(matrix), "aoclsparse_optimize")
+            self._known[key] = matrix, arrays
+        return self._known[key][0]
+
+
+def _done(status: int, what: str) -> None:
+    if status:
+        raise BackendError(f"{what} of AOCL-Sparse failed with status {status}")
+
+
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class AOCLSteps(Ours):
+    """Steps of largesparse whose products are AOCL-Sparse's."""
+
+    def __init__(self, problem: Problem, batches: Batches) -> None:
+        super().__init__(problem, batches, backend="scipy")
+        self.trainer.backend = AOCLBackend()
+        self.name = f"{AOCL} {aocl_version()}, steps"
 
 
 @functools.cache
@@ -164,15 +220,16 @@ def aocl_library() -> ctypes.CDLL:
     Raises
     ------
     ImportError
-        Where that wheel is not installed.
-    OSError
-        Where it cannot be loaded.
+        Where that wheel is not installed, or cannot be loaded.
     """
     path = wheel_file("aoclda", AOCL_LIBRARY)
     if path is None:
         raise ImportError("the wheel aoclda is not installed (Linux x86-64: pip install aoclda)")
-    _load_with_needed(path)
-    return ctypes.CDLL(str(path))
+    try:
+        _load_with_needed(path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"{path.name} cannot be loaded: {error}") from error
 
 
 def _load_with_needed(path: Path) -> None:
