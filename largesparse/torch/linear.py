@@ -114,10 +114,10 @@ class SparseLinear(nn.Module):
                 f"as modules of their own. Got {activation!r} instead."
             )
         self.activation = activation
-        if torch.get_default_device().type != "cpu":
+        if (device := torch.empty(0).device).type != "cpu":  # the default, as PyTorch 2.6 has it
             raise ParameterError(
                 f"{OWNER} is made and computes on the CPU. PyTorch's default device is "
-                f"{str(torch.get_default_device())!r}; make it within torch.device('cpu')."
+                f"{str(device)!r}; make it within torch.device('cpu')."
             )
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             check_range(name, size, OWNER, low=1, high=2**31 - 2, integer=True)
