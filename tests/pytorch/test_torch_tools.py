@@ -13,7 +13,7 @@ SMALL_GPT = "--layers 1 --width 16 --heads 2 --context 8 --batch 2 --steps 3 --c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (f"measure.py gpt --contestants ours,dense {SMALL_GPT}", ("ours", "dense", "test loss")),
+        (f"measure.py gpt --contestants ours,dense,free {SMALL_GPT}", ("ours", "free")),
         ("measure.py alternating --neurons 20 --repeats 3", ("alternating / (dense + sparse)",)),
         ("measure.py steady --steps 20", ("step 20", "0 workspaces left")),
         (

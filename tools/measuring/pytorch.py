@@ -110,13 +110,45 @@ def with_ours(model: Any, density: float) -> Any:
     return convert(model, density=density, include="*.mlp.*", keep="random", seed=0)
 
 
+def with_free(model: Any, density: float) -> Any:
+    """Replace the feed-forward layers by ones that cost nothing: results are there already."""
+    import torch
+
+    class Given(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, result: Any, gradient: Any) -> Any:
+            ctx.gradient = gradient
+            return result.view_as(result)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return ctx.gradient, None, None
+
+    class Free(torch.nn.Module):
+        def __init__(self, out_features: int) -> None:
+            super().__init__()
+            self.out_features, self.result = out_features, None
+
+        def forward(self, x: Any) -> Any:
+            if self.result is None or self.result.shape[:-1] != x.shape[:-1]:
+                self.result = torch.randn(*x.shape[:-1], self.out_features)
+                self.gradient = torch.zeros(x.shape)
+            return Given.apply(x, self.result, self.gradient)
+
+    for block in model.blocks:
+        for place in (0, 2):
+            block.mlp[place] = Free(block.mlp[place].out_features)
+    return model
+
+
 def gpt(options: argparse.Namespace) -> None:
     """PyTorch: a step of a GPT whose feed-forward layers are sparse, ours, SparseLab's and dense.
 
     By default the sizes are those of SparseLab's own showcase (0.2.2, "Gate F2"). All train from
     the same weights elsewhere, on the same batches of made-up text, and take turns. The ratio is
     the median of those of steps that were taken in turn. The loss is that on 8 batches of other
-    text after the steps.
+    text after the steps. The contestant "free" has layers that cost nothing and compute nothing:
+    the bound of all others.
     """
     import torch
 
@@ -128,6 +160,7 @@ def gpt(options: argparse.Namespace) -> None:
         "ours": with_ours,
         "sparselab": with_sparselab,
         "dense": lambda model, density: model,
+        "free": with_free,
     }
     names = options.contestants.split(",")
     models = {name: makers[name](make_gpt(options), options.density) for name in names}
@@ -279,7 +312,11 @@ def add_figures(figures: Any) -> None:
     ):
         add(f"--{name}", type=parse_size, default=size, help=f"{about} (%(default)s)")
     add("--density", type=float, default=0.1, help="of the feed-forward layers (%(default)s)")
-    add("--contestants", default="ours,sparselab,dense", help="default %(default)s")
+    add(
+        "--contestants",
+        default="ours,sparselab,dense",
+        help="of ours, sparselab, dense, free (default %(default)s)",
+    )
     add("--optimizer", choices=OPTIMIZERS, default="sgd", help="default %(default)s")
     add("--seed", type=int, default=0, help="default %(default)s")
     add = with_threads(alternating)
