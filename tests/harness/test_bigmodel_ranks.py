@@ -97,7 +97,7 @@ def test_a_pipeline_is_planned_and_recorded(run, folder):
     ):
         assert result.out.count(line) == 1, result.out
     (record,) = records_of(out)
-    expected = {"algorithm": "pipeline", "ranks": 4, "groups": 2, "split": "time", "threads": 1}
+    expected = {"algorithm": "pipeline", "ranks": 4, "groups": 2, "split": "auto", "threads": 1}
     expected |= {"micro_batch": 16, "batch_size": 128, "least_bubble": 1 / 5, "staleness": None}
     assert {name: record[name] for name in expected} == expected
     (_, last), (first, layers) = record["stages"]

@@ -428,11 +428,12 @@ def test_a_cluster_whose_nodes_share_the_layers_adds_up():
     assert plan.compute_s > 0.9 * plan.updates * least
     half = Cluster(nodes=8, **machine, pipeline_efficiency=0.5)
     slower = plan_cluster(10**9, half, costs=costs, samples=1280, features=1000)
-    assert slower.compute_s == pytest.approx(2 * plan.compute_s)
+    # another mini-batch or split may suit it better
+    assert 1.5 * plan.compute_s < slower.compute_s <= (2 + 1e-9) * plan.compute_s
 
 
 def test_a_mini_batch_becomes_smaller_before_a_network_is_refused():
-    plan = plan_cluster(10**9, Cluster(nodes=8, memory=36 * GIB))
+    plan = plan_cluster(10**9, Cluster(nodes=8, memory=20 * GIB))
     assert plan.rows < 128 and plan.first_bytes <= 0.9 * plan.cluster.memory
     with pytest.raises(MemoryPlanError, match=r"2 nodes of 64 GiB.*--nodes"):
         plan_cluster(10**10, Cluster(nodes=2, memory=64 * GIB))
