@@ -22,7 +22,7 @@ from ..machine.threading_layers import threading_layer
 from ..machine.threads import numba_threads
 
 # What is taken of the library: GNU OpenMP's names, which LLVM's and Intel's have too
-FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num")
+FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_set_num_threads")
 PREFIX = "largesparse_"  # of symbols, so that they are nobody else's
 MEMBER = PREFIX + "member"
 ALONE = PREFIX + "alone"  # where it is 1, a loop has the thread that calls it
@@ -35,11 +35,14 @@ omp_parallel = types.ExternalFunction(
 omp_get_thread_num = types.ExternalFunction(PREFIX + FUNCTIONS[1], types.int32())
 
 _kept: list[Any] = []  # what symbols point to
+_libraries: list[ctypes.CDLL] = []
 _alone = ctypes.c_int64(0)
 
 
 def _after_fork() -> None:
     _alone.value = 1  # the library's threads are the parent's: a team would wait for them for ever
+    for library in _libraries:  # nor may what else it runs, as PyTorch's own operations, wait so
+        library.omp_set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
@@ -167,7 +170,8 @@ def run_loops_on(library: ctypes.CDLL) -> bool:
     llvm.add_symbol(ALONE, ctypes.addressof(_alone))
     of_loop = cfunc(types.void(*[place] * 7, types.int32), **options)(_parallel_for)
     llvm.add_symbol("numba_parallel_for", of_loop.address)
-    _kept.extend((library, member, of_loop))
+    _kept.extend((member, of_loop))
+    _libraries.append(library)
     return True
 
 

@@ -154,3 +154,24 @@ assert "GOMP_SPINCOUNT" not in os.environ
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment
     )
     assert result.stdout == f"{spins}\n", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_pytorchs_own_operations_go_on_in_a_forked_child():
+    code = """
+import os, signal, torch
+import largesparse.torch as lt
+torch.set_num_threads(2)
+layer = lt.SparseLinear(60, 400, density=0.3, seed=1)
+layer(torch.ones(200, 60))
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    total = torch.ones(900, 900).double().sum()
+    os._exit(int(total) != 810_000)
+print(os.waitpid(pid, 0)[1])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
+    )
+    assert result.stdout == "0\n", result.stderr
