@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ LEAST_TRIES, MOST_TRIES = 2, 6
 FAST = 0.1  # the quantile of the times that is compared: what a neighbour slows is above it
 RENEWING = 7  # measurements that a reference is the median of
 TOLERANCE = (0.12, 0.18)  # at least, and at most: a slow-down of 30 % must be beyond
+
+
+def cpu_kind() -> str:
+    """Return the name of the CPU, and family and model where the name may mean several kinds."""
+    name = cpu_model() or "unknown"
+    with suppress(OSError):  # not Linux
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        numbers = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+        if {"cpu family", "model"} <= set(numbers):
+            name += f", family{numbers['cpu family']}, model{numbers['model']}"
+    return name
 
 
 def calls() -> dict[str, tuple[Callable[[], object], Any]]:
@@ -126,7 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, or renew; return the exit status."""
     options = make_parser().parse_args(argv)
-    cpu = cpu_model() or "unknown"
+    cpu = cpu_kind()
     references = json.loads(REFERENCES.read_text(encoding="utf-8"))
     measures = {
         name: partial(ratio, slower(call, options.plant), layer)

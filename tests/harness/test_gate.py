@@ -15,7 +15,7 @@ def gate(tmp_path, monkeypatch):
     file = tmp_path / "references.json"
     file.write_text(json.dumps({"here": {"step": {"ratio": 2.0, "tolerance": 0.15}}}))
     monkeypatch.setattr(module, "REFERENCES", file)
-    monkeypatch.setattr(module, "cpu_model", lambda: "here")
+    monkeypatch.setattr(module, "cpu_kind", lambda: "here")
     monkeypatch.setattr(module, "calls", lambda: {"step": (lambda: None, None)})
     return module
 
@@ -38,7 +38,7 @@ def test_what_stays_slower_fails(gate, monkeypatch, capsys):
 
 
 def test_an_unknown_cpu_passes_and_is_told_what_to_add(gate, monkeypatch, capsys):
-    monkeypatch.setattr(gate, "cpu_model", lambda: "another")
+    monkeypatch.setattr(gate, "cpu_kind", lambda: "another")
     answers(gate, monkeypatch, 3.0)
     assert gate.main([]) == 0
     shown = capsys.readouterr().out
