@@ -53,7 +53,6 @@ from ..model.config import NetworkConfig, TrainingConfig
 from ..model.density import Shrinking
 from ..model.layer import moment_bytes
 from ..model.network import SparseMLP
-from ..model.optimizer import OPTIMIZERS, MomentumSGD
 from ..model.storage import Storage
 from ..parallel import train_wasap, train_wassp
 from ..parallel.comm.collectives import broadcast
@@ -261,6 +260,10 @@ def fill_in(options: argparse.Namespace, ranks: int) -> None:
     hyper = HYPERPARAMETERS[options.recipe]
     options.coverage = given(options.coverage, hyper.coverage)
     options.keep_active = given(options.keep_active, hyper.keep_active)
+    options.optimizer = given(options.optimizer, hyper.optimizer)
+    # by ranks or from files it would take another set of buffers
+    alone = ranks == 1 and options.storage is None
+    options.growth = given(options.growth, hyper.growth if alone else "random")
     rows = training_rows(options)
     by_stages = is_pipeline(options, ranks)
     size = default_batch_size(options.recipe, rows)
@@ -309,8 +312,14 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     if plan.slots and options.algorithm == "wasap":
         slots = sum(slots_of_nodes(nodes, plan.most_slots))
     steps = options.epochs * -(-train_samples // options.batch_size)
-    known = {"slots": slots, "batch_size": options.batch_size}
-    rate = default_learning_rate(options.recipe, config.layer_sizes[1:-1], steps, **known)
+    rate = default_learning_rate(
+        options.recipe,
+        config.layer_sizes[1:-1],
+        steps,
+        optimizer=options.optimizer,
+        slots=slots,
+        batch_size=options.batch_size,
+    )
     training = training_config(options, plan, rate)
     if not options.resume and config.probabilities() != config.final_probabilities():
         Shrinking.planned(config, training)  # refuse what cannot be
@@ -396,13 +405,10 @@ def training_config(
 ) -> TrainingConfig:
     """Return the settings of the training, or those that do not depend on the plan.
 
-    `rate` is the learning rate of SGD, unless one is given.
+    `rate` is the learning rate, unless one is given.
     """
     hyper, threads = HYPERPARAMETERS[options.recipe], options.threads
     settings = given_settings(options, TRAINING)
-    kind = OPTIMIZERS[settings.get("optimizer", "sgd")]
-    if kind.default_rate != MomentumSGD.default_rate:
-        rate = None  # that of the optimizer
     chosen = {"learning_rate": rate, "dropout": hyper.dropout, "schedule": hyper.schedule}
     if plan is not None:
         chosen |= plan.micro_batching.settings()

@@ -135,9 +135,11 @@ def add_setting_flags(parser: ArgumentParser) -> None:
         epsilon="that of the nearest row",
         schedule="the recipe's",
         dropout="0 (width), 0.4 (paper)",
-        learning_rate="by depth, width, length and slots, 4 at most (width); 0.01 (paper); 0.001 "
-        "(adam, adamw)",
+        optimizer=told_default("optimizer"),
+        learning_rate="by length and slots, 0.01 at most, with sgd by depth and width too, 4 at "
+        "most (width); 0.01, with adam and adamw 0.001 (paper)",
         weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",
+        growth=told_default("growth") + "; by ranks and from files random",
         keep_active=told_default("keep_active"),
     )
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from ..model.config import Coverage, Schedule
+from ..model.optimizer import OPTIMIZERS, MomentumSGD
 
 FEATURES, BATCH_SIZE = 65_536, 128  # of section 2.4
 LEAST_UPDATES, LEAST_BATCH = 200, 32  # of an epoch, and samples of an update, with recipe `width`
@@ -67,11 +68,13 @@ class Hyperparameters:
     alpha: float
     coverage: Coverage  # of the initial topology
     keep_active: bool  # evolution leaves every neuron its last connections
+    optimizer: str
+    growth: str  # of connections, of a training by one process
 
 
 HYPERPARAMETERS = {
-    "width": Hyperparameters(0.0, "cosine", 1.0, 0.6, "full", True),
-    "paper": Hyperparameters(0.4, "constant", 0.0, 0.6, "random", False),
+    "width": Hyperparameters(0.0, "cosine", 1.0, 0.6, "full", True, "adamw", "gradient"),
+    "paper": Hyperparameters(0.4, "constant", 0.0, 0.6, "random", False, "sgd", "random"),
 }
 
 
@@ -100,6 +103,7 @@ def default_curve(neurons: int, train_samples: int) -> tuple[int, int]:
 
 
 STALE = 8  # what a second slot divides the learning rate by
+ADAM_RATE = 0.01
 
 
 def default_learning_rate(
@@ -107,15 +111,23 @@ def default_learning_rate(
     hidden_sizes: tuple[int, ...],
     steps: int,
     *,
+    optimizer: str = "sgd",
     slots: int = 1,
     batch_size: int = BATCH_SIZE,
 ) -> float:
     """Return a learning rate for a recipe.
 
-    The paper's is 0.01. That of `width` is the largest that was measured to learn steadily: 8
-    divided by the number of hidden layers, 4 at the most; less in layers under 2000 neurons, and
-    in short trainings (a hundredth of the steps): a high rate overshoots at first, and takes
-    hundreds of steps to recover.
+    The paper's is 0.01, and that of its 'adam' and 'adamw' their own. Those of `width` are the
+    largest that were measured to learn steadily:
+
+    - with `adam` and `adamw` 0.01, at every depth and width: an update of theirs does not depend on
+      the size of the gradient;
+    - with SGD 8 divided by the number of hidden layers, 4 at the most; less in layers under 2000
+      neurons. That is for mini-batches of 128; for fewer samples it is multiplied by the root of
+      their share, as the gradient's noise asks for: a half for 32. Above 128 it stays.
+
+    Both are less in short trainings (by a hundredth of the steps): a high rate overshoots at first,
+    and takes hundreds of steps to recover.
 
     Parameters
     ----------
@@ -123,22 +135,26 @@ def default_learning_rate(
     hidden_sizes : tuple of int
     steps : int
         Updates of the whole training.
+    optimizer : str
     batch_size : int
-        Samples of an update. The rate of `width` is for 128; for fewer it is multiplied by the root
-        of their share, as the gradient's noise asks for: a half for 32. Above 128 it stays.
+        Samples of an update.
     slots : int
         Gradients that are computed at a time and applied as they arrive (WASAP): with momentum,
         stale gradients bear much less. For `width` the rate is an eighth of the above with two,
         and falls with their number less one. With two, two nets of 20,000 neurons learned at an
         eighth, and diverged at the whole rate; one was tried at a quarter, and diverged. With one
         slot a node there is no staleness on one machine: ten layers of 20,000 reached 0.842, as
-        by one process (0.849), and 0.701 with two.
+        by one process (0.849), and 0.701 with two. (All by SGD.)
     """
+    kind = OPTIMIZERS[optimizer]
+    is_sgd = issubclass(kind, MomentumSGD)
     if recipe == "paper":
-        return 0.01
+        return kind.default_rate
+    fresh = 1 / max(1, STALE * (slots - 1))
+    if not is_sgd:
+        return fresh * ADAM_RATE * min(1.0, steps / 100)
     return (
-        1
-        / max(1, STALE * (slots - 1))
+        fresh
         * min(1.0, math.sqrt(batch_size / BATCH_SIZE))
         * min(8 / max(2, len(hidden_sizes)), min(hidden_sizes) / 500, steps / 100)
     )

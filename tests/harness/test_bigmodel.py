@@ -267,7 +267,8 @@ def test_the_optimizer_is_in_the_plan_and_in_the_training(run):
     assert "moments of 10 bytes" in text and plans[1] / plans[0] == pytest.approx(30 / 24, rel=0.05)
     training = config_of(run, "--optimizer", "adamw", "--clip-norm", 2)[1]
     found = (training[name] for name in ("optimizer", "learning_rate", "weight_decay", "clip_norm"))
-    assert [*found] == ["adamw", 0.001, 0.01, 2]
+    # nine hundredths of the rate, for nine steps
+    assert [*found] == ["adamw", pytest.approx(0.0009), 0.01, 2]
     assert load_checkpoint("run").network.layers[0].updates.any()
 
 
@@ -313,6 +314,7 @@ def test_the_recipe_of_the_paper(run):
     assert training["learning_rate"] == 0.01
     assert training["dropout"] == 0.4
     assert training["schedule"] == "constant"
+    assert (training["optimizer"], training["growth"]) == ("sgd", "random")
     for recipe in (network, training):
         assert recipe["seed"] == 0
     assert (training["momentum"], training["weight_decay"], training["zeta"]) == (0.9, 2e-4, 0.3)
@@ -322,10 +324,13 @@ def test_the_recipe_of_the_paper(run):
 def test_the_recipe_for_width_and_what_is_given(run):
     network, training = config_of(run)
     assert network["recipe"] == "width"
+    assert (training["optimizer"], training["growth"]) == ("adamw", "gradient")
+    assert training["learning_rate"] == pytest.approx(0.0009)  # nine steps
     # a hundredth of the nine steps, and half of it for mini-batches of 32
-    assert training["learning_rate"] == pytest.approx(0.045)
+    assert config_of(run, "--optimizer", "sgd")[1]["learning_rate"] == pytest.approx(0.045)
     given = "--learning-rate 0.25 --dropout 0.1 --momentum 0.5 --weight-decay 0.001 --zeta 0.2"
     given += " --batch-size 50 --micro-batch 25 --seed 3 --alpha 0.25 --recipe paper"
+    given += " --optimizer nesterov --growth random"
     network, training = config_of(run, *given.split())
     expected = {
         "learning_rate": 0.25,
@@ -336,6 +341,8 @@ def test_the_recipe_for_width_and_what_is_given(run):
         "batch_size": 50,
         "micro_batch": 25,
         "seed": 3,
+        "optimizer": "nesterov",
+        "growth": "random",
     }
     assert {name: training[name] for name in expected} == expected
     assert (network["seed"], network["alpha"]) == (3, 0.25)
@@ -462,7 +469,8 @@ def test_bad_sizes_are_refused(run, flag, value):
         (["--algorithm", "pipeline", "--groups", "2"], ["'groups'", "Got 2", "mpiexec"]),
         (["--neurons", "9G", "--layers", "10"], ["would fit", "GiB"]),
         (["--neurons", "20G", "--layers", "10"], ["would fit", "GiB"]),  # int64 counts them
-        (["--learning-rate", "1e30"], ["step", "learning_rate"]),
+        (["--learning-rate", "1e30", "--optimizer", "sgd"], ["step", "learning_rate"]),
+        (["--learning-rate", "1e30"], ["learning rate, 1e+30"]),
         (["--start-factor", "2", "--epochs", "1"], ["'start_factor'", "the number of epochs"]),
     ],
 )

@@ -126,9 +126,19 @@ def test_small_mini_batches_get_smaller_rates():
     assert rates == pytest.approx([1, 2, 4, 4])
 
 
-def test_stale_gradients_get_a_smaller_learning_rate():
+@pytest.mark.parametrize(("optimizer", "most"), [("sgd", 4), ("nesterov", 4), ("adamw", 0.01)])
+def test_stale_gradients_get_a_smaller_learning_rate(optimizer, most):
     def rate(slots, recipe="width"):
-        return default_learning_rate(recipe, (10**6,) * 2, 10_000, slots=slots)
+        known = {"slots": slots, "optimizer": optimizer}
+        return default_learning_rate(recipe, (10**6,) * 2, 10_000, **known)
 
-    assert [rate(slots) for slots in (1, 2, 3)] == [4, 0.5, 0.25]
-    assert rate(8, "paper") == rate(1, "paper") == 0.01
+    assert [rate(slots) for slots in (1, 2, 3)] == pytest.approx([most, most / 8, most / 16])
+    assert rate(8, "paper") == rate(1, "paper") == (0.001 if optimizer == "adamw" else 0.01)
+
+
+@given(st.integers(1, 20), st.integers(10, 10**7), st.sampled_from([8, 32, 128]))
+def test_adam_has_one_rate_at_every_depth_and_width(layers, width, size):
+    for optimizer in ("adam", "adamw"):
+        known = {"optimizer": optimizer, "batch_size": size}
+        assert default_learning_rate("width", (width,) * layers, 100, **known) == 0.01
+        assert default_learning_rate("width", (width,) * layers, 50, **known) == 0.005

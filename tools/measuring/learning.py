@@ -12,9 +12,15 @@ import pandas as pd
 
 from largesparse import History, NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_dataset
 from largesparse.data.skewness import alpha_from_skewness
-from largesparse.harness.presets import hidden_sizes
+from largesparse.harness.presets import (
+    HYPERPARAMETERS,
+    default_batch_size,
+    default_learning_rate,
+    hidden_sizes,
+)
 from largesparse.machine.sizes import parse_size
 from largesparse.model.config import COVERAGE, REGROWTH
+from largesparse.model.optimizer import OPTIMIZERS
 from largesparse.model.rules import DROPS, GROWTHS
 from largesparse.model.workspace import ACTIVATION_DTYPES
 
@@ -109,35 +115,50 @@ def slopes(options: argparse.Namespace) -> None:
 
 
 def twins(options: argparse.Namespace) -> None:
-    """Train scaled-down twins of the extreme networks, beside logistic regression."""
+    """Train scaled-down twins of the extreme networks, beside logistic regression.
+
+    With the settings of `bigmodel`, unless a flag says otherwise: its optimizer, learning rate,
+    mini-batch, schedule, coverage and evolution.
+    """
     from sklearn.datasets import make_classification
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
 
+    preset = HYPERPARAMETERS["width"]
+    optimizer = options.optimizer or preset.optimizer
     print(f"{'':>24}" + "".join(f"{'seed ' + str(s):>9}" for s in range(3)) + f"{'mean':>9}")
     columns: dict[str, list[float]] = {}
     for seed in range(3):
         X, y = make_classification(3500, 2000, n_informative=32, n_redundant=32, random_state=seed)
         split = train_test_split(X.astype(np.float32), y, test_size=0.3, random_state=0)
         X_train, X_test, y_train, y_test = split
+        if options.validation:  # settings are chosen on rows that are not reported
+            split = train_test_split(X_train, y_train, test_size=600, random_state=1)
+            X_train, X_test, y_train, y_test = split
+        batch_size = options.batch_size or default_batch_size("width", len(y_train))
+        steps = options.epochs * -(-len(y_train) // batch_size)
         linear = LogisticRegression(max_iter=1000).fit(X_train, y_train)
         columns.setdefault("logistic regression", []).append(linear.score(X_test, y_test))
         for layers, epsilon in ((2, 10), (10, 1)):
-            sizes = (2000, *hidden_sizes(options.width * layers, layers), 2)
+            hidden = hidden_sizes(options.width * layers, layers)
             config = NetworkConfig(
-                sizes,
+                (2000, *hidden, 2),
                 epsilon=epsilon,
                 alpha=options.alpha,
                 recipe="width",
                 coverage=options.coverage,
                 seed=options.seed,
             )
+            rate = default_learning_rate(
+                "width", hidden, steps, optimizer=optimizer, batch_size=batch_size
+            )
             training = TrainingConfig(
                 epochs=options.epochs,
-                batch_size=options.batch_size,
-                learning_rate=options.rate / layers,
-                schedule="cosine",
-                warmup_epochs=1,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                learning_rate=options.learning_rate or rate,
+                schedule=preset.schedule,
+                warmup_epochs=preset.warmup_epochs,
                 dropout=options.dropout,
                 weight_decay=options.weight_decay,
                 zeta=options.zeta,
@@ -151,9 +172,9 @@ def twins(options: argparse.Namespace) -> None:
                 backend=options.backend,
                 threads=options.threads,
             )
-            trainer = Trainer(SparseMLP(config), training)
-            history = trainer.fit(X_train, y_train, test=(X_test, y_test))
             name = f"{layers} layers, epsilon {epsilon}"
+            trainer = Trainer(SparseMLP(config, progress=False), training)
+            history = trainer.fit(X_train, y_train, test=(X_test, y_test))
             columns.setdefault(name, []).append(history["test_accuracy"][-1])
             active = history["active_neurons"][-1] / config.neurons
             curve = np.round(history["test_accuracy"], 3).tolist()
@@ -203,19 +224,26 @@ def add_table_7(
 
 def add_twins(figure: argparse.ArgumentParser) -> None:
     """Add the flags of `twins`."""
-    add_common(figure)
+    preset = HYPERPARAMETERS["width"]
+    add_common(figure, "fused")
     add = figure.add_argument
     add("--epochs", type=parse_size, default=12)
     add("--width", type=parse_size, default=20000, help="default %(default)s")
-    add("--alpha", type=float, default=0.6, help="default %(default)s")
-    add("--rate", type=float, default=8.0, help="of all layers (%(default)s)")
-    add("--dropout", type=float, default=0.0, help="default %(default)s")
+    add("--alpha", type=float, default=preset.alpha, help="default %(default)s")
+    add("--optimizer", choices=list(OPTIMIZERS), help="default: that of bigmodel")
+    add("--learning-rate", type=float, help="default: that of bigmodel")
+    add("--dropout", type=float, default=preset.dropout, help="default %(default)s")
     add("--zeta", type=float, default=0.3, help="default %(default)s")
-    add("--batch-size", type=parse_size, default=128, help="default %(default)s")
-    add("--weight-decay", type=float, default=2e-4, help="default %(default)s")
-    add("--growth", choices=list(GROWTHS), default="random", help="default %(default)s")
+    add("--batch-size", type=parse_size, help="default: that of bigmodel")
+    add("--weight-decay", type=float, help="default: the optimizer's")
+    add("--growth", choices=list(GROWTHS), default=preset.growth, help="default %(default)s")
     add("--growth-candidates", type=float, default=4.0, help="default %(default)s")
-    add("--keep-active", action="store_true", help="evolution leaves neurons their last connection")
+    add(
+        "--keep-active",
+        action=argparse.BooleanOptionalAction,
+        default=preset.keep_active,
+        help="evolution leaves neurons their last connection (default: yes)",
+    )
     add(
         "--pruning-start",
         type=parse_size,
@@ -223,4 +251,9 @@ def add_twins(figure: argparse.ArgumentParser) -> None:
         help="prune 5 %% of the neurons after every epoch from this one on (default: never)",
     )
     add("--activation-dtype", choices=sorted(ACTIVATION_DTYPES), default="float32")
-    add("--coverage", choices=COVERAGE, default="random")
+    add("--coverage", choices=COVERAGE, default=preset.coverage, help="default %(default)s")
+    add(
+        "--validation",
+        action="store_true",
+        help="train on 1,850 rows of the 2,450, and report the other 600",
+    )

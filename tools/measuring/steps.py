@@ -1,4 +1,4 @@
-"""What a training step takes: by the micro-batch, after many idle steps, and by its options."""
+"""What a training step takes: by its parts, the micro-batch, its options, after many idle ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import pandas as pd
 from tqdm import trange
 
 from largesparse import NetworkConfig, SparseMLP, Trainer, TrainingConfig
-from largesparse.backends import BACKENDS
+from largesparse.backends import BACKENDS, get_backend
 from largesparse.backends.limits import seconds_of
+from largesparse.backends.operands import SGD, Derivative
 from largesparse.errors import check_range
 from largesparse.harness.presets import hidden_sizes
 from largesparse.harness.uncertainty import ratio_of
-from largesparse.machine.sizes import parse_size
+from largesparse.machine.mapped_memory import aligned_zeros
+from largesparse.machine.sizes import parse_size, parse_sizes
+from largesparse.machine.threads import resolve_threads
 from largesparse.model.workspace import ACTIVATION_DTYPES
 from largesparse.training.memory import GIB, MicroBatching, activation_bytes
 from largesparse.training.stepping import Stepper
@@ -159,8 +162,65 @@ def step_options(options: argparse.Namespace) -> None:
         print(f"{name:<22}{1e3 * statistics.median(found):>10.2f}{ratio:>8.2f}")
 
 
+def layer_step(options: argparse.Namespace) -> None:
+    """Time what a step does with one wide layer: its two passes, and the update of its weights.
+
+    The parts take turns; medians, with the time a connection. The update is momentum SGD's, without
+    and with the copy of the weights in output order that the next forward pass reads.
+    """
+    from largesparse.backends.kernels import momentum_update, momentum_update_reorder
+
+    network = SparseMLP(
+        NetworkConfig((*options.sizes, 2), epsilon=options.epsilon, recipe="width"), progress=False
+    )
+    layer, batch = network.layers[0], options.batch_size
+    dtype = np.uint16 if options.activation_dtype == "bfloat16" else np.float32
+    X, Z = (aligned_zeros((n, batch), dtype) for n in options.sizes)
+    delta, below = (aligned_zeros(array.shape, dtype) for array in (Z, X))
+    for array in (X, Z, delta, below):
+        array[:] = 1  # so that it has pages of its own; of bfloat16 the smallest number
+    words = (batch + 31) // 32
+    states = [np.zeros((n, 2, words), dtype=np.uint32) for n in options.sizes]
+    gradient, sums = np.zeros_like(layer.values), np.zeros(layer.n_in, dtype=np.float32)
+    backend, topology = get_backend("fused"), layer.topology
+    derivative = Derivative(np.float32(0.5), np.float32(1), states[0])
+    sgd = SGD(np.float32(0), np.float32(0.9), np.float32(0), False)
+    arrays = layer.values, layer.velocity, gradient, sgd
+    outputs = {"out_gradient": gradient, "out_delta": below, "out_bias_gradient": sums}
+    parts = {
+        "forward pass": lambda: backend.forward(
+            layer.by_output, layer.bias, X, slope=0.5, out=Z, state=states[1]
+        ),
+        "backward pass": lambda: backend.backward(
+            layer.by_input, X, delta, derivative, accumulate=False, **outputs
+        ),
+        "update": lambda: momentum_update(*arrays),
+        "update and copy": lambda: momentum_update_reorder(
+            *arrays, topology.to_output_order, layer.values_by_output
+        ),
+    }
+    with backend.threads(resolve_threads(options.threads, "layer_step")):
+        seconds = seconds_in_turns(parts, options.repeats, warm_ups=1)
+    step = sum(statistics.median(found) for name, found in seconds.items() if name != "update")
+    print(f"{layer.nnz} connections, {batch} samples, {options.activation_dtype}")
+    print(f"{'':<16}{'ms':>8}{'ns a connection':>17}{'of a step':>11}")
+    for name, found in seconds.items():
+        median = statistics.median(found)
+        each, share = 1e9 * median / layer.nnz, median / step
+        print(f"{name:<16}{1e3 * median:>8.1f}{each:>17.2f}{share:>10.0%}")
+
+
 def add_figures(figures: Any) -> None:
-    """Add micro_batch, idle_steps and step_options."""
+    """Add layer_step, micro_batch, idle_steps and step_options."""
+    figure = add_figure(figures, "layer_step", layer_step)
+    add = figure.add_argument
+    add("--sizes", type=parse_sizes, default=(5_000_000, 5_000_000), metavar="N,M", help="5M,5M")
+    add("--epsilon", type=float, default=1.0, help="default %(default)s")
+    add("--batch-size", type=parse_size, default=32, metavar="N", help="default %(default)s")
+    add("--activation-dtype", choices=sorted(ACTIVATION_DTYPES), default="bfloat16")
+    add("--threads", type=parse_size, metavar="N", help="default: all cores")
+    add("--repeats", type=parse_size, default=9, metavar="N", help="default %(default)s")
+
     figure = add_figure(figures, "step_options", step_options)
     add_common(figure, backend="fused")
     figure.add_argument("--repeats", type=parse_size, default=300, help="default %(default)s")
