@@ -5,12 +5,13 @@
 
 Runs the benchmark several times, and once from a clone whose kernels take that much longer (see
 `check_continuous`). Every two of the unchanged runs are compared, and each with the slowed one. A
-row is printed for each comparison: how many figures one cannot tell apart and, of the slowed run,
-how many steps of the backend `fused` are called slower. The exit status is 1 where, over all pairs
-of unchanged runs, fewer than 95 of 100 figures "cannot tell", or where a slowed step was not found.
+row is printed for each comparison: how many figures one cannot tell apart, how many steps of the
+backend `fused` are called slower, and what is said of them together. The exit status is 1 where,
+over all pairs of unchanged runs, fewer than 95 of 100 figures "cannot tell", or where the steps of
+the slowed run are not called slower together.
 
-The files are kept in --out; those that are there are not made again, so that more runs can be added.
-With the defaults it takes an hour, in which nothing else should run.
+The files are kept in --out; those that are there are not made again, so that more runs can be
+added. With the defaults it takes an hour, in which nothing else should run.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ def compared(names: tuple[str, str], old: Bench, new: Bench) -> dict[str, object
         "slower steps": f"{(steps['verdict'] == SLOWER).sum()} of {len(steps)}",
         "steps together": str(Ratio(*together[OF_CONTROLS])),
         "are": together["verdict"],
-        "told": ", ".join(told["figure"] + " " + told["by_controls"].map("{:.2f}".format)),
+        "told": ", ".join(
+            f"{name} {ratio:.2f}"
+            for name, ratio in zip(told["figure"], told["by_controls"], strict=True)
+        ),
     }
 
 

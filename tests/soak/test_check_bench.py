@@ -8,8 +8,7 @@ import pytest
 from largesparse.errors import LargeSparseError
 from largesparse.harness.bench.results import Bench, Figure, write_bench
 
-
-NAMES = ("run1", "run2", "run3", "slowed")
+NAMES = "run1", "run2", "run3", "slowed"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from .results import Bench, Figure
 
 NORMAL = 1.4826  # standard deviations of a normal error in its median size
 OF_MEDIAN = 1.2533  # the error of a median of normal errors, in that of their mean
-LEAST_NOISE = 0.04  # standard deviation of a figure between two runs of the same code, at least
+LEAST_NOISE = 0.03  # standard deviation of a figure between two runs of the same code, at least
 UNKNOWN_NOISE = 0.06  # where there are fewer than three controls
 LEAST_CONTROLS = 3
 MACHINE = ("cpu", "cores", "threads")  # what two runs on one machine have in common
@@ -89,11 +89,7 @@ def compare_benches(old: Bench, new: Bench) -> pd.DataFrame:
         "slower" or "cannot tell".
     """
     drift = drift_between(old, new)
-    pairs = [
-        (one, other)
-        for one in old.figures
-        if (other := new.figure(one.name)) is not None
-    ]
+    pairs = [(one, other) for one in old.figures if (other := new.figure(one.name)) is not None]
     rows = [_row(one.name, [(one, other)], drift) for one, other in pairs]
     groups: dict[str, list[tuple[Figure, Figure]]] = {}
     for one, other in pairs:
@@ -116,13 +112,13 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def _row(name: str, pairs: Sequence[tuple[Figure, Figure]], drift: Drift) -> dict[str, object]:
+def _row(name: str, pairs: Sequence[tuple[Figure, Figure]], drift: Drift) -> dict[str, Any]:
     """Return the row of a figure, or of several."""
     ratio = mean_ratio([_ratio(*pair) for pair in pairs])
     own = Ratio(*(value / drift.ratio for value in ratio))
     wide = own.widened(drift.noise(len(pairs))) if own.known else own
     old, new = (_mean([float(np.median(f.times_s)) for f in of]) for of in zip(*pairs, strict=True))
-    row: dict[str, object] = {"figure": name, "figures": len(pairs), "old_s": old, "new_s": new}
+    row: dict[str, Any] = {"figure": name, "figures": len(pairs), "old_s": old, "new_s": new}
     row |= dict(zip(("ratio", "low", "high"), ratio, strict=True))
     row |= dict(zip(OF_CONTROLS, wide, strict=True))
     return row | {"control": all(one.control for one, _ in pairs), "verdict": wide.verdict()}
