@@ -9,7 +9,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 TOOLS = ("kill_ranks", "kill_resume", "long_run", "threads", "fuzz_files", "check_plan")
-TOOLS += ("check_continuous", "fresh_kernels", "two_hosts")
+TOOLS += ("check_continuous", "check_bench", "fresh_kernels", "two_hosts")
 
 
 def listing() -> str:

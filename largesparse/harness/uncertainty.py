@@ -114,6 +114,14 @@ def ratio_of(times: ArrayLike, others: ArrayLike, *, paired: bool = True) -> Rat
     return _interval(float(np.median(one - other)), _drawn_medians(one - other, 0), len(one))
 
 
+def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
+    """Return the geometric mean of independent ratios; without interval where one has none."""
+    logs = np.log(np.array(ratios, dtype=np.float64))
+    middle = float(np.mean(logs[:, 0]))
+    below, above = (float(np.linalg.norm(logs[:, 0] - logs[:, k])) / len(logs) for k in (1, 2))
+    return Ratio(math.exp(middle), math.exp(middle - below), math.exp(middle + above))
+
+
 def ratio_of_intervals(one: Ratio, other: Ratio) -> Ratio:
     """Return one / other of two independent values that have intervals already, as asv's have."""
     value = one.value / other.value

@@ -14,7 +14,7 @@ from helpers import ROOT
 
 from largesparse.errors import DataError, LargeSparseError
 from largesparse.harness.bench import children, command, exports, schedule
-from largesparse.harness.bench.compare import compare_benches, noise_between
+from largesparse.harness.bench.compare import compare_benches, drift_between
 from largesparse.harness.bench.machines import machines_page
 from largesparse.harness.bench.page import make_page, summary
 from largesparse.harness.bench.results import Bench, Figure, read_bench, write_bench
@@ -47,7 +47,8 @@ def test_unchanged_code_is_not_called_faster_or_slower():
     for seed in range(6):
         table = compare_benches(made(seed), made(100 + seed, drift=1.3))
         told += list(table[~table["control"]]["verdict"])
-        assert (table["ratio"] > 1.1).all()  # the machine has become slower
+        single = table[table["figures"] == 1]
+        assert (single["ratio"] > 1.1).all()  # the machine has become slower
     assert told.count("cannot tell") >= 0.95 * len(told)
 
 
@@ -55,30 +56,57 @@ def test_a_kernel_that_is_slower_by_15_percent_is_found():
     slower, found, wrong = NAMES[:2], 0, 0
     for seed in range(5):
         table = compare_benches(made(seed), made(100 + seed, drift=0.8, slower=slower))
-        verdicts = table.set_index("figure")["verdict"]
+        verdicts = table[table["figures"] == 1].set_index("figure")["verdict"]
         found += (verdicts[slower] == "slower").sum()
         wrong += (verdicts.drop([*slower, *CONTROLS]) != "cannot tell").sum()
     assert found >= 8  # of 10
     assert wrong <= 0.05 * 5 * (len(NAMES) - 2)
 
 
-def test_the_noise_between_runs_is_that_of_the_controls():
-    quiet, noisy = made(1, between=0), made(2, between=0.1)
-    assert noise_between(quiet, quiet) == 0.06  # the least
-    controls = [
-        np.log(
-            np.median(np.divide(b.times_s, b.reference_s))
-            / np.median(np.divide(a.times_s, a.reference_s))
+def test_of_a_group_one_can_tell_less():
+    group = [name for name in NAMES if name.startswith("step/fused/")][1:]
+    for seed in range(5):
+        new = made(100 + seed, drift=0.8, slower=group, noise=0.05)
+        table = compare_benches(made(seed, noise=0.05), new).set_index("figure")
+        assert set(table.index) == {*NAMES, *CONTROLS, "step/fused/*", "limits/*"}
+        row = table.loc["step/fused/*"]
+        assert row["verdict"] == "slower" and row["figures"] == len(group) + 1
+        assert row["ratio"] == pytest.approx(
+            np.exp(np.log(table.loc[["step/fused/fashion", *group], "ratio"]).mean())
         )
+        assert (
+            table.loc["limits/*", "verdict"] == "cannot tell" and table.loc["limits/*", "control"]
+        )
+        narrow = row["high_by_controls"] / row["by_controls"]
+        single = table.loc[group]
+        assert narrow < (single["high_by_controls"] / single["by_controls"]).min()
+
+
+def test_the_drift_and_the_noise_between_runs_are_those_of_the_controls():
+    quiet, noisy = made(1, between=0), made(2, between=0.2, drift=1.5)
+    alike = drift_between(quiet, quiet)
+    assert alike == (1.0, 0.03, 6)  # the least
+    controls = [
+        np.log(np.median(b.times_s) / np.median(a.times_s))
         for a, b in zip(quiet.figures, noisy.figures, strict=True)
         if a.control
     ]
-    expected = 2.4469 * 1.4826 * np.median(np.abs(controls))  # of Student's t, 6 degrees
-    assert noise_between(quiet, noisy) == pytest.approx(expected, rel=1e-4)
-    none = Bench([one for one in quiet.figures if not one.control])
-    assert noise_between(none, none) == 0.12
+    found = drift_between(quiet, noisy)
+    assert found.ratio == pytest.approx(np.exp(np.median(controls)), rel=1e-4)
+    spread = 1.4826 * np.median(np.abs(controls - np.median(controls)))
+    assert found.spread == pytest.approx(spread, rel=1e-4) and spread > 0.03
+    # of Student's t, 5 degrees; the error of a mean of 4, and that of the median of 6
+    noise = 2.5706 * spread * np.sqrt(1 / 4 + np.pi / 2 / 6)
+    assert found.noise(4) == pytest.approx(noise, rel=1e-4)
+    none, slow = (
+        Bench([one for one in made(seed, drift=drift).figures if not one.control])
+        for seed, drift in ((1, 1.0), (2, 1.5))
+    )
+    assert drift_between(none, slow)[1:] == (0.06, 0)
+    assert drift_between(none, slow).ratio == pytest.approx(1.5, rel=0.01)  # the reference kernel's
     few = made(3, repeats=4)
     assert set(compare_benches(few, few)["verdict"]) == {"cannot tell"}
+    assert set(compare_benches(few, few)["figures"]) == {1}
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path):

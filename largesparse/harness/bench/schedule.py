@@ -19,6 +19,7 @@ from ..._version import __version__
 from ...errors import LargeSparseError
 from ...machine.signals import Interrupted
 from ...machine.threads import available_threads, usable_cores
+from ...machine.usage import let_threads_sleep
 from ..ladder import RUNGS
 from ..noise import NoiseMeter, reference_seconds
 from ..records import new_record
@@ -95,6 +96,7 @@ class Turns(Group):
         for k in self.rng.permutation(len(self.cases)):
             case = self.cases[k]
             self.progress(case.figure.name)
+            let_threads_sleep()
             reference = reference_seconds()
             self.add(case.figure, [case.seconds()], [reference])
         self.last = time.monotonic() - started
