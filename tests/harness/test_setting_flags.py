@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -61,8 +62,8 @@ def of_train(values):
     return train._make_estimator(options, SimpleNamespace(task="classification", feature_names=[]))
 
 
-def of_bigmodel(values):
-    asked = ["--neurons", "400", "--epochs", "9", *words(values)]
+def of_bigmodel(values, recipe="width"):
+    asked = ["--neurons", "400", "--epochs", "9", "--recipe", recipe, *words(values)]
     options = bigmodel.parse(bigmodel.make_parser(), asked, 1)
     return bigmodel.network_config(options), bigmodel.training_config(options)
 
@@ -82,8 +83,9 @@ def test_what_is_not_given_is_the_command_s():
     fields = {name: getattr(NetworkConfig((2, 2)), name) for name in NETWORK}
     fields |= {name: getattr(TrainingConfig(), name) for name in TRAINING}
     own = {"schedule": ("cosine", "cosine"), "dropout": ("auto", 0.0)}
-    own["keep_active"] = (False, True)
-    own |= {name: ("auto", fields[name]) for name in ("learning_rate", "weight_decay")}
+    own |= {"keep_active": (False, True), "optimizer": ("sgd", "adamw")}
+    own |= {"growth": ("random", "gradient"), "weight_decay": ("auto", 0.01)}
+    own["learning_rate"] = ("auto", 0.001)  # without a plan, that of the optimizer
     for name, default in fields.items():
         of_either = model, network if name in NETWORK else training
         expected = own.get(name, (default, default))
@@ -91,7 +93,7 @@ def test_what_is_not_given_is_the_command_s():
     assert (model.epsilon, network.epsilon) == (20, 10)
 
 
-@pytest.mark.parametrize("of", [of_train, of_bigmodel])
+@pytest.mark.parametrize("of", [of_train, partial(of_bigmodel, recipe="paper")])
 def test_flags_that_count_for_nothing_are_refused(of):
     for name, (other, values) in NEEDS.items():
         given = {name: VALUES[name]}
