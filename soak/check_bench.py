@@ -7,8 +7,8 @@ Runs the benchmark several times, and once from a clone whose kernels take that 
 `check_continuous`). Every two of the unchanged runs are compared, and each with the slowed one. A
 row is printed for each comparison: how many figures one cannot tell apart, how many steps of the
 backend `fused` are called slower, and what is said of them together. The exit status is 1 where,
-over all pairs of unchanged runs, fewer than 95 of 100 figures "cannot tell", or where the steps of
-the slowed run are not called slower together.
+over all pairs of unchanged runs, fewer than 95 of 100 figures, or of 100 groups of them, "cannot
+tell", or where the steps of the slowed run are not called slower together.
 
 The files are kept in --out; those that are there are not made again, so that more runs can be
 added. With the defaults it takes an hour, in which nothing else should run.
@@ -46,7 +46,7 @@ def run_bench(package: Path, minutes: float, out: Path) -> Bench:
     Raises
     ------
     LargeSparseError
-        Where it fails, with what it said.
+        Where it fails, with what it said, or where the file is of a run of another length.
     """
     if not out.exists():
         command = [sys.executable, "-m", "largesparse", "bench", "--minutes", str(minutes)]
@@ -61,25 +61,44 @@ def run_bench(package: Path, minutes: float, out: Path) -> Bench:
         )
         if result.returncode:
             raise LargeSparseError(f"bench failed: {result.stderr.strip()[-3000:]}")
-    return read_bench(out)
+    bench = read_bench(out)
+    if bench.minutes != minutes:
+        raise LargeSparseError(
+            f"{out} is of {bench.minutes:g} minutes, not of {minutes:g}. Give --minutes "
+            f"{bench.minutes:g}, or another folder."
+        )
+    return bench
 
 
 def compared(names: tuple[str, str], old: Bench, new: Bench) -> dict[str, object]:
-    """Return the counts of the verdicts of two runs, and what was told."""
+    """Return the counts of the verdicts of two runs, and what was told.
+
+    Raises
+    ------
+    LargeSparseError
+        Where the runs were too short to say anything of the steps together.
+    """
     table = compare_benches(old, new)
-    single = table[table["figures"] == 1]
+    single, groups = table[table["figures"] == 1], table[table["figures"] > 1]
     steps = single[single["figure"].str.startswith(STEPS)]
-    together = table[table["figure"] == f"{STEPS}/*"].iloc[0]
-    told = single[single["verdict"] != UNCLEAR]
+    together = table[table["figure"] == f"{STEPS}/*"]
+    if together.empty:
+        raise LargeSparseError(
+            f"{' and '.join(names)} have fewer than two figures {STEPS}/* of five repeats or more: "
+            "give more --minutes, and another folder."
+        )
+    told = table[table["verdict"] != UNCLEAR]
     return {
         "old": names[0],
         "new": names[1],
         "noise": drift_between(old, new).noise(),
         "figures": len(single),
         "alike": int((single["verdict"] == UNCLEAR).sum()),
+        "groups": len(groups),
+        "groups alike": int((groups["verdict"] == UNCLEAR).sum()),
         "slower steps": f"{(steps['verdict'] == SLOWER).sum()} of {len(steps)}",
-        "steps together": str(Ratio(*together[OF_CONTROLS])),
-        "are": together["verdict"],
+        "steps together": str(Ratio(*together.iloc[0][OF_CONTROLS])),
+        "are": together.iloc[0]["verdict"],
         "told": ", ".join(
             f"{name} {ratio:.2f}"
             for name, ratio in zip(told["figure"], told["by_controls"], strict=True)
@@ -107,17 +126,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             clone = Path(scratch) / "clone"
             commits = plant(clone, options.slow_down)
             git(clone, "checkout", "--quiet", commits["slower"])
-            packages["slowed"] = clone
+            packages[f"slowed-{options.slow_down:g}"] = clone
         for name, package in tqdm(packages.items(), desc="runs", disable=None):
             runs[name] = run_bench(package, options.minutes, options.out / f"{name}.json")
-    slowed = runs.pop("slowed", None)
+    slowed = runs.pop(f"slowed-{options.slow_down:g}", None)
     pairs = [
         compared((old, new), runs[old], runs[new]) for old, new in itertools.combinations(runs, 2)
     ]
     unchanged = pd.DataFrame(pairs)
-    alike = unchanged["alike"].sum() / unchanged["figures"].sum()
+    shares = {
+        name: unchanged[f"{prefix}alike"].sum() / unchanged[name].sum()
+        for name, prefix in (("figures", ""), ("groups", "groups "))
+    }
+    alike = min(shares.values())
     print(unchanged.to_string(index=False))
-    print(f"unchanged: {alike:.1%} of the figures of {len(pairs)} pairs cannot be told apart")
+    for name, share in shares.items():
+        print(f"unchanged: {share:.1%} of the {name} of {len(pairs)} pairs cannot be told apart")
     if slowed is None:
         return int(alike < LEAST_ALIKE)
     found = pd.DataFrame([compared((name, "slowed"), run, slowed) for name, run in runs.items()])

@@ -50,6 +50,7 @@ from soak.announcing import announce_phases
 
 TRAINING = ["--neurons=20k", "--features=400", "--samples=1500", "--epochs=4", "--batch-size=32"]
 TRAINING += ["--phase-one-epochs=2", "--learning-rate=0.1", "--backend=scipy"]
+TRAINING += ["--optimizer=sgd", "--growth=random"]  # whose rate it is
 PIPELINE = "pipeline"
 ALGORITHMS = ("wasap", "wassp", PIPELINE)
 IN_TURNS = ALGORITHMS[:2]

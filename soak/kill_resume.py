@@ -42,6 +42,7 @@ from soak.announcing import announce_phases
 
 TRAINING = ["--neurons=20k", "--features=400", "--samples=1500", "--epochs=3", "--batch-size=32"]
 TRAINING += ["--learning-rate=0.1", "--dropout=0.2", "--threads=1", "--backend=scipy"]
+TRAINING += ["--optimizer=sgd", "--growth=random"]  # whose rate it is
 LIMIT = 600  # seconds that a training may take
 START = "start"  # imports, the plan, the data, the kernels
 BETWEEN = "between"  # two phases

@@ -61,7 +61,7 @@ from ..parallel.comm.ranks import Alone, get_communicator, together
 from ..parallel.options import ParallelOptions, check_config, phase_one_length
 from ..parallel.pipeline.plan import memory_of_machines
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
-from ..training.checkpoint import read_history, read_notes
+from ..training.checkpoint import read_history, read_notes, read_training_settings
 from ..training.history import EpochRecord, History
 from ..training.layer_terms import expected_connections
 from ..training.memory import MemoryPlan, bytes_once, choose_plan, useful_dtype
@@ -110,7 +110,7 @@ from .presets import (
 )
 from .records import RunRecord, append_record, check_output, has_record
 from .resuming import check_network, flags_of, parse_resumable
-from .setting_flags import NETWORK, TRAINING, check_settings, given_settings
+from .setting_flags import DEFAULTS, NETWORK, TRAINING, check_settings, given_settings
 
 NOTES = "bigmodel.py"  # what checkpoints keep the run's flags under
 FLAGS = (
@@ -260,10 +260,15 @@ def fill_in(options: argparse.Namespace, ranks: int) -> None:
     hyper = HYPERPARAMETERS[options.recipe]
     options.coverage = given(options.coverage, hyper.coverage)
     options.keep_active = given(options.keep_active, hyper.keep_active)
-    options.optimizer = given(options.optimizer, hyper.optimizer)
-    # by ranks or from files it would take another set of buffers
+    # by ranks and from files the paper's, with which these were measured
     alone = ranks == 1 and options.storage is None
-    options.growth = given(options.growth, hyper.growth if alone else "random")
+    usual = hyper if alone else HYPERPARAMETERS["paper"]
+    known = {"optimizer": usual.optimizer, "growth": usual.growth}
+    if options.resume:  # one that was begun without these flags, perhaps with other defaults
+        config = read_training_settings(options.resume)
+        known = {name: config.get(name, DEFAULTS[name]) for name in known}
+    options.optimizer = given(options.optimizer, known["optimizer"])
+    options.growth = given(options.growth, known["growth"])
     rows = training_rows(options)
     by_stages = is_pipeline(options, ranks)
     size = default_batch_size(options.recipe, rows)

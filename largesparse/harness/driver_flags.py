@@ -135,7 +135,7 @@ def add_setting_flags(parser: ArgumentParser) -> None:
         epsilon="that of the nearest row",
         schedule="the recipe's",
         dropout="0 (width), 0.4 (paper)",
-        optimizer=told_default("optimizer"),
+        optimizer=told_default("optimizer") + "; by ranks and from files sgd",
         learning_rate="by length and slots, 0.01 at most, with sgd by depth and width too, 4 at "
         "most (width); 0.01, with adam and adamw 0.001 (paper)",
         weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",

@@ -68,8 +68,8 @@ class Hyperparameters:
     alpha: float
     coverage: Coverage  # of the initial topology
     keep_active: bool  # evolution leaves every neuron its last connections
-    optimizer: str
-    growth: str  # of connections, of a training by one process
+    optimizer: str  # of a training by one process that has its arrays in memory
+    growth: str  # of connections; the same
 
 
 HYPERPARAMETERS = {
@@ -144,7 +144,7 @@ def default_learning_rate(
         and falls with their number less one. With two, two nets of 20,000 neurons learned at an
         eighth, and diverged at the whole rate; one was tried at a quarter, and diverged. With one
         slot a node there is no staleness on one machine: ten layers of 20,000 reached 0.842, as
-        by one process (0.849), and 0.701 with two. (All by SGD.)
+        by one process (0.849), and 0.701 with two. All this is SGD's.
     """
     kind = OPTIMIZERS[optimizer]
     is_sgd = issubclass(kind, MomentumSGD)

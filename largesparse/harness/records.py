@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 6  # goes up whenever there are other fields; those that an older record lacks are null
+SCHEMA = 7  # goes up whenever there are other fields; those that an older record lacks are null
 
 
 @dataclass(slots=True)
@@ -114,6 +114,8 @@ class RunRecord:
     curve_s: list[float | None] | None = None  # what that took, an epoch; not in epoch_s
     curve_rows: int | None = None  # of the test rows that it is over
     learning_rate: float | None = None
+    optimizer: str | None = None
+    growth: str | None = None  # rule by which connections grow
 
 
 FIELDS = tuple(entry.name for entry in fields(RunRecord))

@@ -74,6 +74,8 @@ def series_of(run: Mapping[str, Any]) -> str:
         "epsilon": row.epsilon,
         "batch_size": BATCH_SIZE,
         "recipe": "width",
+        "optimizer": "sgd",
+        "growth": "random",
         "coverage": "random",
         "activation_dtype": "bfloat16" if wide else "float32",
         "algorithm": "sequential" if ranks == 1 else "wasap",
@@ -117,11 +119,11 @@ def told(name: str, value: Any) -> str:
     """Return a setting as a reader is told it: 2 threads, 10k neurons, ε 5."""
     if value is None or value != value:
         return f"{name} {UNKNOWN}"
-    if name in ("backend", "algorithm", "figure", "activation_dtype"):
+    if name in ("backend", "algorithm", "figure", "activation_dtype", "optimizer"):
         return str(value)
     if name in ("machine", "cpu"):
         return f"on {value}"
-    if name in ("epsilon", "recipe", "coverage", "commit"):
+    if name in ("epsilon", "recipe", "growth", "coverage", "commit"):
         return f"{'ε' if name == 'epsilon' else name} {short(value)}"
     if name == "batch_size":
         return f"mini-batches of {short(value)}"

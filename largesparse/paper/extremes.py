@@ -33,6 +33,8 @@ def flags_of(neurons: int, epochs: int, backend: str) -> list[str]:
         "epochs": epochs,
         "threads": 1,
         "backend": backend,
+        "optimizer": "sgd",
+        "growth": "random",
     }
     return [f"--{name}={value}" for name, value in flags.items()]
 

@@ -188,6 +188,13 @@ def read_notes(folder: str | Path) -> dict[str, Any]:
         return dict(training.get("notes") or {})
 
 
+def read_training_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the fields of a checkpoint's `TrainingConfig`, without reading the network."""
+    folder, _, training = open_training(folder)
+    with reading(folder):
+        return dict(training["config"])
+
+
 def read_history(folder: str | Path) -> tuple[History, bool]:
     """Return a checkpoint's history, and whether it ends with a whole epoch: see `read_notes`."""
     folder, _, training = open_training(folder)

@@ -272,6 +272,20 @@ def test_the_optimizer_is_in_the_plan_and_in_the_training(run):
     assert load_checkpoint("run").network.layers[0].updates.any()
 
 
+def test_a_run_goes_on_with_the_optimizer_that_it_began_with(run, monkeypatch):
+    config_of(run, "--optimizer", "sgd", "--growth", "random", "--epochs", 1)
+    notes = read_notes("run")
+    for name in ("optimizer", "growth"):  # as a version had it whose defaults these were
+        notes[NOTES][name] = None
+    for module in (resuming, bigmodel):
+        monkeypatch.setattr(module, "read_notes", lambda folder: notes)
+    code, text, err = run("--resume", "run", "--epochs", 2, "--out", "again.jsonl")
+    assert code == 0, err
+    assert "weights, velocities, both orders" in text
+    record = record_of("again.jsonl")
+    assert (record["optimizer"], record["growth"]) == ("sgd", "random")
+
+
 def test_density_and_rules_are_flags_too(run, monkeypatch):
     flags = "--density 0.05 --distribution erdos_renyi --start-factor 2 --drop-rule magnitude "
     flags += "--growth gradient --label-smoothing 0.1 --average-decay 0.9 --epochs 3"

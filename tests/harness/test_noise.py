@@ -41,7 +41,7 @@ def test_a_record_has_the_noise_of_its_run(tmp_path, monkeypatch):
     assert meter.result()["reference_s"][-1] == 7e-3  # and does not measure once more
     records.append_record(tmp_path / "runs.jsonl", record)
     (row,) = records.record_rows(records.read_records(tmp_path / "runs.jsonl"))
-    assert row["noise"] == record.noise and row["schema"] == 6
+    assert row["noise"] == record.noise and row["schema"] == 7
 
 
 def test_a_decorated_function_is_measured_at_every_call(monkeypatch):

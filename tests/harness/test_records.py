@@ -24,7 +24,7 @@ FIELDS = """
     active_neurons activation_dtype dataset settings nnz train_s train_accuracy test_loss
     selected_accuracy gradient_flow pruned distributions energy_j features
     backend_reason explored groups split stages stage_bytes steps_s bubble
-    least_bubble steps_bytes noise curve curve_s curve_rows learning_rate
+    least_bubble steps_bytes noise curve curve_s curve_rows learning_rate optimizer growth
 """.split()  # noqa: SIM905 (one line a field is harder to compare)
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -39,7 +39,7 @@ def test_a_record_has_the_fields_of_the_interface_in_order(tmp_path):
     records.append_record(path, records.new_record("test"))
     (row,) = read_json(path)
     assert list(row) == FIELDS
-    assert row["schema"] == 6
+    assert row["schema"] == 7
     assert row["kind"] == "test"
 
 

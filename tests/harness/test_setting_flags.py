@@ -104,3 +104,16 @@ def test_flags_that_count_for_nothing_are_refused(of):
         with pytest.raises(ParameterError, match="--start-factor"):
             of({name: VALUES[name]})
     of({"drop": "largesparse.model.drops:drop_by_magnitude", "drop_factor": 2.0})
+
+
+def test_by_ranks_and_from_files_bigmodel_has_the_papers_optimizer(tmp_path):
+    for ranks, more, expected in (
+        (1, [], ("adamw", "gradient")),
+        (1, ["--recipe", "paper"], ("sgd", "random")),
+        (1, ["--storage", str(tmp_path)], ("sgd", "random")),
+        (3, [], ("sgd", "random")),
+        (3, ["--algorithm", "pipeline"], ("sgd", "random")),
+        (3, ["--optimizer", "adamw"], ("adamw", "random")),
+    ):
+        options = bigmodel.parse(bigmodel.make_parser(), ["--neurons", "400", *more], ranks)
+        assert (options.optimizer, options.growth) == expected

@@ -288,6 +288,18 @@ def test_threading_layers_are_compared_idle_and_busy(measure, capsys):
     assert "'nonsense'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_parts_of_a_step_of_a_layer_are_timed(measure, capsys, dtype):
+    words = ["--sizes", "300,200", "--batch-size", "7", "--repeats", "2", "--threads", "1"]
+    measure.main(["layer_step", *words, "--activation-dtype", dtype])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"\d+ connections, 7 samples, {dtype}", lines[0])
+    rows = {line[:16].strip(): line[16:].split() for line in lines[2:]}
+    assert list(rows) == ["forward pass", "backward pass", "update", "update and copy"]
+    shares = {name: int(share.rstrip("%")) for name, (_, _, share) in rows.items()}
+    assert 98 <= sum(shares.values()) - shares["update"] <= 102
+
+
 def test_a_gradient_is_timed_by_the_micro_batch(measure, capsys):
     sizes = ["--neurons=200", "--layers=2", "--features=20", "--repeats=1", "--backend=scipy"]
     measure.main(["micro_batch", *sizes, "--settings", "8", "4/2"])

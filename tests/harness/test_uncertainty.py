@@ -15,6 +15,7 @@ from largesparse.harness.uncertainty import (
     UNCLEAR,
     Ratio,
     fitted_exponent,
+    mean_ratio,
     ratio_of,
     ratio_of_intervals,
     ratios_to,
@@ -110,3 +111,13 @@ def test_times_that_are_none_are_refused(wrong):
         ratio_of([1.0], wrong)
     with pytest.raises(ParameterError, match="2 and 1"):
         ratio_of([1.0, 2.0], [1.0])
+
+
+def test_the_mean_of_ratios_has_their_errors_over_their_number():
+    ratios = [Ratio(2.0, 2 / 1.3, 2 * 1.2), Ratio(0.5, 0.5 / 1.4, 0.5 * 1.1)]
+    found = mean_ratio(ratios)
+    assert found.value == pytest.approx(1.0)
+    below, above = (np.hypot(np.log(a), np.log(b)) / 2 for a, b in ((1.3, 1.4), (1.2, 1.1)))
+    assert found.low == pytest.approx(np.exp(-below)) and found.high == pytest.approx(np.exp(above))
+    assert mean_ratio(ratios[:1]) == pytest.approx(ratios[0])
+    assert not mean_ratio([ratios[0], Ratio(3.0)]).known

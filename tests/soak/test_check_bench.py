@@ -8,7 +8,7 @@ import pytest
 from largesparse.errors import LargeSparseError
 from largesparse.harness.bench.results import Bench, Figure, write_bench
 
-NAMES = "run1", "run2", "run3", "slowed"
+NAMES = "run1", "run2", "run3", "slowed-0.15"
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def written(path, seed, factor=1.0):
         group = name.partition("/")[0]
         seconds = 5e-3 * rng.lognormal(0, 0.02, 15) * (factor if group == "step" else 1)
         figures.append(Figure(name, group, list(seconds), [2e-3] * 15, group == "limits"))
-    write_bench(path, Bench(figures, cpu="a processor", cores=2, threads=2, complete=True))
+    write_bench(
+        path, Bench(figures, cpu="a processor", cores=2, threads=2, complete=True, minutes=10.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,21 @@ def test_without_a_slowed_run_none_is_made(tool, tmp_path, capsys):
         written(tmp_path / f"run{seed + 1}.json", seed)
     assert tool.main(["--times", "2", "--slow-down", "0", "--out", str(tmp_path)]) == 0
     assert "100.0% of the figures of 1 pairs" in capsys.readouterr().out
+
+
+def test_files_of_other_lengths_and_short_ones_are_refused(tool, tmp_path):
+    for seed in range(2):
+        written(tmp_path / f"run{seed + 1}.json", seed)
+    words = ["--times", "2", "--slow-down", "0", "--out", str(tmp_path)]
+    with pytest.raises(LargeSparseError, match="of 10 minutes, not of 3"):
+        tool.main([*words, "--minutes", "3"])
+    for name in ("run1", "run2"):
+        bench = tool.read_bench(tmp_path / f"{name}.json")
+        for figure in bench.figures:
+            figure.times_s, figure.reference_s = figure.times_s[:3], figure.reference_s[:3]
+        write_bench(tmp_path / f"{name}.json", bench)
+    with pytest.raises(LargeSparseError, match="give more --minutes"):
+        tool.main(words)
 
 
 def test_a_run_that_fails_says_why(tool, tmp_path):

@@ -33,6 +33,7 @@ from ..records import read_records, record_rows
 
 PHASES = ("initialisation", "epoch", "inference", "evolution")
 RANKS = ("--neurons=20k", "--features=512", "--samples=2000", "--epochs=3", "--backend=fused")
+RANKS += ("--optimizer=sgd", "--growth=random")  # of which the figures are since there are any
 RANKS_ROWS = 1400  # of --samples, that are trained on
 
 

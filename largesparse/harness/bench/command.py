@@ -14,8 +14,9 @@ over, so that a disturbance hits all alike; beside every repeat stands the time 
 kernel. Ctrl-C ends it, and keeps what was measured.
 
 --compare prints new / old of every figure with its 95 % interval (bootstrap over the repeats), once
-of the times and once of the times divided by the reference kernel's. The latter's intervals have
-the noise between the two runs in them, and say "faster", "slower" or "cannot tell".
+of the times and once divided by the median ratio of the controls: the machine's limits and the
+other libraries. The latter's intervals have the noise between the two runs in them, and say
+"faster", "slower" or "cannot tell". Figures with the same beginning have a row together.
 """
 
 from __future__ import annotations
