@@ -32,8 +32,10 @@ from ..presets import BATCH_SIZE, FEATURES, hidden_sizes, nearest_row
 from ..records import read_records, record_rows
 
 PHASES = ("initialisation", "epoch", "inference", "evolution")
-RANKS = ("--neurons=20k", "--features=512", "--samples=2000", "--epochs=3", "--backend=fused")
-RANKS += ("--optimizer=sgd", "--growth=random")  # of which the figures are since there are any
+RANKS = (
+    *("--neurons=20k", "--features=512", "--samples=2000", "--epochs=3", "--backend=fused"),
+    *("--optimizer=sgd", "--growth=random"),  # of which the figures are since there are any
+)
 RANKS_ROWS = 1400  # of --samples, that are trained on
 
 
