@@ -135,7 +135,9 @@ def twins(options: argparse.Namespace) -> None:
         if options.validation:  # settings are chosen on rows that are not reported
             split = train_test_split(X_train, y_train, test_size=600, random_state=1)
             X_train, X_test, y_train, y_test = split
-        batch_size = options.batch_size or default_batch_size("width", len(y_train))
+        batch_size = default_batch_size("width", len(y_train))
+        if options.batch_size is not None:
+            batch_size = options.batch_size
         steps = options.epochs * -(-len(y_train) // batch_size)
         linear = LogisticRegression(max_iter=1000).fit(X_train, y_train)
         columns.setdefault("logistic regression", []).append(linear.score(X_test, y_test))
@@ -149,14 +151,16 @@ def twins(options: argparse.Namespace) -> None:
                 coverage=options.coverage,
                 seed=options.seed,
             )
-            rate = default_learning_rate(
-                "width", hidden, steps, optimizer=optimizer, batch_size=batch_size
-            )
+            rate = options.learning_rate
+            if rate is None:
+                rate = default_learning_rate(
+                    "width", hidden, steps, optimizer=optimizer, batch_size=batch_size
+                )
             training = TrainingConfig(
                 epochs=options.epochs,
                 batch_size=batch_size,
                 optimizer=optimizer,
-                learning_rate=options.learning_rate or rate,
+                learning_rate=rate,
                 schedule=preset.schedule,
                 warmup_epochs=preset.warmup_epochs,
                 dropout=options.dropout,

@@ -34,6 +34,7 @@ LAYER_SIZES = (784, 1000, 1000, 1000, 10)
 BATCH_SIZE = 128
 ROUNDS = 31
 TINY = np.finfo(np.float32).tiny
+BFLOAT16_ONE = 0x3F80
 
 
 def setting(text: str) -> MicroBatching:
@@ -178,7 +179,7 @@ def layer_step(options: argparse.Namespace) -> None:
     X, Z = (aligned_zeros((n, batch), dtype) for n in options.sizes)
     delta, below = (aligned_zeros(array.shape, dtype) for array in (Z, X))
     for array in (X, Z, delta, below):
-        array[:] = 1  # so that it has pages of its own; of bfloat16 the smallest number
+        array[:] = BFLOAT16_ONE if dtype == np.uint16 else 1  # so that it has pages of its own
     words = (batch + 31) // 32
     states = [np.zeros((n, 2, words), dtype=np.uint32) for n in options.sizes]
     gradient, sums = np.zeros_like(layer.values), np.zeros(layer.n_in, dtype=np.float32)

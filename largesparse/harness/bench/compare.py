@@ -139,8 +139,9 @@ def show_comparison(old: Bench, new: Bench) -> str:
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
     drift = drift_between(old, new)
     lines += [f"{single.sum()} figures: {told}."]
+    judge = "controls" if drift.controls >= LEAST_CONTROLS else "reference kernel"
     lines += [
-        f"The machine takes {drift.ratio:.2f} of the time by its controls, and a figure differs by "
+        f"The machine takes {drift.ratio:.2f} of the time by its {judge}, and a figure differs by "
         f"±{100 * drift.noise():.0f} % more between two runs: the last ratios are divided by the "
         "one and have the other in their intervals. Verdicts are by these."
     ]
