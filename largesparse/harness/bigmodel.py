@@ -370,7 +370,8 @@ def plan_memory(
     most = max(expected_connections(config))
     backend = choose_backend(options.backend, config.layer_sizes, most).name
     dtype = options.activation_dtype or useful_dtype(config, options.backend)
-    once = bytes_once(backend, dtype, is_made(**data_parameters(options)))
+    made = is_made(**data_parameters(options))
+    once = bytes_once(backend, dtype, made, wanted.optimizer)
     if is_pipeline(options, ranks):
         known: dict[str, Any] = {"activation_dtype": dtype, "backend": backend, "once": once}
         return plan_pipeline(options, config, wanted, memory, **known)

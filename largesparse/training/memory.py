@@ -29,6 +29,7 @@ from ..machine.control_groups import free_memory
 from ..machine.environment import expand_user
 from ..model.activations import TRAINED
 from ..model.config import NetworkConfig
+from ..model.optimizer import OPTIMIZERS
 from ..model.workspace import activation_buffers, delta_buffers
 from .layer_terms import expected_connections, itemsize, layer_terms, total_of
 from .memory_plan import (
@@ -129,12 +130,14 @@ def backward_bytes(
     return (4 * parts + itemsize(activation_dtype) * buffers) * micro_batch
 
 
-def kind_of_kernels(backend: str, activation_dtype: str) -> str:
+def kind_of_kernels(backend: str, activation_dtype: str, optimizer: str = "sgd") -> str:
     """Return the name of the kernels that trainings of a kind need."""
-    return f"{backend}-{activation_dtype}"
+    updates = OPTIMIZERS[optimizer].kinds
+    kind = f"{backend}-{activation_dtype}"
+    return kind if updates == OPTIMIZERS["sgd"].kinds else f"{kind}-{'-'.join(updates)}"
 
 
-def bytes_once(backend: str, activation_dtype: str, is_made: bool) -> int:
+def bytes_once(backend: str, activation_dtype: str, is_made: bool, optimizer: str = "sgd") -> int:
     """Return what a process takes to compile kernels and make data that the cache has not got.
 
     Where it has some kernels, of other trainings, between a tenth and all of it is needed: a half
@@ -142,7 +145,7 @@ def bytes_once(backend: str, activation_dtype: str, is_made: bool) -> int:
     """
     from ..backends.compiling import is_cached
 
-    if is_cached(kind_of_kernels(backend, activation_dtype)):
+    if is_cached(kind_of_kernels(backend, activation_dtype, optimizer)):
         compiling = 0
     else:
         compiling = COMPILING // 2 if is_cached() else COMPILING

@@ -43,7 +43,9 @@ def warm_up(
     survivors(
         np.linspace(-1, 1, FEW + 1, dtype=np.float32), zeta=0.3
     )  # of layers that are not tiny
-    compiling.note_cached(kind_of_kernels(trainer.backend.name, activation_dtype))
+    compiling.note_cached(
+        kind_of_kernels(trainer.backend.name, activation_dtype, trainer.config.optimizer)
+    )
 
 
 def warm_up_once(backend: BackendName | None = None) -> None:

@@ -161,6 +161,7 @@ def _phase(bench: Bench, phase: str) -> tuple[list[float], list[float]]:
     """Return connections and median seconds of a phase, by size."""
     found = [bench.figure(f"ladder/{size}/{phase}") for size in _sizes(bench)]
     measured = [one for one in found if one is not None]
+    measured.sort(key=lambda one: one.settings["connections"])  # 20M have fewer than 10M
     return (
         [float(one.settings["connections"]) for one in measured],
         [float(np.median(one.times_s)) for one in measured],
