@@ -100,7 +100,6 @@ from .driver_flags import (
 )
 from .noise import NoiseMeter, describe_noise, tick
 from .presets import (
-    BATCH_SIZE,
     HYPERPARAMETERS,
     default_batch_size,
     default_curve,
@@ -260,9 +259,8 @@ def fill_in(options: argparse.Namespace, ranks: int) -> None:
     hyper = HYPERPARAMETERS[options.recipe]
     options.coverage = given(options.coverage, hyper.coverage)
     options.keep_active = given(options.keep_active, hyper.keep_active)
-    # by ranks and from files the paper's, with which these were measured
-    alone = ranks == 1 and options.storage is None
-    usual = hyper if alone else HYPERPARAMETERS["paper"]
+    # from files the paper's, with which these were measured
+    usual = hyper if options.storage is None else HYPERPARAMETERS["paper"]
     known = {"optimizer": usual.optimizer, "growth": usual.growth}
     if options.resume:  # one that was begun without these flags, perhaps with other defaults
         config = read_training_settings(options.resume)
@@ -271,10 +269,7 @@ def fill_in(options: argparse.Namespace, ranks: int) -> None:
     options.growth = given(options.growth, known["growth"])
     rows = training_rows(options)
     by_stages = is_pipeline(options, ranks)
-    size = default_batch_size(options.recipe, rows)
-    if ranks > 1 and not by_stages:  # which divide it
-        size = BATCH_SIZE
-    options.batch_size = given(options.batch_size, size)
+    options.batch_size = given(options.batch_size, default_batch_size(options.recipe, rows))
     points, curve_rows = default_curve(options.neurons, rows)
     options.curve_points = given(options.curve_points, 0 if by_stages else points)
     options.curve_rows = given(options.curve_rows, curve_rows)
@@ -297,7 +292,8 @@ def is_done(options: argparse.Namespace) -> bool:
 
 def parallel_options(options: argparse.Namespace) -> ParallelOptions:
     """Return how the training is spread over ranks, checked."""
-    phase_one = phase_one_length(options.epochs, options.phase_one_epochs)
+    all_epochs = options.epochs if options.recipe == "width" else None
+    phase_one = phase_one_length(options.epochs, given(options.phase_one_epochs, all_epochs))
     names = ("algorithm", "slots", "ranks_per_node", "chunk_bytes")
     return ParallelOptions(phase_one_epochs=phase_one, **{n: getattr(options, n) for n in names})
 

@@ -135,11 +135,11 @@ def add_setting_flags(parser: ArgumentParser) -> None:
         epsilon="that of the nearest row",
         schedule="the recipe's",
         dropout="0 (width), 0.4 (paper)",
-        optimizer=told_default("optimizer") + "; by ranks and from files sgd",
+        optimizer=told_default("optimizer") + "; from files sgd",
         learning_rate="by length and slots, 0.01 at most, with sgd by depth and width too, 4 at "
         "most (width); 0.01, with adam and adamw 0.001 (paper)",
         weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",
-        growth=told_default("growth") + "; by ranks and from files random",
+        growth=told_default("growth") + "; from files random",
         keep_active=told_default("keep_active"),
     )
 
@@ -235,7 +235,7 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         type=parse_size,
         metavar="N",
         help="epochs with one model; in the rest every worker trains a replica alone, and their "
-        "average is the result (default: 0.7 of the epochs)",
+        "average is the result (default: all of them with recipe 'width', 0.7 with 'paper')",
     )
     group.add_argument(
         "--slots",

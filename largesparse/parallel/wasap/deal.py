@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 LEASE = 16  # mini-batches that a worker is given at a time, at most
-LEASES = 8  # that a worker is given in an epoch, at least
+LEASES = 8  # that are computed in a slot in an epoch, at least
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,8 @@ class Deal:
     """The mini-batches of phase one.
 
     Of an epoch's `rows`, `batch_size` are a mini-batch of one of the workers 1 to `workers`. With
-    `joined`, the mini-batches of all workers are parts of one. `first_epoch` epochs are complete,
+    `joined`, the mini-batches of all workers are parts of one. Workers take turns where there are
+    fewer `slots`; by default each has its own. `first_epoch` epochs are complete,
     and `epochs` will be at the end. `state` is what `state` returned when a checkpoint was written,
     which is not at an epoch's border exactly; the number of workers may be another one.
     """
@@ -53,9 +54,11 @@ class Deal:
         *,
         first_epoch: int = 0,
         joined: bool = False,
+        slots: int | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.rows, self.batch_size, self.workers, self.epochs = rows, batch_size, workers, epochs
+        self._at_a_time = min(workers, slots or workers)
         self._step_rows = batch_size * (workers if joined else 1)
         self._missing: dict[int, set[int]] = {}  # epoch -> starts of what was not applied
         if state is not None and state["batch_size"] == batch_size:
@@ -93,9 +96,13 @@ class Deal:
         return batch
 
     def lease(self, worker: int) -> list[Batch]:
-        """Return the next mini-batches of a worker, up to an eighth of its epoch and at most 16."""
-        own = -(-self.rows // self.batch_size) // self.workers
-        count = max(1, min(LEASE, own // LEASES))
+        """Return the next mini-batches of a worker: at most 16, and an eighth of a slot's epoch.
+
+        A turn in a slot costs the worker's activations in new pages, so one for every mini-batch
+        would be slow.
+        """
+        of_slot = -(-self.rows // self.batch_size) // self._at_a_time
+        count = max(1, min(LEASE, of_slot // LEASES))
         found: list[Batch] = []
         while len(found) < count and self.has_more(worker):
             found.append(self.next(worker))

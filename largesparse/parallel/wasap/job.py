@@ -278,6 +278,7 @@ def _deal(server: Server, workers: int) -> Deal:
         options.phase_one_epochs,
         first_epoch=state.epoch,
         joined=options.algorithm != "wasap",
+        slots=sum(server.report.slots),
         state=dealt,
     )
     if deal.samples_applied <= state.epoch * rows:
