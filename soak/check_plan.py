@@ -67,7 +67,7 @@ CASES = (
     Case("mkl", 1, ("--backend=mkl",)),
     Case("mkl, micro-batch 16", 1, ("--backend=mkl", "--micro-batch=16")),
     Case("fused, 3 ranks", 3, ("--backend=fused",)),
-    Case("fused, 3 ranks, no phase two", 3, ("--backend=fused", "--phase-one-epochs=2")),
+    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", "--phase-one-epochs=1")),
     Case(
         "fused, 3 ranks, replicas evolve",
         3,

@@ -17,7 +17,7 @@ from ..backends.operands import MOST_INT32
 from ..errors import MemoryPlanError
 from ..machine.mapped_memory import Arena
 from ..machine.sizes import show_seconds
-from ..model.config import NetworkConfig
+from ..model.config import NetworkConfig, TrainingConfig
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.transfer import CHUNK_BYTES
 from ..parallel.pipeline.choice import find_plan, sample_cost
@@ -29,11 +29,14 @@ from ..parallel.shared.weights import Shape, SharedTopology, shared_size
 from ..training.layer_terms import expected_connections
 from ..training.memory import GIB, HEADROOM, MicroBatching, plan_training
 from .ladder import GUESS, Costs
-from .presets import hidden_sizes
+from .presets import HYPERPARAMETERS, hidden_sizes
 
 ACTIVATION_DTYPE = "bfloat16"  # as wide layers are trained
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 LEAST_LAYERS = 10
+TRAINING = TrainingConfig(  # of which the memory is, as `bigmodel` trains
+    optimizer=HYPERPARAMETERS["width"].optimizer, growth=HYPERPARAMETERS["width"].growth
+)
 
 
 @dataclass(frozen=True)
@@ -282,7 +285,7 @@ def _pipelines(config: NetworkConfig, cluster: Cluster, batch_size: int) -> list
         Where no number of nodes, up to all, can hold the network together.
     """
     layers = len(config.layer_sizes) - 1
-    whole = plan_training(config, 1, activation_dtype=ACTIVATION_DTYPE)
+    whole = plan_training(config, 1, activation_dtype=ACTIVATION_DTYPE, moments=TRAINING.moments)
     least = math.ceil((whole.model + whole.gradients) / (HEADROOM * cluster.memory))
     rows = batch_size
     while rows:
@@ -290,7 +293,11 @@ def _pipelines(config: NetworkConfig, cluster: Cluster, batch_size: int) -> list
         for ranks in range(max(2, least), min(layers, cluster.nodes) + 1):
             groups = min(rows, cluster.nodes // ranks)
             machines = tuple(Machine((rank,), cluster.memory) for rank in range(groups * ranks))
-            request = Request(config, rows, machines, groups, split="time", backend="fused")
+            request = Request(
+                *(config, rows, machines, groups, "time", TRAINING.moments, "fused"),
+                candidates=TRAINING.candidates_per_connection,
+                frees_buffers=not TRAINING.rules.needs_gradient,
+            )
             found.append(find_plan(request, activation_dtype=ACTIVATION_DTYPE))
         if fitting := [plan for plan in found if plan.fits]:
             return fitting
@@ -317,9 +324,13 @@ def _network(neurons: int, layers: int | None, epsilon: float, features: int) ->
 def _node_bytes(config: NetworkConfig, cluster: Cluster, micro_batch: int) -> tuple[int, int]:
     """Return the bytes of the server's node and of another, with a slot each."""
     setting = MicroBatching(micro_batch, activation_dtype=ACTIVATION_DTYPE)
-    shape = Shape(config, expected_connections(config), setting)
+    shape = Shape(config, expected_connections(config), setting, TRAINING.moments)
     nodes = Nodes([0, 0, 1], [cluster.cores] * 2, ["first", "second"])
-    first = plan_parallel(shape, nodes, [1, 1], Workload()).required
+    work = Workload(
+        candidates=TRAINING.candidates_per_connection,
+        needs_gradient=TRAINING.rules.needs_gradient,
+    )
+    first = plan_parallel(shape, nodes, [1, 1], work).required
     topology = shared_size(SharedTopology, shape)
     slot = sum(slot_sizes(shape, SharedTopology(shape, Arena())))
     return first, FIRST_BASE + topology + slot

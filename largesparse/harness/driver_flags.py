@@ -149,7 +149,7 @@ def add_curve_flags(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("learning curve")
     group.add_argument(
         "--curve-points",
-        type=parse_size,
+        type=int,
         metavar="N",
         help="times an epoch that a fixed part of the test rows is evaluated; the record has loss "
         f"and accuracy (default: {CURVE_POINTS} for 1M neurons or more, otherwise 0: not at all)",

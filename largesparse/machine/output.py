@@ -84,20 +84,26 @@ class LogLines:
 
     def __init__(self, desc: str, total: int, unit: str, initial: int = 0) -> None:
         self.desc, self.total, self.unit = desc, total, unit
-        self.n = self.initial = initial
+        self.n = initial
         self.begun = self.told = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when work was first done, and n after it
         self.results: dict[str, Any] = {}
 
     def update(self, n: int = 1) -> None:
         """Count n more, and print a line where one is due."""
         self.n += n
         now = time.monotonic()
+        since, done = self.first = self.first or (now, self.n)
         if now - self.told < self.SECONDS or not speaks():
             return
-        self.told, spent = now, now - self.begun
-        left = spent * (self.total - self.n) / max(1, self.n - self.initial)
-        shown = [f"{name} {value}" for name, value in self.results.items() if value is not None]
-        times = f"{spent / 60:.0f} minutes, about {left / 60:.0f} left"
+        self.told = now
+        times = f"{(now - self.begun) / 60:.0f} minutes"
+        if self.n > done:  # what came before the first of it, an evaluation, tells nothing
+            left = (now - since) * (self.total - self.n) / (self.n - done)
+            times += f", about {left / 60:.0f} left"
+        given = {name: value for name, value in self.results.items() if value is not None}
+        numbers = {name: f"{value:.4f}" for name, value in given.items() if type(value) is float}
+        shown = [f"{name} {value}" for name, value in (given | numbers).items()]
         line = f"{self.desc}: {self.n:,} of {self.total:,}{self.unit}, {times}"
         print(", ".join([line, *shown]), file=sys.stderr, flush=True)
 

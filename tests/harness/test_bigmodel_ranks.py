@@ -85,6 +85,27 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
     assert resumed["bytes_moved"] > 8 * resumed["connections"]
 
 
+def test_ranks_train_by_the_defaults_of_one_process(run, folder):
+    records = {}
+    for ranks, more in ((1, ()), (3, ("--slots=1",)), (3, ("--algorithm=pipeline",))):
+        out = folder / f"defaults-{len(records)}.jsonl"
+        result = run(ranks, "--micro-batch=16", *more, "--epochs=2", "--out", out)
+        assert (result.status, result.messages) == (0, []), result.err
+        (records[ranks, *more],) = records_of(out)
+    alone, server, pipeline = records.values()
+    for record in records.values():
+        assert (record["optimizer"], record["growth"]) == ("adamw", "gradient")
+        assert record["batch_size"] == 32
+        assert None not in record["loss"] + record["accuracy"]  # there are no replicas
+    rates = [record["learning_rate"] for record in records.values()]
+    assert rates == [rates[0]] * 3
+    assert server["phase_one_epochs"] == 2
+    assert pipeline["loss"] == alone["loss"]  # to the bit
+    # mini-batches in another order; before the first epoch there is none
+    assert server["loss"][0] == pytest.approx(alone["loss"][0], rel=1e-6)
+    assert server["loss"][-1] == pytest.approx(alone["loss"][-1], rel=0.05)
+
+
 def test_a_pipeline_is_planned_and_recorded(run, folder):
     out = folder / "stages.jsonl"
     flags = ("--algorithm=pipeline", "--groups=2", "--recipe=paper", "--micro-batch=16")

@@ -116,11 +116,25 @@ def test_long_work_prints_a_line_now_and_then(monkeypatch, capsys):
     with lines:
         for _ in range(10):
             clock[0] += 30
-            lines.set_postfix(loss="0.5", test=None)
+            lines.set_postfix(loss="0.5", test=None, share=2 / 3)
             lines.update(100)
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "training: 400 of 1,200 samples, 1 minutes, about 4 left, loss 0.5"
+    end = "loss 0.5, share 0.6667"
+    assert told[0] == f"training: 400 of 1,200 samples, 1 minutes, about 4 left, {end}"
     assert len(told) == 5
+
+
+def test_the_time_left_is_not_told_from_what_comes_before_the_first_step(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
+    lines = output.LogLines("training", 1200, " samples")
+    for seconds in (600, 60):  # the first one after a long evaluation
+        clock[0] += seconds
+        lines.update(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 10 of 1,200 samples, 10 minutes",
+        "training: 20 of 1,200 samples, 11 minutes, about 118 left",
+    ]
 
 
 def test_what_cannot_be_printed_is_told():

@@ -105,6 +105,22 @@ def test_every_sample_is_dealt_once_an_epoch(rows, batch_size, workers, epochs, 
         assert batch.step == batch.epoch * steps + batch.start // batch_size
 
 
+@given(rows=st.integers(1, 8000), workers=st.integers(1, 20), slots=st.integers(1, 20))
+def test_a_lease_is_an_eighth_of_what_a_slot_computes_in_an_epoch(rows, workers, slots):
+    deal = Deal(rows, 32, workers, 1, slots=slots)
+    batches, at_a_time = -(-rows // 32), min(slots, workers)
+    lease = deal.lease(1)
+    assert 1 <= len(lease) <= 16
+    assert len(lease) == 1 or 8 * len(lease) * at_a_time <= batches
+    own = len(range(0, batches, workers))
+    assert len(lease) == min(own, max(1, min(16, batches // at_a_time // 8)))
+
+
+def test_workers_of_one_slot_take_turns_of_many_mini_batches():
+    # each turn costs the pages of a worker's activations
+    assert [len(Deal(7000, 32, 15, 1, slots=n).lease(1)) for n in (1, 2, 15)] == [15, 13, 1]
+
+
 @given(
     **RANGES,
     workers=st.tuples(*[st.integers(1, 7)] * 3),

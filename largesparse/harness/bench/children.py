@@ -34,7 +34,8 @@ from ..records import read_records, record_rows
 PHASES = ("initialisation", "epoch", "inference", "evolution")
 RANKS = (
     *("--neurons=20k", "--features=512", "--samples=2000", "--epochs=3", "--backend=fused"),
-    *("--optimizer=sgd", "--growth=random"),  # of which the figures are since there are any
+    # of which the figures are since there are any
+    *("--optimizer=sgd", "--growth=random", "--batch-size=128", "--phase-one-epochs=2"),
 )
 RANKS_ROWS = 1400  # of --samples, that are trained on
 
