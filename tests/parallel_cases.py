@@ -132,6 +132,14 @@ SEQUENTIAL = {
     "stopped": Case(options=ONE, stop_after=2, checkpoint="resumed-checkpoint"),
     "resumed": Case(options=ONE, checkpoint="resumed-checkpoint", resume="resumed-checkpoint"),
 }
+# Several workers that take turns in one slot: the same.
+TURNS = {
+    f"turns-{name}": Case(options=ONE | {"slots": 1}, rows=200, training={"batch_size": 4} | more)
+    for name, more in {
+        "plain": {},
+        "points": {"curve_points": 3, "curve_rows": 5, "evaluate_first": False} | ADAM,
+    }.items()
+}
 # One worker, both phases: the same weights; the velocities are not kept.
 BOTH_PHASES = {
     "both-phases": Case(training=PRUNING, network=SRELU),
@@ -289,6 +297,7 @@ FEWER = {  # by two workers
 }
 CASES = (
     SEQUENTIAL
+    | TURNS
     | BOTH_PHASES
     | JOINED
     | REPLICAS

@@ -104,6 +104,7 @@ from .presets import (
     default_batch_size,
     default_curve,
     default_learning_rate,
+    evaluations,
     hidden_sizes,
     nearest_row,
 )
@@ -421,6 +422,7 @@ def training_config(
         batch_size=options.batch_size,
         warmup_epochs=hyper.warmup_epochs,
         evolve_last=True,  # to time it
+        **evaluations(options.neurons),
         curve_points=options.curve_points,
         curve_rows=options.curve_rows,
         seed=options.seed,

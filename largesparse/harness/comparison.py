@@ -72,7 +72,7 @@ def describe_epoch(record: EpochRecord, epochs: int) -> str:
 def describe_new_epochs(epochs: Sequence[EpochRecord], total: int) -> list[str]:
     """Return a line for the last epoch, and for those of phase two right before it."""
     first = len(epochs) - 1
-    while first > 0 and epochs[first - 1].loss is None:
+    while first > 1 and epochs[first - 1].loss is None:
         first -= 1
     return [describe_epoch(record, total) for record in epochs[first:]]
 

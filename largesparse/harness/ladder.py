@@ -92,8 +92,8 @@ def extrapolate(measured: Sequence[Costs], connections: int) -> Costs:
 
 
 def predicted_seconds(costs: Costs, length: Length, test_fraction: float) -> float:
-    """Return the seconds of a whole run: training, and loss and accuracy before it and after each
-    epoch, and an evolution an epoch."""
+    """Return the seconds of a whole run, at most: training, loss and accuracy before it (which
+    `presets.evaluations` may leave out) and after each epoch, and an evolution an epoch."""
     train, test = length.parts(test_fraction)
     looks = (length.epochs + 1) * (test + min(train, LOSS_ROWS))
     each = costs.init + length.epochs * (costs.training * train + costs.evolution)

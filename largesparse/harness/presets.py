@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..model.config import Coverage, Schedule
 from ..model.optimizer import OPTIMIZERS, MomentumSGD
@@ -13,6 +14,7 @@ FEATURES, BATCH_SIZE = 65_536, 128  # of section 2.4
 LEAST_UPDATES, LEAST_BATCH = 200, 32  # of an epoch, and samples of an update, with recipe `width`
 EXTREME = 1_000_000  # neurons from which a run has a learning curve within epochs
 CURVE_POINTS, CURVE_ROWS = 5, 64  # of an epoch, and of the test rows
+EXTREME_LOSS_ROWS = 256  # of training, that the loss of such a run is of
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,17 @@ def default_curve(neurons: int, train_samples: int) -> tuple[int, int]:
     """
     rows = min(CURVE_ROWS, max(8, train_samples // 100))
     return (CURVE_POINTS if neurons >= EXTREME else 0), rows
+
+
+def evaluations(neurons: int) -> dict[str, Any]:
+    """Return fields of `TrainingConfig`: what is evaluated beside the test rows after an epoch.
+
+    Networks of 1M neurons or more are not evaluated before training, and their loss is that of 256
+    training rows: of 50M, each such row takes about 40 ms.
+    """
+    if neurons < EXTREME:
+        return {}
+    return {"evaluate_first": False, "loss_rows": EXTREME_LOSS_ROWS}
 
 
 STALE = 8  # what a second slot divides SGD's learning rate by

@@ -262,6 +262,7 @@ class TrainingConfig:
     validation_fraction: float = 0.0  # share of the rows set aside to watch
     patience: int | None = None  # epochs without a better validation accuracy before stopping
     loss_rows: int = LOSS_ROWS  # of training that are evaluated after an epoch; 0: running loss
+    evaluate_first: bool = True  # before training too; without it the first record has no results
     curve_points: int = 0  # times an epoch that held-out rows are evaluated: see `training.curve`
     curve_rows: int = 64  # of the held-out ones that it is
     # features to zero mean and unit variance, by the training rows; zeros of sparse X stay, unless

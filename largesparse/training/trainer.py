@@ -433,6 +433,8 @@ class Trainer(Stepper):
     def _record(self, data: TrainingData, request: StopRequest) -> EpochRecord:
         """Evaluate, and complete the epoch."""
         measured: dict[str, float] = {}
+        if self.state.part is None and not self.config.evaluate_first:  # it begins
+            return self.complete_epoch()
         with request.at_once():
             if len(data.loss_rows):
                 measured["loss"], measured["train_accuracy"] = self._score(data, data.loss_rows)

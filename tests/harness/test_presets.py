@@ -11,6 +11,7 @@ from largesparse.harness.presets import (
     default_batch_size,
     default_curve,
     default_learning_rate,
+    evaluations,
     hidden_sizes,
     nearest_row,
     nominal_parameters,
@@ -68,6 +69,8 @@ def test_the_mini_batch_of_the_paper_and_of_its_7000_rows():
     assert [default_batch_size(recipe, 7000) for recipe in ("width", "paper")] == [32, 128]
     assert [default_curve(n, 7000) for n in (999_999, M, 50 * M)] == [(0, 64), (5, 64), (5, 64)]
     assert default_curve(M, 640)[1] == 8
+    assert evaluations(999_999) == {}
+    assert evaluations(M) == {"evaluate_first": False, "loss_rows": 256}
 
 
 @given(st.integers(1, 10**9), st.integers(1, 50))

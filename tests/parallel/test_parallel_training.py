@@ -29,6 +29,7 @@ from parallel_cases import (
     REPLICAS_SHRINKING,
     ROWS,
     SEQUENTIAL,
+    TURNS,
     Case,
     save_network,
     shift,
@@ -58,7 +59,7 @@ JOBS = {
     "three workers": Job(
         4,
         (
-            *(*JOINED, *REPLICAS, *REPLICAS_SHRINKING, *GIVEN, *NORMALISED_CASES),
+            *(*TURNS, *JOINED, *REPLICAS, *REPLICAS_SHRINKING, *GIVEN, *NORMALISED_CASES),
             *ASYNCHRONOUS,
         ),
     ),
@@ -156,6 +157,15 @@ def test_one_worker_trains_as_one_process_does(jobs, name, tmp_path):
     assert_same(jobs.network(name), arrays_of(twin.network, tmp_path), tolerance=tolerance)
     assert_same_history(jobs.told(name)["epochs"], twin.history.to_list(), max(1e-9, tolerance))
     assert jobs.told(name, 1)["epochs"] == jobs.told(name)["epochs"]
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_workers_that_take_turns_in_one_slot_train_as_one_process_does(jobs, name, tmp_path):
+    twin = train_in_one_process(CASES[name])
+    assert_same(jobs.network(name), arrays_of(twin.network, tmp_path))
+    told = jobs.told(name)
+    assert_same_history(told["epochs"], twin.history.to_list())
+    assert told["report"]["staleness"] == {"0": 3 * 50}
 
 
 @pytest.mark.parametrize("name", BOTH_PHASES)

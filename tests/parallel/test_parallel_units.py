@@ -112,13 +112,33 @@ def test_a_lease_is_an_eighth_of_what_a_slot_computes_in_an_epoch(rows, workers,
     lease = deal.lease(1)
     assert 1 <= len(lease) <= 16
     assert len(lease) == 1 or 8 * len(lease) * at_a_time <= batches
-    own = len(range(0, batches, workers))
-    assert len(lease) == min(own, max(1, min(16, batches // at_a_time // 8)))
+    if at_a_time < workers:  # those that follow each other are dealt together
+        assert [batch.step for batch in lease] == list(range(len(lease)))
 
 
 def test_workers_of_one_slot_take_turns_of_many_mini_batches():
     # each turn costs the pages of a worker's activations
-    assert [len(Deal(7000, 32, 15, 1, slots=n).lease(1)) for n in (1, 2, 15)] == [15, 13, 1]
+    assert [len(Deal(7000, 32, 15, 1, slots=n).lease(1)) for n in (1, 2, 15)] == [15, 8, 1]
+    assert len(Deal(7000, 32, 15, 1, slots=1, joined=True).next_joined()) == 15
+
+
+@pytest.mark.parametrize("pause", [5, 7, 1000])  # mini-batches, as points of a curve
+def test_mini_batches_of_one_slot_are_in_the_order_of_sequential_training(pause):
+    deal, workers = Deal(7000, 32, 15, 3, slots=1), 15
+    dispatcher, steps, done = Dispatcher([0] * (workers + 1), [1]), [], 0
+    while not deal.is_done:
+        worker, slot = next(dispatcher.pairs(deal.has_more))
+        dispatcher.begin(worker, slot)
+        lease = deal.lease(worker)
+        epoch = done // 219  # at whose end they pause too
+        kept = lease[: min(pause - done % pause, 219 * (epoch + 1) - done)]
+        for batch in kept:
+            deal.apply(batch)
+        steps += [batch.step for batch in kept]
+        done += len(kept)
+        deal.give_back(worker, lease[len(kept) :])
+        dispatcher.end(worker, slot, is_next=len(kept) < len(lease))
+    assert steps == list(range(3 * 219))
 
 
 @given(

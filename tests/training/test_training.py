@@ -620,6 +620,19 @@ def test_without_loss_rows_no_row_is_evaluated_and_the_weights_are_the_same():
     assert same(plain.network, quick.network)
 
 
+def test_without_an_evaluation_before_it_a_training_is_the_same():
+    X, y = task(40)
+    plain, later = make_trainer(epochs=2), make_trainer(epochs=2, evaluate_first=False)
+    expected, found = (each.fit(X, y, test=(X, y), progress=False) for each in (plain, later))
+    names = ("loss", "train_accuracy", "test_accuracy", "inference_s")
+    assert [found[name][0] for name in names] == [None] * 4
+    for name in names[:3]:
+        assert found[name][1:] == expected[name][1:] and None not in found[name][1:]
+    assert found["active_neurons"] == expected["active_neurons"]
+    assert found["nnz"] == expected["nnz"]
+    assert same(plain.network, later.network)
+
+
 def test_weights_that_the_last_update_makes_infinite_are_told_without_loss_rows():
     X, y = task(20)
     options = {"loss_rows": 0, "learning_rate": 1e38, "batch_size": 20, "epochs": 1}

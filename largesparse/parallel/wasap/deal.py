@@ -1,7 +1,9 @@
 """Which mini-batches of phase one are whose, which have been applied, and who computes where.
 
 An epoch's order of the rows is that of sequential training. Its mini-batches are dealt to the
-workers in turn: every sample is used, and a worker reads its own part only.
+workers in turn: every sample is used, and a worker reads its own part only. Where workers take
+turns, since there are fewer slots, as many that follow each other are dealt as a turn has: in one
+slot they are computed in the order of sequential training.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ class Deal:
     """The mini-batches of phase one.
 
     Of an epoch's `rows`, `batch_size` are a mini-batch of one of the workers 1 to `workers`. With
-    `joined`, the mini-batches of all workers are parts of one. Workers take turns where there are
-    fewer `slots`; by default each has its own. `first_epoch` epochs are complete,
+    `joined`, the mini-batches of all workers are parts of one. Workers take turns in `slots`; by
+    default each has its own. `first_epoch` epochs are complete,
     and `epochs` will be at the end. `state` is what `state` returned when a checkpoint was written,
     which is not at an epoch's border exactly; the number of workers may be another one.
     """
@@ -58,7 +60,12 @@ class Deal:
         state: dict[str, Any] | None = None,
     ) -> None:
         self.rows, self.batch_size, self.workers, self.epochs = rows, batch_size, workers, epochs
-        self._at_a_time = min(workers, slots or workers)
+        batches, at_a_time = -(-rows // batch_size), min(workers, slots or workers)
+        self._turn = max(1, min(LEASE, batches // at_a_time // LEASES))
+        self._dealt = 1  # at a time
+        if at_a_time < workers and not joined:
+            turns = -(-batches // (workers * self._turn))  # of every worker
+            self._turn = self._dealt = -(-batches // (workers * turns))
         self._step_rows = batch_size * (workers if joined else 1)
         self._missing: dict[int, set[int]] = {}  # epoch -> starts of what was not applied
         if state is not None and state["batch_size"] == batch_size:
@@ -101,10 +108,10 @@ class Deal:
         A turn in a slot costs the worker's activations in new pages, so one for every mini-batch
         would be slow.
         """
-        of_slot = -(-self.rows // self.batch_size) // self._at_a_time
-        count = max(1, min(LEASE, of_slot // LEASES))
-        found: list[Batch] = []
-        while len(found) < count and self.has_more(worker):
+        found = [self.next(worker)]
+        while len(found) < self._turn and (following := self._next[worker - 1]) is not None:
+            if self._dealt > 1 and following.step != found[-1].step + 1:
+                break
             found.append(self.next(worker))
         return found
 
@@ -139,9 +146,10 @@ class Deal:
         steps = -(-self.rows // self._step_rows)
         for epoch in range(self._first, self.epochs):
             starts = self._left.get(epoch, range(0, self.rows, self.batch_size))
-            for start in starts[worker :: self.workers]:
-                step = epoch * steps + start // self._step_rows
-                yield Batch(epoch, start, start + self._samples(start), step)
+            for first in range(worker * self._dealt, len(starts), self.workers * self._dealt):
+                for start in starts[first : first + self._dealt]:
+                    step = epoch * steps + start // self._step_rows
+                    yield Batch(epoch, start, start + self._samples(start), step)
 
     def _samples(self, start: int) -> int:
         return min(self.batch_size, self.rows - start)
@@ -175,10 +183,11 @@ class Dispatcher:
         self._waiting[node].remove(worker)
         self._free[node].remove(slot)
 
-    def end(self, worker: int, slot: int) -> None:
-        """Give a worker and a slot back."""
+    def end(self, worker: int, slot: int, *, is_next: bool = False) -> None:
+        """Give a worker and a slot back; it waits behind the others, or is the next."""
         node = self._nodes[worker]
-        self._waiting[node].append(worker)
+        waiting = self._waiting[node]
+        waiting.insert(0 if is_next else len(waiting), worker)
         self._free[node].append(slot)
 
     def pairs(self, can_work: Callable[[int], bool]) -> Iterator[tuple[int, int]]:

@@ -123,7 +123,7 @@ class Server:
             self._count(deal, batch, loss, staleness)
         rest = batches[len(leased.updates) :]
         if leased.push is None:
-            self._dispatcher.end(leased.worker, leased.task.slot)
+            self._dispatcher.end(leased.worker, leased.task.slot, is_next=bool(rest))
         else:
             self._arrived.append(leased.push)
             rest = rest[1:]
@@ -329,7 +329,8 @@ class Server:
     def record(self) -> None:
         """Evaluate by all workers, and complete the epoch, if there was one."""
         found = EpochRecord(self.state.present_epoch, None, None)
-        self.fill_in(found)
+        if self.state.part is not None or self.trainer.config.evaluate_first:
+            self.fill_in(found)
         names = ("loss", "train_accuracy", "test_accuracy", "inference_s", "active_neurons")
         self.trainer.complete_epoch(**{name: getattr(found, name) for name in names})
 
