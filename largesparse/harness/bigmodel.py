@@ -106,6 +106,7 @@ from .presets import (
     default_learning_rate,
     evaluations,
     hidden_sizes,
+    most_slots,
     nearest_row,
 )
 from .records import RunRecord, append_record, check_output, has_record
@@ -385,6 +386,7 @@ def plan_memory(
             choose_parallel_plan,
             nodes=nodes,
             slots=spread.most_slots,
+            at_most=most_slots(options.recipe, options.neurons, min(nodes.cores)),
             available=memory,
             algorithm=spread.algorithm,
             replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,

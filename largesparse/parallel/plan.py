@@ -167,6 +167,7 @@ def choose_parallel_plan(
     keep_every: int | None = None,
     activation_dtype: str = "float32",
     slots: int | None = None,
+    at_most: int | None = None,
     available: int,
     moments: tuple[str, ...] = ("velocity",),
     **work: Any,
@@ -175,7 +176,8 @@ def choose_parallel_plan(
 
     Fewer slots come before micro-batches under 32 (64 with bfloat16), and before activations that
     are computed twice: a node's cores then work on fewer gradients. `slots`, a micro-batch and
-    `keep_every` that are given are taken. `available` are the bytes of `memory_of_ranks`,
+    `keep_every` that are given are taken; without `slots` a node has `at_most` so many, by default
+    as many as cores. `available` are the bytes of `memory_of_ranks`,
     `moments` the kinds that the optimizer keeps, and `work` the fields of `Workload`. Where nothing
     fits, a `MemoryPlanError` says what would.
     """
@@ -191,8 +193,9 @@ def choose_parallel_plan(
         return dataclasses.replace(found, passing=passing, most_slots=count)
 
     found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
-    chosen = first_fitting(config, budget, _slots_and(found, nodes, slots), plan)
-    return chosen if chosen.note else dataclasses.replace(chosen, most_slots=slots)
+    tried = _slots_and(found, nodes, slots or at_most, fixed=slots is not None)
+    chosen = first_fitting(config, budget, tried, plan)
+    return chosen if chosen.note else dataclasses.replace(chosen, most_slots=slots or at_most)
 
 
 def micro_batching_of(trainer: Trainer, data: TrainingData) -> MicroBatching:
@@ -262,11 +265,11 @@ def check_memory(
 
 
 def _slots_and(
-    found: list[MicroBatching], nodes: Nodes, slots: int | None
+    found: list[MicroBatching], nodes: Nodes, slots: int | None, *, fixed: bool
 ) -> Iterator[tuple[int, MicroBatching]]:
     """Yield what to try, the best first: slots of a node, with how activations are kept."""
     most = max(slots_of_nodes(nodes, slots))
-    counts = [most] if slots else range(most, 0, -1)
+    counts = [most] if fixed else range(most, 0, -1)
     kept = found[0].keep_every
     large = [
         each

@@ -13,6 +13,7 @@ from largesparse.harness.presets import (
     default_learning_rate,
     evaluations,
     hidden_sizes,
+    most_slots,
     nearest_row,
     nominal_parameters,
 )
@@ -69,6 +70,9 @@ def test_the_mini_batch_of_the_paper_and_of_its_7000_rows():
     assert [default_batch_size(recipe, 7000) for recipe in ("width", "paper")] == [32, 128]
     assert [default_curve(n, 7000) for n in (999_999, M, 50 * M)] == [(0, 64), (5, 64), (5, 64)]
     assert default_curve(M, 640)[1] == 8
+    assert [most_slots("width", 999_999, cores) for cores in (1, 2, 4, 96)] == [1, 2, 4, 4]
+    assert [most_slots("width", M, cores) for cores in (1, 2, 3, 4, 96)] == [1, 1, 1, 2, 4]
+    assert most_slots("paper", M, 16) is None
     assert evaluations(999_999) == {}
     assert evaluations(M) == {"evaluate_first": False, "loss_rows": 256}
 
