@@ -17,6 +17,7 @@ more to compile, and one that makes its data 0.12 GiB.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -58,31 +59,33 @@ class Case(NamedTuple):
         return [*start_ranks(self.ranks), *run, *more, *self.flags]
 
 
+REPLICAS = "--phase-one-epochs=1"  # and one epoch more
 CASES = (
     Case("fused", 1, ("--backend=fused",)),
     Case("fused, 1 thread", 1, ("--backend=fused", "--threads=1")),
     Case("fused, micro-batch 16", 1, ("--backend=fused", "--micro-batch=16")),
     Case("fused, every 2nd layer", 1, ("--backend=fused", "--keep-every=2")),
     Case("fused, bfloat16", 1, ("--backend=fused", "--activation-dtype=bfloat16")),
+    Case("fused, sgd", 1, ("--backend=fused", "--optimizer=sgd", "--growth=random")),
     Case("mkl", 1, ("--backend=mkl",)),
     Case("mkl, micro-batch 16", 1, ("--backend=mkl", "--micro-batch=16")),
     Case("fused, 3 ranks", 3, ("--backend=fused",)),
-    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", "--phase-one-epochs=1")),
+    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", REPLICAS)),
+    Case("fused, 3 ranks, replicas evolve", 3, ("--backend=fused", "--epochs=3", REPLICAS)),
     Case(
-        "fused, 3 ranks, replicas evolve",
+        "fused, 3 ranks, bfloat16",
         3,
-        ("--backend=fused", "--epochs=3", "--phase-one-epochs=1"),
+        ("--backend=fused", "--activation-dtype=bfloat16", REPLICAS),
     ),
-    Case("fused, 3 ranks, bfloat16", 3, ("--backend=fused", "--activation-dtype=bfloat16")),
-    Case("fused, 5 ranks, 1 slot", 5, ("--backend=fused", "--slots=1")),
-    Case("mkl, 3 ranks", 3, ("--backend=mkl",)),
-    Case("mkl, 5 ranks, micro-batch 16", 5, ("--backend=mkl", "--micro-batch=16")),
-    Case("fused, 3 ranks, wassp", 3, ("--backend=fused", "--algorithm=wassp")),
-    Case("fused, 4 ranks, 2 nodes", 4, ("--backend=fused", "--ranks-per-node=2")),
+    Case("fused, 5 ranks, 1 slot", 5, ("--backend=fused", "--slots=1", REPLICAS)),
+    Case("mkl, 3 ranks", 3, ("--backend=mkl", REPLICAS)),
+    Case("mkl, 5 ranks, micro-batch 16", 5, ("--backend=mkl", "--micro-batch=16", REPLICAS)),
+    Case("fused, 3 ranks, wassp", 3, ("--backend=fused", "--algorithm=wassp", REPLICAS)),
+    Case("fused, 4 ranks, 2 nodes", 4, ("--backend=fused", "--ranks-per-node=2", REPLICAS)),
     Case(
         "fused, 4 ranks, 2 nodes, allreduce",
         4,
-        ("--backend=fused", "--ranks-per-node=2", "--algorithm=allreduce"),
+        ("--backend=fused", "--ranks-per-node=2", "--algorithm=allreduce", REPLICAS),
     ),
 )
 
@@ -294,9 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         start_ranks(ranks)  # before minutes of runs: is there an mpiexec?
     for flags in {case.flags[0] for case in cases}:
         backend = get_backend(flags.partition("=")[2])
-        for dtype in ("float32", "bfloat16")[: 1 + backend.takes_bfloat16]:
-            for whole in (True, False):
-                warm_up(backend.name, activation_dtype=dtype, whole=whole)
+        dtypes = ("float32", "bfloat16")[: 1 + backend.takes_bfloat16]
+        for dtype, whole, rule in itertools.product(dtypes, (True, False), ("sgd", "adamw")):
+            warm_up(backend.name, activation_dtype=dtype, whole=whole, optimizer=rule)
     make_large_classification(options.samples, options.features)
     print(f"{'':<36}{'neurons':>8}{'planned':>10}{'measured':>10}   ratio      (MiB)")
     outside = 0

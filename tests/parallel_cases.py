@@ -120,6 +120,9 @@ SEQUENTIAL = {
     "augmented": Case(options=ONE, augment=True),
     "intervals": Case(options=ONE, training={"evolution_interval": 2, "evolve_last": True}),
     "synchronous": Case("wassp", options=ONE, network=WIDTH),
+    "unevaluated": Case(
+        "wassp", options=ONE | {"server": False}, training={"evaluate_first": False}
+    ),
     "shrinking": Case(options=ONE, **SHRINKING),
     "adam": Case(options=ONE | {"ranks_per_node": 1}, network=SRELU, training=PRUNING | ADAM),
     "adam-allreduce": Case(
@@ -134,7 +137,7 @@ SEQUENTIAL = {
 }
 # Several workers that take turns in one slot: the same.
 TURNS = {
-    f"turns-{name}": Case(options=ONE | {"slots": 1}, rows=200, training={"batch_size": 4} | more)
+    f"turns-{name}": Case(options=ONE | {"slots": 1}, rows=160, training={"batch_size": 4} | more)
     for name, more in {
         "plain": {},
         "points": {"curve_points": 3, "curve_rows": 5, "evaluate_first": False} | ADAM,

@@ -58,7 +58,7 @@ from ..parallel import train_wasap, train_wassp
 from ..parallel.comm.collectives import broadcast
 from ..parallel.comm.nodes import Nodes
 from ..parallel.comm.ranks import Alone, get_communicator, together
-from ..parallel.options import ParallelOptions, check_config, phase_one_length
+from ..parallel.options import JOINED, ParallelOptions, check_config, phase_one_length
 from ..parallel.pipeline.plan import memory_of_machines
 from ..parallel.plan import check_disk, choose_parallel_plan, memory_of_ranks, slots_of_nodes
 from ..training.checkpoint import read_history, read_notes, read_training_settings
@@ -267,6 +267,9 @@ def fill_in(options: argparse.Namespace, ranks: int) -> None:
     if options.resume:  # one that was begun without these flags, perhaps with other defaults
         config = read_training_settings(options.resume)
         known = {name: config.get(name, DEFAULTS[name]) for name in known}
+        by_server = ranks > 1 and not is_pipeline(options, ranks)
+        if by_server and "evaluate_first" not in config and options.phase_one_epochs is None:
+            options.phase_one_epochs = phase_one_length(options.epochs)
     options.optimizer = given(options.optimizer, known["optimizer"])
     options.growth = given(options.growth, known["growth"])
     rows = training_rows(options)
@@ -314,7 +317,9 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
     slots = 1
     if plan.slots and options.algorithm == "wasap":
         slots = sum(slots_of_nodes(nodes, plan.most_slots))
-    steps = options.epochs * -(-train_samples // options.batch_size)
+    ranks = len(nodes.node)
+    joined = ranks - 1 if ranks > 1 and options.algorithm in JOINED else 1
+    steps = options.epochs * -(-train_samples // (joined * options.batch_size))
     rate = default_learning_rate(
         options.recipe,
         config.layer_sizes[1:-1],
@@ -322,6 +327,7 @@ def plan_run(options: argparse.Namespace, nodes: Nodes, memory: Any) -> Job:
         optimizer=options.optimizer,
         slots=slots,
         batch_size=options.batch_size,
+        joined=joined,
     )
     training = training_config(options, plan, rate)
     if not options.resume and config.probabilities() != config.final_probabilities():
@@ -381,12 +387,14 @@ def plan_memory(
         once=once,
     )
     if ranks > 1:
-        spread = parallel_options(options)
+        spread, at_most = parallel_options(options), None
+        if spread.algorithm == "wasap":  # the others have no staleness
+            at_most = most_slots(options.recipe, options.neurons, min(nodes.cores), len(nodes))
         choose = functools.partial(
             choose_parallel_plan,
             nodes=nodes,
             slots=spread.most_slots,
-            at_most=most_slots(options.recipe, options.neurons, min(nodes.cores)),
+            at_most=at_most,
             available=memory,
             algorithm=spread.algorithm,
             replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,

@@ -8,6 +8,7 @@ from typing import Any
 from ..machine.sizes import show_seconds
 from ..model.config import NetworkConfig
 from ..model.rules import describe_rule
+from ..parallel.options import JOINED
 from ..training.history import EpochRecord, History
 from ..training.memory import GIB
 from .presets import BATCH_SIZE, FEATURES, nearest_row, nominal_parameters
@@ -109,6 +110,7 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
         lines = [line[:48] for line in lines]
     accuracies = [value for value in (record.accuracy or [])[1:] if value is not None]
     losses = [value for value in record.loss or [] if value is not None]
+    before = f"{record.loss[0]:.4f} -> " if record.loss and record.loss[0] is not None else ""
     if record.curve:
         took, whole = (sum(s for s in many or [] if s) for many in (record.curve_s, record.epoch_s))
         lines.append(
@@ -118,7 +120,7 @@ def compare_with_table_4(record: RunRecord, config: NetworkConfig) -> str:
     lines += [
         "",
         f"test accuracy {accuracies[-1]:.3f} after the last epoch, {max(accuracies):.3f} at best; "
-        f"loss {losses[0]:.4f} -> {losses[-1]:.4f}",
+        f"loss {before}{losses[-1]:.4f}",
     ]
     return "\n".join(lines)
 
@@ -149,7 +151,7 @@ def _active(record: RunRecord, epoch: int) -> str:
 
 def _updates(record: RunRecord) -> str:
     rows, batch = record.train_samples or 0, record.batch_size or 1
-    if record.algorithm in ("wassp", "allreduce"):  # of all workers' mini-batches together
+    if record.algorithm in JOINED:  # of all workers' mini-batches together
         batch *= max(1, (record.ranks or 1) - 1)
     return f"{-(-rows // batch):,}"
 

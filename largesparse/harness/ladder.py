@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..model.config import LOSS_ROWS
+from .presets import EXTREME_LOSS_ROWS
 
 RUNGS = (1_000_000, 5_000_000, 10_000_000, 20_000_000, 50_000_000, 100_000_000, 125_800_000)
 TABLE_4_SAMPLES = 10_000
@@ -92,10 +92,10 @@ def extrapolate(measured: Sequence[Costs], connections: int) -> Costs:
 
 
 def predicted_seconds(costs: Costs, length: Length, test_fraction: float) -> float:
-    """Return the seconds of a whole run, at most: training, loss and accuracy before it (which
-    `presets.evaluations` may leave out) and after each epoch, and an evolution an epoch."""
+    """Return the seconds of a whole run of 1M neurons or more: in an epoch training, loss and
+    accuracy after it, and an evolution."""
     train, test = length.parts(test_fraction)
-    looks = (length.epochs + 1) * (test + min(train, LOSS_ROWS))
+    looks = length.epochs * (test + min(train, EXTREME_LOSS_ROWS))
     each = costs.init + length.epochs * (costs.training * train + costs.evolution)
     return costs.overhead + costs.connections * (each + costs.inference * looks)
 

@@ -116,17 +116,17 @@ def evaluations(neurons: int) -> dict[str, Any]:
     return {"evaluate_first": False, "loss_rows": EXTREME_LOSS_ROWS}
 
 
-def most_slots(recipe: str, neurons: int, cores: int) -> int | None:
+def most_slots(recipe: str, neurons: int, cores: int, nodes: int = 1) -> int | None:
     """Return the gradients that a node of so many cores computes at a time; None: as many as cores.
 
-    For `width` 4 at the most: ten layers of 20,000 learn with them as by one process, and do not
-    learn with 15. With 1M neurons or more, half as many as cores: ten layers of 500,000 had 0.753
-    after two epochs by one slot of two threads, as by one process, and 0.695 by two slots of one
-    thread, in 0.95 of the time.
+    For `width` all nodes together compute 4 at the most, and each one at least: ten layers of
+    20,000 learn with 4 as by one process, and do not learn with 15. With 1M neurons or more, half
+    as many as cores: ten layers of 500,000 had 0.753 after two epochs by one slot of two threads,
+    as by one process, and 0.695 by two slots of one thread, in 0.95 of the time.
     """
     if recipe != "width":
         return None
-    return max(1, min(MOST_SLOTS, cores // 2 if neurons >= EXTREME else cores))
+    return max(1, min(MOST_SLOTS // nodes, cores // 2 if neurons >= EXTREME else cores))
 
 
 STALE = 8  # what a second slot divides SGD's learning rate by
@@ -141,6 +141,7 @@ def default_learning_rate(
     optimizer: str = "sgd",
     slots: int = 1,
     batch_size: int = BATCH_SIZE,
+    joined: int = 1,
 ) -> float:
     """Return a learning rate for a recipe.
 
@@ -173,13 +174,16 @@ def default_learning_rate(
         layers of 20,000 reached 0.842 with one slot, which has no staleness on one machine, as by
         one process (0.849), and 0.701 with two. Adam's rate stays: with two and four slots such
         nets learned at 0.01 as by one process, and hardly at an eighth.
+    joined : int
+        Workers whose mini-batches are parts of one, which raise the rate as many times: Adam's
+        should rise with the root only (Malladi et al., 2022), so it is divided by that.
     """
     kind = OPTIMIZERS[optimizer]
     is_sgd = issubclass(kind, MomentumSGD)
     if recipe == "paper":
         return kind.default_rate
     if not is_sgd:
-        return ADAM_RATE * min(1.0, steps / 100)
+        return ADAM_RATE / math.sqrt(joined) * min(1.0, steps / 100)
     return (
         1
         / max(1, STALE * (slots - 1))

@@ -84,7 +84,7 @@ class LogLines:
 
     def __init__(self, desc: str, total: int, unit: str, initial: int = 0) -> None:
         self.desc, self.total, self.unit = desc, total, unit
-        self.n = initial
+        self.n = self.initial = initial
         self.begun = self.told = time.monotonic()
         self.first: tuple[float, int] | None = None  # when work was first done, and n after it
         self.results: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from ..errors import ParameterError, check_range
 from ..model.config import TrainingConfig
 from .comm.transfer import CHUNK_BYTES, check_chunk_bytes
 
+JOINED = ("wassp", "allreduce")  # algorithms that join the workers' mini-batches
 PHASE_ONE_SHARE = 0.7  # of the epochs
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
 

@@ -195,7 +195,10 @@ def choose_parallel_plan(
     found = micro_batchings(config, batch_size, micro_batch, keep_every, activation_dtype)
     tried = _slots_and(found, nodes, slots or at_most, fixed=slots is not None)
     chosen = first_fitting(config, budget, tried, plan)
-    return chosen if chosen.note else dataclasses.replace(chosen, most_slots=slots or at_most)
+    if chosen.note:
+        return chosen
+    binds = at_most is not None and at_most < max(slots_of_nodes(nodes))
+    return dataclasses.replace(chosen, most_slots=slots or (at_most if binds else None))
 
 
 def micro_batching_of(trainer: Trainer, data: TrainingData) -> MicroBatching:

@@ -17,7 +17,7 @@ from helpers import TOOLS
 from largesparse import NetworkConfig, SparseMLP, load_checkpoint, read_records, save_model
 from largesparse.backends import get_backend
 from largesparse.errors import ParameterError
-from largesparse.harness import bigmodel, bigmodel_pipeline, records, resuming
+from largesparse.harness import bigmodel, bigmodel_pipeline, presets, records, resuming
 from largesparse.harness.bigmodel import NOTES
 from largesparse.harness.comparison import compare_with_table_4
 from largesparse.machine import environment
@@ -284,6 +284,34 @@ def test_a_run_goes_on_with_the_optimizer_that_it_began_with(run, monkeypatch):
     assert "weights, velocities, both orders" in text
     record = record_of("again.jsonl")
     assert (record["optimizer"], record["growth"]) == ("sgd", "random")
+
+
+def test_a_run_by_ranks_goes_on_with_the_phases_that_it_began_with(monkeypatch):
+    for config, phase_one in (({}, 4), ({"evaluate_first": True}, 6)):  # the first of an older one
+        monkeypatch.setattr(bigmodel, "read_training_settings", lambda folder, c=config: c)
+        options = bigmodel.make_parser().parse_args([*TINY, "--epochs=6", "--resume=run"])
+        bigmodel.fill_in(options, 3)
+        assert bigmodel.parallel_options(options).phase_one_epochs == phase_one
+
+
+def test_an_extreme_run_is_not_evaluated_before_it(run, monkeypatch):
+    monkeypatch.setattr(presets, "EXTREME", 400)
+    code, text, err = run("--epochs", 1, "--out", "r.jsonl", "--checkpoint", "run")
+    assert code == 0, err
+    record = record_of("r.jsonl")
+    assert record["loss"][0] is record["accuracy"][0] is None
+    assert None not in record["loss"][1:] + record["accuracy"][1:]
+    assert len(record["curve"]) == 5
+    assert text.count("epoch 1/1: loss") == 1 and "epoch 0" not in text
+    last = f"; loss {record['loss'][1]:.4f}\n"  # no arrow from what was not measured
+    assert last in text
+    assert run("--resume", "run", "--out", "r.jsonl")[1].count("nothing to go on with") == 1
+
+
+def test_a_curve_can_be_left_out(run, monkeypatch):
+    monkeypatch.setattr(presets, "EXTREME", 400)
+    assert run("--epochs", 1, "--out", "r.jsonl", "--curve-points", 0)[0] == 0
+    assert record_of("r.jsonl")["curve"] == []
 
 
 def test_density_and_rules_are_flags_too(run, monkeypatch):

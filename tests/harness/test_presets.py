@@ -72,6 +72,7 @@ def test_the_mini_batch_of_the_paper_and_of_its_7000_rows():
     assert default_curve(M, 640)[1] == 8
     assert [most_slots("width", 999_999, cores) for cores in (1, 2, 4, 96)] == [1, 2, 4, 4]
     assert [most_slots("width", M, cores) for cores in (1, 2, 3, 4, 96)] == [1, 1, 1, 2, 4]
+    assert [most_slots("width", M, 96, nodes) for nodes in (2, 3, 8)] == [2, 1, 1]
     assert most_slots("paper", M, 16) is None
     assert evaluations(999_999) == {}
     assert evaluations(M) == {"evaluate_first": False, "loss_rows": 256}
@@ -144,6 +145,15 @@ def test_stale_gradients_get_a_smaller_learning_rate_of_sgd(optimizer, rates):
 
     assert [rate(slots) for slots in (1, 2, 3)] == pytest.approx(rates)
     assert rate(8, "paper") == rate(1, "paper") == (0.001 if optimizer == "adamw" else 0.01)
+
+
+def test_adams_rate_is_divided_by_the_root_of_the_workers_that_will_raise_it():
+    adam = [
+        default_learning_rate("width", (M,), 10_000, optimizer="adamw", joined=k) for k in (1, 9)
+    ]
+    assert adam == pytest.approx([0.01, 0.01 / 3])
+    sgd = [default_learning_rate("width", (M,), 10_000, joined=k) for k in (1, 9)]
+    assert sgd[0] == sgd[1]
 
 
 @given(st.integers(1, 20), st.integers(10, 10**7), st.sampled_from([8, 32, 128]))

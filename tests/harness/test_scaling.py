@@ -85,8 +85,8 @@ def recorded(tmp_path):
 
 def test_a_run_is_made_of_its_phases():
     costs = Costs(1000, 1.0, 0.1, 0.01, 2.0, overhead=5.0)
-    # 70 training rows, 30 test rows; loss over 70 and accuracy over 30, before and after an epoch
-    expected = 5 + 1000 * (1.0 + 0.1 * 70 + 2.0 + 0.01 * 2 * 100)
+    # 70 training rows, 30 test rows; loss over 70 and accuracy over 30, after an epoch
+    expected = 5 + 1000 * (1.0 + 0.1 * 70 + 2.0 + 0.01 * 100)
     assert predicted_seconds(costs, Length(100, 1), 0.3) == pytest.approx(expected)
 
 

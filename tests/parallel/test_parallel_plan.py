@@ -139,12 +139,20 @@ def test_with_memory_enough_all_cores_and_the_whole_batch_are_used():
     assert choose_parallel_plan(MILLION, 128, machine(3, 8), available=LOTS).slots == (2,)
     few = choose_parallel_plan(MILLION, 128, machine(9, 8), slots=3, available=LOTS)
     assert (few.slots, few.most_slots) == ((3,), 3)
-    half = choose_parallel_plan(MILLION, 128, machine(9, 8), at_most=4, available=LOTS)
-    assert (half.slots, half.most_slots, half.note) == ((4,), 4, "")
-    less = int(half.required / HEADROOM) - 2**20
-    assert choose_parallel_plan(MILLION, 128, machine(9, 8), at_most=4, available=less).slots == (3,)
     own = choose_parallel_plan(MILLION, 128, machine(9, 8), slots=6, at_most=4, available=LOTS)
     assert own.slots == (6,)
+
+
+def test_at_most_so_many_slots():
+    options = {"micro_batch": 128, "at_most": 4}
+    half = choose_parallel_plan(MILLION, 128, machine(9, 8), available=LOTS, **options)
+    assert (half.slots, half.most_slots, half.note) == ((4,), 4, "")
+    less = int(half.required / HEADROOM) - 2**20
+    found = choose_parallel_plan(MILLION, 128, machine(9, 8), available=less, **options)
+    assert (found.slots, found.most_slots) == ((3,), 3)
+    # where there are no more workers, nothing is limited: other nodes may prefetch
+    one = choose_parallel_plan(MILLION, 128, machine(3, 8), available=LOTS, **options)
+    assert (one.slots, one.most_slots) == ((2,), None)
 
 
 def test_a_slot_is_given_up_before_rows_of_128_bytes_are():

@@ -165,7 +165,7 @@ def test_workers_that_take_turns_in_one_slot_train_as_one_process_does(jobs, nam
     assert_same(jobs.network(name), arrays_of(twin.network, tmp_path))
     told = jobs.told(name)
     assert_same_history(told["epochs"], twin.history.to_list())
-    assert told["report"]["staleness"] == {"0": 3 * 50}
+    assert told["report"]["staleness"] == {"0": 3 * 40}
 
 
 @pytest.mark.parametrize("name", BOTH_PHASES)

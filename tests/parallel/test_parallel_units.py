@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,9 +94,15 @@ def all_rows(rows: int, epochs: int) -> list[tuple[int, int]]:
     return [(epoch, place) for epoch in range(epochs) for place in range(rows)]
 
 
-@given(**RANGES, workers=st.integers(1, 7), epochs=st.integers(1, 4), seed=st.integers(0, 99))
-def test_every_sample_is_dealt_once_an_epoch(rows, batch_size, workers, epochs, seed):
-    deal = Deal(rows, batch_size, workers, epochs)
+@given(
+    **RANGES,
+    workers=st.integers(1, 7),
+    at_a_time=st.integers(1, 7),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_every_sample_is_dealt_once_an_epoch(rows, batch_size, workers, at_a_time, epochs, seed):
+    deal = Deal(rows, batch_size, workers, epochs, at_a_time=min(workers, at_a_time))
     applied = deal_out(deal, np.random.default_rng(seed))
     assert rows_of(applied) == all_rows(rows, epochs)
     assert not any(map(deal.has_more, range(1, workers + 1)))
@@ -107,9 +114,8 @@ def test_every_sample_is_dealt_once_an_epoch(rows, batch_size, workers, epochs, 
 
 @given(rows=st.integers(1, 8000), workers=st.integers(1, 20), slots=st.integers(1, 20))
 def test_a_lease_is_an_eighth_of_what_a_slot_computes_in_an_epoch(rows, workers, slots):
-    deal = Deal(rows, 32, workers, 1, slots=slots)
-    batches, at_a_time = -(-rows // 32), min(slots, workers)
-    lease = deal.lease(1)
+    at_a_time, batches = min(slots, workers), -(-rows // 32)
+    lease = Deal(rows, 32, workers, 1, at_a_time=at_a_time).lease(1)
     assert 1 <= len(lease) <= 16
     assert len(lease) == 1 or 8 * len(lease) * at_a_time <= batches
     if at_a_time < workers:  # those that follow each other are dealt together
@@ -118,27 +124,63 @@ def test_a_lease_is_an_eighth_of_what_a_slot_computes_in_an_epoch(rows, workers,
 
 def test_workers_of_one_slot_take_turns_of_many_mini_batches():
     # each turn costs the pages of a worker's activations
-    assert [len(Deal(7000, 32, 15, 1, slots=n).lease(1)) for n in (1, 2, 15)] == [15, 8, 1]
-    assert len(Deal(7000, 32, 15, 1, slots=1, joined=True).next_joined()) == 15
+    deals = [Deal(7000, 32, 15, 1, at_a_time=n) for n in (1, 2, 15)]
+    assert [len(deal.lease(1)) for deal in deals] == [15, 8, 1]
+    assert len(Deal(7000, 32, 15, 1, at_a_time=1, joined=True).next_joined()) == 15
 
 
-@pytest.mark.parametrize("pause", [5, 7, 1000])  # mini-batches, as points of a curve
-def test_mini_batches_of_one_slot_are_in_the_order_of_sequential_training(pause):
-    deal, workers = Deal(7000, 32, 15, 3, slots=1), 15
-    dispatcher, steps, done = Dispatcher([0] * (workers + 1), [1]), [], 0
-    while not deal.is_done:
-        worker, slot = next(dispatcher.pairs(deal.has_more))
-        dispatcher.begin(worker, slot)
-        lease = deal.lease(worker)
-        epoch = done // 219  # at whose end they pause too
-        kept = lease[: min(pause - done % pause, 219 * (epoch + 1) - done)]
-        for batch in kept:
-            deal.apply(batch)
-        steps += [batch.step for batch in kept]
-        done += len(kept)
-        deal.give_back(worker, lease[len(kept) :])
-        dispatcher.end(worker, slot, is_next=len(kept) < len(lease))
-    assert steps == list(range(3 * 219))
+@given(
+    rows=st.integers(1, 400),
+    batch_size=st.integers(1, 9),
+    workers=st.tuples(*[st.integers(2, 17)] * 3),
+    pause=st.integers(1, 60),
+    stops=st.tuples(*[st.integers(1, 150)] * 2),
+)
+def test_one_slot_keeps_the_order_of_sequential_training(rows, batch_size, workers, pause, stops):
+    """With pauses every so many mini-batches, for points of a curve, and after two restarts."""
+    steps, state, epochs = [], None, 3
+    batches = -(-rows // batch_size)
+    for count, stop in zip(workers, (*stops, None), strict=True):
+        dispatcher = Dispatcher([0] * (count + 1), [1])
+        own = {"first_epoch": len(steps) // batches, "state": state, "at_a_time": 1}
+        deal = Deal(rows, batch_size, count, epochs, **own)
+        end = epochs * batches if stop is None else min(epochs * batches, len(steps) + stop)
+        while len(steps) < end:
+            worker, slot = next(dispatcher.pairs(deal.has_more))
+            dispatcher.begin(worker, slot)
+            lease = deal.lease(worker)
+            done = len(steps)
+            limit = min(end, done - done % pause + pause, done - done % batches + batches)
+            kept = lease[: limit - done]
+            for batch in kept:
+                deal.apply(batch)
+            steps += [batch.step for batch in kept]
+            deal.give_back(worker, lease[len(kept) :])
+            dispatcher.end(worker, slot, is_next=len(kept) < len(lease))
+        state = json.loads(json.dumps(deal.state(len(steps) // batches)))
+    assert steps == list(range(epochs * batches))
+
+
+@pytest.mark.parametrize(("nodes", "slots", "found"), [
+    ([0, 0, 0], [1], 1), ([0, 0, 0], [4], 2), ([0] * 6 + [1] * 2, [4, 4], 6), ([0, 1], [0, 2], 1),
+])  # fmt: skip
+def test_workers_that_compute_at_a_time(nodes, slots, found):
+    for prefetch in (False, True):
+        assert Dispatcher(nodes, slots, prefetch=prefetch).at_a_time == found
+
+
+def test_nodes_compute_alike():
+    """Of turns that do not come out even, epochs give the shorter ones to one worker after another.
+
+    31 workers on two nodes, of four slots each.
+    """
+    shares = Counter()
+    deal = Deal(7000, 32, 31, 31, at_a_time=8)
+    for worker in range(1, 32):
+        while deal.has_more(worker):
+            shares[worker] += len(deal.lease(worker))
+    assert sum(shares.values()) == 31 * 219
+    assert max(shares.values()) <= min(shares.values()) + 8
 
 
 @given(
@@ -160,6 +202,7 @@ def test_other_workers_go_on_with_what_is_left(rows, batch_size, workers, joined
             epochs,
             first_epoch=done,
             joined=joined and last,
+            at_a_time=choices.integers(1, count + 1),
             state=state,
         )
         assert deal.samples_applied == len(rows_of(applied))

@@ -140,6 +140,13 @@ def test_connections_counted_by_int64_give_the_same_bits(name, monkeypatch):
     assert_same(expected, found[1:])
 
 
+def test_without_an_evaluation_before_it_the_bits_are_the_same():
+    case = Case(training={"evaluate_first": False})
+    expected = sequential(case)
+    assert expected.history["loss"][0] is None
+    assert_same(expected, by_threads(case, 2))
+
+
 def test_small_chunks_give_the_sequential_bits():
     """Several transfers are on their way at a time, each in several messages."""
     case = Case(training=FUSED | {"batch_size": 12})

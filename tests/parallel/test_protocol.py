@@ -282,7 +282,8 @@ def train(scheduler, nodes, slots, batches, epochs, replicas):
         return 0
 
     server._updater = SimpleNamespace(update=update)
-    deal = Deal(batches, 1, len(nodes) - 1, epochs)
+    at_a_time = Dispatcher(nodes, slots).at_a_time
+    deal = Deal(batches, 1, len(nodes) - 1, epochs, at_a_time=at_a_time)
     server.train_asynchronously(deal)
     assert deal.is_done and links.computing == 0
     assert not server._arrived and not links.waiting

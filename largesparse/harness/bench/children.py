@@ -34,8 +34,7 @@ from ..records import read_records, record_rows
 PHASES = ("initialisation", "epoch", "inference", "evolution")
 RANKS = (
     *("--neurons=20k", "--features=512", "--samples=2000", "--epochs=3", "--backend=fused"),
-    # of which the figures are since there are any
-    *("--optimizer=sgd", "--growth=random", "--batch-size=128", "--phase-one-epochs=2"),
+    *("--optimizer=sgd", "--growth=random"),  # of which the figures are since there are any
 )
 RANKS_ROWS = 1400  # of --samples, that are trained on
 
@@ -118,7 +117,7 @@ def run_ranks(ranks: int, algorithm: str, limit: float) -> list[float]:
         words = [*start_ranks(ranks), sys.executable, "-m", "largesparse", "bigmodel", *RANKS]
         words += ["--threads=1", f"--out={out}"]
         if ranks > 1:
-            words += [f"--algorithm={algorithm}", "--phase-one-epochs=3"]
+            words += [f"--algorithm={algorithm}", "--phase-one-epochs=3", "--batch-size=128"]
         _run(words, limit)
         (record,) = record_rows(read_records(out))
     return _epochs(record)

@@ -2,8 +2,9 @@
 
 An epoch's order of the rows is that of sequential training. Its mini-batches are dealt to the
 workers in turn: every sample is used, and a worker reads its own part only. Where workers take
-turns, since there are fewer slots, as many that follow each other are dealt as a turn has: in one
-slot they are computed in the order of sequential training.
+turns, since there are fewer slots, as many that follow each other are dealt as a turn has, and the
+next epoch begins with the worker whose turn it is: in one slot they are computed in the order of
+sequential training.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Deal:
     """The mini-batches of phase one.
 
     Of an epoch's `rows`, `batch_size` are a mini-batch of one of the workers 1 to `workers`. With
-    `joined`, the mini-batches of all workers are parts of one. Workers take turns in `slots`; by
-    default each has its own. `first_epoch` epochs are complete,
+    `joined`, the mini-batches of all workers are parts of one. So many compute `at_a_time`, by
+    default all: where these are fewer, they take turns. `first_epoch` epochs are complete,
     and `epochs` will be at the end. `state` is what `state` returned when a checkpoint was written,
     which is not at an epoch's border exactly; the number of workers may be another one.
     """
@@ -56,14 +57,14 @@ class Deal:
         *,
         first_epoch: int = 0,
         joined: bool = False,
-        slots: int | None = None,
+        at_a_time: int | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.rows, self.batch_size, self.workers, self.epochs = rows, batch_size, workers, epochs
-        batches, at_a_time = -(-rows // batch_size), min(workers, slots or workers)
+        batches, at_a_time = -(-rows // batch_size), at_a_time or workers
         self._turn = max(1, min(LEASE, batches // at_a_time // LEASES))
-        self._dealt = 1  # at a time
-        if at_a_time < workers and not joined:
+        self._dealt, self._takes_turns = 1, at_a_time < workers and not joined
+        if self._takes_turns:
             turns = -(-batches // (workers * self._turn))  # of every worker
             self._turn = self._dealt = -(-batches // (workers * turns))
         self._step_rows = batch_size * (workers if joined else 1)
@@ -143,13 +144,17 @@ class Deal:
         return {"batch_size": self.batch_size, "missing": kept}
 
     def _share(self, worker: int) -> Iterator[Batch]:
-        steps = -(-self.rows // self._step_rows)
+        steps, dealt = -(-self.rows // self._step_rows), self._dealt
+        begins = 0  # the worker with whom an epoch begins
         for epoch in range(self._first, self.epochs):
             starts = self._left.get(epoch, range(0, self.rows, self.batch_size))
-            for first in range(worker * self._dealt, len(starts), self.workers * self._dealt):
-                for start in starts[first : first + self._dealt]:
+            first_turn = (worker - begins) % self.workers
+            for first in range(first_turn * dealt, len(starts), self.workers * dealt):
+                for start in starts[first : first + dealt]:
                     step = epoch * steps + start // self._step_rows
                     yield Batch(epoch, start, start + self._samples(start), step)
+            if self._takes_turns:
+                begins += -(-len(starts) // dealt)
 
     def _samples(self, start: int) -> int:
         return min(self.batch_size, self.rows - start)
@@ -171,6 +176,8 @@ class Dispatcher:
         self._waiting: list[deque[int]] = [deque() for _ in slots]
         for rank in range(1, len(nodes)):
             self._waiting[nodes[rank]].append(rank)
+        # workers that compute at a time
+        self.at_a_time = sum(map(min, map(len, self._waiting), slots))
         for waiting, count in zip(self._waiting, slots, strict=True):
             if prefetch and count >= 2 * len(waiting):
                 waiting.extend(list(waiting))

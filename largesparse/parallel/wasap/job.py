@@ -26,7 +26,7 @@ from ..comm.control import RootChannel, connect
 from ..comm.guard import guard
 from ..comm.nodes import Nodes
 from ..comm.ranks import agree, get_communicator, together
-from ..options import ParallelOptions, check_config, phase_one_length
+from ..options import JOINED, ParallelOptions, check_config, phase_one_length
 from ..plan import check_memory, micro_batching_of, slots_of_nodes
 from ..shared.weights import Shape, check_locks, in_both_orders
 from . import messages
@@ -277,8 +277,8 @@ def _deal(server: Server, workers: int) -> Deal:
         workers,
         options.phase_one_epochs,
         first_epoch=state.epoch,
-        joined=options.algorithm != "wasap",
-        slots=sum(server.report.slots),
+        joined=options.algorithm in JOINED,
+        at_a_time=server.make_dispatcher(False).at_a_time,
         state=dealt,
     )
     if deal.samples_applied <= state.epoch * rows:
