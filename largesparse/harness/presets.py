@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..model.config import Coverage, Schedule
+from ..model.config import Coverage, OptimizerName, Schedule
 from ..model.optimizer import OPTIMIZERS, MomentumSGD
 
 FEATURES, BATCH_SIZE = 65_536, 128  # of section 2.4
@@ -71,7 +71,7 @@ class Hyperparameters:
     alpha: float
     coverage: Coverage  # of the initial topology
     keep_active: bool  # evolution leaves every neuron its last connections
-    optimizer: str  # of a training that has its arrays in memory
+    optimizer: OptimizerName  # of a training that has its arrays in memory
     growth: str  # of connections; the same
 
 

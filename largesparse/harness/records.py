@@ -42,7 +42,7 @@ class RunRecord:
 
     Times are in seconds. Lists of times have an entry per epoch; `loss`, `accuracy`, `nnz`,
     `active_neurons`, `train_accuracy`, `test_loss` and `gradient_flow` have one more, the first
-    before training.
+    before training, where that was evaluated.
     """
 
     schema: int = SCHEMA
