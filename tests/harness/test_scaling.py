@@ -433,7 +433,7 @@ def test_a_cluster_whose_nodes_share_the_layers_adds_up():
 
 
 def test_a_mini_batch_becomes_smaller_before_a_network_is_refused():
-    plan = plan_cluster(10**9, Cluster(nodes=8, memory=24 * GIB))
+    plan = plan_cluster(10**9, Cluster(nodes=8, memory=40 * GIB))
     assert plan.rows < 128 and plan.first_bytes <= 0.9 * plan.cluster.memory
     with pytest.raises(MemoryPlanError, match=r"2 nodes of 64 GiB.*--nodes"):
         plan_cluster(10**10, Cluster(nodes=2, memory=64 * GIB))

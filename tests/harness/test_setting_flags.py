@@ -106,14 +106,16 @@ def test_flags_that_count_for_nothing_are_refused(of):
     of({"drop": "largesparse.model.drops:drop_by_magnitude", "drop_factor": 2.0})
 
 
-def test_by_ranks_and_from_files_bigmodel_has_the_papers_optimizer(tmp_path):
+def test_from_files_bigmodel_has_the_papers_optimizer(tmp_path):
     for ranks, more, expected in (
         (1, [], ("adamw", "gradient")),
         (1, ["--recipe", "paper"], ("sgd", "random")),
         (1, ["--storage", str(tmp_path)], ("sgd", "random")),
-        (3, [], ("sgd", "random")),
-        (3, ["--algorithm", "pipeline"], ("sgd", "random")),
-        (3, ["--optimizer", "adamw"], ("adamw", "random")),
+        (1, ["--storage", str(tmp_path), "--optimizer", "adamw"], ("adamw", "random")),
+        (3, [], ("adamw", "gradient")),
+        (3, ["--recipe", "paper"], ("sgd", "random")),
+        (3, ["--algorithm", "pipeline"], ("adamw", "gradient")),
+        (3, ["--algorithm", "wassp", "--optimizer", "sgd"], ("sgd", "gradient")),
     ):
         options = bigmodel.parse(bigmodel.make_parser(), ["--neurons", "400", *more], ranks)
         assert (options.optimizer, options.growth) == expected

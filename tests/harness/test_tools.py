@@ -325,7 +325,7 @@ def test_the_soak_tools_are_listed(tmp_path):
 
 def test_a_layer_of_many_labels_is_trained_for_some_time(measure, capsys):
     sizes = "--rows 300 --test-rows 50 --features 200 --labels 400 --wide 50 --per-feature 10"
-    flags = "--seconds 0.05 --batch-size 100 --threads 2 --learning-rate 1"
+    flags = "--seconds 1 --batch-size 100 --threads 2 --learning-rate 1"
     measure.main(["extreme_labels", *sizes.split(), *flags.split()])
     shown = capsys.readouterr().out
     for found in ("2 threads:", "s for 490,449 rows", "estimate for 10 such cores", "evolution"):
