@@ -132,7 +132,7 @@ def _learning(curves: pd.DataFrame) -> Figure:
             "linestyle": "--" if part.empty else "",
         }
         axes.plot(whole["updates"], whole["accuracy"], color=colour, label=run, **style)
-    axes.legend(fontsize="x-small")
+    figure.legend(loc="outside lower center", fontsize="x-small")
     return figure
 
 
@@ -148,5 +148,5 @@ def _ladder(ladder: pd.DataFrame) -> Figure:
         style: dict[str, Any] = {"color": f"C{number % 10}", "marker": marker_of(number // 10)}
         axes.plot(rows["neurons"], rows["accuracy"], label=series, **style)
         seconds.plot(rows["neurons"], rows["train_s"], linestyle=":", fillstyle="none", **style)
-    axes.legend(fontsize="x-small")
+    figure.legend(loc="outside lower center", fontsize="x-small")
     return figure
