@@ -178,7 +178,7 @@ def test_the_number_of_test_processes_is_told():
 def test_the_readme_s_figures_are_those_measured():
     measured = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (epoch, largest, ladder) = re.findall(r"^\| \[.*\|$", readme, re.MULTILINE)
+    (epoch, largest, ladder, learned) = re.findall(r"^\| \[.*\|$", readme, re.MULTILINE)
 
     def cells(heading: str, row: str) -> list[str]:
         """Return the cells of the first row under a heading of measured.md that begins so."""
@@ -194,3 +194,11 @@ def test_the_readme_s_figures_are_those_measured():
     assert f"{int(neurons) / 1e6:.1f}M neurons" in largest
     paper, ours = cells("The ladder of Table 4", "50M")[3].split(" / ")
     assert f"| {ours} |" in ladder and f"{paper} |" in ladder
+
+    accuracy = cells("50M neurons", "test accuracy (standard error 0.008)")[-1].strip("*")
+    assert f"| {accuracy} |" in learned
+    seconds = [
+        float(cell) for cell in cells("50M neurons", "training, s (aim 540 on an idle machine)")[2:]
+    ]
+    least, most = re.findall(r"of (\d+) to (\d+) minutes", learned)[0]
+    assert [int(least), int(most)] == [round(s / 60) for s in sorted(seconds)]
