@@ -130,7 +130,7 @@ def most_slots(recipe: str, neurons: int, cores: int, nodes: int = 1) -> int | N
 
 
 STALE = 8  # what a second slot divides SGD's learning rate by
-ADAM_RATE = 0.01
+ADAM_RATE = 0.1
 
 
 def default_learning_rate(
