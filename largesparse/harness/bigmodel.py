@@ -11,9 +11,9 @@ Initialisation, each epoch, inference and each evolution are timed separately an
 sizes of the paper's Table 4 beside it; one run record is appended to the output file.
 
 Under mpiexec the network is trained by WASAP-SGD (Algorithm 1): rank 0 is the parameter server, the
-other ranks are workers. Ranks of one node share the model and the data. They compute in slots, by
-default at most four, and from 1M neurons on one for two cores; memory follows the slots, so more
-ranks than cores cost little. All epochs have one model (--phase-one-epochs).
+other ranks are workers. Ranks of one node share the model and the data. They take turns in slots,
+by default one of all the node's cores: memory follows the slots, so more ranks than cores cost
+little. All epochs have one model (--phase-one-epochs).
 
 With --algorithm pipeline each rank has consecutive layers alone, and micro-batches pass through
 them: the size is a matter of how many machines there are. --plan prints which rank has what:
@@ -390,7 +390,7 @@ def plan_memory(
     if ranks > 1:
         spread, at_most = parallel_options(options), None
         if spread.algorithm == "wasap":  # the others have no staleness
-            at_most = most_slots(options.recipe, options.neurons, min(nodes.cores), len(nodes))
+            at_most = most_slots(options.recipe)
         choose = functools.partial(
             choose_parallel_plan,
             nodes=nodes,

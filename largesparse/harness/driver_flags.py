@@ -136,7 +136,7 @@ def add_setting_flags(parser: ArgumentParser) -> None:
         schedule="the recipe's",
         dropout="0 (width), 0.4 (paper)",
         optimizer=told_default("optimizer") + "; from files sgd",
-        learning_rate="by length, 0.01 at most, with sgd by depth, width and slots too, 4 at most "
+        learning_rate="by length and slots, 0.1 at most, with sgd by depth and width too, 4 at most "
         "(width); 0.01, with adam and adamw 0.001 (paper)",
         weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",
         growth=told_default("growth") + "; from files random",
@@ -241,8 +241,8 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         "--slots",
         type=parse_size,
         metavar="N",
-        help="gradients that a node computes at a time (default: its cores, fewer if memory asks; "
-        "wasap with recipe 'width' 4 at most, from 1M neurons on one for two cores)",
+        help="gradients that a node computes at a time (default: one by all cores; with recipe "
+        "'paper' or another algorithm than wasap as many as cores, fewer if memory asks)",
     )
     group.add_argument(
         "--ranks-per-node",

@@ -14,7 +14,6 @@ FEATURES, BATCH_SIZE = 65_536, 128  # of section 2.4
 LEAST_UPDATES, LEAST_BATCH = 200, 32  # of an epoch, and samples of an update, with recipe `width`
 EXTREME = 1_000_000  # neurons from which a run has a learning curve within epochs
 CURVE_POINTS, CURVE_ROWS = 5, 64  # of an epoch, and of the test rows
-MOST_SLOTS = 4  # gradients of `width` that are computed at a time
 EXTREME_LOSS_ROWS = 256  # of training, that the loss of such a run is of
 
 
@@ -116,17 +115,14 @@ def evaluations(neurons: int) -> dict[str, Any]:
     return {"evaluate_first": False, "loss_rows": EXTREME_LOSS_ROWS}
 
 
-def most_slots(recipe: str, neurons: int, cores: int, nodes: int = 1) -> int | None:
-    """Return the gradients that a node of so many cores computes at a time; None: as many as cores.
+def most_slots(recipe: str) -> int | None:
+    """Return the gradients that a node computes at a time; None: as many as it has cores.
 
-    For `width` all nodes together compute 4 at the most, and each one at least: ten layers of
-    20,000 learn with 4 as by one process, and do not learn with 15. With 1M neurons or more, half
-    as many as cores: ten layers of 500,000 had 0.753 after two epochs by one slot of two threads,
-    as by one process, and 0.695 by two slots of one thread, in 0.95 of the time.
+    For `width` it is one, by all of the node's threads, which on one node makes the updates of one
+    process. With two, ten layers of 20,000 had 0.67 and 0.70 after two epochs at the best of three
+    rates, and 0.75 and 0.80 with one, which was no slower; 15 do not learn.
     """
-    if recipe != "width":
-        return None
-    return max(1, min(MOST_SLOTS // nodes, cores // 2 if neurons >= EXTREME else cores))
+    return 1 if recipe == "width" else None
 
 
 STALE = 8  # what a second slot divides SGD's learning rate by
@@ -148,8 +144,9 @@ def default_learning_rate(
     The paper's is 0.01, and that of its 'adam' and 'adamw' their own. Those of `width` are the
     largest that were measured to learn steadily:
 
-    - with `adam` and `adamw` 0.01, at every depth and width: an update of theirs does not depend on
-      the size of the gradient;
+    - with `adam` and `adamw` 0.1, at every depth and width: an update of theirs does not depend on
+      the size of the gradient. Chosen on the twins (12 epochs) and on two epochs of 200,000 to 5M
+      neurons: half of it is a little worse, twice of it unsteady;
     - with SGD 8 divided by the number of hidden layers, 4 at the most; less in layers under 2000
       neurons. That is for mini-batches of 128; for fewer samples it is multiplied by the root of
       their share, as the gradient's noise asks for: a half for 32. Above 128 it stays.
@@ -172,8 +169,9 @@ def default_learning_rate(
         two, and falls with their number less one. With two, two nets of 20,000 neurons learned at
         an eighth, and diverged at the whole rate; one was tried at a quarter, and diverged. Ten
         layers of 20,000 reached 0.842 with one slot, which has no staleness on one machine, as by
-        one process (0.849), and 0.701 with two. Adam's rate stays: with two and four slots such
-        nets learned at 0.01 as by one process, and hardly at an eighth.
+        one process (0.849), and 0.701 with two. Adam's rate is divided by their number: with four
+        such nets diverge at the whole rate, and with two and four they learn at a half and a
+        quarter as at less.
     joined : int
         Workers whose mini-batches are parts of one, which raise the rate as many times: Adam's
         should rise with the root only (Malladi et al., 2022), so it is divided by that.
@@ -183,7 +181,7 @@ def default_learning_rate(
     if recipe == "paper":
         return kind.default_rate
     if not is_sgd:
-        return ADAM_RATE / math.sqrt(joined) * min(1.0, steps / 100)
+        return ADAM_RATE / (slots * math.sqrt(joined)) * min(1.0, steps / 100)
     return (
         1
         / max(1, STALE * (slots - 1))

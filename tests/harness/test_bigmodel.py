@@ -268,7 +268,7 @@ def test_the_optimizer_is_in_the_plan_and_in_the_training(run):
     training = config_of(run, "--optimizer", "adamw", "--clip-norm", 2)[1]
     found = (training[name] for name in ("optimizer", "learning_rate", "weight_decay", "clip_norm"))
     # nine hundredths of the rate, for nine steps
-    assert [*found] == ["adamw", pytest.approx(0.0009), 0.01, 2]
+    assert [*found] == ["adamw", pytest.approx(0.009), 0.01, 2]
     assert load_checkpoint("run").network.layers[0].updates.any()
 
 
@@ -367,7 +367,7 @@ def test_the_recipe_for_width_and_what_is_given(run):
     network, training = config_of(run)
     assert network["recipe"] == "width"
     assert (training["optimizer"], training["growth"]) == ("adamw", "gradient")
-    assert training["learning_rate"] == pytest.approx(0.0009)  # nine steps
+    assert training["learning_rate"] == pytest.approx(0.009)  # nine steps
     # a hundredth of the nine steps, and half of it for mini-batches of 32
     assert config_of(run, "--optimizer", "sgd")[1]["learning_rate"] == pytest.approx(0.045)
     given = "--learning-rate 0.25 --dropout 0.1 --momentum 0.5 --weight-decay 0.001 --zeta 0.2"

@@ -70,10 +70,7 @@ def test_the_mini_batch_of_the_paper_and_of_its_7000_rows():
     assert [default_batch_size(recipe, 7000) for recipe in ("width", "paper")] == [32, 128]
     assert [default_curve(n, 7000) for n in (999_999, M, 50 * M)] == [(0, 64), (5, 64), (5, 64)]
     assert default_curve(M, 640)[1] == 8
-    assert [most_slots("width", 999_999, cores) for cores in (1, 2, 4, 96)] == [1, 2, 4, 4]
-    assert [most_slots("width", M, cores) for cores in (1, 2, 3, 4, 96)] == [1, 1, 1, 2, 4]
-    assert [most_slots("width", M, 96, nodes) for nodes in (2, 3, 8)] == [2, 1, 1]
-    assert most_slots("paper", M, 16) is None
+    assert (most_slots("width"), most_slots("paper")) == (1, None)
     assert evaluations(999_999) == {}
     assert evaluations(M) == {"evaluate_first": False, "loss_rows": 256}
 
@@ -136,9 +133,9 @@ def test_small_mini_batches_get_smaller_rates():
 
 @pytest.mark.parametrize(
     ("optimizer", "rates"),
-    [("sgd", [4, 1 / 2, 1 / 4]), ("nesterov", [4, 1 / 2, 1 / 4]), ("adamw", [0.01] * 3)],
+    [("sgd", [4, 1 / 2, 1 / 4]), ("nesterov", [4, 1 / 2, 1 / 4]), ("adamw", [0.1, 0.1 / 2, 0.1 / 3])],
 )
-def test_stale_gradients_get_a_smaller_learning_rate_of_sgd(optimizer, rates):
+def test_stale_gradients_get_a_smaller_learning_rate(optimizer, rates):
     def rate(slots, recipe="width"):
         known = {"slots": slots, "optimizer": optimizer}
         return default_learning_rate(recipe, (10**6,) * 2, 10_000, **known)
@@ -151,7 +148,7 @@ def test_adams_rate_is_divided_by_the_root_of_the_workers_that_will_raise_it():
     adam = [
         default_learning_rate("width", (M,), 10_000, optimizer="adamw", joined=k) for k in (1, 9)
     ]
-    assert adam == pytest.approx([0.01, 0.01 / 3])
+    assert adam == pytest.approx([0.1, 0.1 / 3])
     sgd = [default_learning_rate("width", (M,), 10_000, joined=k) for k in (1, 9)]
     assert sgd[0] == sgd[1]
 
@@ -160,5 +157,5 @@ def test_adams_rate_is_divided_by_the_root_of_the_workers_that_will_raise_it():
 def test_adam_has_one_rate_at_every_depth_and_width(layers, width, size):
     for optimizer in ("adam", "adamw"):
         known = {"optimizer": optimizer, "batch_size": size}
-        assert default_learning_rate("width", (width,) * layers, 100, **known) == 0.01
-        assert default_learning_rate("width", (width,) * layers, 50, **known) == 0.005
+        assert default_learning_rate("width", (width,) * layers, 100, **known) == 0.1
+        assert default_learning_rate("width", (width,) * layers, 50, **known) == 0.05
