@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from largesparse.machine.exit_codes import run_command
 
 MODULES = {  # of measuring/ -> its figures
-    "learning": ("fashion", "madelon", "slopes", "twins"),
+    "learning": ("fashion", "madelon", "slopes", "twins", "linear"),
     "networks": ("compaction", "active", "layer", "prediction"),
     "inputs": ("wide_inputs", "crossover", "categories"),
     "steps": ("micro_batch", "idle_steps", "step_options"),

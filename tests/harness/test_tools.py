@@ -14,9 +14,11 @@ import warnings
 import numpy as np
 import pytest
 import sklearn.datasets
+import sklearn.linear_model
 from helpers import TOOLS
 from sklearn.neural_network import MLPClassifier
 
+from largesparse.data.synthetic import make_large_classification
 from largesparse.machine.counters import Counters, Event
 from largesparse.machine.environment import find_mpiexec
 from largesparse.machine.exit_codes import run_command
@@ -149,6 +151,17 @@ def test_twins_stand_beside_logistic_regression(measure, monkeypatch, capsys):
         row = next(line for line in reversed(lines) if line.strip().startswith(name))
         values = [float(word) for word in row.split()[-4:]]
         assert values[3] == pytest.approx(sum(values[:3]) / 3, abs=2e-3)
+
+
+def test_logistic_regression_has_the_rows_of_bigmodel(measure, capsys):
+    measure.main(["linear", "--samples", "400", "--features", "100", "--seeds", "2", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    for line, seed in zip(lines, (2, 3), strict=True):
+        data = make_large_classification(400, 100, random_state=seed)
+        fitted = sklearn.linear_model.LogisticRegression(max_iter=1000)
+        fitted.fit(data.X_train, data.y_train)
+        score = fitted.score(data.X_test, data.y_test)
+        assert line.startswith(f"seed {seed}: {score:.3f} ± ")
 
 
 def test_real_data_is_trained_on(measure, shared_data, monkeypatch, capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
+import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ import pandas as pd
 
 from largesparse import History, NetworkConfig, SparseMLP, Trainer, TrainingConfig, load_dataset
 from largesparse.data.skewness import alpha_from_skewness
+from largesparse.data.synthetic import make_large_classification
 from largesparse.harness.presets import (
+    FEATURES,
     HYPERPARAMETERS,
     default_batch_size,
     default_learning_rate,
@@ -188,8 +192,23 @@ def twins(options: argparse.Namespace) -> None:
         print(f"{name:>24}" + "".join(f"{value:>9.3f}" for value in row))
 
 
+def linear(options: argparse.Namespace) -> None:
+    """Fit logistic regression to the rows that `bigmodel` trains on, and test it on the others."""
+    from sklearn.linear_model import LogisticRegression
+
+    sizes = {"n_samples": options.samples, "n_features": options.features}
+    for seed in options.seeds:
+        data = make_large_classification(**sizes, random_state=seed)
+        begin = time.perf_counter()
+        fitted = LogisticRegression(max_iter=1000).fit(data.X_train, data.y_train)
+        seconds = time.perf_counter() - begin
+        accuracy = fitted.score(data.X_test, data.y_test)
+        error = math.sqrt(accuracy * (1 - accuracy) / len(data.y_test))
+        print(f"seed {seed}: {accuracy:.3f} ± {error:.3f}, {seconds:.1f} s", flush=True)
+
+
 def add_figures(figures: Any) -> None:
-    """Add fashion, madelon, slopes and twins."""
+    """Add fashion, madelon, slopes, twins and linear."""
     # Table 7 leaves λ, ζ's decay and the values of new connections open.
     add_table_7(add_figure(figures, "fashion", table_7), 20, 0.0, 0.92, "zero")
     add_table_7(add_figure(figures, "madelon", table_7), 100, 2e-4, 1.0, "initial")
@@ -200,6 +219,10 @@ def add_figures(figures: Any) -> None:
     grid.add_argument("--grid", type=float, nargs="+", default=[0.0, 0.05, 0.25, 0.5, 0.6, 0.75])
     grid.add_argument("--seeds", type=parse_size, default=2, help="default %(default)s")
     add_twins(add_figure(figures, "twins", twins))
+    add = add_figure(figures, "linear", linear).add_argument
+    add("--samples", type=parse_size, default=10_000, help="default %(default)s")
+    add("--features", type=parse_size, default=FEATURES, help="default %(default)s")
+    add("--seeds", type=int, nargs="+", default=[0, 1], help="default %(default)s")
 
 
 def add_table_7(
