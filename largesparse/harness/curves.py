@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("run", "series", "neurons", "seed", "epoch", "updates", "train_s"),
-    *("accuracy", "loss", "rows"),
+    *("accuracy", "standard_error", "loss", "rows"),
 )
 
 
@@ -37,6 +38,7 @@ def curve_table(records: pd.DataFrame) -> pd.DataFrame:
         then; `accuracy` and `loss`; and `rows`, "all" where these are over all test rows (after
         an epoch, without a loss) and "part" where over the fixed part of them of the curve. Points
         of phase two of a parallel training, which are those of one replica, are left out.
+        `standard_error` is that of the accuracy over all test rows, from their number.
     """
     import pandas as pd
 
@@ -64,12 +66,16 @@ def _points(run: dict[str, Any]) -> Iterator[dict[str, Any]]:
             part = point["epoch"] - whole
             seconds = ends[whole] + (part * epoch_s[whole] if whole < len(epoch_s) else 0.0)
             own = {name: point[name] for name in ("epoch", "updates", "accuracy", "loss")}
-            yield own | {"train_s": seconds, "rows": "part"}
+            yield own | {"standard_error": None, "train_s": seconds, "rows": "part"}
     each = -(-(run["train_samples"] or 0) // (run["batch_size"] or 1))
     for epoch, accuracy in enumerate(run["accuracy"] or []):
         if accuracy is not None and epoch < len(ends):
             found = {"epoch": float(epoch), "updates": epoch * each, "train_s": ends[epoch]}
-            yield found | {"accuracy": accuracy, "loss": None, "rows": "all"}
+            spread = None
+            if run["test_samples"]:
+                spread = math.sqrt(accuracy * (1 - accuracy) / run["test_samples"])
+            found |= {"accuracy": accuracy, "standard_error": spread}
+            yield found | {"loss": None, "rows": "all"}
 
 
 def ladder_table(curves: pd.DataFrame) -> pd.DataFrame:
@@ -84,8 +90,9 @@ def ladder_table(curves: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         A row a size of every series with two sizes or more: `series`, `neurons`, the common
-        `updates`, `accuracy` over all test rows and `train_s`, means over the seeds (`runs`). The
-        updates are the most that all runs of the series have an accuracy after.
+        `updates`, `accuracy` over all test rows and `train_s`, means over the seeds (`runs`), and
+        `standard_error`, of that mean, by the number of test rows. The updates are the most that
+        all runs of the series have an accuracy after.
     """
     import pandas as pd
 
@@ -98,8 +105,10 @@ def ladder_table(curves: pd.DataFrame) -> pd.DataFrame:
         for neurons, found in chosen.groupby("neurons"):
             about = {"series": series, "neurons": neurons, "updates": max(common)}
             means = {name: found[name].mean() for name in ("accuracy", "train_s")}
+            squares = pd.to_numeric(found["standard_error"]) ** 2
+            means["standard_error"] = math.sqrt(squares.sum(skipna=False)) / len(found)
             rows.append(about | means | {"runs": len(found)})
-    columns = ["series", "neurons", "updates", "accuracy", "train_s", "runs"]
+    columns = ["series", "neurons", "updates", "accuracy", "standard_error", "train_s", "runs"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -137,7 +146,10 @@ def _learning(curves: pd.DataFrame) -> Figure:
 
 
 def _ladder(ladder: pd.DataFrame) -> Figure:
-    """Draw accuracy (left) and seconds (right) against neurons, after as many updates."""
+    """Draw accuracy (left) and seconds (right) against neurons, after as many updates.
+
+    Bars are two standard errors of the accuracy up and down.
+    """
     figure, (axes,) = new_figure()
     updates = sorted(set(ladder["updates"]))
     title = f"after {', '.join(map(str, updates))} updates"
@@ -146,7 +158,8 @@ def _ladder(ladder: pd.DataFrame) -> Figure:
     seconds.set(ylabel="seconds of training (dotted)", yscale="log")
     for number, (series, rows) in enumerate(ladder.groupby("series")):
         style: dict[str, Any] = {"color": f"C{number % 10}", "marker": marker_of(number // 10)}
-        axes.plot(rows["neurons"], rows["accuracy"], label=series, **style)
+        bars = 2 * rows["standard_error"]
+        axes.errorbar(rows["neurons"], rows["accuracy"], bars, label=series, capsize=3, **style)
         seconds.plot(rows["neurons"], rows["train_s"], linestyle=":", fillstyle="none", **style)
     figure.legend(loc="outside lower center", fontsize="x-small")
     return figure

@@ -24,6 +24,7 @@ def run_of(neurons, seed=0, accuracy=(0.5, 0.6, 0.7), **changes):
         "seed": seed,
         "batch_size": 32,
         "train_samples": 70,
+        "test_samples": 100,
         "epoch_s": [10.0, 30.0],
         "accuracy": accuracy and list(accuracy),
         "curve": points,
@@ -74,6 +75,13 @@ def test_the_ladder_is_after_the_same_number_of_updates(read):
     assert table["runs"].tolist() == [2, 1]
     assert table["accuracy"].tolist() == pytest.approx([0.65, 0.8])
     assert table["train_s"].tolist() == [10, 20]
+    # of 0.6 and 0.7 over 100 rows each, which are 0.049 and 0.046; of 0.8
+    assert table["standard_error"].tolist() == pytest.approx([0.0336, 0.04], abs=1e-4)
+
+
+def test_a_record_without_its_test_rows_has_no_standard_error(read):
+    table = ladder_table(curve_table(read(run_of(1000, test_samples=None), run_of(3000))))
+    assert table["standard_error"].isna().tolist() == [True, False]
 
 
 def test_figures_are_drawn_of_what_there_is(read):
@@ -83,3 +91,6 @@ def test_figures_are_drawn_of_what_there_is(read):
     figures = curve_figures(curve_table(read(run_of(1000), run_of(3000))))
     assert [*figures] == ["learning", "ladder"]
     assert len(figures["learning"].axes[0].lines) == 4
+    (bars,) = figures["ladder"].axes[0].containers
+    low, high = bars.lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.7 - 2 * 0.0458, 0.7 + 2 * 0.0458), abs=1e-3)
