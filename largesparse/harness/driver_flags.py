@@ -136,8 +136,8 @@ def add_setting_flags(parser: ArgumentParser) -> None:
         schedule="the recipe's",
         dropout="0 (width), 0.4 (paper)",
         optimizer=told_default("optimizer") + "; from files sgd",
-        learning_rate="by length and slots, 0.1 at most, with sgd by depth and width too, 4 at most "
-        "(width); 0.01, with adam and adamw 0.001 (paper)",
+        learning_rate="by length and slots, 0.1 at most, with sgd by depth and width too, 4 at "
+        "most (width); 0.01, with adam and adamw 0.001 (paper)",
         weight_decay="2e-4 (sgd, nesterov), 0 (adam), 0.01 (adamw)",
         growth=told_default("growth") + "; from files random",
         keep_active=told_default("keep_active"),

@@ -133,7 +133,7 @@ def test_small_mini_batches_get_smaller_rates():
 
 @pytest.mark.parametrize(
     ("optimizer", "rates"),
-    [("sgd", [4, 1 / 2, 1 / 4]), ("nesterov", [4, 1 / 2, 1 / 4]), ("adamw", [0.1, 0.1 / 2, 0.1 / 3])],
+    [("sgd", [4, 1 / 2, 1 / 4]), ("nesterov", [4, 1 / 2, 1 / 4]), ("adamw", [0.1, 0.05, 0.1 / 3])],
 )
 def test_stale_gradients_get_a_smaller_learning_rate(optimizer, rates):
     def rate(slots, recipe="width"):
