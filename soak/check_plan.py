@@ -70,7 +70,8 @@ CASES = (
     Case("mkl", 1, ("--backend=mkl",)),
     Case("mkl, micro-batch 16", 1, ("--backend=mkl", "--micro-batch=16")),
     Case("fused, 3 ranks", 3, ("--backend=fused",)),
-    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", REPLICAS)),
+    Case("fused, 3 ranks, 2 slots", 3, ("--backend=fused", "--slots=2")),
+    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", "--slots=2", REPLICAS)),
     Case("fused, 3 ranks, replicas evolve", 3, ("--backend=fused", "--epochs=3", REPLICAS)),
     Case(
         "fused, 3 ranks, bfloat16",

@@ -263,6 +263,8 @@ def start(
     command = [*start_ranks(ranks), *program("kill_ranks"), "--announce", str(log)]
     if algorithm == PIPELINE:
         flags = [flag for flag in flags if not flag.startswith(PHASE_ONE)]
+    if algorithm == "wasap":  # workers that compute at a time
+        flags = ["--slots=2", *flags]
     command += [] if resume else [*flags, f"--algorithm={algorithm}"]
     command += ["--resume" if resume else "--checkpoint", str(folder), "--out", str(out_of(folder))]
     struck: float | None = None

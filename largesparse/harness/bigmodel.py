@@ -12,8 +12,8 @@ sizes of the paper's Table 4 beside it; one run record is appended to the output
 
 Under mpiexec the network is trained by WASAP-SGD (Algorithm 1): rank 0 is the parameter server, the
 other ranks are workers. Ranks of one node share the model and the data. They take turns in slots,
-by default one of all the node's cores: memory follows the slots, so more ranks than cores cost
-little. All epochs have one model (--phase-one-epochs).
+with recipe 'width' by default one, of all the node's cores: memory follows the slots, so more ranks
+than cores cost little. All epochs have one model (--phase-one-epochs).
 
 With --algorithm pipeline each rank has consecutive layers alone, and micro-batches pass through
 them: the size is a matter of how many machines there are. --plan prints which rank has what:

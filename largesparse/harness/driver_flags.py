@@ -241,8 +241,8 @@ def add_ranks_flags(parser: ArgumentParser) -> None:
         "--slots",
         type=parse_size,
         metavar="N",
-        help="gradients that a node computes at a time (default: one by all cores; with recipe "
-        "'paper' or another algorithm than wasap as many as cores, fewer if memory asks)",
+        help="gradients that a node computes at a time (default: by wasap with recipe 'width' one, "
+        "of all cores; by allreduce one a worker; else as many as cores, fewer if memory asks)",
     )
     group.add_argument(
         "--ranks-per-node",

@@ -119,8 +119,8 @@ def most_slots(recipe: str) -> int | None:
     """Return the gradients that a node computes at a time; None: as many as it has cores.
 
     For `width` it is one, by all of the node's threads, which on one node makes the updates of one
-    process. With two, ten layers of 20,000 had 0.67 and 0.70 after two epochs at the best of three
-    rates, and 0.75 and 0.80 with one, which was no slower; 15 do not learn.
+    process. With two, ten layers of 20,000 had 0.67 and 0.71 after two epochs at the best of three
+    rates, and 0.75 and 0.80 with one, which took as long; 15 do not learn.
     """
     return 1 if recipe == "width" else None
 
@@ -146,7 +146,8 @@ def default_learning_rate(
 
     - with `adam` and `adamw` 0.1, at every depth and width: an update of theirs does not depend on
       the size of the gradient. Chosen on the twins (12 epochs) and on two epochs of 200,000 to 5M
-      neurons: half of it is a little worse, twice of it unsteady;
+      neurons, by AdamW, in layers of 20,000 and more: half of it is a little worse, twice of it
+      unsteady;
     - with SGD 8 divided by the number of hidden layers, 4 at the most; less in layers under 2000
       neurons. That is for mini-batches of 128; for fewer samples it is multiplied by the root of
       their share, as the gradient's noise asks for: a half for 32. Above 128 it stays.

@@ -261,13 +261,19 @@ def test_mistakes_are_told(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_sizes_and_ranks_in_processes_of_their_own():
+def test_sizes_and_ranks_in_processes_of_their_own(monkeypatch):
     found = children.run_size(20_000, 1, 0.1, 200)
     assert all(times and min(times) > 0 for times in found["times"].values())
     with pytest.raises(LargeSparseError, match="GiB"):
         children.run_size(10**10, 1, 0.1, 200)
     assert len(children.run_ranks(1, "sequential", 200)) == 3
+    commands, run = [], children._run
+    monkeypatch.setattr(
+        children, "_run", lambda words, limit: commands.append(words) or run(words, limit)
+    )
+    monkeypatch.setattr(children, "available_threads", lambda: 2)
     assert len(children.run_ranks(3, "wasap", 200)) == 3
+    assert "--slots=2" in commands[0]
 
 
 def test_exports_have_the_times(tmp_path, capsys):

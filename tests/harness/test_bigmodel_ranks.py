@@ -87,18 +87,19 @@ def test_a_run_is_recorded_and_resumed_by_other_ranks(run, folder):
 
 def test_ranks_train_by_the_defaults_of_one_process(run, folder):
     records = {}
-    for ranks, more in ((1, ()), (3, ("--slots=1",)), (3, ("--algorithm=pipeline",))):
+    for ranks, more in ((1, ()), (3, ()), (3, ("--algorithm=pipeline",)), (3, ("--slots=2",))):
         out = folder / f"defaults-{len(records)}.jsonl"
         result = run(ranks, "--micro-batch=16", *more, "--epochs=2", "--out", out)
         assert (result.status, result.messages) == (0, []), result.err
         (records[ranks, *more],) = records_of(out)
-    alone, server, pipeline = records.values()
+    alone, server, pipeline, stale = records.values()
     for record in records.values():
         assert (record["optimizer"], record["growth"]) == ("adamw", "gradient")
         assert record["batch_size"] == 32
         assert None not in record["loss"] + record["accuracy"]  # there are no replicas
     rates = [record["learning_rate"] for record in records.values()]
-    assert rates == [rates[0]] * 3
+    assert rates == [rates[0]] * 3 + [rates[0] / 2]
+    assert stale["phase_one_epochs"] == 2
     assert server["phase_one_epochs"] == 2
     assert pipeline["loss"] == alone["loss"]  # to the bit
     assert server["loss"] == pytest.approx(alone["loss"], rel=1e-9)  # as one slot has

@@ -19,6 +19,7 @@ import numpy as np
 from ...errors import LargeSparseError
 from ...machine.exit_codes import run_command
 from ...machine.launching import start_ranks
+from ...machine.threads import available_threads
 from ...machine.usage import peak_rss_bytes
 from ...model.config import NetworkConfig, TrainingConfig
 from ...model.network import SparseMLP
@@ -118,6 +119,8 @@ def run_ranks(ranks: int, algorithm: str, limit: float) -> list[float]:
         words += ["--threads=1", f"--out={out}"]
         if ranks > 1:
             words += [f"--algorithm={algorithm}", "--phase-one-epochs=3", "--batch-size=128"]
+        if algorithm == "wasap":  # as many gradients at a time as cores, of which the figures are
+            words.append(f"--slots={max(1, min(ranks - 1, available_threads()))}")
         _run(words, limit)
         (record,) = record_rows(read_records(out))
     return _epochs(record)
