@@ -72,7 +72,11 @@ CASES = (
     Case("fused, 3 ranks", 3, ("--backend=fused",)),
     Case("fused, 3 ranks, 2 slots", 3, ("--backend=fused", "--slots=2")),
     Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", "--slots=2", REPLICAS)),
-    Case("fused, 3 ranks, replicas evolve", 3, ("--backend=fused", "--epochs=3", REPLICAS)),
+    Case(  # with so many updates that they do
+        "fused, 3 ranks, replicas evolve",
+        3,
+        ("--backend=fused", "--epochs=3", "--batch-size=4", REPLICAS),
+    ),
     Case(
         "fused, 3 ranks, bfloat16",
         3,

@@ -49,6 +49,7 @@ class Case:
     on_disk: bool = False  # where trained replicas wait
     topology: bool = False  # whether hidden layers are given: see `MASKS`
     blind: bool = False  # whether nothing is evaluated, so that an epoch ends at once
+    settled: bool = False  # whether replicas with few updates keep their connections
 
     def make_network(self) -> SparseMLP:
         sizes = (FEATURES, 24, 16, 2 if self.targets else CLASSES)
@@ -189,6 +190,23 @@ REPLICAS = {
     }.items()
 }
 
+SETTLED_START = START | {"training": {"epochs": 4}, "resume": "settled-checkpoint"}
+SETTLED = {
+    "start-settled": Case(
+        **SETTLED_START | {"resume": None},
+        options={"phase_one_epochs": 2},
+        stop_after=2,
+        checkpoint="settled-checkpoint",
+        settled=True,
+    ),
+    "replicas-settled": Case(
+        **SETTLED_START,
+        options={"phase_one_epochs": 2, "ranks_per_node": 2},
+        checkpoint="replicas-settled-checkpoint",
+        settled=True,
+    ),
+}
+
 REPLICAS_SHRINKING = {  # to the end within phase two
     f"shrinking-{name}": Case(
         **SHRINKING,
@@ -304,6 +322,7 @@ CASES = (
     | BOTH_PHASES
     | JOINED
     | REPLICAS
+    | SETTLED
     | REPLICAS_SHRINKING
     | NORMALISED_CASES
     | GIVEN
@@ -359,11 +378,13 @@ def save_network(network: SparseMLP, path: Path) -> None:
 
 def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     """Train a case on all ranks."""
+    from largesparse.parallel import options as parallel_options
     from largesparse.parallel import train_wasap, train_wassp
     from largesparse.parallel.wasap import phase_two
     from largesparse.parallel.wasap.server import Server
 
     (folder / name).mkdir(exist_ok=True)
+    parallel_options.RECOVERY_UPDATES = 10 if case.settled else 0
     if case.on_disk:
         phase_two.RESULTS_SHARE = 0.0
     fill_in = Server.fill_in

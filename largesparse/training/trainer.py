@@ -509,10 +509,11 @@ class Trainer(Stepper):
         return f"{place}, and not saved."
 
     def evolve_if_due(
-        self, data: TrainingData, *, keep_maps: bool = True
+        self, data: TrainingData, *, keep_maps: bool = True, exchange: bool = True
     ) -> list[list[NDArray[np.int32]]]:
         """Prune and evolve after an epoch, unless it is the last one or that has been done.
 
+        Without `exchange` it evolves only where the network is shrinking.
         Return the slot maps of the layers for each of the two that was done: see `evolve`.
         """
         config, record = self.config, self.history.epochs[-1]
@@ -525,7 +526,7 @@ class Trainer(Stepper):
             maps.append(self.prune())
             record.pruning_s = time.perf_counter() - started
         shrinking = self.shrinking
-        due = config.zeta > 0 or shrinking is not None
+        due = (config.zeta > 0 and exchange) or shrinking is not None
         due = due and self.epoch % config.evolution_interval == 0
         if due and record.evolution_s is None:
             started = time.perf_counter()

@@ -29,6 +29,7 @@ from parallel_cases import (
     REPLICAS_SHRINKING,
     ROWS,
     SEQUENTIAL,
+    SETTLED,
     TURNS,
     Case,
     save_network,
@@ -59,8 +60,8 @@ JOBS = {
     "three workers": Job(
         4,
         (
-            *(*TURNS, *JOINED, *REPLICAS, *REPLICAS_SHRINKING, *GIVEN, *NORMALISED_CASES),
-            *ASYNCHRONOUS,
+            *(*TURNS, *JOINED, *REPLICAS, *SETTLED, *REPLICAS_SHRINKING, *GIVEN),
+            *(*NORMALISED_CASES, *ASYNCHRONOUS),
         ),
     ),
     "two workers": Job(3, ("begun", "replicas-fewer"), "three workers"),
@@ -235,7 +236,7 @@ def train_alone(start: Path, replica: int, replicas: int, case: Case):
         for rows in batches:
             trainer.step(data.X, data.y, rows)
         trainer.epoch += 1
-        if trainer.epoch < 4:
+        if trainer.epoch < 4 and not case.settled:
             trainer.prune()
             trainer.evolve(data)
     return trainer.network
@@ -290,12 +291,25 @@ def assert_average(found, twin) -> None:
             np.testing.assert_allclose(
                 found[f"{part}-{k}"], expected[part], rtol=1e-6, atol=1e-7, err_msg=part
             )
-    assert found["dead-0"].sum() > 0
 
 
 @pytest.mark.parametrize("name", [*(name for name in REPLICAS if name != "start"), *FEWER])
 def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
-    assert_average(jobs.network(name), replicas_twin)
+    found = jobs.network(name)
+    assert_average(found, replicas_twin)
+    assert found["dead-0"].sum() > 0
+
+
+def test_replicas_of_few_updates_keep_their_connections(jobs):
+    """Each makes 6 or 4 of the 10 that it would need after the evolution between the phases."""
+    twin = average_of(jobs, CASES["start-settled"], "start-settled", "settled-checkpoint")
+    found, start = jobs.network("replicas-settled"), jobs.network("start-settled")
+    assert_average(found, twin)
+    for name in (f"{part}-{k}" for part in ("indptr", "indices") for k in range(3)):
+        np.testing.assert_array_equal(found[name], start[name])
+    epochs = jobs.told("start-settled")["epochs"]
+    assert [record["evolution_s"] is None for record in epochs] == [True, False, True]
+    assert epochs[2]["explored"] > epochs[1]["explored"]
 
 
 @pytest.mark.parametrize("name", REPLICAS_SHRINKING)

@@ -28,6 +28,7 @@ from largesparse.machine.usage import pss_bytes
 from largesparse.model.evolution import evolve
 from largesparse.model.workspace import Gradients
 from largesparse.parallel import ParallelOptions
+from largesparse.parallel.options import RECOVERY_UPDATES
 from largesparse.parallel.shared.slots import Slot, slot_sizes
 from largesparse.parallel.shared.weights import (
     ServerLayer,
@@ -685,6 +686,28 @@ def test_options_out_of_range_are_refused(name, value):
         ParallelOptions(**{"algorithm": "wasap", "phase_one_epochs": 1} | {name: value})
 
 
+@given(
+    epochs=st.integers(1, 30),
+    share=st.floats(0, 1),
+    batches=st.integers(1, 2000),
+    replicas=st.integers(1, 20),
+)
+def test_replicas_evolve_while_they_have_updates_to_recover(epochs, share, batches, replicas):
+    options = ParallelOptions("wasap", max(1, round(share * epochs)))
+    phase_one = options.phase_one_epochs
+    last = options.last_evolution(epochs, batches, replicas)
+    each = max(1, batches // replicas)
+    apart = set()
+    for epoch in range(1, epochs):
+        left = each * (epochs - epoch)  # updates of a replica
+        has_replicas = phase_one <= epoch and replicas > 1
+        assert (epoch <= last) == (not has_replicas or left >= RECOVERY_UPDATES)
+        apart |= {epoch} if phase_one < epoch <= last else set()
+    assert options.replicas_evolve(epochs, batches, replicas) == bool(apart)
+    if phase_one == epochs:  # there are no replicas, and it may be timed
+        assert last == epochs
+
+
 def test_the_rate_falls_with_staleness_or_grows_with_the_workers():
     adaptive = ParallelOptions(
         "wasap", 9, staleness_power=0.5, initial_rate_factor=3, initial_rate_epochs=2
@@ -768,6 +791,8 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
         links=Links(),
         make_dispatcher=lambda prefetch: Dispatcher([0, 0, 0], [2], prefetch=prefetch),
         report=SimpleNamespace(phase_two_s=0.0),
+        replicas=3,
+        last_evolution=3,
         run=SimpleNamespace(
             data=SimpleNamespace(train_rows=np.arange(rows)),
             request=SimpleNamespace(check=lambda: None),
@@ -775,7 +800,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
             bar=bar,
         ),
     )
-    train_replicas(server, 3)
+    train_replicas(server)
     assert [task.replica for task in tasks] == [0, 1, 2]
     assert bar.n == 4 * rows
     third, fourth = trainer.history
@@ -787,7 +812,7 @@ def test_a_replica_tells_of_the_epochs_that_its_checkpoint_has():
     trainer = Trainer(small_network(), TrainingConfig(epochs=4, backend="scipy", threads=1))
     trainer.state.epoch = 4  # all of them
     trainer.history.epochs += [EpochRecord(epoch, None, None) for epoch in (2, 3, 4)]
-    task = TrainReplica(0, 0, 3, 2, 10, None, False, None)
+    task = TrainReplica(0, 0, 3, 2, 10, 4, None, False, None)
     told = list(train_replica(trainer, task, None, None, None))
     assert [record.epoch for record in told] == [3, 4]
 

@@ -240,7 +240,7 @@ class ModelTrainer:
         self.backend = SimpleNamespace(threads=lambda count: np.errstate())
         self.state = TrainingState()
 
-    def evolve_if_due(self, data):
+    def evolve_if_due(self, data, exchange):
         return [[]]
 
 
@@ -288,7 +288,8 @@ def train(scheduler, nodes, slots, batches, epochs, replicas):
     assert deal.is_done and links.computing == 0
     assert not server._arrived and not links.waiting
     if replicas:
-        trained = phase_two.train_replicas(server, replicas)
+        server.replicas = replicas
+        trained = phase_two.train_replicas(server)
         assert [each.task.replica for each in trained] == list(range(replicas))
     return machine
 

@@ -236,9 +236,6 @@ def _both_phases(server: Server, workers: int, representative: Representative | 
         server.record()
     elif state.part is None and state.epoch < trainer.config.epochs:
         server.evolve()  # the last epoch of a training that is prolonged now
-    replicas = workers
-    if state.epoch >= options.phase_one_epochs:  # phase two had begun, with as many as these
-        replicas = int((state.parallel or {}).get("replicas", workers))
     deal = _deal(server, workers)
     bar = server.run.bar
     server.links.topology.samples = bar.n = bar.initial = deal.samples_applied
@@ -253,7 +250,7 @@ def _both_phases(server: Server, workers: int, representative: Representative | 
     if server.stopped or state.epoch >= trainer.config.epochs:
         return
     server.replicas_apart = True
-    trained = train_replicas(server, replicas)
+    trained = train_replicas(server)
     average(server, trained)
     server.fill_in(state.history.epochs[-1])
     if server.run.checkpoint is not None:

@@ -115,6 +115,7 @@ class TrainReplica(NamedTuple):
     replicas: int
     epoch: int  # epochs trained so far
     step: int  # updates made so far
+    last_evolution: int  # epochs after which it evolves for the last time
     classes: Any
     on_disk: bool  # where the result goes
     checkpoint: str | None  # folder

@@ -21,12 +21,13 @@ from .server import Server
 RESULTS_SHARE = 0.25  # of the available memory that trained replicas may wait in
 
 
-def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTrained]:
+def train_replicas(server: Server) -> list[messages.ReplicaTrained]:
     """Let the workers train replicas alone, as many at a time as there are slots.
 
     Returns what was trained, in the order of the replicas.
     """
     links, trainer, state = server.links, server.trainer, server.trainer.state
+    replicas = server.replicas
     dispatcher = server.make_dispatcher(False)
     one = result_bytes(trainer.network.connections, trainer.network.config)
     on_disk = replicas * one > RESULTS_SHARE * available_memory()
@@ -46,6 +47,7 @@ def train_replicas(server: Server, replicas: int) -> list[messages.ReplicaTraine
                 replicas,
                 state.epoch,
                 state.step,
+                server.last_evolution,
                 trainer.network.classes,
                 on_disk,
                 None if server.run.checkpoint is None else str(server.run.checkpoint),

@@ -51,6 +51,9 @@ class Server:
         self.replicas_apart = False  # phase two has begun, and its result is not saved yet
         self.make_dispatcher = make_dispatcher
         self._dispatcher = make_dispatcher(options.algorithm == "wasap")
+        self.replicas = self._dispatcher.workers
+        if self.state.epoch >= options.phase_one_epochs:  # phase two had begun, with as many
+            self.replicas = int((self.state.parallel or {}).get("replicas", self.replicas))
         self._maps = SlotMaps()
         self._arrived: deque[messages.Push] = deque()
 
@@ -242,6 +245,13 @@ class Server:
             self._updater.update(network, total, joined)
 
     # ------------------------------------------------------------------ epochs
+    @property
+    def last_evolution(self) -> int:
+        """The epoch that the last evolution follows."""
+        config, rows = self.trainer.config, len(self.run.data.train_rows)
+        batches = -(-rows // config.batch_size)
+        return self.options.last_evolution(config.epochs, batches, self.replicas)
+
     def _begin_epoch(self) -> None:
         """Begin with the next epoch, or go on with it."""
         part = self.state.part
@@ -315,12 +325,13 @@ class Server:
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
-        steps = trainer.evolve_if_due(self.run.data)
-        if not steps:
-            return
+        exchange = self.state.epoch <= self.last_evolution
+        steps = trainer.evolve_if_due(self.run.data, exchange=exchange)
         for k, layer in enumerate(layers):
             layer.values_by_output = np.empty(0, np.float32)
             topology.store_dead(k, layer.dead)
+        if not steps:
+            return
         waiting = [*self._arrived, *self.links.waiting]
         self._maps.add(steps, {push.task.weights.generation for push in waiting})
         topology.generation = self._maps.generation
