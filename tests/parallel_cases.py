@@ -49,7 +49,7 @@ class Case:
     on_disk: bool = False  # where trained replicas wait
     topology: bool = False  # whether hidden layers are given: see `MASKS`
     blind: bool = False  # whether nothing is evaluated, so that an epoch ends at once
-    settled: bool = False  # whether replicas with few updates keep their connections
+    recovery: int = 0  # updates that a replica needs after an evolution
 
     def make_network(self) -> SparseMLP:
         sizes = (FEATURES, 24, 16, 2 if self.targets else CLASSES)
@@ -190,21 +190,26 @@ REPLICAS = {
     }.items()
 }
 
-SETTLED_START = START | {"training": {"epochs": 4}, "resume": "settled-checkpoint"}
+# Replicas of few updates, which keep their connections: 6 or 4 in two epochs.
+SETTLED_OPTIONS: dict[str, Any] = {"phase_one_epochs": 2, "ranks_per_node": 2}
 SETTLED = {
-    "start-settled": Case(
-        **SETTLED_START | {"resume": None},
-        options={"phase_one_epochs": 2},
-        stop_after=2,
-        checkpoint="settled-checkpoint",
-        settled=True,
-    ),
-    "replicas-settled": Case(
-        **SETTLED_START,
-        options={"phase_one_epochs": 2, "ranks_per_node": 2},
-        checkpoint="replicas-settled-checkpoint",
-        settled=True,
-    ),
+    f"{part}-{name}": Case(
+        algorithm,
+        network=SRELU,
+        training=training | {"epochs": 4},
+        options=SETTLED_OPTIONS,
+        recovery=recovery,
+        stop_after=2 if part == "start" else None,
+        checkpoint=f"{part}-{name}-checkpoint",
+        resume=None if part == "start" else f"start-{name}-checkpoint",
+    )
+    for name, algorithm, recovery, training in (
+        ("settled", "wasap", 5, {}),
+        ("settled-synchronously", "wassp", 5, {}),
+        ("settled-pruned", "wasap", 5, PRUNING),
+        ("settled-late", "wasap", 4, {}),  # enough after the evolution between the phases
+    )
+    for part in ("start", "replicas")
 }
 
 REPLICAS_SHRINKING = {  # to the end within phase two
@@ -212,10 +217,12 @@ REPLICAS_SHRINKING = {  # to the end within phase two
         **SHRINKING,
         training={"epochs": 5, "shrink_end": 4, "batch_size": 5, **training},
         options={"phase_one_epochs": 2, **options},
+        recovery=recovery,
     )
-    for name, options, training in (
-        ("one-node", {}, {}),
-        ("four-nodes", {"ranks_per_node": 1}, {"zeta": 0.0}),
+    for name, options, training, recovery in (
+        ("one-node", {}, {}, 0),
+        ("four-nodes", {"ranks_per_node": 1}, {"zeta": 0.0}, 0),
+        ("settled", {}, {}, 100),
     )
 }
 # Batch normalisation: a worker's part of a joined mini-batch is normalised by itself.
@@ -384,7 +391,7 @@ def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     from largesparse.parallel.wasap.server import Server
 
     (folder / name).mkdir(exist_ok=True)
-    parallel_options.RECOVERY_UPDATES = 10 if case.settled else 0
+    parallel_options.RECOVERY_UPDATES = case.recovery
     if case.on_disk:
         phase_two.RESULTS_SHARE = 0.0
     fill_in = Server.fill_in

@@ -391,7 +391,6 @@ def plan_memory(
         spread, at_most = parallel_options(options), None
         if spread.algorithm == "wasap":  # the others have no staleness
             at_most = most_slots(options.recipe)
-        batches = -(-training_rows(options) // options.batch_size)
         choose = functools.partial(
             choose_parallel_plan,
             nodes=nodes,
@@ -400,7 +399,7 @@ def plan_memory(
             available=memory,
             algorithm=spread.algorithm,
             replicas=ranks - 1 if spread.phase_one_epochs < options.epochs else 0,
-            evolving=spread.replicas_evolve(options.epochs, batches, ranks - 1),
+            evolving=options.epochs - spread.phase_one_epochs > 1,
             needs_gradient=wanted.rules.needs_gradient,
         )
     return choose(

@@ -13,7 +13,7 @@ from .comm.transfer import CHUNK_BYTES, check_chunk_bytes
 JOINED = ("wassp", "allreduce")  # algorithms that join the workers' mini-batches
 PHASE_ONE_SHARE = 0.7  # of the epochs
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
-RECOVERY_UPDATES = 64  # of a replica after an evolution, or its average loses by it
+RECOVERY_UPDATES = 64  # of a replica after an evolution, or the average loses by it
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,18 @@ class ParallelOptions:
         """Slots that a worker on another node than rank 0's can use."""
         return 2 if self.algorithm == "wasap" and self.slots is not None else 1
 
-    def last_evolution(self, epochs: int, batches: int, replicas: int) -> int:
-        """Return the last epoch that an evolution may follow, in a training of so many epochs.
+    def last_exchange(self, config: TrainingConfig, rows: int, replicas: int) -> int:
+        """Return the last epoch after which an evolution may exchange connections.
 
-        A replica recovers from an evolution by the updates that it makes afterwards, its share of
-        an epoch's `batches` in each epoch of phase two. Where these are too few, the connections
-        stay as they are from there on. One replica alone trains as one process does.
+        A replica recovers from that by the updates that it makes afterwards. Where these are too
+        few, the connections stay as they are from there on, but for neurons that are pruned and a
+        network that becomes smaller. One replica alone trains as one process does.
         """
-        if self.phase_one_epochs == epochs or replicas == 1:
-            return epochs
-        each = max(1, batches // replicas)
-        return max(self.phase_one_epochs - 1, epochs - math.ceil(RECOVERY_UPDATES / each))
-
-    def replicas_evolve(self, epochs: int, batches: int, replicas: int) -> bool:
-        """Return whether replicas evolve between the epochs of phase two; see `last_evolution`."""
-        last = min(epochs - 1, self.last_evolution(epochs, batches, replicas))
-        return last > self.phase_one_epochs
+        if self.phase_one_epochs == config.epochs or replicas == 1:
+            return config.epochs
+        updates = max(1, -(-rows // config.batch_size) // replicas)  # an epoch's, at least
+        recovering = math.ceil(RECOVERY_UPDATES / updates)
+        return max(self.phase_one_epochs - 1, config.epochs - recovering)
 
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
         """Return the factor of the learning rate in phase one, after so many epochs (`progress`).

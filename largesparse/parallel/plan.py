@@ -249,11 +249,10 @@ def check_memory(
         network, config = trainer.network, trainer.config
         _, arrays = take_arrays((data, network.preprocessing))
         mapped = sum(array.nbytes for array in arrays if find_mapped(array) is not None)
-        batches = -(-len(data.train_rows) // config.batch_size)
         work = Workload(
             algorithm=options.algorithm,
             replicas=comm.size - 1 if options.phase_one_epochs < config.epochs else 0,
-            evolving=options.replicas_evolve(config.epochs, batches, comm.size - 1),
+            evolving=config.epochs - options.phase_one_epochs > 1,
             candidates=config.candidates_per_connection,
             needs_gradient=config.rules.needs_gradient,
             data=sum(array.nbytes for array in arrays) - mapped,

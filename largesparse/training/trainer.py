@@ -145,19 +145,20 @@ class Trainer(Stepper):
 
     @one_thread_at_a_time
     def evolve(
-        self, data: TrainingData | None = None, *, keep_maps: bool = True
+        self, data: TrainingData | None = None, *, keep_maps: bool = True, exchange: bool = True
     ) -> list[NDArray[np.int32]]:
         """Evolve the layers; return their slot maps, if they are to be kept.
 
         The output layer evolves, too, only with `TrainingConfig(evolve_output=True)`. A network
         with a `start_factor` becomes smaller, as far as the epochs say: see `density.Shrinking`.
+        Without `exchange` that is all.
 
         Where a rule asks for gradients, `data` has the rows of which it takes a micro-batch,
         without dropout.
         """
         config, epoch = self.config, self.state.epochs_before + self.epoch
         evolution = max(0, self.epoch - 1) // config.evolution_interval
-        zeta = config.zeta * config.zeta_decay**evolution
+        zeta = config.zeta * config.zeta_decay**evolution if exchange else 0.0
         gradient, rules = None, config.rules
         if rules.needs_gradient:
             if data is None:
@@ -513,7 +514,7 @@ class Trainer(Stepper):
     ) -> list[list[NDArray[np.int32]]]:
         """Prune and evolve after an epoch, unless it is the last one or that has been done.
 
-        Without `exchange` it evolves only where the network is shrinking.
+        Without `exchange` it prunes, and the network may shrink, but no connections grow.
         Return the slot maps of the layers for each of the two that was done: see `evolve`.
         """
         config, record = self.config, self.history.epochs[-1]
@@ -530,7 +531,7 @@ class Trainer(Stepper):
         due = due and self.epoch % config.evolution_interval == 0
         if due and record.evolution_s is None:
             started = time.perf_counter()
-            maps.append(self.evolve(data, keep_maps=keep_maps))
+            maps.append(self.evolve(data, keep_maps=keep_maps, exchange=exchange))
             record.evolution_s = time.perf_counter() - started
         if shrinking is not None and self.epoch >= shrinking.end:  # the patience counts from here
             self.state.patience_since = max(self.state.patience_since, self.epoch)

@@ -236,8 +236,9 @@ def train_alone(start: Path, replica: int, replicas: int, case: Case):
         for rows in batches:
             trainer.step(data.X, data.y, rows)
         trainer.epoch += 1
-        if trainer.epoch < 4 and not case.settled:
+        if trainer.epoch < 4 and case.training.get("pruning_start"):
             trainer.prune()
+        if trainer.epoch < 4 and not case.recovery:
             trainer.evolve(data)
     return trainer.network
 
@@ -300,16 +301,16 @@ def test_phase_two_is_the_mean_of_trainings_alone(jobs, name, replicas_twin):
     assert found["dead-0"].sum() > 0
 
 
-def test_replicas_of_few_updates_keep_their_connections(jobs):
-    """Each makes 6 or 4 of the 10 that it would need after the evolution between the phases."""
-    twin = average_of(jobs, CASES["start-settled"], "start-settled", "settled-checkpoint")
-    found, start = jobs.network("replicas-settled"), jobs.network("start-settled")
-    assert_average(found, twin)
-    for name in (f"{part}-{k}" for part in ("indptr", "indices") for k in range(3)):
-        np.testing.assert_array_equal(found[name], start[name])
-    epochs = jobs.told("start-settled")["epochs"]
-    assert [record["evolution_s"] is None for record in epochs] == [True, False, True]
-    assert epochs[2]["explored"] > epochs[1]["explored"]
+@pytest.mark.parametrize("name", [name for name in SETTLED if name.startswith("start")])
+def test_replicas_of_few_updates_keep_their_connections(jobs, name):
+    case, of_replicas = CASES[name], name.replace("start", "replicas")
+    found, start = jobs.network(of_replicas), jobs.network(name)
+    assert_average(found, average_of(jobs, case, name, str(case.checkpoint)))
+    evolved = [record["evolution_s"] is not None for record in jobs.told(name)["epochs"]]
+    assert evolved == [False, True, case.recovery == 4]
+    if not case.training.get("pruning_start"):
+        for part in (f"{name}-{k}" for name in ("indptr", "indices") for k in range(3)):
+            np.testing.assert_array_equal(found[part], start[part])
 
 
 @pytest.mark.parametrize("name", REPLICAS_SHRINKING)
@@ -321,7 +322,7 @@ def test_replicas_and_their_mean_have_the_connections_of_the_schedule(jobs, name
     assert nnz[5] == [*hidden_connections(config), output]
     for k in range(3):
         assert jobs.network(name)[f"values-{k}"].shape == (nnz[5][k],)
-    grows = CASES[name].make_config().zeta > 0
+    grows = CASES[name].make_config().zeta > 0 and not CASES[name].recovery
     assert (epochs[5]["explored"] > epochs[2]["explored"]) == grows
 
 

@@ -49,7 +49,7 @@ from largesparse.parallel.wasap.messages import (
     TrainReplica,
 )
 from largesparse.parallel.wasap.phase_two import train_replicas
-from largesparse.parallel.wasap.replicas import train_replica
+from largesparse.parallel.wasap.replicas import share_of_replica, train_replica
 from largesparse.parallel.wasap.retention import SlotMaps, retain_valid
 from largesparse.parallel.wasap.updating import Updater
 from largesparse.parallel.wasap.worker import Worker
@@ -689,22 +689,24 @@ def test_options_out_of_range_are_refused(name, value):
 @given(
     epochs=st.integers(1, 30),
     share=st.floats(0, 1),
-    batches=st.integers(1, 2000),
+    rows=st.integers(1, 20_000),
+    batch_size=st.integers(1, 300),
     replicas=st.integers(1, 20),
 )
-def test_replicas_evolve_while_they_have_updates_to_recover(epochs, share, batches, replicas):
+def test_connections_are_exchanged_while_replicas_can_recover(
+    epochs, share, rows, batch_size, replicas
+):
+    replicas, batch_size = min(replicas, rows), min(batch_size, max(1, rows // replicas))
     options = ParallelOptions("wasap", max(1, round(share * epochs)))
-    phase_one = options.phase_one_epochs
-    last = options.last_evolution(epochs, batches, replicas)
-    each = max(1, batches // replicas)
-    apart = set()
+    config = TrainingConfig(epochs=epochs, batch_size=batch_size)
+    last = options.last_exchange(config, rows, replicas)
+    order = range(rows)
+    each = min(len(share_of_replica(order, batch_size, r, replicas)) for r in range(replicas))
     for epoch in range(1, epochs):
+        apart = epoch >= options.phase_one_epochs and replicas > 1
         left = each * (epochs - epoch)  # updates of a replica
-        has_replicas = phase_one <= epoch and replicas > 1
-        assert (epoch <= last) == (not has_replicas or left >= RECOVERY_UPDATES)
-        apart |= {epoch} if phase_one < epoch <= last else set()
-    assert options.replicas_evolve(epochs, batches, replicas) == bool(apart)
-    if phase_one == epochs:  # there are no replicas, and it may be timed
+        assert (epoch <= last) == (not apart or left >= RECOVERY_UPDATES)
+    if options.phase_one_epochs == epochs:  # one after the last epoch may be timed
         assert last == epochs
 
 
@@ -792,7 +794,7 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
         make_dispatcher=lambda prefetch: Dispatcher([0, 0, 0], [2], prefetch=prefetch),
         report=SimpleNamespace(phase_two_s=0.0),
         replicas=3,
-        last_evolution=3,
+        last_exchange=3,
         run=SimpleNamespace(
             data=SimpleNamespace(train_rows=np.arange(rows)),
             request=SimpleNamespace(check=lambda: None),

@@ -136,7 +136,7 @@ class StageTrainer(Trainer):
         return None if self.before is None else self.before.dead
 
     def evolve(
-        self, data: TrainingData | None = None, *, keep_maps: bool = True
+        self, data: TrainingData | None = None, *, keep_maps: bool = True, exchange: bool = True
     ) -> list[NDArray[np.int32]]:
         """Evolve the layers: see `Trainer.evolve`.
 
@@ -144,7 +144,7 @@ class StageTrainer(Trainer):
         """
         if not self.config.rules.needs_gradient:
             self._workspace = None
-        return super().evolve(data, keep_maps=keep_maps)
+        return super().evolve(data, keep_maps=keep_maps, exchange=exchange)
 
     def fit(self, *_: Any, **__: Any) -> History:
         """Refuse: data, signals and checkpoints are all ranks' business, by `train_pipeline`."""

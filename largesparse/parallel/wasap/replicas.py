@@ -95,7 +95,7 @@ def train_replica(
             trainer.run_epoch(data, share_of_replica(*share), bar, augment)
             record = trainer.complete_epoch(loss=None, train_accuracy=None)
             if trainer.epoch < config.epochs:  # averaging follows the last one
-                exchange = trainer.epoch <= task.last_evolution
+                exchange = trainer.epoch <= task.last_exchange
                 trainer.evolve_if_due(data, keep_maps=False, exchange=exchange)
             if task.checkpoint is not None:
                 try:

@@ -246,11 +246,10 @@ class Server:
 
     # ------------------------------------------------------------------ epochs
     @property
-    def last_evolution(self) -> int:
-        """The epoch that the last evolution follows."""
-        config, rows = self.trainer.config, len(self.run.data.train_rows)
-        batches = -(-rows // config.batch_size)
-        return self.options.last_evolution(config.epochs, batches, self.replicas)
+    def last_exchange(self) -> int:
+        """The last epoch after which connections are exchanged."""
+        rows = len(self.run.data.train_rows)
+        return self.options.last_exchange(self.trainer.config, rows, self.replicas)
 
     def _begin_epoch(self) -> None:
         """Begin with the next epoch, or go on with it."""
@@ -325,13 +324,14 @@ class Server:
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
-        exchange = self.state.epoch <= self.last_evolution
+        exchange = self.state.epoch <= self.last_exchange
         steps = trainer.evolve_if_due(self.run.data, exchange=exchange)
-        for k, layer in enumerate(layers):
+        for layer in layers:
             layer.values_by_output = np.empty(0, np.float32)
-            topology.store_dead(k, layer.dead)
         if not steps:
             return
+        for k, layer in enumerate(layers):
+            topology.store_dead(k, layer.dead)
         waiting = [*self._arrived, *self.links.waiting]
         self._maps.add(steps, {push.task.weights.generation for push in waiting})
         topology.generation = self._maps.generation
