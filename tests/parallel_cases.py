@@ -385,13 +385,12 @@ def save_network(network: SparseMLP, path: Path) -> None:
 
 def run_case(case: Case, comm: Any, folder: Path, name: str) -> None:
     """Train a case on all ranks."""
-    from largesparse.parallel import options as parallel_options
     from largesparse.parallel import train_wasap, train_wassp
-    from largesparse.parallel.wasap import phase_two
+    from largesparse.parallel.wasap import phase_two, replicas
     from largesparse.parallel.wasap.server import Server
 
     (folder / name).mkdir(exist_ok=True)
-    parallel_options.RECOVERY_UPDATES = case.recovery
+    replicas.RECOVERY_UPDATES = case.recovery
     if case.on_disk:
         phase_two.RESULTS_SHARE = 0.0
     fill_in = Server.fill_in

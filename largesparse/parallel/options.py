@@ -13,7 +13,6 @@ from .comm.transfer import CHUNK_BYTES, check_chunk_bytes
 JOINED = ("wassp", "allreduce")  # algorithms that join the workers' mini-batches
 PHASE_ONE_SHARE = 0.7  # of the epochs
 WARM_UP_EPOCHS = 5.0  # of WASSP's scaled learning rate (Goyal et al., 2017)
-RECOVERY_UPDATES = 64  # of a replica after an evolution, or the average loses by it
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,6 @@ class ParallelOptions:
     def slots_each(self) -> int:
         """Slots that a worker on another node than rank 0's can use."""
         return 2 if self.algorithm == "wasap" and self.slots is not None else 1
-
-    def last_exchange(self, config: TrainingConfig, rows: int, replicas: int) -> int:
-        """Return the last epoch after which an evolution may exchange connections.
-
-        A replica recovers from that by the updates that it makes afterwards. Where these are too
-        few, the connections stay as they are from there on, but for neurons that are pruned and a
-        network that becomes smaller. One replica alone trains as one process does.
-        """
-        if self.phase_one_epochs == config.epochs or replicas == 1:
-            return config.epochs
-        updates = max(1, -(-rows // config.batch_size) // replicas)  # an epoch's, at least
-        recovering = math.ceil(RECOVERY_UPDATES / updates)
-        return max(self.phase_one_epochs - 1, config.epochs - recovering)
 
     def rate_factor(self, progress: float, staleness: int, workers: int) -> float:
         """Return the factor of the learning rate in phase one, after so many epochs (`progress`).

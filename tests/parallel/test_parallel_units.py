@@ -28,7 +28,6 @@ from largesparse.machine.usage import pss_bytes
 from largesparse.model.evolution import evolve
 from largesparse.model.workspace import Gradients
 from largesparse.parallel import ParallelOptions
-from largesparse.parallel.options import RECOVERY_UPDATES
 from largesparse.parallel.shared.slots import Slot, slot_sizes
 from largesparse.parallel.shared.weights import (
     ServerLayer,
@@ -49,7 +48,12 @@ from largesparse.parallel.wasap.messages import (
     TrainReplica,
 )
 from largesparse.parallel.wasap.phase_two import train_replicas
-from largesparse.parallel.wasap.replicas import share_of_replica, train_replica
+from largesparse.parallel.wasap.replicas import (
+    RECOVERY_UPDATES,
+    exchanges_connections,
+    share_of_replica,
+    train_replica,
+)
 from largesparse.parallel.wasap.retention import SlotMaps, retain_valid
 from largesparse.parallel.wasap.updating import Updater
 from largesparse.parallel.wasap.worker import Worker
@@ -686,30 +690,6 @@ def test_options_out_of_range_are_refused(name, value):
         ParallelOptions(**{"algorithm": "wasap", "phase_one_epochs": 1} | {name: value})
 
 
-@given(
-    epochs=st.integers(1, 30),
-    share=st.floats(0, 1),
-    rows=st.integers(1, 20_000),
-    batch_size=st.integers(1, 300),
-    replicas=st.integers(1, 20),
-)
-def test_connections_are_exchanged_while_replicas_can_recover(
-    epochs, share, rows, batch_size, replicas
-):
-    replicas, batch_size = min(replicas, rows), min(batch_size, max(1, rows // replicas))
-    options = ParallelOptions("wasap", max(1, round(share * epochs)))
-    config = TrainingConfig(epochs=epochs, batch_size=batch_size)
-    last = options.last_exchange(config, rows, replicas)
-    order = range(rows)
-    each = min(len(share_of_replica(order, batch_size, r, replicas)) for r in range(replicas))
-    for epoch in range(1, epochs):
-        apart = epoch >= options.phase_one_epochs and replicas > 1
-        left = each * (epochs - epoch)  # updates of a replica
-        assert (epoch <= last) == (not apart or left >= RECOVERY_UPDATES)
-    if options.phase_one_epochs == epochs:  # one after the last epoch may be timed
-        assert last == epochs
-
-
 def test_the_rate_falls_with_staleness_or_grows_with_the_workers():
     adaptive = ParallelOptions(
         "wasap", 9, staleness_power=0.5, initial_rate_factor=3, initial_rate_epochs=2
@@ -767,6 +747,32 @@ def test_the_report_counts_staleness():
     assert report.staleness_record() == {"mean": 2.0, "max": 4, "histogram": [1, 0, 2, 0, 1]}
 
 
+@given(
+    epochs=st.integers(1, 60),
+    interval=st.integers(1, 7),
+    rows=st.integers(1, 20_000),
+    batch_size=st.integers(1, 300),
+    count=st.integers(1, 20),
+)
+def test_replicas_recover_from_every_evolution(epochs, interval, rows, batch_size, count):
+    count, batch_size = min(count, rows), min(batch_size, max(1, rows // count))
+    config = TrainingConfig(epochs=epochs, batch_size=batch_size, evolution_interval=interval)
+    due = range(interval, epochs, interval)
+    chosen = [e for e in due if exchanges_connections(e, config, rows, count)]
+    if count == 1:
+        assert chosen == list(due)
+        return
+    shares = (share_of_replica(range(rows), batch_size, r, count) for r in range(count))
+    updates = min(map(len, shares))
+    recovery = -(-RECOVERY_UPDATES // updates)  # epochs
+    gaps = np.diff(chosen)
+    assert (updates * gaps >= RECOVERY_UPDATES).all()
+    assert all(updates * (epochs - epoch) >= RECOVERY_UPDATES for epoch in chosen)
+    assert (gaps < recovery + interval).all()  # no rarer than that
+    if epochs >= 2 * (recovery + interval):
+        assert chosen
+
+
 def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
     """Three replicas of 2 epochs, two at a time; the first two had trained one of them."""
     config = TrainingConfig(epochs=4, batch_size=8, backend="scipy", threads=1)
@@ -794,7 +800,6 @@ def test_a_resumed_phase_two_counts_what_its_replicas_had_trained():
         make_dispatcher=lambda prefetch: Dispatcher([0, 0, 0], [2], prefetch=prefetch),
         report=SimpleNamespace(phase_two_s=0.0),
         replicas=3,
-        last_exchange=3,
         run=SimpleNamespace(
             data=SimpleNamespace(train_rows=np.arange(rows)),
             request=SimpleNamespace(check=lambda: None),
@@ -814,7 +819,7 @@ def test_a_replica_tells_of_the_epochs_that_its_checkpoint_has():
     trainer = Trainer(small_network(), TrainingConfig(epochs=4, backend="scipy", threads=1))
     trainer.state.epoch = 4  # all of them
     trainer.history.epochs += [EpochRecord(epoch, None, None) for epoch in (2, 3, 4)]
-    task = TrainReplica(0, 0, 3, 2, 10, 4, None, False, None)
+    task = TrainReplica(0, 0, 3, 2, 10, None, False, None)
     told = list(train_replica(trainer, task, None, None, None))
     assert [record.epoch for record in told] == [3, 4]
 

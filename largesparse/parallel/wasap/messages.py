@@ -115,7 +115,6 @@ class TrainReplica(NamedTuple):
     replicas: int
     epoch: int  # epochs trained so far
     step: int  # updates made so far
-    last_exchange: int  # the last epoch after which it exchanges connections
     classes: Any
     on_disk: bool  # where the result goes
     checkpoint: str | None  # folder

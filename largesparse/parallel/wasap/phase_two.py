@@ -47,7 +47,6 @@ def train_replicas(server: Server) -> list[messages.ReplicaTrained]:
                 replicas,
                 state.epoch,
                 state.step,
-                server.last_exchange,
                 trainer.network.classes,
                 on_disk,
                 None if server.run.checkpoint is None else str(server.run.checkpoint),

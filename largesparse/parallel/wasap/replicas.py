@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,8 @@ from .messages import TrainReplica
 
 logger = logging.getLogger(__name__)
 
+RECOVERY_UPDATES = 64  # of a replica after an evolution; with fewer the average loses by it
+
 
 def replica_seed(seed: int, replica: int) -> int:
     """Return the seed of a replica's training; the first one goes on with the training's own."""
@@ -43,6 +46,21 @@ def share_of_replica(order: Rows, batch_size: int, replica: int, replicas: int) 
     """Return a replica's mini-batches of an epoch: every `replicas`-th of the epoch's order."""
     starts = range(replica * batch_size, len(order), replicas * batch_size)
     return [order[start : start + batch_size] for start in starts]
+
+
+def exchanges_connections(epoch: int, config: TrainingConfig, rows: int, replicas: int) -> bool:
+    """Return whether replicas may exchange connections after so many epochs, of so many rows.
+
+    Between two evolutions, and from the last one until the end, a replica makes the updates by
+    which it recovers. One replica alone trains as one process does.
+    """
+    if replicas == 1:
+        return True
+    updates = max(1, -(-rows // config.batch_size) // replicas)  # of an epoch, at least
+    recovery = max(1, math.ceil(RECOVERY_UPDATES / updates))  # epochs
+    interval = config.evolution_interval
+    every = interval * math.ceil(recovery / interval)
+    return epoch % every == 0 and config.epochs - epoch >= recovery
 
 
 def start_replica(
@@ -95,7 +113,8 @@ def train_replica(
             trainer.run_epoch(data, share_of_replica(*share), bar, augment)
             record = trainer.complete_epoch(loss=None, train_accuracy=None)
             if trainer.epoch < config.epochs:  # averaging follows the last one
-                exchange = trainer.epoch <= task.last_exchange
+                of = config, len(data.train_rows), task.replicas
+                exchange = exchanges_connections(trainer.epoch, *of)
                 trainer.evolve_if_due(data, keep_maps=False, exchange=exchange)
             if task.checkpoint is not None:
                 try:

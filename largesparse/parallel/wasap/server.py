@@ -21,6 +21,7 @@ from . import messages
 from .allreduce import Representative, add_
 from .deal import Batch, Deal, Dispatcher, samples
 from .links import Links
+from .replicas import exchanges_connections
 from .retention import SlotMaps, retain_valid
 from .updating import Updater
 
@@ -245,12 +246,6 @@ class Server:
             self._updater.update(network, total, joined)
 
     # ------------------------------------------------------------------ epochs
-    @property
-    def last_exchange(self) -> int:
-        """The last epoch after which connections are exchanged."""
-        rows = len(self.run.data.train_rows)
-        return self.options.last_exchange(self.trainer.config, rows, self.replicas)
-
     def _begin_epoch(self) -> None:
         """Begin with the next epoch, or go on with it."""
         part = self.state.part
@@ -324,7 +319,7 @@ class Server:
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
-        exchange = self.state.epoch <= self.last_exchange
+        exchange = self._exchanges_connections()
         steps = trainer.evolve_if_due(self.run.data, exchange=exchange)
         for layer in layers:
             layer.values_by_output = np.empty(0, np.float32)
@@ -336,6 +331,14 @@ class Server:
         self._maps.add(steps, {push.task.weights.generation for push in waiting})
         topology.generation = self._maps.generation
         self.links.send_topology()
+
+    def _exchanges_connections(self) -> bool:
+        """Whether an evolution may do that now: between the phases, if replicas can recover."""
+        epoch, config = self.state.epoch, self.trainer.config
+        if epoch < self.options.phase_one_epochs or epoch >= config.epochs:
+            return True
+        rows = len(self.run.data.train_rows)
+        return exchanges_connections(epoch, config, rows, self.replicas)
 
     def record(self) -> None:
         """Evaluate by all workers, and complete the epoch, if there was one."""
