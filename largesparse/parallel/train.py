@@ -42,9 +42,9 @@ def train_wasap(
 
     In phase one the ranks 1, 2, ... compute gradients of their mini-batches, and rank 0 applies
     each as it arrives, and evolves the topology after every epoch. In phase two as many replicas
-    are trained alone, each on its part of the rows and with its own evolution. Their average,
-    pruned to the size of one, is the result. All ranks call this; one rank alone trains as
-    `Trainer` does.
+    are trained alone, each on its part of the rows and with its own evolution, as often as they
+    recover from it by 64 updates. Their average, pruned to the size of one, is the result. All
+    ranks call this; one rank alone trains as `Trainer` does.
 
     Parameters
     ----------
