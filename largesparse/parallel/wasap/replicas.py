@@ -113,8 +113,8 @@ def train_replica(
             trainer.run_epoch(data, share_of_replica(*share), bar, augment)
             record = trainer.complete_epoch(loss=None, train_accuracy=None)
             if trainer.epoch < config.epochs:  # averaging follows the last one
-                of = config, len(data.train_rows), task.replicas
-                exchange = exchanges_connections(trainer.epoch, *of)
+                rows = len(data.train_rows)
+                exchange = exchanges_connections(trainer.epoch, config, rows, task.replicas)
                 trainer.evolve_if_due(data, keep_maps=False, exchange=exchange)
             if task.checkpoint is not None:
                 try:
