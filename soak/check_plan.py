@@ -59,7 +59,7 @@ class Case(NamedTuple):
         return [*start_ranks(self.ranks), *run, *more, *self.flags]
 
 
-REPLICAS = "--phase-one-epochs=1"  # and one epoch more
+REPLICAS = ("--phase-one-epochs=2", "--epochs=3")  # an evolution in phase one, and none after it
 CASES = (
     Case("fused", 1, ("--backend=fused",)),
     Case("fused, 1 thread", 1, ("--backend=fused", "--threads=1")),
@@ -71,26 +71,26 @@ CASES = (
     Case("mkl, micro-batch 16", 1, ("--backend=mkl", "--micro-batch=16")),
     Case("fused, 3 ranks", 3, ("--backend=fused",)),
     Case("fused, 3 ranks, 2 slots", 3, ("--backend=fused", "--slots=2")),
-    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", "--slots=2", REPLICAS)),
+    Case("fused, 3 ranks, a phase two", 3, ("--backend=fused", "--slots=2", *REPLICAS)),
     Case(  # with so many updates that they do
         "fused, 3 ranks, replicas evolve",
         3,
-        ("--backend=fused", "--epochs=3", "--batch-size=4", REPLICAS),
+        ("--backend=fused", "--epochs=3", "--phase-one-epochs=1", "--batch-size=4"),
     ),
     Case(
         "fused, 3 ranks, bfloat16",
         3,
-        ("--backend=fused", "--activation-dtype=bfloat16", REPLICAS),
+        ("--backend=fused", "--activation-dtype=bfloat16", *REPLICAS),
     ),
-    Case("fused, 5 ranks, 1 slot", 5, ("--backend=fused", "--slots=1", REPLICAS)),
-    Case("mkl, 3 ranks", 3, ("--backend=mkl", REPLICAS)),
-    Case("mkl, 5 ranks, micro-batch 16", 5, ("--backend=mkl", "--micro-batch=16", REPLICAS)),
-    Case("fused, 3 ranks, wassp", 3, ("--backend=fused", "--algorithm=wassp", REPLICAS)),
-    Case("fused, 4 ranks, 2 nodes", 4, ("--backend=fused", "--ranks-per-node=2", REPLICAS)),
+    Case("fused, 5 ranks, 1 slot", 5, ("--backend=fused", "--slots=1", *REPLICAS)),
+    Case("mkl, 3 ranks", 3, ("--backend=mkl", *REPLICAS)),
+    Case("mkl, 5 ranks, micro-batch 16", 5, ("--backend=mkl", "--micro-batch=16", *REPLICAS)),
+    Case("fused, 3 ranks, wassp", 3, ("--backend=fused", "--algorithm=wassp", *REPLICAS)),
+    Case("fused, 4 ranks, 2 nodes", 4, ("--backend=fused", "--ranks-per-node=2", *REPLICAS)),
     Case(
         "fused, 4 ranks, 2 nodes, allreduce",
         4,
-        ("--backend=fused", "--ranks-per-node=2", "--algorithm=allreduce", REPLICAS),
+        ("--backend=fused", "--ranks-per-node=2", "--algorithm=allreduce", *REPLICAS),
     ),
 )
 
