@@ -319,7 +319,10 @@ class Server:
             for layer in layers:
                 layer.values_by_output = np.empty_like(layer.values)
                 layer.refresh()
-        exchange = self._exchanges_connections()
+        config, epoch, rows = trainer.config, self.state.epoch, len(self.run.data.train_rows)
+        exchange = True
+        if self.options.phase_one_epochs <= epoch < config.epochs:  # replicas have to recover
+            exchange = exchanges_connections(epoch, config, rows, self.replicas)
         steps = trainer.evolve_if_due(self.run.data, exchange=exchange)
         for layer in layers:
             layer.values_by_output = np.empty(0, np.float32)
@@ -331,14 +334,6 @@ class Server:
         self._maps.add(steps, {push.task.weights.generation for push in waiting})
         topology.generation = self._maps.generation
         self.links.send_topology()
-
-    def _exchanges_connections(self) -> bool:
-        """Whether an evolution may do that now: between the phases, if replicas can recover."""
-        epoch, config = self.state.epoch, self.trainer.config
-        if epoch < self.options.phase_one_epochs or epoch >= config.epochs:
-            return True
-        rows = len(self.run.data.train_rows)
-        return exchanges_connections(epoch, config, rows, self.replicas)
 
     def record(self) -> None:
         """Evaluate by all workers, and complete the epoch, if there was one."""
